@@ -1,0 +1,1 @@
+"""Kubeflow pipelines and, beside each, what it compiles to."""

@@ -1,0 +1,1 @@
+"""Complete run configurations, one YAML file each."""

@@ -1,0 +1,66 @@
+"""Which checkpoints are judged, and by what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from eosin.config.base import Section
+
+TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+
+class ProbeConfig(Section):
+    """The linear head: eva's protocol unless changed (facts and source in docs/reference)."""
+
+    num_steps: int = Field(default=12_500, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    lr: float = Field(default=3e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    num_runs: int = Field(default=5, ge=1)
+    patience_epochs: int | None = None
+    """Stop a run after so many epochs without a better validation score; None: never."""
+
+
+class UnsupervisedTask(Section):
+    """RankMe and ODCorr of the held-out patch set: no labels needed."""
+
+    kind: Literal["unsupervised"] = "unsupervised"
+    name: TaskName = "heldout"
+    patch_set: str = "heldout"
+
+
+class KnnTask(Section):
+    kind: Literal["knn"]
+    name: TaskName
+    dataset: str
+    """URI of labelled images: a folder a class (perhaps under train/ val/ test/), or a patch set."""
+    k: int = Field(default=20, ge=1)
+    temperature: float = Field(default=0.07, gt=0)
+
+
+class LinearProbeTask(Section):
+    kind: Literal["linear-probe"]
+    name: TaskName
+    dataset: str
+    probe: ProbeConfig = ProbeConfig()
+
+
+TaskConfig = Annotated[UnsupervisedTask | KnnTask | LinearProbeTask, Field(discriminator="kind")]
+
+
+class EvaluateConfig(Section):
+    tasks: tuple[TaskConfig, ...] = (UnsupervisedTask(),)
+    checkpoints: Literal["all", "last"] = "all"
+    baselines: tuple[str, ...] = ("random-init",)
+    """Judged beside the run's own teachers: random-init, timm:NAME."""
+    batch_size: int = Field(default=256, ge=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [task.name for task in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two tasks share a name: {', '.join(twice)}")
+        return self

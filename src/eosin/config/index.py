@@ -1,0 +1,26 @@
+"""How slides are scanned."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from eosin.config.base import Section
+
+
+class TissueConfig(Section):
+    method: Literal["otsu", "saturation"] = "otsu"
+    """otsu: Otsu's threshold on saturation and optical density; saturation: a fixed HSV saturation > 20."""
+    mpp: float = Field(default=8.0, gt=0)
+    """Resolution of the mask, µm a pixel."""
+    min_area_um2: float = Field(default=10_000.0, ge=0)
+    """Smaller islands are dropped and smaller holes filled."""
+
+
+class IndexConfig(Section):
+    uri: str = ""
+    """Where the index is published; empty: `indexes/default` beside the run."""
+    num_shards: int = Field(default=2, ge=1)
+    slides_in_flight: int = Field(default=8, ge=1)
+    tissue: TissueConfig = TissueConfig()

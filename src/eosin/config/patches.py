@@ -1,0 +1,52 @@
+"""Which patches training sees, and the held-out set that judges it without labels."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from eosin.config.base import Section
+
+
+class HeldOutConfig(Section):
+    fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Share of patients (of slides, where no patient is known) kept from training, by a stable hash."""
+    num_patches: int = Field(default=1024, ge=2)
+    num_shards: int = Field(default=1, ge=1)
+    encoding: Literal["png", "jpeg"] = "png"
+    jpeg_quality: int = Field(default=90, ge=1, le=100)
+
+
+class PatchesConfig(Section):
+    patch_px: int = Field(default=256, gt=0)
+    """Side of the square patch handed to augmentation, at the drawn mpp."""
+    mpp: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    """Magnifications to draw from, µm a pixel."""
+    mpp_weights: tuple[float, ...] | None = None
+    """Weights of `mpp`; None: equal."""
+    mpp_tolerance: float = Field(default=0.1, ge=0)
+    """A level up to this much coarser than the wanted mpp still serves (0.1: 0.55 for 0.5)."""
+    weighting: Literal["slide", "area"] = "slide"
+    """slide: every slide alike; area: by tissue area."""
+    min_foreground: float = Field(default=0.4, ge=0, le=1)
+    """Smallest share of tissue in a patch (the paper's 40 %)."""
+    patches_per_visit: int = Field(default=1, ge=1)
+    """Patches drawn together from one slide; part of the sequence, however the bytes come."""
+    reader: Literal["range", "stage"] = "range"
+    """range: tiles straight from the store; stage: whole slides on a local disk first."""
+    stage_dir: str | None = None
+    stage_bytes: int = Field(default=200 * 2**30, gt=0)
+    decoder: Literal["cpu", "cucim", "nvimgcodec"] = "cpu"
+    """Pinned, since decoders differ by a grey level or two."""
+    tile_cache_bytes: int = Field(default=256 * 2**20, ge=0)
+    prefetch_batches: int = Field(default=2, ge=1)
+    heldout: HeldOutConfig = HeldOutConfig()
+
+    @model_validator(mode="after")
+    def _weights_match(self) -> Self:
+        if not self.mpp or any(mpp <= 0 for mpp in self.mpp):
+            raise ValueError("mpp needs at least one value, all above 0")
+        if self.mpp_weights is not None and len(self.mpp_weights) != len(self.mpp):
+            raise ValueError(f"mpp_weights has {len(self.mpp_weights)} entries, mpp has {len(self.mpp)}")
+        return self

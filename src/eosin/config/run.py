@@ -1,0 +1,81 @@
+"""The whole configuration of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from eosin.config.augment import AugmentConfig
+from eosin.config.base import Section
+from eosin.config.cluster import ClusterConfig
+from eosin.config.evaluate import EvaluateConfig
+from eosin.config.index import IndexConfig
+from eosin.config.model import ModelConfig
+from eosin.config.patches import PatchesConfig
+from eosin.config.slides import SlidesConfig
+from eosin.config.train import TrainConfig
+
+# Sections and keys that steer speed, logging or placement, never the result.
+_NOT_IDENTITY: tuple[tuple[str, ...], ...] = (
+    ("description",),
+    ("cluster",),
+    ("index", "num_shards"),
+    ("index", "slides_in_flight"),
+    ("patches", "prefetch_batches"),
+    ("patches", "tile_cache_bytes"),
+    ("patches", "stage_dir"),
+    ("patches", "stage_bytes"),
+    ("patches", "reader"),
+    ("train", "elastic"),
+    ("train", "log_every_steps"),
+    ("train", "keep_checkpoints"),
+    ("evaluate", "batch_size"),
+)
+
+
+class RunConfig(Section):
+    recipe: str = "custom"
+    """The recipe this configuration began as."""
+    description: str = ""
+    """What the recipe is for and what it costs."""
+    seed: int = Field(default=0, ge=0)
+    slides: SlidesConfig = SlidesConfig()
+    index: IndexConfig = IndexConfig()
+    patches: PatchesConfig = PatchesConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _crops_fit(self) -> Self:
+        patch_size = self.model.arch_args.get("patch_size")
+        if isinstance(patch_size, int):
+            for name in ("global_px", "local_px"):
+                side_px = getattr(self.augment, name)
+                if side_px % patch_size:
+                    raise ValueError(
+                        f"augment.{name} {side_px} is not a multiple of the backbone's patch size "
+                        f"{patch_size}: {side_px} = {side_px // patch_size} × {patch_size}"
+                        f" + {side_px % patch_size}"
+                    )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the run's result: the configuration less what only steers speed or placement."""
+        tree = self.model_dump(mode="json")
+        for path in _NOT_IDENTITY:
+            node = tree
+            for key in path[:-1]:
+                node = node[key]
+            del node[path[-1]]
+        return tree
+
+    def digest(self) -> str:
+        """SHA-256 of `identity()`, hex."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()

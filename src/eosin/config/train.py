@@ -1,0 +1,98 @@
+"""The method, its schedules, and how the work is cut up."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from eosin.config.base import Section
+
+
+class DinoConfig(Section):
+    student_temperature: float = Field(default=0.1, gt=0)
+    teacher_temperature: float = Field(default=0.07, gt=0)
+    teacher_temperature_warmup: float = Field(default=0.04, gt=0)
+    teacher_temperature_warmup_share: float = Field(default=0.3, ge=0, le=1)
+    """Share of all steps over which the teacher's temperature rises."""
+    centering: Literal["softmax", "sinkhorn"] = "sinkhorn"
+    center_momentum: float = Field(default=0.9, ge=0, le=1)
+
+
+class IbotConfig(Section):
+    weight: float = Field(default=1.0, ge=0)
+    """0 switches the masked-patch loss off."""
+    mask_probability: float = Field(default=0.5, ge=0, le=1)
+    """Share of the global crops that are masked."""
+    mask_ratio: tuple[float, float] = (0.1, 0.5)
+
+
+class KoLeoConfig(Section):
+    weight: float = Field(default=0.1, ge=0)
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(default=2e-4, gt=0)
+    """Base learning rate for a batch of 1024; multiplied by sqrt(batch_size / 1024)."""
+    min_lr: float = Field(default=1e-6, ge=0)
+    warmup_steps: int = Field(default=10_000, ge=0)
+    weight_decay: float = Field(default=0.04, ge=0)
+    weight_decay_end: float = Field(default=0.2, ge=0)
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip_grad_norm: float | None = 3.0
+    """Per submodule: the backbone and each head."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    patch_embed_lr_multiplier: float = Field(default=0.2, ge=0)
+    freeze_last_layer_steps: int = Field(default=1250, ge=0)
+
+
+class ElasticConfig(Section):
+    min_nodes: int = Field(default=1, ge=1)
+    max_nodes: int = Field(default=1, ge=1)
+    workers_per_node: int = Field(default=1, ge=1)
+    """Processes a node: its GPUs, or a share of its cores."""
+    max_restarts: int = Field(default=1000, ge=0)
+    max_restarts_without_progress: int = Field(default=3, ge=1)
+    join_timeout_s: float = Field(default=86400, gt=0)
+    last_call_timeout_s: float = Field(default=15, gt=0)
+    keep_alive_interval_s: float = Field(default=5, gt=0)
+    keep_alive_attempts: int = Field(default=3, ge=1)
+    shutdown_timeout_s: float = Field(default=25, gt=0)
+    process_group_timeout_s: float = Field(default=600, gt=0)
+
+
+class TrainConfig(Section):
+    method: Literal["dino", "dinov2"] = "dinov2"
+    num_steps: int = Field(default=125_000, ge=1)
+    batch_size: int = Field(default=1024, ge=1)
+    """Patches a step over all workers; never depends on their number."""
+    num_slots: int = Field(default=32, ge=1)
+    """Micro-batches the batch is cut into, whatever the world size; at least four a rank is wise."""
+    precision: Literal["float32", "bf16"] = "bf16"
+    deterministic: bool = False
+    """Sum slot gradients in slot order, so that any world size gives the same bits."""
+    momentum: float = Field(default=0.992, ge=0, le=1)
+    """Of the teacher; rises to 1 by a cosine."""
+    dino: DinoConfig = DinoConfig()
+    ibot: IbotConfig = IbotConfig()
+    koleo: KoLeoConfig = KoLeoConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    elastic: ElasticConfig = ElasticConfig()
+    checkpoint_every_steps: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    export_every_steps: int = Field(default=12_500, ge=1)
+    """A teacher is exported every so many steps, and at the end."""
+    log_every_steps: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch_size % self.num_slots:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by num_slots {self.num_slots}: "
+                f"{self.batch_size} = {self.num_slots} × {self.batch_size // self.num_slots}"
+                f" + {self.batch_size % self.num_slots}"
+            )
+        if self.elastic.min_nodes > self.elastic.max_nodes:
+            raise ValueError("elastic.min_nodes exceeds elastic.max_nodes")
+        return self

@@ -1,0 +1,80 @@
+"""The three kinds of error, and the exit codes that tell a scheduler what to do about each."""
+
+from __future__ import annotations
+
+import os
+
+EXIT_OK = 0
+EXIT_PERMANENT = 1
+EXIT_USER = 2
+EXIT_CONFIGURATION_IN_POD = 42
+EXIT_TRANSIENT = 75
+
+
+class EosinError(Exception):
+    """What failed, on which object; `hint` is what to do about it (may be empty)."""
+
+    exit_code = EXIT_PERMANENT
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+class UserError(EosinError):
+    """The request cannot be met as asked; asking again changes nothing."""
+
+    exit_code = EXIT_USER
+
+
+class TransientError(EosinError):
+    """The world was not ready (network, throttling) and stayed so after retries; ask again later."""
+
+    exit_code = EXIT_TRANSIENT
+
+
+class PermanentError(EosinError):
+    """A defect of the data or of eosin that no retry mends."""
+
+    exit_code = EXIT_PERMANENT
+
+
+class MissingDependency(UserError):
+    """An optional library is absent; the hint is the command that installs it."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed", hint=f"pip install 'eosin[{extra}]'")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (UserError, self.message, self.hint)
+
+
+def exit_code_of(error: BaseException, *, in_pod: bool | None = None) -> int:
+    """The process exit code for `error`.
+
+    Inside a training pod (`EOSIN_IN_POD=1`, or `in_pod`) a user's error is 42, which the pod failure
+    policy turns into a failed Job at once; elsewhere it is 2.
+    """
+    if isinstance(error, UserError):
+        inside = os.environ.get("EOSIN_IN_POD") == "1" if in_pod is None else in_pod
+        return EXIT_CONFIGURATION_IN_POD if inside else EXIT_USER
+    if isinstance(error, EosinError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return EXIT_PERMANENT
+
+
+def describe(error: BaseException) -> str:
+    """One line a person can act on; never a traceback."""
+    if isinstance(error, EosinError):
+        return f"{error.message}\n  {error.hint}" if error.hint else error.message
+    return f"{type(error).__name__}: {error}"
+
+
+def _rebuild(kind: type[EosinError], message: str, hint: str) -> EosinError:
+    return kind(message, hint=hint)

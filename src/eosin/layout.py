@@ -1,0 +1,134 @@
+"""Every object key, in one place. Nothing else builds a key out of strings.
+
+Keys are relative to the URI they belong to (`IndexLayout` to an index, `RunLayout` to a run), so
+that a store opened at that URI takes them as they are.
+"""
+
+from __future__ import annotations
+
+COMPLETE = "COMPLETE.json"
+RANDOM_INIT = "random-init"
+
+
+class IndexLayout:
+    """Keys under an index URI: immutable shards, immutable snapshots, one moving pointer."""
+
+    LATEST = "LATEST.json"
+    SNAPSHOTS = "snapshots/"
+    SCANS = "scans/"
+
+    @staticmethod
+    def shard(scan_id: str, shard: int, num_shards: int) -> str:
+        return f"scans/{scan_id}/{shard:05d}-of-{num_shards:05d}.parquet"
+
+    @staticmethod
+    def scan(scan_id: str) -> str:
+        return f"scans/{scan_id}/"
+
+    @staticmethod
+    def tiles(slide_digest: str) -> str:
+        """Fixed-width tile table of one slide, addressed by the digest of (uri, etags, indexer version)."""
+        return f"tiles/{slide_digest[:2]}/{slide_digest}.tiles"
+
+    @staticmethod
+    def thumbnail(slide_digest: str) -> str:
+        return f"thumbnails/{slide_digest[:2]}/{slide_digest}.jpg"
+
+    @staticmethod
+    def snapshot(snapshot_id: str) -> str:
+        return f"snapshots/{snapshot_id}/"
+
+    @staticmethod
+    def snapshot_rows(snapshot_id: str) -> str:
+        return f"snapshots/{snapshot_id}/slides.parquet"
+
+    @staticmethod
+    def snapshot_marker(snapshot_id: str) -> str:
+        return f"snapshots/{snapshot_id}/{COMPLETE}"
+
+
+class RunLayout:
+    """Keys under a run URI."""
+
+    CONFIG = "config.yaml"
+    INDEX_PIN = "index.json"
+    TRAINING_DONE = "training.json"
+    CHECKPOINTS = "checkpoints/"
+    TEACHERS = "teachers/"
+    METRICS = "metrics/"
+    EMBEDDINGS = "embeddings/"
+    PATCH_SETS = "patches/"
+    LOGS = "logs/"
+    EVENTS = "logs/events.jsonl"
+    SUMMARY_HTML = "summary/summary.html"
+    SUMMARY_MD = "summary/summary.md"
+    SUMMARY_JSON = "summary/summary.json"
+
+    @staticmethod
+    def checkpoint(step: int) -> str:
+        return f"checkpoints/step-{step:08d}/"
+
+    @staticmethod
+    def checkpoint_marker(step: int) -> str:
+        return f"checkpoints/step-{step:08d}/{COMPLETE}"
+
+    @staticmethod
+    def teacher(model: str) -> str:
+        """Folder of one exported teacher; `model` is `step-00000100` or a baseline's name."""
+        return f"teachers/{model}/"
+
+    @staticmethod
+    def teacher_weights(model: str) -> str:
+        return f"teachers/{model}/model.safetensors"
+
+    @staticmethod
+    def teacher_card(model: str) -> str:
+        """Published last: its presence says that the export is whole."""
+        return f"teachers/{model}/model.json"
+
+    @staticmethod
+    def metric(model: str, task: str) -> str:
+        return f"metrics/{model}/{task}.json"
+
+    @staticmethod
+    def embeddings(digest: str) -> str:
+        return f"embeddings/{digest}.safetensors"
+
+    @staticmethod
+    def patch_set(name: str) -> str:
+        return f"patches/{name}/"
+
+    @staticmethod
+    def patch_set_shard(name: str, shard: int, num_shards: int) -> str:
+        return f"patches/{name}/{shard:05d}-of-{num_shards:05d}.parquet"
+
+    @staticmethod
+    def patch_set_shard_marker(name: str, shard: int, num_shards: int) -> str:
+        return f"patches/{name}/{shard:05d}-of-{num_shards:05d}.json"
+
+    @staticmethod
+    def patch_set_manifest(name: str) -> str:
+        """Published last, once every shard is there."""
+        return f"patches/{name}/manifest.json"
+
+    @staticmethod
+    def log(source: str, part: str) -> str:
+        """JSON lines of one writer: `source` a step of the pipeline, `part` sorts by time."""
+        return f"logs/{source}/{part}.jsonl"
+
+    @staticmethod
+    def logs(source: str) -> str:
+        return f"logs/{source}/"
+
+
+def model_name(step: int) -> str:
+    """The name under which the teacher of training step `step` is exported and judged."""
+    return f"step-{step:08d}"
+
+
+def step_of(model: str) -> int | None:
+    """The training step of `step-00000100`; 0 for random-init; None for any other model."""
+    if model == RANDOM_INIT:
+        return 0
+    prefix, _, digits = model.partition("-")
+    return int(digits) if prefix == "step" and digits.isdigit() else None

@@ -1,0 +1,18 @@
+"""Everything one step publishes as JSON and another reads."""
+
+from eosin.records.metric import MetricRecord, MetricValue
+from eosin.records.patchset import PatchSetManifest, PatchSetShard, RejectedPatch
+from eosin.records.snapshot import IndexPin, SnapshotManifest, TrainingDone
+from eosin.records.teacher import TeacherCard
+
+__all__ = [
+    "IndexPin",
+    "MetricRecord",
+    "MetricValue",
+    "PatchSetManifest",
+    "PatchSetShard",
+    "RejectedPatch",
+    "SnapshotManifest",
+    "TeacherCard",
+    "TrainingDone",
+]

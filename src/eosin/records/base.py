@@ -1,0 +1,33 @@
+"""What every published record is: frozen JSON with a schema version, tolerant of newer fields."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from eosin.errors import PermanentError
+
+
+class Record(BaseModel):
+    """One JSON object in a bucket. Unknown fields are ignored, so that an older reader still reads."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    schema_version: int = 1
+
+    def to_json(self) -> bytes:
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, *, source: str) -> Self:
+        """Raises `PermanentError` naming `source` where the bytes are not such a record."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise PermanentError(
+                f"{source} is not a {cls.__name__}: {where + ': ' if where else ''}{first['msg']}",
+                hint=f"delete {source}; the step that publishes it will write it again",
+            ) from error

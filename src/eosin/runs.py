@@ -1,0 +1,77 @@
+"""A run's beginning: its configuration published once, the index snapshot it reads pinned once."""
+
+from __future__ import annotations
+
+from eosin.config import RunConfig, difference, dump_config, load_config
+from eosin.errors import UserError
+from eosin.layout import RunLayout
+from eosin.records import IndexPin
+from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store
+
+
+def resolve(config: RunConfig, run_uri: str) -> RunConfig:
+    """`config` with the index URI filled in: `indexes/default` beside the folder of runs."""
+    if config.index.uri:
+        return config
+    parent = run_uri.rstrip("/").rsplit("/", 1)[0]
+    index = config.index.model_copy(update={"uri": join_uri(parent, "indexes/default")})
+    return config.model_copy(update={"index": index})
+
+
+def prepare_run(run_uri: str, config: RunConfig) -> RunConfig:
+    """Publish the resolved configuration of a run, or check that it is the one already there.
+
+    Returns the configuration to use. Raises `UserError` with the difference where the run was begun
+    with another one; what only steers speed or placement may differ and the new values are used.
+    """
+    config = resolve(config, run_uri)
+    store = open_store(run_uri)
+    try:
+        store.put(RunLayout.CONFIG, dump_config(config).encode(), if_none_match=True)
+    except PreconditionFailed:
+        _refuse_difference(run_uri, load_run(run_uri, store=store), config)
+    return config
+
+
+def load_run(run_uri: str, *, store: Store | None = None) -> RunConfig:
+    """The configuration a run was begun with. Raises `UserError` where nothing was begun there."""
+    store = store or open_store(run_uri)
+    try:
+        text = store.get(RunLayout.CONFIG).decode()
+    except NotFound:
+        raise UserError(
+            f"no run at {run_uri}: {RunLayout.CONFIG} is not there",
+            hint="begin one with `eosin run RECIPE --local --run URI --slides URI`",
+        ) from None
+    return load_config(text, source=join_uri(run_uri, RunLayout.CONFIG))
+
+
+def pin_index(run_uri: str, pin: IndexPin) -> IndexPin:
+    """Pin the snapshot this run reads; a pin that is there already wins, and is returned."""
+    store = open_store(run_uri)
+    try:
+        store.put(RunLayout.INDEX_PIN, pin.to_json(), if_none_match=True)
+        return pin
+    except PreconditionFailed:
+        return load_pin(run_uri, store=store)
+
+
+def load_pin(run_uri: str, *, store: Store | None = None) -> IndexPin:
+    """The pinned snapshot. Raises `UserError` where the run has not been indexed."""
+    store = store or open_store(run_uri)
+    try:
+        data = store.get(RunLayout.INDEX_PIN)
+    except NotFound:
+        raise UserError(
+            f"run {run_uri} has no index yet", hint=f"run `eosin index --run {run_uri}` first"
+        ) from None
+    return IndexPin.from_json(data, source=join_uri(run_uri, RunLayout.INDEX_PIN))
+
+
+def _refuse_difference(run_uri: str, old: RunConfig, new: RunConfig) -> None:
+    lines = difference(old.identity(), new.identity())
+    if lines:
+        raise UserError(
+            f"run {run_uri} was begun with another configuration:\n  " + "\n  ".join(lines),
+            hint="take another run URI, or undo the change",
+        )

@@ -1,0 +1,77 @@
+"""What a slide is, once its header has been read: levels, tiles, resolution, where each byte lies.
+
+Coordinates named `x_px`, `y_px` without further word are in the level-0 frame: pixels of the finest
+level, origin at its top-left corner, y down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Compression = Literal["jpeg", "jpeg2000", "lzw", "deflate", "none", "other"]
+ColorSpace = Literal["rgb", "ycbcr", "gray"]
+
+# Fixed width, so that the bytes of tile t of a published table are [16 t, 16 t + 16).
+TILE_DTYPE = np.dtype([("offset", "<u8"), ("size_bytes", "<u4"), ("object", "<u4")])
+TileTable = npt.NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class SlideObject:
+    """One stored object of a slide; `key` is relative to the slides URI."""
+
+    key: str
+    etag: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution. Its tiles are rows `first_tile` … of the slide's tile table, row-major."""
+
+    width_px: int
+    height_px: int
+    downsample: float
+    """Level-0 pixels per pixel of this level (1 for the finest)."""
+    tile_width_px: int
+    tile_height_px: int
+    compression: Compression
+    color_space: ColorSpace
+    """What the compressed samples are: `rgb` JPEG needs an APP14 marker, `ycbcr` is converted."""
+    first_tile: int
+    jpeg_tables: bytes | None = None
+    """Shared quantisation and Huffman tables, to be put before each tile's scan."""
+    predictor: int = 1
+    """TIFF horizontal differencing (2) or none (1)."""
+
+    @property
+    def num_tiles_x(self) -> int:
+        return -(-self.width_px // self.tile_width_px)
+
+    @property
+    def num_tiles_y(self) -> int:
+        return -(-self.height_px // self.tile_height_px)
+
+    @property
+    def num_tiles(self) -> int:
+        return self.num_tiles_x * self.num_tiles_y
+
+
+@dataclass(frozen=True)
+class SlideHeader:
+    """What the bytes of a slide say, without pixels. `mpp` is None where the header has none."""
+
+    objects: tuple[SlideObject, ...]
+    vendor: str
+    format: str
+    """svs, tiff, ome-tiff, philips-tiff, dicom, or the OpenSlide vendor."""
+    levels: tuple[Level, ...]
+    """Finest first."""
+    mpp_x: float | None
+    mpp_y: float | None
+    access: Literal["tiles", "local"] = "tiles"
+    """tiles: any tile by byte range; local: OpenSlide on a staged copy."""

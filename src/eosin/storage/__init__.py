@@ -1,0 +1,23 @@
+"""The object store: ranged and batched reads, atomic publish, conditional put, retry; s3 and file."""
+
+from eosin.storage.base import (
+    ByteRange,
+    NotFound,
+    ObjectChanged,
+    ObjectInfo,
+    PreconditionFailed,
+    Store,
+)
+from eosin.storage.open import join_uri, open_store, split_uri
+
+__all__ = [
+    "ByteRange",
+    "NotFound",
+    "ObjectChanged",
+    "ObjectInfo",
+    "PreconditionFailed",
+    "Store",
+    "join_uri",
+    "open_store",
+    "split_uri",
+]

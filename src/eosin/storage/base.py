@@ -1,0 +1,84 @@
+"""The object store as the rest of eosin sees it: ranged reads and whole, conditional publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object. `key` is relative to the store's root; `etag` changes whenever the bytes do."""
+
+    key: str
+    size_bytes: int
+    etag: str
+    modified_s: float
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Bytes [start, start + length) of `key`; `etag` pins the version read (None: any)."""
+
+    key: str
+    start: int
+    length: int
+    etag: str | None = None
+
+
+class NotFound(KeyError):
+    """The object does not exist (the bucket does)."""
+
+
+class PreconditionFailed(Exception):
+    """A conditional put lost: the object exists (if_none_match) or has changed (if_match)."""
+
+
+class ObjectChanged(Exception):
+    """A pinned read met another version of the object."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """A folder of objects at one URI. Thread-safe. Every method retries what is transient.
+
+    Errors: `NotFound`, `PreconditionFailed`, `ObjectChanged` for a caller to act on; `UserError`
+    (wrong key, missing bucket, denied prefix; names bucket, key and operation); `TransientError`
+    after the retries are spent.
+    """
+
+    uri: str
+
+    def get(self, key: str) -> bytes: ...
+
+    def get_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        """All `ranges` at once, in order, each exactly `length` bytes (short only at the object's end)."""
+        ...
+
+    def head(self, key: str) -> ObjectInfo: ...
+
+    def exists(self, key: str) -> bool: ...
+
+    def put(
+        self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> ObjectInfo:
+        """Publish `data` whole: a reader sees all of it or the object before it, never a part."""
+        ...
+
+    def put_file(self, key: str, path: Path) -> ObjectInfo:
+        """Publish a local file whole, in parts where it is large."""
+        ...
+
+    def download(self, key: str, path: Path) -> ObjectInfo:
+        """Bring one object to `path`, which appears whole or not at all."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Objects whose key starts with `prefix`, in key order."""
+        ...
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; one that is not there is no error."""
+        ...
