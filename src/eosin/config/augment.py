@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from eosin.config.base import Section
 
@@ -20,12 +22,34 @@ class AugmentConfig(Section):
     """Rotations by 90° and flips: tissue has no up."""
     color_jitter: float = Field(default=0.8, ge=0, le=1)
     """Probability of brightness / contrast / saturation / hue jitter."""
+    brightness: float = Field(default=0.4, ge=0, le=1)
+    """A jittered crop's brightness is multiplied by 1 ± this; contrast and saturation alike."""
+    contrast: float = Field(default=0.4, ge=0, le=1)
+    saturation: float = Field(default=0.2, ge=0, le=1)
+    hue: float = Field(default=0.1, ge=0, le=0.5)
+    """Largest turn of the hue, in whole turns."""
     stain_jitter: float = Field(default=0.05, ge=0)
     """Standard deviation of the jitter of haematoxylin, eosin and residual in optical density."""
     grayscale: float = Field(default=0.2, ge=0, le=1)
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
     """Probability of a Gaussian blur on the first global, the second global and every local crop."""
+    blur_sigma_px: Scale = (0.1, 2.0)
+    """Standard deviation of the blur, in pixels of the crop."""
     solarize: float = Field(default=0.0, ge=0, le=1)
     """Probability on the second global crop; off for H&E."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _ranges_are_ranges(self) -> Self:
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} must be two shares with 0 < low ≤ high ≤ 1")
+        if not 0 < self.blur_sigma_px[0] <= self.blur_sigma_px[1]:
+            raise ValueError("blur_sigma_px must be two lengths with 0 < low ≤ high")
+        if any(not 0 <= share <= 1 for share in self.blur):
+            raise ValueError("blur needs three probabilities between 0 and 1")
+        if min(self.std) <= 0:
+            raise ValueError("std must be above 0")
+        return self

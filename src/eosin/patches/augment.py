@@ -1,0 +1,184 @@
+"""Multi-crop views of a batch of patches, on whatever device the batch lies.
+
+Every draw of a sample is a pure function of (seed, step, sample index): a batch may be split, shuffled
+or moved to another worker and each sample's crops stay the same. On one CPU build the bits are equal;
+another device or thread count rounds differently in the last place.
+
+Order: crop, resize and flip with blur, stain, colour, solarise, normalise. The blur comes before the
+colours, unlike in DINO's transform; but for clamping the two commute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from eosin.config.augment import AugmentConfig, Scale
+from eosin.patches import color
+from eosin.patches.draws import Float64, normals, uniforms
+from eosin.patches.resample import axis_matrices, views
+
+_LOG_ASPECT = np.log(4.0 / 3.0)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Normalised float32 views: `global_crops` [2, n, 3, G, G], `local_crops` [num_local, n, 3, L, L]."""
+
+    global_crops: Tensor
+    local_crops: Tensor
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """What is drawn for m = num_views × n crops, view-major; all float64."""
+
+    top: Float64
+    left: Float64
+    height: Float64
+    width: Float64
+    """The crop in patch pixels, each [m]."""
+    flips: Float64
+    """[m, 3], 0 or 1: top-down, left-right, transposed."""
+    sigma_px: Float64
+    stain: Float64
+    """[m, 6]: a factor and an amount for each stain."""
+    jitter: Float64
+    """[m, 3, 3], applied to RGB."""
+    gray_share: Float64
+    solarize: Float64
+
+
+class MultiCrop:
+    """Two global and `config.num_local` local crops a patch.
+
+    Costs about 35 ms for 32 patches of 96 px into 2 × 64 + 4 × 32 px on one CPU core; nothing is drawn or
+    computed in a loop over samples.
+    """
+
+    def __init__(
+        self, config: AugmentConfig, *, seed: int, patch_px: int, device: str | torch.device = "cpu"
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.patch_px = patch_px
+        self.device = torch.device(device)
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor, step: int, indices: Sequence[int]) -> Crops:
+        """Crops of `pixels` uint8 [n, patch_px, patch_px, 3], samples `indices` of training step `step`.
+
+        Raises ValueError where the shapes do not fit.
+        """
+        if pixels.shape != (len(indices), self.patch_px, self.patch_px, 3) or pixels.dtype != torch.uint8:
+            raise ValueError(
+                f"pixels must be uint8 [{len(indices)}, {self.patch_px}, {self.patch_px}, 3], "
+                f"not {pixels.dtype} {list(pixels.shape)}"
+            )
+        config = self.config
+        patches = pixels.to(self.device, non_blocking=True).float().div_(255.0)
+        return Crops(
+            self._crops(patches, step, indices, range(2), config.global_px, config.global_scale),
+            self._crops(patches, step, indices, range(2, 2 + config.num_local), config.local_px,
+                        config.local_scale),
+        )  # fmt: skip
+
+    def _crops(
+        self, patches: Tensor, step: int, indices: Sequence[int], view_ids: range, out_px: int, scale: Scale
+    ) -> Tensor:
+        n = len(indices)
+        if not view_ids or not n:
+            return torch.empty((len(view_ids), n, 3, out_px, out_px), device=self.device)
+        drawn = self._draw(step, indices, view_ids, scale)
+        sigma = self._tensor(drawn.sigma_px)
+        flips = self._tensor(drawn.flips) > 0
+        rows = axis_matrices(self._tensor(drawn.top), self._tensor(drawn.height), flips[:, 0], sigma,
+                             self.patch_px, out_px)  # fmt: skip
+        columns = axis_matrices(self._tensor(drawn.left), self._tensor(drawn.width), flips[:, 1], sigma,
+                                self.patch_px, out_px)  # fmt: skip
+        crops = views(patches, rows, columns, len(view_ids)).flatten(0, 1)
+        crops = torch.where(flips[:, 2, None, None, None], crops.transpose(2, 3), crops)
+        return self._normalized(self._colored(crops, drawn)).view(len(view_ids), n, 3, out_px, out_px)
+
+    def _colored(self, crops: Tensor, drawn: _Draws) -> Tensor:
+        if self.config.stain_jitter:
+            matrices = self._tensor(color.stain_matrices(drawn.stain[:, :3]))
+            offsets = self._tensor(color.stain_offsets(drawn.stain[:, 3:]))
+            crops = color.apply_stain(crops, matrices, offsets)
+        crops = color.apply_jitter(crops, self._tensor(drawn.jitter), self._tensor(drawn.gray_share))
+        if drawn.solarize.any():
+            chosen = self._tensor(drawn.solarize)[:, None, None, None] > 0
+            crops = torch.where(chosen & (crops >= 0.5), 1.0 - crops, crops)
+        return crops
+
+    def _normalized(self, crops: Tensor) -> Tensor:
+        mean = torch.tensor(self.config.mean, device=self.device).view(3, 1, 1)
+        std = torch.tensor(self.config.std, device=self.device).view(3, 1, 1)
+        return crops.sub_(mean).div_(std)
+
+    def _tensor(self, values: Float64) -> Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(self.device, non_blocking=True)
+
+    def _draw(self, step: int, indices: Sequence[int], view_ids: range, scale: Scale) -> _Draws:
+        u = np.concatenate(
+            [uniforms(self.seed, f"crop{view}", step, indices, _NUM_DRAWS) for view in view_ids]
+        )
+        view = np.repeat(np.array(view_ids), len(indices))
+        height, width = _box(u[:, 0], u[:, 1], scale, self.patch_px)
+        jitter, gray_share = self._jitter(u[:, _JITTER])
+        return _Draws(
+            top=u[:, 2] * (self.patch_px - height),
+            left=u[:, 3] * (self.patch_px - width),
+            height=height,
+            width=width,
+            flips=(u[:, 4:7] < 0.5).astype(np.float64) * self.config.rotate,
+            sigma_px=self._blur(u[:, 7], u[:, 8], view),
+            stain=self._stain(u[:, _STAIN]),
+            jitter=jitter,
+            gray_share=gray_share,
+            solarize=(u[:, 9] < self.config.solarize) * (view == 1).astype(np.float64),
+        )
+
+    def _blur(self, chance: Float64, place: Float64, view: npt.NDArray[np.int64]) -> Float64:
+        low, high = self.config.blur_sigma_px
+        probability = np.array(self.config.blur)[np.minimum(view, 2)]
+        return np.asarray((chance < probability) * (low + place * (high - low)))
+
+    def _jitter(self, u: Float64) -> tuple[Float64, Float64]:
+        """RGB matrices [m, 3, 3] and gray shares [m] from uniforms [m, 6]."""
+        config = self.config
+        on = (u[:, 0] < config.color_jitter).astype(np.float64)
+        spread = on[:, None] * (2.0 * u[:, 1:5] - 1.0)
+        brightness, contrast = 1.0 + config.brightness * spread[:, 0], 1.0 + config.contrast * spread[:, 1]
+        saturation, turns = 1.0 + config.saturation * spread[:, 2], config.hue * spread[:, 3]
+        gray = (u[:, 5] < config.grayscale).astype(np.float64)
+        matrices = color.jitter_matrices(brightness * contrast, saturation, turns, gray)
+        return matrices, (1.0 - contrast) * brightness
+
+    def _stain(self, u: Float64) -> Float64:
+        """Factors [m, 3] beside amounts [m, 3] from uniforms [m, 12]."""
+        jitter = self.config.stain_jitter * normals(u[:, :6], u[:, 6:])
+        return np.asarray(jitter + np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]))
+
+
+_JITTER = slice(10, 16)
+_STAIN = slice(16, 28)
+_NUM_DRAWS = 28
+
+
+def _box(area: Float64, aspect: Float64, scale: Scale, side_px: int) -> tuple[Float64, Float64]:
+    """Height and width of a crop in pixels, [m] each, from uniforms.
+
+    The area is uniform in `scale`; the log of the aspect is uniform between 3/4 and 4/3, cut to what
+    fits, so that a large crop is never redrawn and the area's distribution is exact.
+    """
+    share = scale[0] + area * (scale[1] - scale[0])
+    limit = np.minimum(_LOG_ASPECT, -np.log(share))
+    root = np.exp(0.5 * (2.0 * aspect - 1.0) * limit)
+    side = np.sqrt(share) * side_px
+    return np.minimum(side / root, side_px), np.minimum(side * root, side_px)
