@@ -2,21 +2,151 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
 
 from eosin.config.base import Section
 
+PoolName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$")]
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?$")]
+
+RENDEZVOUS = "rdzv"
+"""Name of the replicated job that holds the rendezvous store; no pool may take it."""
+
+
+class TolerationConfig(Section):
+    key: str = ""
+    """Empty: every key."""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    toleration_seconds: int | None = Field(default=None, ge=0)
+
 
 class NodePoolConfig(Section):
-    name: str = "anchor"
+    """One kind of node. The first pool is the anchor: it holds the run together and must not be spot."""
+
+    name: PoolName = "anchor"
     min_nodes: int = Field(default=1, ge=0)
+    """Nodes of this pool without which training does not start; they sum up to the world's minimum."""
     max_nodes: int = Field(default=1, ge=1)
     gpus_per_node: int = Field(default=1, ge=0)
+    """Workers a node; 0: no GPU, `train.elastic.workers_per_node` processes on its cores."""
+    gpu_resource: str = "nvidia.com/gpu"
+    """Resource that a worker takes; a MIG slice is named as the device plugin names it."""
+    spot: bool = False
+    """May be taken away at any time: lower priority, short tolerations, unlimited replacements."""
+    cpu: Quantity = "8"
+    """Cores requested for a pod."""
+    memory: Quantity = "64Gi"
+    """Requested and limit for a pod; includes what lies in /dev/shm."""
     node_selector: dict[str, str] = {}
-    price_usd_per_hour: float | None = None
+    tolerations: tuple[TolerationConfig, ...] = ()
+    priority_class: str = ""
+    """Empty: `cluster.priority_class`, or `cluster.spot_priority_class` for a spot pool."""
+    price_usd_per_hour: float | None = Field(default=None, ge=0)
+    """Of one node, for the estimate of `--dry-run`."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.min_nodes > self.max_nodes:
+            raise ValueError(
+                f"pool {self.name}: min_nodes {self.min_nodes} exceeds max_nodes {self.max_nodes}"
+            )
+        return self
+
+
+class S3AccessConfig(Section):
+    """How pods reach the object store; with none of these the service account's own identity is used."""
+
+    secret: str = ""
+    """Existing Secret whose keys become environment variables (AWS_ACCESS_KEY_ID, …)."""
+    endpoint_url: str = ""
+    region: str = ""
+    ca_config_map: str = ""
+    """ConfigMap with a key `ca.crt`, for a store with a certificate of its own authority."""
+
+
+class ScratchConfig(Section):
+    size: Quantity = "200Gi"
+    storage_class: str = ""
+    """Storage class of a volume made for each pod (local NVMe, say); empty: an emptyDir of the node."""
+
+
+class RendezvousConfig(Section):
+    port: int = Field(default=29400, ge=1024, le=65535)
+    cpu: Quantity = "250m"
+    memory: Quantity = "1Gi"
+    node_selector: dict[str, str] = {}
+    """Put it on nodes that stay: losing this pod stops every worker for a minute."""
+    tolerations: tuple[TolerationConfig, ...] = ()
 
 
 class ClusterConfig(Section):
     namespace: str = "eosin"
     image: str = ""
+    """Image of the training pods; empty: the environment variable EOSIN_TRAIN_IMAGE."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    service_account: str = "eosin-train"
+    """Of the training pods: it needs the bucket and nothing of the Kubernetes API."""
+    s3: S3AccessConfig = S3AccessConfig()
     pools: tuple[NodePoolConfig, ...] = (NodePoolConfig(),)
+    rendezvous: RendezvousConfig = RendezvousConfig()
+    scratch: ScratchConfig = ScratchConfig()
+    shm_size: Quantity = "16Gi"
+    priority_class: str = ""
+    spot_priority_class: str = ""
+    queue: str = ""
+    """Kueue LocalQueue; empty: no Kueue."""
+    queue_priority_class: str = ""
+    """Kueue WorkloadPriorityClass."""
+    topology_key: str = "topology.kubernetes.io/zone"
+    """Pods prefer to share a value of this node label; empty: anywhere."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Of the whole JobSet, for failures that torchrun itself could not mend."""
+    anchor_backoff_limit: int = Field(default=10, ge=0)
+    """Pods of the anchor that may fail before its Job does; evictions do not count."""
+    grace_period_s: int = Field(default=120, ge=1)
+    """From SIGTERM to SIGKILL; longer than train.elastic.shutdown_timeout_s and the save after it."""
+    lost_node_toleration_s: int = Field(default=30, ge=0)
+    """How long a spot pod stays bound to a node that no longer answers."""
+    stuck_timeout_s: int = Field(default=900, gt=0)
+    """How long a pod may wait for an image or a Secret that cannot be had before training is given up."""
+    ttl_s: int | None = Field(default=7 * 86400, ge=0)
+    """A finished JobSet is removed after so long; the run in the bucket stays."""
+    env: dict[str, str] = {}
+    """Further environment variables of every training container."""
+
+    @model_validator(mode="after")
+    def _pools_fit(self) -> Self:
+        if not self.pools:
+            raise ValueError("pools needs at least one node pool")
+        names = [pool.name for pool in self.pools]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two pools share a name: {', '.join(twice)}")
+        if RENDEZVOUS in names:
+            raise ValueError(f"no pool may be named {RENDEZVOUS}: that is the rendezvous pod's own name")
+        self._check_anchor()
+        return self
+
+    def _check_anchor(self) -> None:
+        anchor = self.pools[0]
+        if anchor.min_nodes < 1:
+            raise ValueError(
+                f"the first pool ({anchor.name}) is the anchor and needs min_nodes of at least 1"
+            )
+        if len(self.pools) > 1 and anchor.spot:
+            raise ValueError(f"the first pool ({anchor.name}) is the anchor: list an on-demand pool first")
+        alike = [pool.name for pool in self.pools[1:] if pool.name.startswith(f"{anchor.name}-")]
+        if alike:
+            raise ValueError(f"pool {alike[0]} begins with the anchor's name {anchor.name}-: rename one")
+        # torchrun gives rank 0 to the lowest-sorting address, and rank 0 is what saves.
+        before = [pool.name for pool in self.pools[1:] if pool.name < anchor.name]
+        if before:
+            raise ValueError(
+                f"pool {before[0]} sorts before the anchor {anchor.name} and would hold rank 0: "
+                "rename one so that the anchor's name comes first in the alphabet"
+            )

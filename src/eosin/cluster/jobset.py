@@ -1,0 +1,193 @@
+"""A run's configuration as a JobSet: pure functions of their arguments, the same bytes every time."""
+
+from __future__ import annotations
+
+from eosin.cluster import commands, names
+from eosin.cluster.names import OwnerReference, jobset_name
+from eosin.cluster.pods import Manifest, agent_pod, rendezvous_pod
+from eosin.config import RunConfig
+from eosin.config.cluster import RENDEZVOUS, NodePoolConfig
+from eosin.errors import EXIT_CONFIGURATION_IN_POD, UserError
+
+_UNLIMITED = 2**31 - 1
+_RENDEZVOUS_BACKOFF_LIMIT = 1000
+_TIME_TO_SAVE_S = 30
+
+
+def render_jobset(
+    config: RunConfig,
+    run_uri: str,
+    *,
+    image: str,
+    service_account: str = "",
+    namespace: str = "",
+    owner: OwnerReference | None = None,
+) -> Manifest:
+    """The JobSet that trains `run_uri`: a rendezvous pod, the anchor pool, one job for each further pool.
+
+    `service_account` and `namespace` default to those of `config.cluster`. Every pod is one torchrun
+    agent; the world is elastic between the pools' summed minima and maxima. Losing a pod of any pool
+    shrinks the world, and its replacement grows it again, without a restart of the JobSet.
+
+    Raises `UserError` where the configuration cannot work on a cluster (`check_cluster_config`).
+    """
+    check_cluster_config(config, run_uri, image)
+    cluster = config.cluster
+    name = jobset_name(run_uri)
+    account = service_account or cluster.service_account
+    rendezvous = rendezvous_pod(config, name, image=image, service_account=account)
+    jobs = [_replicated_job(RENDEZVOUS, _rendezvous_job(rendezvous))]
+    for job, pool, num_pods, is_anchor in _shares(config):
+        pod = agent_pod(config, run_uri, name, pool, image=image, service_account=account)
+        backoff_limit = cluster.anchor_backoff_limit if is_anchor else _UNLIMITED
+        jobs.append(_replicated_job(job, _agent_job(pod, num_pods, backoff_limit), after=RENDEZVOUS))
+    return {
+        "apiVersion": f"{names.JOBSET_GROUP}/{names.JOBSET_VERSION}",
+        "kind": "JobSet",
+        "metadata": _metadata(config, run_uri, name, namespace, owner),
+        "spec": _spec(config, jobs),
+    }
+
+
+def render_disruption_budget(
+    config: RunConfig, run_uri: str, *, namespace: str = "", owner: OwnerReference | None = None
+) -> Manifest:
+    """A PodDisruptionBudget that keeps drains off the anchor pool; spot pools stay free to go."""
+    name = jobset_name(run_uri)
+    anchor = config.cluster.pools[0]
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(config, run_uri, name, namespace, owner) | {"labels": names.labels(name)},
+        "spec": {
+            "minAvailable": anchor.min_nodes,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {
+                "matchLabels": {names.JOBSET_NAME_LABEL: name, names.REPLICATED_JOB_LABEL: anchor.name}
+            },
+        },
+    }
+
+
+def check_cluster_config(config: RunConfig, run_uri: str, image: str) -> None:
+    """Refuse what could only fail after GPUs were taken. Raises `UserError`."""
+    if not image:
+        raise UserError(
+            "no image for the training pods",
+            hint="set cluster.image, or EOSIN_TRAIN_IMAGE, to an image@sha256:… that `make publish` pushed",
+        )
+    if not run_uri.startswith("s3://"):
+        raise UserError(
+            f"pods on a cluster cannot reach {run_uri}",
+            hint="take a run URI of the form s3://bucket/runs/NAME",
+        )
+    needed_s = config.train.elastic.shutdown_timeout_s + _TIME_TO_SAVE_S
+    if config.cluster.grace_period_s < needed_s:
+        raise UserError(
+            f"cluster.grace_period_s {config.cluster.grace_period_s} is shorter than "
+            f"train.elastic.shutdown_timeout_s plus {_TIME_TO_SAVE_S} s to save",
+            hint=f"set cluster.grace_period_s to at least {needed_s:.0f}",
+        )
+    _check_slots(config)
+
+
+def _check_slots(config: RunConfig) -> None:
+    most_workers = sum(
+        pool.max_nodes * commands.workers_per_node(config, pool) for pool in config.cluster.pools
+    )
+    if config.train.num_slots < most_workers:
+        raise UserError(
+            f"{most_workers} workers share only {config.train.num_slots} micro-batches: some would idle",
+            hint=f"set train.num_slots to at least {most_workers} (four a worker is wise), or fewer nodes",
+        )
+
+
+def _shares(config: RunConfig) -> list[tuple[str, NodePoolConfig, int, bool]]:
+    """(replicated job, pool, pods, is the anchor). What the anchor's pool has beyond its minimum is a
+    job of its own, so that the run can end and go on without it."""
+    anchor, *others = config.cluster.pools
+    shares = [(anchor.name, anchor, anchor.min_nodes, True)]
+    if anchor.max_nodes > anchor.min_nodes:
+        shares.append((f"{anchor.name}-more", anchor, anchor.max_nodes - anchor.min_nodes, False))
+    shares += [(pool.name, pool, pool.max_nodes, False) for pool in others]
+    return shares
+
+
+def _metadata(
+    config: RunConfig, run_uri: str, name: str, namespace: str, owner: OwnerReference | None
+) -> Manifest:
+    cluster = config.cluster
+    labels = names.labels(name)
+    if cluster.queue:
+        labels["kueue.x-k8s.io/queue-name"] = cluster.queue
+    if cluster.queue_priority_class:
+        labels["kueue.x-k8s.io/priority-class"] = cluster.queue_priority_class
+    metadata: Manifest = {
+        "name": name,
+        "namespace": namespace or cluster.namespace,
+        "labels": labels,
+        "annotations": {names.RUN_ANNOTATION: run_uri, names.CONFIG_ANNOTATION: config.digest()},
+    }
+    if owner is not None:
+        metadata["ownerReferences"] = [owner.manifest()]
+    return metadata
+
+
+def _spec(config: RunConfig, jobs: list[Manifest]) -> Manifest:
+    spec: Manifest = {
+        "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+        "successPolicy": {"operator": "All", "targetReplicatedJobs": [config.cluster.pools[0].name]},
+        "failurePolicy": {
+            "maxRestarts": config.cluster.max_restarts,
+            "rules": [
+                {
+                    "name": "configurationError",
+                    "action": "FailJobSet",
+                    "onJobFailureReasons": ["PodFailurePolicy"],
+                }
+            ],
+        },
+        "replicatedJobs": jobs,
+    }
+    if config.cluster.ttl_s is not None:
+        spec["ttlSecondsAfterFinished"] = config.cluster.ttl_s
+    return spec
+
+
+def _replicated_job(name: str, job: Manifest, *, after: str = "") -> Manifest:
+    manifest: Manifest = {"name": name, "replicas": 1, "template": {"spec": job}}
+    if after:
+        manifest["dependsOn"] = [{"name": after, "status": "Ready"}]
+    return manifest
+
+
+def _rendezvous_job(pod: Manifest) -> Manifest:
+    return {
+        "completionMode": "Indexed",
+        "parallelism": 1,
+        "completions": 1,
+        "backoffLimit": _RENDEZVOUS_BACKOFF_LIMIT,
+        "template": pod,
+    }
+
+
+def _agent_job(pod: Manifest, num_pods: int, backoff_limit: int) -> Manifest:
+    """A configuration error fails the Job at once; an eviction costs it nothing."""
+    stop = {
+        "action": "FailJob",
+        "onExitCodes": {
+            "containerName": names.CONTAINER,
+            "operator": "In",
+            "values": [EXIT_CONFIGURATION_IN_POD],
+        },
+    }
+    forgive = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    return {
+        "completionMode": "Indexed",
+        "parallelism": num_pods,
+        "completions": num_pods,
+        "backoffLimit": backoff_limit,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {"rules": [stop, forgive]},
+        "template": pod,
+    }

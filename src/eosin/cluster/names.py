@@ -1,0 +1,65 @@
+"""Names, labels and ownership of everything eosin creates on a cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+JOBSET_GROUP = "jobset.x-k8s.io"
+JOBSET_VERSION = "v1alpha2"
+JOBSET_PLURAL = "jobsets"
+
+RUN_ANNOTATION = "eosin.dev/run"
+CONFIG_ANNOTATION = "eosin.dev/config-digest"
+MANAGED_BY = "app.kubernetes.io/managed-by"
+JOBSET_NAME_LABEL = "jobset.sigs.k8s.io/jobset-name"
+REPLICATED_JOB_LABEL = "jobset.sigs.k8s.io/replicatedjob-name"
+RESTART_ATTEMPT_LABEL = "jobset.sigs.k8s.io/restart-attempt"
+
+CONTAINER = "trainer"
+RENDEZVOUS_CONTAINER = "rendezvous"
+
+_SLUG_CHARS = 14
+
+
+@dataclass(frozen=True)
+class OwnerReference:
+    """The object whose deletion takes ours along: the run's Workflow, never the launcher's pod."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+
+    def manifest(self) -> dict[str, object]:
+        return {
+            "apiVersion": self.api_version,
+            "kind": self.kind,
+            "name": self.name,
+            "uid": self.uid,
+            "controller": False,
+            "blockOwnerDeletion": False,
+        }
+
+
+def jobset_name(run_uri: str) -> str:
+    """The one JobSet name of a run: readable, unique by a hash, and the same on every submission.
+
+    At most 29 characters, so that `NAME-POOL-more-0-999` stays within the 63 of a host name.
+    """
+    uri = run_uri.rstrip("/")
+    slug = re.sub(r"[^a-z0-9]+", "-", uri.rsplit("/", 1)[-1].lower())[:_SLUG_CHARS].strip("-")
+    digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
+    return "-".join(part for part in ("eosin", slug, digest) if part)
+
+
+def labels(name: str) -> dict[str, str]:
+    """Recommended labels of every object of one training."""
+    return {
+        "app.kubernetes.io/name": "eosin",
+        "app.kubernetes.io/component": "train",
+        "app.kubernetes.io/instance": name,
+        "app.kubernetes.io/part-of": "eosin",
+        MANAGED_BY: "eosin",
+    }

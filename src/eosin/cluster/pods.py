@@ -1,0 +1,245 @@
+"""Pod templates: containers, volumes and security, the restricted Pod Security standard throughout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eosin.cluster import commands, names
+from eosin.config import RunConfig
+from eosin.config.cluster import ClusterConfig, NodePoolConfig, TolerationConfig
+
+Manifest = dict[str, Any]
+
+METRICS_PORT = 9464
+SCRATCH = "/scratch"
+_CA_DIR = "/etc/eosin/ca"
+_USER_ID = 10001
+
+
+def agent_pod(
+    config: RunConfig, run_uri: str, name: str, pool: NodePoolConfig, *, image: str, service_account: str
+) -> Manifest:
+    """Pod template of one torchrun agent on a node of `pool`."""
+    cluster = config.cluster
+    spec = _base_spec(cluster, service_account)
+    spec |= {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": cluster.grace_period_s,
+        "containers": [_agent_container(config, run_uri, name, pool, image)],
+        "volumes": _volumes(cluster),
+        "nodeSelector": dict(pool.node_selector),
+        "tolerations": _tolerations(cluster, pool),
+    }
+    priority_class = pool.priority_class or (
+        cluster.spot_priority_class if pool.spot else cluster.priority_class
+    )
+    if priority_class:
+        spec["priorityClassName"] = priority_class
+    if cluster.topology_key:
+        spec["affinity"] = _near_each_other(name, cluster.topology_key)
+    return _template(name, spec)
+
+
+def rendezvous_pod(config: RunConfig, name: str, *, image: str, service_account: str) -> Manifest:
+    """Pod template of the small CPU pod that holds the rendezvous store."""
+    cluster = config.cluster
+    place = cluster.rendezvous
+    container = {
+        "name": names.RENDEZVOUS_CONTAINER,
+        "image": image,
+        "imagePullPolicy": cluster.image_pull_policy,
+        "command": commands.rendezvous_command(config),
+        "env": _variables({"EOSIN_IN_POD": "1", "EOSIN_LOG": "json", "HOME": "/tmp"}),
+        "ports": [{"name": names.RENDEZVOUS_CONTAINER, "containerPort": place.port, "protocol": "TCP"}],
+        "readinessProbe": {"tcpSocket": {"port": place.port}, "periodSeconds": 2, "failureThreshold": 3},
+        "resources": {
+            "requests": {"cpu": place.cpu, "memory": place.memory},
+            "limits": {"memory": place.memory},
+        },
+        "securityContext": _container_security(),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    spec = _base_spec(cluster, service_account)
+    spec |= {
+        "restartPolicy": "OnFailure",
+        "terminationGracePeriodSeconds": 5,
+        "containers": [container],
+        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}],
+        "nodeSelector": dict(place.node_selector),
+        "tolerations": [_toleration(toleration) for toleration in place.tolerations],
+    }
+    if cluster.priority_class:
+        spec["priorityClassName"] = cluster.priority_class
+    return _template(name, spec)
+
+
+def _template(name: str, spec: Manifest) -> Manifest:
+    return {"metadata": {"labels": names.labels(name)}, "spec": spec}
+
+
+def _base_spec(cluster: ClusterConfig, service_account: str) -> Manifest:
+    return {
+        "serviceAccountName": service_account,
+        "automountServiceAccountToken": False,
+        "imagePullSecrets": [{"name": secret} for secret in cluster.image_pull_secrets],
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER_ID,
+            "runAsGroup": _USER_ID,
+            "fsGroup": _USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+
+
+def _container_security() -> Manifest:
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def _agent_container(
+    config: RunConfig, run_uri: str, name: str, pool: NodePoolConfig, image: str
+) -> Manifest:
+    cluster = config.cluster
+    container: Manifest = {
+        "name": names.CONTAINER,
+        "image": image,
+        "imagePullPolicy": cluster.image_pull_policy,
+        "command": commands.agent_command(config, run_uri, name, pool),
+        "env": _agent_environment(cluster, pool),
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
+        "resources": _resources(pool),
+        "securityContext": _container_security(),
+        "volumeMounts": _mounts(config),
+    }
+    if cluster.s3.secret:
+        container["envFrom"] = [{"secretRef": {"name": cluster.s3.secret}}]
+    return container
+
+
+def _resources(pool: NodePoolConfig) -> Manifest:
+    gpus = {pool.gpu_resource: pool.gpus_per_node} if pool.gpus_per_node else {}
+    return {
+        "requests": {"cpu": pool.cpu, "memory": pool.memory, **gpus},
+        "limits": {"memory": pool.memory, **gpus},
+    }
+
+
+def _agent_environment(cluster: ClusterConfig, pool: NodePoolConfig) -> list[Manifest]:
+    """Downward-API variables first: the ones after them may refer to them as $(NAME)."""
+    values = {
+        commands.HOST_VARIABLE: "$(EOSIN_JOB_NAME)-$(EOSIN_JOB_INDEX)",
+        "EOSIN_IN_POD": "1",
+        "EOSIN_LOG": "json",
+        "EOSIN_NODE_POOL": pool.name,
+        "EOSIN_METRICS_PORT": str(METRICS_PORT),
+        # Sharing the agents' store with the workers hangs the survivors when an agent is lost.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "HOME": "/tmp",
+        "TMPDIR": SCRATCH,
+        "TORCHINDUCTOR_CACHE_DIR": f"{SCRATCH}/inductor",
+        **_store_variables(cluster),
+        **cluster.env,
+    }
+    fields = {
+        "EOSIN_JOB_NAME": "metadata.labels['batch.kubernetes.io/job-name']",
+        "EOSIN_JOB_INDEX": "metadata.labels['batch.kubernetes.io/job-completion-index']",
+        commands.ATTEMPT_VARIABLE: f"metadata.labels['{names.RESTART_ATTEMPT_LABEL}']",
+        "EOSIN_POD_NAME": "metadata.name",
+        "EOSIN_NODE_NAME": "spec.nodeName",
+    }
+    downward = [{"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}} for key, path in fields.items()]
+    return [*downward, *_variables(values)]
+
+
+def _store_variables(cluster: ClusterConfig) -> dict[str, str]:
+    values = {"AWS_ENDPOINT_URL": cluster.s3.endpoint_url, "AWS_REGION": cluster.s3.region}
+    if cluster.s3.ca_config_map:
+        values["AWS_CA_BUNDLE"] = f"{_CA_DIR}/ca.crt"
+    return {key: value for key, value in values.items() if value}
+
+
+def _variables(values: dict[str, str]) -> list[Manifest]:
+    return [{"name": key, "value": value} for key, value in values.items()]
+
+
+def _mounts(config: RunConfig) -> list[Manifest]:
+    mounts: list[Manifest] = [
+        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "scratch", "mountPath": SCRATCH},
+    ]
+    stage_dir = config.patches.stage_dir
+    if stage_dir and stage_dir != SCRATCH and not stage_dir.startswith(f"{SCRATCH}/"):
+        mounts.append({"name": "scratch", "mountPath": stage_dir, "subPath": "stage"})
+    if config.cluster.s3.ca_config_map:
+        mounts.append({"name": "ca", "mountPath": _CA_DIR, "readOnly": True})
+    return mounts
+
+
+def _volumes(cluster: ClusterConfig) -> list[Manifest]:
+    volumes: list[Manifest] = [
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": cluster.shm_size}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
+        {"name": "scratch", **_scratch_source(cluster)},
+    ]
+    if cluster.s3.ca_config_map:
+        volumes.append({"name": "ca", "configMap": {"name": cluster.s3.ca_config_map}})
+    return volumes
+
+
+def _scratch_source(cluster: ClusterConfig) -> Manifest:
+    scratch = cluster.scratch
+    if not scratch.storage_class:
+        return {"emptyDir": {"sizeLimit": scratch.size}}
+    claim = {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": scratch.storage_class,
+        "resources": {"requests": {"storage": scratch.size}},
+    }
+    return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+
+
+def _tolerations(cluster: ClusterConfig, pool: NodePoolConfig) -> list[Manifest]:
+    tolerations = [_toleration(toleration) for toleration in pool.tolerations]
+    if pool.gpus_per_node:
+        tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
+    if pool.spot:
+        tolerations += [
+            {
+                "key": f"node.kubernetes.io/{state}",
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": cluster.lost_node_toleration_s,
+            }
+            for state in ("not-ready", "unreachable")
+        ]
+    return tolerations
+
+
+def _toleration(toleration: TolerationConfig) -> Manifest:
+    given = {
+        "key": toleration.key,
+        "operator": toleration.operator,
+        "value": toleration.value,
+        "effect": toleration.effect,
+    }
+    manifest: Manifest = {key: value for key, value in given.items() if value}
+    if toleration.toleration_seconds is not None:
+        manifest["tolerationSeconds"] = toleration.toleration_seconds
+    return manifest
+
+
+def _near_each_other(name: str, topology_key: str) -> Manifest:
+    term = {
+        "labelSelector": {"matchLabels": {names.JOBSET_NAME_LABEL: name}},
+        "topologyKey": topology_key,
+    }
+    return {
+        "podAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 50, "podAffinityTerm": term}]
+        }
+    }
