@@ -1,0 +1,1 @@
+"""Pure functions of embeddings and predictions: NumPy in, plain numbers out."""
