@@ -1,0 +1,86 @@
+"""Slides in S3 → index → held-out patches → training → evaluation → report.
+
+`python -m eosin_pipelines.pretrain` compiles it to `pretrain.yaml`, the file that runs everywhere.
+"""
+
+from pathlib import Path
+
+from eosin_components.decode import decode
+from eosin_components.evaluate import evaluate
+from eosin_components.index import index_shard, index_snapshot
+from eosin_components.plan import plan
+from eosin_components.summarize import summarize
+from eosin_components.train import train
+from kfp import compiler, dsl
+
+COMPILED = Path(__file__).with_suffix(".yaml")
+REGISTRY = "eosin"
+
+
+@dsl.pipeline(
+    name="eosin-pretrain",
+    description="Pretrain a pathology foundation model on the whole-slide images of one folder.",
+)
+def pretrain(
+    run: str,
+    slides: str,
+    index: str = "",
+    recipe: str = "vits16-dinov2",
+    settings: list = [],  # noqa: B006  (kfp compiles the literal into the YAML)
+    backend: str = "jobset",
+    num_index_shards: int = 2,
+    num_decode_shards: int = 1,
+    index_image: str = f"{REGISTRY}/index:0.1.0",
+    train_image: str = f"{REGISTRY}/train:0.1.0",
+    evaluate_image: str = f"{REGISTRY}/evaluate:0.1.0",
+) -> str:
+    """Index, decode, train, evaluate and summarize.
+
+    Args:
+        run: URI of the run, s3://bucket/runs/NAME. The same URI again continues it.
+        slides: URI of the folder of slides.
+        index: URI of the index; empty: indexes/default beside the folder of runs.
+        recipe: Name of a recipe, or the URI of a configuration.
+        settings: Overrides of the recipe, each "section.key=value".
+        backend: Where training runs: "jobset" (a JobSet across node pools) or "local" (torchrun in the pod).
+        num_index_shards: How many pods scan slides at once.
+        num_decode_shards: How many pods decode held-out patches at once.
+        index_image: Image of plan, index and summarize, by tag or digest.
+        train_image: Image of decode and train.
+        evaluate_image: Image of evaluate.
+    """
+    planned = plan(
+        run=run, recipe=recipe, settings=settings, slides=slides, index=index,
+        num_index_shards=num_index_shards, num_decode_shards=num_decode_shards,
+    ).set_container_image(index_image)  # fmt: skip
+    with dsl.ParallelFor(planned.outputs["index_shards"], name="index-shards") as part:
+        scanned = index_shard(run=run, shard=part.shard, num_shards=part.num_shards)
+        scanned.set_container_image(index_image)
+    snapshot = index_snapshot(run=run, shards=dsl.Collected(scanned.output))
+    snapshot.set_container_image(index_image)
+    with dsl.ParallelFor(planned.outputs["decode_shards"], name="decode-shards") as part:
+        decoded = decode(
+            run=run, snapshot=snapshot.outputs["Output"], shard=part.shard, num_shards=part.num_shards
+        ).set_container_image(train_image)
+    trained = train(run=run, snapshot=snapshot.outputs["Output"], backend=backend)
+    trained.set_container_image(train_image)
+    with dsl.ParallelFor(trained.outputs["Output"], name="checkpoint-x-task") as pair:
+        judged = evaluate(
+            run=run, model=pair.model, task=pair.task_name, decoded=dsl.Collected(decoded.output)
+        ).set_container_image(evaluate_image)
+    report = summarize(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
+    report.set_container_image(index_image)
+    for task in (planned, scanned, snapshot, decoded, trained, judged, report):
+        task.set_caching_options(False)
+        task.set_retry(num_retries=2, backoff_duration="10s", backoff_factor=2)
+    return report.outputs["Output"]
+
+
+def compile_to(path: Path = COMPILED) -> Path:
+    """Write the pipeline's YAML to `path`."""
+    compiler.Compiler().compile(pretrain, str(path))
+    return path
+
+
+if __name__ == "__main__":
+    print(compile_to())

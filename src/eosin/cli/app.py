@@ -1,0 +1,62 @@
+"""The `eosin` command: verbs in files of their own, errors rendered here."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from eosin import __version__
+from eosin.cli import demo, doctor, gc, inspect, recipes, run, step_verbs
+from eosin.cli.errors import render_error
+
+app = typer.Typer(
+    name="eosin",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Pretrain pathology foundation models, straight from whole-slide images in S3.",
+)
+step_verbs.register(app)
+run.register(app)
+inspect.register(app)
+recipes.register(app)
+doctor.register(app)
+gc.register(app)
+demo.register(app)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the `eosin` command."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code (0 done, 2 user's error, 75 transient, 1 otherwise)."""
+    as_json = "--json" in arguments
+    try:
+        result = app(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        return render_error(error, as_json=as_json)

@@ -1,0 +1,28 @@
+"""gc: what no run, snapshot or registry entry needs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from eosin.cli.output import AsJson, emit
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to `app`."""
+    app.command()(gc)
+
+
+def gc(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or folders of runs.")],
+    index: Annotated[list[str] | None, typer.Option(help="Indexes to clean as well.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete; without it only list.")] = False,
+    min_age_h: Annotated[float, typer.Option(help="Never touch what is younger, in hours.")] = 24.0,
+    as_json: AsJson = False,
+) -> None:
+    """List (or delete) what nothing needs any more."""
+    from eosin.retention import collect
+
+    result = collect(runs, index or [], delete=delete, min_age_s=min_age_h * 3600)
+    emit(result, as_json=as_json, text=str(result))

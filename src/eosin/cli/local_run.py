@@ -1,0 +1,83 @@
+"""`eosin run --local`: the compiled pipeline in a child process, watched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from eosin.cli.view import PipelineView
+from eosin.errors import EXIT_TRANSIENT, EosinError, PermanentError, TransientError, UserError
+
+_KINDS: dict[int, type[EosinError]] = {2: UserError, 42: UserError, EXIT_TRANSIENT: TransientError}
+
+
+def run_pipeline(pipeline: Path, arguments: dict[str, Any]) -> None:
+    """Run the compiled `pipeline` to its end, showing progress.
+
+    Raises the error of the step that failed, as that step reported it.
+    """
+    with tempfile.TemporaryDirectory(prefix="eosin-") as temporary:
+        work_dir = Path(temporary)
+        request = {"pipeline": str(pipeline), "arguments": arguments, "work_dir": str(work_dir / "kfp")}
+        command = [_python_without_spaces(work_dir), "-m", "eosin.cli.pipeline", json.dumps(request)]
+        _watch(command)
+
+
+def _watch(command: list[str]) -> None:
+    view, tail = PipelineView(), deque[str](maxlen=30)
+    environment = {**os.environ, "EOSIN_LOG": "json", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        preexec_fn=_die_with_parent,
+    ) as runner:  # fmt: skip
+        assert runner.stdout is not None
+        try:
+            for line in runner.stdout:
+                tail.append(line)
+                view.feed(line)
+                if view.error is not None and view.error.get("exit_code") != EXIT_TRANSIENT:
+                    # kfp would wait and try again; what the user must mend, no retry mends.
+                    runner.kill()
+                    break
+        except BaseException:
+            runner.kill()
+            raise
+        finally:
+            view.finish()
+    _raise_failure(runner.returncode, view, tail)
+
+
+def _raise_failure(returncode: int, view: PipelineView, tail: deque[str]) -> None:
+    if returncode == 0:
+        return
+    if view.error is not None:
+        kind = _KINDS.get(int(view.error.get("exit_code", 1)), PermanentError)
+        raise kind(str(view.error["message"]), hint=str(view.error.get("hint", "")))
+    raise PermanentError(
+        f"the pipeline's process ended with exit code {returncode}; its last lines were:\n{''.join(tail)}"
+    )
+
+
+def _python_without_spaces(work_dir: Path) -> str:
+    """This interpreter under a path that a shell takes unquoted, as kfp.local needs.
+
+    A virtual environment is found through the folder its `python` was called by, so a link to that
+    folder keeps it.
+    """
+    if not any(character.isspace() or character in "'\"$&;()" for character in sys.executable):
+        return sys.executable
+    link = work_dir / "env"
+    link.symlink_to(Path(sys.prefix), target_is_directory=True)
+    return str(link / "bin" / Path(sys.executable).name)
+
+
+def _die_with_parent() -> None:
+    from eosin.process import die_with_parent
+
+    die_with_parent()

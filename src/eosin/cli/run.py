@@ -1,0 +1,60 @@
+"""eosin run: the whole pipeline."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from eosin.cli.output import AsJson, Settings, emit
+from eosin.errors import UserError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to `app`."""
+    app.command()(run)
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, a file, or the URI of a configuration.")],
+    run_uri: Annotated[str, typer.Option("--run", help="The run's URI; the same again continues it.")],
+    slides: Annotated[str, typer.Option(help="Folder of slides.")] = "",
+    index: Annotated[str, typer.Option(help="URI of the index.")] = "",
+    settings: Settings = None,
+    local: Annotated[bool, typer.Option("--local", help="Run on this machine.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Index, decode, train, evaluate and summarize, as one Kubeflow pipeline."""
+    from eosin import steps
+
+    config = steps.resolve_config(recipe, settings=settings or (), slides=slides, index=index)
+    if dry_run:
+        from eosin.dry_run import plan_run
+
+        plan = plan_run(config, run_uri)
+        emit(plan, as_json=as_json, text=str(plan))
+        return
+    if not local:
+        raise UserError(
+            "say where to run: --local runs on this machine",
+            hint=f"on a cluster: kfp run create -f pipelines/pretrain.yaml run={run_uri} recipe={recipe}",
+        )
+    from eosin.cli.local_run import run_pipeline
+    from eosin.cli.pipeline import compiled_pipeline
+
+    arguments = {
+        "run": run_uri,
+        "recipe": recipe,
+        "slides": slides,
+        "index": index,
+        "settings": list(settings or ()),
+        "backend": "local",
+        "num_index_shards": config.index.num_shards,
+        "num_decode_shards": config.patches.heldout.num_shards,
+    }
+    run_pipeline(compiled_pipeline("pretrain"), arguments)
+    from eosin.status import run_status
+
+    status = run_status(run_uri)
+    emit(status, as_json=as_json, text=str(status))

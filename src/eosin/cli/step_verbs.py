@@ -1,0 +1,142 @@
+"""index, decode, train, evaluate, summarize: one step of a run at a time."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from eosin.cli.output import AsJson, Run, Settings, emit
+from eosin.errors import UserError
+
+Shard = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Only shard I of N (counted from 0).")
+]
+
+index_app = typer.Typer(help="Scan slides into an index; `eosin index inspect` looks into one.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the step verbs to `app`."""
+    app.add_typer(index_app, name="index")
+    app.command()(decode)
+    app.command()(train)
+    app.command()(evaluate)
+    app.command()(summarize)
+
+
+@index_app.callback(invoke_without_command=True)
+def index(
+    context: typer.Context,
+    run: Annotated[str | None, typer.Option("--run", help="Index for this run and pin the snapshot.")] = None,
+    slides: Annotated[str, typer.Option(help="Folder of slides, where no run is given.")] = "",
+    index_uri: Annotated[str, typer.Option("--index", help="Where the index is published.")] = "",
+    recipe: Annotated[str, typer.Option(help="Recipe whose index section is used without a run.")] = "demo",
+    settings: Settings = None,
+    shard: Shard = None,
+    merge: Annotated[int | None, typer.Option(metavar="N", help="Only merge N scanned shards.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Scan slides in shards and publish the snapshot."""
+    if context.invoked_subcommand is not None:
+        return
+    from eosin import steps
+
+    if run is None:
+        config = steps.resolve_config(recipe, settings=settings or (), slides=slides, index=index_uri)
+        emit(steps.index_slides(config, _shard(shard), merge), as_json=as_json)
+    else:
+        emit(steps.index_run(run, _shard(shard), merge), as_json=as_json)
+
+
+@index_app.command("inspect")
+def inspect(
+    uri: Annotated[str, typer.Argument(metavar="INDEX", help="URI of the index.")],
+    slide: Annotated[str | None, typer.Argument(help="One slide, by its key.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count slides by status, vendor, mpp and compression; say what is wrong with which."""
+    from eosin.index.inspect import inspect_index
+
+    result = inspect_index(uri, slide)
+    emit(result, as_json=as_json, text=str(result))
+
+
+def decode(
+    run: Run,
+    shard: Shard = None,
+    name: Annotated[str, typer.Option(help="Name of the patch set.")] = "heldout",
+    as_json: AsJson = False,
+) -> None:
+    """Decode the held-out patch set and publish it."""
+    from eosin import steps
+    from eosin.runs import load_run
+
+    if shard is None:
+        num_shards = load_run(run).patches.heldout.num_shards
+        pairs = [(i, num_shards) for i in range(num_shards)]
+    else:
+        pairs = [_shard(shard) or (0, 1)]
+    manifests = [steps.decode(run, index, count, name) for index, count in pairs]
+    emit(_patch_set(manifests[-1]), as_json=as_json)
+
+
+def train(
+    run: Run,
+    backend: Annotated[str, typer.Option(help="local (torchrun here) or jobset (a cluster).")] = "local",
+    as_json: AsJson = False,
+) -> None:
+    """Train to the end, continuing where the run stands."""
+    from eosin import steps
+
+    emit(steps.train(run, backend), as_json=as_json)
+
+
+def evaluate(
+    run: Run,
+    model: Annotated[str | None, typer.Option(help="Only this model: step-00000100, random-init.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task, by its name.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge checkpoints on tasks and publish a record for each."""
+    from eosin import steps
+
+    if model is not None and task is not None:
+        pairs = [{"model": model, "task": task}]
+    else:
+        pairs = [
+            pair
+            for pair in steps.evaluations(run)
+            if (model is None or pair["model"] == model) and (task is None or pair["task"] == task)
+        ]
+    if not pairs:
+        raise UserError(f"run {run} has nothing to evaluate for model {model} and task {task}")
+    records = [steps.evaluate(run, pair["model"], pair["task"]) for pair in pairs]
+    emit({"records": records}, as_json=as_json, text="\n".join(_record_line(record) for record in records))
+
+
+def summarize(run: Run, as_json: AsJson = False) -> None:
+    """Write the report from what the run has published."""
+    from eosin import steps
+
+    emit(steps.summarize(run), as_json=as_json)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    shard, separator, count = text.partition("/")
+    if not separator or not shard.isdigit() or not count.isdigit() or int(shard) >= int(count):
+        raise UserError(f"--shard {text!r} is not I/N with I below N", hint="e.g. --shard 0/4")
+    return int(shard), int(count)
+
+
+def _patch_set(manifest: Any) -> dict[str, Any]:
+    if manifest is None:
+        return {"status": "shard published; other shards are missing"}
+    return {"status": "published", **manifest.model_dump(mode="json", exclude={"rejected"})}
+
+
+def _record_line(record: Any) -> str:
+    values = "  ".join(f"{name} {value.mean:.4g}" for name, value in record.metrics.items())
+    return f"{record.model:>16}  {record.task:<20} {record.status:<7} {values or record.reason}"

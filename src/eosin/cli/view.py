@@ -1,0 +1,122 @@
+"""What a person sees of a running pipeline: steps as they begin, progress, warnings, errors."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from typing import Any, TextIO
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_STARTED = re.compile(r"Executing task '?([\w-]+)'?")
+_TITLES = {
+    "plan": "plan · resolve the configuration",
+    "index-shard": "index · read slide headers and find tissue",
+    "index-snapshot": "index · publish the snapshot",
+    "decode": "decode · held-out patches",
+    "train": "train",
+    "evaluate": "evaluate · one process a checkpoint and task",
+    "summarize": "summarize · write the report",
+}
+_NOISY_S = 5.0
+_QUIET_EVENTS = {"index-pinned"}
+
+
+class PipelineView:
+    """Reads the pipeline's output line by line. `error` holds the last error a step reported."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._step = ""
+        self._last_progress_s: dict[str, float] = {}
+        self._status_shown = False
+        self.error: dict[str, Any] | None = None
+
+    def feed(self, line: str) -> None:
+        """Take one line of output."""
+        text = _ANSI.sub("", line).strip()
+        started = _STARTED.search(text)
+        if started:
+            self._begin(started.group(1))
+        elif text.startswith("{") and text.endswith("}"):
+            self._event(text)
+
+    def finish(self) -> None:
+        self._clear_status()
+
+    def _begin(self, task: str) -> None:
+        step = re.sub(r"-\d+$", "", task)
+        if step == self._step:
+            return
+        self._step = step
+        self._clear_status()
+        self._write(f"▸ {_TITLES.get(step, step)}\n")
+
+    def _event(self, text: str) -> None:
+        try:
+            event = json.loads(text)
+        except ValueError:
+            return
+        name = event.get("event")
+        if name == "error":
+            self.error = event
+        elif name == "progress" or name == "step":
+            self._progress(event)
+        elif name is not None and name not in _QUIET_EVENTS:
+            self._clear_status()
+            self._write(f"  {_sentence(event)}\n")
+
+    def _progress(self, event: dict[str, Any]) -> None:
+        source, now_s = str(event.get("source")), time.monotonic()
+        line = _progress_line(event)
+        done = event.get("done", event.get("step"))
+        last = done == event.get("total", event.get("num_steps"))
+        if self._terminal:
+            self._write(f"\r\x1b[2K  {line[:118]}")
+            self._status_shown = True
+        elif last or now_s - self._last_progress_s.get(source, -_NOISY_S) >= _NOISY_S:
+            self._last_progress_s[source] = now_s
+            self._write(f"  {line}\n")
+
+    def _clear_status(self) -> None:
+        if self._status_shown:
+            self._write("\n")
+            self._status_shown = False
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def _progress_line(event: dict[str, Any]) -> str:
+    fields = {key: value for key, value in event.items() if key not in ("time", "source", "event")}
+    if event["event"] == "step":
+        head = f"step {fields.pop('step')}/{fields.pop('num_steps', '?')}"
+    else:
+        head = f"{fields.pop('done')}/{fields.pop('total')} {fields.pop('unit')}"
+    eta_s = fields.pop("eta_s", None)
+    parts = [f"{key} {_number(value)}" for key, value in fields.items() if _shown(key, value)]
+    parts += [f"eta {eta_s:.0f} s"] if isinstance(eta_s, int | float) else []
+    return " · ".join([f"{event.get('source')}: {head}", *parts])
+
+
+def _shown(key: str, value: Any) -> bool:
+    return (
+        key in ("loss", "images_per_s", "world_size", "data_wait_share", "slide", "lr") and value is not None
+    )
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _sentence(event: dict[str, Any]) -> str:
+    fields = {key: value for key, value in event.items() if key not in ("time", "source", "event")}
+    rest = " · ".join(f"{key} {_number(value)}" for key, value in fields.items() if _brief(value))
+    return f"{event.get('source')}: {event['event']}" + (f" · {rest}" if rest else "")
+
+
+def _brief(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 200)

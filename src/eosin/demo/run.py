@@ -1,0 +1,129 @@
+"""`make demo`: from nothing to a report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eosin.demo.lock import exclusive
+from eosin.demo.material import Material, synthetic_material, users_material
+from eosin.errors import EXIT_TRANSIENT, EXIT_USER, PermanentError, TransientError, UserError
+from eosin.layout import RunLayout
+from eosin.storage import NotFound, join_uri, open_store
+
+BUCKET = "s3://eosin-demo"
+_REPORT_FILES = (RunLayout.SUMMARY_JSON, RunLayout.SUMMARY_MD, RunLayout.SUMMARY_HTML)
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    run: str
+    report: str
+    """Local path of summary.html."""
+    table: str
+
+    def __str__(self) -> str:
+        return f"{self.table}\n\nreport: {self.report}"
+
+
+def run_demo(
+    folder: Path,
+    *,
+    slides: str = "",
+    overrides: str = "",
+    port: int | None = None,
+    settings: tuple[str, ...] = (),
+) -> DemoResult:
+    """Run the compiled pipeline on synthetic slides, or on the user's, in `folder`.
+
+    Killed at any instant, the same call continues. Raises `UserError` where `folder` is in use or
+    cannot be written, where `slides` holds nothing, and whatever a step reports.
+    """
+    folder = folder.expanduser().absolute()
+    with exclusive(folder), _place(folder, slides, port) as (root, environment):
+        _say("slides · gather them in the bucket")
+        if slides:
+            material = users_material(root, slides, overrides)
+        else:
+            material = synthetic_material(root, folder / "synthetic")
+        run_uri = join_uri(root, f"runs/{_run_name(material, settings)}")
+        _run_pipeline(run_uri, material, settings, environment)
+        return _fetch_report(run_uri, folder / "report")
+
+
+@contextmanager
+def _place(folder: Path, slides: str, port: int | None) -> Iterator[tuple[str, dict[str, str]]]:
+    """(URI everything is published under, environment of the pipeline).
+
+    Slides in an S3 of the user's keep the user's own endpoint and credentials, so there the demo
+    publishes to its folder; otherwise to a bucket of its own server.
+    """
+    if slides.startswith("s3://"):
+        yield (folder / "store").as_uri(), {}
+        return
+    from eosin.demo.server import LocalS3
+
+    _say("S3 · start a server on 127.0.0.1")
+    with LocalS3(folder / "s3", port=port) as server:
+        os.environ.update(server.env)
+        server.ensure_bucket(BUCKET)
+        print(f"  {server.endpoint_url}, data in {folder / 's3'}", file=sys.stderr)
+        yield BUCKET, server.env
+
+
+def _run_name(material: Material, settings: tuple[str, ...]) -> str:
+    """The same material and settings give the same run, so that a second call continues the first."""
+    if material.name == "synthetic" and not settings:
+        return "demo"
+    text = json.dumps([material.digest, *settings])
+    return f"demo-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _run_pipeline(
+    run_uri: str, material: Material, settings: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "eosin", "run", "demo", "--local", "--run", run_uri]
+    command += ["--slides", material.slides_uri]
+    for setting in (*material.settings, *settings):
+        command += ["--set", setting]
+    child = subprocess.run(
+        [*command, "--json"], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
+    )
+    if child.returncode:
+        _raise_failure(child.returncode, child.stdout)
+
+
+def _raise_failure(returncode: int, output: str) -> None:
+    """Raise what the pipeline's process reported on its last line."""
+    try:
+        failure: dict[str, Any] = json.loads(output.splitlines()[-1])["error"]
+    except (ValueError, KeyError, IndexError):
+        raise PermanentError(f"the pipeline's process ended with exit code {returncode}") from None
+    kind = {EXIT_USER: UserError, EXIT_TRANSIENT: TransientError}.get(returncode, PermanentError)
+    raise kind(failure["message"], hint=failure["hint"])
+
+
+def _fetch_report(run_uri: str, target: Path) -> DemoResult:
+    from eosin.summary.table import terminal_table
+
+    store = open_store(run_uri)
+    folder = target / run_uri.rsplit("/", 1)[-1]
+    for key in _REPORT_FILES:
+        try:
+            store.download(key, folder / Path(key).name)
+        except NotFound:
+            raise PermanentError(f"the run ended without {key}", hint=f"eosin logs {run_uri}") from None
+    table = terminal_table(store.get(RunLayout.SUMMARY_JSON))
+    return DemoResult(run=run_uri, report=str(folder / "summary.html"), table=table)
+
+
+def _say(text: str) -> None:
+    print(f"▸ {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,83 @@
+"""The recipes that ship with eosin, and any other configuration by path or URI."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+from eosin.errors import UserError
+from eosin.storage import NotFound, open_store
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    description: str
+
+
+def list_recipes() -> list[Recipe]:
+    """The packaged recipes, by name."""
+    return [Recipe(name, _description(_packaged(name))) for name in _names()]
+
+
+def load_recipe(recipe: str) -> tuple[str, str]:
+    """(YAML text, where it came from) of a packaged recipe, a local file or an object's URI.
+
+    Raises `UserError` with the nearest recipe where there is none of that name.
+    """
+    if recipe in _names():
+        return _with_name(_packaged(recipe), recipe), f"recipe {recipe}"
+    if "://" in recipe:
+        folder, _, key = recipe.rpartition("/")
+        try:
+            return open_store(folder).get(key).decode(), recipe
+        except NotFound:
+            raise UserError(f"there is no configuration at {recipe}") from None
+    path = Path(recipe).expanduser()
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return _read(path), str(path)
+    near = difflib.get_close_matches(recipe, _names(), n=1)
+    hint = f"did you mean {near[0]}?" if near else "`eosin recipes list` shows them all"
+    raise UserError(f"there is no recipe {recipe!r}", hint=hint)
+
+
+def copy_recipe(name: str, target: Path) -> Path:
+    """Write a packaged recipe to `target` (a file, or a folder to put it in); never overwrites."""
+    text, _ = load_recipe(name)
+    path = target / f"{Path(name).stem}.yaml" if target.is_dir() else target
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{path} is already there", hint="name another file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def _names() -> list[str]:
+    folder = files("eosin_recipes")
+    return sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _packaged(name: str) -> str:
+    return files("eosin_recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _with_name(text: str, name: str) -> str:
+    return text if "\nrecipe:" in f"\n{text}" else f"recipe: {name}\n{text}"
+
+
+def _description(text: str) -> str:
+    return " ".join(str((yaml.safe_load(text) or {}).get("description", "")).split())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error

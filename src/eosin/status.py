@@ -1,0 +1,181 @@
+"""How far a run has come and what it said, from its URI alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from eosin.errors import EosinError
+from eosin.layout import RunLayout
+from eosin.records import IndexPin, MetricRecord, PatchSetManifest, TrainingDone
+from eosin.runs import load_run
+from eosin.storage import NotFound, Store, join_uri, open_store
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    step: str
+    state: str
+    """done, partial or waiting."""
+    detail: str
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    run: str
+    recipe: str
+    config_digest: str
+    steps: tuple[StepStatus, ...]
+
+    def __str__(self) -> str:
+        marks = {"done": "✓", "partial": "…", "waiting": " "}
+        lines = [f"{self.run}  ({self.recipe}, config {self.config_digest[:12]})"]
+        lines += [f" {marks[step.state]} {step.step:<10} {step.detail}" for step in self.steps]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class LogLine:
+    fields: dict[str, Any]
+
+    @property
+    def time(self) -> str:
+        return str(self.fields.get("time", ""))
+
+    def to_json(self) -> str:
+        return json.dumps(self.fields, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        head = f"{self.time}  {self.fields.get('source', '')}  {self.fields.get('event', '')}"
+        rest = {k: v for k, v in self.fields.items() if k not in ("time", "source", "event")}
+        return f"{head}  " + " ".join(f"{key}={value}" for key, value in rest.items())
+
+
+def run_status(run_uri: str) -> RunStatus:
+    """The state of each step. Raises `UserError` where no run was begun at `run_uri`."""
+    store = open_store(run_uri)
+    config = load_run(run_uri, store=store)
+    steps = (
+        _index(store),
+        _decode(store),
+        _train(store, config.train.num_steps),
+        _evaluate(store),
+        _report(store),
+    )
+    return RunStatus(run_uri, config.recipe, config.digest(), steps)
+
+
+def read_logs(run_uri: str, source: str = "", tail: int | None = None) -> list[LogLine]:
+    """The log lines of a run (of the sources whose name starts with `source`), in order of time."""
+    store = open_store(run_uri)
+    load_run(run_uri, store=store)
+    lines = sorted(_lines(store, source, {}), key=lambda line: line.time)
+    return lines if tail is None else lines[max(0, len(lines) - tail) :]
+
+
+def follow_logs(run_uri: str, source: str = "", *, poll_s: float = 2.0) -> Iterator[LogLine]:
+    """As `read_logs`, then lines as they arrive, until the report is there."""
+    store = open_store(run_uri)
+    load_run(run_uri, store=store)
+    seen: dict[str, tuple[str, int]] = {}
+    while True:
+        finished = store.exists(RunLayout.SUMMARY_JSON)
+        yield from sorted(_lines(store, source, seen), key=lambda line: line.time)
+        if finished:
+            return
+        time.sleep(poll_s)
+
+
+def _lines(store: Store, source: str, seen: dict[str, tuple[str, int]]) -> Iterator[LogLine]:
+    """New lines of every part; `seen` maps a part to its etag and the number of lines already given."""
+    for part in list(store.list(f"{RunLayout.LOGS}{source}")):
+        etag, count = seen.get(part.key, ("", 0))
+        if not part.key.endswith(".jsonl") or etag == part.etag:
+            continue
+        text = store.get(part.key).decode(errors="replace").splitlines()
+        seen[part.key] = (part.etag, len(text))
+        for line in text[count:]:
+            yield LogLine(_fields(line))
+
+
+def _fields(line: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return {"event": line}
+    return fields if isinstance(fields, dict) else {"event": line}
+
+
+def _index(store: Store) -> StepStatus:
+    try:
+        pin = IndexPin.from_json(
+            store.get(RunLayout.INDEX_PIN), source=join_uri(store.uri, RunLayout.INDEX_PIN)
+        )
+    except NotFound:
+        return StepStatus("index", "waiting", "no snapshot pinned yet")
+    return StepStatus("index", "done", f"snapshot {pin.snapshot_id} of {pin.index_uri}")
+
+
+def _decode(store: Store) -> StepStatus:
+    names = sorted({info.key.split("/")[1] for info in store.list(RunLayout.PATCH_SETS)})
+    whole = [name for name in names if store.exists(RunLayout.patch_set_manifest(name))]
+    if not names:
+        return StepStatus("decode", "waiting", "no patch set yet")
+    details = []
+    for name in whole:
+        key = RunLayout.patch_set_manifest(name)
+        manifest = PatchSetManifest.from_json(store.get(key), source=join_uri(store.uri, key))
+        details.append(f"{name}: {manifest.num_patches} patches")
+    state = "done" if whole == names else "partial"
+    return StepStatus("decode", state, ", ".join(details) or f"{', '.join(names)}: shards only")
+
+
+def _train(store: Store, num_steps: int) -> StepStatus:
+    try:
+        done = TrainingDone.from_json(store.get(RunLayout.TRAINING_DONE), source=RunLayout.TRAINING_DONE)
+    except NotFound:
+        last = _last_step(store)
+        if last is None:
+            return StepStatus("train", "waiting", f"0/{num_steps} steps")
+        rate = last.get("images_per_s")
+        speed = f", {rate:.1f} images/s" if isinstance(rate, float) else ""
+        return StepStatus(
+            "train", "partial", f"{last.get('step')}/{num_steps} steps{speed}, as of {last['time']}"
+        )
+    loss = "" if done.final_loss is None else f", loss {done.final_loss:.4g}"
+    return StepStatus("train", "done", f"{done.num_steps} steps, {len(done.models)} teachers{loss}")
+
+
+def _last_step(store: Store) -> dict[str, Any] | None:
+    parts = [info.key for info in store.list(RunLayout.logs("train"))]
+    for key in reversed(parts):
+        steps = [_fields(line) for line in store.get(key).decode(errors="replace").splitlines()]
+        steps = [fields for fields in steps if fields.get("event") == "step"]
+        if steps:
+            return steps[-1]
+    return None
+
+
+def _evaluate(store: Store) -> StepStatus:
+    states = [_record_state(store, info.key) for info in store.list(RunLayout.METRICS)]
+    if not states:
+        return StepStatus("evaluate", "waiting", "no record yet")
+    ok = states.count("ok")
+    state = "done" if ok == len(states) and store.exists(RunLayout.SUMMARY_JSON) else "partial"
+    return StepStatus("evaluate", state, f"{ok} records ok, {len(states) - ok} failed")
+
+
+def _record_state(store: Store, key: str) -> str:
+    try:
+        return MetricRecord.from_json(store.get(key), source=join_uri(store.uri, key)).status
+    except EosinError:
+        return "unreadable"
+
+
+def _report(store: Store) -> StepStatus:
+    if not store.exists(RunLayout.SUMMARY_JSON):
+        return StepStatus("summarize", "waiting", "no report yet")
+    return StepStatus("summarize", "done", join_uri(store.uri, RunLayout.SUMMARY_HTML))

@@ -1,0 +1,184 @@
+"""The steps of a run, one function each: what the command line and the Kubeflow components both call.
+
+Every step takes the run's URI, finds what it needs there, is a no-op where its result is already
+published, and can be killed and run again at any instant. Heavy imports happen inside a step, so that
+an image needs only the libraries of the steps it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from eosin.config import RunConfig, load_config
+from eosin.errors import EosinError, UserError, describe, exit_code_of
+from eosin.layout import RunLayout
+from eosin.observability import RunLog
+from eosin.process import follow
+from eosin.recipes import load_recipe
+from eosin.records import IndexPin, MetricRecord, PatchSetManifest, SnapshotManifest, TrainingDone
+from eosin.runs import load_pin, load_run, pin_index, prepare_run
+from eosin.storage import open_store
+
+if TYPE_CHECKING:
+    from eosin.summary.summarize import SummaryResult
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BACKENDS = ("local", "jobset")
+
+
+def as_step(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a step in a pod or subprocess of its own: an error becomes one log line and an exit code."""
+    runner_pid = os.environ.get("EOSIN_RUNNER_PID")
+    if runner_pid:
+        follow(int(runner_pid))
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        report_error(error)
+        sys.exit(exit_code_of(error))
+
+
+def report_error(error: Exception) -> None:
+    """Write the error to standard error: a JSON line where `EOSIN_LOG=json`, else for a person."""
+    if not isinstance(error, EosinError) or os.environ.get("EOSIN_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    if os.environ.get("EOSIN_LOG") == "json":
+        fields = {"message": getattr(error, "message", describe(error)), "hint": getattr(error, "hint", "")}
+        line = {"event": "error", "kind": type(error).__name__, "exit_code": exit_code_of(error), **fields}
+        print(json.dumps(line), file=sys.stderr, flush=True)
+    else:
+        print(f"error: {describe(error)}", file=sys.stderr, flush=True)
+
+
+def plan(
+    run_uri: str, *, recipe: str, settings: Iterable[str] = (), slides: str = "", index: str = ""
+) -> RunConfig:
+    """Resolve the configuration and publish it with the run (or check it is the one published)."""
+    return prepare_run(run_uri, resolve_config(recipe, settings=settings, slides=slides, index=index))
+
+
+def resolve_config(
+    recipe: str, *, settings: Iterable[str] = (), slides: str = "", index: str = ""
+) -> RunConfig:
+    """The recipe with overrides; `slides` and `index` are shorthand for slides.uri and index.uri."""
+    text, source = load_recipe(recipe)
+    overrides = [f"slides.uri={json.dumps(slides)}"] if slides else []
+    overrides += [f"index.uri={json.dumps(index)}"] if index else []
+    config = load_config(text, source=source, overrides=[*overrides, *settings])
+    if not config.slides.uri:
+        raise UserError("no slides named", hint="give their folder: --slides s3://bucket/prefix")
+    return config
+
+
+def index_shard(run_uri: str, shard: int, num_shards: int) -> dict[str, Any]:
+    """Scan this shard's slides and publish their rows."""
+    config = load_run(run_uri)
+    with RunLog(f"index-{shard:05d}", open_store(run_uri)) as log:
+        if open_store(run_uri).exists(RunLayout.INDEX_PIN):
+            log.event("index-pinned", detail="the run has its snapshot; nothing to scan")
+            return {}
+        from eosin.index.scan import scan_shard
+
+        return asdict(scan_shard(config, shard, num_shards, log))
+
+
+def snapshot(run_uri: str, num_shards: int) -> SnapshotManifest:
+    """Merge the shards into one snapshot and pin it to the run."""
+    from eosin.index.snapshot import open_snapshot, publish_snapshot
+
+    config = load_run(run_uri)
+    with RunLog("index", open_store(run_uri)) as log:
+        if open_store(run_uri).exists(RunLayout.INDEX_PIN):
+            pin = load_pin(run_uri)
+            return open_snapshot(pin.index_uri, pin.snapshot_id).manifest
+        manifest = publish_snapshot(config, num_shards, log)
+        pin_index(run_uri, IndexPin(index_uri=config.index.uri, snapshot_id=manifest.snapshot_id))
+        return manifest
+
+
+def index_run(run_uri: str, shard: tuple[int, int] | None, merge: int | None) -> Any:
+    """Index for a run: one shard, only the merge of `merge` shards, or all of it."""
+    num_shards = load_run(run_uri).index.num_shards
+    if merge is not None:
+        return snapshot(run_uri, merge)
+    if shard is not None:
+        return index_shard(run_uri, *shard)
+    for number in range(num_shards):
+        index_shard(run_uri, number, num_shards)
+    return snapshot(run_uri, num_shards)
+
+
+def index_slides(config: RunConfig, shard: tuple[int, int] | None, merge: int | None) -> Any:
+    """As `index_run`, without a run: the snapshot is published and nothing pinned to it."""
+    from eosin.index.scan import scan_shard
+    from eosin.index.snapshot import publish_snapshot
+
+    if not config.index.uri:
+        raise UserError("no place for the index named", hint="give it: --index s3://bucket/indexes/NAME")
+    num_shards = config.index.num_shards
+    log = RunLog("index")
+    if merge is not None:
+        return publish_snapshot(config, merge, log)
+    if shard is not None:
+        return scan_shard(config, *shard, log)
+    for number in range(num_shards):
+        scan_shard(config, number, num_shards, log)
+    return publish_snapshot(config, num_shards, log)
+
+
+def decode(run_uri: str, shard: int, num_shards: int, name: str = "heldout") -> PatchSetManifest | None:
+    """Decode one shard of a patch set; whoever finishes last publishes the manifest (else None)."""
+    from eosin.patches.decode import decode_shard, publish_patch_set
+
+    store = open_store(run_uri)
+    with RunLog(f"decode-{shard:05d}", store) as log:
+        decode_shard(run_uri, name=name, shard=shard, num_shards=num_shards, log=log)
+        markers = (RunLayout.patch_set_shard_marker(name, i, num_shards) for i in range(num_shards))
+        if all(store.exists(marker) for marker in markers):
+            return publish_patch_set(run_uri, name, num_shards, log)
+        return None
+
+
+def train(run_uri: str, backend: str = "local") -> TrainingDone:
+    """Train to the end: by torchrun on this machine, or as a JobSet on the cluster."""
+    if backend not in BACKENDS:
+        raise UserError(f"unknown backend {backend!r}", hint=f"one of {', '.join(BACKENDS)}")
+    with RunLog("launch", open_store(run_uri)) as log:
+        if backend == "jobset":
+            from eosin.cluster.submit import train_on_cluster
+
+            return train_on_cluster(run_uri, log=log)
+        from eosin.training.launch import train as train_here
+
+        return train_here(run_uri, log=log)
+
+
+def evaluations(run_uri: str) -> list[dict[str, str]]:
+    """Every (model, task) pair that the run's configuration wants judged."""
+    from eosin.evaluation.plan import list_evaluations
+
+    return list_evaluations(run_uri)
+
+
+def evaluate(run_uri: str, model: str, task: str) -> MetricRecord:
+    """Judge one model on one task and publish the record."""
+    from eosin.evaluation.evaluate import evaluate as judge
+
+    with RunLog(f"evaluate-{model}-{task}", open_store(run_uri)) as log:
+        return judge(run_uri, model, task, log=log)
+
+
+def summarize(run_uri: str) -> SummaryResult:
+    """Write the report from what the run has published."""
+    from eosin.summary.summarize import summarize as write_report
+
+    with RunLog("summarize", open_store(run_uri)) as log:
+        return write_report(run_uri, log=log)
