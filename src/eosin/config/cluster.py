@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,7 +29,10 @@ class NodePoolConfig(Section):
 
     name: PoolName = "anchor"
     min_nodes: int = Field(default=1, ge=0)
-    """Nodes of this pool without which training does not start; they sum up to the world's minimum."""
+    """Nodes of this pool without which training does not start; 0 unless given for a spot pool.
+
+    They sum up to the world's minimum.
+    """
     max_nodes: int = Field(default=1, ge=1)
     gpus_per_node: int = Field(default=1, ge=0)
     """Workers a node; 0: no GPU, `train.elastic.workers_per_node` processes on its cores."""
@@ -47,6 +50,13 @@ class NodePoolConfig(Section):
     """Empty: `cluster.priority_class`, or `cluster.spot_priority_class` for a spot pool."""
     price_usd_per_hour: float | None = Field(default=None, ge=0)
     """Of one node, for the estimate of `--dry-run`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spot_is_never_needed(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("spot") is True:
+            return {"min_nodes": 0, **data}
+        return data
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

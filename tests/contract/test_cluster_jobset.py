@@ -1,0 +1,264 @@
+"""The rendered JobSet: golden files, the upstream schemas, and the properties that keep a run alive."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eosin.cluster import names
+from eosin.cluster.jobset import render_disruption_budget, render_jobset
+from eosin.config import RunConfig, load_config
+from eosin.errors import UserError
+from tests.support.kubernetes import built_in_errors, check_golden, crd_errors
+
+GOLDEN = Path(__file__).parent / "golden" / "cluster"
+IMAGE = "registry.example/eosin-train@sha256:" + "0" * 64
+RUN = "s3://bucket/runs/vits16"
+OWNER = names.OwnerReference("argoproj.io/v1alpha1", "Workflow", "pretrain-x7k2p", "6f1c-uid")
+
+ONE_NODE = ""
+SPOT = """
+train: {num_slots: 256, elastic: {shutdown_timeout_s: 20, last_call_timeout_s: 0.4}}
+patches: {reader: stage, stage_dir: /mnt/nvme}
+cluster:
+  namespace: pathology
+  image_pull_secrets: [registry]
+  s3: {secret: bucket-keys, endpoint_url: "https://store.example", region: eu-central-1, ca_config_map: store-ca}
+  scratch: {size: 1Ti, storage_class: local-nvme}
+  queue: pathology
+  queue_priority_class: training
+  priority_class: eosin-anchor
+  spot_priority_class: eosin-spot
+  env: {NCCL_DEBUG: WARN}
+  rendezvous: {node_selector: {pool: system}}
+  pools:
+  - {name: anchor, min_nodes: 2, max_nodes: 3, gpus_per_node: 8, node_selector: {pool: h100}}
+  - name: mig
+    min_nodes: 1
+    max_nodes: 2
+    gpus_per_node: 4
+    gpu_resource: nvidia.com/mig-3g.40gb
+  - name: spot
+    spot: true
+    max_nodes: 6
+    gpus_per_node: 8
+    node_selector: {pool: h100-spot}
+    tolerations: [{key: cloud/spot, operator: Equal, value: "true", effect: NoSchedule}]
+"""
+CPU = "train: {elastic: {workers_per_node: 2}}\ncluster: {topology_key: '', ttl_s: null, pools: [{gpus_per_node: 0}]}"
+CONFIGS = {"one-node": ONE_NODE, "spot": SPOT, "cpu": CPU}
+
+
+def render(text: str, **more: Any) -> dict[str, Any]:
+    return render_jobset(load_config(text), RUN, image=IMAGE, **more)
+
+
+def jobs(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {job["name"]: job["template"]["spec"] for job in manifest["spec"]["replicatedJobs"]}
+
+
+def container(job: dict[str, Any]) -> dict[str, Any]:
+    (only,) = job["template"]["spec"]["containers"]
+    return only
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_golden(case: str) -> None:
+    config = load_config(CONFIGS[case])
+    objects = [
+        render_jobset(config, RUN, image=IMAGE, owner=OWNER),
+        render_disruption_budget(config, RUN, owner=OWNER),
+    ]
+    text = yaml.safe_dump_all(objects, sort_keys=False, width=120)
+    check_golden(GOLDEN / f"{case}.yaml", text, update=os.environ.get("EOSIN_UPDATE_GOLDEN") == "1")
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_valid_for_the_jobset_crd(case: str) -> None:
+    assert crd_errors(render(CONFIGS[case], owner=OWNER), "jobset.x-k8s.io_jobsets.yaml") == []
+
+
+def test_the_schema_check_would_notice_a_misspelt_field() -> None:
+    manifest = render(ONE_NODE)
+    manifest["spec"]["successPolicy"]["operater"] = "All"
+    assert any("operater" in error for error in crd_errors(manifest, "jobset.x-k8s.io_jobsets.yaml"))
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_each_job_and_the_budget_are_valid_built_in_objects(case: str) -> None:
+    for name, spec in jobs(render(CONFIGS[case])).items():
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec}
+        assert built_in_errors(job) == []
+    assert built_in_errors(render_disruption_budget(load_config(CONFIGS[case]), RUN)) == []
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_accepted_by_the_published_models(case: str) -> None:
+    models = pytest.importorskip("kubeflow_trainer_api.models", reason="pip install kubeflow-trainer-api")
+    manifest = render(CONFIGS[case])
+    parsed = models.JobsetV1alpha2JobSet.from_dict(manifest)
+    assert [job.name for job in parsed.spec.replicated_jobs] == list(jobs(manifest))
+
+
+def test_world_is_the_sum_of_the_pools_and_every_node_is_placed() -> None:
+    rendered = jobs(render(SPOT))
+    sizes = {name: spec["parallelism"] for name, spec in rendered.items()}
+    assert sizes == {"rdzv": 1, "anchor": 2, "anchor-more": 1, "mig": 2, "spot": 6}
+    agents = [container(spec)["command"] for name, spec in rendered.items() if name != "rdzv"]
+    assert {flag for command in agents for flag in command if flag.startswith("--nnodes")} == {
+        "--nnodes=3:11"
+    }
+
+
+def test_torchrun_takes_the_flags_as_rendered() -> None:
+    run = pytest.importorskip("torch.distributed.run")
+    for name, spec in jobs(render(SPOT)).items():
+        command = container(spec)["command"]
+        if name != "rdzv":
+            parsed = run.get_args_parser().parse_args(command[command.index("--nnodes=3:11") :])
+            assert parsed.training_script == "eosin.training.worker"
+            assert parsed.training_script_args == [RUN]
+            settings_ = (
+                run._parse_rendezvous_config(parsed.rdzv_conf)
+                if hasattr(run, "_parse_rendezvous_config")
+                else {}
+            )
+            assert all(value.isdigit() for value in settings_.values())
+
+
+def test_rendezvous_settings_are_whole_numbers() -> None:
+    """torch reads them with int(); 0.4 s must become 1 and not an error in every pod."""
+    command = container(jobs(render(SPOT))["anchor"])["command"]
+    (flag,) = [part for part in command if part.startswith("--rdzv-conf=")]
+    pairs = dict(pair.split("=") for pair in flag.removeprefix("--rdzv-conf=").split(","))
+    assert {key: int(value) for key, value in pairs.items()}["last_call_timeout"] == 1
+
+
+def test_agents_name_themselves_and_the_store_by_dns_that_the_jobset_makes() -> None:
+    manifest = render(SPOT)
+    name = manifest["metadata"]["name"]
+    agent = container(jobs(manifest)["spot"])
+    assert f"--rdzv-endpoint={name}-rdzv-0-0.{name}:29400" in agent["command"]
+    assert f"--local-addr=$(EOSIN_POD_HOST).{name}" in agent["command"]
+    order = [variable["name"] for variable in agent["env"]]
+    assert order.index("EOSIN_JOB_NAME") < order.index("EOSIN_POD_HOST")
+    assert {v["name"]: v.get("value") for v in agent["env"]}[
+        "EOSIN_POD_HOST"
+    ] == "$(EOSIN_JOB_NAME)-$(EOSIN_JOB_INDEX)"
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_configuration_error_stops_at_once_and_eviction_is_forgiven(case: str) -> None:
+    manifest = render(CONFIGS[case])
+    for name, spec in jobs(manifest).items():
+        if name == "rdzv":
+            assert "podFailurePolicy" not in spec
+            continue
+        first, second = spec["podFailurePolicy"]["rules"]
+        assert (first["action"], first["onExitCodes"]["values"]) == ("FailJob", [42])
+        assert first["onExitCodes"]["containerName"] == container(spec)["name"]
+        assert (second["action"], second["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
+        assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    (rule,) = manifest["spec"]["failurePolicy"]["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+
+
+def test_only_the_anchor_decides_success_and_only_it_can_run_out_of_retries() -> None:
+    manifest = render(SPOT)
+    assert manifest["spec"]["successPolicy"] == {"operator": "All", "targetReplicatedJobs": ["anchor"]}
+    limits = {name: spec["backoffLimit"] for name, spec in jobs(manifest).items()}
+    assert limits["anchor"] == 10
+    assert min(limits[name] for name in ("anchor-more", "mig", "spot")) == 2**31 - 1
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_restricted_pod_security(case: str) -> None:
+    for spec in jobs(render(CONFIGS[case])).values():
+        pod = spec["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        security = container(spec)["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert not any("hostPath" in volume for volume in pod["volumes"])
+        mounted = {mount["name"] for mount in container(spec)["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_secrets_are_referred_to_and_never_written() -> None:
+    agent = container(jobs(render(SPOT))["anchor"])
+    assert agent["envFrom"] == [{"secretRef": {"name": "bucket-keys"}}]
+    assert not any(
+        "SECRET" in variable["name"] or "ACCESS_KEY" in variable["name"] for variable in agent["env"]
+    )
+
+
+def test_same_run_same_name_another_run_another() -> None:
+    assert names.jobset_name(RUN) == names.jobset_name(RUN + "/")
+    assert names.jobset_name(RUN) != names.jobset_name("s3://other/runs/vits16")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=80))
+def test_any_run_uri_gives_a_name_that_fits_a_host_name(tail: str) -> None:
+    name = names.jobset_name(f"s3://bucket/{tail}")
+    host = f"{name}-{'p' * 12}-more-0-999"
+    assert len(host) <= 63
+    assert name.strip("abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+    assert name[0].isalpha()
+    assert not name.endswith("-")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cluster: {grace_period_s: 20}", "cluster.grace_period_s"),
+        ("train: {num_slots: 4}\ncluster: {pools: [{gpus_per_node: 8}]}", "micro-batches"),
+    ],
+)
+def test_refused_before_a_gpu_is_taken(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        render(text)
+
+
+def test_a_local_run_uri_or_no_image_is_refused() -> None:
+    with pytest.raises(UserError, match="cannot reach"):
+        render_jobset(RunConfig(), "file:///tmp/run", image=IMAGE)
+    with pytest.raises(UserError, match="no image"):
+        render_jobset(RunConfig(), RUN, image="")
+
+
+@pytest.mark.parametrize(
+    ("pools", "words"),
+    [
+        ("[]", "at least one"),
+        ("[{name: a}, {name: a}]", "share a name"),
+        ("[{name: rdzv}]", "rendezvous"),
+        ("[{min_nodes: 0}]", "min_nodes of at least 1"),
+        ("[{name: spot}, {name: od}]", "sorts before"),
+        ("[{name: anchor}, {name: anchor-2}]", "begins with"),
+        ("[{name: a, spot: true}, {name: b}]", "on-demand"),
+        ("[{min_nodes: 3, max_nodes: 2}]", "exceeds max_nodes"),
+        ("[{name: Anchor}]", "pattern"),
+        ("[{memory: 64GB}]", "pattern"),
+    ],
+)
+def test_impossible_pools_are_named(pools: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_config(f"cluster: {{pools: {pools}}}")
+
+
+def test_arguments_survive_a_shell_unquoted_uri() -> None:
+    """Commands are lists: a run URI with spaces is one argument, and no shell sees it."""
+    manifest = render_jobset(RunConfig(), "s3://bucket/runs/my run; rm", image=IMAGE)
+    command = container(jobs(manifest)["anchor"])["command"]
+    assert command[-1] == "s3://bucket/runs/my run; rm"
+    assert not any(part in {"sh", "bash", "-c"} for part in command)
+    assert shlex.split(shlex.join(command)) == command
