@@ -1,0 +1,43 @@
+"""From a URI to a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eosin.storage.base import Store
+from eosin.storage.uri import join_uri, parse_uri, split_uri
+
+__all__ = ["ensure_bucket", "join_uri", "open_store", "split_uri"]
+
+
+def open_store(uri: str) -> Store:
+    """The store at `s3://bucket/prefix`, `file:///path` or a plain path. Sends nothing yet.
+
+    S3 is reached as the environment says at this moment: AWS_ENDPOINT_URL(_S3), AWS_REGION,
+    AWS_PROFILE and boto3's other sources of credentials, AWS_S3_ADDRESSING_STYLE, AWS_CA_BUNDLE,
+    AWS_SKIP_SIGNATURE (public buckets), EOSIN_S3_TIMEOUT_S, EOSIN_RETRY_*. Opening is cheap; clients
+    and connections are shared within the process. Raises `UserError` for a URI that cannot be meant.
+    """
+    location = parse_uri(uri)
+    if location.scheme == "file":
+        from eosin.storage.file import FileStore
+
+        return FileStore(Path(location.path))
+    from eosin.storage.s3 import S3Store
+    from eosin.storage.settings import S3Settings
+
+    return S3Store(location.bucket, location.path, S3Settings.from_env())
+
+
+def ensure_bucket(uri: str) -> None:
+    """Make the bucket (or folder) of `uri` unless it is there. Raises as `Store` does."""
+    location = parse_uri(uri)
+    if location.scheme == "file":
+        from eosin.storage.atomic import make_folder
+
+        make_folder(Path(location.path))
+        return
+    from eosin.storage.s3 import S3Store
+    from eosin.storage.settings import S3Settings
+
+    S3Store(location.bucket, "", S3Settings.from_env()).make_bucket()

@@ -1,0 +1,286 @@
+"""A prefix of an S3 bucket as a store."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from eosin.errors import TransientError
+from eosin.storage import retry, s3_errors
+from eosin.storage.atomic import new_file, settle
+from eosin.storage.base import ByteRange, NotFound, ObjectChanged, ObjectInfo, PreconditionFailed
+from eosin.storage.bulk import RangeReader, quoted
+from eosin.storage.clients import Clients, clients_for
+from eosin.storage.settings import DEFAULT_REGION, S3Settings
+from eosin.storage.upload import PART_BYTES, Upload
+
+T = TypeVar("T")
+
+_NONCE = "eosin-put"
+_DELETE_BATCH = 1000
+_DOWNLOAD_PART_BYTES = 8 << 20
+_DOWNLOAD_PARTS_AT_ONCE = 4
+
+
+class S3Store:
+    """Objects under `s3://bucket/prefix`. See `Store` for the methods.
+
+    Etags are the server's, without quotes. Holds no connection of its own: it can be pickled, shared
+    among threads and used after a fork.
+    """
+
+    def __init__(self, bucket: str, prefix: str, settings: S3Settings) -> None:
+        self.bucket = bucket
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.settings = settings
+        self.uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+
+    @property
+    def _clients(self) -> Clients:
+        return clients_for(self.settings)
+
+    def get(self, key: str) -> bytes:
+        def read() -> bytes:
+            answer = self._clients.boto.get_object(Bucket=self.bucket, Key=self.prefix + key)
+            body: bytes = answer["Body"].read()
+            if len(body) != answer["ContentLength"]:
+                raise s3_errors.short_body(self._asked("read", key), answer["ContentLength"], len(body))
+            return body
+
+        return self._call("read", key, read)
+
+    def get_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        absolute = [ByteRange(self.prefix + item.key, item.start, item.length, item.etag) for item in ranges]
+        try:
+            return RangeReader(self._clients, self.bucket).read(absolute)
+        except NotFound as error:
+            key = str(error.args[0])
+            raise self._missing("read", key.removeprefix(self.prefix)) from None
+
+    def head(self, key: str) -> ObjectInfo:
+        def read() -> ObjectInfo:
+            answer = self._clients.boto.head_object(Bucket=self.bucket, Key=self.prefix + key)
+            return _info(key, answer["ContentLength"], answer["ETag"], answer["LastModified"].timestamp())
+
+        return self._call("read", key, read)
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.head(key)
+        except NotFound:
+            return False
+        return True
+
+    def put(
+        self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> ObjectInfo:
+        conditions = _conditions(if_none_match, if_match)
+        nonce = secrets.token_hex(16)
+        metadata: dict[str, Any] = {"Metadata": {_NONCE: nonce}} if conditions else {}
+
+        def write(call: Callable[[Callable[[], Any]], Any]) -> Any:
+            return call(
+                lambda: self._clients.boto.put_object(
+                    Bucket=self.bucket, Key=self.prefix + key, Body=data, **conditions, **metadata
+                )
+            )
+
+        return self._publish(key, len(data), nonce, write)
+
+    def put_file(self, key: str, path: Path, *, if_none_match: bool = False) -> ObjectInfo:
+        from eosin.storage.file import open_source
+
+        with open_source(path) as source:
+            head = source.read(PART_BYTES + 1)
+            if len(head) <= PART_BYTES:
+                return self.put(key, head, if_none_match=if_none_match)
+            source.seek(0)
+            nonce = secrets.token_hex(16)
+
+            def write(call: Callable[[Callable[[], Any]], Any]) -> Any:
+                upload = Upload(self._clients.boto, self.bucket, self.prefix + key, call)
+                return upload.run(source, _conditions(if_none_match, None), {_NONCE: nonce})
+
+            return self._publish(key, path.stat().st_size, nonce, write)
+
+    def download(self, key: str, path: Path) -> ObjectInfo:
+        while True:
+            info = self.head(key)
+            try:
+                with new_file(path) as (file, temporary):
+                    for batch in _parts(info):
+                        file.writelines(self.get_ranges(batch))
+                    settle(file)
+                    temporary.replace(path)
+                return info
+            except ObjectChanged:
+                continue  # replaced meanwhile: bring the new version
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """A page of a thousand at a time, except from a server that is known not to keep key order."""
+        pages = self._pages(prefix)
+        first = next(pages)
+        if _keeps_order(first):
+            yield from self._items(first)
+            for page in pages:
+                yield from self._items(page)
+        else:
+            everything = [item for page in itertools.chain([first], pages) for item in self._items(page)]
+            yield from sorted(everything, key=lambda item: item.key)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), _DELETE_BATCH):
+            batch = list(keys[start : start + _DELETE_BATCH])
+            self._call("delete", batch[0], lambda batch=batch: self._delete(batch))  # type: ignore[misc]
+
+    def make_bucket(self) -> None:
+        """Make the bucket unless it is there and ours."""
+
+        def make() -> None:
+            boto = self._clients.boto
+            region = boto.meta.region_name
+            where: Any = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+            try:
+                boto.create_bucket(Bucket=self.bucket, **({} if region == DEFAULT_REGION else where))
+            except (boto.exceptions.BucketAlreadyOwnedByYou, boto.exceptions.BucketAlreadyExists):
+                boto.head_bucket(Bucket=self.bucket)
+
+        self._call("create", "", make)
+
+    def _pages(self, prefix: str) -> Iterator[Any]:
+        token: dict[str, Any] = {}
+        while True:
+            page = self._call("list", prefix, lambda token=token: self._page(prefix, token))  # type: ignore[misc]
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _page(self, prefix: str, token: dict[str, Any]) -> Any:
+        return self._clients.boto.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix + prefix, **token)
+
+    def _items(self, page: Any) -> Iterator[ObjectInfo]:
+        for item in page.get("Contents", []):
+            key = item["Key"].removeprefix(self.prefix)
+            yield _info(key, item["Size"], item["ETag"], item["LastModified"].timestamp())
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        objects: Any = [{"Key": self.prefix + key} for key in keys]
+        answer = self._clients.boto.delete_objects(
+            Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True}
+        )
+        for failed in answer.get("Errors", []):
+            if failed.get("Code") != "NoSuchKey":
+                key = failed.get("Key", "").removeprefix(self.prefix)
+                raise s3_errors.from_status(self._asked("delete", key), failed.get("Code", ""), 403)
+
+    def _publish(
+        self,
+        key: str,
+        size_bytes: int,
+        nonce: str,
+        write: Callable[[Callable[[Callable[[], Any]], Any]], Any],
+    ) -> ObjectInfo:
+        """Run `write`; where it lost although an answer had got lost, find out whether it won after all."""
+        tries = 0
+
+        def counted(work: Callable[[], Any]) -> Any:
+            def attempt() -> Any:
+                nonlocal tries
+                tries += 1
+                return work()
+
+            return self._call("write", key, attempt)
+
+        try:
+            answer = write(counted)
+        except (PreconditionFailed, NotFound) as error:
+            won = self._won_before(key, nonce) if tries > 1 else None
+            if won is not None:
+                return won
+            raise PreconditionFailed(f"{self.uri}/{key} is not the version expected") from error
+        modified = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+        return _info(key, size_bytes, answer["ETag"], _http_date_s(modified))
+
+    def _won_before(self, key: str, nonce: str) -> ObjectInfo | None:
+        """The object, where an earlier try of this very put made it though its answer was lost."""
+        try:
+            answer = self._call(
+                "read", key, lambda: self._clients.boto.head_object(Bucket=self.bucket, Key=self.prefix + key)
+            )
+        except NotFound:
+            return None
+        if answer.get("Metadata", {}).get(_NONCE) != nonce:
+            return None
+        return _info(key, answer["ContentLength"], answer["ETag"], answer["LastModified"].timestamp())
+
+    def _call(self, operation: str, key: str, work: Callable[[], T]) -> T:
+        asked = self._asked(operation, key)
+
+        def attempt() -> T:
+            try:
+                return work()
+            except TransientError:
+                raise
+            except Exception as error:
+                translated = s3_errors.from_boto(asked, error)
+                raise translated from (None if translated is error else error)
+
+        try:
+            return retry.call(attempt, self.settings.retry)
+        except NotFound:
+            raise self._missing(operation, key) from None
+
+    def _missing(self, operation: str, key: str) -> Exception:
+        """HEAD tells a missing key and a missing bucket by the same 404: ask for the bucket."""
+        asked = self._asked(operation, key)
+        try:
+            self._clients.boto.head_bucket(Bucket=self.bucket)
+        except Exception as error:
+            if isinstance(s3_errors.from_boto(asked, error), NotFound):
+                return s3_errors.missing_bucket(asked)
+        return NotFound(key)
+
+    def _asked(self, operation: str, key: str) -> s3_errors.Request:
+        return s3_errors.Request(
+            operation, self.bucket, self.prefix + key, self._clients.boto.meta.endpoint_url
+        )
+
+
+def _conditions(if_none_match: bool, if_match: str | None) -> dict[str, Any]:
+    conditions: dict[str, Any] = {}
+    if if_none_match:
+        conditions["IfNoneMatch"] = "*"
+    if if_match is not None:
+        conditions["IfMatch"] = quoted(if_match)
+    return conditions
+
+
+def _keeps_order(page: Any) -> bool:
+    """SeaweedFS lists folder by folder: `a/b` before `a-b`, though `-` sorts before `/`."""
+    server = page["ResponseMetadata"]["HTTPHeaders"].get("server", "")
+    return not server.startswith("SeaweedFS")
+
+
+def _parts(info: ObjectInfo) -> Iterator[list[ByteRange]]:
+    step = _DOWNLOAD_PART_BYTES * _DOWNLOAD_PARTS_AT_ONCE
+    for start in range(0, info.size_bytes, step):
+        ends = min(start + step, info.size_bytes)
+        yield [
+            ByteRange(info.key, at, min(_DOWNLOAD_PART_BYTES, ends - at), info.etag)
+            for at in range(start, ends, _DOWNLOAD_PART_BYTES)
+        ]
+
+
+def _info(key: str, size_bytes: int, etag: str, modified_s: float) -> ObjectInfo:
+    return ObjectInfo(key, size_bytes, etag.strip('"') if etag.startswith('"') else etag, modified_s)
+
+
+def _http_date_s(text: str | None) -> float:
+    import time
+    from email.utils import parsedate_to_datetime
+
+    return parsedate_to_datetime(text).timestamp() if text else time.time()

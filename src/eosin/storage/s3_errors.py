@@ -1,0 +1,186 @@
+"""What a failed S3 request means: an error of ours that names operation, bucket and key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eosin.errors import PermanentError, TransientError, UserError
+from eosin.storage.base import NotFound, PreconditionFailed
+from eosin.storage.clients import no_credentials
+
+_TRANSIENT_CODES = {
+    "ConditionalRequestConflict",
+    "InternalError",
+    "OperationAborted",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "XAmzContentSHA256Mismatch",
+}
+_TRANSIENT_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+_KEY_HINT = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for temporary keys, AWS_SESSION_TOKEN"
+_REGION_HINT = "set AWS_REGION to the region of the bucket"
+_CREDENTIAL_CODES = {
+    "InvalidAccessKeyId": ("the access key is unknown there", _KEY_HINT),
+    "SignatureDoesNotMatch": ("the secret key is wrong", _KEY_HINT),
+    "ExpiredToken": ("the credentials have expired", "get new ones and run the same command again"),
+    "InvalidToken": ("the session token is wrong", _KEY_HINT),
+    "RequestTimeTooSkewed": ("this machine's clock is wrong", "set the clock"),
+    "AuthorizationHeaderMalformed": ("the request is signed for another region", _REGION_HINT),
+    "PermanentRedirect": ("the bucket lies in another region", _REGION_HINT),
+    "IllegalLocationConstraintException": ("the bucket lies in another region", _REGION_HINT),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked, for the message."""
+
+    operation: str
+    bucket: str
+    key: str
+    endpoint: str
+
+    @property
+    def target(self) -> str:
+        return f"s3://{self.bucket}/{self.key}" if self.key else f"s3://{self.bucket}"
+
+    @property
+    def failed(self) -> str:
+        return f"cannot {self.operation} {self.target}"
+
+
+def from_status(request: Request, code: str, status: int, detail: str = "") -> Exception:
+    """The error for an answer of the server: its S3 error `code` and HTTP `status`."""
+    if code == "NoSuchBucket":
+        return missing_bucket(request)
+    if code in ("NoSuchKey", "NoSuchUpload") or status == 404:
+        return NotFound(request.key)
+    if code == "PreconditionFailed" or status == 412:
+        return PreconditionFailed(f"{request.target} is not the version that was expected")
+    if code in _TRANSIENT_CODES or status in _TRANSIENT_STATUSES:
+        return TransientError(f"{request.failed}: {request.endpoint} answered {code or status}")
+    if code in _CREDENTIAL_CODES:
+        reason, hint = _CREDENTIAL_CODES[code]
+        return UserError(f"{request.failed}: {reason} ({code})", hint=hint)
+    if status in (401, 403):
+        return _denied(request, code)
+    if status == 501:
+        return UserError(
+            f"{request.failed}: {request.endpoint} does not implement it",
+            hint="eosin needs conditional puts (If-None-Match, If-Match)",
+        )
+    return PermanentError(f"{request.failed}: {code or status} {detail}".rstrip())
+
+
+def missing_bucket(request: Request) -> UserError:
+    return UserError(
+        f"{request.failed}: there is no bucket {request.bucket} at {request.endpoint}",
+        hint=f"check the name, or make it: aws s3 mb s3://{request.bucket}",
+    )
+
+
+def from_boto(request: Request, error: Exception) -> Exception:
+    """The error for what boto3 raised; an exception of another origin comes back as it is."""
+    from botocore import exceptions as boto
+
+    if isinstance(error, boto.ClientError):
+        answer = error.response.get("Error", {})
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = str(answer.get("Code", ""))
+        return from_status(request, "" if code.isdigit() else code, status, str(answer.get("Message", "")))
+    if isinstance(error, boto.NoCredentialsError):
+        return no_credentials(f"{request.operation} {request.target}")
+    if isinstance(error, boto.SSLError) and "CERTIFICATE" in str(error).upper():
+        return untrusted(request)
+    if isinstance(error, _connection_errors()):
+        return unreachable(request, _last_words(error))
+    if isinstance(error, boto.BotoCoreError):
+        return UserError(f"{request.failed}: {error}")
+    return error
+
+
+def from_obstore(request: Request, error: Exception) -> Exception:
+    """The error for what obstore raised; it tells most causes only in its message."""
+    from obstore import exceptions as bulk
+
+    text = str(error)
+    if isinstance(error, bulk.NotFoundError | FileNotFoundError):
+        return missing_bucket(request) if "NoSuchBucket" in text else NotFound(request.key)
+    if isinstance(error, bulk.PreconditionError):
+        return from_status(request, "PreconditionFailed", 412)
+    code = next((code for code in _CREDENTIAL_CODES if code in text), "")
+    if code or isinstance(error, bulk.PermissionDeniedError | bulk.UnauthenticatedError):
+        return from_status(request, code or "AccessDenied", 403)
+    if "certificate" in text.lower():
+        return untrusted(request)
+    if isinstance(error, bulk.GenericError):
+        # Refused, reset, timed out, cut short or 5xx: all worth another try. A status below 500 is not.
+        refused = _client_error_status(text)
+        if refused:
+            return from_status(request, "", refused, text[:200])
+        return unreachable(request, _short(text))
+    return error
+
+
+def unreachable(request: Request, reason: str) -> TransientError:
+    return TransientError(
+        f"{request.failed}: {request.endpoint} does not answer ({reason})",
+        hint="check that the endpoint is up and AWS_ENDPOINT_URL names it",
+    )
+
+
+def untrusted(request: Request) -> UserError:
+    return UserError(
+        f"{request.failed}: the certificate of {request.endpoint} is not trusted",
+        hint="set AWS_CA_BUNDLE to the PEM file of the authority that signed it",
+    )
+
+
+def short_body(request: Request, wanted: int, got: int) -> TransientError:
+    return TransientError(f"{request.failed}: the answer had {got} of {wanted} bytes")
+
+
+def _denied(request: Request, code: str) -> UserError:
+    return UserError(
+        f"{request.failed}: permission denied ({code or 'Forbidden'})",
+        hint=f"the key in use needs the right to {request.operation} under this prefix; {_KEY_HINT}",
+    )
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    import botocore.parsers
+    import urllib3.exceptions
+    from botocore import exceptions as boto
+
+    return (
+        boto.HTTPClientError,
+        boto.ConnectionError,
+        boto.IncompleteReadError,
+        boto.ChecksumError,
+        botocore.parsers.ResponseParserError,
+        urllib3.exceptions.HTTPError,
+        ConnectionError,
+        TimeoutError,
+    )
+
+
+def _last_words(error: Exception) -> str:
+    return _short(f"{type(error).__name__}: {error}")
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split("\n\nDebug source")[0].split())
+    return line if len(line) <= 160 else f"{line[:157]}..."
+
+
+def _client_error_status(text: str) -> int:
+    import re
+
+    match = re.search(r"status(?: code)?:? (4\d\d)\b", text)
+    status = int(match.group(1)) if match else 0
+    return 0 if status in _TRANSIENT_STATUSES else status

@@ -1,0 +1,72 @@
+"""Large objects in parts: nothing is visible until the last request, which publishes the whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
+
+PART_BYTES = 16 << 20
+_MAX_PARTS = 10_000
+_PARTS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Where an upload goes; `call` runs one request with retries and translated errors."""
+
+    boto: S3Client
+    bucket: str
+    key: str
+    call: Callable[[Callable[[], Any]], Any]
+
+    def run(self, source: BinaryIO, conditions: dict[str, Any], metadata: dict[str, str]) -> Any:
+        """Send `source` from where it stands to its end; returns S3's answer to the last request.
+
+        A failed upload is aborted, so that its parts are not stored (and paid for) for ever.
+        """
+        target: dict[str, Any] = {"Bucket": self.bucket, "Key": self.key}
+        begun = self.call(lambda: self.boto.create_multipart_upload(**target, Metadata=metadata))
+        target["UploadId"] = begun["UploadId"]
+        try:
+            parts = self._send(source, target)
+            return self.call(
+                lambda: self.boto.complete_multipart_upload(
+                    **target, MultipartUpload={"Parts": parts}, **conditions
+                )
+            )
+        except BaseException:
+            with suppress(Exception):
+                self.boto.abort_multipart_upload(**target)
+            raise
+
+    def _send(self, source: BinaryIO, target: dict[str, Any]) -> Any:
+        def send(number: int, body: bytes) -> dict[str, Any]:
+            answer = self.call(lambda: self.boto.upload_part(**target, PartNumber=number, Body=body))
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        parts: list[dict[str, Any]] = []
+        flying: set[Future[dict[str, Any]]] = set()
+        with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+            for number, body in enumerate(_parts(source), start=1):
+                flying.add(pool.submit(send, number, body))
+                if len(flying) == _PARTS_AT_ONCE:
+                    done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                    parts.extend(future.result() for future in done)
+            parts.extend(future.result() for future in flying)
+        return sorted(parts, key=lambda part: int(part["PartNumber"]))
+
+
+def _parts(source: BinaryIO) -> Iterator[bytes]:
+    left_bytes = os.fstat(source.fileno()).st_size - source.tell()
+    part_bytes = max(PART_BYTES, -(-left_bytes // _MAX_PARTS))
+    while body := source.read(part_bytes):
+        yield body

@@ -1,0 +1,83 @@
+"""URIs of stores and objects. They are raw text: nothing in them is percent-encoded or decoded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from eosin.errors import UserError
+
+
+class Location(NamedTuple):
+    """Where a URI points: `path` is a key without outer slashes (s3) or an absolute path (file)."""
+
+    scheme: Literal["s3", "file"]
+    bucket: str
+    path: str
+
+    @property
+    def uri(self) -> str:
+        if self.scheme == "file":
+            return f"file://{self.path}"
+        return f"s3://{self.bucket}/{self.path}" if self.path else f"s3://{self.bucket}"
+
+
+def parse_uri(uri: str) -> Location:
+    """`s3://bucket/prefix`, `file:///path` or a plain path (taken from the working directory, `~` too).
+
+    Raises `UserError` for another scheme, a missing bucket or an empty URI.
+    """
+    text = os.fspath(uri).strip()
+    scheme, separator, rest = text.partition("://")
+    if not text:
+        raise UserError("an empty URI", hint="give s3://BUCKET/PREFIX, file:///PATH or a path")
+    if not separator:
+        return Location("file", "", _absolute(text))
+    if scheme.lower() == "s3":
+        return _s3(text, rest)
+    if scheme.lower() == "file":
+        return Location("file", "", _absolute(_local_part(text, rest)))
+    raise UserError(
+        f"{text}: eosin does not read {scheme}://",
+        hint="use s3://BUCKET/PREFIX, file:///PATH or a plain path",
+    )
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """The URI of the widest store that holds `uri` (`s3://bucket` or `file:///`), and the key within it.
+
+    `open_store` of the first takes the second, so slides from anywhere in a bucket share one store.
+    """
+    location = parse_uri(uri)
+    if location.scheme == "file":
+        return "file:///", location.path.lstrip("/")
+    return f"s3://{location.bucket}", location.path
+
+
+def join_uri(uri: str, *parts: str) -> str:
+    """`uri` with `parts` appended, one slash between each; a trailing slash of the last part stays."""
+    pieces = [piece for piece in (part.lstrip("/") for part in parts) if piece]
+    inner = [piece.rstrip("/") for piece in pieces[:-1]] + pieces[-1:]
+    root = parse_uri(uri).uri
+    if not inner:
+        return root
+    return "/".join([root.removesuffix("/"), *inner])
+
+
+def _s3(text: str, rest: str) -> Location:
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise UserError(f"{text}: no bucket named", hint="write s3://BUCKET/PREFIX")
+    return Location("s3", bucket, key.strip("/"))
+
+
+def _local_part(text: str, rest: str) -> str:
+    path = rest.removeprefix("localhost") if rest.startswith("localhost/") else rest
+    if not path.startswith("/"):
+        raise UserError(f"{text}: a file URI needs an absolute path", hint="write file:///PATH")
+    return path
+
+
+def _absolute(text: str) -> str:
+    return os.path.normpath(Path(text).expanduser().absolute())
