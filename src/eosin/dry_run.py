@@ -84,7 +84,7 @@ def _steps(config: RunConfig, run: str) -> tuple[StepPlan, ...]:
         StepPlan(
             "index",
             (slides, *overrides),
-            (join_uri(index, IndexLayout.SCANS), join_uri(index, IndexLayout.SNAPSHOTS), at(RunLayout.INDEX_PIN)),
+            (join_uri(index, IndexLayout.SNAPSHOTS), at(RunLayout.INDEX_PIN)),
             f"{config.index.num_shards} shards; slides by byte range",
         ),
         StepPlan("decode", (index, slides), (at(RunLayout.patch_set("heldout")),),
@@ -99,7 +99,7 @@ def _steps(config: RunConfig, run: str) -> tuple[StepPlan, ...]:
             "evaluate",
             (at(RunLayout.TEACHERS), at(RunLayout.patch_set("heldout")), *datasets),
             (at(RunLayout.METRICS), at(RunLayout.EMBEDDINGS)),
-            f"{evaluate.checkpoints} checkpoints and {', '.join(evaluate.baselines) or 'no baseline'} × {tasks}",
+            f"{evaluate.checkpoints} checkpoints, baselines {', '.join(evaluate.baselines)} × {tasks}",
         ),
         StepPlan("summarize", (at(RunLayout.METRICS), at(RunLayout.LOGS)),
                  (at(RunLayout.SUMMARY_HTML), at(RunLayout.SUMMARY_MD), at(RunLayout.SUMMARY_JSON))),

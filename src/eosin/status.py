@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from eosin.errors import EosinError
+from eosin.errors import EosinError, UserError
 from eosin.layout import RunLayout
-from eosin.records import IndexPin, MetricRecord, PatchSetManifest, TrainingDone
-from eosin.runs import load_run
+from eosin.records import MetricRecord, PatchSetManifest, TrainingDone
+from eosin.runs import load_pin, load_run
 from eosin.storage import NotFound, Store, join_uri, open_store
 
 
@@ -111,10 +111,8 @@ def _fields(line: str) -> dict[str, Any]:
 
 def _index(store: Store) -> StepStatus:
     try:
-        pin = IndexPin.from_json(
-            store.get(RunLayout.INDEX_PIN), source=join_uri(store.uri, RunLayout.INDEX_PIN)
-        )
-    except NotFound:
+        pin = load_pin(store.uri, store=store)
+    except UserError:
         return StepStatus("index", "waiting", "no snapshot pinned yet")
     return StepStatus("index", "done", f"snapshot {pin.snapshot_id} of {pin.index_uri}")
 

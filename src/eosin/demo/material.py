@@ -64,7 +64,7 @@ def users_material(root: str, slides: str, overrides: str) -> Material:
         store = open_store(join_uri(root, f"slides-{name}"))
         digest = upload(store, files)
         uri = store.uri
-    settings = ()
+    settings: tuple[str, ...] = ()
     if overrides:
         settings = (f"slides.overrides={json.dumps(_published(root, overrides))}",)
     return Material("user", uri, digest, settings)
