@@ -144,12 +144,12 @@ class ClusterConfig(Section):
 
     def _check_anchor(self) -> None:
         anchor = self.pools[0]
+        if len(self.pools) > 1 and anchor.spot:
+            raise ValueError(f"the first pool ({anchor.name}) is the anchor: list an on-demand pool first")
         if anchor.min_nodes < 1:
             raise ValueError(
                 f"the first pool ({anchor.name}) is the anchor and needs min_nodes of at least 1"
             )
-        if len(self.pools) > 1 and anchor.spot:
-            raise ValueError(f"the first pool ({anchor.name}) is the anchor: list an on-demand pool first")
         alike = [pool.name for pool in self.pools[1:] if pool.name.startswith(f"{anchor.name}-")]
         if alike:
             raise ValueError(f"pool {alike[0]} begins with the anchor's name {anchor.name}-: rename one")
