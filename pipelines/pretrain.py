@@ -23,7 +23,7 @@ REGISTRY = "eosin"
 )
 def pretrain(
     run: str,
-    slides: str,
+    slides: str = "",
     index: str = "",
     recipe: str = "vits16-dinov2",
     settings: list = [],  # noqa: B006  (kfp compiles the literal into the YAML)
@@ -38,7 +38,7 @@ def pretrain(
 
     Args:
         run: URI of the run, s3://bucket/runs/NAME. The same URI again continues it.
-        slides: URI of the folder of slides.
+        slides: URI of the folder of slides; empty: the recipe's, or those of the index.
         index: URI of the index; empty: indexes/default beside the folder of runs.
         recipe: Name of a recipe, or the URI of a configuration.
         settings: Overrides of the recipe, each "section.key=value".

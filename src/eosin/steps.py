@@ -73,9 +73,17 @@ def resolve_config(
     overrides = [f"slides.uri={json.dumps(slides)}"] if slides else []
     overrides += [f"index.uri={json.dumps(index)}"] if index else []
     config = load_config(text, source=source, overrides=[*overrides, *settings])
-    if not config.slides.uri:
+    return config if config.slides.uri else _with_indexed_slides(config)
+
+
+def _with_indexed_slides(config: RunConfig) -> RunConfig:
+    """Where only an index is named, its newest snapshot says where the slides lie."""
+    if not config.index.uri:
         raise UserError("no slides named", hint="give their folder: --slides s3://bucket/prefix")
-    return config
+    from eosin.index.snapshot import open_snapshot
+
+    slides = config.slides.model_copy(update={"uri": open_snapshot(config.index.uri).slides_uri})
+    return config.model_copy(update={"slides": slides})
 
 
 def index_shard(run_uri: str, shard: int, num_shards: int) -> dict[str, Any]:
