@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, groupby
 from typing import TYPE_CHECKING
 
 from eosin.storage import retry, s3_errors
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+    Body = memoryview | bytes
+
 GAP_BYTES = 48 << 10
+# obstore sends at most ten requests of one call at a time; below two a batched call saves nothing.
+_MIN_BATCH, _MAX_BATCH = 2, 10
 
 
 class RangeReader:
@@ -47,23 +52,70 @@ class RangeReader:
                 results[position] = piece
         return results
 
-    async def _fetch_all(
-        self, bulk: obstore.store.S3Store, requests: list[Request]
-    ) -> list[memoryview | bytes]:
+    async def _fetch_all(self, bulk: obstore.store.S3Store, requests: list[Request]) -> list[Body]:
+        versions = [list(group) for _, group in groupby(requests, key=lambda item: (item.key, item.etag))]
         slots = asyncio.Semaphore(MAX_CONNECTIONS)
-
-        async def fetch(request: Request) -> memoryview | bytes:
-            async with slots:
-                return await retry.call_async(lambda: self._fetch(bulk, request), self._policy)
-
-        tasks = [asyncio.ensure_future(fetch(request)) for request in requests]
+        tasks = [asyncio.ensure_future(self._fetch_version(bulk, version, slots)) for version in versions]
         try:
-            return await asyncio.gather(*tasks)
+            return list(chain.from_iterable(await asyncio.gather(*tasks)))
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _fetch(self, bulk: obstore.store.S3Store, request: Request) -> memoryview | bytes:
+    async def _fetch_version(
+        self, bulk: obstore.store.S3Store, requests: list[Request], slots: asyncio.Semaphore
+    ) -> list[Body]:
+        """All requests of one version of an object.
+
+        obstore's batched call costs a third of the CPU of single calls but can neither pin a version
+        nor tell the object's size. So the last request goes alone, pinned, after the others: where it
+        meets the expected version, so did they, and its answer says how long they have to be. A batch
+        that fails in any way is fetched again one by one.
+        """
+
+        async def single(request: Request) -> tuple[Body, int]:
+            async with slots:
+                return await retry.call_async(lambda: self._fetch(bulk, request), self._policy)
+
+        *most, last = requests
+        if len(most) < _MIN_BATCH:
+            return [body for body, _ in await asyncio.gather(*map(single, requests))]
+        batches = [most[at : at + _MAX_BATCH] for at in range(0, len(most), _MAX_BATCH)]
+        fetched = await asyncio.gather(*(self._fetch_batch(bulk, batch, slots) for batch in batches))
+        last_body, size_bytes = await single(last)
+        return [*await self._mended(list(chain.from_iterable(fetched)), most, size_bytes, single), last_body]
+
+    @staticmethod
+    async def _fetch_batch(
+        bulk: obstore.store.S3Store, batch: list[Request], slots: asyncio.Semaphore
+    ) -> list[Body | None]:
+        import obstore
+
+        starts, ends = [request.start for request in batch], [request.end for request in batch]
+        async with slots:
+            try:
+                bodies = await obstore.get_ranges_async(
+                    bulk, batch[0].key, starts=starts, ends=ends, coalesce=0
+                )
+            except Exception:  # what it was is found out when each is fetched alone
+                return [None] * len(batch)
+        return [memoryview(body) for body in bodies]
+
+    @staticmethod
+    async def _mended(
+        bodies: list[Body | None],
+        requests: list[Request],
+        size_bytes: int,
+        single: Callable[[Request], Awaitable[tuple[Body, int]]],
+    ) -> list[Body]:
+        async def whole(body: Body | None, request: Request) -> Body:
+            if body is not None and len(body) == min(request.end, size_bytes) - request.start:
+                return body
+            return (await single(request))[0]
+
+        return await asyncio.gather(*map(whole, bodies, requests))
+
+    async def _fetch(self, bulk: obstore.store.S3Store, request: Request) -> tuple[Body, int]:
         import obstore
 
         options: dict[str, Any] = {"range": (request.start, request.end)}
@@ -75,11 +127,11 @@ class RangeReader:
             size_bytes = answer.meta["size"]
         except Exception as error:
             if _is_past_end(error):
-                return b""
+                return b"", 0
             raise self._translated(request, s3_errors.from_obstore(self._asked(request), error)) from error
-        return self._checked(request, body, size_bytes)
+        return self._checked(request, body, size_bytes), size_bytes
 
-    def _fetch_all_by_boto(self, requests: list[Request]) -> list[memoryview | bytes]:
+    def _fetch_all_by_boto(self, requests: list[Request]) -> list[Body]:
         with ThreadPoolExecutor(min(16, len(requests))) as pool:
             return list(
                 pool.map(
@@ -87,7 +139,7 @@ class RangeReader:
                 )
             )
 
-    def _fetch_by_boto(self, request: Request) -> memoryview | bytes:
+    def _fetch_by_boto(self, request: Request) -> Body:
         pin: dict[str, Any] = {"IfMatch": quoted(request.etag)} if request.etag is not None else {}
         try:
             answer = self._clients.boto.get_object(
