@@ -9,11 +9,12 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-import click
+import typer
 import typer.main
 import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from typer.core import TyperCommand, TyperGroup
 
 from eosin.cli.app import app
 from eosin.config.run import RunConfig
@@ -59,7 +60,7 @@ def command_line() -> str:
     root = typer.main.get_command(app)
     lines = ["# Command line", ""]
     for path, command in _commands(root, "eosin"):
-        context = click.Context(command, info_name=path, max_content_width=100, terminal_width=100)
+        context = typer.Context(command, info_name=path, max_content_width=100, terminal_width=100)
         lines += [f"## {path}", "", "```", command.get_help(context), "```", ""]
     return "\n".join(lines)
 
@@ -136,9 +137,9 @@ def _type_name(annotation: Any) -> str:
     return getattr(annotation, "__name__", str(annotation))
 
 
-def _commands(command: click.Command, path: str) -> list[tuple[str, click.Command]]:
+def _commands(command: TyperCommand | TyperGroup, path: str) -> list[tuple[str, TyperCommand | TyperGroup]]:
     found = [(path, command)]
-    if isinstance(command, click.Group):
+    if isinstance(command, TyperGroup):
         for name in sorted(command.commands):
             found += _commands(command.commands[name], f"{path} {name}")
     return found

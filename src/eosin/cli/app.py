@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-import click
 import typer
 
 from eosin import __version__
 from eosin.cli import demo, doctor, gc, inspect, recipes, run, step_verbs
 from eosin.cli.errors import render_error
+from eosin.errors import EXIT_USER
 
 app = typer.Typer(
     name="eosin",
@@ -19,6 +19,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Pretrain pathology foundation models, straight from whole-slide images in S3.",
 )
+# typer carries a click of its own, and does not export the base of click's errors.
+_ClickError: type[Exception] = typer.BadParameter.__mro__[2]
+
 step_verbs.register(app)
 run.register(app)
 inspect.register(app)
@@ -46,17 +49,19 @@ def invoke(arguments: list[str]) -> int:
     try:
         result = app(arguments, standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 2
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("interrupted; the same command continues", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except Exception as error:
+        if isinstance(error, _ClickError):
+            return _show_misuse(error)
         return render_error(error, as_json=as_json)
+
+
+def _show_misuse(error: Exception) -> int:
+    """What click has to say of a command line that it cannot take, or the help where there was none."""
+    error.show()  # type: ignore[attr-defined]
+    return EXIT_USER

@@ -42,11 +42,12 @@ def index(
         return
     from eosin import steps
 
+    part = _shard(shard)
     if run is None:
         config = steps.resolve_config(recipe, settings=settings or (), slides=slides, index=index_uri)
-        emit(steps.index_slides(config, _shard(shard), merge), as_json=as_json)
+        emit(steps.index_slides(config, part, merge), as_json=as_json)
     else:
-        emit(steps.index_run(run, _shard(shard), merge), as_json=as_json)
+        emit(steps.index_run(run, part, merge), as_json=as_json)
 
 
 @index_app.command("inspect")

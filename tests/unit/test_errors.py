@@ -1,0 +1,92 @@
+"""Exit codes, and what a person sees."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+
+from eosin import steps
+from eosin.cli.app import invoke
+from eosin.errors import (
+    MissingDependency,
+    PermanentError,
+    TransientError,
+    UserError,
+    describe,
+    exit_code_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("x"), 2),
+        (MissingDependency("cucim", "gpu"), 2),
+        (TransientError("x"), 75),
+        (PermanentError("x"), 1),
+        (ValueError("x"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_code_outside_a_pod(error: BaseException, code: int) -> None:
+    assert exit_code_of(error, in_pod=False) == code
+
+
+def test_user_error_inside_a_pod_fails_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EOSIN_IN_POD", "1")
+    assert exit_code_of(UserError("x")) == 42
+    assert exit_code_of(TransientError("x")) == 75
+
+
+def test_errors_cross_process_borders_whole() -> None:
+    error = pickle.loads(pickle.dumps(UserError("bucket b is missing", hint="make it")))  # noqa: S301
+    assert (error.message, error.hint) == ("bucket b is missing", "make it")
+    assert pickle.loads(pickle.dumps(MissingDependency("cucim", "gpu"))).hint == "pip install 'eosin[gpu]'"  # noqa: S301
+
+
+def test_describe_is_message_and_hint() -> None:
+    assert describe(UserError("no bucket", hint="make one")) == "no bucket\n  make one"
+
+
+def test_step_reports_its_error_as_one_json_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EOSIN_LOG", "json")
+
+    def fail() -> None:
+        raise UserError("slide a.svs has no mpp", hint="add it to the overrides")
+
+    with pytest.raises(SystemExit) as stopped:
+        steps.as_step(fail)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line) == {
+        "event": "error", "kind": "UserError", "exit_code": 2,
+        "message": "slide a.svs has no mpp", "hint": "add it to the overrides",
+    }  # fmt: skip
+
+
+def test_unknown_recipe_is_a_users_error_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["run", "vits16-dinov3", "--local", "--run", "/tmp/nowhere"]) == 2
+    captured = capsys.readouterr()
+    assert "did you mean vits16-dinov2?" in captured.err and "Traceback" not in captured.err
+
+
+def test_json_error_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["recipes", "show", "nothing-like-it", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["frobnicate"], ["train"], ["decode", "x", "--shard"], ["index", "--bogus"]]
+)
+def test_misuse_of_the_command_exits_2(arguments: list[str]) -> None:
+    assert invoke(arguments) == 2
+
+
+@pytest.mark.parametrize("shard", ["3/2", "a/b", "1", "2/2", "-1/3"])
+def test_malformed_shard_is_named(shard: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["index", "--slides", "/nowhere", "--index", "/tmp/i", f"--shard={shard}"]) == 2
+    assert repr(shard) in capsys.readouterr().err

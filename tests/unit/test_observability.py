@@ -1,0 +1,76 @@
+"""Logs that outlive the process, and never stop it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eosin.layout import RunLayout
+from eosin.observability import RunLog
+from eosin.status import read_logs
+from eosin.storage import open_store
+
+
+def lines(uri: str) -> list[dict[str, object]]:
+    store = open_store(uri)
+    keys = [info.key for info in store.list(RunLayout.LOGS)]
+    return [json.loads(line) for key in keys for line in store.get(key).decode().splitlines()]
+
+
+def test_events_are_published_in_order(tmp_path: Path) -> None:
+    with RunLog("train", open_store(str(tmp_path))) as log:
+        log.event("begin", slide="a b.svs")
+        log.progress(1, 2, "slides")
+    assert [line["event"] for line in lines(str(tmp_path))] == ["begin", "progress"]
+
+
+def test_parts_stay_bounded_and_nothing_is_lost(tmp_path: Path) -> None:
+    with RunLog("train", open_store(str(tmp_path))) as log:
+        for number in range(1203):
+            log.event("step", step=number)
+    assert sorted(int(str(line["step"])) for line in lines(str(tmp_path))) == list(range(1203))
+    assert len(list(open_store(str(tmp_path)).list(RunLayout.LOGS))) >= 3
+
+
+def test_two_writers_of_one_source_keep_apart(tmp_path: Path) -> None:
+    now = [1000.0]
+    first = RunLog("train", open_store(str(tmp_path)), clock=lambda: now[0])
+    now[0] += 0.5
+    second = RunLog("train", open_store(str(tmp_path)), clock=lambda: now[0])
+    first.event("a")
+    second.event("b")
+    first.flush()
+    second.flush()
+    assert {line["event"] for line in lines(str(tmp_path))} == {"a", "b"}
+
+
+def test_a_store_that_fails_is_reported_once_and_the_work_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(store, "put", broken)
+    log = RunLog("train", store)
+    for _ in range(3):
+        log.event("step")
+        log.flush()
+    assert capsys.readouterr().err.count("the log cannot be written") == 1
+
+
+def test_read_logs_takes_a_source_and_a_tail(tmp_path: Path) -> None:
+    from eosin.config import RunConfig
+    from eosin.runs import prepare_run
+
+    uri = str(tmp_path / "run")
+    prepare_run(uri, RunConfig())
+    for source in ("train", "index-00000"):
+        with RunLog(source, open_store(uri)) as log:
+            for number in range(3):
+                log.event("step", step=number)
+    assert len(read_logs(uri)) == 6
+    assert [line.fields["step"] for line in read_logs(uri, "train", tail=2)] == [1, 2]

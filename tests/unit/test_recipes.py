@@ -1,0 +1,38 @@
+"""Every recipe loads, says what it is, and can be copied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eosin.config import load_config
+from eosin.errors import UserError
+from eosin.recipes import copy_recipe, list_recipes, load_recipe
+
+
+def test_every_recipe_loads_and_describes_itself() -> None:
+    recipes = list_recipes()
+    assert {"demo", "vits16-dino", "vitl14-reg4-dinov2"} <= {recipe.name for recipe in recipes}
+    for recipe in recipes:
+        config = load_config(*load_recipe(recipe.name)[:1], source=recipe.name)
+        assert recipe.description and config.recipe == recipe.name
+
+
+def test_copied_recipe_is_the_recipe_and_is_not_overwritten(tmp_path: Path) -> None:
+    path = copy_recipe("demo", tmp_path)
+    assert load_config(path.read_text()) == load_config(load_recipe("demo")[0])
+    with pytest.raises(UserError, match="already there"):
+        copy_recipe("demo", tmp_path)
+
+
+def test_a_file_and_a_uri_serve_as_recipes(tmp_path: Path) -> None:
+    (tmp_path / "own recipe.yaml").write_text("seed: 9\n")
+    assert load_recipe(str(tmp_path / "own recipe.yaml"))[0] == "seed: 9\n"
+    assert load_recipe(f"file://{tmp_path}/own recipe.yaml")[0] == "seed: 9\n"
+
+
+@pytest.mark.parametrize("recipe", ["dmeo", "absent.yaml", "file:///nowhere/absent.yaml"])
+def test_missing_recipe_is_a_users_error(recipe: str) -> None:
+    with pytest.raises(UserError):
+        load_recipe(recipe)

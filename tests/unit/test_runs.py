@@ -1,0 +1,51 @@
+"""A run begins once: its configuration and its snapshot are what they were first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eosin.config import load_config
+from eosin.errors import UserError
+from eosin.records import IndexPin
+from eosin.runs import load_pin, load_run, pin_index, prepare_run
+
+
+@pytest.fixture
+def run_uri(tmp_path: Path) -> str:
+    return str(tmp_path / "runs" / "first run ü")
+
+
+def test_configuration_is_published_and_read_back(run_uri: str) -> None:
+    config = prepare_run(run_uri, load_config("seed: 3\n"))
+    assert load_run(run_uri) == config and config.index.uri.endswith("/indexes/default")
+
+
+def test_same_configuration_again_continues(run_uri: str) -> None:
+    prepare_run(run_uri, load_config("seed: 3\n"))
+    prepare_run(run_uri, load_config("seed: 3\nindex:\n  num_shards: 5\n"))
+
+
+def test_other_configuration_is_refused_with_the_difference(run_uri: str) -> None:
+    prepare_run(run_uri, load_config("seed: 3\n"))
+    with pytest.raises(UserError, match="seed: 3 → 4"):
+        prepare_run(run_uri, load_config("seed: 4\n"))
+    assert load_run(run_uri).seed == 3
+
+
+def test_missing_run_is_named(run_uri: str) -> None:
+    with pytest.raises(UserError, match="no run at"):
+        load_run(run_uri)
+
+
+def test_first_pin_wins(run_uri: str) -> None:
+    first = pin_index(run_uri, IndexPin(index_uri="s3://b/i", snapshot_id="one"))
+    second = pin_index(run_uri, IndexPin(index_uri="s3://b/i", snapshot_id="two"))
+    assert first == second == load_pin(run_uri) and second.snapshot_id == "one"
+
+
+def test_missing_pin_says_what_to_run(run_uri: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_pin(run_uri)
+    assert "eosin index" in caught.value.hint
