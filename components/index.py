@@ -13,12 +13,14 @@ def index_shard(run: str, shard: int, num_shards: int) -> int:
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
-def index_snapshot(run: str, shards: list, metrics: dsl.Output[dsl.Metrics]) -> str:
-    """Merge the shards, pin the snapshot to the run, and return the snapshot's name."""
+def index_snapshot(
+    run: str, shards: list, num_decode_shards: int, metrics: dsl.Output[dsl.Metrics]
+) -> list:  # fmt: skip
+    """Merge the shards and pin the snapshot to the run; returns the shards of decoding."""
     from eosin import steps
 
     manifest = steps.as_step(steps.snapshot, run, len(shards))
     metrics.log_metric("slides", manifest.num_slides)
     metrics.log_metric("slides used", manifest.num_ok)
     metrics.log_metric("tissue mm2", round(manifest.tissue_mm2, 3))
-    return manifest.snapshot_id
+    return [{"shard": shard, "num_shards": num_decode_shards} for shard in range(num_decode_shards)]

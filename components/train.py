@@ -4,11 +4,10 @@ from kfp import dsl
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
-def train(run: str, snapshot: str, backend: str, metrics: dsl.Output[dsl.Metrics]) -> list:
+def train(run: str, backend: str, metrics: dsl.Output[dsl.Metrics]) -> list:
     """Train to the end; returns the (model, task) pairs to evaluate."""
     from eosin import steps
 
-    print(f"training on snapshot {snapshot}")
     done = steps.as_step(steps.train, run, backend)
     metrics.log_metric("steps", done.num_steps)
     if done.final_loss is not None:

@@ -50,20 +50,24 @@ def pretrain(
         evaluate_image: Image of evaluate.
     """
     planned = plan(
-        run=run, recipe=recipe, settings=settings, slides=slides, index=index,
-        num_index_shards=num_index_shards, num_decode_shards=num_decode_shards,
-    ).set_container_image(index_image)  # fmt: skip
-    with dsl.ParallelFor(planned.outputs["index_shards"], name="index-shards") as part:
+        run=run,
+        recipe=recipe,
+        settings=settings,
+        slides=slides,
+        index=index,
+        num_index_shards=num_index_shards,
+    ).set_container_image(index_image)
+    # kfp.local loops only over the output of a task that has the name "Output".
+    with dsl.ParallelFor(planned.outputs["Output"], name="index-shards") as part:
         scanned = index_shard(run=run, shard=part.shard, num_shards=part.num_shards)
         scanned.set_container_image(index_image)
-    snapshot = index_snapshot(run=run, shards=dsl.Collected(scanned.output))
-    snapshot.set_container_image(index_image)
-    with dsl.ParallelFor(planned.outputs["decode_shards"], name="decode-shards") as part:
-        decoded = decode(
-            run=run, snapshot=snapshot.outputs["Output"], shard=part.shard, num_shards=part.num_shards
-        ).set_container_image(train_image)
-    trained = train(run=run, snapshot=snapshot.outputs["Output"], backend=backend)
-    trained.set_container_image(train_image)
+    snapshot = index_snapshot(
+        run=run, shards=dsl.Collected(scanned.output), num_decode_shards=num_decode_shards
+    ).set_container_image(index_image)
+    with dsl.ParallelFor(snapshot.outputs["Output"], name="decode-shards") as part:
+        decoded = decode(run=run, shard=part.shard, num_shards=part.num_shards)
+        decoded.set_container_image(train_image)
+    trained = train(run=run, backend=backend).after(snapshot).set_container_image(train_image)
     with dsl.ParallelFor(trained.outputs["Output"], name="checkpoint-x-task") as pair:
         judged = evaluate(
             run=run, model=pair.model, task=pair.task_name, decoded=dsl.Collected(decoded.output)
