@@ -73,6 +73,11 @@ class RunLayout:
         return f"checkpoints/step-{step:08d}/{COMPLETE}"
 
     @staticmethod
+    def checkpoint_part(step: int, part: str) -> str:
+        """One safetensors file of a checkpoint: student, teacher, optimizer or loss."""
+        return f"checkpoints/step-{step:08d}/{part}.safetensors"
+
+    @staticmethod
     def teacher(model: str) -> str:
         """Folder of one exported teacher; `model` is `step-00000100` or a baseline's name."""
         return f"teachers/{model}/"

@@ -14,6 +14,8 @@ class HeadConfig(Section):
     hidden_dim: int = Field(default=2048, gt=0)
     bottleneck_dim: int = Field(default=256, gt=0)
     num_layers: int = Field(default=3, ge=1)
+    freeze_last_layer_norm: bool = False
+    """Keep the prototypes on the unit sphere (DINO); DINOv2 trains and decays their norms."""
 
 
 class ModelConfig(Section):

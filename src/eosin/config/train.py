@@ -15,7 +15,8 @@ class DinoConfig(Section):
     teacher_temperature_warmup: float = Field(default=0.04, gt=0)
     teacher_temperature_warmup_share: float = Field(default=0.3, ge=0, le=1)
     """Share of all steps over which the teacher's temperature rises."""
-    centering: Literal["softmax", "sinkhorn"] = "sinkhorn"
+    centering: Literal["softmax", "sinkhorn"] | None = None
+    """None: softmax for dino, Sinkhorn-Knopp for dinov2."""
     center_momentum: float = Field(default=0.9, ge=0, le=1)
 
 
@@ -28,7 +29,16 @@ class IbotConfig(Section):
 
 
 class KoLeoConfig(Section):
+    """Entropy of the class-token features of a micro-batch by the distance to the nearest neighbour."""
+
     weight: float = Field(default=0.1, ge=0)
+
+
+class KdeConfig(Section):
+    """Uniformity of the class-token features by a kernel density; usually instead of KoLeo."""
+
+    weight: float = Field(default=0.0, ge=0)
+    concentration: float = Field(default=5.0, gt=0)
 
 
 class OptimizerConfig(Section):
@@ -77,13 +87,40 @@ class TrainConfig(Section):
     dino: DinoConfig = DinoConfig()
     ibot: IbotConfig = IbotConfig()
     koleo: KoLeoConfig = KoLeoConfig()
+    kde: KdeConfig = KdeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     elastic: ElasticConfig = ElasticConfig()
     checkpoint_every_steps: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
+    snapshot_every_steps: int = Field(default=50, ge=1)
+    """Copy the state to host memory so often; a worker told to go publishes the newest copy."""
     export_every_steps: int = Field(default=12_500, ge=1)
     """A teacher is exported every so many steps, and at the end."""
     log_every_steps: int = Field(default=10, ge=1)
+
+    @property
+    def centering(self) -> Literal["softmax", "sinkhorn"]:
+        """How the teacher's logits are centred."""
+        return self.dino.centering or ("softmax" if self.method == "dino" else "sinkhorn")
+
+    @property
+    def uses_ibot(self) -> bool:
+        """The masked-patch loss is part of dinov2 only."""
+        return self.method == "dinov2" and self.ibot.weight > 0 and self.ibot.mask_probability > 0
+
+    @property
+    def koleo_weight(self) -> float:
+        """0 for dino, which has no uniformity term."""
+        return self.koleo.weight if self.method == "dinov2" else 0.0
+
+    @property
+    def kde_weight(self) -> float:
+        return self.kde.weight if self.method == "dinov2" else 0.0
+
+    @property
+    def slot_size(self) -> int:
+        """Patches of one micro-batch."""
+        return self.batch_size // self.num_slots
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

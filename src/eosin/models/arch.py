@@ -1,0 +1,113 @@
+"""timm's VisionTransformer by name and arguments, with errors a person can act on."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import nn
+
+from eosin.config.model import ModelConfig
+from eosin.errors import MissingDependency, UserError
+from eosin.models.torchvision_ops import define_missing_ops
+
+
+def import_timm() -> Any:
+    """The timm module; `MissingDependency` where it is not installed."""
+    define_missing_ops()
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in {"timm", "torchvision"}:
+            raise MissingDependency(error.name, "train") from error
+        raise
+    return timm
+
+
+def resolved_arch_args(config: ModelConfig, global_px: int) -> dict[str, Any]:
+    """Keyword arguments with which `timm.create_model(arch, num_classes=0, **args)` builds the backbone.
+
+    `arch_args` of the configuration win over what follows from the rest of it.
+    """
+    return {
+        "img_size": global_px,
+        "dynamic_img_size": True,
+        "global_pool": "token",
+        "init_values": config.layer_scale or 0.0,
+        **config.arch_args,
+    }
+
+
+def create_vit(arch: str, arch_args: dict[str, Any], *, meta: bool = False) -> nn.Module:
+    """A timm VisionTransformer without a classifier, its weights as torch's global generator draws them.
+
+    `meta`: shapes only, no memory. Raises `UserError` for a name timm does not know (with the nearest
+    ones), an argument it rejects, or a model that is not a plain VisionTransformer with a class token.
+    """
+    timm = import_timm()
+    if not timm.is_model(arch) or "." in arch:
+        raise _unknown(arch, timm)
+    try:
+        with torch.device("meta" if meta else "cpu"):
+            vit = timm.create_model(arch, num_classes=0, pretrained=False, **arch_args)
+    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"timm cannot build {arch} with {arch_args}: {_reason(error)}",
+            hint="change model.arch or model.arch_args",
+        ) from error
+    _require_plain_vit(arch, vit)
+    return vit  # type: ignore[no-any-return]
+
+
+def patch_size_of(vit: nn.Module) -> int:
+    """Side of the square patch a token stands for, px."""
+    return int(vit.patch_embed.patch_size[0])  # type: ignore[union-attr,index]
+
+
+def require_multiple(side_px: int, patch_size: int, name: str) -> None:
+    """Raise `UserError`, with the arithmetic, unless a crop is a whole number of patches."""
+    if side_px % patch_size:
+        whole = side_px // patch_size
+        raise UserError(
+            f"{name} {side_px} is not a multiple of the backbone's patch size {patch_size}: "
+            f"{side_px} = {whole} × {patch_size} + {side_px % patch_size}",
+            hint=f"{whole * patch_size} or {(whole + 1) * patch_size} would do",
+        )
+
+
+def _unknown(arch: str, timm: Any) -> UserError:
+    base = arch.split(".")[0]
+    if base != arch and timm.is_model(base):
+        return UserError(
+            f"model.arch {arch} names pretrained weights",
+            hint=f"write model.arch={base} and model.init=timm:{arch}",
+        )
+    near = difflib.get_close_matches(base, timm.list_models("*vit*"), n=3, cutoff=0.5)
+    return UserError(
+        f"timm {timm.__version__} has no model {arch!r}",
+        hint=f"did you mean {', '.join(near)}?" if near else "timm.list_models('vit*') lists them",
+    )
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return text.split("__init__() ")[-1].splitlines()[0]
+
+
+def _require_plain_vit(arch: str, vit: nn.Module) -> None:
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    problem = ""
+    if not isinstance(vit, VisionTransformer):
+        problem = f"is a {type(vit).__name__}, not a VisionTransformer"
+    elif vit.cls_token is None:
+        problem = "has no class token"
+    elif vit.pos_embed is None:
+        problem = "has no position embedding"
+    elif not all(isinstance(block, Block) for block in vit.blocks):
+        problem = f"has blocks of {type(vit.blocks[0]).__name__}, whose drop path is not known"
+    elif not vit.dynamic_img_size:
+        problem = "was asked for a fixed image size, and crops have two sizes"
+    if problem:
+        raise UserError(f"{arch} {problem}", hint="take a plain one, such as vit_small_patch16_224")

@@ -1,0 +1,126 @@
+"""Teachers in and out: safetensors that plain timm loads, and a card that says what they are."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from eosin.config import RunConfig
+from eosin.errors import PermanentError, UserError
+from eosin.layout import RANDOM_INIT, RunLayout
+from eosin.models.arch import create_vit, resolved_arch_args
+from eosin.models.backbone import Backbone
+from eosin.models.network import build_network
+from eosin.records import TeacherCard
+from eosin.storage import NotFound, Store, join_uri, open_store
+
+
+def make_card(
+    config: RunConfig, name: str, step: int | None, vit: nn.Module, *, sha256: str = "", snapshot_id: str = ""
+) -> TeacherCard:
+    """The card of a teacher that the run of `config` trained."""
+    args = resolved_arch_args(config.model, config.augment.global_px)
+    return TeacherCard(
+        name=name,
+        step=step,
+        arch=config.model.arch,
+        arch_args=args,
+        img_px=int(args["img_size"]),
+        num_features=int(vit.num_features),  # type: ignore[arg-type]
+        mean=config.augment.mean,
+        std=config.augment.std,
+        mpp=config.patches.mpp,
+        weights_sha256=sha256,
+        config_digest=config.digest(),
+        snapshot_id=snapshot_id,
+        eosin_version=version("eosin"),
+    )
+
+
+def export_teacher(
+    store: Store, name: str, backbone: Backbone, *, config: RunConfig, step: int | None, snapshot_id: str = ""
+) -> TeacherCard:
+    """Publish `backbone` (less its mask token) under `teachers/NAME/` of the run `store` is open at.
+
+    Weights first, card last; a teacher that is already whole is left as it is and its card returned.
+    """
+    try:
+        return TeacherCard.from_json(
+            store.get(RunLayout.teacher_card(name)), source=_card_uri(store.uri, name)
+        )
+    except NotFound:
+        pass
+    weights = save(
+        {key: value.detach().cpu().contiguous() for key, value in backbone.vit.state_dict().items()}
+    )
+    digest = hashlib.sha256(weights).hexdigest()
+    card = make_card(config, name, step, backbone.vit, sha256=digest, snapshot_id=snapshot_id)
+    store.put(RunLayout.teacher_weights(name), weights)
+    store.put(RunLayout.teacher_card(name), card.to_json())
+    return card
+
+
+def load_teacher(uri: str, name: str) -> tuple[nn.Module, TeacherCard]:
+    """An exported teacher as a plain timm model in evaluation mode, float32, on the CPU.
+
+    `uri`: a run (the teacher is `teachers/NAME/` in it) or the folder that holds model.json. The model
+    maps images [n, 3, H, W], normalised by the card's mean and std, to features [n, num_features].
+    Raises `UserError` where there is no such teacher, `PermanentError` where its bytes are damaged.
+    """
+    folder = join_uri(uri, RunLayout.teacher(name))
+    store = open_store(folder)
+    try:
+        data = store.get("model.json")
+    except NotFound:
+        folder, store = uri, open_store(uri)
+        data = _card_at_root(store, uri, name)
+    card = TeacherCard.from_json(data, source=join_uri(folder, "model.json"))
+    model = create_vit(card.arch, card.arch_args)
+    _load_weights(model, card, store)
+    return model.eval().requires_grad_(False), card
+
+
+def random_init(config: RunConfig) -> tuple[nn.Module, TeacherCard]:
+    """The baseline every teacher is judged against: the network of this seed before any step.
+
+    Where `model.init` is random it is exactly what training starts from.
+    """
+    vit = build_network(config).backbone.vit
+    weights = save({key: value.contiguous() for key, value in vit.state_dict().items()})
+    card = make_card(config, RANDOM_INIT, 0, vit, sha256=hashlib.sha256(weights).hexdigest())
+    return vit.eval().requires_grad_(False), card
+
+
+def _card_at_root(store: Store, uri: str, name: str) -> bytes:
+    try:
+        return store.get("model.json")
+    except NotFound:
+        raise UserError(
+            f"no teacher {name} at {uri}",
+            hint="`eosin status RUN` lists the exported teachers",
+        ) from None
+
+
+def _load_weights(model: nn.Module, card: TeacherCard, store: Store) -> None:
+    source = join_uri(store.uri, "model.safetensors")
+    try:
+        weights = store.get("model.safetensors")
+    except NotFound:
+        raise PermanentError(f"{source} is missing, though its card is there") from None
+    if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
+        raise PermanentError(
+            f"{source} is not the file its card describes (SHA-256 differs)",
+            hint="delete the teacher's folder and run training again: it is exported anew",
+        )
+    try:
+        model.load_state_dict(load(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise PermanentError(f"{source} does not fit its card: {str(error).splitlines()[0]}") from error
+
+
+def _card_uri(run_uri: str, name: str) -> str:
+    return join_uri(run_uri, RunLayout.teacher_card(name))

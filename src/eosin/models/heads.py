@@ -1,0 +1,55 @@
+"""The projection head: an MLP to a bottleneck on the unit sphere, then a weight-normed prototype layer."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eosin.config.model import HeadConfig
+
+
+class PrototypeLayer(nn.Module):
+    """Linear without bias whose rows are `weight_g` · `weight_v` / ‖`weight_v`‖ (weight normalisation)."""
+
+    def __init__(self, bottleneck_dim: int, num_prototypes: int, *, freeze_norm: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not freeze_norm)
+        self.weight_v = nn.Parameter(torch.empty(num_prototypes, bottleneck_dim))
+        nn.init.trunc_normal_(self.weight_v, std=0.02)
+
+    def weight(self) -> Tensor:
+        """Prototypes [num_prototypes, bottleneck_dim]."""
+        norm: Tensor = self.weight_v.norm(dim=1, keepdim=True)
+        return self.weight_g * (self.weight_v / norm)
+
+
+class ProjectionHead(nn.Module):
+    """dim → hidden → … → bottleneck (GELU between), L2-normalised; logits against the prototypes.
+
+    `forward` stops at the bottleneck: logits are [rows, num_prototypes] in float32 and are made in
+    chunks by whoever needs them (`eosin.training.losses`).
+    """
+
+    def __init__(self, in_dim: int, config: HeadConfig) -> None:
+        super().__init__()
+        inner = [config.hidden_dim] * (config.num_layers - 1)
+        dims = [in_dim, *inner, config.bottleneck_dim]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(dims):
+            layers += [nn.Linear(fan_in, fan_out), nn.GELU()]
+        self.mlp = nn.Sequential(*layers[:-1])
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer = PrototypeLayer(
+            config.bottleneck_dim, config.num_prototypes, freeze_norm=config.freeze_last_layer_norm
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Unit vectors [rows, bottleneck_dim] of `x` [rows, in_dim]."""
+        x = self.mlp(x)
+        return F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)

@@ -1,0 +1,139 @@
+"""Warm starts: weights from timm or from a safetensors file, and what became of each tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from eosin.errors import TransientError, UserError
+from eosin.models.arch import import_timm
+from eosin.models.backbone import Backbone
+from eosin.storage import NotFound, open_store, split_uri
+
+# Wrappers under which other codes store a backbone, longest first.
+_PREFIXES = ("teacher.backbone.", "student.backbone.", "backbone.vit.", "module.backbone.",
+             "teacher.", "backbone.", "module.", "model.")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What `model.init` did, tensor by tensor (names of the timm model)."""
+
+    source: str
+    loaded: tuple[str, ...] = ()
+    interpolated: tuple[str, ...] = ()
+    """Loaded after resampling: position and patch embeddings of another size."""
+    dropped: tuple[str, ...] = ()
+    """In the file, not in the model, or of another shape."""
+    missing: tuple[str, ...] = ()
+    """In the model, not in the file: as randomly drawn."""
+    identity_layer_scale: bool = False
+    """The file has no LayerScale: ours begins at 1, which leaves the loaded function as it was."""
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "num_loaded": len(self.loaded),
+            "interpolated": list(self.interpolated),
+            "dropped": list(self.dropped),
+            "missing": list(self.missing),
+            "identity_layer_scale": self.identity_layer_scale,
+        }
+
+
+def initialize(backbone: Backbone, source: str) -> InitReport:
+    """Load `source` (`random`, `timm:NAME`, or the URI of a safetensors file) into `backbone`.
+
+    Raises `UserError` where the name or file is not there, is not safetensors, or fits nothing.
+    """
+    if source == "random":
+        return InitReport(source)
+    state = _from_timm(source[5:]) if source.startswith("timm:") else _from_uri(source)
+    return load_weights(backbone, state, source)
+
+
+def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> InitReport:
+    """Load a state dict in timm's or DINOv2's own layout; sizes that differ are resampled bicubically."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    state = _strip_prefix(state)
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    mask_token = state.get("mask_token")
+    converted = checkpoint_filter_fn(dict(state), backbone.vit)
+    own = backbone.vit.state_dict()
+    fits = {
+        name: value for name, value in converted.items() if name in own and value.shape == own[name].shape
+    }
+    if "patch_embed.proj.weight" not in fits or not any(name.startswith("blocks.") for name in fits):
+        raise UserError(
+            f"model.init {source}: the weights do not fit model.arch ({len(fits)} of {len(own)} tensors do)",
+            hint="the embedding width, depth and layer names must be those of model.arch",
+        )
+    missing = [name for name in own if name not in fits]
+    identity = _layer_scale_to_one(own, missing)
+    backbone.vit.load_state_dict({**own, **fits})
+    if mask_token is not None and mask_token.numel() == backbone.mask_token.numel():
+        with torch.no_grad():
+            backbone.mask_token.copy_(mask_token.view_as(backbone.mask_token))
+    resampled = [name for name in fits if name in shapes and shapes[name] != tuple(fits[name].shape)]
+    return InitReport(
+        source,
+        loaded=tuple(fits),
+        interpolated=tuple(resampled),
+        dropped=tuple(name for name in converted if name not in fits),
+        missing=tuple(missing),
+        identity_layer_scale=identity,
+    )
+
+
+def _layer_scale_to_one(own: dict[str, Tensor], missing: list[str]) -> bool:
+    scales = [name for name in own if name.endswith((".ls1.gamma", ".ls2.gamma"))]
+    if not scales or any(name not in missing for name in scales):
+        return False
+    for name in scales:
+        own[name] = torch.ones_like(own[name])
+    return True
+
+
+def _strip_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's tensors under their bare names, whatever wrapper they were stored under."""
+    for prefix in _PREFIXES:
+        if f"{prefix}patch_embed.proj.weight" in state:
+            return {
+                name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+            }
+    return state
+
+
+def _from_uri(uri: str) -> dict[str, Tensor]:
+    folder, _, name = uri.rpartition("/")
+    if not folder or not name:
+        raise UserError(f"model.init {uri!r} is neither random, timm:NAME nor a URI")
+    split_uri(folder)
+    try:
+        return load(open_store(folder).get(name))
+    except NotFound:
+        raise UserError(f"model.init: there is no {uri}") from None
+    except SafetensorError as error:
+        raise UserError(f"model.init: {uri} is not a safetensors file: {error}") from error
+
+
+def _from_timm(name: str) -> dict[str, Tensor]:
+    timm = import_timm()
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(f"model.init: timm {timm.__version__} has no model {name!r}")
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"model.init timm:{name}: {error}") from error
+    except Exception as error:  # whatever the hub's client raises: no network, throttled, gone
+        raise TransientError(
+            f"model.init timm:{name}: the weights could not be fetched: {error}",
+            hint="without internet, put the safetensors file in the bucket and give its URI",
+        ) from error
+    return dict(model.state_dict())

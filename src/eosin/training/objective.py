@@ -1,0 +1,155 @@
+"""The whole loss: the teacher's targets over all slots first, then each slot's share of the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from eosin.config.train import TrainConfig
+from eosin.models.heads import ProjectionHead
+from eosin.models.network import Network
+from eosin.training.losses.cross_entropy import Prototypes, dino_terms, ibot_sum
+from eosin.training.losses.sinkhorn import sinkhorn_shift
+from eosin.training.losses.uniformity import kde, koleo
+from eosin.training.slots import Slot
+from eosin.training.world import World
+
+TERMS = ("dino_local", "dino_global", "ibot", "koleo", "kde")
+
+
+@dataclass
+class Centers:
+    """Running means of the teacher's logits [K], used by softmax centring only."""
+
+    dino: Tensor
+    ibot: Tensor | None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The teacher's view of the batch: bottleneck features by slot and how to read them."""
+
+    dino: Prototypes
+    ibot: Prototypes
+    tokens: dict[int, Tensor] = field(default_factory=dict)
+    """[2, n, d] class tokens of the global views."""
+    patches: dict[int, Tensor] = field(default_factory=dict)
+    """[masked, d] patches that the student does not see."""
+
+
+class Objective:
+    """DINO or DINOv2 over a batch of `config.batch_size` patches in `config.num_slots` slots."""
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self._config = config
+        self._world = world
+
+    def new_centers(self, network: Network) -> Centers:
+        def zeros(head: ProjectionHead) -> Tensor:
+            return torch.zeros(head.last_layer.weight_v.shape[0], device=self._world.device)
+
+        ibot = zeros(network.patch_head) if self._config.uses_ibot else None
+        return Centers(zeros(network.dino_head), ibot)
+
+    @torch.no_grad()
+    def targets(
+        self, teacher: Network, slots: Mapping[int, Slot], centers: Centers, temperature: float
+    ) -> Targets:
+        """Run the teacher over this rank's slots and settle the global statistics of its logits.
+
+        Softmax centring uses the centres of the steps before and then moves `centers`, in place.
+        """
+        tokens, patches = {}, {}
+        for slot, views in slots.items():
+            tokens[slot], patches[slot] = _teacher_features(teacher, views, self._config.uses_ibot)
+        dino = Prototypes(teacher.dino_head.last_layer.weight(), temperature)
+        ibot = Prototypes(teacher.patch_head.last_layer.weight(), temperature)
+        dino = self._centred(dino, {s: z.flatten(0, 1) for s, z in tokens.items()}, centers.dino)
+        if centers.ibot is not None:
+            ibot = self._centred(ibot, patches, centers.ibot)
+        return Targets(dino, ibot, tokens, patches)
+
+    def slot_terms(self, student: Network, index: int, slot: Slot, targets: Targets) -> Tensor:
+        """This slot's share of every term in `TERMS` and of the teacher's entropy, float32 [6].
+
+        Shares add up over the slots of all ranks to the batch's loss, weights and means included.
+        """
+        config = self._config
+        tokens = student.backbone(slot.global_crops.flatten(0, 1), slot.masks, slot.global_drop)
+        views = tokens[:, 0].unflatten(0, slot.global_crops.shape[:2])
+        local = _local_tokens(student, slot, views)
+        features = student.dino_head(torch.cat([views.flatten(0, 1), local.flatten(0, 1)]))
+        num_global = views.shape[0] * views.shape[1]
+        dino = dino_terms(
+            features[:num_global].unflatten(0, views.shape[:2]),
+            features[num_global:].unflatten(0, local.shape[:2]),
+            targets.tokens[index],
+            Prototypes(student.dino_head.last_layer.weight(), config.dino.student_temperature),
+            targets.dino,
+        )
+        num_pairs = 2 + 2 * local.shape[0]
+        dino = dino / torch.tensor([num_pairs, num_pairs, 2], device=dino.device) / config.batch_size
+        ibot = self._ibot(student, index, tokens, slot, targets)
+        spread = [self._koleo(views), self._kde(views)]
+        return torch.stack([dino[0], dino[1], ibot, *spread, dino[2]])
+
+    def _ibot(self, student: Network, index: int, tokens: Tensor, slot: Slot, targets: Targets) -> Tensor:
+        if slot.masks is None:
+            return tokens.new_zeros((), dtype=torch.float32)
+        hidden = tokens[:, student.backbone.num_prefix_tokens :][slot.masks]
+        counts = slot.masks.sum(1, keepdim=True).clamp(min=1)
+        weights = (1.0 / counts).expand_as(slot.masks)[slot.masks]
+        prototypes = Prototypes(student.patch_head.last_layer.weight(), self._config.dino.student_temperature)
+        total = ibot_sum(
+            student.patch_head(hidden), targets.patches[index], weights, prototypes, targets.ibot
+        )
+        # Divided by all global crops, the unmasked included, as the reference does.
+        return self._config.ibot.weight * total / (2 * self._config.batch_size)
+
+    def _koleo(self, views: Tensor) -> Tensor:
+        weight = self._config.koleo_weight / self._config.num_slots
+        return weight * (koleo(views[0]) + koleo(views[1])) if weight else views.new_zeros(()).float()
+
+    def _kde(self, views: Tensor) -> Tensor:
+        weight, kappa = self._config.kde_weight / self._config.num_slots, self._config.kde.concentration
+        return (
+            weight * (kde(views[0], kappa) + kde(views[1], kappa)) if weight else views.new_zeros(()).float()
+        )
+
+    def _centred(self, prototypes: Prototypes, features: dict[int, Tensor], center: Tensor) -> Prototypes:
+        if self._config.centering == "sinkhorn":
+            shift = sinkhorn_shift(features, prototypes, self._world)
+        else:
+            shift = -center / prototypes.temperature
+            self._move_center(center, prototypes, features)
+        return Prototypes(prototypes.weight, prototypes.temperature, shift)
+
+    def _move_center(self, center: Tensor, prototypes: Prototypes, features: dict[int, Tensor]) -> None:
+        plain = Prototypes(prototypes.weight, 1.0)
+        ones = torch.ones(1, device=center.device)
+        sums = {
+            slot: torch.cat([plain.scores(rows).sum(0), ones * rows.shape[0]])
+            for slot, rows in features.items()
+        }
+        total = self._world.sum_over_slots(sums, torch.cat([center, ones]))
+        momentum = self._config.dino.center_momentum
+        center.mul_(momentum).add_(total[:-1] / total[-1].clamp(min=1), alpha=1 - momentum)
+
+
+def _teacher_features(teacher: Network, slot: Slot, wants_patches: bool) -> tuple[Tensor, Tensor]:
+    tokens = teacher.backbone(slot.global_crops.flatten(0, 1))
+    views = teacher.dino_head(tokens[:, 0]).unflatten(0, slot.global_crops.shape[:2])
+    if not wants_patches or slot.masks is None:
+        return views, views.new_zeros(0, views.shape[-1])
+    return views, teacher.patch_head(tokens[:, teacher.backbone.num_prefix_tokens :][slot.masks])
+
+
+def _local_tokens(student: Network, slot: Slot, views: Tensor) -> Tensor:
+    """Class tokens [num_local, n, dim] of the local crops."""
+    if slot.local_crops.shape[0] == 0:
+        return views[:0]
+    tokens: Tensor = student.backbone(slot.local_crops.flatten(0, 1), drop=slot.local_drop)
+    return tokens[:, 0].view(*slot.local_crops.shape[:2], -1)

@@ -1,0 +1,73 @@
+"""What one slot (micro-batch) of one step is made of; nothing here knows the world size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eosin.config import RunConfig
+from eosin.models.drop_path import KEEP_ALL, DropPath, draw_drop_path
+from eosin.training.masks import draw_masks
+
+_MASKS, _DROP_PATH = 1, 2
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Views of n patches. `masks`: bool [2 n, patches], view-major, or None without iBOT."""
+
+    global_crops: Tensor
+    """[2, n, 3, G, G], normalised."""
+    local_crops: Tensor
+    """[num_local, n, 3, L, L]."""
+    masks: Tensor | None = None
+    global_drop: DropPath = KEEP_ALL
+    local_drop: DropPath = KEEP_ALL
+
+
+def slot_indices(slot: int, slot_size: int) -> range:
+    """Sample indices of a slot within its step's batch."""
+    return range(slot * slot_size, (slot + 1) * slot_size)
+
+
+def batch_indices(slots: Sequence[int], slot_size: int) -> list[int]:
+    """Sample indices of several slots, in slot order."""
+    return [index for slot in slots for index in slot_indices(slot, slot_size)]
+
+
+class SlotMaker:
+    """Adds what is drawn for a micro-batch together: masks and drop path, pure in (seed, step, slot)."""
+
+    def __init__(self, config: RunConfig, *, grid: int, depth: int, device: torch.device) -> None:
+        """`grid`: patches along a side of a global crop; `depth`: blocks of the backbone."""
+        self._config = config
+        self._grid = grid
+        self._depth = depth
+        self._device = device
+
+    def make(self, step: int, slot: int, global_crops: Tensor, local_crops: Tensor) -> Slot:
+        """The slot of `global_crops` [2, n, 3, G, G] and `local_crops` [num_local, n, 3, L, L]."""
+        drops = self._rng(_DROP_PATH, step, slot)
+        rate = self._config.model.drop_path
+        return Slot(
+            global_crops,
+            local_crops,
+            self._masks(step, slot, 2 * global_crops.shape[1]),
+            draw_drop_path(rate, self._depth, 2 * global_crops.shape[1], drops, self._device),
+            draw_drop_path(
+                rate, self._depth, local_crops.shape[0] * local_crops.shape[1], drops, self._device
+            ),
+        )
+
+    def _masks(self, step: int, slot: int, num_crops: int) -> Tensor | None:
+        if not self._config.train.uses_ibot:
+            return None
+        masks = draw_masks(self._config.train.ibot, num_crops, self._grid, self._rng(_MASKS, step, slot))
+        return torch.from_numpy(masks).to(self._device)
+
+    def _rng(self, purpose: int, step: int, slot: int) -> np.random.Generator:
+        return np.random.default_rng([self._config.seed, purpose, step, slot])

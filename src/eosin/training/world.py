@@ -1,0 +1,77 @@
+"""Who does which part of the batch, and sums over all of it.
+
+The batch is cut into a fixed number of slots; ranks own consecutive slots, in uneven shares where they
+must. Whatever crosses samples is a sum or a maximum over slots, taken here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def share_of(rank: int, world_size: int, num_slots: int) -> range:
+    """Slots of `rank`: consecutive, shares differing by at most one (8 slots, 3 ranks: 3, 3, 2)."""
+    each, extra = divmod(num_slots, world_size)
+    start = rank * each + min(rank, extra)
+    return range(start, start + each + (rank < extra))
+
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`. With `deterministic`, sums run in slot order whatever the world size."""
+
+    num_slots: int
+    rank: int = 0
+    size: int = 1
+    deterministic: bool = False
+    device: torch.device = _CPU
+
+    @property
+    def own_slots(self) -> range:
+        return share_of(self.rank, self.size, self.num_slots)
+
+    def sum_over_slots(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
+        """Σ over all slots of all ranks of the tensors in `parts` (own slots), shaped as `like`."""
+        if self.deterministic:
+            return self._sum_in_slot_order(parts, like)
+        total = torch.zeros_like(like)
+        for slot in sorted(parts):
+            total += parts[slot]
+        return self.all_reduce(total)
+
+    def max_over_slots(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
+        """Element-wise maximum over all slots; exact in any order."""
+        largest = torch.full_like(like, -torch.inf)
+        for part in parts.values():
+            largest = torch.maximum(largest, part)
+        if self.size > 1:
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return largest
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, tensor: Tensor, source: int = 0) -> Tensor:
+        """`tensor` of rank `source` on every rank, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=source)
+        return tensor
+
+    def _sum_in_slot_order(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
+        total = torch.zeros_like(like)
+        for rank in range(self.size):
+            for slot in share_of(rank, self.size, self.num_slots):
+                part = parts[slot].contiguous().clone() if rank == self.rank else torch.empty_like(like)
+                total += self.broadcast(part, rank)
+        return total
