@@ -1,0 +1,122 @@
+"""The demo as a person runs it: to its end, killed, twice at once, on bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eosin.slides.synthetic import SyntheticConfig, write_dataset
+from tests.support import demo
+
+pytestmark = pytest.mark.e2e
+
+SMALL = SyntheticConfig(
+    num_slides=3, width_px=1200, height_px=1100, labelled_patients=3, labelled_per_class=3, seed=5
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("my slides ü")
+    write_dataset(folder, SMALL)
+    return folder
+
+
+def settings_of(dataset: Path) -> tuple[str, ...]:
+    labelled = json.dumps((dataset / "labelled").as_uri())
+    probe = "{num_steps: 40, num_runs: 2}"
+    tasks = (
+        "[{kind: unsupervised, name: heldout}, "
+        f"{{kind: knn, name: textures-knn, dataset: {labelled}, k: 5}}, "
+        f"{{kind: linear-probe, name: textures-linear, dataset: {labelled}, probe: {probe}}}]"
+    )
+    return (*demo.TINY, f"evaluate.tasks={tasks}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> demo.Finished:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return demo.run(folder, "--slides", str(dataset / "slides"), settings=settings_of(dataset))
+
+
+def results(finished: demo.Finished) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = finished.summary()["results"]
+    return rows
+
+
+def test_demo_ends_with_a_report_and_every_evaluation(undisturbed: demo.Finished) -> None:
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    rows = results(undisturbed)
+    assert {row["model"] for row in rows} == {"random-init", "step-00000003", "step-00000006"}
+    assert {row["task"] for row in rows} == {"heldout", "textures-knn", "textures-linear"}
+    assert {row["status"] for row in rows} == {"ok"}
+    assert all(row["step"] == 0 for row in rows if row["model"] == "random-init")
+
+
+def test_demo_shows_every_step(undisturbed: demo.Finished) -> None:
+    for step in ("index ·", "decode ·", "train", "evaluate ·", "summarize ·"):
+        assert f"▸ {step}" in undisturbed.stderr
+
+
+def test_report_is_one_offline_file(undisturbed: demo.Finished) -> None:
+    html = Path(undisturbed.stdout.splitlines()[-1].removeprefix("report: ")).read_text()
+    assert "<svg" in html and 'src="http' not in html and 'href="http' not in html.replace("w3.org", "")
+
+
+def test_killed_anywhere_and_run_again_ends_the_same(
+    dataset: Path, undisturbed: demo.Finished, tmp_path: Path
+) -> None:
+    arguments = ("--slides", str(dataset / "slides"))
+    settings = settings_of(dataset)
+    for moment in ("▸ index · publish", "step 3/6", "▸ evaluate", "▸ summarize"):
+        process = demo.start(tmp_path, *arguments, settings=settings)
+        assert demo.kill_when(process, moment), f"the demo never showed {moment!r}"
+    finished = demo.run(tmp_path, *arguments, settings=settings)
+    assert finished.returncode == 0, finished.stderr
+    assert results(finished) == results(undisturbed)
+
+
+def test_nothing_outlives_a_killed_demo(dataset: Path, tmp_path: Path) -> None:
+    process = demo.start(tmp_path, "--slides", str(dataset / "slides"), settings=settings_of(dataset))
+    assert demo.kill_when(process, "step 2/6")
+    deadline_s = time.monotonic() + 20
+    while (left := _mentioning(tmp_path)) and time.monotonic() < deadline_s:
+        time.sleep(0.5)
+    assert not left
+
+
+def test_run_again_recomputes_nothing(dataset: Path, undisturbed: demo.Finished) -> None:
+    folder = Path(undisturbed.stdout.splitlines()[-1].removeprefix("report: ")).parents[2]
+    again = demo.run(folder, "--slides", str(dataset / "slides"), settings=settings_of(dataset))
+    assert again.returncode == 0, again.stderr
+    assert results(again) == results(undisturbed)
+    assert "step 1/6" not in again.stderr
+
+
+def test_second_demo_in_the_same_folder_is_refused(dataset: Path, tmp_path: Path) -> None:
+    first = demo.start(tmp_path, "--slides", str(dataset / "slides"))
+    try:
+        _wait_for_lock(tmp_path)
+        second = demo.run(tmp_path, "--slides", str(dataset / "slides"))
+    finally:
+        demo.kill_group(first)
+        first.communicate()
+    assert second.returncode == 2 and "already running" in second.stderr
+
+
+def _wait_for_lock(folder: Path) -> None:
+    deadline_s = time.monotonic() + 30
+    while not (folder / "lock").is_file() or not (folder / "lock").read_text():
+        assert time.monotonic() < deadline_s, "the first demo never took its lock"
+        time.sleep(0.05)
+
+
+def _mentioning(folder: Path) -> list[str]:
+    """Command lines of live processes that name `folder`."""
+    listed = subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True).stdout
+    return [line for line in listed.splitlines() if str(folder) in line and " Z" not in line]

@@ -1,0 +1,89 @@
+"""Run `eosin demo` as a person does: as a command in a process group of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# A pipeline of seconds: enough steps for two exports, few patches everywhere.
+TINY = (
+    "train.num_steps=6", "train.batch_size=8", "train.num_slots=4", "train.export_every_steps=3",
+    "train.checkpoint_every_steps=2", "train.log_every_steps=1", "train.optimizer.warmup_steps=2",
+    "augment.num_local=2", "patches.heldout.num_patches=24",
+    "model.arch_args={patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}",
+    "model.dino_head={num_prototypes: 64, hidden_dim: 32, bottleneck_dim: 16}",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finished:
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json beside the report that the last line names."""
+        last = self.stdout.splitlines()[-1]
+        assert last.startswith("report: "), self.stdout + self.stderr
+        loaded: dict[str, Any] = json.loads(
+            Path(last.removeprefix("report: ")).with_name("summary.json").read_text()
+        )
+        return loaded
+
+
+def start(folder: Path, *arguments: str, settings: Sequence[str] = TINY) -> subprocess.Popen[str]:
+    """Start the demo in `folder`; its output is piped."""
+    command = [sys.executable, "-m", "eosin", "demo", "--folder", str(folder), *arguments]
+    for setting in settings:
+        command += ["--set", setting]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "EOSIN_"))}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> Finished:
+    """Wait for the demo to end; kills its group where it does not."""
+    try:
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill_group(process)
+        stdout, stderr = process.communicate()
+        raise AssertionError(f"the demo did not end in {timeout_s} s:\n{stderr}") from None
+    return Finished(process.returncode, stdout, stderr)
+
+
+def run(folder: Path, *arguments: str, settings: Sequence[str] = TINY) -> Finished:
+    """The demo from start to end."""
+    return finish(start(folder, *arguments, settings=settings))
+
+
+def kill_when(process: subprocess.Popen[str], text: str, timeout_s: float = 240) -> bool:
+    """kill -9 the whole process group once `text` shows on standard error; False if it never does."""
+    assert process.stderr is not None
+    alarm = threading.Timer(timeout_s, kill_group, [process])
+    alarm.start()
+    try:
+        seen = any(text in line for line in process.stderr)
+    finally:
+        alarm.cancel()
+    kill_group(process)
+    process.wait()
+    return seen
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the process group, as a lost machine or an impatient person would."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
