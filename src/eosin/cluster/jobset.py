@@ -124,7 +124,7 @@ def _metadata(
         labels["kueue.x-k8s.io/priority-class"] = cluster.queue_priority_class
     metadata: Manifest = {
         "name": name,
-        "namespace": namespace or cluster.namespace,
+        "namespace": namespace or cluster.namespace or "eosin",
         "labels": labels,
         "annotations": {names.RUN_ANNOTATION: run_uri, names.CONFIG_ANNOTATION: config.digest()},
     }

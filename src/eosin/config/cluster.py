@@ -94,9 +94,10 @@ class RendezvousConfig(Section):
 
 
 class ClusterConfig(Section):
-    namespace: str = "eosin"
+    namespace: str = ""
+    """Empty: that of the pod that submits, then that of the kubectl context, then `eosin`."""
     image: str = ""
-    """Image of the training pods; empty: the environment variable EOSIN_TRAIN_IMAGE."""
+    """Image of the training pods; empty: EOSIN_TRAIN_IMAGE, then the image of the pod that submits."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     service_account: str = "eosin-train"

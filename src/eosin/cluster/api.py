@@ -1,0 +1,347 @@
+"""The few calls eosin makes to a Kubernetes API server, with their errors in a person's words.
+
+Objects are plain JSON: what a newer server adds is carried along instead of failing to parse.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from eosin.cluster import names
+from eosin.errors import MissingDependency, TransientError, UserError
+
+Manifest = dict[str, Any]
+
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_ATTEMPTS = 5
+_BACKOFF_S = 0.5
+_REQUEST_TIMEOUT_S = (5, 60)
+_WATCH_SLACK_S = 15
+_TRANSIENT = {0, 408, 429, 500, 502, 503, 504}
+
+
+class AlreadyExists(Exception):
+    """An object of that name is there (HTTP 409)."""
+
+
+class Missing(Exception):
+    """No such object, or no such API (HTTP 404)."""
+
+
+class Expired(Exception):
+    """The watch began at a resource version the server has forgotten (HTTP 410)."""
+
+
+class Interrupted(Exception):
+    """A stream broke off in the middle."""
+
+
+class Cluster:
+    """A connection to one namespace. Calls that only read are retried; so is all that is idempotent.
+
+    Raises `UserError` for what a person must change (credentials, RBAC, a refused object), with the
+    object and the fix; `TransientError` when the server stays out of reach.
+    """
+
+    def __init__(self, client: Any, namespace: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        from kubernetes.client import AuthorizationV1Api, CoreV1Api, CustomObjectsApi, PolicyV1Api, VersionApi
+
+        self.namespace = namespace
+        self._sleep = sleep
+        self.core = CoreV1Api(client)
+        self.custom = CustomObjectsApi(client)
+        self._policy = PolicyV1Api(client)
+        self._authorization = AuthorizationV1Api(client)
+        self._version = VersionApi(client)
+
+    def server_version(self) -> str:
+        return str(self._read("reading the server's version", self._version.get_code)["gitVersion"])
+
+    def create_jobset(self, manifest: Manifest) -> Manifest:
+        """Raises `AlreadyExists` where the name is taken, `Missing` where JobSet is not installed."""
+        return self._custom(
+            f"creating JobSet {manifest['metadata']['name']}",
+            self.custom.create_namespaced_custom_object,
+            names.JOBSET_PLURAL,
+            manifest,
+        )
+
+    def get_jobset(self, name: str) -> Manifest | None:
+        try:
+            return self._custom(
+                f"reading JobSet {name}",
+                self.custom.get_namespaced_custom_object,
+                names.JOBSET_PLURAL,
+                name,
+            )
+        except Missing:
+            return None
+
+    def delete_jobset(self, name: str, uid: str) -> None:
+        """Delete this very JobSet and its pods; one that is gone, or another of its name, stays as it is."""
+        from kubernetes.client import V1DeleteOptions, V1Preconditions
+
+        body = V1DeleteOptions(propagation_policy="Foreground", preconditions=V1Preconditions(uid=uid))
+        try:
+            self._custom(
+                f"deleting JobSet {name}",
+                self.custom.delete_namespaced_custom_object,
+                names.JOBSET_PLURAL,
+                name,
+                body=body,
+            )
+        except (Missing, AlreadyExists):  # a failed precondition is a 409
+            return
+
+    def watch_jobset(self, name: str, resource_version: str, timeout_s: int) -> Iterator[Manifest]:
+        """States of one JobSet from `resource_version` on, until the server closes after `timeout_s`.
+
+        Raises `Expired` and `Interrupted`; the caller reads the object again and goes on.
+        """
+        return self._stream(
+            timeout_s,
+            names.JOBSET_GROUP,
+            names.JOBSET_VERSION,
+            self.namespace,
+            names.JOBSET_PLURAL,
+            field_selector=f"metadata.name={name}",
+            resource_version=resource_version,
+        )
+
+    def create_budget(self, manifest: Manifest) -> None:
+        """Create a PodDisruptionBudget; one of that name is left as it is."""
+        try:
+            self._read(
+                f"creating PodDisruptionBudget {manifest['metadata']['name']}",
+                self._policy.create_namespaced_pod_disruption_budget,
+                self.namespace,
+                manifest,
+            )
+        except AlreadyExists:
+            return
+
+    def list_pods(self, jobset: str) -> list[Manifest]:
+        listed = self._read(
+            f"listing the pods of {jobset}",
+            self.core.list_namespaced_pod,
+            self.namespace,
+            label_selector=f"{names.JOBSET_NAME_LABEL}={jobset}",
+        )
+        return list(listed["items"])
+
+    def get_pod(self, name: str) -> Manifest:
+        return self._read(f"reading pod {name}", self.core.read_namespaced_pod, name, self.namespace)
+
+    def warnings(self, prefix: str) -> list[Manifest]:
+        """Warning events of objects whose name starts with `prefix`."""
+        listed = self._read(
+            "listing events",
+            self.core.list_namespaced_event,
+            self.namespace,
+            field_selector="type=Warning",
+        )
+        return [
+            event for event in listed["items"] if event["involvedObject"].get("name", "").startswith(prefix)
+        ]
+
+    def pod_log(self, pod: str, container: str, *, tail_lines: int) -> list[str]:
+        """The last lines of a container's log; none where the pod or its log is gone."""
+        try:
+            response = self._call(
+                f"reading the log of {pod}",
+                self.core.read_namespaced_pod_log,
+                pod,
+                self.namespace,
+                container=container,
+                tail_lines=tail_lines,
+            )
+        except (Missing, UserError):
+            return []
+        return str(response.data.decode(errors="replace")).splitlines()
+
+    def follow_pod_log(self, pod: str, container: str, since_s: int | None) -> Iterator[str]:
+        """Lines of a running container, each with its timestamp before it, until the container ends.
+
+        `since_s` leaves out what is older than so many seconds. Raises `Interrupted`, `Missing`.
+        """
+        more = {} if since_s is None else {"since_seconds": since_s}
+        response = self._call(
+            f"following the log of {pod}",
+            self.core.read_namespaced_pod_log,
+            pod,
+            self.namespace,
+            container=container,
+            follow=True,
+            timestamps=True,
+            _request_timeout=(_REQUEST_TIMEOUT_S[0], None),
+            **more,
+        )
+        return _lines(response)
+
+    def get_object(
+        self, group: str, version: str, plural: str, name: str, *, namespaced: bool = True
+    ) -> Manifest:
+        """Any custom object. Raises `Missing`."""
+        where = (self.namespace,) if namespaced else ()
+        function = (
+            self.custom.get_namespaced_custom_object if namespaced else self.custom.get_cluster_custom_object
+        )
+        return self._read(f"reading {plural} {name}", function, group, version, *where, plural, name)
+
+    def list_nodes(self) -> list[Manifest]:
+        return list(self._read("listing nodes", self.core.list_node)["items"])
+
+    def list_quotas(self) -> list[Manifest]:
+        listed = self._read("listing quotas", self.core.list_namespaced_resource_quota, self.namespace)
+        return list(listed["items"])
+
+    def can_i(self, verb: str, group: str, resource: str) -> bool:
+        """Whether this identity may do `verb` on `resource` (`pods/log` names a subresource)."""
+        plural, _, subresource = resource.partition("/")
+        attributes = {
+            "namespace": self.namespace,
+            "verb": verb,
+            "group": group,
+            "resource": plural,
+            "subresource": subresource,
+        }
+        review = self._read(
+            "asking for permissions",
+            self._authorization.create_self_subject_access_review,
+            {
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": attributes},
+            },
+        )
+        return bool(review["status"]["allowed"])
+
+    def _custom(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Manifest:
+        where = (names.JOBSET_GROUP, names.JOBSET_VERSION, self.namespace)
+        return self._read(doing, function, *where, *args, **more)
+
+    def _read(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Manifest:
+        response = self._call(doing, function, *args, **more)
+        parsed: Manifest = json.loads(response.data)
+        return parsed
+
+    def _call(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        """One request, retried while the server is out of reach or asks for patience."""
+        more = {"_preload_content": False, "_request_timeout": _REQUEST_TIMEOUT_S, **more}
+        for attempt in range(_ATTEMPTS):
+            try:
+                return function(*args, **more)
+            except Exception as error:
+                failure = _failure(error, doing, self.namespace)
+                if not isinstance(failure, TransientError) or attempt == _ATTEMPTS - 1:
+                    raise failure from error
+            self._sleep(_BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5))
+        raise AssertionError("unreachable")
+
+    def _stream(self, timeout_s: int, *args: Any, **more: Any) -> Iterator[Manifest]:
+        from kubernetes.watch import Watch
+
+        try:
+            events = Watch().stream(
+                self.custom.list_namespaced_custom_object,
+                *args,
+                timeout_seconds=timeout_s,
+                _request_timeout=(_REQUEST_TIMEOUT_S[0], timeout_s + _WATCH_SLACK_S),
+                **more,
+            )
+            for event in events:
+                if event["type"] in {"ADDED", "MODIFIED"}:
+                    yield event["raw_object"]
+                elif event["type"] == "DELETED":
+                    return
+        except Exception as error:
+            failure = _failure(error, "watching", self.namespace)
+            raise (Interrupted(str(error)) if isinstance(failure, TransientError) else failure) from error
+
+
+def connect(namespace: str = "") -> Cluster:
+    """Connect from inside a pod, or as kubectl would from here.
+
+    `namespace` defaults to that of the pod, then to the context's, then to `eosin`. Raises `UserError`
+    where no cluster is configured.
+    """
+    try:
+        from kubernetes import client, config
+    except ImportError:
+        raise MissingDependency("kubernetes", "kubeflow") from None
+    settings = client.Configuration()
+    try:
+        if inside_a_pod():
+            config.load_incluster_config(client_configuration=settings)
+            default = (_SERVICE_ACCOUNT / "namespace").read_text().strip()
+        else:
+            config.load_kube_config(client_configuration=settings)
+            default = _context_namespace(config)
+    except (config.ConfigException, OSError) as error:
+        raise UserError(
+            f"no Kubernetes cluster is configured here: {error}",
+            hint="set KUBECONFIG, or try `kubectl cluster-info`",
+        ) from error
+    settings.retries = False
+    settings.connection_pool_maxsize = 64
+    return Cluster(client.ApiClient(settings), namespace or default or "eosin")
+
+
+def inside_a_pod() -> bool:
+    """Whether this process has a service account's token."""
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST")) and (_SERVICE_ACCOUNT / "token").exists()
+
+
+def _context_namespace(config: Any) -> str:
+    _, active = config.list_kube_config_contexts()
+    return str(active["context"].get("namespace", ""))
+
+
+def _lines(response: Any) -> Iterator[str]:
+    from kubernetes.watch.watch import iter_resp_lines
+
+    try:
+        yield from iter_resp_lines(response)
+    except Exception as error:
+        raise Interrupted(str(error)) from error
+    finally:
+        response.release_conn()
+
+
+def _failure(error: Exception, doing: str, namespace: str) -> Exception:
+    """What an error of the client means to the caller."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    if not isinstance(error, ApiException):
+        if isinstance(error, HTTPError | OSError | ValueError):
+            return TransientError(f"{doing}: the API server cannot be reached: {error}", hint="is it up?")
+        return error
+    status = int(error.status or 0)
+    if status in (404, 409, 410):
+        return {404: Missing, 409: AlreadyExists, 410: Expired}[status](_message(error))
+    if status in _TRANSIENT:
+        return TransientError(f"{doing}: the API server answered {status} {_message(error)}")
+    if status == 401:
+        return UserError(f"{doing}: the API server does not know these credentials", hint="log in again")
+    if status == 403:
+        return UserError(
+            f"{doing} in namespace {namespace} is forbidden: {_message(error)}",
+            hint="bind the launcher Role to this service account; `eosin doctor --cluster` lists what lacks",
+        )
+    return UserError(f"{doing}: the API server refused: {_message(error)}")
+
+
+def _message(error: Any) -> str:
+    """The sentence in an API error's Status body."""
+    body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else str(error.body or "")
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return str(error.reason or body[:200])

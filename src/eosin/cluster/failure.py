@@ -1,0 +1,166 @@
+"""A failed JobSet in one sentence: which pod, which exit code, its last words, what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from eosin.cluster.api import Manifest
+from eosin.errors import (
+    EXIT_CONFIGURATION_IN_POD,
+    EXIT_TRANSIENT,
+    EosinError,
+    PermanentError,
+    TransientError,
+    UserError,
+)
+
+_SHOWN_LINES = 5
+_NEVER_MENDS = {
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "ErrImageNeverPull",
+}
+
+
+@dataclass(frozen=True)
+class PodFailure:
+    """One container that ended badly."""
+
+    pod: str
+    container: str
+    exit_code: int
+    reason: str
+    """`OOMKilled`, `Error`, … as the kubelet gives it."""
+    finished_at: str
+    evicted: bool
+
+
+def pod_failures(pods: Sequence[Manifest]) -> list[PodFailure]:
+    """Every container that ended with another code than 0, the most telling first.
+
+    A configuration error explains everything; then memory; then whatever ended first, since the ends
+    after it are its consequences. An evicted pod explains nothing unless there is no other.
+    """
+    found = [failure for pod in pods for failure in _failures_of(pod)]
+    return sorted(found, key=_telling)
+
+
+def explain(
+    jobset: Manifest, pods: Sequence[Manifest], last_lines: Callable[[PodFailure], Sequence[str]]
+) -> EosinError:
+    """The error to raise for a JobSet that failed; `last_lines` reads the end of a container's log."""
+    failures = pod_failures(pods)
+    name = jobset["metadata"]["name"]
+    if not failures:
+        return PermanentError(
+            f"JobSet {name} failed: {_condition(jobset)}",
+            hint=f"kubectl -n {jobset['metadata']['namespace']} describe jobset {name}",
+        )
+    failure = failures[0]
+    lines = list(last_lines(failure))
+    return _error_of(failure, _last_words(lines), _own_hint(lines))
+
+
+def stuck_pods(pods: Sequence[Manifest]) -> dict[str, str]:
+    """Pods that wait for what never comes by itself: pod → the kubelet's reason and message."""
+    stuck: dict[str, str] = {}
+    for pod in pods:
+        for status in pod.get("status", {}).get("containerStatuses") or []:
+            waiting = status["state"].get("waiting") or {}
+            if waiting.get("reason") in _NEVER_MENDS:
+                stuck[pod["metadata"]["name"]] = f"{waiting['reason']}: {waiting.get('message', '')}".strip(
+                    ": "
+                )
+    return stuck
+
+
+def _failures_of(pod: Manifest) -> list[PodFailure]:
+    status = pod.get("status", {})
+    evicted = any(
+        condition["type"] == "DisruptionTarget" and condition["status"] == "True"
+        for condition in status.get("conditions") or []
+    )
+    ended = [
+        (
+            container["name"],
+            container["state"].get("terminated") or container.get("lastState", {}).get("terminated"),
+        )
+        for container in status.get("containerStatuses") or []
+    ]
+    return [
+        PodFailure(
+            pod=pod["metadata"]["name"],
+            container=container,
+            exit_code=int(end["exitCode"]),
+            reason=end.get("reason", ""),
+            finished_at=end.get("finishedAt") or "",
+            evicted=evicted,
+        )
+        for container, end in ended
+        if end and end["exitCode"] != 0
+    ]
+
+
+def _telling(failure: PodFailure) -> tuple[bool, bool, bool, str]:
+    return (
+        failure.exit_code != EXIT_CONFIGURATION_IN_POD,
+        failure.reason != "OOMKilled",
+        failure.evicted,
+        failure.finished_at,
+    )
+
+
+def _error_of(failure: PodFailure, words: str, hint: str) -> EosinError:
+    what = f"training failed: pod {failure.pod} exited with {failure.exit_code}"
+    if failure.exit_code == EXIT_CONFIGURATION_IN_POD:
+        hint = hint or "correct the configuration and begin a new run; nothing was retried"
+        return UserError(f"{what} (configuration error): {words}", hint=hint)
+    if failure.reason == "OOMKilled":
+        return PermanentError(
+            f"{what}: the kernel killed it for memory: {words}",
+            hint="raise `memory` of its pool, or lower cluster.shm_size and patches.tile_cache_bytes; then "
+            "run it again: it goes on from the last checkpoint",
+        )
+    again = "run it again: it goes on from the last checkpoint"
+    if failure.exit_code == EXIT_TRANSIENT or failure.evicted:
+        return TransientError(f"{what}: {words}", hint=hint or again)
+    return PermanentError(
+        f"{what} ({failure.reason or 'error'}): {words}", hint=hint or f"mend it, then {again}"
+    )
+
+
+def _last_words(lines: Sequence[str]) -> str:
+    """The message of the last error event in a log of JSON lines, else its last few lines."""
+    event = _last_error(lines)
+    if event:
+        return str(event["message"])
+    shown = [line.strip() for line in lines if line.strip()][-_SHOWN_LINES:]
+    return " | ".join(shown) or "it wrote no log"
+
+
+def _own_hint(lines: Sequence[str]) -> str:
+    event = _last_error(lines)
+    return str(event.get("hint", "")) if event else ""
+
+
+def _last_error(lines: Sequence[str]) -> Manifest | None:
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("event") == "error" and event.get("message"):
+            return event
+    return None
+
+
+def _condition(jobset: Manifest) -> str:
+    for condition in jobset.get("status", {}).get("conditions") or []:
+        if condition["type"] == "Failed" and condition["status"] == "True":
+            return f"{condition.get('reason', '')}: {condition.get('message', '')}"
+    return "no pod is left to say why"

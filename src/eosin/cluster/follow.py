@@ -1,0 +1,102 @@
+"""Follow one JobSet to its end: mirror its pods' logs and warnings, report its state, judge its failure."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from eosin.cluster import create, watch
+from eosin.cluster.api import Cluster, Manifest, Missing
+from eosin.cluster.failure import PodFailure, explain, stuck_pods
+from eosin.cluster.names import REPLICATED_JOB_LABEL
+from eosin.cluster.podlogs import PodLogMirror
+from eosin.errors import EosinError, UserError
+from eosin.observability import RunLog
+
+_LOG_LINES = 20
+
+
+@dataclass
+class Follower:
+    """Watches one JobSet, mirrors its pods' logs and warnings, and knows what went wrong."""
+
+    cluster: Cluster
+    mirror: PodLogMirror
+    log: RunLog
+    stuck_timeout_s: float
+    _seen: set[tuple[str, int]] = field(default_factory=set)
+    _stuck_since_s: dict[str, float] = field(default_factory=dict)
+    _shown: dict[str, Any] = field(default_factory=dict)
+
+    def follow(self, name: str) -> Manifest | None:
+        """Until the JobSet ends; its last state, or None where it was deleted."""
+        jobset: Manifest | None = None
+        for jobset in watch.states(self.cluster, name):
+            if jobset is not None:
+                self._observe(jobset)
+        return jobset
+
+    def explain(self, jobset: Manifest) -> EosinError:
+        return explain(jobset, self.cluster.list_pods(jobset["metadata"]["name"]), self._last_lines)
+
+    def _observe(self, jobset: Manifest) -> None:
+        name = jobset["metadata"]["name"]
+        pods = self.cluster.list_pods(name)
+        self.mirror.observe(pods)
+        self._report_state(jobset, pods)
+        self._report_warnings(name)
+        if not create.terminal_state(jobset):
+            self._give_up_on_stuck(jobset, pods)
+
+    def _report_state(self, jobset: Manifest, pods: list[Manifest]) -> None:
+        restarts = (jobset.get("status") or {}).get("restarts", 0)
+        suspended = jobset["spec"].get("suspend") is True
+        state = {"pods": phases(pods), "restarts": restarts, "suspended": suspended}
+        if state != self._shown:
+            self._shown = state
+            self.log.event("cluster", jobset=jobset["metadata"]["name"], **state)
+
+    def _report_warnings(self, name: str) -> None:
+        try:
+            events = self.cluster.warnings(name)
+        except (Missing, UserError):  # events are a courtesy; the Role may not grant them
+            return
+        for event in events:
+            key = (event["metadata"].get("uid", event["metadata"]["name"]), int(event.get("count") or 1))
+            if key not in self._seen:
+                self._seen.add(key)
+                what = {"object": event["involvedObject"]["name"], "reason": event.get("reason", "")}
+                self.log.event("warning", **what, message=event.get("message", ""))
+
+    def _give_up_on_stuck(self, jobset: Manifest, pods: list[Manifest]) -> None:
+        """GPUs must not be held for an image that cannot be pulled: delete the JobSet and say so."""
+        now_s, stuck = time.monotonic(), stuck_pods(pods)
+        self._stuck_since_s = {pod: self._stuck_since_s.get(pod, now_s) for pod in stuck}
+        for pod, since_s in self._stuck_since_s.items():
+            if now_s - since_s >= self.stuck_timeout_s:
+                create.delete_and_wait(self.cluster, jobset)
+                raise UserError(
+                    f"pod {pod} waited {now_s - since_s:.0f} s for what cannot be had: {stuck[pod]}",
+                    hint="check cluster.image, its pull secrets and cluster.s3.secret; run it again",
+                )
+
+    def _last_lines(self, failure: PodFailure) -> list[str]:
+        lines = self.cluster.pod_log(failure.pod, failure.container, tail_lines=_LOG_LINES)
+        return lines or self.mirror.tail(failure.pod)
+
+
+def phases(pods: list[Manifest]) -> dict[str, dict[str, int]]:
+    """Pool → phase → number of pods."""
+    pairs = Counter(
+        (
+            pod["metadata"].get("labels", {}).get(REPLICATED_JOB_LABEL, "?"),
+            pod.get("status", {}).get("phase", "Unknown"),
+        )
+        for pod in pods
+    )
+    phases: dict[str, dict[str, int]] = {}
+    for (pool, phase), number in sorted(pairs.items()):
+        phases.setdefault(pool, {})[phase] = number
+    return phases

@@ -1,0 +1,178 @@
+"""Train a run on a cluster: submit or adopt its JobSet, follow it, and say how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from eosin.cluster import create
+from eosin.cluster.api import Cluster, Manifest, connect
+from eosin.cluster.follow import Follower, phases
+from eosin.cluster.jobset import render_disruption_budget, render_jobset
+from eosin.cluster.names import OwnerReference, jobset_name
+from eosin.cluster.owner import Launcher, find_launcher
+from eosin.cluster.podlogs import PodLogMirror, echo_prefix
+from eosin.config import RunConfig
+from eosin.errors import EosinError, PermanentError, TransientError, UserError
+from eosin.layout import RunLayout
+from eosin.observability import RunLog
+from eosin.records import TrainingDone
+from eosin.runs import load_run
+from eosin.storage import NotFound, Store, join_uri, open_store
+
+
+class _Terminated(BaseException):
+    """SIGTERM reached the launcher."""
+
+
+def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = None) -> TrainingDone:
+    """Train `run_uri` to the end as a JobSet; a no-op where training has ended before.
+
+    Safe to kill and call again: the JobSet has one name a run and is adopted. On SIGTERM it is deleted
+    where the run's Workflow was cancelled, and left to train where only this pod is evicted
+    (`TransientError`: call again). Ctrl-C leaves it training.
+
+    Raises `UserError` (configuration, credentials, image), `PermanentError` and `TransientError`, each
+    with the pod, its exit code, its last words and what to do.
+    """
+    store = open_store(run_uri)
+    done = _load_done(store)
+    if done is not None:
+        return done
+    config = load_run(run_uri, store=store)
+    cluster = cluster or connect(config.cluster.namespace)
+    launcher = find_launcher(cluster)
+    with _sigterm_raises():
+        try:
+            return _train(run_uri, config, store, cluster, launcher, log)
+        except _Terminated:
+            raise _terminated(run_uri, cluster, launcher, log) from None
+        except KeyboardInterrupt:
+            log.event(
+                "detached", jobset=jobset_name(run_uri), note="training goes on; run it again to follow"
+            )
+            raise
+
+
+def cancel_training(run_uri: str, *, cluster: Cluster | None = None) -> bool:
+    """Delete the run's JobSet and its pods; what is in the bucket stays. False: there was none."""
+    cluster = cluster or connect(load_run(run_uri).cluster.namespace)
+    jobset = cluster.get_jobset(jobset_name(run_uri))
+    if jobset is None:
+        return False
+    create.delete_and_wait(cluster, jobset)
+    return True
+
+
+@dataclass(frozen=True)
+class LiveState:
+    """What a cluster says about a run's training now."""
+
+    jobset: str
+    state: str
+    """Running, Suspended, Completed or Failed."""
+    restarts: int
+    pods: dict[str, dict[str, int]]
+    """Pool → phase → number of pods."""
+
+
+def live_state(run_uri: str, *, cluster: Cluster | None = None) -> LiveState | None:
+    """The run's JobSet as the cluster shows it; None where there is none."""
+    cluster = cluster or connect(load_run(run_uri).cluster.namespace)
+    jobset = cluster.get_jobset(jobset_name(run_uri))
+    if jobset is None:
+        return None
+    suspended = jobset["spec"].get("suspend") is True
+    state = create.terminal_state(jobset) or ("Suspended" if suspended else "Running")
+    restarts = int((jobset.get("status") or {}).get("restarts", 0))
+    pods = phases(cluster.list_pods(jobset["metadata"]["name"]))
+    return LiveState(jobset["metadata"]["name"], state, restarts, pods)
+
+
+def _train(
+    run_uri: str, config: RunConfig, store: Store, cluster: Cluster, launcher: Launcher, log: RunLog
+) -> TrainingDone:
+    jobset = _submit(run_uri, config, cluster, launcher, log)
+    name = jobset["metadata"]["name"]
+    mirror = PodLogMirror(cluster, store, echo=echo_prefix(name, config.cluster.pools[0].name))
+    follower = Follower(cluster, mirror, log, config.cluster.stuck_timeout_s)
+    try:
+        ended = follower.follow(name)
+    except BaseException:
+        mirror.close(timeout_s=1)
+        raise
+    mirror.close()
+    if ended is None:
+        raise TransientError(
+            f"JobSet {name} was deleted while it trained",
+            hint="run it again: it goes on from the last checkpoint",
+        )
+    if create.terminal_state(ended) == "Failed":
+        raise follower.explain(ended)
+    return _finished(store, name)
+
+
+def _submit(run_uri: str, config: RunConfig, cluster: Cluster, launcher: Launcher, log: RunLog) -> Manifest:
+    image = config.cluster.image or os.environ.get("EOSIN_TRAIN_IMAGE", "") or launcher.image
+    manifest = render_jobset(config, run_uri, image=image, namespace=cluster.namespace, owner=launcher.owner)
+    jobset = create.create_or_adopt(cluster, manifest, log=log)
+    metadata = jobset["metadata"]
+    owner = OwnerReference(jobset["apiVersion"], "JobSet", metadata["name"], metadata.get("uid", ""))
+    cluster.create_budget(render_disruption_budget(config, run_uri, namespace=cluster.namespace, owner=owner))
+    return jobset
+
+
+def _load_done(store: Store) -> TrainingDone | None:
+    try:
+        data = store.get(RunLayout.TRAINING_DONE)
+    except NotFound:
+        return None
+    return TrainingDone.from_json(data, source=join_uri(store.uri, RunLayout.TRAINING_DONE))
+
+
+def _finished(store: Store, name: str) -> TrainingDone:
+    done = _load_done(store)
+    if done is None:
+        raise PermanentError(
+            f"JobSet {name} completed, but {join_uri(store.uri, RunLayout.TRAINING_DONE)} is not there",
+            hint="look at `eosin logs`; run it again: it goes on from the last checkpoint",
+        )
+    return done
+
+
+def _terminated(run_uri: str, cluster: Cluster, launcher: Launcher, log: RunLog) -> EosinError:
+    name = jobset_name(run_uri)
+    if launcher.was_cancelled(cluster):
+        jobset = cluster.get_jobset(name)
+        if jobset is not None:
+            cluster.delete_jobset(name, jobset["metadata"].get("uid", ""))
+        log.event("cancelled", jobset=name)
+        return UserError(
+            f"the run was cancelled; JobSet {name} is deleted", hint="what it saved stays in the run"
+        )
+    log.event("detached", jobset=name, note="this pod is evicted; training goes on")
+    return TransientError(
+        f"the launcher was stopped while JobSet {name} trains", hint="run it again to follow it"
+    )
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM as an exception, so that a blocked watch ends at once. Only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
