@@ -1,0 +1,1 @@
+"""Judging exported teachers: datasets, frozen embeddings, tasks, and one record for each."""

@@ -1,0 +1,61 @@
+"""A dataset to judge models on: samples with labels, and their bytes when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image. `source` names it for a person; empty strings where something is not known."""
+
+    source: str
+    label: str = ""
+    split: str = ""
+    """train, val, test, or empty."""
+    patient: str = ""
+    mpp: float | None = None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """In place of an image's bytes: why there are none."""
+
+    reason: str
+
+
+ReadImages = Callable[[Sequence[int]], list[bytes | Missing]]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples in a fixed order. `read(indices)` gives encoded images in the order asked for."""
+
+    uri: str
+    digest: str
+    """SHA-256 that changes whenever an image or a label does."""
+    samples: tuple[Sample, ...]
+    read: ReadImages
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures must know."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(sorted({sample.label for sample in self.samples if sample.label}))
+
+
+@dataclass
+class Digest:
+    """SHA-256 over lines of fields, so that ("ab", "c") and ("a", "bc") differ."""
+
+    _hash: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    def add(self, *fields: object) -> None:
+        self._hash.update("\x1f".join(str(item) for item in fields).encode() + b"\n")
+
+    def hex(self) -> str:
+        return self._hash.hexdigest()

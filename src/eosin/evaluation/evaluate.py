@@ -1,0 +1,176 @@
+"""One evaluation, start to record: the only thing this package publishes besides embeddings."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import time
+from dataclasses import dataclass
+
+from eosin.config import RunConfig
+from eosin.config.evaluate import KnnTask, LinearProbeTask, TaskConfig, UnsupervisedTask
+from eosin.errors import EosinError, PermanentError, TransientError, UserError, describe
+from eosin.evaluation.dataset import Dataset
+from eosin.evaluation.embed import Embeddings, embed
+from eosin.evaluation.open_dataset import open_dataset
+from eosin.evaluation.outcome import Outcome
+from eosin.evaluation.subject import Subject, find_subject
+from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION
+from eosin.layout import RunLayout
+from eosin.observability import RunLog
+from eosin.records import MetricRecord
+from eosin.runs import load_run
+from eosin.storage import NotFound, Store, join_uri, open_store
+
+# Name and version of each protocol; a version changes whenever a figure could.
+_PROTOCOLS = {
+    "unsupervised": ("rankme-odcorr", 1),
+    "knn": ("knn-cosine-weighted", 1),
+    "linear-probe": ("linear-probe-eva", 1),
+}
+
+
+def evaluate(run_uri: str, model: str, task: str, *, log: RunLog) -> MetricRecord:
+    """Judge `model` on the task called `task` and publish the record; nothing is done twice.
+
+    Where an `ok` record of the same model, data and protocol is there already, it is returned. What
+    goes wrong with the data or the model becomes a record with status `failed` and the reason, which is
+    returned too, so that the other tasks go on; `TransientError` is recorded and raised, to be tried
+    again. Raises `UserError` for a model or task the run does not have.
+    """
+    store = open_store(run_uri)
+    config = load_run(run_uri, store=store)
+    wanted = _find_task(run_uri, config, task)
+    subject = find_subject(run_uri, config, model, store)
+    started_s = time.monotonic()
+    evaluation = _Evaluation(run_uri, store, config, wanted, subject, log)
+    try:
+        there = evaluation.existing()
+        if there is not None:
+            log.event("unchanged", model=model, task=task, detail="an ok record of the same inputs is there")
+            return there
+        record = evaluation.judge()
+    except Exception as error:
+        record = _publish(store, subject, evaluation.failure(error), started_s)
+        log.event("evaluation-failed", model=model, task=task, reason=record.reason)
+        if isinstance(error, TransientError):
+            raise
+        return record
+    record = _publish(store, subject, record, started_s)
+    figures = {name: value.mean for name, value in record.metrics.items()}
+    log.event("evaluated", model=model, task=task, seconds=round(record.wall_s, 2), **figures)
+    return record
+
+
+def _find_task(run_uri: str, config: RunConfig, name: str) -> TaskConfig:
+    tasks = {task.name: task for task in config.evaluate.tasks}
+    if name in tasks:
+        return tasks[name]
+    near = difflib.get_close_matches(name, tasks, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(tasks) or 'none'}"
+    raise UserError(f"run {run_uri} has no task {name}", hint=hint)
+
+
+def _publish(store: Store, subject: Subject, record: MetricRecord, started_s: float) -> MetricRecord:
+    record = record.model_copy(update={"wall_s": time.monotonic() - started_s})
+    store.put(RunLayout.metric(subject.key, record.task), record.to_json())
+    return record
+
+
+@dataclass
+class _Evaluation:
+    run_uri: str
+    store: Store
+    config: RunConfig
+    task: TaskConfig
+    subject: Subject
+    log: RunLog
+    dataset: Dataset | None = None
+    inputs_digest: str = ""
+
+    def existing(self) -> MetricRecord | None:
+        """The `ok` record of these very inputs, where it is there. Opens the dataset, not the model."""
+        self.dataset = open_dataset(self._dataset_uri())
+        self.inputs_digest = self._inputs_digest(self.dataset)
+        key = RunLayout.metric(self.subject.key, self.task.name)
+        try:
+            record = MetricRecord.from_json(self.store.get(key), source=join_uri(self.run_uri, key))
+        except (NotFound, PermanentError):
+            return None
+        return record if record.status == "ok" and record.inputs_digest == self.inputs_digest else None
+
+    def judge(self) -> MetricRecord:
+        """Embed the dataset that `existing` opened and run the task."""
+        assert self.dataset is not None
+        embeddings = embed(self.subject, self.dataset, store=self.store,
+                           batch_size=self.config.evaluate.batch_size, log=self.log)  # fmt: skip
+        outcome = self._run_task(self.dataset, embeddings)
+        details = {
+            **outcome.details,
+            "notes": [*self.dataset.notes, *outcome.details.get("notes", [])],
+            "num_dropped": embeddings.num_dropped,
+            "dropped": list(embeddings.dropped),
+            "transform": f"{TRANSFORM} v{TRANSFORM_VERSION}",
+        }
+        return self._record(
+            status="ok", metrics=outcome.metrics, num_patches=len(embeddings.rows), details=details
+        )
+
+    def failure(self, error: Exception) -> MetricRecord:
+        if not isinstance(error, EosinError):
+            error = PermanentError(
+                f"{type(error).__name__}: {error}", hint="this is a defect of eosin: report it"
+            )
+        return self._record(status="failed", reason=describe(error))
+
+    def _dataset_uri(self) -> str:
+        if not isinstance(self.task, UnsupervisedTask):
+            return self.task.dataset
+        name = self.task.patch_set
+        return name if "/" in name else join_uri(self.run_uri, RunLayout.patch_set(name))
+
+    def _inputs_digest(self, dataset: Dataset) -> str:
+        inputs = [
+            self.subject.digest,
+            dataset.digest,
+            self.task.model_dump(mode="json"),
+            _PROTOCOLS[self.task.kind],
+            TRANSFORM,
+            TRANSFORM_VERSION,
+            self.config.seed,
+        ]
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+    def _run_task(self, dataset: Dataset, embeddings: Embeddings) -> Outcome:
+        if isinstance(self.task, KnnTask):
+            from eosin.evaluation.knn import run_knn
+
+            return run_knn(self.task, dataset, embeddings)
+        if isinstance(self.task, LinearProbeTask):
+            from eosin.evaluation.linear_probe import run_linear_probe
+
+            return run_linear_probe(self.task, dataset, embeddings, seed=self.config.seed)
+        from eosin.evaluation.unsupervised import run_unsupervised
+
+        return run_unsupervised(dataset, embeddings)
+
+    def _record(self, **fields: object) -> MetricRecord:
+        protocol, version = _PROTOCOLS[self.task.kind]
+        return MetricRecord.model_validate(
+            {
+                "model": self.subject.name,
+                "step": self.subject.step,
+                "task": self.task.name,
+                "kind": self.task.kind,
+                "inputs_digest": self.inputs_digest,
+                "model_digest": self.subject.digest,
+                "dataset": self._dataset_uri(),
+                "dataset_digest": self.dataset.digest if self.dataset else "",
+                "protocol": protocol,
+                "protocol_version": version,
+                "eosin_version": importlib.metadata.version("eosin"),
+                **fields,
+            }
+        )

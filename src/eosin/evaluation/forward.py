@@ -1,0 +1,41 @@
+"""A frozen backbone turned into a function from pixels to embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from eosin.errors import PermanentError
+from eosin.records import TeacherCard
+
+
+class Forward:
+    """`module` in eval mode on a GPU where there is one: uint8 pixels in, float32 embeddings out.
+
+    Pixels [N, img_px, img_px, 3] are scaled to [0, 1] and normalised by the card's mean and std; the
+    embedding is what timm's model gives with `num_classes=0` (the class token for a ViT). float32
+    throughout, so that a figure does not depend on where it was taken. Raises `PermanentError` where
+    the module gives no [N, D] matrix of the width its card names.
+    """
+
+    def __init__(self, module: nn.Module, card: TeacherCard) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.card = card
+        self.img_px = card.img_px
+        self._module = module.eval().to(self.device)
+        self._mean = torch.tensor(card.mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
+
+    @torch.inference_mode()
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        features = self._module(images.sub_(self._mean).div_(self._std))
+        if features.shape != (len(pixels), self.card.num_features):
+            raise PermanentError(
+                f"model {self.card.name} gives {tuple(features.shape)} for {len(pixels)} images, "
+                f"its card says {self.card.num_features} features",
+                hint="the card and the weights are of different networks: export the teacher again",
+            )
+        return np.asarray(features.float().cpu().numpy())

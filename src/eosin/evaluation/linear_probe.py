@@ -1,0 +1,45 @@
+"""The linear-probe task: eva's protocol on stored embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from eosin.config.evaluate import LinearProbeTask
+from eosin.evaluation.dataset import Dataset
+from eosin.evaluation.embed import Embeddings
+from eosin.evaluation.outcome import LabelledPart, Outcome, accuracy_metrics, judge, labelled
+from eosin.evaluation.probe import Part, train_probes
+from eosin.metrics.classification import calibration_error, f1_macro
+from eosin.records import MetricValue
+
+
+def run_linear_probe(
+    task: LinearProbeTask, dataset: Dataset, embeddings: Embeddings, *, seed: int
+) -> Outcome:
+    """Balanced accuracy over `num_runs` seeds. Raises `UserError` where there is nothing to tell apart."""
+    parts = labelled(dataset, embeddings)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train, val, judged = (_part(part, device) for part in (parts.train, parts.val, parts.judged))
+    probes = train_probes(train, val, len(parts.class_names), task.probe, seed=seed)
+    probabilities = probes.probabilities(judged.features).cpu().numpy()
+    confusions, details = judge(parts, list(probabilities.argmax(axis=-1)))
+    if not len(val):
+        details["notes"].append("no validation images: the last epoch is judged, not the best")
+    details |= {
+        "best_epoch": list(probes.best_epoch),
+        "validation_balanced_accuracy": list(probes.best_score),
+        "num_epochs": probes.num_epochs,
+    }
+    metrics = accuracy_metrics(confusions) | {
+        "f1_macro": MetricValue.of([f1_macro(c) for c in confusions]),
+        "calibration_error": MetricValue.of(
+            [calibration_error(parts.judged.classes, run) for run in probabilities], higher_is_better=False
+        ),
+    }
+    return Outcome(metrics, details)
+
+
+def _part(part: LabelledPart, device: torch.device) -> Part:
+    features = np.ascontiguousarray(part.features, dtype=np.float32)
+    return Part(torch.from_numpy(features).to(device), torch.from_numpy(part.classes).to(device))

@@ -1,0 +1,33 @@
+"""From a URI to a dataset: a patch set, a table, or a folder of class folders."""
+
+from __future__ import annotations
+
+from eosin.errors import UserError
+from eosin.evaluation.dataset import Dataset
+from eosin.evaluation.folder import open_folder
+from eosin.evaluation.patch_set import MANIFEST, open_patch_set
+from eosin.evaluation.table import open_table
+from eosin.storage import open_store
+
+
+def open_dataset(uri: str) -> Dataset:
+    """The dataset at `uri`: what it is follows from what lies there.
+
+    - `….csv`, `….parquet`: a table of images, see `open_table`;
+    - a folder with a `manifest.json`: a patch set;
+    - else: a folder of class folders, perhaps under train/, val/ and test/.
+
+    Raises `UserError` where nothing usable is there.
+    """
+    if uri.lower().endswith((".csv", ".parquet")):
+        return open_table(uri)
+    if uri.lower().endswith("/" + MANIFEST):
+        uri = uri[: -len(MANIFEST) - 1]
+    store = open_store(uri)
+    dataset = open_patch_set(store) if store.exists(MANIFEST) else open_folder(store)
+    if not dataset.samples:
+        raise UserError(
+            f"no images at {uri}",
+            hint="give a patch set, a folder of class folders (perhaps under train/ val/ test/), or a CSV",
+        )
+    return dataset

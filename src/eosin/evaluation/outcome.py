@@ -1,0 +1,150 @@
+"""What a task hands back, and what every supervised task begins with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.errors import UserError
+from eosin.evaluation.dataset import Dataset, Sample
+from eosin.evaluation.embed import Embeddings, Features
+from eosin.evaluation.splits import split_samples
+from eosin.metrics.bootstrap import balanced_accuracy_interval
+from eosin.metrics.classification import balanced_accuracy, confusion_matrix, recalls
+from eosin.records import MetricValue
+
+Classes = npt.NDArray[np.int64]
+_MAX_PREDICTIONS = 20_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    metrics: dict[str, MetricValue]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelledPart:
+    features: Features
+    classes: Classes
+    samples: tuple[Sample, ...]
+
+    @property
+    def patients(self) -> list[str] | None:
+        """Of each sample; None unless all are known."""
+        names = [sample.patient for sample in self.samples]
+        return names if all(names) else None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Embeddings with known classes, split; `judged` is where the figures are taken."""
+
+    class_names: tuple[str, ...]
+    train: LabelledPart
+    val: LabelledPart
+    judged: LabelledPart
+    details: dict[str, Any]
+
+
+def labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
+    """The labelled, readable samples of `dataset`, split by `split_samples`.
+
+    Raises `UserError` naming the dataset where fewer than two classes are left to learn or judge.
+    """
+    names = _class_names(dataset)
+    # Split before dropping: an image that cannot be read must not move another to the other side.
+    rows = [row for row, sample in enumerate(dataset.samples) if sample.label]
+    split = split_samples([dataset.samples[row] for row in rows])
+    place = {int(row): i for i, row in enumerate(embeddings.rows)}
+    number = {name: i for i, name in enumerate(names)}
+
+    def part(indices: Sequence[int]) -> LabelledPart:
+        there = [rows[i] for i in indices if rows[i] in place]
+        chosen = tuple(dataset.samples[row] for row in there)
+        classes = np.array([number[sample.label] for sample in chosen], dtype=np.int64)
+        return LabelledPart(embeddings.features[[place[row] for row in there]], classes, chosen)
+
+    train, val, judged = part(split.train), part(split.val), part(split.judged_indices)
+    _require_two_classes(dataset, train, names, "training")
+    _require_two_classes(dataset, judged, names, split.judged)
+    details = {
+        "classes": list(names),
+        "judged_on": split.judged,
+        "num_train": len(train.samples),
+        "num_val": len(val.samples),
+        "num_judged": len(judged.samples),
+        "class_counts": {name: int((judged.classes == i).sum()) for i, name in enumerate(names)},
+        "notes": [*split.notes, *_absent(train, judged, names)],
+    }
+    return Labelled(names, train, val, judged, details)
+
+
+def judge(
+    parts: Labelled, predictions: Sequence[npt.ArrayLike]
+) -> tuple[list[npt.NDArray[np.int64]], dict[str, Any]]:
+    """The confusion matrix of each run, and what the report shows of all of them together.
+
+    Classes, counts and the interval are of the judged part; the interval is of the first run.
+    """
+    num_classes = len(parts.class_names)
+    confusions = [confusion_matrix(parts.judged.classes, run, num_classes) for run in predictions]
+    patients = parts.judged.patients
+    interval = balanced_accuracy_interval(parts.judged.classes, predictions[0], groups=patients)
+    total = np.sum(confusions, axis=0)
+    details = {
+        **parts.details,
+        "confusion": total.tolist(),
+        "recall": dict(zip(parts.class_names, recalls(total), strict=True)),
+        "balanced_accuracy_interval": [interval.low, interval.high],
+        "interval_over": f"{interval.num_groups} {'patients' if patients else 'images'}",
+    }
+    if len(parts.judged.classes) <= _MAX_PREDICTIONS:
+        details["truth"] = parts.judged.classes.tolist()
+        details["predicted"] = np.asarray(predictions[0]).tolist()
+        if patients:
+            details["patients"] = patients
+    return confusions, details
+
+
+def accuracy_metrics(confusions: Sequence[npt.NDArray[np.int64]]) -> dict[str, MetricValue]:
+    return {
+        "balanced_accuracy": MetricValue.of([balanced_accuracy(c) for c in confusions]),
+        "top1": MetricValue.of([float(np.trace(c) / c.sum()) for c in confusions]),
+    }
+
+
+def _class_names(dataset: Dataset) -> tuple[str, ...]:
+    names = dataset.classes
+    if not names:
+        raise UserError(
+            f"no image of {dataset.uri} has a label",
+            hint="a supervised task needs class folders, a label column, or a labelled patch set",
+        )
+    if len(names) < 2:
+        raise UserError(f"{dataset.uri} has one class only, {names[0]}: there is nothing to tell apart")
+    return names
+
+
+def _require_two_classes(dataset: Dataset, part: LabelledPart, names: Sequence[str], where: str) -> None:
+    present = Counter(part.classes.tolist())
+    if len(present) < 2:
+        found = ", ".join(names[i] for i in present) or "none"
+        raise UserError(
+            f"{dataset.uri}: the {where} split has {len(part.samples)} readable image(s) "
+            f"of {len(present)} class(es) ({found}); two classes are needed"
+        )
+
+
+def _absent(train: LabelledPart, judged: LabelledPart, names: Sequence[str]) -> list[str]:
+    notes = []
+    for where, part in (("training", train), ("the judged split", judged)):
+        absent = [name for i, name in enumerate(names) if not (part.classes == i).any()]
+        if absent:
+            notes.append(f"no image of {', '.join(absent)} in {where}")
+    return notes

@@ -1,0 +1,153 @@
+"""Linear probes on frozen embeddings: all seeds trained together, as one batched problem.
+
+The protocol is eva's (kaiko-eva 0.4.5, offline patch classification): a linear layer on features as
+they are, cross-entropy, AdamW, best validation epoch, several seeds. One run there is a training loop
+of its own; here S runs are one [S, D, C] weight, and a step costs one batched matrix product.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eosin.config.evaluate import ProbeConfig
+
+
+@dataclass(frozen=True)
+class Part:
+    """Features float32 [N, D] and classes int64 [N], on one device."""
+
+    features: Tensor
+    classes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """`weight` [S, D, C], `bias` [S, C] of each run at its best epoch; scores are on validation."""
+
+    weight: Tensor
+    bias: Tensor
+    best_epoch: tuple[int, ...]
+    best_score: tuple[float, ...]
+    num_epochs: int
+
+    @torch.inference_mode()
+    def probabilities(self, features: Tensor) -> Tensor:
+        """[S, N, C] of `features` [N, D]."""
+        return (features @ self.weight + self.bias.unsqueeze(1)).softmax(dim=-1)
+
+
+def train_probes(train: Part, val: Part, num_classes: int, config: ProbeConfig, *, seed: int) -> Probes:
+    """Train `config.num_runs` probes that differ in initialisation and in the order of samples.
+
+    Each run keeps the weights of its first best epoch by balanced accuracy on `val`, and stops counting
+    after `patience_epochs` without a better one; without validation samples the last weights are kept.
+    The same seed gives the same probes on the same kind of device.
+    """
+    runs = _Runs(train, num_classes, config, seed)
+    keep = _Best(runs, val, num_classes, config.patience_epochs)
+    steps_per_epoch = math.ceil(len(train) / config.batch_size)
+    step = epoch = 0
+    while step < config.num_steps and not keep.all_stopped:
+        batches = runs.epoch_batches()[: config.num_steps - step]
+        for batch in batches:
+            runs.step(batch)
+        step += len(batches)
+        if len(batches) == steps_per_epoch or step == config.num_steps:
+            keep.update(epoch)
+        epoch += 1
+    return keep.result(epoch)
+
+
+class _Runs:
+    """The weights of all runs, their optimizer, and each run's own order of samples."""
+
+    def __init__(self, train: Part, num_classes: int, config: ProbeConfig, seed: int) -> None:
+        self._train = train
+        self._batch_size = config.batch_size
+        self._generators = [
+            torch.Generator().manual_seed(seed * 1_000_003 + run) for run in range(config.num_runs)
+        ]
+        dim, device = train.features.shape[1], train.features.device
+        bound = 1 / math.sqrt(dim)  # torch.nn.Linear's own initialisation
+        self.weight = self._draw((dim, num_classes), bound).to(device)
+        self.bias = self._draw((num_classes,), bound).to(device)
+        self._optimizer = torch.optim.AdamW(
+            [self.weight, self.bias], lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+
+    def _draw(self, shape: tuple[int, ...], bound: float) -> Tensor:
+        return (
+            torch.stack([torch.rand(shape, generator=g) for g in self._generators])
+            .mul_(2 * bound)
+            .sub_(bound)
+        )
+
+    def epoch_batches(self) -> list[Tensor]:
+        """One epoch's batches of sample indices, each [S, b]; the last may be smaller."""
+        order = torch.stack([torch.randperm(len(self._train), generator=g) for g in self._generators])
+        return list(torch.split(order.to(self.weight.device), self._batch_size, dim=1))
+
+    @torch.no_grad()
+    def step(self, batch: Tensor) -> None:
+        """One AdamW step of every run on its own batch; the gradient of a linear layer in closed form."""
+        features = self._train.features[batch]
+        error = torch.baddbmm(self.bias.unsqueeze(1), features, self.weight).softmax(dim=-1)
+        classes = self._train.classes[batch].unsqueeze(-1)
+        error.scatter_add_(-1, classes, torch.full_like(classes, -1, dtype=error.dtype))
+        error /= batch.shape[1]
+        self.weight.grad = features.transpose(1, 2) @ error
+        self.bias.grad = error.sum(dim=1)
+        self._optimizer.step()
+
+
+class _Best:
+    """The weights of each run's best validation epoch so far."""
+
+    def __init__(self, runs: _Runs, val: Part, num_classes: int, patience: int | None) -> None:
+        self._runs, self._val, self._patience = runs, val, patience
+        num_runs, device = len(runs.weight), runs.weight.device
+        self._one_hot = torch.nn.functional.one_hot(val.classes, num_classes).float()
+        self._score = torch.full((num_runs,), -1.0, device=device)
+        self._epoch = torch.zeros(num_runs, dtype=torch.int64, device=device)
+        self._stopped = torch.zeros(num_runs, dtype=torch.bool, device=device)
+        self._weight, self._bias = runs.weight.clone(), runs.bias.clone()
+
+    @property
+    def all_stopped(self) -> bool:
+        return self._patience is not None and bool(self._stopped.all())
+
+    @torch.inference_mode()
+    def update(self, epoch: int) -> None:
+        score = self._balanced_accuracy()
+        # Without validation samples every epoch is the best so far.
+        better = ((score > self._score) | (len(self._val) == 0)) & ~self._stopped
+        self._score = torch.where(better, score, self._score)
+        self._epoch = torch.where(better, epoch, self._epoch)
+        self._weight = torch.where(better.view(-1, 1, 1), self._runs.weight, self._weight)
+        self._bias = torch.where(better.view(-1, 1), self._runs.bias, self._bias)
+        if self._patience is not None:
+            self._stopped |= epoch - self._epoch >= self._patience
+
+    def _balanced_accuracy(self) -> Tensor:
+        """Of every run on validation, [S]: mean recall over the classes that occur there."""
+        logits = self._val.features @ self._runs.weight + self._runs.bias.unsqueeze(1)
+        right = (logits.argmax(dim=-1) == self._val.classes).float()
+        support = self._one_hot.sum(dim=0)
+        recall = (right @ self._one_hot)[:, support > 0] / support[support > 0]
+        return recall.mean(dim=1) if recall.shape[1] else torch.zeros(len(right), device=right.device)
+
+    def result(self, num_epochs: int) -> Probes:
+        return Probes(
+            self._weight,
+            self._bias,
+            tuple(self._epoch.tolist()),
+            tuple(self._score.tolist()) if len(self._val) else (),
+            num_epochs,
+        )

@@ -1,0 +1,114 @@
+"""Who is judged: an exported teacher, the same network untrained, or a model from timm."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eosin.config import RunConfig
+from eosin.errors import UserError
+from eosin.layout import RANDOM_INIT, RunLayout, step_of
+from eosin.records import TeacherCard
+from eosin.storage import NotFound, Store, join_uri
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TIMM = "timm:"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model before its weights are read. `load()` gives the module in eval mode and its card."""
+
+    name: str
+    step: int | None
+    digest: str
+    """SHA-256 of all that decides its embeddings."""
+    load: Callable[[], tuple[nn.Module, TeacherCard]]
+
+    @property
+    def key(self) -> str:
+        """The name as part of an object key: `timm:a/b` must not open a folder of its own."""
+        return record_key(self.name)
+
+
+def record_key(model: str) -> str:
+    """`model` as one path segment; names that differ stay different."""
+    safe = re.sub(r"[^A-Za-z0-9._-]", "-", model)
+    return safe if safe == model else f"{safe}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+
+
+def find_subject(run_uri: str, config: RunConfig, name: str, store: Store) -> Subject:
+    """The model called `name`. Raises `UserError` naming what is there where it is not exported."""
+    if name == RANDOM_INIT:
+        return _random_init(config)
+    if name.startswith(TIMM):
+        return _from_timm(name)
+    try:
+        data = store.get(RunLayout.teacher_card(name))
+    except NotFound:
+        raise _unknown(run_uri, name, store) from None
+    card = TeacherCard.from_json(data, source=join_uri(run_uri, RunLayout.teacher_card(name)))
+    return Subject(name, step_of(name), _digest(card.model_dump(mode="json", include=_IDENTITY)),
+                   lambda: _load_teacher(run_uri, name))  # fmt: skip
+
+
+_IDENTITY = {"arch", "arch_args", "img_px", "num_features", "mean", "std", "weights_sha256"}
+
+
+def _unknown(run_uri: str, name: str, store: Store) -> UserError:
+    there = exported_models(store)
+    near = difflib.get_close_matches(name, there, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(there) or 'none yet'}"
+    return UserError(f"run {run_uri} has no model {name}", hint=hint)
+
+
+def exported_models(store: Store) -> list[str]:
+    """Names of the teachers whose card, published last, is there; in name order, hence by step."""
+    card = re.compile(re.escape(RunLayout.TEACHERS) + r"([^/]+)/model\.json")
+    found = (card.fullmatch(info.key) for info in store.list(RunLayout.TEACHERS))
+    return sorted(match[1] for match in found if match)
+
+
+def _load_teacher(run_uri: str, name: str) -> tuple[nn.Module, TeacherCard]:
+    from eosin.models.export import load_teacher
+
+    return load_teacher(run_uri, name)
+
+
+def _random_init(config: RunConfig) -> Subject:
+    def load() -> tuple[nn.Module, TeacherCard]:
+        from eosin.models.export import random_init
+
+        return random_init(config)
+
+    identity = {
+        "random-init": config.model.model_dump(mode="json"),
+        "seed": config.seed,
+        "img_px": config.augment.global_px,
+        "mean": config.augment.mean,
+        "std": config.augment.std,
+    }
+    return Subject(RANDOM_INIT, 0, _digest(identity), load)
+
+
+def _from_timm(name: str) -> Subject:
+    identity = {"timm": name, "version": importlib.metadata.version("timm")}
+
+    def load() -> tuple[nn.Module, TeacherCard]:
+        from eosin.evaluation.timm_model import load_timm
+
+        return load_timm(name.removeprefix(TIMM))
+
+    return Subject(name, None, _digest(identity), load)
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,210 @@
+"""One evaluation from start to record, on a tiny run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eosin.errors import TransientError, UserError
+from eosin.evaluation import embed as embed_module
+from eosin.evaluation.evaluate import evaluate
+from eosin.evaluation.plan import list_evaluations
+from eosin.layout import RunLayout
+from eosin.records import MetricRecord
+from eosin.storage import open_store
+from tests.support.evaluation import (
+    export,
+    make_config,
+    make_run,
+    patch_rows,
+    quiet_log,
+    write_folder,
+    write_patch_set,
+)
+
+PROBE = {"num_steps": 150, "batch_size": 16, "lr": 1e-2, "num_runs": 3}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """A run with a held-out set, a labelled set by patient, three tasks and one exported teacher."""
+    labelled = write_patch_set(tmp_path / "labelled", patch_rows(num_patients=8, per_class=4))
+    config = make_config(
+        [
+            {"kind": "unsupervised", "name": "heldout"},
+            {"kind": "knn", "name": "texture-knn", "dataset": labelled, "k": 5},
+            {"kind": "linear-probe", "name": "texture-probe", "dataset": labelled, "probe": PROBE},
+        ]
+    )
+    uri = make_run(tmp_path, config)
+    write_patch_set(
+        tmp_path / "run" / "patches" / "heldout", patch_rows(num_patients=4, label="", patient="")
+    )
+    export(uri, config, 20)
+    return uri
+
+
+def _judge(run: str, model: str, task: str) -> MetricRecord:
+    return evaluate(run, model, task, log=quiet_log())
+
+
+def _stored(run: str, model: str, task: str) -> MetricRecord:
+    return MetricRecord.from_json(open_store(run).get(RunLayout.metric(model, task)), source="test")
+
+
+def test_every_model_is_paired_with_every_task(run: str) -> None:
+    pairs = [(pair["model"], pair["task"]) for pair in list_evaluations(run)]
+    tasks = ("heldout", "texture-knn", "texture-probe")
+    assert pairs == [(model, task) for model in ("random-init", "step-00000020") for task in tasks]
+
+
+def test_each_task_publishes_its_record(run: str) -> None:
+    for model, step in (("random-init", 0), ("step-00000020", 20)):
+        heldout = _judge(run, model, "heldout")
+        assert (heldout.status, heldout.step, heldout.num_patches) == ("ok", step, 36)
+        assert 1 < heldout.metrics["rankme"].mean <= 32
+        assert 0 <= heldout.metrics["odcorr"].mean <= 1
+        assert not heldout.metrics["odcorr"].higher_is_better
+        assert set(heldout.details["by_mpp"]) == {"0.5", "1"}
+        assert _stored(run, model, "heldout") == heldout
+
+    knn = _judge(run, "step-00000020", "texture-knn")
+    assert knn.metrics["top1"].mean > 0.9, "three colours are told apart by any network"
+    assert sum(map(sum, knn.details["confusion"])) == knn.details["num_judged"]
+
+    probe = _judge(run, "step-00000020", "texture-probe")
+    accuracy = probe.metrics["balanced_accuracy"]
+    assert len(accuracy.values) == 3
+    assert accuracy.mean > 0.9
+    low, high = probe.details["balanced_accuracy_interval"]
+    assert low <= accuracy.values[0] <= high
+    assert probe.details["interval_over"].endswith("patients")
+
+
+def test_a_second_time_nothing_is_computed(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = _judge(run, "step-00000020", "texture-knn")
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("embedded again")
+
+    monkeypatch.setattr(embed_module, "_compute", forbidden)
+    assert _judge(run, "step-00000020", "texture-knn") == first
+    # Another task on the same images takes the stored embeddings.
+    assert _judge(run, "step-00000020", "texture-probe").status == "ok"
+
+
+def test_a_damaged_embedding_file_is_made_again(run: str) -> None:
+    first = _judge(run, "step-00000020", "texture-knn")
+    store = open_store(run)
+    (key,) = [info.key for info in store.list(RunLayout.EMBEDDINGS)]
+    store.put(key, store.get(key)[:100])
+    store.delete([RunLayout.metric("step-00000020", "texture-knn")])
+    again = _judge(run, "step-00000020", "texture-knn")
+    assert again.metrics == first.metrics
+
+
+def test_the_same_evaluation_gives_the_same_figures(run: str) -> None:
+    first = _judge(run, "step-00000020", "texture-probe")
+    store = open_store(run)
+    store.delete([info.key for info in store.list(RunLayout.EMBEDDINGS)])
+    store.delete([RunLayout.metric("step-00000020", "texture-probe")])
+    second = _judge(run, "step-00000020", "texture-probe")
+    assert second.metrics == first.metrics
+    assert second.details == first.details
+
+
+def test_changed_data_is_judged_again(run: str, tmp_path: Path) -> None:
+    first = _judge(run, "random-init", "texture-knn")
+    write_patch_set(tmp_path / "labelled", patch_rows(num_patients=9, per_class=4))
+    second = _judge(run, "random-init", "texture-knn")
+    assert second.inputs_digest != first.inputs_digest
+    assert second.num_patches == 108
+
+
+def test_a_diverged_checkpoint_is_a_failed_record_and_harms_no_other(run: str, tmp_path: Path) -> None:
+    from eosin.runs import load_run
+
+    export(run, load_run(run), 40, spoil=float("nan"))
+    record = _judge(run, "step-00000040", "heldout")
+    assert record.status == "failed"
+    assert "36 of 36 embeddings are not finite" in record.reason
+    assert _stored(run, "step-00000040", "heldout") == record
+    assert not list(open_store(run).list(RunLayout.EMBEDDINGS)), "embeddings of no use are not kept"
+    assert _judge(run, "step-00000020", "heldout").status == "ok"
+
+
+def test_a_failed_record_is_tried_again(run: str, tmp_path: Path) -> None:
+    shard = tmp_path / "labelled" / "00001-of-00002.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-40])
+    failed = _judge(run, "random-init", "texture-knn")
+    assert failed.status == "failed"
+    assert "00001-of-00002.parquet" in failed.reason
+    shard.write_bytes(whole)
+    assert _judge(run, "random-init", "texture-knn").status == "ok"
+
+
+def test_weights_of_another_network_are_a_failed_record(run: str) -> None:
+    store = open_store(run)
+    key = RunLayout.teacher_card("step-00000020")
+    store.put(key, store.get(key).replace(b'"embed_dim": 32', b'"embed_dim": 64'))
+    record = _judge(run, "step-00000020", "heldout")
+    assert record.status == "failed"
+    assert "does not fit its card" in record.reason
+
+
+def test_a_held_out_set_that_was_never_decoded_is_a_failed_record(tmp_path: Path) -> None:
+    config = make_config([{"kind": "unsupervised"}])
+    record = _judge(make_run(tmp_path, config), "random-init", "heldout")
+    assert record.status == "failed"
+    assert "no images at" in record.reason
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "words"),
+    [
+        ("step-00000021", "heldout", "did you mean step-00000020"),
+        ("random-init", "heldut", "did you mean heldout"),
+        ("random-init", "qqq", "there are: heldout, texture-knn, texture-probe"),
+    ],
+)
+def test_a_name_the_run_does_not_have_is_the_callers_error(
+    run: str, model: str, task: str, words: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        _judge(run, model, task)
+    assert words in caught.value.hint
+    assert not list(open_store(run).list(RunLayout.METRICS))
+
+
+def test_a_store_that_is_down_is_recorded_and_raised_to_be_tried_again(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: object, **__: object) -> None:
+        raise TransientError("s3://bucket is slow", hint="wait")
+
+    monkeypatch.setattr(embed_module, "_compute", down)
+    with pytest.raises(TransientError, match="is slow"):
+        _judge(run, "random-init", "heldout")
+    assert _stored(run, "random-init", "heldout").status == "failed"
+
+
+def test_baselines_without_weights_are_failed_records(tmp_path: Path) -> None:
+    labelled = write_folder(tmp_path / "set", {"": {"red": 6, "blue": 6}})
+    config = make_config(
+        [{"kind": "knn", "name": "knn", "dataset": labelled}], baselines=["random-init", "timm:no_such_model"]
+    )
+    uri = make_run(tmp_path, config)
+    record = _judge(uri, "timm:no_such_model", "knn")
+    assert (record.status, record.step) == ("failed", None)
+    assert "timm has no model no_such_model" in record.reason
+    keys = [info.key for info in open_store(uri).list(RunLayout.METRICS)]
+    assert len(keys) == 1
+    assert keys[0].startswith("metrics/timm-no_such_model-")
+
+
+def test_listing_without_a_teacher_gives_the_baselines_or_says_what_to_do(tmp_path: Path) -> None:
+    uri = make_run(tmp_path, make_config([{"kind": "unsupervised"}], baselines=[]))
+    with pytest.raises(UserError, match="has exported no teacher yet"):
+        list_evaluations(uri)
