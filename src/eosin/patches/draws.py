@@ -7,6 +7,7 @@ draw, alone or in a batch, and gets the same bits.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,7 +27,8 @@ def uniforms(seed: int, stream: str, step: int, indices: Sequence[int], num_draw
     `stream` keeps the draws of different uses apart ("augment", "visit"…).
     """
     key = _mix(_word(seed))
-    for part in (int.from_bytes(stream.encode()[:8].ljust(8, b"\0"), "little"), step):
+    name = hashlib.blake2b(stream.encode(), digest_size=8).digest()
+    for part in (int.from_bytes(name, "little"), step):
         key = _absorb(key, _word(part))
     keys = _absorb(key, np.array([index & _MASK for index in indices], dtype=np.uint64))
     counters = np.arange(1, num_draws + 1, dtype=np.uint64) * _GOLDEN

@@ -1,0 +1,139 @@
+"""Which slides can be drawn from, at which magnifications, and why the others cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.config.patches import PatchesConfig
+from eosin.errors import UserError
+from eosin.index.rows import OK, SlideRow
+from eosin.index.snapshot import Snapshot
+from eosin.index.split import patient_of, split_patients
+from eosin.patches.draws import Float64
+from eosin.patches.geometry import best_level, extent_px, fits, level_mpp
+
+Split = Literal["train", "heldout", "all"]
+
+_NAMED_AT_MOST = 30
+
+
+@dataclass(frozen=True)
+class Eligible:
+    """Slides to draw from, as arrays, so that 30,000 of them cost a few MB."""
+
+    rows: npt.NDArray[np.int64]
+    """Rows of the snapshot, [n]."""
+    excluded: dict[str, str]
+    slide_cumulative: Float64
+    """Cumulative weights of the slides, ending at 1, [n]."""
+    mpp_cumulative: Float64
+    """Cumulative weights of the wanted mpps on each slide, ending at 1; flat where it lacks one, [n, k]."""
+
+    def pick(self, uniform: float) -> int:
+        """The slide (a position in `rows`) at `uniform` in [0, 1)."""
+        return int(np.searchsorted(self.slide_cumulative, uniform, side="right"))
+
+    def pick_mpp(self, slide: int, uniform: float) -> int:
+        """The position in the wanted mpps at `uniform` in [0, 1), among those that the slide offers."""
+        return int(np.searchsorted(self.mpp_cumulative[slide], uniform, side="right"))
+
+
+def find_eligible(snapshot: Snapshot, config: PatchesConfig, split: Split) -> Eligible:
+    """The slides of `split` that offer at least one wanted mpp.
+
+    Patients are split among the slides that serve, so that neither side is empty where two patients
+    have such slides. Raises `UserError` naming slides with their reasons where no slide is left.
+    """
+    offers: dict[int, npt.NDArray[np.bool_]] = {}
+    excluded: dict[str, str] = {}
+    for number, row in enumerate(snapshot.rows):
+        reasons = [_refusal(row, config, mpp) for mpp in config.mpp]
+        if all(reasons):
+            excluded[row.slide] = _nearest(reasons)
+        else:
+            offers[number] = np.array([not reason for reason in reasons])
+    if not offers:
+        raise _nothing(snapshot, excluded)
+    return _weigh(snapshot, config, _of_split(snapshot, config, offers, split), excluded)
+
+
+def _of_split(
+    snapshot: Snapshot, config: PatchesConfig, offers: dict[int, npt.NDArray[np.bool_]], split: Split
+) -> dict[int, npt.NDArray[np.bool_]]:
+    if split == "all":
+        return offers
+    patients = {number: patient_of(snapshot.rows[number]) for number in offers}
+    held_out = split_patients((snapshot.rows[number] for number in offers), config.heldout.fraction)
+    if split == "heldout" and not held_out:
+        reason = "patches.heldout.fraction is 0" if config.heldout.fraction == 0 else "they are one patient's"
+        raise UserError(
+            f"no slide can be held out of the {len(offers)} that serve: {reason}",
+            hint="give patients in a CSV (slides.overrides), or more slides",
+        )
+    wanted = split == "heldout"
+    return {number: offer for number, offer in offers.items() if (patients[number] in held_out) == wanted}
+
+
+def _weigh(
+    snapshot: Snapshot,
+    config: PatchesConfig,
+    offers: dict[int, npt.NDArray[np.bool_]],
+    excluded: dict[str, str],
+) -> Eligible:
+    by_area = config.weighting == "area"
+    weights = np.array([snapshot.rows[number].tissue_mm2 if by_area else 1.0 for number in offers])
+    wanted = np.array(config.mpp_weights or [1.0] * len(config.mpp))
+    return Eligible(
+        rows=np.array(list(offers), dtype=np.int64),
+        excluded=excluded,
+        slide_cumulative=_cumulative(weights),
+        mpp_cumulative=_cumulative(np.array(list(offers.values())) * wanted),
+    )
+
+
+def _cumulative(weights: Float64) -> Float64:
+    """Running shares along the last axis; from the last weight above 0 on exactly 1."""
+    sums = np.cumsum(weights, axis=-1)
+    return np.asarray(sums / sums[..., -1:])
+
+
+def _refusal(row: SlideRow, config: PatchesConfig, mpp: float) -> str:
+    """Why `row` gives no patch at `mpp`; empty where it does."""
+    header = row.header
+    if row.status != OK:
+        return f"{row.status}: {row.detail}" if row.detail else row.status
+    if best_level(header, mpp, config.mpp_tolerance) is None:
+        return f"too-coarse: finest level {level_mpp(header, 0):.4g} mpp, wanted ≤ {max(config.mpp):g}"
+    if not fits(header, config.patch_px, mpp):
+        need = max(extent_px(header, config.patch_px, mpp))
+        size = f"{header.levels[0].width_px} × {header.levels[0].height_px} px"
+        return f"too-small: {size}, a patch of {config.patch_px} px at {mpp:g} mpp needs {need:.0f} px"
+    if row.tissue is None or row.tissue_mm2 <= 0:
+        return "no-tissue: its mask is empty"
+    need_mm2 = config.min_foreground * (config.patch_px * mpp / 1000) ** 2
+    if row.tissue_mm2 < need_mm2:
+        return f"too-little-tissue: {row.tissue_mm2:.3g} mm², a patch at {mpp:g} mpp needs {need_mm2:.3g} mm²"
+    return ""
+
+
+def _nearest(reasons: list[str]) -> str:
+    """Of one reason for each mpp, the one that the slide came furthest with."""
+    return max(reasons, key=lambda reason: _PROGRESS.get(reason.partition(":")[0], 0))
+
+
+_PROGRESS = {"too-coarse": 1, "too-small": 2, "no-tissue": 3, "too-little-tissue": 4}
+
+
+def _nothing(snapshot: Snapshot, excluded: dict[str, str]) -> UserError:
+    lines = [f"{slide}: {reason}" for slide, reason in list(excluded.items())[:_NAMED_AT_MOST]]
+    if len(excluded) > _NAMED_AT_MOST:
+        lines.append(f"… and {len(excluded) - _NAMED_AT_MOST} more")
+    return UserError(
+        f"no patch can be drawn: none of the {len(excluded)} slides in {snapshot.slides_uri} serves"
+        + "".join(f"\n  {line}" for line in lines),
+        hint="change patches.mpp or patches.patch_px, or give mpp in a CSV: slides.overrides",
+    )

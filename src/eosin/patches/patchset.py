@@ -1,0 +1,65 @@
+"""A published patch set: its manifest, and its patches in order, checked against their digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from eosin.errors import PermanentError, UserError
+from eosin.records import PatchSetManifest, PatchSetShard, RejectedPatch
+from eosin.records.base import Record
+from eosin.records.patchset_shard import PatchRow, decode_shard
+from eosin.storage import NotFound, Store, join_uri, open_store
+
+MANIFEST = "manifest.json"
+CONTACT_SHEET = "contact-sheet.jpg"
+
+
+class ShardMarker(Record):
+    """Published after a shard, once it is whole; what the manifest is made of."""
+
+    shard: PatchSetShard
+    snapshot_id: str
+    patch_px: int
+    mpp: tuple[float, ...]
+    encoding: str
+    slides: tuple[str, ...] = ()
+    rejected: tuple[RejectedPatch, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_manifest(uri: str, *, store: Store | None = None) -> PatchSetManifest:
+    """The manifest of the patch set at `uri`. Raises `UserError` where no whole patch set is there."""
+    store = store or open_store(uri)
+    try:
+        data = store.get(MANIFEST)
+    except NotFound:
+        raise UserError(
+            f"no patch set at {uri}: {MANIFEST} is not there",
+            hint="publish it with `eosin decode RUN`",
+        ) from None
+    return PatchSetManifest.from_json(data, source=join_uri(uri, MANIFEST))
+
+
+def read_patch_set(uri: str) -> tuple[PatchSetManifest, Iterator[PatchRow]]:
+    """The manifest of the patch set at `uri`, and its patches in order, one shard in memory at a time.
+
+    Raises `UserError` where no whole patch set is there, `PermanentError` naming the shard that is
+    missing or not the one that was published.
+    """
+    store = open_store(uri)
+    manifest = read_manifest(uri, store=store)
+    return manifest, (row for shard in manifest.shards for row in read_shard(store, shard))
+
+
+def read_shard(store: Store, shard: PatchSetShard) -> list[PatchRow]:
+    """The patches of one shard of the set that `store` stands at. Raises `PermanentError`."""
+    source = join_uri(store.uri, shard.key)
+    hint = "delete the patch set's folder and decode it again"
+    try:
+        data = store.get(shard.key)
+    except NotFound:
+        raise PermanentError(f"{source} is missing", hint=hint) from None
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise PermanentError(f"{source} is not the shard that was published: its digest differs", hint=hint)
+    return decode_shard(data, source=source)

@@ -1,0 +1,165 @@
+"""Online Patching: batches of patches read straight from slides, ahead of need."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from eosin.config.patches import PatchesConfig
+from eosin.errors import PermanentError
+from eosin.index.snapshot import Snapshot
+from eosin.observability import RunLog
+from eosin.patches.reader import PatchReader, Pixels
+from eosin.patches.redraw import Redraws
+from eosin.patches.request import PatchBatch, PatchRequest
+from eosin.patches.sampler import Sampler
+from eosin.patches.sources import ByteSource, RangeSource, StageSource
+from eosin.patches.stage import StagePool
+from eosin.slides.errors import SlideError
+from eosin.storage import Store, open_store
+
+MAX_ATTEMPTS = 32
+# Patches that one task fetches in one request batch and decodes: enough for the request to be worth
+# sending, few enough for several tasks a batch.
+_PATCHES_PER_TASK = 16
+
+OnReject = Callable[[PatchRequest, SlideError], None]
+_Task = Future[list[tuple[PatchRequest, Pixels]]]
+
+
+class PatchStream:
+    """A `PatchSource` over the slides of a snapshot.
+
+    What is delivered is the sampler's business alone: threads, cache, prefetch and the way to the bytes
+    change the speed. A patch that cannot be read is drawn again with the next `attempt` and reported as
+    the event `patch-redrawn`. At most `prefetch_batches` + 1 batches are in memory; what the consumer
+    does not take is not read further.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        log: RunLog,
+        *,
+        num_threads: int | None = None,
+        on_reject: OnReject | None = None,
+    ) -> None:
+        """`num_threads`: None for one a core this process may use, at least two, so that requests and
+        decoding overlap. `on_reject` is told every patch that could not be read, from any thread."""
+        self.sampler = sampler
+        self.config = sampler.config
+        store = open_store(sampler.snapshot.slides_uri)
+        pool = _pool(store, sampler.snapshot, self.config)
+        self._reader = PatchReader(sampler.snapshot, self.config, _source(store, self.config, pool), pool)
+        self._redraws = Redraws(sampler.snapshot, log)
+        self._on_reject = on_reject or _ignore
+        workers = num_threads or max(2, len(os.sched_getaffinity(0)))
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="eosin-patches")
+
+    def batches(self, wanted: Iterable[tuple[int, Sequence[int]]]) -> Iterator[PatchBatch]:
+        """One batch for each (step, sample indices), in order.
+
+        Raises `PermanentError` naming slides where a sample and all its substitutes failed,
+        `TransientError` and `UserError` where the whole store is in trouble.
+        """
+        ahead: deque[list[_Task]] = deque()
+        try:
+            for step, indices in wanted:
+                ahead.append(self._submit(step, indices))
+                if len(ahead) > self.config.prefetch_batches:
+                    yield self._collect(ahead.popleft())
+            while ahead:
+                yield self._collect(ahead.popleft())
+        finally:
+            for task in (task for tasks in ahead for task in tasks):
+                task.cancel()
+
+    def close(self) -> None:
+        """Stop reading ahead; no thread is left."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submit(self, step: int, indices: Sequence[int]) -> list[_Task]:
+        parts = [indices[at : at + _PATCHES_PER_TASK] for at in range(0, len(indices), _PATCHES_PER_TASK)]
+        return [self._threads.submit(self._read, step, part) for part in parts]
+
+    def _collect(self, tasks: list[_Task]) -> PatchBatch:
+        done = [item for task in tasks for item in task.result()]
+        side_px = self.config.patch_px
+        pixels = np.empty((len(done), side_px, side_px, 3), np.uint8)
+        for place, (_, patch) in enumerate(done):
+            pixels[place] = patch
+        return PatchBatch(pixels, tuple(request for request, _ in done))
+
+    def _read(self, step: int, indices: Sequence[int]) -> list[tuple[PatchRequest, Pixels]]:
+        """The samples, each by its first attempt that can be read."""
+        found: dict[int, tuple[PatchRequest, Pixels]] = {}
+        failed: list[tuple[PatchRequest, SlideError]] = []
+        wanted = list(indices)
+        for attempt in range(MAX_ATTEMPTS):
+            failed = []
+            requests = self.sampler.draw_batch(step, wanted, attempt)
+            for request, patch in zip(requests, self._try(requests), strict=True):
+                if isinstance(patch, SlideError):
+                    failed.append((request, patch))
+                    self._redraws.report(request, patch)
+                    self._on_reject(request, patch)
+                else:
+                    found[request.index] = request, patch
+            wanted = [request.index for request, _ in failed]
+            if not wanted:
+                return [found[index] for index in indices]
+        raise self._exhausted(failed)
+
+    def _try(self, requests: Sequence[PatchRequest]) -> list[Pixels | SlideError]:
+        """As `PatchReader.read`, without asking again for slides that are known to be gone."""
+        results: list[Pixels | SlideError | None] = [
+            self._redraws.gone(request.slide) for request in requests
+        ]
+        readable = [place for place, result in enumerate(results) if result is None]
+        for place, patch in zip(readable, self._reader.read([requests[i] for i in readable]), strict=True):
+            results[place] = patch
+        return [result for result in results if result is not None]
+
+    def _exhausted(self, failed: list[tuple[PatchRequest, SlideError]]) -> PermanentError:
+        request, _ = failed[0]
+        return PermanentError(
+            f"sample {request.index} of step {request.step} and its {MAX_ATTEMPTS - 1} substitutes cannot be "
+            f"read: {self._redraws.summary()}",
+            hint="index the slides again: they are not what the snapshot says",
+        )
+
+
+def _ignore(request: PatchRequest, error: SlideError) -> None:
+    """Nobody keeps an account of rejected patches."""
+
+
+def _source(store: Store, config: PatchesConfig, pool: StagePool | None) -> ByteSource:
+    if config.reader == "stage":
+        assert pool is not None
+        return StageSource(pool)
+    return RangeSource(store)
+
+
+def _pool(store: Store, snapshot: Snapshot, config: PatchesConfig) -> StagePool | None:
+    """The pool of staged slides, where anything will be staged."""
+    local = any(snapshot.rows[number].header.access == "local" for number in snapshot.usable)
+    if config.reader != "stage" and not local:
+        return None
+    directory = Path(config.stage_dir) if config.stage_dir else Path(tempfile.gettempdir()) / "eosin-stage"
+    return StagePool(store, directory, config.stage_bytes)

@@ -1,0 +1,101 @@
+"""Snapshots made by hand, so that patches are tested apart from the scan that makes real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.index.rows import OK, SlideRow, decode_rows, encode_rows
+from eosin.index.snapshot import Snapshot
+from eosin.index.tissue_mask import TissueMask
+from eosin.layout import IndexLayout
+from eosin.records import SnapshotManifest
+from eosin.slides.header import read_header
+from eosin.slides.model import Level, SlideHeader, SlideObject
+from eosin.slides.synthetic import SyntheticConfig, write_slide
+from eosin.storage import open_store
+
+MASK_PX = 32
+"""Level-0 pixels a mask pixel."""
+
+
+def paper_header(
+    width_px: int, height_px: int, mpp: float | tuple[float, float] = 0.25,
+    downsamples: Iterable[int] = (1, 4, 16),
+    key: str = "paper.svs",
+) -> SlideHeader:  # fmt: skip
+    """A header with no slide behind it."""
+    mpp_x, mpp_y = (mpp, mpp) if isinstance(mpp, float) else mpp
+    levels, first = [], 0
+    for down in downsamples:
+        level = Level(width_px // down, height_px // down, float(down), 240, 240, "jpeg", "ycbcr", first)
+        levels.append(level)
+        first += level.num_tiles
+    return SlideHeader((SlideObject(key, "e", 1),), "aperio", "svs", tuple(levels), mpp_x, mpp_y)
+
+
+def paper_row(
+    slide: str, header: SlideHeader, mask: npt.NDArray[np.bool_] | None = None, *, patient: str = "",
+    status: str = OK, detail: str = "",
+) -> SlideRow:  # fmt: skip
+    """A row whose tissue is `mask` over the whole slide (None: all of it is tissue)."""
+    mask = np.ones((16, 16), bool) if mask is None else mask
+    finest = header.levels[0]
+    tissue = TissueMask.from_array(mask, finest.width_px / mask.shape[1], finest.height_px / mask.shape[0])
+    mm2 = tissue.area * (header.mpp_x or 0) * (header.mpp_y or 0) / 1e6
+    return SlideRow(
+        slide, status, detail, header, "header", tissue, mm2, patient, digest=f"{abs(hash(slide)):064x}"
+    )
+
+
+def paper_snapshot(folder: Path, rows: Iterable[SlideRow], slides_uri: str = "") -> Snapshot:
+    """A snapshot of `rows` whose index lies in `folder`."""
+    data = encode_rows(rows)
+    made = decode_rows(data, source="test")
+    usable = tuple(i for i, row in enumerate(made) if row.status == OK)
+    manifest = SnapshotManifest(
+        snapshot_id="0123456789abcdef", rows_sha256="", slides_uri=slides_uri or str(folder),
+        indexer_version=1, num_slides=len(made), num_ok=len(usable), tissue_mm2=1.0,
+    )  # fmt: skip
+    return Snapshot(manifest, made, usable, open_store(str(folder)))
+
+
+def index_slides(slides: Path, index: Path, change: Callable[[SlideRow], SlideRow] | None = None) -> Snapshot:
+    """A snapshot of every file in `slides`; what is darker than glass is tissue."""
+    store, rows = open_store(str(slides)), []
+    tables = open_store(str(index))
+    for info in store.list():
+        header, table = read_header(store, [info])
+        row = paper_row(info.key, header, _mask(slides / info.key, header))
+        tables.put(IndexLayout.tiles(row.digest), table.tobytes())
+        rows.append(change(row) if change else row)
+    return paper_snapshot(index, rows, str(slides))
+
+
+@lru_cache(maxsize=1)
+def small_slides() -> SyntheticConfig:
+    return SyntheticConfig(width_px=1920, height_px=1440, mpp=0.25, tile_px=240, downsamples=(1, 4))
+
+
+def write_slides(folder: Path, num: int, **changes: object) -> Path:
+    """`num` synthetic slides of 1920 × 1440 px in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(num):
+        config = replace(small_slides(), **changes)  # type: ignore[arg-type]
+        write_slide(folder / f"slide-{number}.svs", seed=100 + number, config=config)
+    return folder
+
+
+def _mask(path: Path, header: SlideHeader) -> npt.NDArray[np.bool_]:
+    import openslide
+
+    finest = header.levels[0]
+    with openslide.OpenSlide(str(path)) as slide:
+        size = (finest.width_px // MASK_PX, finest.height_px // MASK_PX)
+        small = np.asarray(slide.get_thumbnail(size).convert("RGB"), np.int16)
+    return np.asarray(small.max(2) - small.min(2) > 20)
