@@ -22,6 +22,11 @@ class IndexLayout:
         return f"scans/{scan_id}/{shard:05d}-of-{num_shards:05d}.parquet"
 
     @staticmethod
+    def shard_part(scan_id: str, shard: int, num_shards: int, part: int) -> str:
+        """Rows of one stretch of a shard, so that a scan that was killed goes on where it stood."""
+        return f"scans/{scan_id}/{shard:05d}-of-{num_shards:05d}/{part:05d}.parquet"
+
+    @staticmethod
     def scan(scan_id: str) -> str:
         return f"scans/{scan_id}/"
 

@@ -23,4 +23,6 @@ class IndexConfig(Section):
     """Where the index is published; empty: `indexes/default` beside the run."""
     num_shards: int = Field(default=2, ge=1)
     slides_in_flight: int = Field(default=8, ge=1)
+    max_mpp: float = Field(default=4.0, gt=0)
+    """A slide whose finest level is coarser than this, in µm a pixel, is listed as too-coarse."""
     tissue: TissueConfig = TissueConfig()

@@ -1,0 +1,102 @@
+"""What lies in the slides' folder, and which objects make up a slide."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Literal
+
+from eosin.storage import ObjectInfo, Store
+
+_NEVER_SLIDES = {
+    ".csv", ".json", ".jsonl", ".txt", ".md", ".geojson", ".parquet", ".xml", ".yaml", ".yml", ".html",
+    ".log", ".pdf", ".tsv", ".xlsx", ".zip", ".gz", ".tar", ".py", ".npy", ".npz", ".h5", ".pt",
+    ".safetensors", ".md5", ".sha256", ".part", ".tmp", ".ini", ".svg",
+}  # fmt: skip
+_MRXS_INDEX = "Slidedat.ini"
+_VMS = (".vms", ".vmu")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Objects read together, the main one first. A DICOM folder may hold several slides (series)."""
+
+    key: str
+    """Decides the shard: the slide's key, or the folder of the DICOM files."""
+    kind: Literal["slide", "dicom-folder"]
+    objects: tuple[ObjectInfo, ...]
+
+
+def list_units(store: Store, include: Sequence[str] = ()) -> list[Unit]:
+    """Every object that could be a slide, grouped, in key order. One listing of the store.
+
+    Hidden objects, folder markers and files of types that are never slides are passed over; `include`
+    keeps the keys that match any of its globs (all, where it is empty).
+    """
+    objects = [each for each in store.list() if _could_be_slide(each.key)]
+    parts = _companions(objects)
+    mains = [each for each in objects if each.key not in parts and _included(each.key, include)]
+    members: dict[str, list[ObjectInfo]] = {}
+    for each in objects:
+        if each.key in parts:
+            members.setdefault(parts[each.key], []).append(each)
+    folders: dict[str, list[ObjectInfo]] = {}
+    units: list[Unit] = []
+    for each in mains:
+        if PurePosixPath(each.key).suffix.lower() == ".dcm":
+            folders.setdefault(str(PurePosixPath(each.key).parent), []).append(each)
+        else:
+            units.append(Unit(each.key, "slide", (each, *members.get(each.key, ()))))
+    units += [Unit(folder, "dicom-folder", tuple(files)) for folder, files in folders.items()]
+    return sorted(units, key=lambda unit: unit.objects[0].key)
+
+
+def listing_digest(units: Iterable[Unit]) -> str:
+    """SHA-256 over key, size and etag of every object, in order."""
+    lines = [[each.key, each.size_bytes, each.etag] for unit in units for each in unit.objects]
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def in_shard(unit: Unit, shard: int, num_shards: int) -> bool:
+    """Whether a unit is this shard's: a stable hash of its key."""
+    word = hashlib.sha256(unit.key.encode()).digest()[:8]
+    return int.from_bytes(word, "big") % num_shards == shard
+
+
+def _could_be_slide(key: str) -> bool:
+    path = PurePosixPath(key)
+    hidden = any(part.startswith(".") for part in path.parts)
+    # The data files of MRXS and VMS lie beside .ini files, which belong to them.
+    return (
+        not key.endswith("/")
+        and not hidden
+        and (path.suffix.lower() not in _NEVER_SLIDES or _mrxs_part(path))
+    )
+
+
+def _mrxs_part(path: PurePosixPath) -> bool:
+    return path.name == "Slidedat.ini"
+
+
+def _included(key: str, include: Sequence[str]) -> bool:
+    return not include or any(fnmatchcase(key, pattern) for pattern in include)
+
+
+def _companions(objects: Sequence[ObjectInfo]) -> dict[str, str]:
+    """Key of every object that belongs to a slide of several, with the key of that slide's main object."""
+    keys = [each.key for each in objects]
+    owners: dict[str, str] = {}
+    mrxs = {key[: -len(".mrxs")] + "/": key for key in keys if key.lower().endswith(".mrxs")}
+    vms = {str(PurePosixPath(key).parent): key for key in keys if key.lower().endswith(_VMS)}
+    for key in keys:
+        path = PurePosixPath(key)
+        folder = str(path.parent)
+        if folder + "/" in mrxs:
+            owners[key] = mrxs[folder + "/"]
+        elif folder in vms and path.suffix.lower() in (".jpg", ".opt", ".vmf"):
+            owners[key] = vms[folder]
+    return owners

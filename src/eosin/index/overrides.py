@@ -1,0 +1,156 @@
+"""What a person knows of slides that their headers do not say: a CSV keyed by `slide`."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from eosin.errors import UserError
+from eosin.index.listing import Unit
+from eosin.storage import NotFound, open_store, split_uri
+
+_KNOWN = {"slide", "mpp", "mpp_x", "mpp_y", "patient", "cohort", "label", "labels", "exclude"}
+_TRUE, _FALSE = {"1", "true", "yes", "y", "x"}, {"", "0", "false", "no", "n"}
+
+
+@dataclass(frozen=True)
+class Override:
+    """One line of the CSV. Empty cells say nothing."""
+
+    mpp_x: float | None = None
+    mpp_y: float | None = None
+    patient: str = ""
+    cohort: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    exclude: bool = False
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """The CSV's lines by slide, as written there: a key, or a file name where only one slide has it."""
+
+    lines: Mapping[str, Override]
+    digest: str
+    """SHA-256 of the file; empty where none was given."""
+
+    def matched(self, units: Iterable[Unit]) -> tuple[dict[str, Override], list[str]]:
+        """Lines by object key, and the names in the CSV that name no slide or several.
+
+        A full key wins over a file name; a folder of DICOM files may be named as such.
+        """
+        names = _names_of(units)
+        found: dict[str, Override] = {}
+        for exact in (False, True):
+            for name, line in self.lines.items():
+                keys = names.get(name, set())
+                if len(keys) == 1 and (name in keys) == exact:
+                    found[next(iter(keys))] = line
+        return found, [name for name in self.lines if len(names.get(name, ())) != 1]
+
+
+def _names_of(units: Iterable[Unit]) -> dict[str, set[str]]:
+    """Object keys by every name a person may use for them; a full key is never ambiguous."""
+    names: dict[str, set[str]] = {}
+    keys: list[str] = []
+    for unit in units:
+        mains = unit.objects if unit.kind == "dicom-folder" else unit.objects[:1]
+        for each in mains:
+            path = PurePosixPath(each.key)
+            keys.append(each.key)
+            for name in {path.name, path.stem}:
+                names.setdefault(name, set()).add(each.key)
+        if unit.kind == "dicom-folder":
+            for name in {unit.key, PurePosixPath(unit.key).name}:
+                names.setdefault(name, set()).add(unit.objects[0].key)
+    names.update({key: {key} for key in keys})
+    return names
+
+
+def load_overrides(uri: str | None) -> Overrides:
+    """Read the CSV at `uri` (None: no overrides).
+
+    Columns: slide; mpp, or mpp_x and mpp_y (µm a pixel); patient; cohort; label, or any `label:NAME`;
+    exclude (yes / no). Other columns are kept. Raises `UserError` with the line number of what is wrong.
+    """
+    if not uri:
+        return Overrides({}, "")
+    root, key = split_uri(uri)
+    try:
+        data = open_store(root).get(key)
+    except NotFound:
+        raise UserError(f"no overrides at {uri}", hint="check slides.overrides") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{uri} is not UTF-8 text (byte {error.start})") from error
+    return Overrides(_parse(text, uri), hashlib.sha256(data).hexdigest())
+
+
+def _parse(text: str, uri: str) -> dict[str, Override]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    if "slide" not in columns:
+        raise UserError(
+            f"{uri} has no column `slide`", hint=f"its columns are: {', '.join(columns) or 'none'}"
+        )
+    reader.fieldnames = columns
+    lines: dict[str, Override] = {}
+    try:
+        for cells in reader:
+            where = f"{uri}:{reader.line_num}"
+            if cells.get(None):
+                raise UserError(f"{where}: more cells than the {len(columns)} columns")
+            values = {name: (cells[name] or "").strip() for name in columns}
+            name = values["slide"].lstrip("/")
+            if not name:
+                raise UserError(f"{where}: no slide named")
+            if name in lines:
+                raise UserError(f"{where}: {name} is named twice")
+            lines[name] = _override(values, where)
+    except csv.Error as error:
+        raise UserError(f"{uri}:{reader.line_num}: {error}") from error
+    return lines
+
+
+def _override(values: dict[str, str], where: str) -> Override:
+    mpp = _mpp(values, "mpp", where)
+    labels = {name.partition(":")[2].strip(): value for name, value in values.items()
+              if name.startswith("label:") and value}  # fmt: skip
+    plain = values.get("label") or values.get("labels")
+    if plain:
+        labels["label"] = plain
+    return Override(
+        mpp_x=_mpp(values, "mpp_x", where) or mpp,
+        mpp_y=_mpp(values, "mpp_y", where) or mpp,
+        patient=values.get("patient", ""),
+        cohort=values.get("cohort", ""),
+        labels=labels,
+        exclude=_flag(values.get("exclude", ""), where),
+        extra={name: value for name, value in values.items()
+               if name not in _KNOWN and not name.startswith("label:") and value},
+    )  # fmt: skip
+
+
+def _mpp(values: dict[str, str], column: str, where: str) -> float | None:
+    text = values.get(column, "")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"{where}: {column} {text!r} is not a number of µm a pixel above 0")
+    return value
+
+
+def _flag(text: str, where: str) -> bool:
+    if text.lower() not in _TRUE | _FALSE:
+        raise UserError(f"{where}: exclude {text!r} is neither yes nor no")
+    return text.lower() in _TRUE

@@ -1,0 +1,55 @@
+"""What a scan is: the listing, the overrides and the settings that together name it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from eosin.config import RunConfig
+from eosin.errors import UserError
+from eosin.index.listing import Unit, in_shard, list_units, listing_digest
+from eosin.index.overrides import Override, load_overrides
+from eosin.index.read_slide import INDEXER_VERSION
+from eosin.slides.model import SlideObject
+from eosin.storage import ObjectInfo, Store, open_store
+
+
+@dataclass(frozen=True)
+class ScanPlan:
+    """One logical scan: shards of it meet because they derive the same id from the same bucket."""
+
+    scan_id: str
+    slides: Store
+    index: Store
+    units: Sequence[Unit]
+    overrides: Mapping[str, Override]
+    unknown_overrides: Sequence[str]
+    """Names in the overrides that name no slide, or several."""
+
+    def shard(self, shard: int, num_shards: int) -> list[Unit]:
+        """The units of one shard, in key order."""
+        return [unit for unit in self.units if in_shard(unit, shard, num_shards)]
+
+    def override(self, objects: Sequence[ObjectInfo | SlideObject]) -> Override | None:
+        """What the overrides say of the slide made of `objects`."""
+        return next((self.overrides[each.key] for each in objects if each.key in self.overrides), None)
+
+
+def plan_scan(config: RunConfig) -> ScanPlan:
+    """List the slides once and read the overrides. Raises `UserError` for what is not configured."""
+    if not config.slides.uri:
+        raise UserError("no slides named", hint="give their folder: slides.uri, or --slides")
+    if not config.index.uri:
+        raise UserError("no place for the index named", hint="give it: index.uri, or --index")
+    slides, index = open_store(config.slides.uri), open_store(config.index.uri)
+    units = list_units(slides, config.slides.include)
+    overrides = load_overrides(config.slides.overrides)
+    found, unknown = overrides.matched(units)
+    identity = [
+        slides.uri, listing_digest(units), overrides.digest, list(config.slides.include),
+        config.index.tissue.model_dump(mode="json"), config.index.max_mpp, INDEXER_VERSION,
+    ]  # fmt: skip
+    scan_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return ScanPlan(scan_id, slides, index, units, found, unknown)

@@ -1,0 +1,180 @@
+"""One slide to one row: header, a tile of every level decoded, tissue, thumbnail."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from eosin.config.index import IndexConfig
+from eosin.errors import EosinError
+from eosin.index.overrides import Override
+from eosin.index.overview import Overview, read_local_overview, read_overview
+from eosin.index.rows import OK, SlideRow
+from eosin.index.tissue import detect_tissue
+from eosin.layout import IndexLayout
+from eosin.slides.decode import decode_tile
+from eosin.slides.errors import SlideError
+from eosin.slides.header import OpenedSlide, opened
+from eosin.slides.model import SlideHeader, SlideObject, TileTable
+from eosin.slides.reader import fetch_tiles
+from eosin.slides.table import level_table
+from eosin.storage import ObjectInfo, Store
+
+INDEXER_VERSION = 1
+_THUMBNAIL_PX = 512
+_NO_OVERRIDE = Override()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What reading a slide needs: where it lies, where its tables go, and how tissue is found."""
+
+    slides: Store
+    index: Store
+    config: IndexConfig
+    stage_dir: str | None = None
+
+
+def read_slide(reading: Reading, objects: Sequence[ObjectInfo], override: Override | None) -> SlideRow:
+    """The row of the slide that `objects` make up. Publishes its tile table and thumbnail.
+
+    A slide that cannot be read is a row with its reason. Raises only what concerns the store:
+    `TransientError`, `UserError`.
+    """
+    stored = tuple(SlideObject(each.key, each.etag, each.size_bytes) for each in objects)
+    override = override or _NO_OVERRIDE
+    bare = _bare_row(reading, stored, override)
+    try:
+        with opened(reading.slides, objects, stage_dir=reading.stage_dir) as slide:
+            row = _with_header(bare, slide.header, override)
+            row = _examined(reading, row, slide)
+    except SlideError as error:
+        row = replace(bare, read_status=error.reason, read_detail=error.message)
+    except EosinError:
+        raise
+    except Exception as error:  # whatever a library makes of a hostile slide is this slide's affair alone
+        row = replace(bare, read_status="unreadable", read_detail=f"{type(error).__name__}: {error}")
+    return with_override(row, override)
+
+
+def with_override(row: SlideRow, override: Override | None) -> SlideRow:
+    """`row` with the overrides' patient, cohort, labels and exclusion joined anew."""
+    override = override or _NO_OVERRIDE
+    status, detail = row.read_status, row.read_detail
+    if override.exclude:
+        status, detail = "excluded", "excluded by the overrides"
+    return replace(
+        row, status=status, detail=detail, patient=override.patient, cohort=override.cohort,
+        labels=override.labels, extra=override.extra,
+    )  # fmt: skip
+
+
+def slide_digest(slides_uri: str, objects: Sequence[SlideObject]) -> str:
+    """Names what depends on the slide's bytes alone: 32 hex digits."""
+    return _sha256([slides_uri, INDEXER_VERSION, sorted([each.key, each.etag] for each in objects)])
+
+
+def reuse_digest(digest: str, config: IndexConfig, override: Override | None) -> str:
+    """Equal exactly where reading the slide again would give the same row: 32 hex digits."""
+    override = override or _NO_OVERRIDE
+    tissue = config.tissue.model_dump(mode="json")
+    return _sha256([digest, override.mpp_x, override.mpp_y, tissue, config.max_mpp])
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _bare_row(reading: Reading, stored: tuple[SlideObject, ...], override: Override) -> SlideRow:
+    digest = slide_digest(reading.slides.uri, stored)
+    header = SlideHeader(stored, "", "", (), None, None)
+    return SlideRow(
+        slide=min(each.key for each in stored) if len(stored) > 1 and _is_series(stored) else stored[0].key,
+        status="", detail="", header=header, digest=digest,
+        reuse_digest=reuse_digest(digest, reading.config, override),
+    )  # fmt: skip
+
+
+def _is_series(stored: Sequence[SlideObject]) -> bool:
+    return all(each.key.lower().endswith(".dcm") for each in stored)
+
+
+def _with_header(row: SlideRow, header: SlideHeader, override: Override) -> SlideRow:
+    # A series lists its label and macro images too, after the objects that hold levels.
+    known = {each.key for each in header.objects}
+    others = tuple(each for each in row.header.objects if each.key not in known)
+    source = "header" if header.mpp_x and header.mpp_y else ""
+    if override.mpp_x and override.mpp_y:
+        header, source = replace(header, mpp_x=override.mpp_x, mpp_y=override.mpp_y), "override"
+    return replace(row, header=replace(header, objects=header.objects + others), mpp_source=source)
+
+
+def _examined(reading: Reading, row: SlideRow, slide: OpenedSlide) -> SlideRow:
+    """The row with its status, after decoding what the index needs to see. Raises `SlideError`."""
+    header = row.header
+    if header.mpp_x is None or header.mpp_y is None:
+        return replace(
+            row, read_status="no-mpp", read_detail="neither header nor overrides give its µm a pixel"
+        )
+    if max(header.mpp_x, header.mpp_y) > reading.config.max_mpp:
+        detail = f"its finest level has {max(header.mpp_x, header.mpp_y):.4g} µm a pixel, more than"
+        return replace(row, read_status="too-coarse", read_detail=f"{detail} {reading.config.max_mpp:g}")
+    mpp = reading.config.tissue.mpp
+    try:
+        if slide.local is not None:
+            overview = read_local_overview(slide.local, header, mpp)
+        else:
+            check_levels(reading.slides, header, slide.tiles)
+            overview = read_overview(reading.slides, header, slide.tiles, mpp)
+    except SlideError as error:
+        return replace(row, read_status=error.reason, read_detail=error.message)
+    tissue = detect_tissue(overview, header.mpp_x, header.mpp_y, reading.config.tissue)
+    _publish(reading, row.digest, slide.tiles, overview)
+    tissue_mm2 = tissue.area * header.mpp_x * header.mpp_y / 1e6
+    status = OK if tissue_mm2 > 0 else "no-tissue"
+    return replace(
+        row, tissue=tissue, tissue_mm2=tissue_mm2, has_thumbnail=True, read_status=status,
+        read_detail=_remark(overview, status),
+    )  # fmt: skip
+
+
+def _remark(overview: Overview, status: str) -> str:
+    if status != OK:
+        return "no tissue was found on it"
+    return f"{overview.num_damaged} tiles cannot be decoded" if overview.num_damaged else ""
+
+
+def check_levels(store: Store, header: SlideHeader, tiles: TileTable) -> None:
+    """Decode the largest tile of every level, likely tissue. Raises `SlideError` (`corrupt-tile`)."""
+    for number, level in enumerate(header.levels):
+        rows = level_table(level, tiles)
+        index = int(np.argmax(rows["size_bytes"]))
+        data = fetch_tiles(store, header, level, rows, [index])[index]
+        try:
+            decode_tile(level, data)
+        except SlideError as error:
+            raise SlideError(error.reason, f"level {number}, tile {index}: {error.message}") from error
+
+
+def _publish(reading: Reading, digest: str, tiles: TileTable, overview: Overview) -> None:
+    if len(tiles):
+        reading.index.put(IndexLayout.tiles(digest), tiles.tobytes())
+    reading.index.put(IndexLayout.thumbnail(digest), encode_thumbnail(overview.pixels))
+
+
+def encode_thumbnail(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """JPEG of at most 512 px a side."""
+    import simplejpeg
+
+    shrink = min(1.0, _THUMBNAIL_PX / max(pixels.shape[:2]))
+    size = (max(1, round(pixels.shape[1] * shrink)), max(1, round(pixels.shape[0] * shrink)))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if shrink < 1 else pixels
+    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=85)
+    return encoded

@@ -1,0 +1,174 @@
+"""The index row of a slide, and its Parquet form."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, overload
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eosin.errors import PermanentError
+from eosin.index.tissue_mask import TissueMask
+from eosin.slides.model import Level, SlideHeader, SlideObject
+
+OK = "ok"
+_ROWS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class SlideRow:
+    """Everything the index knows of one slide. A slide that cannot be used is a row too."""
+
+    slide: str
+    """Key of its main object, relative to the slides URI."""
+    status: str
+    """`ok`, or the reason why it is not used."""
+    detail: str
+    """One sentence a person can act on; a remark where the status is `ok`."""
+    header: SlideHeader
+    """With the override's mpp, where there is one; without levels, where it could not be read."""
+    mpp_source: str = ""
+    """`header`, `override`, or empty where none is known."""
+    tissue: TissueMask | None = None
+    tissue_mm2: float = 0.0
+    patient: str = ""
+    cohort: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, str] = field(default_factory=dict)
+    """Columns of the overrides that eosin gives no meaning to."""
+    digest: str = ""
+    """Of slides URI, etags and indexer version: names the tile table and the thumbnail."""
+    reuse_digest: str = ""
+    """Of all that reading the slide depended on: equal means the row need not be made again."""
+    read_status: str = ""
+    """The status before the overrides' exclusion."""
+    read_detail: str = ""
+    has_thumbnail: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(each.size_bytes for each in self.header.objects)
+
+
+_OBJECT = pa.struct([("key", pa.string()), ("etag", pa.string()), ("size_bytes", pa.int64())])
+_LEVEL = pa.struct(
+    [
+        ("width_px", pa.int64()), ("height_px", pa.int64()), ("downsample", pa.float64()),
+        ("tile_width_px", pa.int32()), ("tile_height_px", pa.int32()), ("compression", pa.string()),
+        ("color_space", pa.string()), ("first_tile", pa.int64()), ("jpeg_tables", pa.binary()),
+        ("predictor", pa.int32()),
+    ]
+)  # fmt: skip
+_TISSUE = pa.struct(
+    [
+        ("packed", pa.binary()), ("width", pa.int32()), ("height", pa.int32()),
+        ("pixel_x_px", pa.float64()), ("pixel_y_px", pa.float64()),
+    ]
+)  # fmt: skip
+SCHEMA = pa.schema(
+    [
+        ("slide", pa.string()), ("status", pa.string()), ("detail", pa.string()),
+        ("vendor", pa.string()), ("format", pa.string()), ("access", pa.string()),
+        ("mpp_x", pa.float64()), ("mpp_y", pa.float64()), ("mpp_source", pa.string()),
+        ("objects", pa.list_(_OBJECT)), ("levels", pa.list_(_LEVEL)),
+        ("tissue", _TISSUE), ("tissue_mm2", pa.float64()),
+        ("patient", pa.string()), ("cohort", pa.string()), ("labels", pa.string()), ("extra", pa.string()),
+        ("digest", pa.string()), ("reuse_digest", pa.string()),
+        ("read_status", pa.string()), ("read_detail", pa.string()), ("has_thumbnail", pa.bool_()),
+    ]
+)  # fmt: skip
+
+
+def encode_rows(rows: Iterable[SlideRow]) -> bytes:
+    """Parquet of `rows` sorted by slide: the same rows, the same bytes."""
+    records = [_to_record(row) for row in sorted(rows, key=lambda row: row.slide)]
+    table = pa.Table.from_pylist(records, schema=SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_statistics=False, row_group_size=4096)
+    return buffer.getvalue()
+
+
+class Rows(Sequence[SlideRow]):
+    """Rows of a Parquet table, made on first use; what is never asked for stays compact."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self._made: dict[int, list[SlideRow]] = {}
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> SlideRow: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[SlideRow]: ...
+
+    def __getitem__(self, index: int | slice) -> SlideRow | list[SlideRow]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        at = index + len(self) if index < 0 else index
+        if not 0 <= at < len(self):
+            raise IndexError(index)
+        return self._block(at // _ROWS_AT_ONCE)[at % _ROWS_AT_ONCE]
+
+    def __iter__(self) -> Iterator[SlideRow]:
+        return (self[i] for i in range(len(self)))
+
+    def column(self, name: str) -> list[Any]:
+        """One column of all rows, without making the rows."""
+        values: list[Any] = self._table.column(name).to_pylist()
+        return values
+
+    def _block(self, block: int) -> list[SlideRow]:
+        if block not in self._made:
+            part = self._table.slice(block * _ROWS_AT_ONCE, _ROWS_AT_ONCE)
+            self._made[block] = [_from_record(record) for record in part.to_pylist()]
+        return self._made[block]
+
+
+def decode_rows(data: bytes, *, source: str) -> Rows:
+    """The rows in Parquet bytes. Raises `PermanentError` naming `source` where they are not rows."""
+    try:
+        return Rows(pq.read_table(io.BytesIO(data), schema=SCHEMA))
+    except (pa.ArrowException, OSError) as error:
+        raise PermanentError(f"{source} does not hold index rows: {error}", hint="index again") from error
+
+
+def _to_record(row: SlideRow) -> dict[str, Any]:
+    header, tissue = row.header, row.tissue
+    plain = {name: getattr(row, name) for name in SCHEMA.names if hasattr(row, name)}
+    return {
+        **plain,
+        **{name: getattr(header, name) for name in ("vendor", "format", "access", "mpp_x", "mpp_y")},
+        "objects": [asdict(each) for each in header.objects],
+        "levels": [asdict(each) for each in header.levels],
+        "tissue": None if tissue is None else {each.name: getattr(tissue, each.name) for each in _TISSUE},
+        "labels": _json(row.labels),
+        "extra": _json(row.extra),
+    }
+
+
+def _from_record(record: dict[str, Any]) -> SlideRow:
+    values = dict(record)
+    header = SlideHeader(
+        objects=tuple(SlideObject(**each) for each in values.pop("objects")),
+        levels=tuple(Level(**each) for each in values.pop("levels")),
+        **{name: values.pop(name) for name in ("vendor", "format", "access", "mpp_x", "mpp_y")},
+    )
+    tissue = values.pop("tissue")
+    return SlideRow(
+        header=header,
+        tissue=None if tissue is None else TissueMask(**tissue),
+        labels=json.loads(values.pop("labels")),
+        extra=json.loads(values.pop("extra")),
+        **values,
+    )
+
+
+def _json(values: dict[str, str]) -> str:
+    return json.dumps(values, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,21 @@
+"""Why a slide, or a part of it, cannot be used: a code that is counted and a sentence that is read."""
+
+from __future__ import annotations
+
+from eosin.errors import PermanentError
+
+
+class SlideError(PermanentError):
+    """A defect of one slide. `reason` is the status its index row carries; `message` says what was met.
+
+    Reasons: `empty-file`, `not-a-slide`, `truncated`, `corrupt-header`, `not-tiled`,
+    `unsupported-compression`, `unsupported-pixels`, `unsupported-layout`, `tile-out-of-range`,
+    `corrupt-tile`, `changed`; the index adds `no-mpp`, `too-coarse`, `no-tissue` and `excluded`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return SlideError, (self.reason, self.message)

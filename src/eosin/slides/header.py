@@ -1,0 +1,138 @@
+"""From the objects of a slide to its header and tile table, by ranged reads alone where tiles allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eosin.slides.errors import SlideError
+from eosin.slides.files import BinaryFile
+from eosin.slides.model import TILE_DTYPE, SlideHeader, SlideObject, TileTable
+from eosin.slides.staging import staged
+from eosin.slides.table import check_table
+from eosin.slides.tiff_ifd import TiffFile, is_tiff
+from eosin.slides.tiff_vendors import NeedsOpenSlide
+from eosin.storage import NotFound, ObjectChanged, ObjectInfo, Store
+from eosin.storage.range_file import RangeFile
+
+if TYPE_CHECKING:
+    from eosin.slides.local import LocalSlide
+
+_HEAD_BYTES = 132
+_LOCAL_MAGIC = (b"SQLite format 3\0", b"ZISRAWFILE")
+_LOCAL_SUFFIXES = (".mrxs", ".vms", ".vmu")
+
+
+@dataclass(frozen=True)
+class OpenedSlide:
+    """A slide as read: `local` is the open staged copy where `header.access` is "local"."""
+
+    header: SlideHeader
+    tiles: TileTable
+    local: LocalSlide | None = None
+
+
+def read_header(
+    store: Store, objects: Sequence[ObjectInfo], *, stage_dir: str | Path | None = None
+) -> tuple[SlideHeader, TileTable]:
+    """Header and tile table of the slide that `objects` (in `store`) make up, the main one first.
+
+    A DICOM slide is all instances of one series; MRXS its index file and data files; all others one
+    object. Only formats that OpenSlide alone places are downloaded, to `stage_dir` (None: the system's
+    temporary folder), and forgotten again: their header says `access="local"` and their table is empty.
+    Every entry of a returned table lies inside its object. Raises `SlideError` with the reason
+    otherwise; `TransientError` and `UserError` of the store pass through.
+    """
+    with opened(store, objects, stage_dir=stage_dir) as slide:
+        return slide.header, slide.tiles
+
+
+@contextmanager
+def opened(
+    store: Store, objects: Sequence[ObjectInfo], *, stage_dir: str | Path | None = None
+) -> Iterator[OpenedSlide]:
+    """As `read_header`; a staged copy stays open until the context ends."""
+    stored = tuple(SlideObject(each.key, each.etag, each.size_bytes) for each in objects)
+    with ExitStack() as stack:
+        try:
+            slide = _read(store, stored, stage_dir, stack)
+        except (ObjectChanged, NotFound) as error:
+            raise SlideError("changed", f"{stored[0].key} was replaced while it was read") from error
+        check_table(slide.header, slide.tiles)
+        yield slide
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that begins so (132 bytes or more) is DICOM part 10."""
+    return head[128:132] == b"DICM"
+
+
+def open_range(store: Store, stored: SlideObject) -> BinaryFile:
+    """A seekable file over one object, read by byte range, pinned to the version listed."""
+    return RangeFile(store, stored.key, size_bytes=stored.size_bytes, etag=stored.etag)
+
+
+def _read(
+    store: Store, stored: tuple[SlideObject, ...], stage_dir: str | Path | None, stack: ExitStack
+) -> OpenedSlide:
+    main = stored[0]
+    if main.size_bytes == 0:
+        raise SlideError("empty-file", "it has no bytes")
+    file = open_range(store, main)
+    head = file.read(_HEAD_BYTES)
+    if main.key.lower().endswith(_LOCAL_SUFFIXES) or head.startswith(_LOCAL_MAGIC):
+        return _open_local(store, stored, stage_dir, stack)
+    if is_tiff(head):
+        return _read_tiff(store, stored, file, stage_dir, stack)
+    if is_dicom(head):
+        from eosin.slides.dicom import read_instance, series_slide
+
+        instances = [read_instance(open_range(store, each), each) for each in stored]
+        return OpenedSlide(*series_slide(instances))
+    raise SlideError("not-a-slide", f"it is {_what_it_is(head)}, no slide format eosin knows")
+
+
+def _read_tiff(
+    store: Store,
+    stored: tuple[SlideObject, ...],
+    file: BinaryFile,
+    stage_dir: str | Path | None,
+    stack: ExitStack,
+) -> OpenedSlide:
+    from eosin.slides.tiff import read_tiff
+
+    try:
+        return OpenedSlide(*read_tiff(TiffFile(file, stored[0].size_bytes), stored[0]))
+    except NeedsOpenSlide:
+        return _open_local(store, stored, stage_dir, stack)
+    except SlideError as refused:
+        if refused.reason != "unsupported-compression":
+            raise
+        try:
+            return _open_local(store, stored, stage_dir, stack)
+        except SlideError:  # OpenSlide has no better opinion
+            raise refused from None
+
+
+def _open_local(
+    store: Store, stored: tuple[SlideObject, ...], stage_dir: str | Path | None, stack: ExitStack
+) -> OpenedSlide:
+    from eosin.slides.local import open_local
+
+    slide = open_local(stack.enter_context(staged(store, stored, stage_dir)))
+    stack.callback(slide.close)
+    return OpenedSlide(slide.header(stored), np.zeros(0, TILE_DTYPE), slide)
+
+
+def _what_it_is(head: bytes) -> str:
+    for magic, name in ((b"\x89PNG", "a PNG"), (b"\xff\xd8\xff", "a JPEG"), (b"%PDF", "a PDF"),
+                        (b"PK\x03\x04", "a ZIP archive"), (b"\x1f\x8b", "a gzip file"),
+                        (b"\x89HDF", "an HDF5 file")):  # fmt: skip
+        if head.startswith(magic):
+            return name
+    return f"a file beginning {head[:8]!r}"

@@ -1,0 +1,83 @@
+"""JPEG tiles as TIFF and DICOM keep them: tables apart, colour transform unsaid."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from eosin.slides.errors import SlideError
+from eosin.slides.model import Level
+
+_SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+# Adobe's segment with transform 0: the three components are red, green and blue.
+_APP14_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+_HARMLESS = "extraneous bytes before marker"
+
+
+def complete_jpeg(level: Level, data: bytes) -> bytes:
+    """A JPEG any decoder reads right: tables spliced in, and the colour transform said.
+
+    A tile whose photometric interpretation is RGB and which carries neither a JFIF nor an Adobe marker
+    would be taken for YCbCr; a JFIF marker says YCbCr and is believed.
+    """
+    if data[:2] != _SOI:
+        raise SlideError("corrupt-tile", "a tile is not a JPEG")
+    tables = _table_segments(level.jpeg_tables)
+    marker = _APP14_RGB if level.color_space == "rgb" and not _says_its_colour(tables, data) else b""
+    return data if not tables and not marker else b"".join((_SOI, tables, marker, data[2:]))
+
+
+def decode_jpeg(level: Level, data: bytes, scale_denominator: int) -> npt.NDArray[np.uint8]:
+    """[ceil(h / scale), ceil(w / scale), 3] of a JPEG tile, scaled in the DCT domain.
+
+    Raises `SlideError` (`corrupt-tile`) for damage, or for dimensions that are not the level's.
+    """
+    jpeg = complete_jpeg(level, data)
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+        if (width, height) != (level.tile_width_px, level.tile_height_px):
+            raise SlideError("corrupt-tile", f"a JPEG tile is {width} × {height} px")
+        return _decode(jpeg, -(-height // scale_denominator), -(-width // scale_denominator))
+    except ValueError as error:
+        raise SlideError("corrupt-tile", f"a JPEG tile cannot be decoded: {error}") from error
+
+
+def _decode(jpeg: bytes, min_height: int, min_width: int) -> npt.NDArray[np.uint8]:
+    try:
+        pixels = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=min_height, min_width=min_width)
+    except ValueError as error:
+        if _HARMLESS not in str(error):
+            raise
+        pixels = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=min_height, min_width=min_width, strict=False)
+    decoded: npt.NDArray[np.uint8] = pixels
+    return decoded
+
+
+def _table_segments(tables: bytes | None) -> bytes:
+    """The segments between SOI and EOI of an abbreviated table stream."""
+    if not tables or tables[:2] != _SOI:
+        return b""
+    end = tables.rfind(_EOI)
+    return tables[2 : end if end >= 2 else len(tables)]
+
+
+def _says_its_colour(tables: bytes, data: bytes) -> bool:
+    return _has_colour_marker(tables) or _has_colour_marker(data[2:])
+
+
+def _has_colour_marker(segments: bytes) -> bool:
+    """Whether a JFIF (APP0) or Adobe (APP14) segment stands before the first scan."""
+    at = 0
+    while at + 4 <= len(segments) and segments[at] == 0xFF:
+        code = segments[at + 1]
+        if code == 0xFF:
+            at += 1
+            continue
+        if code == 0xDA:
+            return False
+        body = segments[at + 4 : at + 9]
+        if (code == 0xE0 and body == b"JFIF\0") or (code == 0xEE and body == b"Adobe"):
+            return True
+        at += 2 + int.from_bytes(segments[at + 2 : at + 4], "big")
+    return False

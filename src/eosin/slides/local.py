@@ -1,0 +1,85 @@
+"""Formats only OpenSlide places: a local copy is opened, and regions are read through the library."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.slides.errors import SlideError
+from eosin.slides.model import Level, SlideHeader, SlideObject
+
+_TILE_PX = 256
+
+
+def open_local(path: Path) -> LocalSlide:
+    """Open a staged copy. Raises `SlideError` (`not-a-slide`) where OpenSlide refuses it."""
+    import openslide
+
+    try:
+        return LocalSlide(openslide.OpenSlide(str(path)), path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise SlideError("not-a-slide", "OpenSlide does not know its format") from error
+    except openslide.OpenSlideError as error:
+        raise SlideError("corrupt-header", f"OpenSlide refuses it: {error}") from error
+
+
+class LocalSlide:
+    """An open local copy. Not thread-safe in `close`; reads may come from several threads."""
+
+    def __init__(self, handle: object, path: Path) -> None:
+        from openslide import OpenSlide
+
+        assert isinstance(handle, OpenSlide)
+        self._handle = handle
+        self.path = path
+
+    def header(self, objects: tuple[SlideObject, ...]) -> SlideHeader:
+        """Levels and resolution; tiles are OpenSlide's own business."""
+        properties = self._handle.properties
+        levels = tuple(
+            Level(
+                width_px=width, height_px=height, downsample=float(downsample),
+                tile_width_px=int(properties.get(f"openslide.level[{i}].tile-width", _TILE_PX)),
+                tile_height_px=int(properties.get(f"openslide.level[{i}].tile-height", _TILE_PX)),
+                compression="other", color_space="rgb", first_tile=0,
+            )
+            for i, ((width, height), downsample) in enumerate(
+                zip(self._handle.level_dimensions, self._handle.level_downsamples, strict=True)
+            )
+        )  # fmt: skip
+        vendor = properties.get("openslide.vendor", "openslide")
+        mpp = [_mpp(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
+        return SlideHeader(objects, vendor, vendor, levels, mpp[0], mpp[1], access="local")
+
+    def read_region(self, x_px: int, y_px: int, level: int, w: int, h: int) -> npt.NDArray[np.uint8]:
+        """[h, w, 3] of `level`; the corner is in the level-0 frame. Transparent pixels come white."""
+        import openslide
+
+        try:
+            image = self._handle.read_region((x_px, y_px), level, (w, h))
+        except openslide.OpenSlideError as error:
+            raise SlideError("corrupt-tile", f"OpenSlide cannot read {self.path.name}: {error}") from error
+        return over_white(np.asarray(image))
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+def over_white(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """[h, w, 3] from straight-alpha [h, w, 4], composed over white."""
+    alpha = rgba[..., 3:]
+    if (alpha == 255).all():
+        return np.ascontiguousarray(rgba[..., :3])
+    colour, cover = rgba[..., :3].astype(np.uint16), alpha.astype(np.uint16)
+    return ((colour * cover + 255 * (255 - cover) + 127) // 255).astype(np.uint8)
+
+
+def _mpp(text: str | None) -> float | None:
+    try:
+        value = float(text) if text else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None

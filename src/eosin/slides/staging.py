@@ -1,0 +1,57 @@
+"""A slide's objects on a local disk, side by side as they lay in the store."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from eosin.errors import UserError
+from eosin.slides.model import SlideObject
+from eosin.storage import Store
+
+
+@contextmanager
+def staged(store: Store, objects: Sequence[SlideObject], folder: str | Path | None = None) -> Iterator[Path]:
+    """The local path of the slide's first object, in a temporary folder that is gone afterwards.
+
+    `folder`: where the temporary folder is made (None: the system's). Raises `UserError` where the disk
+    is full or not writable.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="eosin-stage-", dir=folder) as temporary:
+            yield stage(store, objects, Path(temporary))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        where = folder or tempfile.gettempdir()
+        raise UserError(
+            f"cannot stage {objects[0].key} in {where}: {error.strerror}",
+            hint="set patches.stage_dir to a disk with room for the largest slide",
+        ) from error
+
+
+def stage(store: Store, objects: Sequence[SlideObject], folder: Path) -> Path:
+    """Download `objects` under `folder`, keeping their relative places; the first one's local path."""
+    base = PurePosixPath(objects[0].key).parent
+    for each in objects:
+        target = folder / _below(PurePosixPath(each.key), base)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.download(each.key, target)
+    return folder / PurePosixPath(objects[0].key).name
+
+
+def _below(key: PurePosixPath, base: PurePosixPath) -> PurePosixPath:
+    relative = key.relative_to(base)
+    if ".." in relative.parts:
+        raise UserError(f"object key {key} leaves its folder")
+    return relative
+
+
+def room_for(objects: Sequence[SlideObject], folder: str | Path | None = None) -> bool:
+    """Whether the disk has room for the slide, with a gigabyte to spare."""
+    free = shutil.disk_usage(folder or tempfile.gettempdir()).free
+    return free > sum(each.size_bytes for each in objects) + 2**30

@@ -1,0 +1,181 @@
+"""TIFF and BigTIFF directories, read by byte range and with every count bounded.
+
+General TIFF libraries read all that a directory announces; a hostile or damaged slide announces
+terabytes. Here only wanted tags are read, nothing larger than `_MAX_VALUE_BYTES` is asked for, and a
+chain of directories may neither loop nor go on for ever. Source: TIFF 6.0; BigTIFF (libtiff).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.slides.errors import SlideError
+from eosin.slides.files import BinaryFile
+
+IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
+IMAGE_DESCRIPTION, MAKE, SAMPLES_PER_PIXEL, X_RESOLUTION, Y_RESOLUTION = 270, 271, 277, 282, 283
+PLANAR_CONFIGURATION, RESOLUTION_UNIT, SOFTWARE, PREDICTOR = 284, 296, 305, 317
+TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTE_COUNTS, SUB_IFDS = 322, 323, 324, 325, 330
+SAMPLE_FORMAT, JPEG_TABLES, XMP, NDPI_FORMAT = 339, 347, 700, 65420
+
+_MAX_DIRECTORIES = 1000
+_MAX_ENTRIES = 4096
+_MAX_VALUE_BYTES = 64 * 2**20
+_TYPES: dict[int, tuple[str, int]] = {
+    1: ("u1", 1), 2: ("S1", 1), 3: ("u2", 2), 4: ("u4", 4), 5: ("u4", 8), 6: ("i1", 1), 7: ("u1", 1),
+    8: ("i2", 2), 9: ("i4", 4), 10: ("i4", 8), 11: ("f4", 4), 12: ("f8", 8), 13: ("u4", 4), 16: ("u8", 8),
+    17: ("i8", 8), 18: ("u8", 8),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tag: `count` values of TIFF type `kind` at byte `offset` of the file."""
+
+    kind: int
+    count: int
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.count * _TYPES[self.kind][1]
+
+
+@dataclass(frozen=True)
+class Directory:
+    """One image file directory; values are read on request."""
+
+    tiff: TiffFile
+    entries: dict[int, Entry]
+    position: int
+
+    def has(self, tag: int) -> bool:
+        return tag in self.entries
+
+    def raw(self, tag: int) -> bytes:
+        """The bytes of a value; empty where the tag is absent."""
+        entry = self.entries.get(tag)
+        return b"" if entry is None else self.tiff.read_value(entry)
+
+    def array(self, tag: int) -> npt.NDArray[np.generic]:
+        """The numbers of a value, in native byte order; empty where the tag is absent."""
+        entry = self.entries.get(tag)
+        if entry is None:
+            return np.zeros(0, np.uint64)
+        kind = np.dtype(_TYPES[entry.kind][0]).newbyteorder("<" if self.tiff.order == "<" else ">")
+        return np.frombuffer(self.tiff.read_value(entry), kind)
+
+    def integer(self, tag: int, default: int | None = None) -> int:
+        """The first number of a value. Raises `SlideError` where it is absent without a default."""
+        values = self.array(tag) if tag in self.entries else np.zeros(0)
+        if len(values):
+            return int(values[0])
+        if default is None:
+            raise SlideError("corrupt-header", f"TIFF directory at byte {self.position} has no tag {tag}")
+        return default
+
+    def rational(self, tag: int) -> float | None:
+        values = self.array(tag)
+        if len(values) >= 2 and self.entries[tag].kind in (5, 10):
+            return float(values[0]) / float(values[1]) if values[1] else None
+        return float(values[0]) if len(values) and values.dtype.kind in "uif" else None
+
+    def text(self, tag: int) -> str:
+        return self.raw(tag).split(b"\0")[0].decode("utf-8", "replace")
+
+
+@dataclass
+class TiffFile:
+    """A TIFF of `size_bytes` behind a seekable file. Raises `SlideError` where it is none."""
+
+    file: BinaryFile
+    size_bytes: int
+    order: str = field(init=False)
+    big: bool = field(init=False)
+    _first: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        head = self.read(0, 16) if self.size_bytes >= 16 else b""
+        if not is_tiff(head):
+            raise SlideError("not-a-slide", "it does not begin as a TIFF")
+        self.order = "<" if head[:2] == b"II" else ">"
+        self.big = struct.unpack(self.order + "H", head[2:4])[0] == 43
+        form, at = ("Q", 8) if self.big else ("I", 4)
+        self._first = struct.unpack_from(self.order + form, head, at)[0]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes. Raises `SlideError` (`truncated`) where the file ends before."""
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise SlideError(
+                "truncated",
+                f"its header points to bytes {offset} to {offset + length}, but it has {self.size_bytes}",
+            )
+        self.file.seek(offset)
+        data = self.file.read(length)
+        if len(data) != length:
+            raise SlideError("truncated", f"{length} bytes at {offset} were asked for, {len(data)} came")
+        return data
+
+    def read_value(self, entry: Entry) -> bytes:
+        if entry.num_bytes > _MAX_VALUE_BYTES:
+            raise SlideError("corrupt-header", f"a TIFF tag announces {entry.num_bytes} bytes")
+        return self.read(entry.offset, entry.num_bytes)
+
+    def directories(self) -> Iterator[Directory]:
+        """The main chain, in file order."""
+        seen: set[int] = set()
+        offset = self._first
+        while offset:
+            if offset in seen or len(seen) >= _MAX_DIRECTORIES:
+                raise SlideError("corrupt-header", f"its TIFF directories loop at byte {offset}")
+            seen.add(offset)
+            directory, offset = self._directory(offset)
+            yield directory
+
+    def sub_directories(self, parent: Directory) -> list[Directory]:
+        """The directories named by SubIFDs."""
+        offsets = parent.array(SUB_IFDS)
+        if len(offsets) > _MAX_DIRECTORIES:
+            raise SlideError("corrupt-header", f"a directory names {len(offsets)} SubIFDs")
+        return [self._directory(int(offset))[0] for offset in offsets]
+
+    def _directory(self, offset: int) -> tuple[Directory, int]:
+        """The directory at `offset` and the offset of the next one (0: none)."""
+        count_form, entry_bytes, next_form = ("Q", 20, "Q") if self.big else ("H", 12, "I")
+        count_bytes = struct.calcsize(count_form)
+        count = struct.unpack(self.order + count_form, self.read(offset, count_bytes))[0]
+        if not 0 < count <= _MAX_ENTRIES:
+            raise SlideError("corrupt-header", f"the TIFF directory at byte {offset} announces {count} tags")
+        start = offset + count_bytes
+        data = self.read(start, count * entry_bytes)
+        following_at = start + count * entry_bytes
+        following = self.read(following_at, struct.calcsize(next_form))
+        return (
+            Directory(self, self._entries(data, start, count, entry_bytes), offset),
+            int(struct.unpack(self.order + next_form, following)[0]),
+        )
+
+    def _entries(self, data: bytes, start: int, count: int, entry_bytes: int) -> dict[int, Entry]:
+        form, inline_bytes, value_at = ("HHQ", 8, 12) if self.big else ("HHI", 4, 8)
+        entries: dict[int, Entry] = {}
+        for i in range(count):
+            tag, kind, num = struct.unpack_from(self.order + form, data, i * entry_bytes)
+            if kind not in _TYPES:
+                continue
+            at = i * entry_bytes + value_at
+            if num * _TYPES[kind][1] <= inline_bytes:
+                entries[tag] = Entry(kind, num, start + at)
+            else:
+                pointer = "Q" if self.big else "I"
+                entries[tag] = Entry(kind, num, struct.unpack_from(self.order + pointer, data, at)[0])
+        return entries
+
+
+def is_tiff(head: bytes) -> bool:
+    """Whether a file that begins so is a TIFF or BigTIFF."""
+    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

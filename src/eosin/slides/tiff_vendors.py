@@ -1,0 +1,178 @@
+"""Which TIFF dialect a slide speaks: its pyramid and its resolution, one hook a vendor."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from eosin.slides import tiff_ifd as tag
+from eosin.slides.errors import SlideError
+from eosin.slides.tiff_ifd import Directory, TiffFile
+
+_UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_COARSEST_PLAUSIBLE_MPP = 50.0
+
+
+class NeedsOpenSlide(Exception):
+    """A format (`vendor`) whose tiles cannot be placed from the TIFF tags alone."""
+
+    def __init__(self, vendor: str) -> None:
+        super().__init__(vendor)
+        self.vendor = vendor
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """The directories that hold the levels, and what the vendor says of resolution (µm a pixel)."""
+
+    vendor: str
+    format: str
+    levels: tuple[Directory, ...]
+    mpp_x: float | None
+    mpp_y: float | None
+    downsamples: tuple[float, ...] | None = None
+    """Where the vendor states them and the level sizes are padded (Philips); otherwise by size."""
+
+
+def read_pyramid(tiff: TiffFile, directories: Sequence[Directory]) -> Pyramid:
+    """The pyramid of the first dialect that recognises the file.
+
+    Raises `NeedsOpenSlide` for formats only OpenSlide can place, `SlideError` (`not-tiled`) for a TIFF
+    without tiles.
+    """
+    first = directories[0]
+    if vendor := _only_openslide(first):
+        raise NeedsOpenSlide(vendor)
+    for recognises, read in _DIALECTS:
+        if recognises(first):
+            return read(tiff, directories)
+    return _generic(tiff, directories)
+
+
+def _only_openslide(first: Directory) -> str | None:
+    description, software = first.text(tag.IMAGE_DESCRIPTION), first.text(tag.SOFTWARE)
+    if first.has(tag.NDPI_FORMAT):
+        return "hamamatsu"
+    if "http://www.leica-microsystems.com/scn" in description:
+        return "leica"
+    if b"iScan" in first.raw(tag.XMP):
+        return "ventana"
+    return "trestle" if software.startswith("MedScan") else None
+
+
+def _tiled(directories: Sequence[Directory]) -> list[Directory]:
+    """The tiled directories of the finest one's picture, finest first, one of each size."""
+    tiled = [each for each in directories if each.has(tag.TILE_WIDTH) and each.has(tag.TILE_OFFSETS)]
+    if not tiled:
+        raise SlideError("not-tiled", "it is a TIFF without tiles")
+    tiled.sort(key=lambda each: -each.integer(tag.IMAGE_WIDTH))
+    kept: list[Directory] = []
+    for each in tiled:
+        if not kept or (_size(each) != _size(kept[-1]) and _same_picture(kept[0], each)):
+            kept.append(each)
+    return kept
+
+
+def _size(directory: Directory) -> tuple[int, int]:
+    return directory.integer(tag.IMAGE_WIDTH), directory.integer(tag.IMAGE_LENGTH)
+
+
+def _same_picture(finest: Directory, other: Directory) -> bool:
+    """Whether `other` has the aspect of `finest`, to 5 % or to two pixels of rounding."""
+    (width, height), (w, h) = _size(finest), _size(other)
+    return abs(width * h - height * w) <= max(0.05 * height * w, 2 * max(width, height))
+
+
+def plausible_mpp(value: float | None) -> float | None:
+    """`value` where it can be the resolution of a scan; None for absent, absurd or print resolutions."""
+    if value is None or not math.isfinite(value) or value <= 0 or value > _COARSEST_PLAUSIBLE_MPP:
+        return None
+    return value
+
+
+def _aperio(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
+    match = re.search(r"\|\s*MPP\s*=\s*([0-9.eE+-]+)", directories[0].text(tag.IMAGE_DESCRIPTION))
+    mpp = plausible_mpp(_number(match.group(1) if match else ""))
+    return Pyramid("aperio", "svs", tuple(_tiled(directories)), mpp, mpp)
+
+
+def _ome(tiff: TiffFile, directories: Sequence[Directory]) -> Pyramid:
+    first = directories[0]
+    attributes = _ome_pixels(first.text(tag.IMAGE_DESCRIPTION))
+    if first.integer(tag.SAMPLES_PER_PIXEL, 1) == 1 and attributes.get("SizeC", "1") != "1":
+        raise SlideError("unsupported-layout", f"its {attributes['SizeC']} channels are separate images")
+    subs = tiff.sub_directories(first)
+    levels = _tiled([first, *subs] if subs else directories)
+    return Pyramid("ome", "ome-tiff", tuple(levels), _ome_mpp(attributes, "X"), _ome_mpp(attributes, "Y"))
+
+
+def _ome_pixels(description: str) -> dict[str, str]:
+    """Attributes of the first <Pixels> element."""
+    match = re.search(r"<(?:\w+:)?Pixels\b([^>]*)>", description)
+    pairs = re.findall(r"(\w+)\s*=\s*[\"']([^\"']*)[\"']", match.group(1) if match else "")
+    return {name: html.unescape(value) for name, value in pairs}
+
+
+def _ome_mpp(attributes: dict[str, str], axis: str) -> float | None:
+    size = _number(attributes.get(f"PhysicalSize{axis}", ""))
+    scale = _UM_PER_UNIT.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
+    return plausible_mpp(size * scale) if size is not None and scale is not None else None
+
+
+def _philips(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
+    """Level sizes are padded to whole tiles; each representation's pixel spacing tells its downsample."""
+    levels = _tiled(directories)
+    spacings = _philips_spacings(directories[0].text(tag.IMAGE_DESCRIPTION))
+    if len(spacings) < len(levels):
+        mpp_y, mpp_x = (1e3 * value for value in spacings[0]) if spacings else (None, None)
+        return Pyramid("philips", "philips-tiff", tuple(levels), plausible_mpp(mpp_x), plausible_mpp(mpp_y))
+    y0, x0 = spacings[0]
+    downsamples = tuple(float(round((y / y0 + x / x0) / 2)) for y, x in spacings[: len(levels)])
+    return Pyramid(
+        "philips",
+        "philips-tiff",
+        tuple(levels),
+        plausible_mpp(1e3 * x0),
+        plausible_mpp(1e3 * y0),
+        downsamples,
+    )
+
+
+def _philips_spacings(description: str) -> list[tuple[float, float]]:
+    """(row, column) spacing in mm of each whole-slide representation, finest first."""
+    text = html.unescape(description)
+    start = text.find('"PIM_DP_IMAGE_TYPE"')
+    whole = re.search(r">\s*WSI\s*<", text[start:]) if start >= 0 else None
+    scope = text[start + whole.start() :] if whole else text
+    found = re.findall(r'"DICOM_PIXEL_SPACING"[^>]*>\s*"([0-9.eE+-]+)"\s+"([0-9.eE+-]+)"', scope)
+    pairs = {(float(row), float(column)) for row, column in found if _number(row) and _number(column)}
+    return sorted(pairs)
+
+
+def _generic(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
+    levels = _tiled(directories)
+    unit_um = {2: 25_400.0, 3: 10_000.0}.get(levels[0].integer(tag.RESOLUTION_UNIT, 2))
+    mpp = [
+        plausible_mpp(unit_um / per_unit) if unit_um and per_unit else None
+        for per_unit in (levels[0].rational(tag.X_RESOLUTION), levels[0].rational(tag.Y_RESOLUTION))
+    ]
+    return Pyramid("generic-tiff", "tiff", tuple(levels), mpp[0], mpp[1])
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+_DIALECTS: tuple[
+    tuple[Callable[[Directory], bool], Callable[[TiffFile, Sequence[Directory]], Pyramid]], ...
+] = (
+    (lambda first: first.text(tag.IMAGE_DESCRIPTION).startswith("Aperio"), _aperio),
+    (lambda first: first.text(tag.SOFTWARE).startswith("Philips"), _philips),
+    (lambda first: "<OME" in first.text(tag.IMAGE_DESCRIPTION)[:4096], _ome),
+)
