@@ -10,7 +10,7 @@ from typing import Literal
 from eosin.errors import UserError
 
 # Part of every fingerprint: raised when the same config and seed would give other bytes.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
 SlideCompression = Literal["jpeg", "jpeg-rgb", "jpeg2000-ycbcr", "jpeg2000-rgb", "lzw", "deflate", "none"]
 COMPRESSIONS: tuple[SlideCompression, ...] = (
@@ -36,8 +36,8 @@ def _all_classes() -> tuple[TissueClass, ...]:
     return tuple(
         TissueClass(f"{density}-{size}-{shape}", area_fraction, diameter_um, aspect)
         for density, area_fraction in (("sparse", 0.10), ("dense", 0.30))
-        for size, diameter_um in (("small", 5.2), ("large", 9.0))
-        for shape, aspect in (("round", 1.1), ("elongated", 2.9))
+        for size, diameter_um in (("small", 4.8), ("large", 9.6))
+        for shape, aspect in (("round", 1.1), ("elongated", 3.2))
     )
 
 
@@ -60,9 +60,10 @@ class SyntheticConfig:
     generic: a plain pyramidal tiled TIFF with its resolution in the standard tags."""
     compression: SlideCompression = "jpeg"
     """jpeg: YCbCr 4:2:0; jpeg-rgb: RGB samples without a marker that says so; jpeg2000-ycbcr and
-    jpeg2000-rgb: Aperio's 33003 and 33005."""
+    jpeg2000-rgb: Aperio's 33003 and 33005, which OpenSlide reads in the aperio layout alone.
+    OpenSlide's libtiff reads `none` only where a tile's bytes are a multiple of 1024: tile_px=256."""
     quality: int = 80
-    """JPEG quality; JPEG 2000 is written at `quality / 2` dB."""
+    """JPEG quality; JPEG 2000 is written at `quality // 2` dB."""
     tile_px: int = 240
     downsamples: tuple[int, ...] = (1, 4, 16)
     bigtiff: bool = False
@@ -141,6 +142,8 @@ def _check_sizes(config: SyntheticConfig) -> None:
                         hint=f"keep to {_MAX_PIXELS} pixels in all")  # fmt: skip
     if config.num_slides < 0 or config.slides_per_patient < 1 or config.mpp <= 0:
         raise UserError("num_slides must be 0 or more, slides_per_patient 1 or more, mpp above 0")
+    if not (0 <= config.pen_marks <= 1 and 0 <= config.blurred_areas <= 1):
+        raise UserError("pen_marks and blurred_areas are shares of the slides, 0 to 1")
     if not 1 <= config.quality <= 100 or config.tile_px < 16 or config.tile_px % 16:
         raise UserError("quality must be 1 to 100 and tile_px a multiple of 16",
                         hint=f"got quality {config.quality}, tile_px {config.tile_px}")  # fmt: skip

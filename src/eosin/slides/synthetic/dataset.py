@@ -7,20 +7,26 @@ import hashlib
 import io
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+
 from eosin import __version__
-from eosin.errors import PermanentError, UserError
+from eosin.errors import PermanentError, TransientError, UserError
 from eosin.records.patchset import PatchSetManifest, PatchSetShard
 from eosin.records.patchset_shard import PatchRow, encode_shard
 from eosin.slides.synthetic.config import SyntheticConfig, derived_seed, labelled_fingerprint
 from eosin.slides.synthetic.labelled import draw_patient, interleaved
 from eosin.slides.synthetic.plan import SlideTruth, plan_slide
+from eosin.slides.synthetic.publish import publish, remove_stale_parts
 from eosin.slides.synthetic.slide import write_slide
+from eosin.slides.synthetic.tiff import read_fingerprint
 
 Progress = Callable[[int, int, str], None]
 """Called with (pieces done, pieces in all, what was done)."""
@@ -87,8 +93,7 @@ def write_dataset(
     root, config = Path(folder), config or SyntheticConfig()
     records = slide_records(config)
     with _clear_errors(root):
-        for name in ("slides", "truth", "labelled"):
-            (root / name).mkdir(parents=True, exist_ok=True)
+        _prepare(root, records)
         labelled = _existing_labelled(root / "labelled", config)
         jobs = [_slide_job(root, index, record, config) for index, record in enumerate(records)]
         if labelled is None:
@@ -96,9 +101,21 @@ def write_dataset(
         drawn = _run(jobs, num_workers, progress or _silent)
         if labelled is None and config.labelled_patients:
             labelled = _publish_labelled(root / "labelled", drawn, config)
-        _publish(root / "overrides.csv", _overrides_csv(records))
+        publish(root / "overrides.csv", _overrides_csv(records))
     slides = tuple(plan_slide(_slide_seed(config, index), config) for index in range(config.num_slides))
     return DatasetTruth(root, records, slides, labelled)
+
+
+def _prepare(root: Path, records: tuple[SlideRecord, ...]) -> None:
+    """Makes the folders; removes unfinished files, and slides that an earlier, larger config left."""
+    for name in ("slides", "truth", "labelled"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        remove_stale_parts(root / name)
+    wanted = {record.slide for record in records}
+    for path in (root / "slides").glob("slide-*.svs"):
+        if path.name not in wanted and read_fingerprint(path) is not None:
+            path.unlink()
+            (root / "truth" / f"{path.stem}.geojson").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -117,7 +134,7 @@ class _Job:
             return draw_patient(self.index, self.config)
         path = Path(self.path)
         truth = write_slide(path, seed=_slide_seed(self.config, self.index), config=self.config)
-        _publish(path.parent.parent / "truth" / f"{path.stem}.geojson", truth.to_geojson())
+        publish(path.parent.parent / "truth" / f"{path.stem}.geojson", truth.to_geojson())
         return []
 
 
@@ -147,20 +164,33 @@ def _in_turn(jobs: list[_Job]) -> Iterator[tuple[int, list[PatchRow]]]:
 def _in_processes(jobs: list[_Job], workers: int) -> Iterator[tuple[int, list[PatchRow]]]:
     """Fresh processes: forking one that already runs OpenCV's or Arrow's threads can deadlock."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
         futures = {pool.submit(job.run): place for place, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise TransientError(
+                "a process that draws slides died",
+                hint="often for want of memory, or for a script without `if __name__ == '__main__':`. "
+                "num_workers=1 draws in this process; what is finished is kept",
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _one_thread() -> None:
-    import cv2
-
+def _prepare_worker() -> None:
+    """One OpenCV thread a process; and no worker outlives a parent that was killed."""
     cv2.setNumThreads(1)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _publish_labelled(folder: Path, rows: list[PatchRow], config: SyntheticConfig) -> PatchSetManifest:
@@ -172,8 +202,8 @@ def _publish_labelled(folder: Path, rows: list[PatchRow], config: SyntheticConfi
         shards=(PatchSetShard(key=_SHARD, num_patches=len(rows), sha256=digest),),
         slides=tuple(sorted({row.slide for row in rows})), notes=(_note(config),), eosin_version=__version__,
     )  # fmt: skip
-    _publish(folder / _SHARD, shard)
-    _publish(folder / _MANIFEST, manifest.to_json())
+    publish(folder / _SHARD, shard)
+    publish(folder / _MANIFEST, manifest.to_json())
     return manifest
 
 
@@ -199,15 +229,6 @@ def _overrides_csv(records: tuple[SlideRecord, ...]) -> bytes:
     writer.writerow(("slide", "patient", "cohort"))
     writer.writerows((record.slide, record.patient, record.cohort) for record in records)
     return text.getvalue().encode()
-
-
-def _publish(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from eosin.slides.synthetic.plan import Polygon, Region, SlideTruth
 from eosin.slides.synthetic.texture import Image, Stain, draw_tissue
 
 Rgb = npt.NDArray[np.uint8]
-_REGION_SPREAD = 0.22
+_REGION_SPREAD = 0.16
 _NOISE_PX = 512
 _PENS = ((28, 60, 150), (30, 110, 60), (35, 30, 40), (60, 40, 140))
 

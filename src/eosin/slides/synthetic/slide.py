@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import cv2
@@ -10,6 +9,7 @@ import numpy as np
 
 from eosin.slides.synthetic.config import SyntheticConfig, slide_fingerprint
 from eosin.slides.synthetic.plan import SlideTruth, plan_slide
+from eosin.slides.synthetic.publish import published
 from eosin.slides.synthetic.scene import Rgb, draw_slide
 from eosin.slides.synthetic.tiff import Associated, read_fingerprint, write_pyramid
 
@@ -27,12 +27,8 @@ def write_slide(path: str | Path, *, seed: int, config: SyntheticConfig | None =
     if read_fingerprint(path) == fingerprint:
         return truth
     pixels = draw_slide(truth, config)
-    with_name = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write_pyramid(with_name, pixels, _associated(pixels, path.stem), config, fingerprint)
-        with_name.replace(path)
-    finally:
-        with_name.unlink(missing_ok=True)
+    with published(path) as part:
+        write_pyramid(part, pixels, _associated(pixels, path.stem), config, fingerprint)
     return truth
 
 

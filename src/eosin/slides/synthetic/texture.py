@@ -35,7 +35,7 @@ class Stain:
     @staticmethod
     def of_slide(rng: np.random.Generator) -> Stain:
         """A slide's own stain, around the textbook one."""
-        return Stain(1.0, 1.0, (0, 0, 0), (0, 0, 0), 0.0).varied(rng, 0.20)
+        return Stain(1.0, 1.0, (0, 0, 0), (0, 0, 0), 0.0).varied(rng, 0.16)
 
     def varied(self, rng: np.random.Generator, spread: float) -> Stain:
         """This stain with strengths changed log-normally by `spread` and hues turned in proportion."""
@@ -66,9 +66,9 @@ def draw_tissue(
     cytoplasm = _smoothed(nuclei, 3.0 / mpp)
     fibres = _fibres(width_px, height_px, mpp, angle, rng)
     clouds = _noise(width_px, height_px, 60.0 / mpp, rng)
-    strength = rng.uniform(0.08, 0.24)
-    eosin = np.clip(0.40 + strength * fibres + 0.08 * clouds + 0.25 * cytoplasm, 0.03, None) * (1 - gaps)
-    ground = rng.uniform(0.03, 0.22)
+    strength = rng.uniform(0.03, 0.12)
+    eosin = np.clip(0.40 + strength * fibres + 0.05 * clouds + 0.15 * cytoplasm, 0.03, None) * (1 - gaps)
+    ground = rng.uniform(0.03, 0.14)
     haematoxylin = np.maximum(nuclei, ground * (1 + 0.3 * clouds) * (1 - gaps))
     blood = _blood(width_px, height_px, mpp, rng) * (1 - cv2.min(nuclei, 1.0))
     dyes = cv2.merge([haematoxylin, eosin, blood])
@@ -89,7 +89,7 @@ def _nuclei(gaps: Image, mpp: float, tissue: TissueClass, angle: float, rng: np.
     free = gaps[np.clip(ys, 0, height_px - 1), np.clip(xs, 0, width_px - 1)] < 0.5
     xs, ys = xs[free] + side - margin, ys[free] + side - margin
     which = rng.integers(0, len(bank), len(xs))
-    gain = (rng.uniform(0.7, 1.15) * np.exp(rng.normal(0, 0.12, len(xs)))).astype(np.float32)
+    gain = (rng.uniform(0.9, 1.25) * np.exp(rng.normal(0, 0.12, len(xs)))).astype(np.float32)
     for x, y, template, strength in zip(xs.tolist(), ys.tolist(), which.tolist(), gain, strict=True):
         target = canvas[y : y + side, x : x + side]
         np.maximum(target, bank[template] * strength, out=target)
@@ -186,7 +186,7 @@ def _fibres(width_px: int, height_px: int, mpp: float, angle: float, rng: np.ran
 def _gaps(width_px: int, height_px: int, mpp: float, rng: np.random.Generator) -> Image:
     """Clefts and lumens in [0, 1]; how many is chance, whatever the class."""
     field = _noise(width_px, height_px, 14.0 / mpp, rng)
-    threshold = rng.uniform(1.7, 3.0)
+    threshold = rng.uniform(2.1, 3.4)
     return np.clip((field - np.float32(threshold)) * 4, 0, 1)  # type: ignore[no-any-return]
 
 

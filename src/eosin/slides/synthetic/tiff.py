@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from eosin.slides.synthetic.config import SyntheticConfig
 Rgb = npt.NDArray[np.uint8]
 _LIBRARY = "Aperio Image Library v12.0.15"
 _FINGERPRINT_KEY = "Synthetic = "
+_HEAD_BYTES = 4096
 _REDUCED, _LABEL, _MACRO = 1, 1, 9
 
 
@@ -42,14 +44,16 @@ def write_pyramid(
 
 
 def read_fingerprint(path: Path) -> str | None:
-    """The fingerprint in the first page's description; None where `path` is no slide of this generator."""
+    """The fingerprint in the first page's description; None where `path` is no slide of this generator.
+
+    The description is among the first things in the file, before the first tile.
+    """
     try:
-        with tifffile.TiffFile(path) as tiff:
-            words = tiff.pages.first.description.replace("\n", "|").split("|")
-    except (OSError, tifffile.TiffFileError, IndexError, ValueError):
+        with path.open("rb") as file:
+            found = re.search(rb"%s([0-9a-f]{16})\b" % _FINGERPRINT_KEY.encode(), file.read(_HEAD_BYTES))
+    except OSError:
         return None
-    found = [word.removeprefix(_FINGERPRINT_KEY) for word in words if word.startswith(_FINGERPRINT_KEY)]
-    return found[0] if found else None
+    return found[1].decode() if found else None
 
 
 def _levels(pixels: Rgb, downsamples: tuple[int, ...]) -> list[Rgb]:
