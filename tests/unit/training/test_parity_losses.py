@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import VALUES, relative_error, tensors
 from torch import Tensor
 
 from eosin.config.train import TrainConfig
@@ -13,6 +12,7 @@ from eosin.training.losses.sinkhorn import sinkhorn_shift
 from eosin.training.losses.uniformity import kde, koleo
 from eosin.training.schedules import CosineSchedule, Schedules
 from eosin.training.world import World
+from tests.support.golden import VALUES, relative_error, tensors
 
 GOLDEN = tensors("losses")
 TEACHER_T, STUDENT_T = 0.06, 0.1
@@ -116,7 +116,7 @@ def test_chunked_losses_and_their_gradients_equal_the_whole(monkeypatch: pytest.
         return total.detach(), student.grad
 
     whole = loss_and_gradient()
-    monkeypatch.setattr("eosin.training.losses.cross_entropy._CHUNK_ELEMENTS", 80 * 3 * 7)
+    monkeypatch.setattr("eosin.training.losses.cross_entropy.CHUNK_ELEMENTS", 80 * 3 * 7)
     chunked = loss_and_gradient()
     assert torch.allclose(whole[0], chunked[0], rtol=1e-6)
     assert torch.allclose(whole[1], chunked[1], rtol=1e-5, atol=1e-8)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import (
+from torch import Tensor
+
+from eosin.config.train import OptimizerConfig
+from eosin.training.param_groups import multipliers
+from eosin.training.step import Learner, StepResult
+from eosin.training.world import World
+from tests.support.golden import (
     VALUES,
     flat_gradients,
     network,
@@ -15,12 +21,6 @@ from golden import (
     step_config,
     tensors,
 )
-from torch import Tensor
-
-from eosin.config.train import OptimizerConfig
-from eosin.training.param_groups import multipliers
-from eosin.training.step import Learner, StepResult
-from eosin.training.world import World
 
 STEPS = ["sinkhorn_separate_heads", "centering_shared_head_registers"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 # Float32 logits held by one chunk (256 MiB); a chunk keeps a handful of tensors of this size.
-_CHUNK_ELEMENTS = 2**26
+CHUNK_ELEMENTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Prototypes:
 
 def chunks(num_rows: int, num_prototypes: int, rows_each: int = 1) -> Iterator[slice]:
     """Slices of `num_rows` such that `rows_each` logit rows a row stay within the chunk size."""
-    step = max(_CHUNK_ELEMENTS // (num_prototypes * rows_each), 1)
+    step = max(CHUNK_ELEMENTS // (num_prototypes * rows_each), 1)
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))
 

@@ -1,0 +1,108 @@
+"""torchrun, but it knows when to stop: `python -m eosin.training.agent TORCHRUN-FLAGS -m MODULE ARGS`.
+
+torchrun restarts its workers whatever they died of. This wrapper watches what the workers leave
+behind (`eosin.training.failures`) and ends at once on an error that no restart mends, or after
+too many starts from one and the same committed step. Exit codes: 0 done, 42 a user's error,
+75 transient or told to go, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from eosin.training.processes import PARENT_PID, children_of, die_with_parent, kill_all
+
+if __name__ == "__main__" and PARENT_PID in os.environ:
+    die_with_parent(int(os.environ.pop(PARENT_PID)))
+
+from eosin.errors import EXIT_CONFIGURATION_IN_POD, EXIT_PERMANENT, EXIT_TRANSIENT
+from eosin.training.failures import (
+    FAILURES_DIR,
+    Failure,
+    read_failures,
+    read_starts,
+    starts_without_progress,
+)
+
+REASON = "reason.json"
+_PROGRESS_FLAG = "--max-restarts-without-progress="
+_POLL_S = 0.2
+# Ranks of one node fail together; the one that knows most may be a moment later.
+_SETTLE_S = 0.5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run torchrun with `arguments`; see the module."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    limits = [a for a in arguments if a.startswith(_PROGRESS_FLAG)]
+    flags = [a for a in arguments if not a.startswith(_PROGRESS_FLAG)]
+    limit = int(limits[-1].removeprefix(_PROGRESS_FLAG)) if limits else 3
+    folder = Path(os.environ.setdefault(FAILURES_DIR, tempfile.mkdtemp(prefix="eosin-agent-")))
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    threading.Thread(target=_watch, args=(folder, limit), name="eosin-agent", daemon=True).start()
+    return _torchrun(flags, folder)
+
+
+def verdict(folder: Path, max_restarts_without_progress: int) -> Failure | None:
+    """Why to stop now, or None to let torchrun go on."""
+    failures = read_failures(folder)
+    if failures and failures[0].fatal:
+        return failures[0]
+    starts = read_starts(folder)
+    if starts_without_progress(starts) <= max_restarts_without_progress + 1:
+        return None
+    return _too_many(starts[-1].step, max_restarts_without_progress + 1, failures)
+
+
+def _too_many(step: int, times: int, failures: list[Failure]) -> Failure:
+    message = f"training was started {times} times more from step {step} and never got further"
+    if not failures:
+        hint = "its workers were killed from outside; is there enough memory? `dmesg` tells"
+        return Failure("permanent", message, hint, -1, time.time())
+    last = max(failures, key=lambda failure: failure.time_s)
+    return Failure("permanent", f"{message}: {last.message}", last.hint, last.rank, time.time(), last.trace)
+
+
+def _watch(folder: Path, limit: int) -> None:
+    while (reason := verdict(folder, limit)) is None:
+        time.sleep(_POLL_S)
+    if reason.fatal:
+        time.sleep(_SETTLE_S)
+        reason = verdict(folder, limit) or reason
+    _leave_reason(folder, reason)
+    print(f"agent: {reason.message}", file=sys.stderr, flush=True)
+    kill_all(children_of(os.getpid()))
+    os._exit(EXIT_CONFIGURATION_IN_POD if reason.kind == "user" else EXIT_PERMANENT)
+
+
+def _leave_reason(folder: Path, reason: Failure) -> None:
+    part = folder / f"{REASON}.part"
+    part.write_text(json.dumps(asdict(reason)))
+    part.replace(folder / REASON)
+
+
+def _torchrun(flags: list[str], folder: Path) -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    try:
+        run(parse_args(flags))  # type: ignore[no-untyped-call]
+        return 0
+    except SignalException:
+        return EXIT_TRANSIENT
+    except ChildFailedError as error:
+        print(f"agent: {error}", file=sys.stderr)
+        failures = read_failures(folder)
+        return EXIT_TRANSIENT if failures and failures[0].kind == "transient" else EXIT_PERMANENT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

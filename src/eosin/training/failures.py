@@ -1,0 +1,99 @@
+"""One line of why a worker ended, left where its agent and launcher look."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from eosin.errors import EosinError, PermanentError, TransientError, UserError, describe
+
+FAILURES_DIR = "EOSIN_TRAIN_FAILURES"
+Kind = Literal["user", "permanent", "transient", "crash"]
+_ORDER: tuple[Kind, ...] = ("user", "permanent", "crash", "transient")
+
+
+@dataclass(frozen=True)
+class Failure:
+    kind: Kind
+    message: str
+    hint: str
+    rank: int
+    time_s: float
+    trace: str = ""
+
+    @property
+    def fatal(self) -> bool:
+        """No restart mends it."""
+        return self.kind in ("user", "permanent")
+
+    def to_error(self) -> EosinError:
+        if self.kind == "user":
+            return UserError(self.message, hint=self.hint)
+        if self.kind == "transient":
+            return TransientError(self.message, hint=self.hint)
+        return PermanentError(self.message, hint=self.hint)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A worker of local rank 0 began at this committed step."""
+
+    step: int
+    time_s: float
+
+
+def report_failure(error: BaseException, rank: int) -> None:
+    """Write `error` into the folder the agent named in the environment, if it did."""
+    message, hint = (error.message, error.hint) if isinstance(error, EosinError) else (describe(error), "")
+    trace = "" if isinstance(error, EosinError) else "".join(traceback.format_exception(error))
+    failure = Failure(_kind(error), message, hint, rank, time.time(), trace)
+    _write(f"failure-{os.getpid()}", asdict(failure))
+
+
+def report_start(step: int) -> None:
+    """Tell the agent from which committed step this worker begins."""
+    _write(f"start-{os.getpid()}", asdict(Start(step, time.time())))
+
+
+def read_failures(folder: Path) -> list[Failure]:
+    """All failures in `folder`, the most telling first: by kind, those that name patches, then by time."""
+    found = [Failure(**json.loads(path.read_text())) for path in folder.glob("failure-*.json")]
+    return sorted(found, key=lambda f: (_ORDER.index(f.kind), "patches:" not in f.message, f.time_s))
+
+
+def read_starts(folder: Path) -> list[Start]:
+    found = [Start(**json.loads(path.read_text())) for path in folder.glob("start-*.json")]
+    return sorted(found, key=lambda start: start.time_s)
+
+
+def starts_without_progress(starts: list[Start]) -> int:
+    """How many of the last starts began at the same step as the very last one."""
+    count = 0
+    for start in reversed(starts):
+        if start.step != starts[-1].step:
+            break
+        count += 1
+    return count
+
+
+def _kind(error: BaseException) -> Kind:
+    if isinstance(error, UserError):
+        return "user"
+    if isinstance(error, TransientError):
+        return "transient"
+    return "permanent" if isinstance(error, PermanentError) else "crash"
+
+
+def _write(name: str, content: dict[str, object]) -> None:
+    folder = os.environ.get(FAILURES_DIR)
+    if not folder:
+        return
+    path = Path(folder) / f"{name}.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content))
+    part.replace(path)

@@ -1,0 +1,156 @@
+"""The training loop: step, report, snapshot, export, checkpoint, until the last step."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from eosin.config import RunConfig
+from eosin.errors import PermanentError
+from eosin.layout import model_name
+from eosin.models.network import Network, build_network, starting_network
+from eosin.observability import RunLog
+from eosin.patches.augment import MultiCrop
+from eosin.patches.request import PatchBatch, PatchRequest, PatchSource
+from eosin.storage import Store
+from eosin.training.checkpoint import load_newest
+from eosin.training.progress import Progress
+from eosin.training.publisher import Publisher
+from eosin.training.slots import Slot, SlotMaker, batch_indices
+from eosin.training.state import restore, set_step, synchronize, take_snapshot
+from eosin.training.step import Learner, NonFinite, StepResult
+from eosin.training.world import World
+
+_SHOWN_PATCHES = 4
+SlideName = Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far training came, on every rank."""
+
+    step: int
+    loss: float | None
+
+
+class Trainer:
+    """One rank's part of a run. `publisher` is None on all ranks but 0."""
+
+    def __init__(self, config: RunConfig, world: World, log: RunLog) -> None:
+        self.config = config
+        self.world = world
+        self.log = log
+        self.learner = Learner(config, self._network(), world)
+        backbone = self.learner.student.backbone
+        self._maker = SlotMaker(
+            config,
+            grid=config.augment.global_px // backbone.patch_size,
+            depth=backbone.depth,
+            device=world.device,
+        )
+        self._crops = MultiCrop(
+            config.augment, seed=config.seed, patch_px=config.patches.patch_px, device=world.device
+        )
+
+    def resume(self, store: Store) -> Outcome:
+        """Take the newest whole checkpoint, if there is one; every rank gets what rank 0 found."""
+        step, loss = 0, None
+        if self.world.rank == 0:
+            found = load_newest(store, self.config.digest(), self.log)
+            if found is not None:
+                source = f"{store.uri}: the checkpoint of step {found.step}"
+                restore(self.learner, found.step, found.parts, source)
+                step, loss = found.step, found.loss
+        return Outcome(synchronize(self.learner, step), loss)
+
+    def run(
+        self, source: PatchSource, start: Outcome, publisher: Publisher | None, slide_name: SlideName
+    ) -> Outcome:
+        """Train from `start` to the last step."""
+        set_step(self.learner, start.step)
+        progress = Progress(self.config, self.world, self.log, start.step)
+        batches = source.batches(self._wanted(start.step))
+        outcome = start
+        for step in range(start.step, self.config.train.num_steps):
+            waiting_s = time.monotonic()
+            batch = next(batches)
+            progress.waited(time.monotonic() - waiting_s)
+            try:
+                result = self.learner.step(step, self._slots(step, batch))
+            except NonFinite as error:
+                raise self._explain(error, batch, slide_name) from error
+            outcome = Outcome(step + 1, result.loss)
+            progress.step(outcome.step, result)
+            if publisher is not None:
+                self._publish(publisher, outcome, result)
+        return outcome
+
+    def _network(self) -> Network:
+        """Rank 0 loads a warm start, the others get it from rank 0."""
+        if self.world.rank or self.config.model.init == "random":
+            return build_network(self.config)
+        network, report = starting_network(self.config)
+        self.log.event("init", **report.summary())
+        return network
+
+    def _wanted(self, start: int) -> Iterator[tuple[int, list[int]]]:
+        indices = batch_indices(self.world.own_slots, self.config.train.slot_size)
+        return ((step, indices) for step in range(start, self.config.train.num_steps))
+
+    def _slots(self, step: int, batch: PatchBatch) -> dict[int, Slot]:
+        """Crops slot by slot, so that their bits do not depend on who owns which."""
+        size = self.config.train.slot_size
+        slots = {}
+        for place, slot in enumerate(self.world.own_slots):
+            rows = slice(place * size, (place + 1) * size)
+            pixels = torch.from_numpy(batch.pixels[rows]).to(self.world.device, non_blocking=True)
+            crops = self._crops(pixels, step, [request.index for request in batch.requests[rows]])
+            slots[slot] = self._maker.make(step, slot, crops.global_crops, crops.local_crops)
+        return slots
+
+    def _publish(self, publisher: Publisher, outcome: Outcome, result: StepResult) -> None:
+        train, step = self.config.train, outcome.step
+        last = step == train.num_steps
+        if last or step % train.export_every_steps == 0:
+            publisher.export(step, copy.deepcopy(self.learner.teacher.backbone))
+        if last or step % train.checkpoint_every_steps == 0:
+            publisher.checkpoint(take_snapshot(self.learner, step, result.loss))
+        elif step % train.snapshot_every_steps == 0:
+            publisher.offer(take_snapshot(self.learner, step, result.loss))
+
+    def _explain(self, error: NonFinite, batch: PatchBatch, slide_name: SlideName) -> PermanentError:
+        size = self.config.train.slot_size
+        own = [slot for slot in error.slots if slot in self.world.own_slots]
+        first = self.world.own_slots.start
+        requests = [
+            request
+            for slot in own
+            for request in batch.requests[(slot - first) * size : (slot - first + 1) * size]
+        ]
+        where = f" in micro-batches {list(error.slots)}" if error.slots else ""
+        return PermanentError(
+            f"step {error.step}: {error.what} is not finite{where}; nothing was updated"
+            + _name_patches(requests, slide_name),
+            hint="the last checkpoint is sound; lower train.optimizer.lr or look at these patches",
+        )
+
+
+def exported_models(config: RunConfig) -> tuple[str, ...]:
+    """Names of the teachers a whole run exports, by step."""
+    every, last = config.train.export_every_steps, config.train.num_steps
+    steps = [*range(every, last, every), last]
+    return tuple(model_name(step) for step in steps)
+
+
+def _name_patches(requests: list[PatchRequest], slide_name: SlideName) -> str:
+    if not requests:
+        return ""
+    shown = [
+        f"{slide_name(r.slide)} at ({r.x_px}, {r.y_px}), {r.mpp:g} mpp" for r in requests[:_SHOWN_PATCHES]
+    ]
+    more = f" and {len(requests) - _SHOWN_PATCHES} more" if len(requests) > _SHOWN_PATCHES else ""
+    return f"; patches: {'; '.join(shown)}{more}"

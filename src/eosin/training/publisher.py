@@ -1,0 +1,123 @@
+"""Publishing beside training: teachers and checkpoints go out from a thread, in order."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from eosin.config import RunConfig
+from eosin.layout import model_name
+from eosin.models.backbone import Backbone
+from eosin.models.export import export_teacher
+from eosin.observability import RunLog
+from eosin.storage import Store
+from eosin.training.checkpoint import delete_old, save_checkpoint
+from eosin.training.state import Snapshot
+
+# One job in flight and one waiting: more would only hold more copies of the state.
+_MAX_WAITING = 1
+
+
+@dataclass(frozen=True)
+class _Job:
+    run: Callable[[], None]
+
+
+class Publisher:
+    """Rank 0's way out. Jobs run one after another, so that a teacher is durable before any checkpoint
+    of the same or a later step is: a restart never loses one.
+
+    The first failure stops all later jobs and is raised by the next call from the training thread.
+    """
+
+    def __init__(self, store: Store, config: RunConfig, snapshot_id: str, log: RunLog) -> None:
+        self._store = store
+        self._config = config
+        self._digest = config.digest()
+        self._snapshot_id = snapshot_id
+        self._log = log
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=_MAX_WAITING)
+        self._error: BaseException | None = None
+        self._newest: Snapshot | None = None
+        self._durable_step = 0
+        self._saving = threading.Lock()
+        self._thread = threading.Thread(target=self._work, name="eosin-publisher", daemon=True)
+        self._thread.start()
+
+    def offer(self, snapshot: Snapshot) -> None:
+        """Remember the newest copy of the state, for `rescue`."""
+        self._newest = snapshot
+
+    def checkpoint(self, snapshot: Snapshot) -> None:
+        """Publish a checkpoint; waits only while two publications are still under way."""
+        self.offer(snapshot)
+        self._submit(lambda: self._save(snapshot))
+
+    def export(self, step: int, backbone: Backbone) -> None:
+        """Publish the teacher of `step`. `backbone` must be a copy that training does not touch."""
+        self._submit(lambda: self._export(step, backbone))
+
+    def close(self) -> None:
+        """Wait until everything is published; raises what went wrong."""
+        self._jobs.put(None)
+        self._thread.join()
+        self._raise()
+
+    def rescue(self, timeout_s: float) -> int:
+        """Make the newest copy of the state durable within `timeout_s`; returns the newest durable step.
+
+        For the moment a worker is told to go: called from any thread, with training stopped anywhere.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while self._jobs.unfinished_tasks and time.monotonic() < deadline_s and self._error is None:
+            time.sleep(0.02)
+        newest = self._newest
+        if newest is not None and newest.step > self._durable_step and self._error is None:
+            self._save(newest)
+        return self._durable_step
+
+    def _submit(self, run: Callable[[], None]) -> None:
+        self._raise()
+        self._jobs.put(_Job(run))
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                if self._error is None:
+                    job.run()
+            except BaseException as error:
+                self._error = error
+            finally:
+                self._jobs.task_done()
+
+    def _save(self, snapshot: Snapshot) -> None:
+        with self._saving:
+            if snapshot.step <= self._durable_step:
+                return
+            started_s = time.monotonic()
+            marker = save_checkpoint(self._store, snapshot, self._digest)
+            self._durable_step = snapshot.step
+            deleted = delete_old(self._store, self._config.train.keep_checkpoints)
+        size = sum(part.size_bytes for part in marker.parts.values())
+        seconds = time.monotonic() - started_s
+        self._log.event(
+            "checkpoint", step=snapshot.step, mib=size / 2**20, seconds=seconds, deleted_steps=deleted
+        )
+
+    def _export(self, step: int, backbone: Backbone) -> None:
+        card = export_teacher(
+            self._store,
+            model_name(step),
+            backbone,
+            config=self._config,
+            step=step,
+            snapshot_id=self._snapshot_id,
+        )
+        self._log.event("export", step=step, model=card.name)

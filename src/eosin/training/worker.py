@@ -1,0 +1,173 @@
+"""One training process: `python -m eosin.training.worker RUN_URI`, started by torchrun's agent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from eosin.training.processes import die_with_parent
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    die_with_parent()
+
+import torch
+import torch.distributed as dist
+
+from eosin.config import RunConfig
+from eosin.errors import EXIT_CONFIGURATION_IN_POD, EXIT_PERMANENT, EosinError, UserError, describe
+from eosin.layout import RunLayout
+from eosin.observability import RunLog
+from eosin.patches.request import PatchSource
+from eosin.records import IndexPin, TrainingDone
+from eosin.runs import load_pin, load_run
+from eosin.storage import Store, open_store
+from eosin.training.failures import report_failure, report_start
+from eosin.training.loop import SlideName, Trainer, exported_models
+from eosin.training.publisher import Publisher
+from eosin.training.world import World
+
+_TERMINATED = 128 + signal.SIGTERM
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where patches come from and what their slides are called."""
+
+    source: PatchSource
+    slide_name: SlideName
+
+
+OpenFeed = Callable[[RunConfig, IndexPin, RunLog], Feed]
+
+
+def open_stream(config: RunConfig, pin: IndexPin, log: RunLog) -> Feed:
+    """Patches straight from the slides of the pinned snapshot, held-out patients left out."""
+    from eosin.index.snapshot import open_snapshot
+    from eosin.patches.sampler import Sampler
+    from eosin.patches.stream import PatchStream
+
+    snapshot = open_snapshot(pin.index_uri, pin.snapshot_id)
+    sampler = Sampler(snapshot, config.patches, seed=config.seed, split="train")
+    return Feed(PatchStream(sampler, log), lambda row: str(snapshot.rows[row].slide))
+
+
+def run_worker(run_uri: str, open_feed: OpenFeed = open_stream) -> None:
+    """Train as one rank of the world the environment describes (a world of one without torchrun)."""
+    started_s = time.monotonic()
+    store = open_store(run_uri)
+    config, pin = load_run(run_uri, store=store), load_pin(run_uri, store=store)
+    world = _join_world(config)
+    part = "train" if world.rank == 0 else f"train-rank-{world.rank:05d}"
+    try:
+        with RunLog(part, store) as log:
+            _train(config, pin, world, store, log, open_feed, started_s)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def main() -> int:
+    """Exit code 0, or that of the error, which is also left for the agent."""
+    if len(sys.argv) != 2:
+        print("usage: python -m eosin.training.worker RUN_URI", file=sys.stderr)
+        return EXIT_PERMANENT
+    return guarded(lambda: run_worker(sys.argv[1]))
+
+
+def guarded(run: Callable[[], None]) -> int:
+    """Run a worker; an error becomes an exit code, one line, and a file for the agent."""
+    try:
+        run()
+        return 0
+    except BaseException as error:
+        report_failure(error, int(os.environ.get("RANK", "0")))
+        if isinstance(error, EosinError):
+            print(describe(error), file=sys.stderr)
+            return EXIT_CONFIGURATION_IN_POD if isinstance(error, UserError) else error.exit_code
+        raise
+
+
+def _train(
+    config: RunConfig, pin: IndexPin, world: World, store: Store, log: RunLog, open_feed: OpenFeed,
+    started_s: float,
+) -> None:  # fmt: skip
+    publisher = Publisher(store, config, pin.snapshot_id, log) if world.rank == 0 else None
+    _exit_on_sigterm(publisher, log, config.train.elastic.shutdown_timeout_s)
+    trainer = Trainer(config, world, log)
+    start = trainer.resume(store)
+    report_start(start.step)
+    if world.rank == 0:
+        log.event("world", world_size=world.size, start_step=start.step, device=str(world.device),
+                  slots=[len(replace(world, rank=rank).own_slots) for rank in range(world.size)])  # fmt: skip
+    feed = open_feed(config, pin, log)
+    try:
+        outcome = trainer.run(feed.source, start, publisher, feed.slide_name)
+    finally:
+        feed.source.close()
+    if publisher is not None:
+        publisher.close()
+        done = TrainingDone(
+            num_steps=outcome.step,
+            models=exported_models(config),
+            snapshot_id=pin.snapshot_id,
+            config_digest=config.digest(),
+            wall_s=time.monotonic() - started_s,
+            final_loss=outcome.loss,
+        )
+        store.put(RunLayout.TRAINING_DONE, done.to_json())
+        log.event("done", step=outcome.step, seconds=done.wall_s)
+
+
+def _join_world(config: RunConfig) -> World:
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = _device()
+    if size > 1:
+        timeout = timedelta(seconds=config.train.elastic.process_group_timeout_s)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timeout)
+    return World(config.train.num_slots, rank, size, config.train.deterministic, device)
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    # Features near zero decay into denormals, which slow a CPU many times over.
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return torch.device("cpu")
+
+
+def _exit_on_sigterm(publisher: Publisher | None, log: RunLog, timeout_s: float) -> None:
+    """On SIGTERM publish the newest whole copy of the state and go, without any other rank.
+
+    The main thread may sit in a collective that never ends, where Python runs no signal handler. The
+    kernel's handler still writes to a pipe, and a thread that reads it does the work.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+    def leave() -> None:
+        while signal.SIGTERM not in os.read(read_end, 64):
+            continue
+        try:
+            step = publisher.rescue(0.8 * timeout_s) if publisher is not None else None
+            log.event("terminated", durable_step=step)
+            log.flush()
+        finally:
+            os._exit(_TERMINATED)
+
+    threading.Thread(target=leave, name="eosin-sigterm", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
