@@ -69,7 +69,7 @@ def _make(settings: S3Settings) -> Clients:
     from botocore.exceptions import BotoCoreError
 
     try:
-        session = boto3.Session(profile_name=settings.profile)
+        session = boto3.Session()
         boto = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,

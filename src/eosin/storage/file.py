@@ -11,6 +11,7 @@ from typing import BinaryIO
 from eosin.errors import UserError
 from eosin.storage.atomic import is_temporary, locked, new_file, publish_new, remove_stale, settle, translate
 from eosin.storage.base import ByteRange, NotFound, ObjectChanged, ObjectInfo, PreconditionFailed
+from eosin.storage.uri import Location
 
 
 class FileStore:
@@ -23,7 +24,7 @@ class FileStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.uri = f"file://{root}"
+        self.uri = Location("file", "", str(root)).uri
 
     def get(self, key: str) -> bytes:
         path = self._path(key)

@@ -58,6 +58,11 @@ def from_status(request: Request, code: str, status: int, detail: str = "") -> E
     """The error for an answer of the server: its S3 error `code` and HTTP `status`."""
     if code == "NoSuchBucket":
         return missing_bucket(request)
+    if code == "InvalidBucketName":
+        return UserError(
+            f"{request.failed}: {request.bucket!r} cannot name a bucket",
+            hint="3 to 63 lower-case letters, digits, dots and hyphens",
+        )
     if code in ("NoSuchKey", "NoSuchUpload") or status == 404:
         return NotFound(request.key)
     if code == "PreconditionFailed" or status == 412:

@@ -1,10 +1,15 @@
-"""URIs of stores and objects. They are raw text: nothing in them is percent-encoded or decoded."""
+"""URIs of stores and objects.
+
+`s3://` URIs and keys are raw text. `file://` URIs may be percent-encoded, as browsers and
+`Path.as_uri` write them; those that eosin writes encode the percent sign only.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import unquote
 
 from eosin.errors import UserError
 
@@ -19,7 +24,7 @@ class Location(NamedTuple):
     @property
     def uri(self) -> str:
         if self.scheme == "file":
-            return f"file://{self.path}"
+            return "file://" + self.path.replace("%", "%25")
         return f"s3://{self.bucket}/{self.path}" if self.path else f"s3://{self.bucket}"
 
 
@@ -59,10 +64,12 @@ def join_uri(uri: str, *parts: str) -> str:
     """`uri` with `parts` appended, one slash between each; a trailing slash of the last part stays."""
     pieces = [piece for piece in (part.lstrip("/") for part in parts) if piece]
     inner = [piece.rstrip("/") for piece in pieces[:-1]] + pieces[-1:]
-    root = parse_uri(uri).uri
+    root = parse_uri(uri)
     if not inner:
-        return root
-    return "/".join([root.removesuffix("/"), *inner])
+        return root.uri
+    if root.scheme == "file":
+        inner = [piece.replace("%", "%25") for piece in inner]
+    return "/".join([root.uri.removesuffix("/"), *inner])
 
 
 def _s3(text: str, rest: str) -> Location:
@@ -76,7 +83,7 @@ def _local_part(text: str, rest: str) -> str:
     path = rest.removeprefix("localhost") if rest.startswith("localhost/") else rest
     if not path.startswith("/"):
         raise UserError(f"{text}: a file URI needs an absolute path", hint="write file:///PATH")
-    return path
+    return unquote(path)
 
 
 def _absolute(text: str) -> str:

