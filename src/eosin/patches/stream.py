@@ -49,14 +49,17 @@ class PatchStream:
         sampler: Sampler,
         log: RunLog,
         *,
+        store: Store | None = None,
         num_threads: int | None = None,
         on_reject: OnReject | None = None,
     ) -> None:
-        """`num_threads`: None for one a core this process may use, at least two, so that requests and
-        decoding overlap. `on_reject` is told every patch that could not be read, from any thread."""
+        """`store`: where the slides lie (None: opened at the snapshot's slides URI). `num_threads`: None
+        for one a core this process may use, at least two, so that requests and decoding overlap.
+        `on_reject` is told every patch that could not be read, from any thread.
+        """
         self.sampler = sampler
         self.config = sampler.config
-        store = open_store(sampler.snapshot.slides_uri)
+        store = store or open_store(sampler.snapshot.slides_uri)
         pool = _pool(store, sampler.snapshot, self.config)
         self._reader = PatchReader(sampler.snapshot, self.config, _source(store, self.config, pool), pool)
         self._redraws = Redraws(sampler.snapshot, log)

@@ -1,0 +1,200 @@
+"""The sampler: a pure function, uniform, inside the slide, on tissue, and plain about what it leaves out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eosin.config.patches import HeldOutConfig, PatchesConfig
+from eosin.errors import UserError
+from eosin.patches.geometry import best_level, box_of, extent_px
+from eosin.patches.sampler import Sampler
+from tests.support.patches import paper_header, paper_row, paper_snapshot
+
+
+def sampler(folder: Path, rows: list, split: str = "all", seed: int = 3, **changes: object) -> Sampler:
+    config = PatchesConfig.model_validate({"patch_px": 128, "mpp": (0.25, 0.5), **changes})
+    return Sampler(paper_snapshot(folder, rows), config, seed=seed, split=split)  # type: ignore[arg-type]
+
+
+def slides(num: int, width_px: int = 4000, height_px: int = 3000) -> list:
+    return [paper_row(f"{i}.svs", paper_header(width_px, height_px), patient=f"p{i}") for i in range(num)]
+
+
+def test_a_draw_is_pure_and_free_of_its_batch(tmp_path: Path) -> None:
+    first, second = (sampler(tmp_path, slides(7), patches_per_visit=4) for _ in range(2))
+    whole = first.draw_batch(11, range(40))
+    assert second.draw_batch(11, list(reversed(range(40)))) == whole[::-1]
+    assert tuple(second.draw(11, i) for i in range(40)) == whole
+    assert first.draw(11, 5, attempt=1) == second.draw(11, 5, attempt=1) != whole[5]
+    assert len({(r.slide, r.x_px, r.y_px) for r in whole}) == 40
+
+
+def test_seed_and_step_change_the_draw(tmp_path: Path) -> None:
+    drawn = sampler(tmp_path, slides(5)).draw(4, 2)
+    assert drawn != sampler(tmp_path, slides(5), seed=4).draw(4, 2)
+    again = sampler(tmp_path, slides(5)).draw(5, 2)
+    assert (drawn.slide, drawn.x_px, drawn.y_px) != (again.slide, again.x_px, again.y_px)
+
+
+def test_slides_and_mpps_are_drawn_by_their_weights(tmp_path: Path) -> None:
+    drawn = sampler(tmp_path, slides(6), mpp_weights=(3.0, 1.0)).draw_batch(0, range(3000))
+    counts = np.array([Counter(r.slide for r in drawn)[i] for i in range(6)])
+    assert ((counts - 500) ** 2 / 500).sum() < 25.7  # 5 degrees of freedom, p = 0.0001
+    assert abs(np.mean([r.mpp == 0.25 for r in drawn]) - 0.75) < 0.035
+
+
+def test_area_weighting_follows_the_tissue(tmp_path: Path) -> None:
+    mask = np.zeros((16, 16), bool)
+    mask[:, :4] = True
+    rows = [
+        paper_row("quarter.svs", paper_header(4000, 4000), mask),
+        paper_row("whole.svs", paper_header(4000, 4000)),
+    ]
+    drawn = sampler(tmp_path, rows, weighting="area").draw_batch(0, range(2000))
+    assert abs(np.mean([r.slide == 0 for r in drawn]) - 0.2) < 0.04
+
+
+def test_positions_are_uniform_over_the_slide_and_stay_inside(tmp_path: Path) -> None:
+    drawn = sampler(tmp_path, slides(1, 4001, 2999), mpp=(0.5,)).draw_batch(0, range(3000))
+    x, y = np.array([r.x_px for r in drawn]), np.array([r.y_px for r in drawn])
+    assert x.min() >= 0 and x.max() <= 4001 - 256 and y.min() >= 0 and y.max() <= 2999 - 256
+    for values, last in ((x, 4001 - 256), (y, 2999 - 256)):
+        counts = np.histogram(values, bins=10, range=(0, last + 1))[0]
+        assert ((counts - 300) ** 2 / 300).sum() < 33.7
+
+
+def test_a_slide_exactly_as_large_as_a_patch_gives_its_one_position(tmp_path: Path) -> None:
+    drawn = sampler(tmp_path, slides(1, 256, 256), mpp=(0.5,)).draw_batch(0, range(20))
+    assert {(r.x_px, r.y_px) for r in drawn} == {(0, 0)}
+
+
+def test_every_patch_has_the_tissue_asked_for(tmp_path: Path) -> None:
+    mask = np.zeros((60, 80), bool)
+    mask[10:20, 50:64] = True
+    rows = [paper_row("a.svs", paper_header(8000, 6000), mask)]
+    made = sampler(tmp_path, rows, min_foreground=0.7)
+    for request in made.draw_batch(0, range(200)):
+        row = made.snapshot.rows[0]
+        side = 128 * request.mpp / 0.25
+        assert row.tissue is not None
+        assert row.tissue.fraction(request.x_px, request.y_px, side, side) >= 0.7
+
+
+def test_positions_on_tissue_are_uniform_over_those_that_qualify(tmp_path: Path) -> None:
+    mask = np.zeros((40, 80), bool)
+    mask[:, 20:60] = True
+    rows = [paper_row("a.svs", paper_header(8000, 4000), mask)]
+    drawn = sampler(tmp_path, rows, mpp=(0.25,), min_foreground=1.0).draw_batch(0, range(2000))
+    counts = np.histogram([r.x_px for r in drawn], bins=8, range=(2000, 6000 - 128 + 1))[0]
+    assert counts.sum() == 2000 and ((counts - 250) ** 2 / 250).sum() < 29.9
+
+
+def test_where_too_little_tissue_is_anywhere_the_best_candidate_is_taken(tmp_path: Path) -> None:
+    mask = np.tile(np.eye(2, dtype=bool), (200, 200))  # half of every box, never more
+    rows = [paper_row("a.svs", paper_header(4000, 4000), mask)]
+    made = sampler(tmp_path, rows, mpp=(0.5,), min_foreground=0.9)
+    first = made.draw_batch(0, range(5))
+    assert first == made.draw_batch(0, range(5))
+
+
+def test_a_visit_stays_on_one_slide_and_its_substitute_leaves_it(tmp_path: Path) -> None:
+    made = sampler(tmp_path, slides(50), patches_per_visit=5)
+    drawn = [r.slide for r in made.draw_batch(2, range(100))]
+    assert all(len(set(drawn[i : i + 5])) == 1 for i in range(0, 100, 5))
+    assert len(set(drawn)) > 12
+    assert len({r.slide for r in made.draw_batch(2, range(5), attempt=1)}) > 1
+
+
+def test_substitutes_of_many_attempts_differ(tmp_path: Path) -> None:
+    made = sampler(tmp_path, slides(3))
+    drawn = [made.draw(0, 0, attempt) for attempt in range(20)]
+    assert len({(r.slide, r.x_px, r.y_px) for r in drawn}) == 20
+    assert [r.attempt for r in drawn] == list(range(20))
+
+
+def test_an_mpp_is_drawn_only_where_a_level_shows_it(tmp_path: Path) -> None:
+    rows = [
+        paper_row("coarse.svs", paper_header(4000, 4000, mpp=0.5)),
+        paper_row("fine.svs", paper_header(4000, 4000)),
+    ]
+    drawn = sampler(tmp_path, rows).draw_batch(0, range(400))
+    assert {r.mpp for r in drawn if r.slide == 0} == {0.5}
+    assert {r.mpp for r in drawn if r.slide == 1} == {0.25, 0.5}
+
+
+def test_excluded_slides_have_their_reasons(tmp_path: Path) -> None:
+    rows = [
+        paper_row("bare.svs", paper_header(4000, 4000), np.zeros((4, 4), bool)),
+        paper_row("broken.svs", paper_header(4000, 4000), status="corrupt-header", detail="no directory"),
+        paper_row("coarse.dcm", paper_header(4000, 4000, mpp=28.97)),
+        paper_row("good.svs", paper_header(4000, 4000)),
+        paper_row("small.svs", paper_header(100, 4000)),
+        paper_row("speck.svs", paper_header(64000, 64000), np.eye(200, dtype=bool) & (np.arange(200) == 5)),
+    ]
+    made = sampler(tmp_path, rows, patch_px=2000)
+    assert made.excluded == {
+        "bare.svs": "no-tissue: its mask is empty",
+        "broken.svs": "corrupt-header: no directory",
+        "coarse.dcm": "too-coarse: finest level 28.97 mpp, wanted ≤ 0.5",
+        "small.svs": "too-small: 100 × 4000 px, a patch of 2000 px at 0.25 mpp needs 2000 px",
+        "speck.svs": "too-little-tissue: 0.0064 mm², a patch at 0.25 mpp needs 0.1 mm²",
+    }
+    assert {r.slide for r in made.draw_batch(0, range(50))} == {3}
+
+
+def test_nothing_to_draw_from_names_every_slide(tmp_path: Path) -> None:
+    rows = [paper_row(f"{i}.svs", paper_header(4000, 4000, mpp=20.0 + i)) for i in range(2)]
+    with pytest.raises(UserError) as raised:
+        sampler(tmp_path, rows)
+    assert (
+        "0.svs: too-coarse: finest level 20 mpp" in raised.value.message and "1.svs" in raised.value.message
+    )
+    with pytest.raises(UserError, match="0 slides"):
+        sampler(tmp_path, [])
+
+
+def test_a_split_tears_no_patient_and_neither_side_is_empty(tmp_path: Path) -> None:
+    rows = [paper_row(f"{i:02}.svs", paper_header(4000, 4000), patient=f"p{i // 2}") for i in range(6)]
+    train, held_out = (sampler(tmp_path, rows, split) for split in ("train", "heldout"))
+    assert sorted([*train.slides, *held_out.slides]) == list(range(6))
+    patients = [{rows[int(i)].patient for i in side.slides} for side in (train, held_out)]
+    assert patients[0] and patients[1] and not patients[0] & patients[1]
+
+
+def test_a_slide_that_serves_nothing_is_not_the_one_held_out(tmp_path: Path) -> None:
+    for number in range(8):
+        rows = [paper_row(f"good-{number}-{i}.svs", paper_header(4000, 4000)) for i in range(2)]
+        rows += [paper_row(f"bad-{i}.svs", paper_header(4000, 4000, mpp=30.0)) for i in range(3)]
+        sides = [sampler(tmp_path, rows, split).slides for split in ("train", "heldout")]
+        assert [len(side) for side in sides] == [1, 1]
+
+
+def test_one_patient_leaves_nothing_to_hold_out(tmp_path: Path) -> None:
+    rows = [paper_row(f"{i}.svs", paper_header(4000, 4000), patient="only") for i in range(3)]
+    assert len(sampler(tmp_path, rows, "train").slides) == 3
+    with pytest.raises(UserError, match="one patient"):
+        sampler(tmp_path, rows, "heldout")
+    with pytest.raises(UserError, match=r"fraction is 0"):
+        sampler(tmp_path, slides(4), "heldout", heldout=HeldOutConfig(fraction=0.0))
+
+
+def test_the_level_read_is_never_finer_than_needed_nor_too_coarse() -> None:
+    header = paper_header(40000, 40000, mpp=0.2525, downsamples=(1, 4, 16))
+    wanted = {0.25: 0, 0.5: 0, 1.0: 1, 2.0: 1, 4.0: 2, 100.0: 2, 0.2: None}
+    assert {mpp: best_level(header, mpp, 0.1) for mpp in wanted} == wanted
+    assert best_level(header, 0.25, 0.0) is None
+    assert best_level(paper_header(400, 400, mpp=0.25), 1.0, 0.0) == 1
+
+
+def test_anisotropic_mpp_gives_a_square_in_micrometres(tmp_path: Path) -> None:
+    header = paper_header(9000, 9000, mpp=(0.25, 0.5))
+    assert extent_px(header, 128, 0.5) == (256.0, 128.0)
+    assert best_level(header, 0.25, 0.1) is None and best_level(header, 0.5, 0.1) == 0
+    made = sampler(tmp_path, [paper_row("a.svs", header)])
+    request = made.draw(0, 0)
+    box = box_of(request, header, 128, 0.1)
+    assert request.mpp == 0.5 and (box.width_px, box.height_px) == (256, 128)
