@@ -104,15 +104,25 @@ class Cluster:
 
         Raises `Expired` and `Interrupted`; the caller reads the object again and goes on.
         """
-        return self._stream(
-            timeout_s,
+        response = self._call(
+            f"watching JobSet {name}",
+            self.custom.list_namespaced_custom_object,
             names.JOBSET_GROUP,
             names.JOBSET_VERSION,
             self.namespace,
             names.JOBSET_PLURAL,
             field_selector=f"metadata.name={name}",
             resource_version=resource_version,
+            watch="true",
+            timeout_seconds=timeout_s,
+            _request_timeout=(_REQUEST_TIMEOUT_S[0], timeout_s + _WATCH_SLACK_S),
         )
+        for line in _lines(response):
+            event = _event(line)
+            if event["type"] == "DELETED":
+                return
+            if event["type"] in {"ADDED", "MODIFIED"}:
+                yield event["object"]
 
     def create_budget(self, manifest: Manifest) -> None:
         """Create a PodDisruptionBudget; one of that name is left as it is."""
@@ -228,7 +238,12 @@ class Cluster:
 
     def _read(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Manifest:
         response = self._call(doing, function, *args, **more)
-        parsed: Manifest = json.loads(response.data)
+        try:
+            parsed: Manifest = json.loads(response.data)
+        except ValueError as error:
+            raise TransientError(
+                f"{doing}: what answered is not a Kubernetes API server", hint="is there a proxy between?"
+            ) from error
         return parsed
 
     def _call(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
@@ -243,26 +258,6 @@ class Cluster:
                     raise failure from error
             self._sleep(_BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5))
         raise AssertionError("unreachable")
-
-    def _stream(self, timeout_s: int, *args: Any, **more: Any) -> Iterator[Manifest]:
-        from kubernetes.watch import Watch
-
-        try:
-            events = Watch().stream(
-                self.custom.list_namespaced_custom_object,
-                *args,
-                timeout_seconds=timeout_s,
-                _request_timeout=(_REQUEST_TIMEOUT_S[0], timeout_s + _WATCH_SLACK_S),
-                **more,
-            )
-            for event in events:
-                if event["type"] in {"ADDED", "MODIFIED"}:
-                    yield event["raw_object"]
-                elif event["type"] == "DELETED":
-                    return
-        except Exception as error:
-            failure = _failure(error, "watching", self.namespace)
-            raise (Interrupted(str(error)) if isinstance(failure, TransientError) else failure) from error
 
 
 def connect(namespace: str = "") -> Cluster:
@@ -312,6 +307,19 @@ def _lines(response: Any) -> Iterator[str]:
         raise Interrupted(str(error)) from error
     finally:
         response.release_conn()
+
+
+def _event(line: str) -> Manifest:
+    """One event of a watch. Raises `Expired`, and `Interrupted` for any other error or half a line."""
+    try:
+        event: Manifest = json.loads(line)
+        kind, subject = event["type"], event["object"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Interrupted(f"a watch event cannot be read: {line[:200]}") from error
+    if kind == "ERROR":
+        message = str(subject.get("message", subject))
+        raise Expired(message) if subject.get("code") == 410 else Interrupted(message)
+    return event
 
 
 def _failure(error: Exception, doing: str, namespace: str) -> Exception:

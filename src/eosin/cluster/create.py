@@ -19,12 +19,17 @@ _ATTEMPTS = 5
 
 
 def create_or_adopt(
-    cluster: Cluster, manifest: Manifest, *, log: RunLog, sleep: Callable[[float], None] = time.sleep
+    cluster: Cluster,
+    manifest: Manifest,
+    *,
+    log: RunLog,
+    is_done: Callable[[], bool],
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Manifest:
-    """The live JobSet of `manifest`'s name: made now, or found running from before.
+    """The JobSet of `manifest`'s name: made now, or found from before.
 
-    A finished one belongs to an attempt before this one (its result, had there been one, would be in
-    the bucket): it is deleted and made anew, and training goes on from its last checkpoint. Raises
+    One that has ended without a result (`is_done` asks the bucket) belongs to an attempt before this
+    one: it is deleted and made anew, and training goes on from its last checkpoint. Raises
     `UserError` where the name belongs to something else or JobSet is not installed.
     """
     manifest = _with_digest(manifest)
@@ -42,7 +47,7 @@ def create_or_adopt(
         if existing is None:
             continue
         _check_ours(existing, manifest)
-        if _is_live(existing):
+        if _is_live(existing) or (terminal_state(existing) == "Completed" and is_done()):
             log.event("jobset-adopted", jobset=name, **_placement_note(existing, manifest))
             return existing
         log.event("jobset-replaced", jobset=name, ended=terminal_state(existing) or "being deleted")

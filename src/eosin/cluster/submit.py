@@ -97,7 +97,7 @@ def live_state(run_uri: str, *, cluster: Cluster | None = None) -> LiveState | N
 def _train(
     run_uri: str, config: RunConfig, store: Store, cluster: Cluster, launcher: Launcher, log: RunLog
 ) -> TrainingDone:
-    jobset = _submit(run_uri, config, cluster, launcher, log)
+    jobset = _submit(run_uri, config, store, cluster, launcher, log)
     name = jobset["metadata"]["name"]
     mirror = PodLogMirror(cluster, store, echo=echo_prefix(name, config.cluster.pools[0].name))
     follower = Follower(cluster, mirror, log, config.cluster.stuck_timeout_s)
@@ -117,10 +117,14 @@ def _train(
     return _finished(store, name)
 
 
-def _submit(run_uri: str, config: RunConfig, cluster: Cluster, launcher: Launcher, log: RunLog) -> Manifest:
+def _submit(
+    run_uri: str, config: RunConfig, store: Store, cluster: Cluster, launcher: Launcher, log: RunLog
+) -> Manifest:
     image = config.cluster.image or os.environ.get("EOSIN_TRAIN_IMAGE", "") or launcher.image
     manifest = render_jobset(config, run_uri, image=image, namespace=cluster.namespace, owner=launcher.owner)
-    jobset = create.create_or_adopt(cluster, manifest, log=log)
+    jobset = create.create_or_adopt(
+        cluster, manifest, log=log, is_done=lambda: store.exists(RunLayout.TRAINING_DONE)
+    )
     metadata = jobset["metadata"]
     owner = OwnerReference(jobset["apiVersion"], "JobSet", metadata["name"], metadata.get("uid", ""))
     cluster.create_budget(render_disruption_budget(config, run_uri, namespace=cluster.namespace, owner=owner))

@@ -9,31 +9,30 @@ from eosin.cluster.api import Cluster, Expired, Interrupted, Manifest
 from eosin.cluster.create import terminal_state
 
 IDLE_S = 20
-_RECONNECT_S = 1.0
+_PAUSE_S = 1.0
 
 
 def states(
-    cluster: Cluster, name: str, *, idle_s: int = IDLE_S, sleep: Callable[[float], None] = time.sleep
+    cluster: Cluster, name: str, *, idle_s: int | None = None, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[Manifest | None]:
     """Every state of JobSet `name`, at least one each `idle_s` seconds; the last is terminal, or None.
 
     Level-triggered: each round begins by reading the object whole, so that whatever a broken watch
     missed is caught up with, and the watch only makes it prompt. None: the JobSet was deleted.
     """
+    idle_s = idle_s or IDLE_S
     while True:
         jobset = cluster.get_jobset(name)
         yield jobset
         if jobset is None or terminal_state(jobset):
             return
         try:
-            yield from _changes(cluster, name, jobset["metadata"].get("resourceVersion", ""), idle_s)
+            version = jobset["metadata"].get("resourceVersion", "")
+            for changed in cluster.watch_jobset(name, version, idle_s):
+                if terminal_state(changed):
+                    break
+                yield changed
+            else:
+                sleep(_PAUSE_S)
         except (Interrupted, Expired):
-            sleep(_RECONNECT_S)
-
-
-def _changes(cluster: Cluster, name: str, resource_version: str, idle_s: int) -> Iterator[Manifest]:
-    """States until one is terminal, the JobSet is deleted or the server closes the watch."""
-    for jobset in cluster.watch_jobset(name, resource_version, idle_s):
-        if terminal_state(jobset):
-            return
-        yield jobset
+            sleep(_PAUSE_S)

@@ -1,0 +1,201 @@
+"""What a cluster lacks before training can be submitted to it; each failure with its fix."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from eosin.cluster import names
+from eosin.cluster.api import Cluster, Manifest, Missing, connect
+from eosin.config.cluster import ClusterConfig, NodePoolConfig
+from eosin.errors import EosinError
+
+_CRDS = (
+    ("jobsets.jobset.x-k8s.io", "v1alpha2", True),
+    ("workflows.argoproj.io", "v1alpha1", False),
+    ("localqueues.kueue.x-k8s.io", "", False),
+)
+
+# Everything the launcher does, and nothing else: the chart's Role grants exactly these.
+LAUNCHER_PERMISSIONS = (
+    (names.JOBSET_GROUP, "jobsets", ("create", "get", "list", "watch", "delete")),
+    ("policy", "poddisruptionbudgets", ("create",)),
+    ("", "pods", ("get", "list", "watch")),
+    ("", "pods/log", ("get",)),
+    ("", "events", ("list",)),
+    ("argoproj.io", "workflows", ("get",)),
+)
+_KUEUE = "kueue.x-k8s.io"
+_TESTED_MINOR = 29
+
+
+@dataclass(frozen=True)
+class ClusterCheck:
+    name: str
+    status: str
+    """`ok`, `warn` or `fail`."""
+    detail: str
+    fix: str = ""
+
+
+def run_cluster_checks(
+    config: ClusterConfig | None = None, *, cluster: Cluster | None = None
+) -> list[ClusterCheck]:
+    """Check API, JobSet, permissions, queue, nodes of each pool and quota, in the order one needs them.
+
+    Never raises for what it finds; where the API cannot be reached, that is the only check.
+    """
+    config = config or ClusterConfig()
+    try:
+        cluster = cluster or connect(config.namespace)
+        checks = [_check_version(cluster)]
+    except EosinError as error:
+        return [ClusterCheck("kubernetes API", "fail", error.message, error.hint)]
+    groups: tuple[Callable[[Cluster, ClusterConfig], Iterator[ClusterCheck]], ...] = (
+        _check_crds,
+        _check_permissions,
+        _check_queue,
+        _check_nodes,
+        _check_quota,
+    )
+    for group in groups:
+        checks += _guarded(group, cluster, config)
+    return checks
+
+
+def _guarded(
+    group: Callable[[Cluster, ClusterConfig], Iterator[ClusterCheck]], cluster: Cluster, config: ClusterConfig
+) -> list[ClusterCheck]:
+    """What may not be read is a warning: it may still be there."""
+    try:
+        return list(group(cluster, config))
+    except (EosinError, Missing) as error:
+        name = group.__name__.removeprefix("_check_")
+        message = error.message if isinstance(error, EosinError) else str(error)
+        return [ClusterCheck(name, "warn", f"cannot be checked: {message}")]
+
+
+def _check_version(cluster: Cluster) -> ClusterCheck:
+    version = cluster.server_version()
+    minor = int("".join(digit for digit in version.split(".")[1] if digit.isdigit()) or 0)
+    detail = f"{version}, namespace {cluster.namespace}"
+    if minor < _TESTED_MINOR:
+        fix = f"JobSet and pod failure policies want 1.{_TESTED_MINOR} or newer"
+        return ClusterCheck("kubernetes API", "warn", detail, fix)
+    return ClusterCheck("kubernetes API", "ok", detail)
+
+
+def _check_crds(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+    for name, version, needed in _CRDS:
+        wanted = needed or (bool(config.queue) and name.endswith(_KUEUE))
+        yield from _check_crd(cluster, name, version, wanted)
+
+
+def _check_crd(cluster: Cluster, name: str, version: str, wanted: bool) -> Iterator[ClusterCheck]:
+    kind = name.split(".")[0]
+    try:
+        crd = cluster.get_object(
+            "apiextensions.k8s.io", "v1", "customresourcedefinitions", name, namespaced=False
+        )
+    except Missing:
+        if wanted:
+            fix = "kubectl apply --server-side -k manifests/prerequisites"
+            yield ClusterCheck(f"API {kind}", "fail", f"{name} is not installed", fix)
+        return
+    served = [entry["name"] for entry in crd["spec"]["versions"] if entry["served"]]
+    if version and version not in served:
+        fix = f"install a release that serves {version}"
+        yield ClusterCheck(f"API {kind}", "fail" if wanted else "warn", f"serves {', '.join(served)}", fix)
+    else:
+        yield ClusterCheck(f"API {kind}", "ok", f"serves {', '.join(served)}")
+
+
+def _check_permissions(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+    for group, resource, verbs in LAUNCHER_PERMISSIONS:
+        lacking = [verb for verb in verbs if not cluster.can_i(verb, group, resource)]
+        if lacking:
+            fix = "bind the chart's launcher Role to this service account (values: launcher.serviceAccounts)"
+            yield ClusterCheck(f"may {resource}", "fail", f"may not {', '.join(lacking)} {resource}", fix)
+        else:
+            yield ClusterCheck(f"may {resource}", "ok", ", ".join(verbs))
+
+
+def _check_queue(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+    if not config.queue:
+        return
+    for version in ("v1beta2", "v1beta1"):
+        try:
+            queue = cluster.get_object(_KUEUE, version, "localqueues", config.queue)
+        except Missing:
+            continue
+        points_at = queue["spec"].get("clusterQueue", "?")
+        pending = (queue.get("status") or {}).get("pendingWorkloads", 0)
+        yield ClusterCheck("queue", "ok", f"{config.queue} → {points_at}, {pending} waiting")
+        return
+    detail = f"LocalQueue {config.queue} is not in namespace {cluster.namespace}"
+    yield ClusterCheck(
+        "queue", "fail", detail, "kubectl apply -k manifests/overlays/YOURS, or clear cluster.queue"
+    )
+
+
+def _check_nodes(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+    nodes = cluster.list_nodes()
+    for pool in config.pools:
+        yield _check_pool(pool, [node for node in nodes if _matches(node, pool)])
+
+
+def _check_pool(pool: NodePoolConfig, nodes: list[Manifest]) -> ClusterCheck:
+    name = f"pool {pool.name}"
+    ready = [node for node in nodes if _is_ready(node)]
+    fit = [node for node in ready if _gpus(node, pool.gpu_resource) >= pool.gpus_per_node]
+    detail = f"{len(fit)} of {pool.min_nodes}–{pool.max_nodes} nodes ready with {pool.gpus_per_node} GPUs"
+    if len(fit) >= max(pool.min_nodes, 1):
+        return ClusterCheck(name, "ok", detail)
+    if ready:
+        have = Counter(_gpus(node, pool.gpu_resource) for node in ready)
+        found = ", ".join(f"{number} × {gpus}" for gpus, number in sorted(have.items()))
+        fix = (
+            f"nodes carry {found} {pool.gpu_resource}: is the device plugin running? does gpus_per_node fit?"
+        )
+        return ClusterCheck(name, "warn", detail, fix)
+    fix = "fine with an autoscaler; else compare node_selector with `kubectl get nodes --show-labels`"
+    return ClusterCheck(name, "warn", detail, fix)
+
+
+def _check_quota(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+    for resource, needed in sorted(_gpus_needed(config).items()):
+        key = f"requests.{resource}"
+        for quota in cluster.list_quotas():
+            hard = (quota.get("status") or {}).get("hard", {}).get(key)
+            if hard is None:
+                continue
+            used = int((quota.get("status") or {}).get("used", {}).get(key, 0))
+            left = int(hard) - used
+            detail = (
+                f"{quota['metadata']['name']}: {left} of {hard} {resource} free, {needed} needed to start"
+            )
+            fix = "" if left >= needed else "raise the ResourceQuota, or wait for what holds it"
+            yield ClusterCheck("quota", "ok" if left >= needed else "fail", detail, fix)
+
+
+def _gpus_needed(config: ClusterConfig) -> Counter[str]:
+    needed: Counter[str] = Counter()
+    for pool in config.pools:
+        if pool.gpus_per_node:
+            needed[pool.gpu_resource] += pool.min_nodes * pool.gpus_per_node
+    return needed
+
+
+def _matches(node: Manifest, pool: NodePoolConfig) -> bool:
+    labels = node["metadata"].get("labels", {})
+    return all(labels.get(key) == value for key, value in pool.node_selector.items())
+
+
+def _is_ready(node: Manifest) -> bool:
+    conditions = node.get("status", {}).get("conditions") or []
+    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+
+
+def _gpus(node: Manifest, resource: str) -> int:
+    return int(node.get("status", {}).get("allocatable", {}).get(resource, 0))

@@ -1,0 +1,148 @@
+"""`doctor --cluster` against a mock API server: each thing that lacks is named with its fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from eosin.cluster.api import Cluster
+from eosin.cluster.checks import LAUNCHER_PERMISSIONS, ClusterCheck, run_cluster_checks
+from eosin.config import load_config
+from eosin.config.cluster import ClusterConfig
+from tests.support.api_server import NAMESPACE, ApiServer, serve
+
+CRDS = "apiextensions.k8s.io/v1/customresourcedefinitions"
+REVIEWS = "post /apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    """A cluster that has everything."""
+    with serve() as running:
+        mock = running.mock
+        mock["get /version/"] << {"gitVersion": "v1.34.1"}
+        for resource in ("v1/nodes", "v1/resourcequotas", "kueue.x-k8s.io/v1beta2/localqueues", CRDS):
+            mock.resources[resource] = {}
+        crd(running, "jobsets.jobset.x-k8s.io", "v1alpha2")
+        yield running
+
+
+def crd(server: ApiServer, name: str, *versions: str) -> None:
+    spec = {"versions": [{"name": version, "served": True} for version in versions]}
+    server.mock.objects[CRDS, None, name] = {"metadata": {"name": name}, "spec": spec}
+
+
+def node(server: ApiServer, name: str, gpus: int, *, ready: bool = True, **labels: str) -> None:
+    status = {
+        "conditions": [{"type": "Ready", "status": "True" if ready else "Unknown"}],
+        "allocatable": {"nvidia.com/gpu": str(gpus)} if gpus else {},
+    }
+    server.mock.objects["v1/nodes", None, name] = {
+        "metadata": {"name": name, "labels": labels},
+        "status": status,
+    }
+
+
+def allow(server: ApiServer, refused: tuple[str, str] | None = None) -> None:
+    def review(request: Any) -> dict[str, Any]:
+        asked = request.data["spec"]["resourceAttributes"]
+        # The emulator stores what is posted; a review is an answer and never an object.
+        server.mock.objects["authorization.k8s.io/v1/selfsubjectaccessreviews", None, None].delete()
+        resource = "/".join(filter(None, (asked["resource"], asked["subresource"])))
+        return {"status": {"allowed": (asked["verb"], resource) != refused}}
+
+    server.mock[REVIEWS] << review
+
+
+def checks(server: ApiServer, config: str = "") -> dict[str, ClusterCheck]:
+    section = load_config(f"cluster: {config}").cluster if config else ClusterConfig()
+    return {check.name: check for check in run_cluster_checks(section, cluster=server.cluster)}
+
+
+def test_cluster_that_has_everything(server: ApiServer) -> None:
+    allow(server)
+    node(server, "n1", 1)
+    found = checks(server)
+    assert {check.status for check in found.values()} == {"ok"}
+    assert len([name for name in found if name.startswith("may ")]) == len(LAUNCHER_PERMISSIONS)
+    assert found["kubernetes API"].detail == f"v1.34.1, namespace {NAMESPACE}"
+
+
+def test_missing_jobset_api_names_the_command(server: ApiServer) -> None:
+    allow(server)
+    server.mock.objects[CRDS, None, "jobsets.jobset.x-k8s.io"].delete()
+    check = checks(server)["API jobsets"]
+    assert check.status == "fail"
+    assert "kubectl apply" in check.fix
+
+
+def test_older_jobset_that_serves_another_version(server: ApiServer) -> None:
+    allow(server)
+    crd(server, "jobsets.jobset.x-k8s.io", "v1alpha1")
+    assert checks(server)["API jobsets"].status == "fail"
+
+
+@pytest.mark.parametrize("refused", [("create", "jobsets"), ("get", "pods/log"), ("get", "workflows")])
+def test_each_missing_verb_is_named(server: ApiServer, refused: tuple[str, str]) -> None:
+    allow(server, refused)
+    failed = [check for check in checks(server).values() if check.status == "fail"]
+    assert [check.detail for check in failed] == [f"may not {refused[0]} {refused[1]}"]
+
+
+def test_queue_that_is_not_there(server: ApiServer) -> None:
+    allow(server)
+    crd(server, "localqueues.kueue.x-k8s.io", "v1beta2")
+    assert checks(server, "{queue: gpus}")["queue"].status == "fail"
+    server.add(
+        "kueue.x-k8s.io/v1beta2/localqueues",
+        {"metadata": {"name": "gpus"}, "spec": {"clusterQueue": "all"}, "status": {"pendingWorkloads": 2}},
+    )
+    assert checks(server, "{queue: gpus}")["queue"].detail == "gpus → all, 2 waiting"
+
+
+def test_kueue_is_needed_only_where_a_queue_is_named(server: ApiServer) -> None:
+    allow(server)
+    assert "API localqueues" not in checks(server)
+    assert checks(server, "{queue: gpus}")["API localqueues"].status == "fail"
+
+
+def test_pools_are_matched_by_label_readiness_and_gpus(server: ApiServer) -> None:
+    allow(server)
+    node(server, "a", 8, pool="h100")
+    node(server, "b", 8, pool="h100", ready=False)
+    node(server, "c", 1, pool="t4")
+    pools = "[{name: anchor, max_nodes: 2, gpus_per_node: 8, node_selector: {pool: h100}}"
+    found = checks(
+        server, f"{{pools: {pools}, {{name: big, gpus_per_node: 8, node_selector: {{pool: t4}}}}]}}"
+    )
+    assert found["pool anchor"].status == "ok"
+    assert found["pool anchor"].detail.startswith("1 of 1–2")
+    assert found["pool big"].status == "warn"
+    assert "1 × 1 nvidia.com/gpu" in found["pool big"].fix
+
+
+def test_quota_that_would_keep_the_anchor_pending(server: ApiServer) -> None:
+    allow(server)
+    status = {"hard": {"requests.nvidia.com/gpu": "4"}, "used": {"requests.nvidia.com/gpu": "3"}}
+    server.add("v1/resourcequotas", {"metadata": {"name": "gpus"}, "status": status})
+    assert checks(server)["quota"].status == "ok"
+    assert checks(server, "{pools: [{gpus_per_node: 2}]}")["quota"].status == "fail"
+
+
+def test_what_may_not_be_read_is_a_warning(server: ApiServer) -> None:
+    allow(server)
+    server.mock["get /api/v1/nodes"] << 403
+    assert checks(server)["nodes"].status == "warn"
+
+
+def test_server_that_is_away_is_the_only_check() -> None:
+    from kubernetes import client
+
+    settings = client.Configuration()
+    settings.host, settings.retries = "http://127.0.0.1:9", False
+    away = Cluster(client.ApiClient(settings), NAMESPACE, sleep=lambda _: None)
+    (check,) = run_cluster_checks(ClusterConfig(), cluster=away)
+    assert check.status == "fail"
+    assert "cannot be reached" in check.detail

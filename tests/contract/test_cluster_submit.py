@@ -1,0 +1,363 @@
+"""Submitting and following a JobSet, through the official client against a mock API server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eosin.cluster import create, names, submit, watch
+from eosin.cluster.jobset import render_jobset
+from eosin.cluster.names import jobset_name
+from eosin.cluster.owner import Launcher, find_launcher
+from eosin.config import dump_config, load_config
+from eosin.errors import PermanentError, TransientError, UserError
+from eosin.layout import RunLayout
+from eosin.observability import RunLog
+from eosin.records import TrainingDone
+from eosin.storage import Store, open_store
+from tests.support.api_server import JOBSETS, NAMESPACE, WORKFLOWS, ApiServer, serve
+
+kmock = pytest.importorskip("kmock", reason="pip install kmock")
+
+RUN = "s3://bucket/runs/spot-run"
+NAME = jobset_name(RUN)
+CONFIG = load_config(
+    "cluster: {image: 'reg/eosin@sha256:1', stuck_timeout_s: 1, "
+    "pools: [{name: anchor}, {name: spot, spot: true, max_nodes: 3}]}"
+)
+DONE = TrainingDone(num_steps=7, models=("step-00000007",), snapshot_id="s", config_digest="d")
+TIMEOUT_S = 20.0
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A run whose bucket is a folder; pods on a cluster would not reach it, the launcher does."""
+    store = open_store(f"file://{tmp_path}/run")
+    store.put(RunLayout.CONFIG, dump_config(CONFIG).encode())
+    monkeypatch.setattr(submit, "open_store", lambda uri: store)
+    return store
+
+
+class Training:
+    """`train_on_cluster` in a thread."""
+
+    def __init__(self, server: ApiServer, log: RunLog) -> None:
+        self.result: Any = None
+        self._thread = threading.Thread(target=self._train, args=(server, log), daemon=True)
+        self._thread.start()
+
+    def _train(self, server: ApiServer, log: RunLog) -> None:
+        try:
+            self.result = submit.train_on_cluster(RUN, log=log, cluster=server.cluster)
+        except BaseException as error:
+            self.result = error
+        finally:
+            log.flush()
+
+    def join(self) -> Any:
+        self._thread.join(TIMEOUT_S)
+        assert not self._thread.is_alive(), "the launcher did not end"
+        return self.result
+
+
+def eventually(condition: Callable[[], Any]) -> Any:
+    waited = threading.Event()
+    for _ in range(int(TIMEOUT_S / 0.05)):
+        found = condition()
+        if found:
+            return found
+        waited.wait(0.05)
+    raise AssertionError("it did not come to pass")
+
+
+def made(server: ApiServer) -> dict[str, Any]:
+    return eventually(lambda: server.cluster.get_jobset(NAME))
+
+
+def events(store: Store, source: str = "") -> list[dict[str, Any]]:
+    found = [json.loads(line) for info in store.list("logs/") for line in store.get(info.key).splitlines()]
+    return [event for event in found if event["source"].startswith(source)]
+
+
+def live(server: ApiServer, **metadata: Any) -> dict[str, Any]:
+    manifest = render_jobset(CONFIG, RUN, image="reg/eosin@sha256:1", namespace=NAMESPACE)
+    manifest["metadata"] |= {"uid": "before", **metadata}
+    server.add(JOBSETS, manifest)
+    return manifest
+
+
+def test_created_followed_to_its_end_and_read_from_the_bucket(server: ApiServer, run: Store) -> None:
+    training = Training(server, RunLog("launch", run))
+    assert made(server)["metadata"]["annotations"][names.RUN_ANNOTATION] == RUN
+    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
+    server.end(NAME, "Completed")
+    assert training.join() == DONE
+    (budget,) = server.requests("post", "/poddisruptionbudgets")
+    assert budget.data["metadata"]["ownerReferences"][0]["kind"] == "JobSet"
+    assert server.requests("delete", "/jobsets") == []
+
+
+def test_training_that_has_ended_touches_no_cluster(server: ApiServer, run: Store) -> None:
+    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
+    assert submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster) == DONE
+    assert list(server.mock) == []
+
+
+def test_restarted_launcher_adopts_what_is_running(server: ApiServer, run: Store) -> None:
+    live(server)
+    training = Training(server, RunLog("launch", run))
+    eventually(lambda: server.requests("get", f"/jobsets/{NAME}"))
+    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
+    server.end(NAME, "Completed")
+    assert training.join() == DONE
+    assert len(server.requests("post", "/jobsets")) == 1
+    assert server.requests("delete", "/jobsets") == []
+    assert [event["event"] for event in events(run, "launch")][:1] == ["jobset-adopted"]
+
+
+def test_failed_attempt_is_replaced(server: ApiServer, run: Store) -> None:
+    live(server)
+    server.end(NAME, "Failed")
+    training = Training(server, RunLog("launch", run))
+    eventually(lambda: (server.cluster.get_jobset(NAME) or {"status": 1}).get("status") is None)
+    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
+    server.end(NAME, "Completed")
+    assert training.join() == DONE
+    (deleted,) = server.requests("delete", "/jobsets")
+    assert deleted.data["propagationPolicy"] == "Foreground"
+    assert deleted.data["preconditions"]["uid"] == "before"
+
+
+def test_somebody_elses_jobset_is_left_alone(server: ApiServer, run: Store) -> None:
+    live(server, annotations={names.RUN_ANNOTATION: "s3://other/run"})
+    with pytest.raises(UserError, match="belongs to s3://other/run"):
+        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+    assert server.requests("delete", "/jobsets") == []
+
+
+def test_changed_placement_is_said_when_an_older_one_is_adopted(server: ApiServer, run: Store) -> None:
+    for tag in ("1", "1", "2"):
+        manifest = render_jobset(CONFIG, RUN, image=f"reg/eosin@sha256:{tag}", namespace=NAMESPACE)
+        with RunLog("launch", run) as log:
+            create.create_or_adopt(server.cluster, manifest, log=log, is_done=lambda: False)
+    made_, same, changed = events(run, "launch")
+    assert made_["event"] == "jobset-created"
+    assert "note" not in same
+    assert "delete it to apply" in changed["note"]
+
+
+def test_failure_is_one_sentence_with_pod_code_words_and_cure(server: ApiServer, run: Store) -> None:
+    training = Training(server, RunLog("launch", run))
+    made(server)
+    end = {"exitCode": 42, "reason": "Error", "finishedAt": "2026-01-01T00:00:09Z"}
+    late = {"exitCode": 1, "reason": "Error", "finishedAt": "2026-01-01T00:00:01Z"}
+    bad = server.pod(NAME, "anchor", phase="Failed", containerStatuses=[
+        {"name": "trainer", "state": {"terminated": end}}])  # fmt: skip
+    other = server.pod(NAME, "spot", phase="Failed", containerStatuses=[
+        {"name": "trainer", "state": {"terminated": late}}])  # fmt: skip
+    said = {"event": "error", "message": "unknown key train.lr", "hint": "train.optimizer.lr"}
+    server.log(bad, f"2026-01-01T00:00:01Z starting\n{json.dumps(said)}\n")
+    server.log(other, "2026-01-01T00:00:01Z gone\n")
+    server.end(NAME, "Failed")
+    error = training.join()
+    assert isinstance(error, UserError)
+    assert (
+        error.message
+        == f"training failed: pod {bad} exited with 42 (configuration error): unknown key train.lr"
+    )
+    assert error.hint == "train.optimizer.lr"
+
+
+def test_failure_without_a_pod_left_names_the_condition(server: ApiServer, run: Store) -> None:
+    training = Training(server, RunLog("launch", run))
+    made(server)
+    server.end(NAME, "Failed", "jobset failed due to reaching max number of restarts")
+    error = training.join()
+    assert isinstance(error, PermanentError)
+    assert "max number of restarts" in error.message
+
+
+def test_completed_without_a_result_is_an_error(server: ApiServer, run: Store) -> None:
+    training = Training(server, RunLog("launch", run))
+    made(server)
+    server.end(NAME, "Completed")
+    error = training.join()
+    assert isinstance(error, PermanentError)
+    assert "training.json" in error.message
+
+
+def test_deleted_while_training_can_be_run_again(server: ApiServer, run: Store) -> None:
+    training = Training(server, RunLog("launch", run))
+    made(server)
+    server.cluster.delete_jobset(NAME, "")
+    error = training.join()
+    assert isinstance(error, TransientError)
+    assert "deleted" in error.message
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {
+            "type": "ERROR",
+            "object": {"code": 410, "reason": "Expired", "message": "too old resource version"},
+        },
+        {"type": "ERROR", "object": {"code": 500, "reason": "Internal", "message": "etcd is away"}},
+        b'{"type": "MODIFIED", "obj',
+        b"",
+    ],
+    ids=["expired", "server-error", "cut-in-the-middle", "closed-at-once"],
+)
+def test_broken_watch_is_resumed_from_a_fresh_read(server: ApiServer, broken: Any) -> None:
+    live(server)
+    server.mock[kmock.action.WATCH][:2] << broken
+    naps: list[float] = []
+    seen: list[Any] = []
+    for state in watch.states(server.cluster, NAME, idle_s=5, sleep=naps.append):
+        seen.append(state)
+        if len(seen) == 3:
+            server.end(NAME, "Completed")
+    assert create.terminal_state(seen[-1]) == "Completed"
+    assert len(server.requests("get", f"/jobsets/{NAME}")) >= 3
+    assert naps == [1.0, 1.0]
+
+
+def test_busy_server_is_asked_again(server: ApiServer) -> None:
+    live(server)
+    path = f"get /apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets/{NAME}"
+    server.mock[path][:1] << 503
+    server.mock[path][1:2] << 429
+    found = server.cluster.get_jobset(NAME)
+    assert found is not None
+    assert len(server.requests("get", "/jobsets/")) == 3
+
+
+def test_server_that_stays_away_is_transient(server: ApiServer) -> None:
+    server.mock["get /version/"] << 503
+    with pytest.raises(TransientError, match="503"):
+        server.cluster.server_version()
+
+
+def test_forbidden_is_the_users_to_mend_and_not_retried(server: ApiServer, run: Store) -> None:
+    body = {"kind": "Status", "message": 'jobsets is forbidden: User "kfp" cannot create'}
+    server.mock[f"post /apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets"] << kmock.Response(
+        status=403, payload=body
+    )
+    with pytest.raises(UserError, match='User "kfp" cannot create') as caught:
+        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+    assert "Role" in caught.value.hint
+    assert len(server.requests("post", "/jobsets")) == 1
+
+
+def test_cluster_without_jobset_says_what_to_install(server: ApiServer, run: Store) -> None:
+    server.mock[f"post /apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets"] << kmock.Response(
+        status=404, payload={"message": "no"}
+    )
+    with pytest.raises(UserError, match="no JobSet API") as caught:
+        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+    assert "manifests/prerequisites" in caught.value.hint
+
+
+def test_image_that_cannot_be_pulled_frees_the_gpus(server: ApiServer, run: Store, monkeypatch: Any) -> None:
+    monkeypatch.setattr(watch, "IDLE_S", 1)
+    training = Training(server, RunLog("launch", run))
+    made(server)
+    waiting = {"reason": "ImagePullBackOff", "message": "not found"}
+    server.pod(
+        NAME,
+        "anchor",
+        phase="Pending",
+        containerStatuses=[{"name": "trainer", "state": {"waiting": waiting}}],
+    )
+    for number in range(200):
+        if training.result is not None or server.cluster.get_jobset(NAME) is None:
+            break
+        server.patch_jobset(NAME, {"metadata": {"labels": {"tick": str(number)}}})
+        threading.Event().wait(0.1)
+    error = training.join()
+    assert isinstance(error, UserError)
+    assert "ImagePullBackOff: not found" in error.message
+    assert server.cluster.get_jobset(NAME) is None
+
+
+def test_logs_of_pods_and_warnings_outlive_the_pods(server: ApiServer, run: Store) -> None:
+    training = Training(server, RunLog("launch", run))
+    made(server)
+    pod = server.pod(
+        NAME, "anchor", phase="Running", containerStatuses=[{"name": "trainer", "state": {"running": {}}}]
+    )
+    server.log(pod, "2026-01-01T00:00:01.5Z step 1\n2026-01-01T00:00:02.123456789Z step 2 – ü\n")
+    server.add("v1/events", {
+        "metadata": {"name": "e1", "uid": "e1"}, "type": "Warning", "reason": "FailedScheduling", "count": 3,
+        "involvedObject": {"name": f"{NAME}-spot-0-0"}, "message": "0/4 nodes are available"})  # fmt: skip
+    server.patch_jobset(NAME, {"status": {"restarts": 1}})
+    eventually(lambda: server.requests("get", f"/pods/{pod}/log"))
+    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
+    server.end(NAME, "Completed")
+    assert training.join() == DONE
+    assert [event["text"] for event in events(run, "pods/")] == ["step 1", "step 2 – ü"]
+    (warning,) = [event for event in events(run, "launch") if event["event"] == "warning"]
+    assert warning["message"] == "0/4 nodes are available"
+
+
+def test_own_pod_names_the_workflow_and_the_image(server: ApiServer) -> None:
+    labels = {"workflows.argoproj.io/workflow": "pretrain-1"}
+    spec = {"containers": [{"name": "wait", "image": "argo"}, {"name": "main", "image": "reg/eosin:1"}]}
+    server.add("v1/pods", {"metadata": {"name": "me", "labels": labels}, "spec": spec})
+    server.add(WORKFLOWS, {"metadata": {"name": "pretrain-1", "uid": "w-uid"}, "spec": {}})
+    launcher = find_launcher(server.cluster, pod_name="me")
+    assert launcher.image == "reg/eosin:1"
+    assert launcher.owner == names.OwnerReference("argoproj.io/v1alpha1", "Workflow", "pretrain-1", "w-uid")
+    assert launcher.was_cancelled(server.cluster) is False
+    assert find_launcher(server.cluster, pod_name="nobody") == Launcher()
+
+
+@pytest.mark.parametrize("shutdown", ["Terminate", "Stop", None])
+def test_sigterm_deletes_when_cancelled_and_leaves_when_evicted(
+    server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch, shutdown: str | None
+) -> None:
+    spec = {"shutdown": shutdown} if shutdown else {}
+    server.add(WORKFLOWS, {"metadata": {"name": "w", "uid": "w-uid"}, "spec": spec})
+    monkeypatch.setattr(submit, "find_launcher", lambda cluster: Launcher(workflow="w"))
+
+    def stop_once_running() -> None:
+        eventually(lambda: server.requests("get", f"/jobsets/{NAME}"))
+        eventually(lambda: server.requests("get", "/pods"))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_once_running, daemon=True).start()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UserError if shutdown else TransientError):
+        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+    assert (server.cluster.get_jobset(NAME) is None) is bool(shutdown)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_cancel_and_live_state(server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "load_run", lambda uri: CONFIG)
+    assert submit.live_state(RUN, cluster=server.cluster) is None
+    assert submit.cancel_training(RUN, cluster=server.cluster) is False
+    live(server)
+    server.pod(NAME, "anchor", phase="Running")
+    server.pod(NAME, "spot", 0, phase="Running")
+    server.pod(NAME, "spot", 1, phase="Pending")
+    server.patch_jobset(NAME, {"status": {"restarts": 2}})
+    state = submit.live_state(RUN, cluster=server.cluster)
+    assert state == submit.LiveState(
+        NAME, "Running", 2, {"anchor": {"Running": 1}, "spot": {"Pending": 1, "Running": 1}}
+    )
+    assert submit.cancel_training(RUN, cluster=server.cluster) is True
+    assert server.cluster.get_jobset(NAME) is None
