@@ -31,8 +31,11 @@ def decode_jpeg2000(level: Level, data: bytes) -> npt.NDArray[np.uint8]:
         raise SlideError("corrupt-tile", f"a JPEG 2000 tile cannot be decoded: {error}") from error
     if pixels.dtype != np.uint8 or pixels.shape[:2] != (height, width):
         raise SlideError("corrupt-tile", f"a JPEG 2000 tile holds {pixels.dtype} of shape {pixels.shape}")
-    rgb: npt.NDArray[np.uint8] = ycbcr_to_rgb(pixels) if level.color_space == "ycbcr" else pixels
-    return rgb
+    if level.color_space == "gray":
+        return pixels
+    if pixels.ndim != 3 or pixels.shape[2] < 3:
+        raise SlideError("corrupt-tile", "a JPEG 2000 tile of a colour slide has no colour")
+    return ycbcr_to_rgb(pixels) if level.color_space == "ycbcr" else pixels
 
 
 def _size(data: bytes) -> tuple[int, int, bool]:
@@ -63,4 +66,5 @@ def ycbcr_to_rgb(ycbcr: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     red = y + ((91881 * cr + half) >> 16)
     green = y + ((-22554 * cb - 46802 * cr + half) >> 16)
     blue = y + ((116130 * cb + half) >> 16)
-    return np.clip(np.stack((red, green, blue), axis=-1), 0, 255).astype(np.uint8)
+    rgb: npt.NDArray[np.uint8] = np.clip(np.stack((red, green, blue), axis=-1), 0, 255).astype(np.uint8)
+    return rgb

@@ -1,0 +1,199 @@
+"""What an index holds, and what is wrong with which slide, for a person or as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from eosin.errors import UserError
+from eosin.index.rows import OK, SlideRow
+from eosin.index.snapshot import Snapshot, open_snapshot
+from eosin.slides.model import Level
+
+_MPPS = (0.25, 0.5, 1.0, 2.0)
+_PATCH_PX = 256
+_MPP_TOLERANCE = 0.1
+_PROBLEMS_SHOWN = 50
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A slide that is not used, or of which something must be known."""
+
+    slide: str
+    status: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A snapshot in numbers; counts by vendor, mpp and compression are of the usable slides."""
+
+    index_uri: str
+    snapshot_id: str
+    slides_uri: str
+    num_slides: int
+    num_ok: int
+    size_bytes: int
+    tissue_mm2: float
+    statuses: dict[str, int]
+    vendors: dict[str, int]
+    mpps: dict[str, int]
+    compressions: dict[str, int]
+    patches: dict[str, int]
+    """Patches of 256 px that fit the tissue side by side, by mpp."""
+    problems: tuple[Problem, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"index      {self.index_uri}",
+            f"snapshot   {self.snapshot_id} of {self.slides_uri}",
+            f"slides     {self.num_slides}, {self.num_ok} usable, {self.size_bytes / 1e9:.3g} GB",
+            f"tissue     {self.tissue_mm2:.4g} mm²",
+            *(f"{name:<10} {_counts(counts)}" for name, counts in (
+                ("status", self.statuses), ("vendor", self.vendors), ("mpp", self.mpps),
+                ("tiles", self.compressions), ("patches", _by_mpp(self.patches)),
+            )),
+        ]  # fmt: skip
+        shown = self.problems[:_PROBLEMS_SHOWN]
+        lines += [f"  {each.slide}: {each.status}: {each.detail}" for each in shown]
+        if len(shown) < len(self.problems):
+            lines.append(f"  … and {len(self.problems) - len(shown)} more; --json lists all")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class SlideInspection:
+    """Everything a person may ask of one slide."""
+
+    slide: str
+    status: str
+    detail: str
+    objects: tuple[str, ...]
+    size_bytes: int
+    vendor: str
+    format: str
+    access: str
+    mpp_x: float | None
+    mpp_y: float | None
+    mpp_source: str
+    levels: tuple[str, ...]
+    tissue_mm2: float
+    tissue_share: float | None
+    """Of the slide's area."""
+    patches: dict[str, int]
+    patient: str
+    cohort: str
+    labels: dict[str, str]
+    extra: dict[str, str]
+
+    def __str__(self) -> str:
+        mpp = f"{self.mpp_x:g} × {self.mpp_y:g} ({self.mpp_source})" if self.mpp_x else "unknown"
+        share = "" if self.tissue_share is None else f" ({self.tissue_share:.0%} of the slide)"
+        known = {"patient": self.patient, "cohort": self.cohort, **self.labels, **self.extra}
+        lines = [
+            f"slide      {self.slide} ({self.size_bytes / 1e6:.4g} MB in {len(self.objects)} objects)",
+            f"status     {self.status}" + (f": {self.detail}" if self.detail else ""),
+            f"format     {self.format} by {self.vendor}, read as {self.access}"
+            if self.vendor
+            else "format     ?",
+            f"mpp        {mpp}",
+            *(f"level {i}    {text}" for i, text in enumerate(self.levels)),
+            f"tissue     {self.tissue_mm2:.4g} mm²{share}",
+            f"patches    {_counts(_by_mpp(self.patches))}",
+            *(f"{name:<10} {value}" for name, value in known.items() if value),
+        ]
+        return "\n".join(lines)
+
+
+def inspect_index(uri: str, slide: str | None = None) -> Inspection | SlideInspection:
+    """The newest snapshot of the index at `uri`, or one slide of it by key or file name.
+
+    Raises `UserError` where there is no index, or no such slide (or several).
+    """
+    snapshot = open_snapshot(uri)
+    if slide is None:
+        return _inspect(uri, snapshot)
+    return _inspect_slide(_find(snapshot.rows, slide, uri))
+
+
+def possible_patches(rows: Iterable[SlideRow]) -> dict[str, int]:
+    """Patches of 256 px side by side on the tissue of usable slides fine enough, by mpp."""
+    found = dict.fromkeys((f"{mpp:g}" for mpp in _MPPS), 0)
+    for row in rows:
+        finest = max(row.header.mpp_x or 0.0, row.header.mpp_y or 0.0)
+        for mpp in _MPPS:
+            if row.status == OK and finest <= mpp * (1 + _MPP_TOLERANCE):
+                found[f"{mpp:g}"] += int(row.tissue_mm2 / (_PATCH_PX * mpp / 1e3) ** 2)
+    return found
+
+
+def _inspect(uri: str, snapshot: Snapshot) -> Inspection:
+    rows = list(snapshot.rows)
+    usable = [row for row in rows if row.status == OK]
+    return Inspection(
+        index_uri=uri,
+        snapshot_id=snapshot.manifest.snapshot_id,
+        slides_uri=snapshot.slides_uri,
+        num_slides=len(rows),
+        num_ok=len(usable),
+        size_bytes=sum(row.size_bytes for row in rows),
+        tissue_mm2=snapshot.manifest.tissue_mm2,
+        statuses=_by_count(row.status for row in rows),
+        vendors=_by_count(row.header.vendor for row in usable),
+        mpps=_by_count(f"{row.header.mpp_x:.3g}" for row in usable),
+        compressions=_by_count(row.header.levels[0].compression for row in usable),
+        patches=possible_patches(rows),
+        problems=tuple(Problem(row.slide, row.status, row.detail)
+                       for row in rows if row.status != OK or row.detail),
+    )  # fmt: skip
+
+
+def _inspect_slide(row: SlideRow) -> SlideInspection:
+    header = row.header
+    finest = header.levels[0] if header.levels else None
+    share = row.tissue.area / (finest.width_px * finest.height_px) if row.tissue and finest else None
+    return SlideInspection(
+        slide=row.slide, status=row.status, detail=row.detail,
+        objects=tuple(each.key for each in header.objects), size_bytes=row.size_bytes,
+        vendor=header.vendor, format=header.format, access=header.access,
+        mpp_x=header.mpp_x, mpp_y=header.mpp_y, mpp_source=row.mpp_source,
+        levels=tuple(
+            _level(each) for each in header.levels
+        ),
+        tissue_mm2=row.tissue_mm2, tissue_share=share, patches=possible_patches([row]),
+        patient=row.patient, cohort=row.cohort, labels=row.labels, extra=row.extra,
+    )  # fmt: skip
+
+
+def _level(level: Level) -> str:
+    size = f"{level.width_px} × {level.height_px} px, 1/{level.downsample:g}"
+    tiles = (
+        f"{level.compression} {level.color_space} tiles of {level.tile_width_px} × {level.tile_height_px} px"
+    )
+    return f"{size}, {tiles}"
+
+
+def _by_mpp(patches: dict[str, int]) -> dict[str, int]:
+    return {f"{mpp} mpp": number for mpp, number in patches.items()}
+
+
+def _find(rows: Iterable[SlideRow], slide: str, uri: str) -> SlideRow:
+    rows = list(rows)
+    exact = [row for row in rows if row.slide == slide]
+    found = exact or [row for row in rows if PurePosixPath(row.slide).name == slide]
+    if len(found) == 1:
+        return found[0]
+    problem = f"{len(found)} slides are named {slide}" if found else f"there is no slide {slide}"
+    raise UserError(f"{problem} in {uri}", hint="name it by its key, as `eosin index inspect` prints it")
+
+
+def _by_count(values: Iterable[str]) -> dict[str, int]:
+    counts = Counter(values)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return " · ".join(f"{name} {number:,}" for name, number in counts.items()) or "none"
