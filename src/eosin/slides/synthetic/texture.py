@@ -18,7 +18,7 @@ Image = npt.NDArray[np.float32]
 _HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
 _EOSIN = np.array([0.10, 0.95, 0.30])
 _BLOOD = np.array([0.15, 0.75, 0.65])
-_TEMPLATES = 64
+_MAX_TEMPLATES = 64
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,10 @@ def draw_tissue(
 
 def _nuclei(gaps: Image, mpp: float, tissue: TissueClass, angle: float, rng: np.random.Generator) -> Image:
     """Haematoxylin in nuclei, 0 elsewhere, the shape of `gaps`; none stands where a gap is."""
-    bank = _nucleus_bank(tissue, mpp, angle, rng)
-    side = bank.shape[1]
     height_px, width_px = gaps.shape
-    canvas = np.zeros((height_px + 2 * side, width_px + 2 * side), np.float32)
     xs, ys = _centres(width_px, height_px, mpp, tissue, angle, rng)
+    bank = _nucleus_bank(int(np.clip(len(xs) // 2, 12, _MAX_TEMPLATES)), tissue, mpp, angle, rng)
+    side = bank.shape[1]
     margin = side // 2
     touching = (xs > -margin) & (xs < width_px + margin) & (ys > -margin) & (ys < height_px + margin)
     xs, ys = xs[touching], ys[touching]
@@ -90,6 +89,7 @@ def _nuclei(gaps: Image, mpp: float, tissue: TissueClass, angle: float, rng: np.
     xs, ys = xs[free] + side - margin, ys[free] + side - margin
     which = rng.integers(0, len(bank), len(xs))
     gain = (rng.uniform(0.9, 1.25) * np.exp(rng.normal(0, 0.12, len(xs)))).astype(np.float32)
+    canvas = np.zeros((height_px + 2 * side, width_px + 2 * side), np.float32)
     for x, y, template, strength in zip(xs.tolist(), ys.tolist(), which.tolist(), gain, strict=True):
         target = canvas[y : y + side, x : x + side]
         np.maximum(target, bank[template] * strength, out=target)
@@ -116,51 +116,51 @@ def _centres(
     return x[chosen], y[chosen]
 
 
-def _nucleus_bank(tissue: TissueClass, mpp: float, angle: float, rng: np.random.Generator) -> Image:
-    """`_TEMPLATES` nuclei (n, side, side) float32: soft outline, darker rim, clumped chromatin, nucleoli."""
-    num = _TEMPLATES
+def _nucleus_bank(num: int, tissue: TissueClass, mpp: float, angle: float, rng: np.random.Generator) -> Image:
+    """`num` nuclei (num, side, side) float32: soft outline, darker rim, clumped chromatin, nucleoli."""
     diameter = tissue.diameter_um / mpp * np.exp(rng.normal(0, 0.08, num))
     aspect = np.maximum(tissue.aspect * np.exp(rng.normal(0, 0.10, num)), 1.0)
-    long_axis, short_axis = diameter * np.sqrt(aspect) / 2, diameter / np.sqrt(aspect) / 2
+    long_axis = _each(diameter * np.sqrt(aspect) / 2)
+    short_axis = _each(diameter / np.sqrt(aspect) / 2)
+    turn = _each(angle + rng.normal(0, 0.22, num))
     half = int(np.ceil(long_axis.max() * 1.2)) + 2
-    turn = angle + rng.normal(0, 0.22, num)
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
-    cos, sin = np.cos(turn)[:, None, None], np.sin(turn)[:, None, None]
-    u = (x * cos + y * sin) / long_axis[:, None, None]
-    v = (y * cos - x * sin) / short_axis[:, None, None]
+    u = (x * np.cos(turn) + y * np.sin(turn)) / long_axis
+    v = (y * np.cos(turn) - x * np.sin(turn)) / short_axis
     radius = np.hypot(u, v) / _outline(np.arctan2(v, u), rng)
-    softness = 0.9 / mpp
-    body = np.clip((1 - radius) * short_axis[:, None, None] / softness + 0.5, 0, 1)
-    rim = np.exp(-(((radius - 0.86) / 0.14) ** 2))
-    inside = 0.62 + 0.28 * rim + _chromatin(num, 2 * half + 1, mpp, rng) + _nucleoli(u, v, rng)
-    return np.asarray(body * np.clip(inside, 0.25, 1.7), np.float32)
+    softness = np.float32(0.9 / mpp)
+    body = np.clip((1 - radius) * short_axis / softness + np.float32(0.5), 0, 1)
+    rim = np.exp(-(((radius - np.float32(0.86)) / np.float32(0.14)) ** 2))
+    inside = np.float32(0.28) * rim + _chromatin(num, 2 * half + 1, mpp, rng) + _nucleoli(u, v, rng)
+    return np.asarray(body * np.clip(inside + np.float32(0.62), 0.25, 1.7), np.float32)
 
 
-def _outline(phi: npt.NDArray[np.floating], rng: np.random.Generator) -> npt.NDArray[np.floating]:
+def _outline(phi: Image, rng: np.random.Generator) -> Image:
     """Radius of each template's outline by angle, around 1."""
-    num = len(phi)
     radius = np.ones_like(phi)
     for wave, height in ((2, 0.04), (3, 0.05), (5, 0.025)):
-        size = rng.normal(0, height, num)[:, None, None]
-        radius += size * np.cos(wave * phi + rng.uniform(0, 2 * np.pi, num)[:, None, None])
+        size, shift = _each(rng.normal(0, height, len(phi))), _each(rng.uniform(0, 2 * np.pi, len(phi)))
+        radius += size * np.cos(np.float32(wave) * phi + shift)
     return radius
 
 
 def _chromatin(num: int, side: int, mpp: float, rng: np.random.Generator) -> Image:
     clumps = _noise(side, num * side, 0.7 / mpp, rng).reshape(num, side, side)
-    coarseness = rng.uniform(0.10, 0.24, (num, 1, 1)).astype(np.float32)
-    return clumps * coarseness
+    return clumps * _each(rng.uniform(0.10, 0.24, num))
 
 
-def _nucleoli(
-    u: npt.NDArray[np.floating], v: npt.NDArray[np.floating], rng: np.random.Generator
-) -> npt.NDArray[np.floating]:
-    """A dark dot off the centre in about half of the nuclei; `u`, `v` are in half axes."""
+def _nucleoli(u: Image, v: Image, rng: np.random.Generator) -> Image:
+    """A dark dot off the centre of some nuclei; `u`, `v` are in half axes."""
     num = len(u)
-    present = rng.random(num) < rng.uniform(0.2, 0.7)
-    du, dv = rng.uniform(-0.4, 0.4, (2, num))[..., None, None]
-    spot = np.exp(-(((u - du) / 0.2) ** 2 + ((v - dv) / 0.25) ** 2))
-    return 0.45 * spot * present[:, None, None]  # type: ignore[no-any-return]
+    strength = 0.45 * (rng.random(num) < rng.uniform(0.2, 0.7))
+    du, dv = rng.uniform(-0.4, 0.4, (2, num))
+    spot = np.exp(-(((u - _each(du)) / np.float32(0.2)) ** 2 + ((v - _each(dv)) / np.float32(0.25)) ** 2))
+    return spot * _each(strength)
+
+
+def _each(values: npt.NDArray[np.floating]) -> Image:
+    """One float32 value a template, ready to broadcast over its pixels."""
+    return np.asarray(values, np.float32)[:, None, None]
 
 
 def _fibres(width_px: int, height_px: int, mpp: float, angle: float, rng: np.random.Generator) -> Image:
