@@ -1,0 +1,131 @@
+"""Which charts a run gives: metrics over steps, losses, speed, spectra, unsupervised against supervised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from eosin.layout import RANDOM_INIT
+from eosin.records import MetricRecord
+from eosin.summary.names import metric_name, model_label
+from eosin.summary.results import Result, metric_order, model_order
+from eosin.summary.svg import Chart, Point, Series
+from eosin.summary.training_log import Points, TrainingLog
+
+_MAX_SPECTRA = 4
+_MIN_SCATTER = 3
+
+
+def metric_charts(results: Sequence[Result]) -> list[Chart]:
+    """A chart a task and metric with a point for every step from 0 on; foreign baselines as levels."""
+    charts = []
+    figures = [r for r in results if r.metric and r.status in ("ok", "disagreeing")]
+    for task in dict.fromkeys(r.task for r in figures):
+        names = {str(r.metric) for r in figures if r.task == task}
+        for name in sorted(names, key=metric_order):
+            of_metric = [r for r in figures if (r.task, r.metric) == (task, name)]
+            charts.append(_metric_chart(task, name, of_metric))
+    return [chart for chart in charts if chart.series]
+
+
+def _metric_chart(task: str, name: str, results: Sequence[Result]) -> Chart:
+    steps = sorted((r for r in results if r.step is not None), key=lambda r: r.step or 0)
+    points = tuple(
+        Point(float(r.step or 0), r.mean or 0.0, r.std or 0.0, model_label(r.model)) for r in steps
+    )
+    better = "higher" if results[0].higher_is_better is not False else "lower"
+    return Chart(
+        title=f"{task}: {metric_name(name)}",
+        x_label="training step",
+        y_label=f"{metric_name(name)} ({better} is better)",
+        series=(Series(metric_name(name), points),) if points else (),
+        levels=tuple((r.model, r.mean) for r in results if r.step is None and r.mean is not None),
+    )
+
+
+def scatter_charts(results: Sequence[Result]) -> list[Chart]:
+    """A label-free figure against a supervised one, a point a model; from three trained teachers on."""
+    figures = [r for r in results if r.status == "ok" and r.step is not None and r.mean is not None]
+    free = {(r.task, str(r.metric)) for r in figures if r.metric in ("rankme", "odcorr")}
+    judged = {r.task: "balanced_accuracy" for r in figures if r.metric == "balanced_accuracy"}
+    charts = []
+    for task, name in sorted(free):
+        x_of = {r.model: r for r in figures if (r.task, r.metric) == (task, name)}
+        series = tuple(_scatter(other, metric, x_of, figures) for other, metric in sorted(judged.items()))
+        series = tuple(s for s in series if len(s.points) > _MIN_SCATTER - 1)
+        if series and sum(model != RANDOM_INIT for model in x_of) >= _MIN_SCATTER:
+            charts.append(Chart(title=f"{metric_name(name)} against balanced accuracy",
+                                x_label=f"{metric_name(name)} ({task})", y_label="balanced accuracy",
+                                series=series))  # fmt: skip
+    return charts
+
+
+def _scatter(task: str, metric: str, x_of: dict[str, Result], figures: Sequence[Result]) -> Series:
+    pairs = [(x_of[r.model], r) for r in figures if (r.task, r.metric) == (task, metric) and r.model in x_of]
+    points = [Point(x.mean or 0.0, y.mean or 0.0, label=model_label(y.model)) for x, y in pairs]
+    return Series(task, tuple(points), line=False, marked=True)
+
+
+def spectrum_charts(records: Sequence[MetricRecord]) -> list[Chart]:
+    """Singular values of random-init and up to three teachers, relative to the largest."""
+    charts = []
+    for task in dict.fromkeys(r.task for r in records if r.status == "ok" and "spectrum" in r.details):
+        found = [r for r in records if r.task == task and r.status == "ok" and "spectrum" in r.details]
+        found.sort(key=lambda r: model_order(r.model, r.step))
+        charts.append(
+            Chart(title=f"{task}: singular values", x_label="rank", y_label="relative to the largest",
+                  series=tuple(_spectrum(record) for record in _chosen(found)), log_y=True)
+        )  # fmt: skip
+    return charts
+
+
+def _chosen(records: Sequence[MetricRecord]) -> list[MetricRecord]:
+    """The first, the last and some between."""
+    if len(records) <= _MAX_SPECTRA:
+        return list(records)
+    places = [round(i * (len(records) - 1) / (_MAX_SPECTRA - 1)) for i in range(_MAX_SPECTRA)]
+    return [records[i] for i in places]
+
+
+def _spectrum(record: MetricRecord) -> Series:
+    spectrum = record.details["spectrum"]
+    pairs = zip(spectrum["rank"], spectrum["relative"], strict=True)
+    points = tuple(Point(float(rank), max(float(value), 1e-9)) for rank, value in pairs)
+    return Series(model_label(record.model), points, marked=False)
+
+
+def training_charts(log: TrainingLog) -> list[Chart]:
+    """Loss and its terms, learning rate, throughput and world size."""
+    marks = tuple(_world_changes(log.world_size))
+    charts = [
+        Chart("Loss", "training step", "loss", (_series("loss", log.terms["loss"]),)),
+        *(
+            Chart(f"Loss term: {name}", "training step", name, (_series(name, points),))
+            for name, points in log.terms.items()
+            if name != "loss" and points
+        ),
+        Chart("Learning rate", "training step", "learning rate", (_series("learning rate", log.lr),),
+              y_from_zero=True),
+        Chart("Throughput", "minutes since the first step", "patches a second",
+              (_series("patches a second", log.patches_per_s),), marks=marks, y_from_zero=True),
+        Chart("World size", "minutes since the first step", "workers",
+              (Series("workers", _points(log.world_size), stepped=True, marked=False),), marks=marks,
+              y_from_zero=True),
+    ]  # fmt: skip
+    return [chart for chart in charts if any(series.points for series in chart.series)]
+
+
+def _world_changes(points: Points) -> list[tuple[str, float]]:
+    return [
+        (f"{before:.0f} → {after:.0f} workers at {minutes:.1f} min", minutes)
+        for (_, before), (minutes, after) in pairwise(points)
+        if before != after
+    ]
+
+
+def _series(name: str, points: Points) -> Series:
+    return Series(name, _points(points), marked=False)
+
+
+def _points(points: Points) -> tuple[Point, ...]:
+    return tuple(Point(x, y) for x, y in points)

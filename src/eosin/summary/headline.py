@@ -1,0 +1,105 @@
+"""The table at the top: what training brought, task by task, against where it began."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eosin.layout import RANDOM_INIT
+from eosin.metrics.bootstrap import PairedDifference, paired_difference
+from eosin.records import MetricRecord
+from eosin.summary.results import Result, metric_order, model_order
+
+_PER_TASK = {"unsupervised": ("rankme", "odcorr"), "knn": ("balanced_accuracy", "top1"),
+             "linear-probe": ("balanced_accuracy",)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric of one task, over models; every cell is a result with status ok, or None."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    random_init: Result | None
+    baselines: tuple[Result, ...]
+    """Foreign models."""
+    last: Result | None
+    """Of the newest teacher judged."""
+    best: Result | None
+    """The teacher with the best mean; chosen on the very data it is judged on, so it flatters."""
+    significance: PairedDifference | None = None
+    """Of balanced accuracy, newest teacher against random-init, on the same samples."""
+
+    @property
+    def change(self) -> float | None:
+        """Newest teacher less random-init."""
+        if self.random_init is None or self.last is None:
+            return None
+        return _mean(self.last) - _mean(self.random_init)
+
+    @property
+    def improved(self) -> bool | None:
+        """None where nothing can be said: a figure is missing, or they are equal."""
+        change = self.change
+        return None if not change else (change > 0) == self.higher_is_better
+
+
+def headline(results: Sequence[Result], records: Sequence[MetricRecord]) -> list[Line]:
+    """The main metrics of every task that has at least one figure."""
+    lines = []
+    for task in dict.fromkeys(result.task for result in results):
+        usable = [r for r in results if r.task == task and r.status == "ok" and r.metric]
+        names = {str(r.metric) for r in usable}
+        wanted = [name for name in _PER_TASK.get(usable[0].kind, ()) if name in names] if usable else []
+        for name in wanted or sorted(names, key=metric_order):
+            lines.append(_line(task, name, [r for r in usable if r.metric == name], records))
+    return lines
+
+
+def all_lines(results: Sequence[Result], records: Sequence[MetricRecord]) -> list[Line]:
+    """As `headline`, of every metric there is."""
+    figures = [r for r in results if r.status == "ok" and r.metric]
+    pairs = dict.fromkeys((r.task, str(r.metric)) for r in figures)
+    return [
+        _line(task, name, [r for r in figures if (r.task, r.metric) == (task, name)], records)
+        for task, name in pairs
+    ]
+
+
+def _line(task: str, metric: str, results: Sequence[Result], records: Sequence[MetricRecord]) -> Line:
+    ordered = sorted(results, key=lambda r: model_order(r.model, r.step))
+    start = next((r for r in ordered if r.model == RANDOM_INIT), None)
+    teachers = [r for r in ordered if r.step is not None and r.model != RANDOM_INIT]
+    higher = ordered[0].higher_is_better is not False
+    last = teachers[-1] if teachers else None
+    significance = None
+    if metric == "balanced_accuracy" and start and last:
+        significance = _significance(records, task, start.model, last.model)
+    return Line(
+        task=task,
+        metric=metric,
+        higher_is_better=higher,
+        random_init=start,
+        baselines=tuple(r for r in ordered if r.step is None),
+        last=last,
+        best=max(teachers, key=lambda r: _mean(r) if higher else -_mean(r), default=None),
+        significance=significance,
+    )
+
+
+def _significance(
+    records: Sequence[MetricRecord], task: str, first: str, second: str
+) -> PairedDifference | None:
+    """None unless both models kept their predictions on the same samples."""
+    details = {r.model: r.details for r in records if r.task == task and r.status == "ok"}
+    before, after = details.get(first, {}), details.get(second, {})
+    truth, patients = after.get("truth"), after.get("patients")
+    if not truth or before.get("truth") != truth or "predicted" not in before or "predicted" not in after:
+        return None
+    return paired_difference(truth, before["predicted"], after["predicted"], groups=patients)
+
+
+def _mean(result: Result) -> float:
+    assert result.mean is not None
+    return result.mean

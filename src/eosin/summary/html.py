@@ -1,0 +1,87 @@
+"""summary.html: one self-contained page, made from the report by a template."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from eosin.records import MetricRecord
+from eosin.summary import charts, names, svg
+from eosin.summary.markdown import arrow
+from eosin.summary.report import Report
+from eosin.summary.results import model_order
+
+
+def to_html(report: Report) -> str:
+    """The page. Every name in it is escaped; nothing in it is fetched from anywhere."""
+    environment = Environment(
+        loader=PackageLoader("eosin.summary"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "figure": names.figure,
+        "number": names.number,
+        "signed": names.signed,
+        "metric_name": names.metric_name,
+        "model_label": names.model_label,
+        "picture": _data_uri,
+    }
+    environment.globals |= {"arrow": arrow, "draw": _draw, "legend": svg.legend}
+    source = environment.loader
+    assert source is not None
+    style = source.get_source(environment, "summary.css")[0]
+    page = environment.get_template("summary.html.j2").render(
+        report=report,
+        style=Markup(style),
+        metric_charts=charts.metric_charts(report.results),
+        scatter_charts=charts.scatter_charts(report.results),
+        spectrum_charts=charts.spectrum_charts(report.records),
+        training_charts=charts.training_charts(report.log) if report.log else [],
+        details=[_task_details(record) for record in _newest(report.records)],
+    )
+    return page + "\n"
+
+
+def _draw(chart: svg.Chart) -> Markup:
+    return Markup(svg.render(chart))  # every name in it is escaped where it is drawn
+
+
+def _data_uri(jpeg: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+def _newest(records: Sequence[MetricRecord]) -> list[MetricRecord]:
+    """Of each task the record of the newest teacher judged (of a baseline, where there is none)."""
+    newest: dict[str, MetricRecord] = {}
+    for record in sorted(records, key=lambda r: model_order(r.model, r.step)):
+        if record.status == "ok":
+            newest[record.task] = record
+    return [newest[task] for task in sorted(newest)]
+
+
+def _task_details(record: MetricRecord) -> dict[str, Any]:
+    """What the template shows of one record; a field a record lacks is empty, not an error."""
+    details = record.details
+    confusion = details.get("confusion") or []
+    classes = [str(name) for name in details.get("classes") or []]
+    if len(confusion) != len(classes) or any(len(row) != len(classes) for row in confusion):
+        confusion = []
+    return {
+        "record": record,
+        "classes": classes,
+        "confusion": [[(int(n), int(n) / max(1, sum(row))) for n in row] for row in confusion],
+        "recall": details.get("recall") or {},
+        "interval": details.get("balanced_accuracy_interval"),
+        "interval_over": details.get("interval_over", ""),
+        "counts": {key: details[key] for key in ("num_train", "num_val", "num_judged") if key in details},
+        "judged_on": details.get("judged_on", ""),
+        "by_mpp": details.get("by_mpp") or {},
+        "notes": [str(note) for note in details.get("notes") or []],
+        "num_dropped": details.get("num_dropped", 0),
+        "dropped": details.get("dropped") or [],
+        "transform": details.get("transform", ""),
+    }

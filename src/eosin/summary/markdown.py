@@ -1,0 +1,86 @@
+"""summary.md: the headline for a pull request."""
+
+from __future__ import annotations
+
+from eosin.summary.headline import Line
+from eosin.summary.names import figure, metric_name, model_label, signed
+from eosin.summary.report import Report
+from eosin.summary.results import Result
+
+
+def to_markdown(report: Report) -> str:
+    blocks = [
+        f"# {_text(report.name)}",
+        report.verdict,
+        _headline(report.lines),
+        _not_ok(report.not_ok),
+        _data(report),
+        _problems(report.published.problems),
+        _origin(report),
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def arrow(line: Line) -> str:
+    return "↑" if line.higher_is_better else "↓"
+
+
+def _headline(lines: tuple[Line, ...]) -> str:
+    if not lines:
+        return "No evaluation has a figure yet."
+    rows = ["| task | metric | random-init | last | change | best |", "|---|---|---|---|---|---|"]
+    for line in lines:
+        change = "–" if line.change is None else f"{signed(line.change)}{_mark(line)}"
+        best = f"{figure(line.best)} ({model_label(line.best.model)})" if line.best else "–"
+        last = f"{figure(line.last)} ({model_label(line.last.model)})" if line.last else "–"
+        name = f"{metric_name(line.metric)} {arrow(line)}"
+        cells = (_text(line.task), name, figure(line.random_init), last, change, best)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _mark(line: Line) -> str:
+    return {True: " ✓", False: " ✗", None: ""}[line.improved]
+
+
+def _not_ok(results: list[Result]) -> str:
+    if not results:
+        return ""
+    lines = [f"- **{r.status}** {_text(r.model)} · {_text(r.task)}: {_text(r.reason)}" for r in results]
+    return "\n".join(["## Evaluations without a figure to rely on", "", *lines])
+
+
+def _data(report: Report) -> str:
+    slides = report.slides
+    if slides is None:
+        return ""
+    lines = [f"{slides.num_ok} of {slides.num_slides} slides used, {slides.tissue_mm2:,.0f} mm² of tissue."]
+    lines += [
+        f"- {group.num_slides} not used ({_text(group.status)}): {_text(group.words)}; {_text(group.cure)}"
+        for group in slides.rejected
+    ]
+    return "\n".join(["## Slides", "", *lines])
+
+
+def _problems(problems: tuple[str, ...]) -> str:
+    return "\n".join(["## Not there", "", *(f"- {_text(line)}" for line in problems)]) if problems else ""
+
+
+def _origin(report: Report) -> str:
+    config = report.published.config
+    return (
+        f"Run `{_code(report.published.run_uri)}` · configuration `{config.digest()[:12]}` · "
+        f"recipe {_text(config.recipe)}"
+    )
+
+
+def _text(text: str) -> str:
+    """Plain text in a Markdown table: no markup, no HTML, one line."""
+    flat = " ".join(text.split())
+    for character in "\\`*_[]<>|#":
+        flat = flat.replace(character, f"\\{character}")
+    return flat
+
+
+def _code(text: str) -> str:
+    return text.replace("`", "'")

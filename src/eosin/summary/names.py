@@ -1,0 +1,53 @@
+"""How metrics and models are called for people."""
+
+from __future__ import annotations
+
+from eosin.layout import RANDOM_INIT, step_of
+from eosin.summary.results import Result
+
+_METRICS = {
+    "balanced_accuracy": "balanced accuracy",
+    "top1": "top-1 accuracy",
+    "f1_macro": "macro F1",
+    "calibration_error": "calibration error",
+    "rankme": "RankMe",
+    "odcorr": "ODCorr",
+    "odcorr_samples": "ODCorr of samples",
+}
+_SHARES = {"balanced_accuracy", "top1", "f1_macro", "calibration_error", "odcorr", "odcorr_samples"}
+
+
+def metric_name(metric: str) -> str:
+    return _METRICS.get(metric, metric.replace("_", " "))
+
+
+def model_label(model: str) -> str:
+    """`step 1,000` for a teacher; any other model by its own name."""
+    step = step_of(model)
+    return model if step is None or model == RANDOM_INIT else f"step {step:,}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether the metric lies between 0 and 1."""
+    return metric in _SHARES
+
+
+def number(value: float) -> str:
+    """Three significant digits and no exponent where it can be read without one."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        digits = 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
+        return f"{value:,.{digits}f}"
+    return f"{value:.2e}"
+
+
+def figure(result: Result | None) -> str:
+    """`0.512 ± 0.010`, without ± for a single run; a dash where there is no figure."""
+    if result is None or result.mean is None:
+        return "–"
+    spread = f" ± {number(result.std)}" if result.std is not None and result.num_runs > 1 else ""
+    return number(result.mean) + spread
+
+
+def signed(value: float) -> str:
+    """With its sign; a true minus."""
+    return f"{'+' if value >= 0 else '−'}{number(abs(value))}"

@@ -1,0 +1,146 @@
+"""Everything a run has published, read once; what is missing or damaged becomes a line, not an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from eosin.config import RunConfig, load_config
+from eosin.errors import EosinError, PermanentError, TransientError
+from eosin.index.snapshot import Snapshot, open_snapshot
+from eosin.layout import RunLayout
+from eosin.patches.patchset import CONTACT_SHEET
+from eosin.recipes import load_recipe
+from eosin.records import MetricRecord, PatchSetManifest, TeacherCard, TrainingDone
+from eosin.records.base import Record
+from eosin.runs import load_pin, load_run
+from eosin.storage import NotFound, Store, join_uri, open_store
+from eosin.summary.events import Event, read_events
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class PatchSet:
+    manifest: PatchSetManifest
+    contact_sheet: bytes | None
+    """JPEG."""
+
+
+@dataclass(frozen=True)
+class Published:
+    run_uri: str
+    config: RunConfig
+    recipe: RunConfig | None = None
+    """The recipe the configuration began as; None where it is not a packaged one."""
+    snapshot: Snapshot | None = None
+    training: TrainingDone | None = None
+    teachers: tuple[TeacherCard, ...] = ()
+    """In step order."""
+    records: tuple[tuple[str, MetricRecord], ...] = ()
+    """With the key each was found at."""
+    patch_sets: tuple[PatchSet, ...] = ()
+    events: tuple[Event, ...] = ()
+    """Of every step's log but this one's, by time."""
+    problems: tuple[str, ...] = field(default=())
+    """What could not be read, in words."""
+
+
+class _Reader:
+    """Reads records of a run and notes what is not there."""
+
+    def __init__(self, run_uri: str, store: Store) -> None:
+        self.run_uri, self.store = run_uri, store
+        self.problems: list[str] = []
+
+    def attempt(self, read: Callable[[], T]) -> T | None:
+        """The value, or None and a line; only a store that does not answer is an error."""
+        try:
+            return read()
+        except TransientError:
+            raise
+        except EosinError as error:
+            self.problems.append(error.message)
+        return None
+
+    def record(self, kind: type[R], key: str, *, absent: str = "") -> R | None:
+        """The record at `key`; `absent` is the line where nothing is there (empty: no line)."""
+        try:
+            data = self.store.get(key)
+        except NotFound:
+            if absent:
+                self.problems.append(absent)
+            return None
+        return self.attempt(lambda: kind.from_json(data, source=join_uri(self.run_uri, key)))
+
+
+def read_published(run_uri: str) -> Published:
+    """All that lies under `run_uri`. Raises `UserError` where no run is there."""
+    store = open_store(run_uri)
+    config = load_run(run_uri, store=store)
+    reader = _Reader(run_uri, store)
+    pin = reader.attempt(lambda: load_pin(run_uri, store=store))
+    snapshot = reader.attempt(lambda: open_snapshot(pin.index_uri, pin.snapshot_id)) if pin else None
+    training = reader.record(
+        TrainingDone, RunLayout.TRAINING_DONE, absent="training has not ended; the report shows what is there"
+    )
+    return Published(
+        run_uri=run_uri,
+        config=config,
+        recipe=_recipe(config),
+        snapshot=snapshot,
+        training=training,
+        teachers=_teachers(reader),
+        records=_metric_records(reader),
+        patch_sets=_patch_sets(reader),
+        events=read_events(store),
+        problems=tuple(reader.problems),
+    )
+
+
+def _recipe(config: RunConfig) -> RunConfig | None:
+    try:
+        text, source = load_recipe(config.recipe)
+        return load_config(text, source=source)
+    except EosinError:
+        return None
+
+
+def _teachers(reader: _Reader) -> tuple[TeacherCard, ...]:
+    card = re.compile(re.escape(RunLayout.TEACHERS) + r"[^/]+/model\.json")
+    keys = [info.key for info in reader.store.list(RunLayout.TEACHERS) if card.fullmatch(info.key)]
+    cards = [reader.record(TeacherCard, key) for key in keys]
+    return tuple(sorted((card for card in cards if card), key=lambda card: (card.step or 0, card.name)))
+
+
+def _metric_records(reader: _Reader) -> tuple[tuple[str, MetricRecord], ...]:
+    keys = [info.key for info in reader.store.list(RunLayout.METRICS) if info.key.endswith(".json")]
+    found = [(key, reader.record(MetricRecord, key)) for key in keys]
+    return tuple((key, record) for key, record in found if record)
+
+
+def _patch_sets(reader: _Reader) -> tuple[PatchSet, ...]:
+    manifest = re.compile(re.escape(RunLayout.PATCH_SETS) + r"([^/]+)/manifest\.json")
+    names = [
+        match[1]
+        for info in reader.store.list(RunLayout.PATCH_SETS)
+        if (match := manifest.fullmatch(info.key))
+    ]
+    found = []
+    for name in names:
+        record = reader.record(PatchSetManifest, RunLayout.patch_set_manifest(name))
+        if record:
+            found.append(PatchSet(record, _optional(reader.store, RunLayout.patch_set(name) + CONTACT_SHEET)))
+    if not names:
+        reader.problems.append("no patch set has been decoded")
+    return tuple(found)
+
+
+def _optional(store: Store, key: str) -> bytes | None:
+    try:
+        return store.get(key)
+    except (NotFound, PermanentError):
+        return None

@@ -1,0 +1,132 @@
+"""Everything the report says, gathered once; the page, the Markdown and the JSON are three views of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from eosin.config import difference, dump_config
+from eosin.records import MetricRecord, TeacherCard
+from eosin.summary.headline import Line, all_lines, headline
+from eosin.summary.names import model_label
+from eosin.summary.published import PatchSet, Published
+from eosin.summary.results import Result, collect_results
+from eosin.summary.slides_view import SlidesView, view_slides
+from eosin.summary.training_log import TrainingLog, read_training_log
+
+
+@dataclass(frozen=True)
+class Report:
+    published: Published
+    results: tuple[Result, ...]
+    lines: tuple[Line, ...]
+    """The headline table."""
+    more_lines: tuple[Line, ...]
+    """Every metric, headline ones included."""
+    verdict: str
+    """One sentence: did it learn?"""
+    statuses: dict[str, int]
+    """Evaluations (not figures) by status."""
+    slides: SlidesView | None
+    log: TrainingLog | None
+    differences: tuple[str, ...] | None
+    """Configuration against its recipe, `a.b: old → new`; None where the recipe is not packaged."""
+    config_yaml: str
+    provenance: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.published.run_uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def records(self) -> list[MetricRecord]:
+        return [record for _, record in self.published.records]
+
+    @property
+    def patch_sets(self) -> tuple[PatchSet, ...]:
+        return self.published.patch_sets
+
+    @property
+    def teachers(self) -> tuple[TeacherCard, ...]:
+        return self.published.teachers
+
+    @property
+    def not_ok(self) -> list[Result]:
+        """One result for each evaluation that gave no figure to rely on."""
+        seen = {(r.model, r.task): r for r in reversed(self.results) if r.status != "ok"}
+        return list(reversed(seen.values()))
+
+
+def build_report(published: Published) -> Report:
+    results = collect_results(published)
+    records = [record for _, record in published.records]
+    lines = headline(results, records)
+    pairs = {(r.model, r.task): r.status for r in results}
+    config = published.config
+    differences = None
+    if published.recipe is not None:
+        differences = tuple(difference(_tree(published.recipe), _tree(config)))
+    return Report(
+        published=published,
+        results=tuple(results),
+        lines=tuple(lines),
+        more_lines=tuple(all_lines(results, records)),
+        verdict=_verdict(lines, training_ended=published.training is not None),
+        statuses=dict(Counter(pairs.values())),
+        slides=view_slides(published.snapshot) if published.snapshot else None,
+        log=read_training_log(published.events),
+        differences=differences,
+        config_yaml=dump_config(config),
+        provenance=_provenance(published),
+    )
+
+
+def _tree(config: Any) -> dict[str, Any]:
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    tree.pop("description")
+    return tree
+
+
+def _verdict(lines: list[Line], *, training_ended: bool) -> str:
+    known = [line for line in lines if line.improved is not None]
+    if not known:
+        start = "Training has ended" if training_ended else "Training has not ended"
+        return f"{start}; no figure can be compared with random initialisation yet."
+    better = [line for line in known if line.improved]
+    newest = next(line.last for line in known if line.last)
+    return (
+        f"The teacher of {model_label(newest.model)} beats the same network at random initialisation "
+        f"on {len(better)} of {len(known)} headline figures."
+    )
+
+
+def _provenance(published: Published) -> dict[str, Any]:
+    """Where each part came from. The only place with dates."""
+    times = [event.time_s for event in published.events]
+    manifest = published.snapshot.manifest if published.snapshot else None
+    return {
+        "run": published.run_uri,
+        "config_digest": published.config.digest(),
+        "index": published.config.index.uri,
+        "snapshot_id": manifest.snapshot_id if manifest else None,
+        "slides_uri": published.config.slides.uri,
+        "patch_sets": {each.manifest.name: each.manifest.digest for each in published.patch_sets},
+        "datasets": {
+            record.dataset: record.dataset_digest for _, record in published.records if record.dataset
+        },
+        "protocols": sorted(
+            {f"{r.protocol} v{r.protocol_version}" for _, r in published.records if r.protocol}
+        ),
+        "teachers": {card.name: card.weights_sha256 for card in published.teachers},
+        "eosin_versions": sorted({r.eosin_version for _, r in published.records if r.eosin_version}),
+        "report_version": version("eosin"),
+        "first_event": _date(min(times)) if times else None,
+        "last_event": _date(max(times)) if times else None,
+    }
+
+
+def _date(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,157 @@
+"""From metric records to one list of results: also of those that failed, are missing or disagree."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from eosin.layout import RANDOM_INIT, step_of
+from eosin.records import MetricRecord
+from eosin.summary.published import Published
+
+Status = Literal["ok", "failed", "missing", "disagreeing"]
+
+# The figures that head a task's table, best known first; others follow by name.
+METRIC_ORDER = (
+    "balanced_accuracy",
+    "top1",
+    "f1_macro",
+    "calibration_error",
+    "rankme",
+    "odcorr",
+    "odcorr_samples",
+)
+
+
+class Result(BaseModel):
+    """One figure of one model on one task; without figures, one line that says why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    step: int | None
+    """Training step; 0 for random-init; None for a foreign baseline."""
+    task: str
+    kind: str
+    metric: str | None
+    mean: float | None
+    std: float | None
+    num_runs: int
+    status: Status
+    higher_is_better: bool | None = None
+    interval: tuple[float, float] | None = None
+    """95 % bootstrap interval, where one was computed."""
+    reason: str = ""
+
+
+def collect_results(published: Published) -> list[Result]:
+    """Every result, in the order of models (random-init, baselines, teachers by step), tasks, metrics."""
+    tasks = [task.name for task in published.config.evaluate.tasks]
+    records: dict[tuple[str, str], list[tuple[str, MetricRecord]]] = defaultdict(list)
+    for key, record in published.records:
+        records[record.model, record.task].append((key, record))
+    wrong = _of_other_data([record for _, record in published.records])
+    expected = [(model, task) for model in expected_models(published) for task in tasks]
+    results: list[Result] = []
+    for pair in sorted({*records, *expected}, key=lambda pair: _order(pair, published, tasks)):
+        found = records.get(pair, [])
+        results += _of_pair(published, pair, found, wrong) if found else [_missing(published, *pair)]
+    return results
+
+
+def expected_models(published: Published) -> list[str]:
+    """The models that the configuration wants judged."""
+    evaluate = published.config.evaluate
+    done = published.training
+    teachers = list(done.models) if done else [card.name for card in published.teachers]
+    return [*evaluate.baselines, *(teachers[-1:] if evaluate.checkpoints == "last" else teachers)]
+
+
+def model_order(model: str, step: int | None) -> tuple[int, int, str]:
+    """random-init, then foreign baselines by name, then teachers by step."""
+    if model == RANDOM_INIT:
+        return 0, 0, model
+    return (1, 0, model) if step is None else (2, step, model)
+
+
+def _order(pair: tuple[str, str], published: Published, tasks: Sequence[str]) -> tuple[object, ...]:
+    model, task = pair
+    place = tasks.index(task) if task in tasks else len(tasks)
+    return *model_order(model, step_of(model)), place, task
+
+
+def _of_pair(
+    published: Published,
+    pair: tuple[str, str],
+    found: Sequence[tuple[str, MetricRecord]],
+    wrong: dict[tuple[str, str], str],
+) -> list[Result]:
+    if len(found) > 1:
+        keys = ", ".join(key for key, _ in found)
+        return [result for _, record in found
+                for result in _of_record(record, f"two records claim this task: {keys}")]  # fmt: skip
+    return _of_record(found[0][1], wrong.get(pair, ""))
+
+
+def _of_record(record: MetricRecord, disagreement: str) -> list[Result]:
+    if record.status == "failed" or not record.metrics:
+        return [_empty(record.model, record.step, record.task, record.kind, "failed", record.reason)]
+    interval = record.details.get("balanced_accuracy_interval")
+    return [
+        Result(
+            model=record.model, step=record.step, task=record.task, kind=record.kind, metric=name,
+            mean=value.mean, std=value.std, num_runs=len(value.values),
+            status="disagreeing" if disagreement else "ok", higher_is_better=value.higher_is_better,
+            interval=interval if name == "balanced_accuracy" else None, reason=disagreement,
+        )
+        for name, value in sorted(record.metrics.items(), key=lambda item: metric_order(item[0]))
+    ]  # fmt: skip
+
+
+def metric_order(name: str) -> tuple[int, str]:
+    return (METRIC_ORDER.index(name) if name in METRIC_ORDER else len(METRIC_ORDER)), name
+
+
+def _missing(published: Published, model: str, task: str) -> Result:
+    kind = {each.name: each.kind for each in published.config.evaluate.tasks}[task]
+    return _empty(model, step_of(model), task, kind, "missing", "no record: it has not been evaluated")
+
+
+def _empty(model: str, step: int | None, task: str, kind: str, status: Status, reason: str) -> Result:
+    return Result(model=model, step=step, task=task, kind=kind, metric=None, mean=None, std=None,
+                  num_runs=0, status=status, reason=reason)  # fmt: skip
+
+
+def _of_other_data(records: Sequence[MetricRecord]) -> dict[tuple[str, str], str]:
+    """Records judged on other data, or by another protocol, than most of their task: not comparable."""
+    wrong: dict[tuple[str, str], str] = {}
+    for task in {record.task for record in records}:
+        done = [record for record in records if record.task == task and record.status == "ok"]
+        if not done:
+            continue
+        newest = max(done, key=lambda record: record.step or 0)
+        counts = Counter(_basis(record) for record in done)
+        usual = max(counts, key=lambda basis: (counts[basis], basis == _basis(newest)))
+        for record in done:
+            if _basis(record) != usual:
+                wrong[record.model, task] = _difference(record, usual)
+    return wrong
+
+
+_Basis = tuple[str, str, int]
+
+
+def _basis(record: MetricRecord) -> _Basis:
+    return record.dataset_digest, record.protocol, record.protocol_version
+
+
+def _difference(record: MetricRecord, usual: _Basis) -> str:
+    if record.dataset_digest != usual[0]:
+        return f"judged on other data ({record.dataset_digest[:8]}) than the others ({usual[0][:8]})"
+    return (
+        f"judged by protocol {record.protocol} v{record.protocol_version}, "
+        f"the others by {usual[1]} v{usual[2]}"
+    )

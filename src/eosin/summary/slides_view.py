@@ -1,0 +1,156 @@
+"""The data section: which slides were used, which were not and why, and where the tissue is."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from eosin.errors import PermanentError
+from eosin.index.rows import OK, SlideRow
+from eosin.index.snapshot import Snapshot
+from eosin.index.tissue_mask import TissueMask
+from eosin.layout import IndexLayout
+from eosin.storage import NotFound
+
+_MAX_NAMED = 40
+_MAX_THUMBNAILS = 12
+_THUMBNAIL_PX = 240
+_OUTLINE = (0, 170, 60)
+
+# What a status means in plain words, and what cures it.
+REASONS: dict[str, tuple[str, str]] = {
+    "no-mpp": ("its header has no resolution (mpp)", "give it in slides.overrides: a CSV with slide,mpp"),
+    "too-coarse": ("it is scanned coarser than any wanted mpp", "add a coarser value to patches.mpp"),
+    "no-tissue": ("no tissue was found on it", "look at its thumbnail; try index.tissue.method=saturation"),
+    "excluded": ("the overrides exclude it", "set exclude to no in slides.overrides"),
+    "empty-file": ("the file has no bytes", "upload it again"),
+    "not-a-slide": ("the file is no slide that eosin reads", "remove it, or narrow slides.include"),
+    "truncated": ("the file ends before its data does", "upload it again"),
+    "corrupt-header": ("its header is damaged", "upload it again, or export it anew from the scanner"),
+    "not-tiled": ("it is not stored in tiles", "convert it to a pyramidal tiled TIFF"),
+    "unsupported-compression": ("its compression is not supported", "convert it to JPEG or JPEG 2000 tiles"),
+    "unsupported-pixels": ("its pixels are not 8-bit RGB", "export it as 8-bit RGB brightfield"),
+    "unsupported-layout": ("its layout is not supported", "convert it to a pyramidal tiled TIFF"),
+    "tile-out-of-range": ("tiles point past the end of the file", "upload it again: it may be cut short"),
+    "corrupt-tile": ("a tile could not be decoded", "upload it again, or export it anew from the scanner"),
+    "changed": ("it changed while it was read", "index again"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """All slides left out for one reason; `slides` are the first, each with what was met."""
+
+    status: str
+    words: str
+    cure: str
+    num_slides: int
+    slides: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    slide: str
+    jpeg: bytes
+    """With the outline of the tissue mask drawn in."""
+    mpp: float | None
+    tissue_mm2: float
+
+
+@dataclass(frozen=True)
+class SlidesView:
+    snapshot_id: str
+    slides_uri: str
+    num_slides: int
+    num_ok: int
+    tissue_mm2: float
+    rejected: tuple[Rejected, ...]
+    by_mpp: tuple[tuple[str, int], ...]
+    """Usable slides by the resolution of their finest level, finest first."""
+    by_vendor: tuple[tuple[str, int], ...]
+    num_mpp_from_override: int
+    num_patients: int
+    thumbnails: tuple[Thumbnail, ...]
+
+
+def view_slides(snapshot: Snapshot) -> SlidesView:
+    """Reads the rows and at most twelve thumbnails."""
+    usable: list[int] = []
+    rejected: dict[str, list[SlideRow]] = defaultdict(list)
+    mpps, vendors, patients, overrides = Counter[float](), Counter[str](), set[str](), 0
+    for i, row in enumerate(snapshot.rows):
+        if row.status != OK:
+            rejected[row.status].append(row)
+            continue
+        usable.append(i)
+        mpps[round(row.header.mpp_x or 0.0, 2)] += 1
+        vendors[row.header.vendor or row.header.format] += 1
+        patients |= {row.patient} - {""}
+        overrides += row.mpp_source == "override"
+    return SlidesView(
+        snapshot_id=snapshot.manifest.snapshot_id,
+        slides_uri=snapshot.slides_uri,
+        num_slides=len(snapshot.rows),
+        num_ok=len(usable),
+        tissue_mm2=snapshot.manifest.tissue_mm2,
+        rejected=tuple(_rejected(status, rows) for status, rows in sorted(rejected.items())),
+        by_mpp=tuple((f"{mpp:g}", count) for mpp, count in sorted(mpps.items())),
+        by_vendor=tuple(vendors.most_common()),
+        num_mpp_from_override=overrides,
+        num_patients=len(patients),
+        thumbnails=tuple(_thumbnails(snapshot, usable)),
+    )
+
+
+def _rejected(status: str, rows: Sequence[SlideRow]) -> Rejected:
+    words, cure = REASONS.get(status, (status.replace("-", " "), ""))
+    named = tuple((row.slide, row.detail) for row in rows[:_MAX_NAMED])
+    return Rejected(status, words, cure, len(rows), named)
+
+
+def _thumbnails(snapshot: Snapshot, usable: Sequence[int]) -> Iterable[Thumbnail]:
+    stride = max(1, -(-len(usable) // _MAX_THUMBNAILS))
+    for i in usable[::stride]:
+        row = snapshot.rows[i]
+        jpeg = _thumbnail(snapshot, row) if row.has_thumbnail else None
+        if jpeg:
+            yield Thumbnail(row.slide, jpeg, row.header.mpp_x, row.tissue_mm2)
+
+
+def _thumbnail(snapshot: Snapshot, row: SlideRow) -> bytes | None:
+    """None where the stored picture or mask is gone or damaged: a report does without."""
+    try:
+        data = snapshot.store.get(IndexLayout.thumbnail(row.digest))
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as stored:
+            picture = stored.convert("RGB")
+        picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+        return _jpeg(_outlined(np.array(picture), row.tissue))
+    except (NotFound, OSError, PermanentError):
+        return None
+
+
+def _outlined(pixels: npt.NDArray[np.uint8], tissue: TissueMask | None) -> npt.NDArray[np.uint8]:
+    """The picture with the border of the mask drawn over it, two pixels wide."""
+    if tissue is None:
+        return pixels
+    height, width = pixels.shape[:2]
+    mask = Image.fromarray(tissue.array).resize((width, height), Image.Resampling.NEAREST)
+    inside = np.pad(np.asarray(mask, dtype=bool), 1)
+    middle = inside[1:-1, 1:-1]
+    neighbours = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+    edge = np.pad(middle & ~neighbours, ((0, 1), (0, 1)))
+    thick = edge[:-1, :-1] | edge[1:, :-1] | edge[:-1, 1:]
+    pixels[thick] = _OUTLINE
+    return pixels
+
+
+def _jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

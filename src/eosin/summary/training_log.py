@@ -1,0 +1,105 @@
+"""What training told: losses by step, speed and world size by time, and each elastic event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eosin.summary.events import Event
+
+Points = list[tuple[float, float]]
+
+# Numeric fields of a step event that are no terms of the loss.
+_NOT_TERMS = {"step", "num_steps", "loss", "lr", "teacher_entropy", "grad_norm", "images_per_s",
+              "patches_per_s", "data_wait_share", "world_size", "memory_gib", "eta_s"}  # fmt: skip
+_ROUTINE = {"step", "progress", "checkpoint", "export", "init", "patch-redrawn"}
+_SOURCES = ("train", "launch")
+_MAX_EVENTS = 60
+
+
+@dataclass(frozen=True)
+class WorldEvent:
+    """Something that happened to the workers, `minutes` after training began."""
+
+    minutes: float
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    terms: dict[str, Points]
+    """Loss and its terms by step."""
+    lr: Points
+    patches_per_s: Points
+    """By minutes since the first step event."""
+    world_size: Points
+    """By minutes; holds until the next point."""
+    world_events: tuple[WorldEvent, ...]
+    num_more_events: int
+    num_checkpoints: int
+    num_redrawn: int
+    """Patches that could not be read and were drawn again."""
+    num_replayed: int
+    """Step events that a later attempt reported again."""
+    data_wait_share: float | None
+    """Mean share of the time in which steps waited for patches."""
+
+
+def read_training_log(events: Sequence[Event]) -> TrainingLog | None:
+    """None where training has not logged a step."""
+    steps = [event for event in events if event.name == "step" and event.number("step") is not None
+             and event.number("loss") is not None]  # fmt: skip
+    if not steps:
+        return None
+    began_s = steps[0].time_s
+    final = {int(event.fields["step"]): event for event in steps}
+    # A restart replays steps after the last checkpoint; the newest word on a step counts.
+    ordered = [final[step] for step in sorted(final)]
+    world = [_world_event(event, began_s) for event in events if _is_world_event(event)]
+    waits = [value for event in ordered if (value := event.number("data_wait_share")) is not None]
+    return TrainingLog(
+        terms={name: _by_step(ordered, name) for name in _terms(ordered)},
+        lr=_by_step(ordered, "lr"),
+        patches_per_s=_by_time(steps, "patches_per_s", began_s),
+        world_size=_by_time(steps, "world_size", began_s),
+        world_events=tuple(world[-_MAX_EVENTS:]),
+        num_more_events=max(0, len(world) - _MAX_EVENTS),
+        num_checkpoints=sum(event.name == "checkpoint" for event in events),
+        num_redrawn=max(
+            (int(n) for e in events if e.name == "patch-redrawn" and (n := e.number("count"))), default=0
+        ),
+        num_replayed=len(steps) - len(ordered),
+        data_wait_share=sum(waits) / len(waits) if waits else None,
+    )
+
+
+def _terms(steps: Sequence[Event]) -> list[str]:
+    names = {name for event in steps for name in event.fields if event.number(name) is not None}
+    return ["loss", *sorted(names - _NOT_TERMS)]
+
+
+def _by_step(steps: Sequence[Event], name: str) -> Points:
+    return [
+        (float(event.fields["step"]), value) for event in steps if (value := event.number(name)) is not None
+    ]
+
+
+def _by_time(steps: Sequence[Event], name: str, began_s: float) -> Points:
+    return [
+        ((event.time_s - began_s) / 60, value) for event in steps if (value := event.number(name)) is not None
+    ]
+
+
+def _is_world_event(event: Event) -> bool:
+    return event.source.split("-")[0] in _SOURCES and event.name not in _ROUTINE
+
+
+def _world_event(event: Event, began_s: float) -> WorldEvent:
+    text = " · ".join(f"{name} {_short(value)}" for name, value in event.fields.items())
+    return WorldEvent((event.time_s - began_s) / 60, event.name, text)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
