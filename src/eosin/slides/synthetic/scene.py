@@ -13,7 +13,7 @@ from eosin.slides.synthetic.texture import Image, Stain, draw_tissue
 Rgb = npt.NDArray[np.uint8]
 _REGION_SPREAD = 0.16
 _NOISE_PX = 512
-_PENS = ((28, 60, 150), (30, 110, 60), (35, 30, 40), (60, 40, 140))
+_PENS = ((28, 60, 150), (30, 110, 60), (35, 30, 40), (190, 30, 45))
 
 
 def draw_slide(truth: SlideTruth, config: SyntheticConfig) -> Rgb:
