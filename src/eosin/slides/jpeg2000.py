@@ -13,6 +13,13 @@ from eosin.slides.errors import SlideError
 from eosin.slides.model import Level
 
 _CODESTREAM = b"\xff\x4f\xff\x51"
+_CHROMA = np.arange(256) - 128
+_CR_TO_RED = np.round(1.402 * _CHROMA).astype(np.int32)
+_CB_TO_BLUE = np.round(1.772 * _CHROMA).astype(np.int32)
+# Green takes from both: kept as 16.16 fixed point until they are summed.
+_CB_TO_GREEN = np.round(-0.34414 * 65536 * _CHROMA).astype(np.int32)
+_CR_TO_GREEN = np.round(-0.71414 * 65536 * _CHROMA).astype(np.int32)
+_HALF = 1 << 15
 
 
 def decode_jpeg2000(level: Level, data: bytes) -> npt.NDArray[np.uint8]:
@@ -58,13 +65,10 @@ def _decode_subsampled(data: bytes) -> npt.NDArray[np.uint8]:
 
 
 def ycbcr_to_rgb(ycbcr: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Full-range BT.601 (JFIF), [h, w, 3] uint8, in libjpeg's 16-bit fixed point and rounding."""
+    """Full-range BT.601 (JFIF), [h, w, 3] uint8, rounded as OpenSlide rounds."""
     y = ycbcr[..., 0].astype(np.int32)
-    cb = ycbcr[..., 1].astype(np.int32) - 128
-    cr = ycbcr[..., 2].astype(np.int32) - 128
-    half = 1 << 15
-    red = y + ((91881 * cr + half) >> 16)
-    green = y + ((-22554 * cb - 46802 * cr + half) >> 16)
-    blue = y + ((116130 * cb + half) >> 16)
-    rgb: npt.NDArray[np.uint8] = np.clip(np.stack((red, green, blue), axis=-1), 0, 255).astype(np.uint8)
+    cb, cr = ycbcr[..., 1], ycbcr[..., 2]
+    green = y + ((_CB_TO_GREEN[cb] + _CR_TO_GREEN[cr] + _HALF) >> 16)
+    planes = np.stack((y + _CR_TO_RED[cr], green, y + _CB_TO_BLUE[cb]), axis=-1)
+    rgb: npt.NDArray[np.uint8] = np.clip(planes, 0, 255).astype(np.uint8)
     return rgb

@@ -14,6 +14,7 @@ from eosin.slides.tiff_ifd import Directory, TiffFile
 
 _UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _COARSEST_PLAUSIBLE_MPP = 50.0
+_REDUCED_IMAGE = 1
 
 
 class NeedsOpenSlide(Exception):
@@ -63,15 +64,18 @@ def _only_openslide(first: Directory) -> str | None:
     return "trestle" if software.startswith("MedScan") else None
 
 
-def _tiled(directories: Sequence[Directory]) -> list[Directory]:
-    """The tiled directories of the finest one's picture, finest first, one of each size."""
+def _tiled(directories: Sequence[Directory], *, padded: bool = False) -> list[Directory]:
+    """The tiled directories of the finest one's picture, finest first, one of each size.
+
+    `padded`: level sizes are filled up to whole tiles, so that their aspect says nothing.
+    """
     tiled = [each for each in directories if each.has(tag.TILE_WIDTH) and each.has(tag.TILE_OFFSETS)]
     if not tiled:
         raise SlideError("not-tiled", "it is a TIFF without tiles")
     tiled.sort(key=lambda each: -each.integer(tag.IMAGE_WIDTH))
     kept: list[Directory] = []
     for each in tiled:
-        if not kept or (_size(each) != _size(kept[-1]) and _same_picture(kept[0], each)):
+        if not kept or (_size(each) != _size(kept[-1]) and (padded or _same_picture(kept[0], each))):
             kept.append(each)
     return kept
 
@@ -124,7 +128,7 @@ def _ome_mpp(attributes: dict[str, str], axis: str) -> float | None:
 
 def _philips(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
     """Level sizes are padded to whole tiles; each representation's pixel spacing tells its downsample."""
-    levels = _tiled(directories)
+    levels = _tiled(directories, padded=True)
     spacings = _philips_spacings(directories[0].text(tag.IMAGE_DESCRIPTION))
     if len(spacings) < len(levels):
         mpp_y, mpp_x = (1e3 * value for value in spacings[0]) if spacings else (None, None)
@@ -153,7 +157,9 @@ def _philips_spacings(description: str) -> list[tuple[float, float]]:
 
 
 def _generic(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
-    levels = _tiled(directories)
+    """The first picture, and those that say they are reductions of it; others may show something else."""
+    reduced = [each for each in directories[1:] if each.integer(tag.NEW_SUBFILE_TYPE, 0) & _REDUCED_IMAGE]
+    levels = _tiled([directories[0], *reduced])
     unit_um = {2: 25_400.0, 3: 10_000.0}.get(levels[0].integer(tag.RESOLUTION_UNIT, 2))
     mpp = [
         plausible_mpp(unit_um / per_unit) if unit_um and per_unit else None
