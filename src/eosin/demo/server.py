@@ -72,7 +72,7 @@ class LocalS3:
             "AWS_REGION": DEFAULT_REGION,
             "AWS_DEFAULT_REGION": DEFAULT_REGION,
             "AWS_S3_ADDRESSING_STYLE": "path",
-            "AWS_SKIP_SIGNATURE": "",
+            "AWS_SKIP_SIGNATURE": "false",
             "NO_PROXY": ",".join(bypass),
             "no_proxy": ",".join(bypass),
         }
@@ -210,9 +210,14 @@ class LocalS3:
 
     def _boto(self) -> S3Client:
         import boto3
+        import botocore.session
         from botocore.config import Config
 
-        return boto3.client(
+        # Whatever profile the user's environment and files name, it is not meant for this server.
+        plain = botocore.session.Session(
+            session_vars={"profile": (None, None, None, None), "config_file": (None, None, os.devnull, None)}
+        )
+        return boto3.Session(botocore_session=plain).client(
             "s3",
             endpoint_url=self.endpoint_url,
             aws_access_key_id=self.access_key,

@@ -127,6 +127,7 @@ _HINTS = {
     errno.EPERM: "check the permissions of the folder and of those above it",
     errno.EROFS: "the file system is read-only: take another folder",
     errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
     errno.EISDIR: "a folder stands where a file is needed",
     errno.ENAMETOOLONG: "take a shorter name",
 }

@@ -107,12 +107,15 @@ def _boto_config(settings: S3Settings) -> Any:
 
 
 def _make_bulk(clients: Clients, bucket: str) -> obstore.store.S3Store:
+    from obstore.exceptions import BaseError
     from obstore.store import S3Store
 
     settings = clients.settings
-    config: dict[str, Any] = {"region": clients.boto.meta.region_name}
-    if settings.anonymous:
-        config["skip_signature"] = True
+    # All said here, since obstore would take what is left open from the environment of this moment.
+    config: dict[str, Any] = {
+        "region": clients.boto.meta.region_name,
+        "skip_signature": settings.anonymous,
+    }
     virtual = settings.addressing_style == "virtual" or (
         settings.addressing_style == "auto" and "." not in bucket
     )
@@ -120,13 +123,20 @@ def _make_bulk(clients: Clients, bucket: str) -> obstore.store.S3Store:
     endpoint = _custom_endpoint(clients)
     if endpoint:
         config["endpoint"] = endpoint.replace("://", f"://{bucket}.", 1) if virtual else endpoint
-    return S3Store(
-        bucket,
-        config=config,  # type: ignore[arg-type]
-        client_options=_bulk_options(settings),  # type: ignore[arg-type]
-        retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=settings.timeout_s)},
-        credential_provider=None if settings.anonymous else _credential_provider(clients),
-    )
+    try:
+        return S3Store(
+            bucket,
+            config=config,  # type: ignore[arg-type]
+            client_options=_bulk_options(settings),  # type: ignore[arg-type]
+            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=settings.timeout_s)},
+            credential_provider=None if settings.anonymous else _credential_provider(clients),
+        )
+    except BaseError as error:
+        # obstore reads AWS_* itself and may not understand a value that boto3 does.
+        raise UserError(
+            f"S3 cannot be set up for bucket {bucket}: {str(error).splitlines()[0]}",
+            hint="check the AWS_* environment variables",
+        ) from None
 
 
 def _bulk_options(settings: S3Settings) -> dict[str, Any]:
