@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster import create, names, submit, watch
+from eosin.cluster import api, create, names, submit, watch
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import jobset_name
 from eosin.cluster.owner import Launcher, find_launcher
@@ -20,7 +20,7 @@ from eosin.config import dump_config, load_config
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.records import TrainingDone
+from eosin.records import IndexPin, TrainingDone
 from eosin.storage import Store, open_store
 from tests.support.api_server import JOBSETS, NAMESPACE, WORKFLOWS, ApiServer, serve
 
@@ -32,7 +32,7 @@ CONFIG = load_config(
     "cluster: {image: 'reg/eosin@sha256:1', stuck_timeout_s: 1, "
     "pools: [{name: anchor}, {name: spot, spot: true, max_nodes: 3}]}"
 )
-DONE = TrainingDone(num_steps=7, models=("step-00000007",), snapshot_id="s", config_digest="d")
+DONE = TrainingDone(num_steps=7, models=("step-00000007",), snapshot_id="s", config_digest=CONFIG.digest())
 TIMEOUT_S = 20.0
 
 
@@ -47,7 +47,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A run whose bucket is a folder; pods on a cluster would not reach it, the launcher does."""
     store = open_store(f"file://{tmp_path}/run")
     store.put(RunLayout.CONFIG, dump_config(CONFIG).encode())
+    store.put(RunLayout.INDEX_PIN, IndexPin(index_uri="s3://bucket/index", snapshot_id="s").to_json())
     monkeypatch.setattr(submit, "open_store", lambda uri: store)
+    # The mock neither ends a watch after its time nor replays what came before it, as a server does.
+    monkeypatch.setattr(watch, "IDLE_S", 1)
+    monkeypatch.setattr(api, "_WATCH_SLACK_S", 1)
     return store
 
 
@@ -114,6 +118,35 @@ def test_training_that_has_ended_touches_no_cluster(server: ApiServer, run: Stor
     run.put(RunLayout.TRAINING_DONE, DONE.to_json())
     assert submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster) == DONE
     assert list(server.mock) == []
+
+
+def test_run_that_was_never_indexed_takes_no_gpu(server: ApiServer, run: Store) -> None:
+    run.delete([RunLayout.INDEX_PIN])
+    with pytest.raises(UserError, match="no index"):
+        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+    assert list(server.mock) == []
+
+
+def test_site_presets_what_the_run_leaves_open(server: ApiServer, run: Store) -> None:
+    section = "{queue: gpus, stuck_timeout_s: 5, pools: [{name: other}], s3: {secret: keys}}"
+    server.add("v1/configmaps", {"metadata": {"name": "eosin-cluster"}, "data": {"cluster.yaml": section}})
+    training = Training(server, RunLog("launch", run))
+    jobset = made(server)
+    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
+    server.end(NAME, "Completed")
+    assert training.join() == DONE
+    assert jobset["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert [job["name"] for job in jobset["spec"]["replicatedJobs"]] == ["rdzv", "anchor", "spot"]
+    agent = jobset["spec"]["replicatedJobs"][1]["template"]["spec"]["template"]["spec"]["containers"][0]
+    assert agent["envFrom"] == [{"secretRef": {"name": "keys"}}]
+
+
+def test_misspelt_site_preset_is_named(server: ApiServer, run: Store) -> None:
+    server.add(
+        "v1/configmaps", {"metadata": {"name": "eosin-cluster"}, "data": {"cluster.yaml": "{quue: gpus}"}}
+    )
+    with pytest.raises(UserError, match=r"ConfigMap pathology/eosin-cluster.*cluster\.queue"):
+        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
 
 
 def test_restarted_launcher_adopts_what_is_running(server: ApiServer, run: Store) -> None:
@@ -272,7 +305,6 @@ def test_cluster_without_jobset_says_what_to_install(server: ApiServer, run: Sto
 
 
 def test_image_that_cannot_be_pulled_frees_the_gpus(server: ApiServer, run: Store, monkeypatch: Any) -> None:
-    monkeypatch.setattr(watch, "IDLE_S", 1)
     training = Training(server, RunLog("launch", run))
     made(server)
     waiting = {"reason": "ImagePullBackOff", "message": "not found"}

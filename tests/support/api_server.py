@@ -30,7 +30,14 @@ class ApiServer:
         settings.host = url
         settings.retries = False
         self.cluster = Cluster(client.ApiClient(settings), NAMESPACE, sleep=lambda _: None)
-        for resource in (JOBSETS, WORKFLOWS, "v1/pods", "v1/events", "policy/v1/poddisruptionbudgets"):
+        for resource in (
+            JOBSETS,
+            WORKFLOWS,
+            "v1/pods",
+            "v1/events",
+            "v1/configmaps",
+            "policy/v1/poddisruptionbudgets",
+        ):
             mock.resources[resource] = {}
 
     def add(self, resource: str, manifest: dict[str, Any]) -> None:

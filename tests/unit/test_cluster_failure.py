@@ -67,6 +67,13 @@ def test_kind_of_error_says_whether_to_try_again(
     assert error.hint
 
 
+def test_agents_own_verdict_is_quoted_before_the_lines_around_it() -> None:
+    lines = ["loss 3.1", "agent: the loss is not finite at step 12", "torch: destroyed"]
+    assert explain(JOBSET, [pod("p", 1)], lambda failure: lines).message.endswith(
+        "(Error): the loss is not finite at step 12"
+    )
+
+
 def test_pod_without_a_log_says_so() -> None:
     assert "it wrote no log" in explain(JOBSET, [pod("p", 1)], lambda failure: []).message
 

@@ -148,6 +148,13 @@ class Cluster:
     def get_pod(self, name: str) -> Manifest:
         return self._read(f"reading pod {name}", self.core.read_namespaced_pod, name, self.namespace)
 
+    def get_config_map(self, name: str) -> dict[str, str]:
+        """Its data. Raises `Missing`."""
+        found = self._read(
+            f"reading ConfigMap {name}", self.core.read_namespaced_config_map, name, self.namespace
+        )
+        return dict(found.get("data") or {})
+
     def warnings(self, prefix: str) -> list[Manifest]:
         """Warning events of objects whose name starts with `prefix`."""
         listed = self._read(

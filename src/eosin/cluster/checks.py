@@ -24,6 +24,7 @@ LAUNCHER_PERMISSIONS = (
     ("", "pods", ("get", "list", "watch")),
     ("", "pods/log", ("get",)),
     ("", "events", ("list",)),
+    ("", "configmaps", ("get",)),
     ("argoproj.io", "workflows", ("get",)),
 )
 _KUEUE = "kueue.x-k8s.io"

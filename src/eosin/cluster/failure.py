@@ -17,6 +17,7 @@ from eosin.errors import (
 )
 
 _SHOWN_LINES = 5
+_AGENT_SAYS = "agent: "
 _NEVER_MENDS = {
     "ErrImagePull",
     "ImagePullBackOff",
@@ -135,10 +136,13 @@ def _error_of(failure: PodFailure, words: str, hint: str) -> EosinError:
 
 
 def _last_words(lines: Sequence[str]) -> str:
-    """The message of the last error event in a log of JSON lines, else its last few lines."""
+    """What the agent said of the end, or the last error event, or the last few lines."""
     event = _last_error(lines)
     if event:
         return str(event["message"])
+    said = [line.removeprefix(_AGENT_SAYS) for line in lines if line.startswith(_AGENT_SAYS)]
+    if said:
+        return said[-1].strip()
     shown = [line.strip() for line in lines if line.strip()][-_SHOWN_LINES:]
     return " | ".join(shown) or "it wrote no log"
 

@@ -17,12 +17,13 @@ from eosin.cluster.jobset import render_disruption_budget, render_jobset
 from eosin.cluster.names import OwnerReference, jobset_name
 from eosin.cluster.owner import Launcher, find_launcher
 from eosin.cluster.podlogs import PodLogMirror, echo_prefix
+from eosin.cluster.site import load_site, with_site_defaults
 from eosin.config import RunConfig
 from eosin.errors import EosinError, PermanentError, TransientError, UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.records import TrainingDone
-from eosin.runs import load_run
+from eosin.runs import load_pin, load_run
 from eosin.storage import NotFound, Store, join_uri, open_store
 
 
@@ -41,11 +42,15 @@ def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = Non
     with the pod, its exit code, its last words and what to do.
     """
     store = open_store(run_uri)
-    done = _load_done(store)
-    if done is not None:
-        return done
     config = load_run(run_uri, store=store)
+    done = _load_done(store, config)
+    if done is not None:
+        log.event("skipped", reason="training has ended before", num_steps=done.num_steps)
+        return done
+    load_pin(run_uri, store=store)
     cluster = cluster or connect(config.cluster.namespace)
+    placement = with_site_defaults(config.cluster, load_site(cluster))
+    config = config.model_copy(update={"cluster": placement})
     launcher = find_launcher(cluster)
     with _sigterm_raises():
         try:
@@ -114,7 +119,7 @@ def _train(
         )
     if create.terminal_state(ended) == "Failed":
         raise follower.explain(ended)
-    return _finished(store, name)
+    return _finished(store, config, name)
 
 
 def _submit(
@@ -123,7 +128,7 @@ def _submit(
     image = config.cluster.image or os.environ.get("EOSIN_TRAIN_IMAGE", "") or launcher.image
     manifest = render_jobset(config, run_uri, image=image, namespace=cluster.namespace, owner=launcher.owner)
     jobset = create.create_or_adopt(
-        cluster, manifest, log=log, is_done=lambda: store.exists(RunLayout.TRAINING_DONE)
+        cluster, manifest, log=log, is_done=lambda: _load_done(store, config) is not None
     )
     metadata = jobset["metadata"]
     owner = OwnerReference(jobset["apiVersion"], "JobSet", metadata["name"], metadata.get("uid", ""))
@@ -131,16 +136,17 @@ def _submit(
     return jobset
 
 
-def _load_done(store: Store) -> TrainingDone | None:
+def _load_done(store: Store, config: RunConfig) -> TrainingDone | None:
     try:
         data = store.get(RunLayout.TRAINING_DONE)
     except NotFound:
         return None
-    return TrainingDone.from_json(data, source=join_uri(store.uri, RunLayout.TRAINING_DONE))
+    done = TrainingDone.from_json(data, source=join_uri(store.uri, RunLayout.TRAINING_DONE))
+    return done if done.config_digest == config.digest() else None
 
 
-def _finished(store: Store, name: str) -> TrainingDone:
-    done = _load_done(store)
+def _finished(store: Store, config: RunConfig, name: str) -> TrainingDone:
+    done = _load_done(store, config)
     if done is None:
         raise PermanentError(
             f"JobSet {name} completed, but {join_uri(store.uri, RunLayout.TRAINING_DONE)} is not there",

@@ -1,0 +1,40 @@
+"""What the chart's values preset for every run on this cluster: pools, secrets, scratch, queue, image."""
+
+from __future__ import annotations
+
+import yaml
+
+from eosin.cluster.api import Cluster, Missing
+from eosin.config import load_config
+from eosin.config.cluster import ClusterConfig
+from eosin.errors import UserError
+
+CONFIG_MAP = "eosin-cluster"
+KEY = "cluster.yaml"
+
+
+def with_site_defaults(config: ClusterConfig, site: ClusterConfig) -> ClusterConfig:
+    """`config`, with the site's value for every key that the run leaves at its default."""
+    untouched = {
+        name: getattr(site, name)
+        for name, field in ClusterConfig.model_fields.items()
+        if getattr(config, name) == field.get_default(call_default_factory=True)
+    }
+    return config.model_copy(update=untouched)
+
+
+def load_site(cluster: Cluster) -> ClusterConfig:
+    """The ConfigMap `eosin-cluster` of the namespace; defaults where there is none or it may not be read.
+
+    Raises `UserError` that names the key where it holds what no configuration has.
+    """
+    try:
+        text = cluster.get_config_map(CONFIG_MAP).get(KEY, "")
+    except (Missing, UserError):
+        return ClusterConfig()
+    source = f"ConfigMap {cluster.namespace}/{CONFIG_MAP}"
+    try:
+        section = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: {KEY} is not YAML: {error}") from error
+    return load_config(yaml.safe_dump({"cluster": section}), source=source).cluster
