@@ -13,5 +13,5 @@ def train(run: str, backend: str, metrics: dsl.Output[dsl.Metrics]) -> list:
     if done.final_loss is not None:
         metrics.log_metric("final loss", done.final_loss)
     pairs = steps.as_step(steps.evaluations, run)
-    # `.task` of a loop item is taken by kfp itself.
-    return [{"model": pair["model"], "task_name": pair["task"]} for pair in pairs]
+    # `.task` and `.task_name` of a loop item are taken by kfp itself.
+    return [{"model": pair["model"], "judged_on": pair["task"]} for pair in pairs]

@@ -70,7 +70,7 @@ def pretrain(
     trained = train(run=run, backend=backend).after(snapshot).set_container_image(train_image)
     with dsl.ParallelFor(trained.outputs["Output"], name="checkpoint-x-task") as pair:
         judged = evaluate(
-            run=run, model=pair.model, task=pair.task_name, decoded=dsl.Collected(decoded.output)
+            run=run, model=pair.model, task=pair.judged_on, decoded=dsl.Collected(decoded.output)
         ).set_container_image(evaluate_image)
     report = summarize(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
     report.set_container_image(index_image)

@@ -100,7 +100,8 @@ def index_shard(run_uri: str, shard: int, num_shards: int) -> dict[str, Any]:
 
 def snapshot(run_uri: str, num_shards: int) -> SnapshotManifest:
     """Merge the shards into one snapshot and pin it to the run."""
-    from eosin.index.snapshot import open_snapshot, publish_snapshot
+    from eosin.index.publish import publish_snapshot
+    from eosin.index.snapshot import open_snapshot
 
     config = load_run(run_uri)
     with RunLog("index", open_store(run_uri)) as log:
@@ -126,8 +127,8 @@ def index_run(run_uri: str, shard: tuple[int, int] | None, merge: int | None) ->
 
 def index_slides(config: RunConfig, shard: tuple[int, int] | None, merge: int | None) -> Any:
     """As `index_run`, without a run: the snapshot is published and nothing pinned to it."""
+    from eosin.index.publish import publish_snapshot
     from eosin.index.scan import scan_shard
-    from eosin.index.snapshot import publish_snapshot
 
     if not config.index.uri:
         raise UserError("no place for the index named", hint="give it: --index s3://bucket/indexes/NAME")
