@@ -121,7 +121,8 @@ def write_philips(
 
 def write_dicom(
     path: Path, pixels: Pixels, *, level: int = 0, syntax: str = JPEG, table: str = "basic",
-    sparse: bool = False, skip: Sequence[int] = (), tile_px: int = 128, mpp: tuple[float, float] = (0.5, 0.52),
+    sparse: bool = False, skip: Sequence[int] = (), tile_px: int = 128,
+    mpp: tuple[float, float] = (0.5, 0.52),
     series: str = "1.2.826.0.1.3680043.8.498.1", kind: str = "VOLUME", planes: int = 1,
 ) -> Path:  # fmt: skip
     """One instance of a whole-slide series; `table` is basic, extended or none; mpp is (x, y).

@@ -29,6 +29,7 @@ from eosin.storage import ObjectInfo, Store
 
 INDEXER_VERSION = 1
 _THUMBNAIL_PX = 512
+_DETAIL_CHARS = 300
 _NO_OVERRIDE = Override()
 
 
@@ -56,11 +57,12 @@ def read_slide(reading: Reading, objects: Sequence[ObjectInfo], override: Overri
             row = _with_header(bare, slide.header, override)
             row = _examined(reading, row, slide)
     except SlideError as error:
-        row = replace(bare, read_status=error.reason, read_detail=error.message)
+        row = replace(bare, read_status=error.reason, read_detail=_readable(error.message))
     except EosinError:
         raise
     except Exception as error:  # whatever a library makes of a hostile slide is this slide's affair alone
-        row = replace(bare, read_status="unreadable", read_detail=f"{type(error).__name__}: {error}")
+        detail = _readable(f"{type(error).__name__}: {error}")
+        row = replace(bare, read_status="unreadable", read_detail=detail)
     return with_override(row, override)
 
 
@@ -86,6 +88,12 @@ def reuse_digest(digest: str, config: IndexConfig, override: Override | None) ->
     override = override or _NO_OVERRIDE
     tissue = config.tissue.model_dump(mode="json")
     return _sha256([digest, override.mpp_x, override.mpp_y, tissue, config.max_mpp])
+
+
+def _readable(text: str) -> str:
+    """One line without what a damaged file would smuggle onto a terminal, of at most 300 characters."""
+    plain = "".join(each if each.isprintable() else " " for each in text)
+    return plain if len(plain) <= _DETAIL_CHARS else plain[:_DETAIL_CHARS] + "…"
 
 
 def _sha256(value: Any) -> str:

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import logging
 import math
-import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
+from eosin.errors import EosinError
 from eosin.slides.dicom_frames import frame_table
 from eosin.slides.dicom_grid import place_frames
 from eosin.slides.errors import SlideError
 from eosin.slides.files import BinaryFile
 from eosin.slides.model import ColorSpace, Compression, Level, SlideHeader, SlideObject, TileTable
 from eosin.slides.table import check_grid, concatenate
+from eosin.storage import NotFound, ObjectChanged
 
 WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _MAX_HEADER_BYTES = 512 * 2**20
@@ -40,7 +41,10 @@ _TAGS = [
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "ImagedVolumeWidth", "ImagedVolumeHeight",
 ]  # fmt: skip
 
-logging.getLogger("pydicom").setLevel(logging.ERROR)
+# Damage becomes one reason for the slide, not a page of warnings that quote it.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,15 @@ def read_series_uid(file: BinaryFile, stored: SlideObject) -> str:
 
 @contextmanager
 def _named_damage() -> Iterator[None]:
-    """What pydicom raises for a damaged element depends on the element; it becomes one reason."""
+    """Whatever pydicom makes of a damaged element becomes one reason.
+
+    It raises ValueError, OSError, struct.error, exceptions of its own and others, as the element has it.
+    """
     try:
         yield
-    except (InvalidDicomError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
-            NotImplementedError, OverflowError, RecursionError, struct.error) as error:  # fmt: skip
+    except (EosinError, NotFound, ObjectChanged):
+        raise
+    except Exception as error:
         text = f"its DICOM header cannot be read: {type(error).__name__}: {error}"
         raise SlideError("corrupt-header", text) from error
 
