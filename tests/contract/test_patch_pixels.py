@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import openslide
 import pytest
 
 from eosin.config.patches import PatchesConfig
+from eosin.errors import MissingDependency, UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
 from eosin.patches.geometry import box_of
@@ -101,3 +103,31 @@ def test_prefetch_threads_cache_and_cut_do_not_change_the_patches(snapshot: Snap
     assert [len(batch.pixels) for batch in alone] == [20, 1, 0, 3]
     assert np.array_equal(np.concatenate([batch.pixels for batch in alone[:2]]), together[0].pixels)
     assert np.array_equal(alone[3].pixels, together[1].pixels[[1, 0, 1]])
+
+
+@pytest.mark.parametrize(("library", "decoder"), [("nvidia.nvimgcodec", "nvimgcodec"), ("cucim", "cucim")])
+@pytest.mark.parametrize("mpp", [0.25, 1.0])
+def test_the_other_decoders_show_the_same_pixels(
+    snapshot: Snapshot, tmp_path: Path, library: str, decoder: str, mpp: float
+) -> None:
+    pytest.importorskip(library)
+    changes = {"mpp": (mpp,), "reader": "stage", "stage_dir": str(tmp_path)}
+    other, cpu = (read(snapshot, decoder=name, **changes) for name in (decoder, "cpu"))
+    assert other.requests == cpu.requests
+    assert len({request.slide for request in cpu.requests}) == 3
+    assert np.abs(other.pixels.astype(int) - cpu.pixels).max() <= 1
+
+
+def test_cucim_without_staging_is_refused(snapshot: Snapshot) -> None:
+    with pytest.raises(UserError, match="local files"):
+        read(snapshot, decoder="cucim")
+
+
+@pytest.mark.parametrize(("module", "decoder"), [("nvidia", "nvimgcodec"), ("cucim", "cucim")])
+def test_an_absent_library_is_named_with_its_cure(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, decoder: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependency) as raised:
+        read(snapshot, decoder=decoder, reader="stage", stage_dir=str(tmp_path))
+    assert raised.value.hint == "pip install 'eosin[gpu]'"

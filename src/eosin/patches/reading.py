@@ -55,16 +55,17 @@ class Reading:
 
 
 def plan_reading(
-    request: PatchRequest, header: SlideHeader, patch_px: int, tolerance: float
-) -> Reading:  # fmt: skip
+    request: PatchRequest, header: SlideHeader, patch_px: int, tolerance: float, max_denominator: int = 8
+) -> Reading:
     """How to read `request` from tiles: from the best level, JPEG scaled down while it is decoded.
 
     A JPEG tile decoded at 1/2, 1/4 or 1/8 costs a fraction of the whole; it is done where the scaled
-    level is still at least as fine as the patch.
+    level is still at least as fine as the patch, up to 1 / `max_denominator`.
     """
     box = box_of(request, header, patch_px, tolerance)
     level = header.levels[box.level]
-    denominator = _denominator(level, min(box.width_px, box.height_px) / patch_px)
+    factor = min(box.width_px, box.height_px) / patch_px
+    denominator = _denominator(level, min(factor, max_denominator))
     if denominator == 1:
         return Reading(request, box, level, 1)
     view = replace(

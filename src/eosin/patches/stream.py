@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from eosin.config.patches import PatchesConfig
-from eosin.errors import PermanentError
+from eosin.errors import PermanentError, UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
 from eosin.patches.reader import PatchReader, Pixels
@@ -160,7 +160,11 @@ def _source(store: Store, config: PatchesConfig, pool: StagePool | None) -> Byte
 
 
 def _pool(store: Store, snapshot: Snapshot, config: PatchesConfig) -> StagePool | None:
-    """The pool of staged slides, where anything will be staged."""
+    """The pool of staged slides, where anything will be staged. Raises `UserError` for a way cuCIM lacks."""
+    if config.decoder == "cucim" and config.reader != "stage":
+        raise UserError(
+            "cuCIM reads local files alone", hint="set patches.reader=stage beside patches.decoder=cucim"
+        )
     local = any(snapshot.rows[number].header.access == "local" for number in snapshot.usable)
     if config.reader != "stage" and not local:
         return None

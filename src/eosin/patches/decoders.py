@@ -1,0 +1,134 @@
+"""Tile decoders behind one interface. The configuration pins one: they differ by a grey level or two."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.errors import MissingDependency
+from eosin.slides.decode import decode_tile
+from eosin.slides.errors import SlideError
+from eosin.slides.jpeg import complete_jpeg
+from eosin.slides.model import Level
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class EncodedTile:
+    """Bytes of one tile of `level`, wanted at 1 / `denominator` of its size."""
+
+    level: Level
+    data: bytes
+    denominator: int
+
+
+class TileDecoder(Protocol):
+    max_denominator: int
+    """How far it scales JPEG tiles down while decoding; 1: not at all."""
+
+    def decode(self, tiles: Sequence[EncodedTile]) -> list[Pixels | SlideError]:
+        """RGB [h, w, 3] of each tile, or `SlideError` (`corrupt-tile`). Thread-safe."""
+        ...
+
+
+def tile_decoder(name: str) -> TileDecoder:
+    """The decoder that `patches.decoder` names. Raises `MissingDependency` where its library is absent."""
+    return NvImageCodecDecoder() if name == "nvimgcodec" else CpuDecoder()
+
+
+class CpuDecoder:
+    """libjpeg-turbo, scaled in the DCT domain, and imagecodecs."""
+
+    max_denominator = 8
+
+    def decode(self, tiles: Sequence[EncodedTile]) -> list[Pixels | SlideError]:
+        return [decode_one(tile) for tile in tiles]
+
+
+class NvImageCodecDecoder:
+    """nvImageCodec, whole tiles in batches: on the GPU where there is one, else on the CPU.
+
+    Tiles it would show in wrong colours (YCbCr JPEG 2000, gray) or cannot read go to the CPU decoder.
+    Pixels come back to host memory. The GPU path has not been run yet.
+    """
+
+    max_denominator = 1
+
+    def __init__(self) -> None:
+        self._library = _nvimgcodec()
+        self._threads = threading.local()
+
+    def decode(self, tiles: Sequence[EncodedTile]) -> list[Pixels | SlideError]:
+        mine = [place for place, tile in enumerate(tiles) if _is_safe(tile.level)]
+        found: dict[int, Pixels | SlideError] = {}
+        if mine:
+            found = dict(zip(mine, self._decode([tiles[place] for place in mine]), strict=True))
+        return [found[i] if i in found else decode_one(tile) for i, tile in enumerate(tiles)]
+
+    def _decode(self, tiles: list[EncodedTile]) -> list[Pixels | SlideError]:
+        parameters = self._library.DecodeParams(color_spec=self._library.ColorSpec.SRGB)
+        try:
+            streams = [_stream(tile) for tile in tiles]
+        except SlideError:  # one damaged tile must not cost the others theirs
+            return [decode_one(tile) for tile in tiles]
+        images = self._decoder().decode(streams, params=parameters)
+        return [_to_host(image, tile) for image, tile in zip(images, tiles, strict=True)]
+
+    def _decoder(self) -> Any:
+        """One a thread: a decoder may not be shared."""
+        if not hasattr(self._threads, "decoder"):
+            self._threads.decoder = _open_decoder(self._library)
+        return self._threads.decoder
+
+
+def decode_one(tile: EncodedTile) -> Pixels | SlideError:
+    """The tile by the CPU decoder."""
+    try:
+        return decode_tile(tile.level, tile.data, tile.denominator)
+    except SlideError as error:
+        return error
+
+
+def _nvimgcodec() -> Any:
+    try:
+        from nvidia import nvimgcodec
+    except ImportError as error:
+        raise MissingDependency("nvImageCodec", "gpu") from error
+    return nvimgcodec
+
+
+def _open_decoder(library: Any) -> Any:
+    """On the current GPU; without one both arguments are needed, or it looks for a driver and fails."""
+    import torch
+
+    if torch.cuda.is_available():
+        return library.Decoder(device_id=torch.cuda.current_device())
+    backend = library.Backend(library.BackendKind.CPU_ONLY)
+    return library.Decoder(
+        device_id=library.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[backend], max_num_cpu_threads=1
+    )
+
+
+def _is_safe(level: Level) -> bool:
+    if level.compression == "jpeg":
+        return level.color_space != "gray"
+    return level.compression == "jpeg2000" and level.color_space == "rgb"
+
+
+def _stream(tile: EncodedTile) -> bytes:
+    return complete_jpeg(tile.level, tile.data) if tile.level.compression == "jpeg" else tile.data
+
+
+def _to_host(image: Any, tile: EncodedTile) -> Pixels | SlideError:
+    if image is None:
+        return SlideError("corrupt-tile", "nvImageCodec cannot decode a tile")
+    pixels = np.array(image.cpu(), dtype=np.uint8)
+    if pixels.shape != (tile.level.tile_height_px, tile.level.tile_width_px, 3):
+        return SlideError("corrupt-tile", f"a tile decodes to {pixels.shape}")
+    return pixels
