@@ -10,7 +10,7 @@ from typing import Literal
 from eosin.errors import UserError
 
 # Part of every fingerprint: raised when the same config and seed would give other bytes.
-GENERATOR_VERSION = 4
+GENERATOR_VERSION = 5
 
 SlideCompression = Literal["jpeg", "jpeg-rgb", "jpeg2000-ycbcr", "jpeg2000-rgb", "lzw", "deflate", "none"]
 COMPRESSIONS: tuple[SlideCompression, ...] = (

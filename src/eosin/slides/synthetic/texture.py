@@ -66,7 +66,7 @@ def draw_tissue(
     cytoplasm = _smoothed(nuclei, 3.0 / mpp)
     fibres = _fibres(width_px, height_px, mpp, angle, rng)
     clouds = _noise(width_px, height_px, 60.0 / mpp, rng)
-    strength = rng.uniform(0.03, 0.12)
+    strength = rng.uniform(0.02, 0.07)
     eosin = np.clip(0.40 + strength * fibres + 0.05 * clouds + 0.15 * cytoplasm, 0.03, None) * (1 - gaps)
     ground = rng.uniform(0.03, 0.14)
     haematoxylin = np.maximum(nuclei, ground * (1 + 0.3 * clouds) * (1 - gaps))
@@ -122,7 +122,7 @@ def _nucleus_bank(num: int, tissue: TissueClass, mpp: float, angle: float, rng: 
     aspect = np.maximum(tissue.aspect * np.exp(rng.normal(0, 0.10, num)), 1.0)
     long_axis = _each(diameter * np.sqrt(aspect) / 2)
     short_axis = _each(diameter / np.sqrt(aspect) / 2)
-    turn = _each(angle + rng.normal(0, 0.22, num))
+    turn = _each(angle + rng.normal(0, 0.15, num))
     half = int(np.ceil(long_axis.max() * 1.2)) + 2
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
     u = (x * np.cos(turn) + y * np.sin(turn)) / long_axis
