@@ -33,11 +33,11 @@ def _metric_chart(task: str, name: str, results: Sequence[Result]) -> Chart:
     points = tuple(
         Point(float(r.step or 0), r.mean or 0.0, r.std or 0.0, model_label(r.model)) for r in steps
     )
-    better = "higher" if results[0].higher_is_better is not False else "lower"
+    arrow = "↑" if results[0].higher_is_better is not False else "↓"
     return Chart(
         title=f"{task}: {metric_name(name)}",
         x_label="training step",
-        y_label=f"{metric_name(name)} ({better} is better)",
+        y_label=f"{metric_name(name)} {arrow}",
         series=(Series(metric_name(name), points),) if points else (),
         levels=tuple((r.model, r.mean) for r in results if r.step is None and r.mean is not None),
     )

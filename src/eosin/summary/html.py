@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,25 +19,10 @@ from eosin.summary.results import model_order
 
 def to_html(report: Report) -> str:
     """The page. Every name in it is escaped; nothing in it is fetched from anywhere."""
-    environment = Environment(
-        loader=PackageLoader("eosin.summary"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {
-        "figure": names.figure,
-        "number": names.number,
-        "signed": names.signed,
-        "metric_name": names.metric_name,
-        "model_label": names.model_label,
-        "picture": _data_uri,
-    }
-    environment.globals |= {"arrow": arrow, "draw": _draw, "legend": svg.legend}
-    source = environment.loader
-    assert source is not None
-    style = source.get_source(environment, "summary.css")[0]
+    environment, style = _template()
     page = environment.get_template("summary.html.j2").render(
         report=report,
-        style=Markup(style),
+        style=style,
         metric_charts=charts.metric_charts(report.results),
         scatter_charts=charts.scatter_charts(report.results),
         spectrum_charts=charts.spectrum_charts(report.records),
@@ -44,6 +30,26 @@ def to_html(report: Report) -> str:
         details=[_task_details(record) for record in _newest(report.records)],
     )
     return page + "\n"
+
+
+@cache
+def _template() -> tuple[Environment, Markup]:
+    """The environment, which keeps the compiled template, and the style sheet."""
+    loader = PackageLoader("eosin.summary")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "figure": names.figure,
+        "number": names.number,
+        "signed": names.signed,
+        "metric_name": names.metric_name,
+        "model_label": names.model_label,
+        "picture": _data_uri,
+        "markup": Markup,
+    }
+    environment.globals |= {"arrow": arrow, "draw": _draw, "legend": svg.legend}
+    return environment, Markup(loader.get_source(environment, "summary.css")[0])
 
 
 def _draw(chart: svg.Chart) -> Markup:

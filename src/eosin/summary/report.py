@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -10,12 +11,15 @@ from typing import Any
 
 from eosin.config import difference, dump_config
 from eosin.records import MetricRecord, TeacherCard
+from eosin.summary.events import Event
 from eosin.summary.headline import Line, all_lines, headline
 from eosin.summary.names import model_label
 from eosin.summary.published import PatchSet, Published
 from eosin.summary.results import Result, collect_results
 from eosin.summary.slides_view import SlidesView, view_slides
 from eosin.summary.training_log import TrainingLog, read_training_log
+
+_MAX_WARNINGS = 30
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Report:
     differences: tuple[str, ...] | None
     """Configuration against its recipe, `a.b: old → new`; None where the recipe is not packaged."""
     config_yaml: str
+    warnings: tuple[tuple[str, str], ...]
+    """(step, text) of the warnings that steps logged, each once."""
     provenance: dict[str, Any]
 
     @property
@@ -80,8 +86,18 @@ def build_report(published: Published) -> Report:
         log=read_training_log(published.events),
         differences=differences,
         config_yaml=dump_config(config),
+        warnings=_warnings(published.events),
         provenance=_provenance(published),
     )
+
+
+def _warnings(events: Sequence[Event]) -> tuple[tuple[str, str], ...]:
+    texts = (
+        (event.source, str(event.fields.get("message") or event.fields.get("detail") or ""))
+        for event in events
+        if event.name == "warning"
+    )
+    return tuple(dict.fromkeys((source, text) for source, text in texts if text))[:_MAX_WARNINGS]
 
 
 def _tree(config: Any) -> dict[str, Any]:

@@ -89,10 +89,10 @@ def render(chart: Chart) -> str:
     return "".join(parts)
 
 
-def legend(chart: Chart) -> list[tuple[int, str]]:
-    """(number of the series, name) where there is more than one."""
-    named = [(i, s.name) for i, s in enumerate(s for s in chart.series if s.points)]
-    return named if len(named) > 1 else []
+def legend(chart: Chart) -> list[tuple[str, str]]:
+    """(swatch as an `<svg>` element, name) of each series, where there is more than one."""
+    drawn = [s for s in chart.series if s.points]
+    return [(_swatch(i, s), s.name) for i, s in enumerate(drawn)] if len(drawn) > 1 else []
 
 
 def nice_ticks(low: float, high: float, *, target: int = 4) -> list[float]:
@@ -122,7 +122,8 @@ def _axes(chart: Chart, series: Sequence[Series]) -> tuple[_Axis, _Axis]:
         ys.append(0.0)
     y_axis = _padded(ys, 0.08)
     low = 0.0 if chart.y_from_zero or (y_axis.low < 0 <= min(ys)) else y_axis.low
-    return _padded(xs, 0.0), _Axis(low, y_axis.high)
+    x_room = 0.0 if any(s.line for s in series) else 0.05
+    return _padded(xs, x_room), _Axis(low, y_axis.high)
 
 
 def _padded(values: Sequence[float], share: float) -> _Axis:
@@ -222,6 +223,13 @@ def _draw(series: Series, number_of: int, x_axis: _Axis, y_axis: _Axis) -> list[
             text = f"{series.name}, {point.label or _tick(point.x)}: {number(point.y)}{spread}"
             parts.append(_marker(number_of, x, y, style, text))
     return parts
+
+
+def _swatch(number_of: int, series: Series) -> str:
+    style = f"s{number_of % 6}"
+    line = _path([(1.0, 7.0), (33.0, 7.0)], False, style, _DASHES[number_of % 4]) if series.line else ""
+    marker = "" if series.marked is False else _marker(number_of, 17.0, 7.0, style, series.name)
+    return f'<svg viewBox="0 0 34 14" aria-hidden="true">{line}{marker}</svg>'
 
 
 def _path(places: Sequence[tuple[float, float]], stepped: bool, style: str, dash: str) -> str:

@@ -1,0 +1,95 @@
+"""Events of a training that was interrupted, replayed, and cut short."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eosin.layout import RunLayout
+from eosin.storage import open_store
+from eosin.summary.events import Event, read_events
+from eosin.summary.training_log import read_training_log
+
+
+def _event(seconds: float, name: str, /, source: str = "train-00000", **fields: Any) -> Event:
+    return Event(seconds, source, name, fields)
+
+
+def _step(seconds: float, step: int, loss: float, **fields: Any) -> Event:
+    return _event(seconds, "step", step=step, loss=loss, **fields)
+
+
+def test_the_newest_word_on_a_step_counts() -> None:
+    events = [
+        _step(0, 10, 5.0),
+        _step(60, 20, 4.0),
+        _step(120, 10, 5.5),
+        _step(180, 20, 4.5),
+        _step(240, 30, 3.0),
+    ]
+    log = read_training_log(events)
+    assert log is not None
+    assert log.terms["loss"] == [(10.0, 5.5), (20.0, 4.5), (30.0, 3.0)]
+    assert log.num_replayed == 2
+
+
+def test_terms_are_whatever_the_loss_has() -> None:
+    log = read_training_log(
+        [_step(0, 1, 3.0, dino=2.0, kde=0.5, lr=1e-3, world_size=2, note="x", finite=True)]
+    )
+    assert log is not None
+    assert list(log.terms) == ["loss", "dino", "kde"]
+    assert log.lr == [(1.0, 1e-3)]
+
+
+def test_time_counts_from_the_first_step() -> None:
+    events = [
+        _event(40, "world", world_size=2),
+        _step(100, 1, 3.0, world_size=2, patches_per_s=50.0),
+        _event(130, "node-lost", source="launch", node="b"),
+        _step(160, 2, 3.0, world_size=1, patches_per_s=25.0),
+        _event(170, "progress", done=1, total=2),
+        _event(180, "world", source="decode-00000"),
+    ]
+    log = read_training_log(events)
+    assert log is not None
+    assert log.world_size == [(0.0, 2.0), (1.0, 1.0)]
+    assert [(event.minutes, event.name) for event in log.world_events] == [
+        (-1.0, "world"),
+        (0.5, "node-lost"),
+    ]
+
+
+def test_without_a_step_there_is_no_training_log() -> None:
+    assert read_training_log([]) is None
+    assert read_training_log([_event(0, "step", step="three", loss=None)]) is None
+
+
+def test_many_events_are_cut_and_counted() -> None:
+    events = [_step(0, 1, 3.0), *(_event(i, "restart", attempt=i) for i in range(100))]
+    log = read_training_log(events)
+    assert log is not None
+    assert (len(log.world_events), log.num_more_events) == (60, 40)
+    assert log.world_events[-1].text == "attempt 99"
+
+
+def test_lines_that_are_no_events_are_passed_over(tmp_path: Path) -> None:
+    good = json.dumps({"time": "2026-01-01T00:00:01+00:00", "source": "train", "event": "step", "step": 1})
+    earlier = json.dumps({"time": "2026-01-01T00:00:00+00:00", "source": "index", "event": "done"})
+    bad = [
+        "",
+        "[]",
+        "{}",
+        '{"time": 5}',
+        '{"time": "yesterday", "source": "a", "event": "b"}',
+        good[:30],
+        "\x00\xff",
+    ]
+    store = open_store(str(tmp_path))
+    store.put(RunLayout.log("train", "1"), "\n".join([*bad, good]).encode("utf-8", "surrogateescape"))
+    store.put(RunLayout.log("index", "2"), (earlier + "\n").encode())
+    assert [(event.source, event.name) for event in read_events(store)] == [
+        ("index", "done"),
+        ("train", "step"),
+    ]
