@@ -68,26 +68,36 @@ class Trainer:
         return Outcome(synchronize(self.learner, step), loss)
 
     def run(
-        self, source: PatchSource, start: Outcome, publisher: Publisher | None, slide_name: SlideName
+        self,
+        source: PatchSource,
+        start: Outcome,
+        publisher: Publisher | None,
+        slide_name: SlideName,
+        *,
+        until: int | None = None,
     ) -> Outcome:
-        """Train from `start` to the last step."""
+        """Train from `start` to step `until` (None: the last one)."""
         set_step(self.learner, start.step)
+        end = self.config.train.num_steps if until is None else until
         progress = Progress(self.config, self.world, self.log, start.step)
-        batches = source.batches(self._wanted(start.step))
+        batches = source.batches(self._wanted(start.step, end))
         outcome = start
-        for step in range(start.step, self.config.train.num_steps):
+        for step in range(start.step, end):
             waiting_s = time.monotonic()
             batch = next(batches)
             progress.waited(time.monotonic() - waiting_s)
-            try:
-                result = self.learner.step(step, self._slots(step, batch))
-            except NonFinite as error:
-                raise self._explain(error, batch, slide_name) from error
+            result = self._step(step, batch, slide_name)
             outcome = Outcome(step + 1, result.loss)
             progress.step(outcome.step, result)
             if publisher is not None:
                 self._publish(publisher, outcome, result)
         return outcome
+
+    def _step(self, step: int, batch: PatchBatch, slide_name: SlideName) -> StepResult:
+        try:
+            return self.learner.step(step, self._slots(step, batch))
+        except NonFinite as error:
+            raise self._explain(error, batch, slide_name) from error
 
     def _network(self) -> Network:
         """Rank 0 loads a warm start, the others get it from rank 0."""
@@ -97,9 +107,9 @@ class Trainer:
         self.log.event("init", **report.summary())
         return network
 
-    def _wanted(self, start: int) -> Iterator[tuple[int, list[int]]]:
+    def _wanted(self, start: int, end: int) -> Iterator[tuple[int, list[int]]]:
         indices = batch_indices(self.world.own_slots, self.config.train.slot_size)
-        return ((step, indices) for step in range(start, self.config.train.num_steps))
+        return ((step, indices) for step in range(start, end))
 
     def _slots(self, step: int, batch: PatchBatch) -> dict[int, Slot]:
         """Crops slot by slot, so that their bits do not depend on who owns which."""
