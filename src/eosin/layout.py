@@ -16,6 +16,8 @@ class IndexLayout:
     LATEST = "LATEST.json"
     SNAPSHOTS = "snapshots/"
     SCANS = "scans/"
+    TILES = "tiles/"
+    THUMBNAILS = "thumbnails/"
 
     @staticmethod
     def shard(scan_id: str, shard: int, num_shards: int) -> str:
@@ -115,6 +117,11 @@ class RunLayout:
     @staticmethod
     def patch_set_shard_marker(name: str, shard: int, num_shards: int) -> str:
         return f"patches/{name}/{shard:05d}-of-{num_shards:05d}.json"
+
+    @staticmethod
+    def patch_set_marker_of(shard_key: str) -> str:
+        """The marker beside a shard, given the shard's key."""
+        return f"{shard_key.removesuffix('.parquet')}.json"
 
     @staticmethod
     def patch_set_manifest(name: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,6 +137,27 @@ class S3Store:
         for start in range(0, len(keys), _DELETE_BATCH):
             batch = list(keys[start : start + _DELETE_BATCH])
             self._call("delete", batch[0], lambda batch=batch: self._delete(batch))  # type: ignore[misc]
+
+    def remove_unfinished(self, *, older_than_s: float) -> Sequence[str]:
+        """Abort multipart uploads that killed processes have left behind; returns their keys."""
+        limit_s = time.time() - older_than_s
+        boto = self._clients.boto
+
+        def uploads() -> Any:
+            pages = boto.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=self.prefix
+            )
+            return [each for page in pages for each in page.get("Uploads", [])]
+
+        def abort(upload: Any) -> None:
+            named = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+            self._call("delete", "", lambda: boto.abort_multipart_upload(Bucket=self.bucket, **named))
+
+        stale = [each for each in self._call("list", "", uploads) if each["Initiated"].timestamp() < limit_s]
+        for each in stale:
+            with suppress(NotFound):  # completed or aborted since it was listed
+                abort(each)
+        return [each["Key"].removeprefix(self.prefix) for each in stale]
 
     def make_bucket(self) -> None:
         """Make the bucket unless it is there and ours."""
@@ -280,7 +303,6 @@ def _info(key: str, size_bytes: int, etag: str, modified_s: float) -> ObjectInfo
 
 
 def _http_date_s(text: str | None) -> float:
-    import time
     from email.utils import parsedate_to_datetime
 
     return parsedate_to_datetime(text).timestamp() if text else time.time()

@@ -1,0 +1,96 @@
+"""From runs and indexes to what can go, and its deletion."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from eosin.errors import UserError
+from eosin.retention import index_objects, run_objects
+from eosin.retention.model import Age, Doomed, GcResult
+from eosin.retention.run_objects import Run
+from eosin.storage import Store, open_store
+
+DAY_S = 24 * 3600.0
+_Doomed = list[tuple[Store, Doomed]]
+
+
+@runtime_checkable
+class _Sweeps(Protocol):
+    def remove_unfinished(self, *, older_than_s: float) -> Sequence[str]: ...
+
+
+def collect(
+    runs: Sequence[str], indexes: Sequence[str] = (), *, delete: bool = False, min_age_s: float = DAY_S
+) -> GcResult:
+    """List what nothing needs in `runs` (runs, or folders of runs) and `indexes`; delete it on demand.
+
+    An index is judged by the runs named here, so name every folder whose runs read it. Left alone:
+    what is younger than `min_age_s`; a run that cannot be understood, and then every snapshot, since
+    that run might need any; likewise while a young run has pinned nothing yet. Raises `UserError`
+    where a URI holds no run.
+    """
+    if min_age_s < 0:
+        raise UserError("a negative age protects nothing", hint="give hours of at least 0")
+    age = Age(time.time() - min_age_s)
+    doomed, kept = _judge(runs, indexes, age)
+    if delete:
+        doomed = _delete(doomed, runs, indexes, age, kept)
+    return GcResult(deleted=delete, doomed=tuple(each for _, each in doomed), kept=tuple(kept))
+
+
+def _judge(runs: Sequence[str], indexes: Sequence[str], age: Age) -> tuple[_Doomed, list[str]]:
+    """What can go, with its store, and why other things are kept. Deletes nothing."""
+    found = [run for uri in runs for run in _runs_at(uri)]
+    doomed = [(run.store, each) for run in found for each in run_objects.spare_objects(run, age)]
+    kept = [*(run.problem for run in found if run.problem), *_undecided(found, age)]
+    blocked = bool(kept) or not found
+    pinned = {run.pin.snapshot_id for run in found if run.pin is not None}
+    for uri in indexes:
+        if blocked:
+            kept.append(f"all of {uri}: a run may need any part of it")
+            continue
+        store = open_store(uri)
+        doomed += [(store, each) for each in index_objects.spare_objects(store, pinned, age, kept)]
+    return doomed, kept
+
+
+def _runs_at(uri: str) -> list[Run]:
+    found = run_objects.find_runs(uri)
+    if not found:
+        raise UserError(f"there is no run at {uri}", hint="name a run, or the folder that holds runs")
+    return found
+
+
+def _undecided(found: Sequence[Run], age: Age) -> list[str]:
+    """Runs at work that have yet to say which snapshot they read."""
+    return [
+        f"{run.store.uri} is young and pins no snapshot yet"
+        for run in found
+        if run.pin is None and not run.problem and age.is_young(run.objects)
+    ]
+
+
+def _delete(
+    doomed: _Doomed, runs: Sequence[str], indexes: Sequence[str], age: Age, kept: list[str]
+) -> _Doomed:
+    """Delete what a second judgement, made now, finds doomed as well; returns that.
+
+    A first judgement of a large index takes minutes, in which a run may pin a snapshot.
+    """
+    again = {each for _, each in _judge(runs, indexes, age)[0]}
+    gone = []
+    for store, each in doomed:
+        if each not in again:
+            kept.append(f"{each.uri}: it changed meanwhile")
+            continue
+        # The marker goes first, on its own, so that a kill half-way leaves nothing that looks whole.
+        store.delete(each.keys[:1])
+        store.delete(each.keys[1:])
+        gone.append((store, each))
+    for uri in (*runs, *indexes):
+        store = open_store(uri)
+        if isinstance(store, _Sweeps):
+            store.remove_unfinished(older_than_s=time.time() - age.limit_s)
+    return gone
