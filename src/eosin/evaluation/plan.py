@@ -21,7 +21,7 @@ def list_evaluations(run_uri: str) -> list[dict[str, str]]:
     models = models_to_judge(run_uri, config, store)
     if not models:
         raise UserError(
-            f"run {run_uri} has exported no teacher yet", hint=f"run `eosin train --run {run_uri}` first"
+            f"run {run_uri} has exported no teacher yet", hint=f"run `eosin train {run_uri}` first"
         )
     return [{"model": model, "task": task.name} for model in models for task in config.evaluate.tasks]
 
