@@ -8,14 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.config.patches import PatchesConfig
-from eosin.index.snapshot import Snapshot
+from eosin.index.snapshot import SlideRow, Snapshot
 from eosin.patches.draws import Float64, uniforms
 from eosin.patches.eligible import Eligible, Split, find_eligible
 from eosin.patches.geometry import extent_px
 from eosin.patches.request import PatchRequest
+from eosin.patches.tissue_lookup import TissueLookup
 
-# Candidate positions of a patch, by round; a next round is drawn only where all before it show too little.
-_CANDIDATES = (32, 256, 2048)
+# Candidate positions of a patch; more are drawn only where all before them show too little tissue.
+_CANDIDATES = 32
+_MORE_CANDIDATES = (256, 2048)
+_Place = tuple[int, int]
 
 
 class Sampler:
@@ -34,6 +37,9 @@ class Sampler:
         self.config = config
         self.seed = seed
         self.split = split
+        # The slack keeps rounding, which differs between machines, from deciding at exact shares.
+        self._enough = config.min_foreground - 1e-9
+        self._tissue = TissueLookup()
         self._eligible: Eligible = find_eligible(snapshot, config, split)
 
     @property
@@ -54,7 +60,7 @@ class Sampler:
         """As `draw` for each of `indices`, cheaper together."""
         visits = [i // self.config.patches_per_visit for i in indices] if attempt == 0 else indices
         slides = uniforms(self.seed, f"visit{attempt}", step, visits, 1)[:, 0]
-        drawn = uniforms(self.seed, f"spot{attempt}", step, indices, 1 + 2 * _CANDIDATES[0])
+        drawn = uniforms(self.seed, f"spot{attempt}", step, indices, 1 + 2 * _CANDIDATES)
         return tuple(
             self._place(step, index, attempt, self._eligible.pick(slide), row)
             for index, slide, row in zip(indices, slides, drawn, strict=True)
@@ -62,30 +68,50 @@ class Sampler:
 
     def _place(self, step: int, index: int, attempt: int, slide: int, drawn: Float64) -> PatchRequest:
         mpp = self.config.mpp[self._eligible.pick_mpp(slide, drawn[0])]
-        candidates = drawn[1:]
-        best, most = (0, 0), -1.0
-        for number in range(len(_CANDIDATES)):
-            if number:
-                stream = f"spot{attempt}.{number}"
-                candidates = uniforms(self.seed, stream, step, [index], 2 * _CANDIDATES[number])[0]
-            position, foreground = self._best_of(slide, mpp, candidates)
-            if foreground > most:
-                best, most = position, foreground
-            if most >= self.config.min_foreground:
+        number = int(self._eligible.rows[slide])
+        row = self.snapshot.rows[number]
+        place, share = self._first_of(number, row, mpp, drawn[1:])
+        for round_number, num_candidates in enumerate(_MORE_CANDIDATES, 1):
+            if share >= self._enough:
                 break
-        row = int(self._eligible.rows[slide])
-        return PatchRequest(step, index, row, best[0], best[1], mpp, attempt)
+            stream = f"spot{attempt}.{round_number}"
+            more = uniforms(self.seed, stream, step, [index], 2 * num_candidates)[0]
+            other, other_share = self._best_of(row, mpp, more)
+            if other_share > share:
+                place, share = other, other_share
+        return PatchRequest(step, index, number, place[0], place[1], mpp, attempt)
 
-    def _best_of(self, slide: int, mpp: float, candidates: Float64) -> tuple[tuple[int, int], float]:
-        """The first candidate with enough tissue, else the one with most; and its share of tissue."""
-        row = self.snapshot.rows[int(self._eligible.rows[slide])]
-        finest, tissue = row.header.levels[0], row.tissue
-        assert tissue is not None
+    def _first_of(self, number: int, row: SlideRow, mpp: float, candidates: Float64) -> tuple[_Place, float]:
+        """The first candidate with enough tissue, else the one with most; looked at one by one."""
         width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
-        half = len(candidates) // 2
-        x = np.floor(candidates[:half] * (finest.width_px - np.ceil(width_px) + 1)).astype(np.int64)
-        y = np.floor(candidates[half:] * (finest.height_px - np.ceil(height_px) + 1)).astype(np.int64)
-        shares = tissue.fraction(x, y, width_px, height_px)
-        enough = np.flatnonzero(shares >= self.config.min_foreground)
+        assert row.tissue is not None
+        best, most = (0, 0), -1.0
+        for x, y in zip(*self._positions(row, mpp, candidates), strict=True):
+            place = int(x), int(y)
+            share = self._tissue.share(number, row.tissue, *place, width_px, height_px)
+            if share > most:
+                best, most = place, share
+            if share >= self._enough:
+                break
+        return best, most
+
+    def _best_of(self, row: SlideRow, mpp: float, candidates: Float64) -> tuple[_Place, float]:
+        """As `_first_of`, for so many candidates that the summed-area table pays."""
+        width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
+        assert row.tissue is not None
+        x, y = self._positions(row, mpp, candidates)
+        shares = row.tissue.fraction(x, y, width_px, height_px)
+        enough = np.flatnonzero(shares >= self._enough)
         chosen = int(enough[0]) if len(enough) else int(np.argmax(shares))
         return (int(x[chosen]), int(y[chosen])), float(shares[chosen])
+
+    def _positions(
+        self, row: SlideRow, mpp: float, candidates: Float64
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Top-left corners, in level-0 pixels, uniform over those that keep the patch inside the slide."""
+        finest = row.header.levels[0]
+        width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
+        half = len(candidates) // 2
+        x = np.floor(candidates[:half] * (finest.width_px - np.ceil(width_px) + 1))
+        y = np.floor(candidates[half:] * (finest.height_px - np.ceil(height_px) + 1))
+        return x.astype(np.int64), y.astype(np.int64)
