@@ -39,7 +39,7 @@ def pretrain(
     Args:
         run: URI of the run, s3://bucket/runs/NAME. The same URI again continues it.
         slides: URI of the folder of slides; empty: the recipe's, or those of the index.
-        index: URI of the index; empty: indexes/default beside the folder of runs.
+        index: URI of the index; empty: one a folder of slides, indexes/NAME beside the folder of runs.
         recipe: Name of a recipe, or the URI of a configuration.
         settings: Overrides of the recipe, each "section.key=value".
         backend: Where training runs: "jobset" (a JobSet across node pools) or "local" (torchrun in the pod).

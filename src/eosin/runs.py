@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+
 from eosin.config import RunConfig, difference, dump_config, load_config
 from eosin.errors import UserError
 from eosin.layout import RunLayout
@@ -10,12 +13,29 @@ from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_st
 
 
 def resolve(config: RunConfig, run_uri: str) -> RunConfig:
-    """`config` with the index URI filled in: `indexes/default` beside the folder of runs."""
-    if config.index.uri:
-        return config
-    parent = run_uri.rstrip("/").rsplit("/", 1)[0]
-    index = config.index.model_copy(update={"uri": join_uri(parent, "indexes/default")})
-    return config.model_copy(update={"index": index})
+    """`config` with whole URIs, and the index's filled in: one a folder of slides, beside the runs.
+
+    `s3://bucket/runs/NAME` with slides in `s3://bucket/slides/tcga` gives
+    `s3://bucket/indexes/tcga-1f0c…`; the digits are of the whole slides URI.
+    """
+    slides_uri = join_uri(config.slides.uri) if config.slides.uri else ""
+    index_uri = join_uri(config.index.uri or _beside_the_runs(run_uri, slides_uri))
+    slides = config.slides.model_copy(update={"uri": slides_uri})
+    index = config.index.model_copy(update={"uri": index_uri})
+    return config.model_copy(update={"slides": slides, "index": index})
+
+
+def _beside_the_runs(run_uri: str, slides_uri: str) -> str:
+    runs, _, _ = join_uri(run_uri).rpartition("/")
+    parent, _, folder = runs.rpartition("/")
+    place = parent if folder and parent and not parent.endswith("/") else runs
+    return join_uri(place, "indexes", _index_name(slides_uri))
+
+
+def _index_name(slides_uri: str) -> str:
+    digest = hashlib.sha256(slides_uri.rstrip("/").encode()).hexdigest()[:8]
+    last = re.sub(r"[^A-Za-z0-9._-]+", "-", slides_uri.rstrip("/").rpartition("/")[2]).strip("-.")
+    return f"{last or 'slides'}-{digest}"
 
 
 def prepare_run(run_uri: str, config: RunConfig) -> RunConfig:

@@ -126,10 +126,10 @@ def _local_error(path: Path, error: OSError) -> UserError:
     return UserError(f"{error.filename or path}: {error.strerror or error}", hint="mend it and run again")
 
 
-def _bar(unit: str) -> Callable[[int, int], None]:
+def _bar(unit: str) -> Callable[..., None]:
     """A counter on standard error: one line that grows on a terminal, few lines otherwise."""
 
-    def advance(done: int, total: int) -> None:
+    def advance(done: int, total: int, _what: object = None) -> None:
         if sys.stderr.isatty():
             end = "\n" if done == total else ""
             print(f"\r  {done}/{total} {unit}", end=end, file=sys.stderr, flush=True)
