@@ -1,4 +1,4 @@
-"""Submit a compiled pipeline, one run at a time; the chart's schedule runs `python -m eosin_pipelines.submit`.
+"""Submit a compiled pipeline, one run at a time: `python -m eosin_pipelines.submit`, which a schedule runs.
 
 Safe to repeat: while a run of the same experiment is going, and where the day's run is there already,
 nothing is submitted.

@@ -218,8 +218,9 @@ class Cluster:
         listed = self._read("listing quotas", self.core.list_namespaced_resource_quota, self.namespace)
         return list(listed["items"])
 
-    def can_i(self, verb: str, group: str, resource: str) -> bool:
-        """Whether this identity may do `verb` on `resource` (`pods/log` names a subresource)."""
+    def can_i(self, verb: str, group: str, resource: str, name: str = "") -> bool:
+        """Whether this identity may do `verb` on `resource` (`pods/log` names a subresource), or on the
+        one of that name."""
         plural, _, subresource = resource.partition("/")
         attributes = {
             "namespace": self.namespace,
@@ -227,6 +228,7 @@ class Cluster:
             "group": group,
             "resource": plural,
             "subresource": subresource,
+            "name": name,
         }
         review = self._read(
             "asking for permissions",

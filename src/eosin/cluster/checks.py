@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from eosin.cluster import names
 from eosin.cluster.api import Cluster, Manifest, Missing, connect
+from eosin.cluster.site import CONFIG_MAP
 from eosin.config.cluster import ClusterConfig, NodePoolConfig
 from eosin.errors import EosinError
 
@@ -17,15 +18,16 @@ _CRDS = (
     ("localqueues.kueue.x-k8s.io", "", False),
 )
 
-# Everything the launcher does, and nothing else: the chart's Role grants exactly these.
+# Everything the launcher does, and nothing else (group, resource, verbs, the one object or any): the
+# chart's Role grants exactly these.
 LAUNCHER_PERMISSIONS = (
-    (names.JOBSET_GROUP, "jobsets", ("create", "get", "list", "watch", "delete")),
-    ("policy", "poddisruptionbudgets", ("create",)),
-    ("", "pods", ("get", "list", "watch")),
-    ("", "pods/log", ("get",)),
-    ("", "events", ("list",)),
-    ("", "configmaps", ("get",)),
-    ("argoproj.io", "workflows", ("get",)),
+    (names.JOBSET_GROUP, "jobsets", ("create", "get", "list", "watch", "delete"), ""),
+    ("policy", "poddisruptionbudgets", ("create",), ""),
+    ("", "pods", ("get", "list", "watch"), ""),
+    ("", "pods/log", ("get",), ""),
+    ("", "events", ("list",), ""),
+    ("", "configmaps", ("get",), CONFIG_MAP),
+    ("argoproj.io", "workflows", ("get",), ""),
 )
 _KUEUE = "kueue.x-k8s.io"
 _TESTED_MINOR = 29
@@ -113,8 +115,8 @@ def _check_crd(cluster: Cluster, name: str, version: str, wanted: bool) -> Itera
 
 
 def _check_permissions(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
-    for group, resource, verbs in LAUNCHER_PERMISSIONS:
-        lacking = [verb for verb in verbs if not cluster.can_i(verb, group, resource)]
+    for group, resource, verbs, name in LAUNCHER_PERMISSIONS:
+        lacking = [verb for verb in verbs if not cluster.can_i(verb, group, resource, name)]
         if lacking:
             fix = "bind the chart's launcher Role to this service account (values: launcher.serviceAccounts)"
             yield ClusterCheck(f"may {resource}", "fail", f"may not {', '.join(lacking)} {resource}", fix)

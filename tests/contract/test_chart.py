@@ -1,0 +1,274 @@
+"""The Helm chart over a matrix of values: valid objects, least permissions, nothing misspelt."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eosin.cluster import names
+from eosin.cluster.checks import LAUNCHER_PERMISSIONS
+from eosin.cluster.jobset import render_jobset
+from eosin.cluster.site import CONFIG_MAP, KEY, with_site_defaults
+from eosin.config import RunConfig, load_config
+from eosin.config.cluster import ClusterConfig
+from tests.support.kubernetes import built_in_errors, check_golden, crd_errors, load_all
+from tests.support.tools import run
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "helm" / "eosin"
+GOLDEN = Path(__file__).parent / "golden" / "chart"
+IMAGES = {image: f"reg/{image}@sha256:{'0' * 64}" for image in ("index", "train", "evaluate")}
+FULL: dict[str, Any] = {
+    "images": {**IMAGES, "pullSecrets": ["registry"]},
+    "s3": {"runs": "s3://b/runs", "existingSecret": "keys", "endpointUrl": "https://s3.example",
+           "region": "eu-1", "caConfigMap": "ca"},
+    "serviceAccounts": {"train": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/r"}}},
+    "launcher": {"serviceAccounts": ["pipeline-runner", "default-editor"], "listNodes": True},
+    "cluster": {"shm_size": "32Gi", "s3": {"region": "eu-2"}, "pools": [
+        {"name": "anchor", "gpus_per_node": 8}, {"name": "spot", "spot": True, "max_nodes": 4}]},
+    "queue": {"create": True, "name": "gpus", "clusterQueue": "all"},
+    "schedule": {"enabled": True, "parameters": {"recipe": "vits16-dinov2", "settings": ["seed=1"]}},
+    "kubeflow": {"userNamespace": "pathology"},
+    "monitoring": {"podMonitor": {"enabled": True, "labels": {"release": "prom"}},
+                   "rules": {"enabled": True, "labels": {"release": "prom"}}, "dashboard": {"enabled": True}},
+    "commonLabels": {"team": "pathology"},
+}  # fmt: skip
+MATRIX: dict[str, dict[str, Any]] = {
+    "default": {},
+    "full": FULL,
+    "static-keys": {"s3": {"accessKeyId": "AK", "secretAccessKey": "SK"}},
+    "nothing-made": {
+        "serviceAccounts": {"train": {"create": False}, "steps": {"create": False}},
+        "priorityClasses": {"create": False},
+        "networkPolicy": {"enabled": False},
+    },
+    "dashboard-alone": {"monitoring": {"dashboard": {"enabled": True}}},
+}
+_NO_SCHEMA_HERE = {"PodMonitor", "PrometheusRule"}
+
+
+def helm(values: dict[str, Any], tmp_path: Path, *, release: str = "eosin") -> Any:
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return run("helm", "template", release, str(CHART), "--namespace", "pathology", "-f", str(file))
+
+
+def render(values: dict[str, Any], tmp_path: Path, **more: str) -> list[dict[str, Any]]:
+    done = helm(values, tmp_path, **more)
+    assert done.returncode == 0, done.stderr
+    return load_all(done.stdout)
+
+
+def only(objects: list[dict[str, Any]], kind: str, part: str = "") -> dict[str, Any]:
+    (found,) = [item for item in objects if item["kind"] == kind and part in item["metadata"]["name"]]
+    return found
+
+
+def preset(objects: list[dict[str, Any]]) -> ClusterConfig:
+    text = only(objects, "ConfigMap", CONFIG_MAP)["data"][KEY]
+    return load_config(yaml.safe_dump({"cluster": yaml.safe_load(text)})).cluster
+
+
+@pytest.mark.parametrize("case", MATRIX)
+def test_every_object_is_valid(case: str, tmp_path: Path) -> None:
+    for manifest in render(MATRIX[case], tmp_path):
+        if manifest["kind"] == "LocalQueue":
+            assert crd_errors(manifest, "kueue.x-k8s.io_localqueues.yaml") == []
+        elif manifest["kind"] not in _NO_SCHEMA_HERE:
+            assert built_in_errors(manifest) == [], manifest["kind"]
+
+
+@pytest.mark.parametrize("case", ["default", "full"])
+def test_golden(case: str, tmp_path: Path) -> None:
+    text = yaml.safe_dump_all(render(MATRIX[case], tmp_path), sort_keys=False, width=120)
+    check_golden(GOLDEN / f"{case}.yaml", text, update=os.environ.get("EOSIN_UPDATE_GOLDEN") == "1")
+
+
+@pytest.mark.parametrize("case", MATRIX)
+def test_recommended_labels_on_everything(case: str, tmp_path: Path) -> None:
+    for manifest in render(MATRIX[case], tmp_path):
+        labels = manifest["metadata"]["labels"]
+        wanted = {
+            f"app.kubernetes.io/{key}" for key in ("name", "instance", "version", "part-of", "managed-by")
+        }
+        assert wanted <= labels.keys(), manifest["kind"]
+        assert MATRIX[case].get("commonLabels", {}).items() <= labels.items()
+
+
+@pytest.mark.parametrize("case", MATRIX)
+def test_objects_have_names_of_their_own_in_every_release(case: str, tmp_path: Path) -> None:
+    for release in ("eosin", "a-release-with-a-name-that-is-as-long-as-helm-lets-it-be"[:53]):
+        objects = render(MATRIX[case], tmp_path, release=release)
+        keys = [(item["kind"], item["metadata"]["name"]) for item in objects]
+        assert len(keys) == len(set(keys))
+        assert all(len(name) <= 63 for _, name in keys)
+
+
+def test_lint_is_clean() -> None:
+    done = run("helm", "lint", "--strict", str(CHART))
+    assert done.returncode == 0, done.stdout
+    assert "[WARNING]" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"queue": {"nmae": "x"}}, "nmae"),
+        ({"schedul": {}}, "schedul"),
+        ({"cluster": {"pools": [{"name": "anchor", "gpu_per_node": 8}]}}, "gpu_per_node"),
+        ({"cluster": {"shm_size": "lots"}}, "shm_size"),
+        ({"cluster": {"pools": [{"name": "Anchor Pool"}]}}, "name"),
+        ({"images": {"train": "reg/train:tag with space"}}, "train"),
+        ({"images": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
+        ({"schedule": {"cron": "daily"}}, "cron"),
+        ({"schedule": {"run": "s3://b/runs/always-the-same"}}, "run"),
+        ({"s3": {"runs": "/data/runs"}}, "runs"),
+        ({"monitoring": {"rules": {"noProgress": "soon"}}}, "noProgress"),
+        ({"networkPolicy": {"storePorts": [0]}}, "storePorts"),
+        ({"priorityClasses": {"anchor": "high"}}, "anchor"),
+    ],
+)
+def test_misspelt_or_impossible_value_fails_by_name(
+    values: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    done = helm(values, tmp_path)
+    assert done.returncode != 0
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"schedule": {"enabled": True}, "images": IMAGES}, "s3.runs"),
+        ({"schedule": {"enabled": True}, "s3": {"runs": "s3://b/r"}}, "make publish"),
+        ({"s3": {"accessKeyId": "AK"}}, "s3.secretAccessKey"),
+    ],
+)
+def test_values_that_need_another_say_which(values: dict[str, Any], words: str, tmp_path: Path) -> None:
+    done = helm(values, tmp_path)
+    assert done.returncode != 0
+    assert words in done.stderr
+
+
+def test_launcher_may_do_exactly_what_it_does(tmp_path: Path) -> None:
+    granted = {
+        (group, resource, frozenset(rule["verbs"]), *rule.get("resourceNames", [""]))
+        for rule in only(render({}, tmp_path), "Role")["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert granted == {
+        (group, res, frozenset(verbs), name) for group, res, verbs, name in LAUNCHER_PERMISSIONS
+    }
+
+
+def test_every_launcher_account_is_bound_and_no_pod_of_training(tmp_path: Path) -> None:
+    objects = render(FULL, tmp_path)
+    bound = [subject["name"] for subject in only(objects, "RoleBinding")["subjects"]]
+    assert bound == ["pipeline-runner", "default-editor", "eosin-steps"]
+    assert not any(item["kind"] == "ClusterRole" for item in render({}, tmp_path))
+
+
+def test_presets_reach_the_jobset(tmp_path: Path) -> None:
+    site = preset(render(FULL, tmp_path))
+    config = RunConfig(cluster=with_site_defaults(ClusterConfig(), site))
+    jobset = render_jobset(config, "s3://b/runs/one", image=config.cluster.image)
+    assert [job["name"] for job in jobset["spec"]["replicatedJobs"]] == ["rdzv", "anchor", "spot"]
+    pods = [job["template"]["spec"]["template"]["spec"] for job in jobset["spec"]["replicatedJobs"]]
+    assert pods[1]["priorityClassName"] == "pathology-eosin-anchor"
+    assert pods[2]["priorityClassName"] == "pathology-eosin-spot"
+    assert pods[1]["containers"][0]["image"] == IMAGES["train"]
+    assert (site.s3.secret, site.s3.region, site.s3.ca_config_map) == ("keys", "eu-2", "ca")
+    assert jobset["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+
+
+def test_run_overrules_the_preset(tmp_path: Path) -> None:
+    site = preset(render(FULL, tmp_path))
+    assert with_site_defaults(ClusterConfig(shm_size="1Gi"), site).shm_size == "1Gi"
+    assert with_site_defaults(ClusterConfig(), site).shm_size == "32Gi"
+
+
+@pytest.mark.parametrize("case", MATRIX)
+def test_presets_name_only_what_the_chart_makes_or_was_told_of(case: str, tmp_path: Path) -> None:
+    objects = render(MATRIX[case], tmp_path)
+    site = preset(objects)
+    made = {(item["kind"], item["metadata"]["name"]) for item in objects}
+    for name in filter(None, (site.priority_class, site.spot_priority_class)):
+        assert ("PriorityClass", name) in made
+    if site.s3.secret and site.s3.secret != "keys":
+        assert ("Secret", site.s3.secret) in made
+
+
+def test_network_policy_selects_the_training_pods_and_nothing_else(tmp_path: Path) -> None:
+    policy = only(render({}, tmp_path), "NetworkPolicy")["spec"]
+    selector = policy["podSelector"]["matchLabels"]
+    assert selector.items() <= names.labels("any").items()
+    others = [item for item in render(FULL, tmp_path) if item["kind"] in {"Pod", "CronJob"}]
+    assert not any(selector.items() <= item["metadata"]["labels"].items() for item in others)
+
+
+def test_restricted_pod_security_of_the_charts_own_pods(tmp_path: Path) -> None:
+    objects = render(FULL, tmp_path)
+    schedule = only(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    for pod in (only(objects, "Pod")["spec"], schedule):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+
+
+def test_schedule_passes_what_the_pipeline_takes(tmp_path: Path) -> None:
+    pod = only(render(FULL, tmp_path), "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    command = pod["containers"][0]["command"]
+    (given,) = [part for part in command if part.startswith("--parameters=")]
+    parameters = json.loads(given.removeprefix("--parameters="))
+    compiled = next(iter(yaml.safe_load_all((ROOT / "pipelines" / "pretrain.yaml").read_text())))
+    assert parameters.keys() <= compiled["root"]["inputDefinitions"]["parameters"].keys()
+    assert "--run=s3://b/runs/scheduled-{date}" in command
+
+
+def test_alerts_and_dashboard_speak_of_metrics_that_training_exports(tmp_path: Path) -> None:
+    source = (ROOT / "src/eosin/training/progress.py").read_text()
+    exported = set(re.findall(r'^ {12}"(\w+)":', source, flags=re.M))
+    objects = render(FULL, tmp_path)
+    rules = json.dumps(only(objects, "PrometheusRule"))
+    board = only(objects, "ConfigMap", "dashboard")["data"]["eosin.json"]
+    used = set(re.findall(r"eosin_train_(\w+)", rules + board))
+    assert {"step", "loss", "teacher_entropy"} <= used
+    assert used <= exported
+    assert json.loads(board)["panels"]
+
+
+def test_notes_give_the_two_next_commands(tmp_path: Path) -> None:
+    notes = run("helm", "install", "eosin", str(CHART), "--dry-run=client", "--namespace", "pathology")
+    assert "helm test eosin --namespace pathology" in notes.stdout
+    assert "run create" in notes.stdout
+    assert "make publish" in notes.stdout
+
+
+def test_schema_and_readme_are_generated_from_the_values() -> None:
+    done = subprocess.run(
+        [sys.executable, "helm/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_value_is_documented() -> None:
+    lines = (CHART / "values.yaml").read_text().splitlines()
+    bare = [
+        line
+        for before, line in pairwise(lines)
+        if re.match(r"^ *[A-Za-z0-9]+: \S", line) and "#" not in before
+    ]
+    assert [line for line in bare if not re.match(r"^ {4,}\S+: ", line)] == []
