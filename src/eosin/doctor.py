@@ -1,0 +1,296 @@
+"""What is missing on this machine or in its reach, and how to mend it. Checks change nothing that stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from eosin.errors import EosinError
+from eosin.storage import ByteRange, PreconditionFailed, Store, open_store
+
+Status = Literal["ok", "warn", "fail"]
+_IMPORT_TIMEOUT_S = 120.0
+_GB = 1e9
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `warn`: eosin runs, but not everything; `fail`: something asked for cannot work."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+
+def run_checks(uri: str | None = None) -> list[Check]:
+    """All checks of this machine and, where `uri` is given, of that bucket or folder.
+
+    The bucket is tried by writing, reading and deleting two small objects under `uri`. Never raises for
+    what it finds; libraries are imported in processes of their own, so that one that crashes is a finding.
+    """
+    checks = [_python(), *_torch(), _gpu(), *map(_library, _LIBRARIES), _program("weed", "S3 server", "demo")]
+    checks += [_disk("temporary files", Path(tempfile.gettempdir())), _shared_memory()]
+    if uri is None or uri.startswith("s3://"):
+        checks.append(_credentials(needed=uri is not None))
+    if uri is not None:
+        checks += check_store(uri)
+    return checks
+
+
+def check_store(uri: str) -> list[Check]:
+    """Whether the place at `uri` does what eosin asks of it, operation by operation.
+
+    Stops at the first failure of the basic ones, since the rest would only repeat it.
+    """
+    try:
+        store = open_store(uri)
+    except EosinError as error:
+        return [Check("store", "fail", error.message, error.hint)]
+    folder = f".eosin-doctor-{secrets.token_hex(6)}/"
+    checks: list[Check] = []
+    for name, operation in _STORE_OPERATIONS:
+        checks.append(_attempt(name, operation, store, folder))
+        if checks[-1].status == "fail":
+            break
+    if len(checks) > 2:  # something was written
+        checks.append(_attempt("store delete", _delete, store, folder))
+    return checks
+
+
+def _attempt(name: str, operation: Callable[[Store, str], str], store: Store, folder: str) -> Check:
+    try:
+        return Check(name, "ok", operation(store, folder))
+    except EosinError as error:
+        return Check(name, "fail", error.message, error.hint)
+    except (AssertionError, KeyError, PreconditionFailed) as error:
+        return Check(name, "fail", f"{store.uri}: {error}", "use a store that keeps S3's promises")
+
+
+def _list(store: Store, folder: str) -> str:
+    first = next(iter(store.list()), None)
+    return f"{store.uri} is empty" if first is None else f"{store.uri} holds {first.key} …"
+
+
+def _put(store: Store, folder: str) -> str:
+    published = store.put(f"{folder}object", b"0123456789")
+    if store.get(f"{folder}object") != b"0123456789":
+        raise AssertionError("an object just written reads differently")
+    return f"written and read back, etag {published.etag}"
+
+
+def _range(store: Store, folder: str) -> str:
+    etag = store.head(f"{folder}object").etag
+    if store.get_ranges([ByteRange(f"{folder}object", 3, 4, etag)]) != [b"3456"]:
+        raise AssertionError("a byte range reads differently")
+    return "byte ranges of a pinned version"
+
+
+def _conditional(store: Store, folder: str) -> str:
+    key = f"{folder}claim"
+    etag = store.put(key, b"1", if_none_match=True).etag
+    for condition in ({"if_none_match": True}, {"if_match": f"{etag[:-1]}x"}):
+        try:
+            store.put(key, b"2", **condition)
+        except PreconditionFailed:
+            continue
+        raise AssertionError(f"a put with {next(iter(condition))} went through though it must not")
+    store.put(key, b"2", if_match=etag)
+    return "If-None-Match and If-Match hold"
+
+
+def _delete(store: Store, folder: str) -> str:
+    keys = [item.key for item in store.list(folder)]
+    store.delete(keys)
+    return f"{len(keys)} objects of this check deleted"
+
+
+_STORE_OPERATIONS: tuple[tuple[str, Callable[[Store, str], str]], ...] = (
+    ("store list", _list),
+    ("store put", _put),
+    ("store ranges", _range),
+    ("store conditional put", _conditional),
+)
+
+
+def _python() -> Check:
+    eosin = _version("eosin") or "from source"
+    return Check("python", "ok", f"{platform.python_version()} in {sys.prefix}, eosin {eosin}")
+
+
+_TORCH_PROBE = """
+import json, torch
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import scaled_dot_product_attention
+ops = True
+try:
+    import torchvision
+    torch.ops.torchvision.nms
+except (ImportError, RuntimeError, AttributeError):
+    ops = False
+print(json.dumps({"version": torch.__version__, "ops": ops, "cuda": torch.version.cuda,
+    "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported()}))
+"""
+
+
+def _torch() -> Iterator[Check]:
+    if _version("torch") is None:
+        yield Check("torch", "warn", "not installed: no training or evaluation here", _pip("train"))
+        return
+    found, problem = _probe(_TORCH_PROBE)
+    if found is None:
+        yield Check("torch", "fail", problem, _pip("train") + " (torch 2.7 or newer)")
+        return
+    gpus = ", ".join(found["gpus"]) or "no GPU in its reach"
+    yield Check("torch", "ok", f"{found['version']}, {gpus}")
+    if not found["ops"]:
+        fix = "install a torchvision build that matches torch's"
+        yield Check("torchvision ops", "warn", "missing; eosin declares the two that timm needs", fix)
+    if found["gpus"] and not found["bf16"]:
+        yield Check(
+            "bfloat16", "warn", "this GPU does not compute in it", "train with train.precision=float32"
+        )
+
+
+def _gpu() -> Check:
+    """The driver's own list, which also tells a GPU from a torch that cannot use it."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return Check("GPU", "warn", "no NVIDIA driver", "fine for index, demo and tests; train on a GPU node")
+    command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check(
+            "GPU", "fail", f"nvidia-smi fails: {error}", "check the driver, or the pod's GPU request"
+        )
+    return Check("GPU", "ok", "; ".join(shown.split("\n")).strip("; "))
+
+
+@dataclass(frozen=True)
+class _Library:
+    name: str
+    distributions: tuple[str, ...]
+    probe: str
+    """Code that prints one JSON value: what to show beside the version."""
+    extra: str
+    without: str
+
+
+_LIBRARIES = (
+    _Library("OpenSlide", ("openslide-python",),
+             "import json, openslide; print(json.dumps(openslide.__library_version__))",
+             "", "MRXS, NDPI and others cannot be read"),
+    _Library("cuCIM", ("cucim-cu13", "cucim-cu12", "cucim"),
+             "import json, cucim; print(json.dumps('available' if cucim.is_available() else 'no GPU part'))",
+             "gpu", "tiles are decoded without it"),
+    _Library("nvImageCodec", ("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12"),
+             "import json; from nvidia import nvimgcodec as n; "
+             "d = n.Decoder(device_id=n.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[n.Backend(n.CPU_ONLY)]); "
+             "print(json.dumps('decoder made'))",
+             "gpu", "JPEG is decoded on the CPU"),
+    _Library("Kubeflow Pipelines", ("kfp",), "import json, kfp; print(json.dumps('importable'))",
+             "kubeflow", "no `eosin run`"),
+)  # fmt: skip
+
+
+def _library(library: _Library) -> Check:
+    version = next((found for name in library.distributions if (found := _version(name))), None)
+    if version is None:
+        return Check(library.name, "warn", f"not installed: {library.without}", _pip(library.extra))
+    shown, problem = _probe(library.probe)
+    if shown is None:
+        return Check(library.name, "fail", f"{version}: {problem}", f"reinstall it: {_pip(library.extra)}")
+    return Check(library.name, "ok", f"{version}, {shown}")
+
+
+def _program(program: str, name: str, extra: str) -> Check:
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which(program, path=folders)
+    if found is None:
+        return Check(name, "warn", f"no `{program}`: the demo cannot start one", _pip(extra))
+    return Check(name, "ok", found)
+
+
+def _disk(name: str, folder: Path, *, warn_gb: float = 10.0, fail_gb: float = 1.0) -> Check:
+    """Free space in GB (1e9 bytes); slides that readers need whole are staged here."""
+    try:
+        free_gb = shutil.disk_usage(folder).free / _GB
+    except OSError as error:
+        return Check(name, "fail", f"{folder}: {error.strerror}", "set TMPDIR to a folder that exists")
+    detail = f"{free_gb:.1f} GB free in {folder}"
+    if free_gb < warn_gb:
+        status: Status = "fail" if free_gb < fail_gb else "warn"
+        return Check(name, status, detail, "free some space, or set TMPDIR to a larger disk")
+    return Check(name, "ok", detail)
+
+
+def _shared_memory(folder: Path = Path("/dev/shm"), *, warn_gb: float = 1.0) -> Check:
+    """Containers get 64 MB by default, which data-loader workers overrun with a bus error."""
+    name = "shared memory"
+    if not folder.is_dir():
+        return Check(name, "ok", f"this system has no {folder}")
+    total_gb = shutil.disk_usage(folder).total / _GB
+    if total_gb < warn_gb:
+        fix = "mount an emptyDir with medium Memory at /dev/shm (docker: --shm-size=8g)"
+        return Check(name, "warn", f"{folder} has {total_gb:.2f} GB", fix)
+    return Check(name, "ok", f"{folder} has {total_gb:.1f} GB")
+
+
+def _credentials(*, needed: bool) -> Check:
+    import boto3
+    from botocore.exceptions import BotoCoreError
+
+    name = "S3 credentials"
+    if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes", "on"):
+        return Check(name, "ok", "none wanted: AWS_SKIP_SIGNATURE is set")
+    try:
+        found = boto3.Session().get_credentials()
+    except BotoCoreError as error:
+        return Check(name, "fail", str(error), "check AWS_PROFILE and ~/.aws")
+    if found is None:
+        fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        return Check(name, "fail" if needed else "warn", "none found", fix)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    return Check(name, "ok", f"from {found.method}, for {endpoint}")
+
+
+def _probe(code: str) -> tuple[Any, str]:
+    """(JSON value that `code` prints, "") or (None, why there is none), in a process of its own."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_IMPORT_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"no answer within {_IMPORT_TIMEOUT_S:g} s"
+    if done.returncode < 0:
+        return None, f"importing it crashes (signal {-done.returncode})"
+    lines = done.stdout.splitlines()
+    try:
+        return json.loads(lines[-1]), ""
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["it prints nothing"])[-1]
+        return None, last
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _pip(extra: str) -> str:
+    return f"pip install 'eosin[{extra}]'" if extra else "pip install eosin"
