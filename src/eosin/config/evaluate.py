@@ -19,8 +19,10 @@ class ProbeConfig(Section):
     lr: float = Field(default=3e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     num_runs: int = Field(default=5, ge=1)
-    patience_epochs: int | None = None
+    patience_epochs: int | None = Field(default=None, ge=1)
     """Stop a run after so many epochs without a better validation score; None: never."""
+    num_shots: int | None = Field(default=None, ge=1)
+    """Train on so many images of each class, drawn anew for each run; None: on all of them."""
 
 
 class UnsupervisedTask(Section):

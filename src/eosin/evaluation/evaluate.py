@@ -14,6 +14,7 @@ from eosin.config.evaluate import KnnTask, LinearProbeTask, TaskConfig, Unsuperv
 from eosin.errors import EosinError, PermanentError, TransientError, UserError, describe
 from eosin.evaluation.dataset import Dataset
 from eosin.evaluation.embed import Embeddings, embed
+from eosin.evaluation.leakage import leakage_note, leaked_patients
 from eosin.evaluation.open_dataset import open_dataset
 from eosin.evaluation.outcome import Outcome
 from eosin.evaluation.subject import Subject, find_subject
@@ -107,9 +108,15 @@ class _Evaluation:
         embeddings = embed(self.subject, self.dataset, store=self.store,
                            batch_size=self.config.evaluate.batch_size, log=self.log)  # fmt: skip
         outcome = self._run_task(self.dataset, embeddings)
+        leaked = self._leaked(self.dataset)
         details = {
             **outcome.details,
-            "notes": [*self.dataset.notes, *outcome.details.get("notes", [])],
+            "notes": [
+                *self.dataset.notes,
+                *outcome.details.get("notes", []),
+                *([leakage_note(leaked)] if leaked else []),
+            ],
+            "leaked_patients": list(leaked),
             "num_dropped": embeddings.num_dropped,
             "dropped": list(embeddings.dropped),
             "transform": f"{TRANSFORM} v{TRANSFORM_VERSION}",
@@ -124,6 +131,12 @@ class _Evaluation:
                 f"{type(error).__name__}: {error}", hint="this is a defect of eosin: report it"
             )
         return self._record(status="failed", reason=describe(error))
+
+    def _leaked(self, dataset: Dataset) -> tuple[str, ...]:
+        """Of a teacher on a labelled dataset; other models saw none of the run's slides."""
+        if not self.subject.step or isinstance(self.task, UnsupervisedTask):
+            return ()
+        return leaked_patients(self.run_uri, self.config, dataset)
 
     def _dataset_uri(self) -> str:
         if not isinstance(self.task, UnsupervisedTask):

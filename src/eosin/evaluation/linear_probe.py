@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from eosin.config.evaluate import LinearProbeTask
+from eosin.errors import UserError
 from eosin.evaluation.dataset import Dataset
 from eosin.evaluation.embed import Embeddings
 from eosin.evaluation.outcome import LabelledPart, Outcome, accuracy_metrics, judge, labelled
@@ -21,7 +22,10 @@ def run_linear_probe(
     parts = labelled(dataset, embeddings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train, val, judged = (_part(part, device) for part in (parts.train, parts.val, parts.judged))
-    probes = train_probes(train, val, len(parts.class_names), task.probe, seed=seed)
+    try:
+        probes = train_probes(train, val, len(parts.class_names), task.probe, seed=seed)
+    except ValueError as error:
+        raise UserError(f"{dataset.uri}: {error}", hint="lower probe.num_shots") from error
     probabilities = probes.probabilities(judged.features).cpu().numpy()
     confusions, details = judge(parts, list(probabilities.argmax(axis=-1)))
     if not len(val):

@@ -46,13 +46,16 @@ class Probes:
 def train_probes(train: Part, val: Part, num_classes: int, config: ProbeConfig, *, seed: int) -> Probes:
     """Train `config.num_runs` probes that differ in initialisation and in the order of samples.
 
+    With `config.num_shots` each run has its own draw of so many samples of every class in `train`.
+
     Each run keeps the weights of its first best epoch by balanced accuracy on `val`, and stops counting
     after `patience_epochs` without a better one; without validation samples the last weights are kept.
-    The same seed gives the same probes on the same kind of device.
+    The same seed gives the same probes on the same kind of device. Raises ValueError where a class has
+    fewer samples than shots.
     """
     runs = _Runs(train, num_classes, config, seed)
     keep = _Best(runs, val, num_classes, config.patience_epochs)
-    steps_per_epoch = math.ceil(len(train) / config.batch_size)
+    steps_per_epoch = math.ceil(runs.num_samples / config.batch_size)
     step = epoch = 0
     while step < config.num_steps and not keep.all_stopped:
         batches = runs.epoch_batches()[: config.num_steps - step]
@@ -74,6 +77,7 @@ class _Runs:
         self._generators = [
             torch.Generator().manual_seed(seed * 1_000_003 + run) for run in range(config.num_runs)
         ]
+        self._subsets = [_draw_shots(train.classes, config.num_shots, g) for g in self._generators]
         dim, device = train.features.shape[1], train.features.device
         bound = 1 / math.sqrt(dim)  # torch.nn.Linear's own initialisation
         self.weight = self._draw((dim, num_classes), bound).to(device)
@@ -89,9 +93,15 @@ class _Runs:
             .sub_(bound)
         )
 
+    @property
+    def num_samples(self) -> int:
+        """Samples a run learns from."""
+        return len(self._subsets[0])
+
     def epoch_batches(self) -> list[Tensor]:
         """One epoch's batches of sample indices, each [S, b]; the last may be smaller."""
-        order = torch.stack([torch.randperm(len(self._train), generator=g) for g in self._generators])
+        pairs = zip(self._subsets, self._generators, strict=True)
+        order = torch.stack([subset[torch.randperm(len(subset), generator=g)] for subset, g in pairs])
         return list(torch.split(order.to(self.weight.device), self._batch_size, dim=1))
 
     @torch.no_grad()
@@ -105,6 +115,20 @@ class _Runs:
         self.weight.grad = features.transpose(1, 2) @ error
         self.bias.grad = error.sum(dim=1)
         self._optimizer.step()
+
+
+def _draw_shots(classes: Tensor, num_shots: int | None, generator: torch.Generator) -> Tensor:
+    """Indices of the samples a run learns from, in sample order: all, or so many of each class."""
+    classes = classes.cpu()
+    if num_shots is None:
+        return torch.arange(len(classes))
+    drawn = []
+    for each in torch.unique(classes).tolist():
+        members = torch.nonzero(classes == each).flatten()
+        if len(members) < num_shots:
+            raise ValueError(f"a class has {len(members)} training sample(s), {num_shots} shots are wanted")
+        drawn.append(members[torch.randperm(len(members), generator=generator)[:num_shots]])
+    return torch.cat(drawn).sort().values
 
 
 class _Best:

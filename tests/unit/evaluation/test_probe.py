@@ -102,3 +102,24 @@ def test_fewer_samples_than_seeds_or_batch() -> None:
     config = ProbeConfig(num_steps=300, batch_size=256, lr=1e-2, num_runs=5)
     probes = train_probes(train, train, 2, config, seed=0)
     assert _accuracy(probes, train).tolist() == [1.0] * 5
+
+
+def test_each_run_learns_from_its_own_shots_alone() -> None:
+    """Features name their sample, so a weight that moved tells which samples a run has seen."""
+    count, num_classes = 40, 4
+    train = Part(torch.eye(count), torch.arange(count) % num_classes)
+    none = Part(train.features[:0], train.classes[:0])
+    shots = ProbeConfig(num_steps=30, batch_size=8, lr=1e-2, num_runs=6, num_shots=3, weight_decay=0.0)
+    untouched = train_probes(train, none, num_classes, shots.model_copy(update={"lr": 1e-12}), seed=2)
+    trained = train_probes(train, none, num_classes, shots, seed=2)
+    moved = (trained.weight - untouched.weight).abs().sum(dim=-1) > 1e-4
+    assert moved.sum(dim=1).tolist() == [12] * 6
+    for run in moved:
+        seen = torch.nonzero(run).flatten() % num_classes
+        assert seen.bincount(minlength=num_classes).tolist() == [3] * num_classes
+    assert len({tuple(run.tolist()) for run in moved}) > 1, "draws differ from run to run"
+
+
+def test_more_shots_than_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="shots are wanted"):
+        train_probes(_data(1, 20), _data(2, 10), 4, ProbeConfig(num_steps=1, num_shots=15), seed=0)

@@ -1,0 +1,50 @@
+"""Patients of a labelled set among the pretraining slides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eosin.evaluation.leakage import leakage_note, leaked_patients
+from eosin.evaluation.open_dataset import open_dataset
+from eosin.runs import load_run
+from eosin.storage import open_store
+from tests.support.evaluation import patch_rows, write_patch_set
+from tests.support.summary import fake_run, slide_rows, write_index
+
+
+def _leaked(run: str, folder: Path, prefix: str) -> tuple[str, ...]:
+    rows = [
+        replace(row, patient=f"{prefix}{row.patient[1:]}") for row in patch_rows(num_patients=7, per_class=1)
+    ]
+    return leaked_patients(run, load_run(run), open_dataset(write_patch_set(folder / prefix, rows)))
+
+
+def test_patients_of_training_slides_are_named(tmp_path: Path) -> None:
+    """Seven slides of patients p0 … p6: those held out are not trained on, so they do not leak."""
+    leaked = _leaked(fake_run(tmp_path), tmp_path, "p")
+    assert leaked
+    assert set(leaked) < {f"p{i}" for i in range(7)}
+    assert leaked[0] in leakage_note(leaked)
+
+
+def test_other_patients_and_unknown_ones_do_not_leak(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    assert _leaked(run, tmp_path, "q") == ()
+    rows = patch_rows(num_patients=2, patient="")
+    assert leaked_patients(run, load_run(run), open_dataset(write_patch_set(tmp_path / "none", rows))) == ()
+
+
+def test_where_nothing_is_held_out_every_slide_counts(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    write_index(open_store(run), f"file://{tmp_path}/index", [replace(slide_rows()[1], patient="p1")])
+    assert _leaked(run, tmp_path, "p") == ("p1",)
+
+
+@pytest.mark.parametrize("lost", ["index.json"])
+def test_without_an_index_nothing_can_be_said(tmp_path: Path, lost: str) -> None:
+    run = fake_run(tmp_path)
+    open_store(run).delete([lost])
+    assert _leaked(run, tmp_path, "p") == ()
