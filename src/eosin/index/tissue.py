@@ -20,7 +20,10 @@ Floats = npt.NDArray[np.float32]
 
 _FAINTEST_TISSUE = 0.05
 _BOUNDS = (_FAINTEST_TISSUE, 0.16)
+# Spread of the optical density over the colours: dust, shadow and black ink have hardly any.
 _LEAST_COLOUR = 0.025
+_LEAST_COLOUR_SHARE = 0.12
+_PLAIN_COLOUR = 0.05
 _HSV_SATURATION = 20
 
 
@@ -36,9 +39,11 @@ def detect_tissue(overview: Overview, mpp_x: float, mpp_y: float, config: Tissue
 
 
 def _by_density(pixels: Pixels) -> Bools:
+    """Dense enough and not gray; or plainly coloured, as pale tissue is where no glass is near."""
     density = _optical_density(pixels)
     mean, colour = density.mean(axis=2), density.max(axis=2) - density.min(axis=2)
-    found: Bools = (mean > density_threshold(mean)) & (colour > _LEAST_COLOUR)
+    gray = (colour < _LEAST_COLOUR) | (colour < _LEAST_COLOUR_SHARE * mean)
+    found: Bools = ((mean > density_threshold(mean)) | (colour > _PLAIN_COLOUR)) & ~gray
     return found
 
 

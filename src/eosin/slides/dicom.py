@@ -21,7 +21,7 @@ from eosin.slides.dicom_grid import place_frames
 from eosin.slides.errors import SlideError
 from eosin.slides.files import BinaryFile
 from eosin.slides.model import ColorSpace, Compression, Level, SlideHeader, SlideObject, TileTable
-from eosin.slides.table import check_grid, concatenate
+from eosin.slides.table import check_grid, check_total, concatenate
 from eosin.storage import NotFound, ObjectChanged
 
 WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -122,6 +122,7 @@ def series_slide(instances: Sequence[Instance]) -> tuple[SlideHeader, TileTable]
         levels.append(_level(volumes[members[0]], levels, first_tile))
         tables.append(table)
         first_tile += len(table)
+        check_total(first_tile)
     finest = volumes[groups[max(groups)][0]]
     header = SlideHeader(objects, "dicom", "dicom", tuple(levels), finest.mpp_x, finest.mpp_y)
     return header, concatenate(tables)

@@ -43,6 +43,12 @@ def check_grid(width_px: int, height_px: int, tile_width_px: int, tile_height_px
         raise SlideError("corrupt-header", f"a level of {width_px} × {height_px} px has too many tiles")
 
 
+def check_total(num_tiles: int) -> None:
+    """Refuse a slide whose levels together would not fit memory. Raises `SlideError`."""
+    if num_tiles > 2 * MAX_LEVEL_TILES:
+        raise SlideError("corrupt-header", f"its levels announce {num_tiles} tiles")
+
+
 def check_table(header: SlideHeader, table: TileTable) -> None:
     """Every tile lies inside its object. Raises `SlideError` (`tile-out-of-range`) naming the first.
 

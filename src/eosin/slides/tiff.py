@@ -14,7 +14,7 @@ from eosin.slides.model import (
     SlideObject,
     TileTable,
 )
-from eosin.slides.table import check_grid, concatenate, make_table, row_major
+from eosin.slides.table import check_grid, check_total, concatenate, make_table, row_major
 from eosin.slides.tiff_ifd import Directory, TiffFile
 from eosin.slides.tiff_vendors import Pyramid, read_pyramid
 
@@ -38,8 +38,11 @@ def read_tiff(tiff: TiffFile, stored: SlideObject) -> tuple[SlideHeader, TileTab
     pyramid = read_pyramid(tiff, directories)
     levels: list[Level] = []
     tables: list[TileTable] = []
+    first_tile = 0
     for number, directory in enumerate(pyramid.levels):
-        level = _level(directory, pyramid, number, levels, sum(len(table) for table in tables))
+        level = _level(directory, pyramid, number, levels, first_tile)
+        first_tile += level.num_tiles
+        check_total(first_tile)
         levels.append(level)
         tables.append(_tiles(directory, level))
     header = SlideHeader(
@@ -101,7 +104,7 @@ def _predictor(directory: Directory, compression: Compression) -> int:
 def _color_space(directory: Directory, compression: Compression) -> ColorSpace:
     """What the compressed samples are. Raises `SlideError` for pixels that are not 8-bit gray or RGB."""
     samples = directory.integer(tag.SAMPLES_PER_PIXEL, 1)
-    bits = directory.array(tag.BITS_PER_SAMPLE)
+    bits = directory.integers(tag.BITS_PER_SAMPLE)
     photometric = directory.integer(tag.PHOTOMETRIC, _GRAY)
     if (len(bits) and set(bits.tolist()) != {8}) or directory.integer(tag.SAMPLE_FORMAT, 1) != 1:
         raise SlideError("unsupported-pixels", f"its samples have {bits.tolist()[:4]} bits, not 8")
@@ -130,6 +133,6 @@ def _tiles(directory: Directory, level: Level) -> TileTable:
             "corrupt-header",
             f"a level of {stored_x} × {stored_y} tiles has {sorted(counts)} offsets and sizes",
         )
-    offsets, sizes = directory.array(tag.TILE_OFFSETS), directory.array(tag.TILE_BYTE_COUNTS)
+    offsets, sizes = directory.integers(tag.TILE_OFFSETS), directory.integers(tag.TILE_BYTE_COUNTS)
     table = make_table(offsets.astype(np.uint64), sizes.astype(np.int64))
     return row_major(table, stored_x, level.num_tiles_x, level.num_tiles_y)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +64,7 @@ class Directory:
         entry = self.entries.get(tag)
         return b"" if entry is None else self.tiff.read_value(entry)
 
-    def array(self, tag: int) -> npt.NDArray[np.generic]:
+    def array(self, tag: int) -> npt.NDArray[Any]:
         """The numbers of a value, in native byte order; empty where the tag is absent."""
         entry = self.entries.get(tag)
         if entry is None:
@@ -71,9 +72,16 @@ class Directory:
         kind = np.dtype(_TYPES[entry.kind][0]).newbyteorder("<" if self.tiff.order == "<" else ">")
         return np.frombuffer(self.tiff.read_value(entry), kind)
 
+    def integers(self, tag: int) -> npt.NDArray[np.integer[Any]]:
+        """As `array`. Raises `SlideError` where the value is text or real numbers."""
+        values = self.array(tag)
+        if values.dtype.kind not in "iu":
+            raise SlideError("corrupt-header", f"tag {tag} of a TIFF directory does not hold whole numbers")
+        return values
+
     def integer(self, tag: int, default: int | None = None) -> int:
         """The first number of a value. Raises `SlideError` where it is absent without a default."""
-        values = self.array(tag) if tag in self.entries else np.zeros(0)
+        values = self.integers(tag)
         if len(values):
             return int(values[0])
         if default is None:
@@ -140,7 +148,7 @@ class TiffFile:
 
     def sub_directories(self, parent: Directory) -> list[Directory]:
         """The directories named by SubIFDs."""
-        offsets = parent.array(SUB_IFDS)
+        offsets = parent.integers(SUB_IFDS)
         if len(offsets) > _MAX_DIRECTORIES:
             raise SlideError("corrupt-header", f"a directory names {len(offsets)} SubIFDs")
         return [self._directory(int(offset))[0] for offset in offsets]

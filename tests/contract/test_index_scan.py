@@ -1,0 +1,390 @@
+"""From a folder of slides to a snapshot: the same whatever the sharding, and nothing read twice."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import eosin.index.plan as plan_module
+import eosin.index.scan as scan_module
+from eosin.config import RunConfig, load_config
+from eosin.errors import UserError
+from eosin.index.inspect import inspect_index
+from eosin.index.scan import scan_shard
+from eosin.index.snapshot import open_snapshot, publish_snapshot
+from eosin.layout import IndexLayout
+from eosin.observability import RunLog
+from eosin.records import SnapshotManifest
+from eosin.slides.reader import open_slide_reader
+from eosin.slides.table import level_table
+from eosin.storage import Store, open_store
+from tests.support.counting import CountingStore
+from tests.support.samples import sample
+from tests.support.slide_files import (
+    EXPLICIT,
+    halved,
+    tissue_picture,
+    write_aperio,
+    write_dicom,
+    write_tiff,
+)
+
+PIXELS = tissue_picture(700, 900)
+LEVELS = [PIXELS, halved(PIXELS), halved(PIXELS, 2)]
+LOG = RunLog("test")
+
+
+def make_slides(folder: Path, num: int = 4) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(num):
+        pixels = tissue_picture(600 + 20 * i, 700, seed=i)
+        write_aperio(folder / f"slide-{i}.svs", [pixels, halved(pixels, 1)], mpp=0.5, compression="jpeg")
+    return folder
+
+
+def config_for(slides: Path, index: Path, *settings: str) -> RunConfig:
+    return load_config("", overrides=[f"slides.uri={slides}", f"index.uri={index}", *settings])
+
+
+def index(config: RunConfig, num_shards: int = 1, order: Sequence[int] | None = None) -> SnapshotManifest:
+    for shard in order or range(num_shards):
+        scan_shard(config, shard, num_shards, LOG)
+    return publish_snapshot(config, num_shards, LOG)
+
+
+def statuses(index_uri: Path) -> dict[str, str]:
+    return {row.slide: row.status for row in open_snapshot(str(index_uri)).rows}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[CountingStore]:
+    """Every store a scan opens, counted."""
+    stores: list[CountingStore] = []
+
+    def opened(uri: str) -> Store:
+        stores.append(CountingStore(open_store(uri)))
+        return stores[-1]
+
+    monkeypatch.setattr(plan_module, "open_store", opened)
+    return stores
+
+
+def test_any_sharding_and_order_gives_the_same_bytes(tmp_path: Path) -> None:
+    slides = make_slides(tmp_path / "slides", 7)
+    made = []
+    for name, num_shards, order in (("one", 1, [0]), ("three", 3, [2, 0, 1]), ("nine", 9, range(8, -1, -1))):
+        manifest = index(config_for(slides, tmp_path / name), num_shards, list(order))
+        made.append(open_store(str(tmp_path / name)).get(IndexLayout.snapshot_rows(manifest.snapshot_id)))
+        assert manifest.num_slides == manifest.num_ok == 7
+    assert made[0] == made[1] == made[2]
+
+
+def test_a_rerun_lists_once_and_reads_no_slide(tmp_path: Path, counted: list[CountingStore]) -> None:
+    config = config_for(make_slides(tmp_path / "slides"), tmp_path / "index")
+    first = index(config)
+    counted.clear()
+    assert scan_shard(config, 0, 1, LOG).num_ok == 4
+    slides, written = counted
+    assert slides.num_listings == 1
+    assert not slides.ranges and not slides.gets and not written.puts
+    assert publish_snapshot(config, 1, LOG) == first
+
+
+def test_another_number_of_shards_reuses_every_row(tmp_path: Path, counted: list[CountingStore]) -> None:
+    config = config_for(make_slides(tmp_path / "slides"), tmp_path / "index")
+    index(config)
+    counted.clear()
+    assert sum(scan_shard(config, shard, 3, LOG).num_ok for shard in range(3)) == 4
+    assert not any(store.ranges for store in counted if store.uri.endswith("slides"))
+
+
+def test_only_what_changed_is_read_again_and_what_is_gone_leaves(
+    tmp_path: Path, counted: list[CountingStore]
+) -> None:
+    slides = make_slides(tmp_path / "slides")
+    config = config_for(slides, tmp_path / "index")
+    first = index(config)
+    (slides / "slide-0.svs").unlink()
+    write_aperio(slides / "slide-1.svs", LEVELS, compression="jpeg")
+    write_tiff(slides / "new.tif", LEVELS, compression="deflate")
+    counted.clear()
+    second = index(config)
+    read = {each.key for store in counted for each in store.ranges}
+    assert {key for key in read if key.endswith((".svs", ".tif"))} == {"slide-1.svs", "new.tif"}
+    assert set(statuses(tmp_path / "index")) == {"slide-1.svs", "slide-2.svs", "slide-3.svs", "new.tif"}
+    assert second.snapshot_id != first.snapshot_id
+    old = open_snapshot(str(tmp_path / "index"), first.snapshot_id)
+    assert len(old.rows) == 4, "an older snapshot stays as it was"
+
+
+def test_killed_at_any_slide_it_goes_on_and_ends_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[CountingStore]
+) -> None:
+    monkeypatch.setattr(scan_module, "_UNITS_A_PART", 2)
+    slides = make_slides(tmp_path / "slides", 6)
+    whole = index(config_for(slides, tmp_path / "whole"))
+    config = config_for(slides, tmp_path / "killed", "index.slides_in_flight=1")
+    real = scan_module.read_slide
+    left = [3]
+
+    def dies(*args: object) -> object:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scan_module, "read_slide", dies)
+        with pytest.raises(KeyboardInterrupt):
+            scan_shard(config, 0, 1, LOG)
+    counted.clear()
+    assert index(config).snapshot_id == whole.snapshot_id
+    again = {each.key for store in counted for each in store.ranges if each.key.endswith(".svs")}
+    assert again == {f"slide-{i}.svs" for i in range(2, 6)}, "the first part was published before the kill"
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    config = config_for(make_slides(tmp_path / "slides"), tmp_path / "index")
+    scan_shard(config, 0, 3, LOG)
+    with pytest.raises(UserError, match=r"2 of 3 shards .* 1/3, 2/3"):
+        publish_snapshot(config, 3, LOG)
+
+
+def test_requests_and_bytes_a_slide_are_few(tmp_path: Path, counted: list[CountingStore]) -> None:
+    pixels = tissue_picture(3000, 4000)
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    levels = [pixels, halved(pixels, 2), halved(pixels, 4)]
+    write_aperio(slides / "a.svs", levels, mpp=0.5, compression="jpeg")
+    size_bytes = (slides / "a.svs").stat().st_size
+    index(config_for(slides, tmp_path / "index"))
+    store = next(each for each in counted if each.uri.endswith("slides"))
+    assert not store.downloads and not store.gets
+    row = open_snapshot(str(tmp_path / "index")).rows[0]
+    tissue = level_table(row.header.levels[2], open_snapshot(str(tmp_path / "index")).load_all_tiles(row))
+    num_ranges, num_bytes = store.reads_of("a.svs")
+    header_ranges = num_ranges - np.count_nonzero(tissue["size_bytes"])
+    assert header_ranges <= 12
+    assert num_bytes - int(tissue["size_bytes"].sum()) <= min(2**20, size_bytes // 2)
+
+
+def test_bad_slides_are_rows_with_reasons(tmp_path: Path) -> None:
+    slides = make_slides(tmp_path / "slides", 1)
+    whole = (slides / "slide-0.svs").read_bytes()
+    (slides / "zero.svs").write_bytes(b"")
+    (slides / "picture.svs").write_bytes(cv2.imencode(".png", PIXELS)[1].tobytes())
+    (slides / "cut.svs").write_bytes(whole[: len(whole) // 2])
+    write_tiff(slides / "no-mpp.tif", LEVELS, mpp=1e4 / 72, compression="jpeg")
+    write_aperio(slides / "coarse.svs", LEVELS, mpp=30, compression="jpeg")
+    write_aperio(slides / "glass.svs", [np.full((600, 600, 3), 243, np.uint8)], compression="jpeg")
+    (slides / "notes.csv").write_text("not,a,slide\n")
+    (slides / ".hidden.svs").write_bytes(b"")
+    (slides / "a name ü.svs").write_bytes(whole)
+    manifest = index(config_for(slides, tmp_path / "index"), 2)
+    assert statuses(tmp_path / "index") == {
+        "slide-0.svs": "ok", "a name ü.svs": "ok", "zero.svs": "empty-file", "picture.svs": "not-a-slide",
+        "cut.svs": "truncated", "no-mpp.tif": "no-mpp", "coarse.svs": "too-coarse", "glass.svs": "no-tissue",
+    }  # fmt: skip
+    assert manifest.num_ok == 2 and sum(manifest.reasons.values()) == 6
+    assert "picture.svs: not-a-slide: it is a PNG" in str(inspect_index(str(tmp_path / "index")))
+
+
+def test_tile_offsets_past_the_end_are_named(tmp_path: Path) -> None:
+    slides = make_slides(tmp_path / "slides", 1)
+    store = open_store(str(slides))
+    from eosin.slides.header import read_header
+
+    _, tiles = read_header(store, [store.head("slide-0.svs")])
+    data = (slides / "slide-0.svs").read_bytes()
+    last = int(tiles["offset"][5])
+    broken = data.replace(last.to_bytes(4, "little"), (len(data) + 99).to_bytes(4, "little"))
+    assert broken != data
+    (slides / "broken.svs").write_bytes(broken)
+    index(config_for(slides, tmp_path / "index"))
+    row = next(row for row in open_snapshot(str(tmp_path / "index")).rows if row.slide == "broken.svs")
+    assert row.status == "tile-out-of-range" and "tile 5" in row.detail
+
+
+def test_a_tile_that_is_not_a_jpeg_is_named(tmp_path: Path) -> None:
+    slides = make_slides(tmp_path / "slides", 1)
+    store = open_store(str(slides))
+    from eosin.slides.header import read_header
+
+    _, tiles = read_header(store, [store.head("slide-0.svs")])
+    data = bytearray((slides / "slide-0.svs").read_bytes())
+    for offset, size_bytes, _ in tiles.tolist():
+        data[offset : offset + size_bytes] = b"\0" * size_bytes
+    (slides / "zeroed.svs").write_bytes(bytes(data))
+    index(config_for(slides, tmp_path / "index"))
+    assert statuses(tmp_path / "index")["zeroed.svs"] == "corrupt-tile"
+
+
+def test_an_empty_folder_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "slides").mkdir()
+    config = config_for(tmp_path / "slides", tmp_path / "index")
+    with pytest.raises(UserError, match="there is no slide in"):
+        index(config, 2)
+    assert open_snapshot(str(tmp_path / "index")).manifest.num_slides == 0
+
+
+def test_only_broken_slides_are_counted_and_named_with_the_cure(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for i in range(7):
+        (slides / f"z{i}.svs").write_bytes(b"")
+    write_tiff(slides / "a.tif", LEVELS, mpp=1e4 / 72)
+    config = config_for(slides, tmp_path / "index")
+    for _ in range(2):
+        with pytest.raises(UserError) as caught:
+            index(config)
+        assert "(7 empty-file, 1 no-mpp)" in caught.value.message
+        assert "a.tif: no-mpp" in caught.value.message and "… and 3 more" in caught.value.message
+        assert "slide,mpp" in caught.value.hint
+    assert open_snapshot(str(tmp_path / "index")).manifest.num_slides == 8
+
+
+def test_overrides_cure_exclude_and_carry_through(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    slides = make_slides(tmp_path / "slides", 3)
+    write_tiff(slides / "bare.tif", LEVELS, mpp=1e4 / 72, compression="jpeg")
+    table = tmp_path / "overrides.csv"
+    config = config_for(slides, tmp_path / "index", f"slides.overrides={table}")
+    table.write_text(
+        "slide,mpp,patient,cohort,label,label:grade,exclude,site\n"
+        "bare.tif,0.5,P1,A,tumour,G2,,Bern\nslide-0.svs,,P2,A,,,yes,\nslide-1.svs,0.25,,,,,,\ngone.svs,1,,,,,,\n"
+    )
+    index(config)
+    rows = {row.slide: row for row in open_snapshot(str(tmp_path / "index")).rows}
+    assert rows["bare.tif"].status == "ok" and rows["bare.tif"].mpp_source == "override"
+    assert (rows["bare.tif"].patient, rows["bare.tif"].cohort) == ("P1", "A")
+    assert rows["bare.tif"].labels == {"label": "tumour", "grade": "G2"}
+    assert rows["bare.tif"].extra == {"site": "Bern"}
+    assert rows["slide-0.svs"].status == "excluded"
+    assert rows["slide-1.svs"].header.mpp_x == 0.25
+    assert rows["slide-2.svs"].header.mpp_x == 0.5 and rows["slide-2.svs"].mpp_source == "header"
+    assert "gone.svs" in capfd.readouterr().err
+
+
+def test_a_changed_override_rereads_only_where_mpp_changed(
+    tmp_path: Path, counted: list[CountingStore]
+) -> None:
+    slides = make_slides(tmp_path / "slides", 3)
+    table = tmp_path / "overrides.csv"
+    config = config_for(slides, tmp_path / "index", f"slides.overrides={table}")
+    table.write_text("slide,mpp,patient\nslide-0.svs,,P1\nslide-1.svs,,P2\n")
+    index(config)
+    table.write_text("slide,mpp,patient\nslide-0.svs,0.3,P1\nslide-1.svs,,P9\n")
+    counted.clear()
+    index(config)
+    read = {each.key for store in counted for each in store.ranges if each.key.endswith(".svs")}
+    assert read == {"slide-0.svs"}
+    rows = {row.slide: row for row in open_snapshot(str(tmp_path / "index")).rows}
+    assert rows["slide-1.svs"].patient == "P9" and rows["slide-0.svs"].header.mpp_x == 0.3
+
+
+def test_include_keeps_what_matches(tmp_path: Path) -> None:
+    slides = make_slides(tmp_path / "slides", 3)
+    make_slides(slides / "deep", 2)
+    config = config_for(slides, tmp_path / "index", 'slides.include=["deep/*-1.svs", "slide-2.svs"]')
+    index(config)
+    assert set(statuses(tmp_path / "index")) == {"deep/slide-1.svs", "slide-2.svs"}
+
+
+def test_dicom_series_become_slides_and_are_reused(tmp_path: Path, counted: list[CountingStore]) -> None:
+    slides = tmp_path / "slides"
+    (slides / "case").mkdir(parents=True)
+    big, small = tissue_picture(900, 1000), halved(tissue_picture(900, 1000))
+    write_dicom(slides / "case" / "2.dcm", big, series="1.2.3", syntax=EXPLICIT)
+    write_dicom(slides / "case" / "1.dcm", small, series="1.2.3", level=1)
+    write_dicom(slides / "case" / "0.dcm", small, series="1.2.3", level=2, kind="LABEL")
+    write_dicom(slides / "case" / "other.dcm", big, series="1.2.4")
+    (slides / "case" / "bad.dcm").write_bytes(b"\0" * 500)
+    config = config_for(slides, tmp_path / "index")
+    index(config, 2)
+    snapshot = open_snapshot(str(tmp_path / "index"))
+    rows = {row.slide: row for row in snapshot.rows}
+    assert {name: row.status for name, row in rows.items()} == {
+        "case/0.dcm": "ok", "case/other.dcm": "ok", "case/bad.dcm": "not-a-slide",
+    }  # fmt: skip
+    row = rows["case/0.dcm"]
+    assert len(row.header.objects) == 3 and len(row.header.levels) == 2
+    with open_slide_reader(open_store(str(slides)), row.header, snapshot.load_all_tiles(row)) as reader:
+        np.testing.assert_array_equal(reader.read_region((0, 0), 0, (1000, 900)), big)
+    counted.clear()
+    scan_shard(config, 0, 1, LOG)
+    assert not any(store.ranges for store in counted if store.uri.endswith("slides"))
+
+
+def test_slides_only_openslide_reads_are_indexed_through_a_staged_copy(
+    tmp_path: Path, counted: list[CountingStore]
+) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    write_tiff(slides / "packed.tif", LEVELS, compression="packbits", mpp=0.5)
+    write_tiff(slides / "plain.tif", LEVELS, compression="deflate", mpp=0.5)
+    (tmp_path / "stage").mkdir()
+    index(config_for(slides, tmp_path / "index", f"patches.stage_dir={tmp_path / 'stage'}"))
+    packed, plain = open_snapshot(str(tmp_path / "index")).rows
+    assert (packed.header.access, plain.header.access) == ("local", "tiles")
+    assert packed.status == plain.status == "ok"
+    assert packed.tissue_mm2 == pytest.approx(plain.tissue_mm2, rel=0.02)
+    assert counted[0].downloads == ["packed.tif"] and not any((tmp_path / "stage").iterdir())
+
+
+def test_tile_tables_are_read_level_by_level(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    write_aperio(slides / "a.svs", LEVELS, compression="jpeg")
+    index(config_for(slides, tmp_path / "index"))
+    snapshot = open_snapshot(str(tmp_path / "index"))
+    row = snapshot.rows[0]
+    whole = snapshot.load_all_tiles(row)
+    for number, level in enumerate(row.header.levels):
+        np.testing.assert_array_equal(snapshot.load_tiles(row, number), level_table(level, whole))
+        assert len(snapshot.load_tiles(row, number)) == level.num_tiles
+    with pytest.raises(ValueError, match="level 3"):
+        snapshot.load_tiles(row, 3)
+
+
+def test_an_index_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no index at"):
+        open_snapshot(str(tmp_path / "nothing"))
+    config = config_for(make_slides(tmp_path / "slides", 1), tmp_path / "index")
+    index(config)
+    with pytest.raises(UserError, match="no snapshot 0123"):
+        open_snapshot(str(tmp_path / "index"), "0123")
+    with pytest.raises(UserError, match="there is no slide x"):
+        inspect_index(str(tmp_path / "index"), "x")
+
+
+def test_the_real_slides_are_used_or_named_with_a_reason(tmp_path: Path) -> None:
+    slides = sample("data", "slides")
+    table = tmp_path / "overrides.csv"
+    table.write_text("slide,mpp\nTCGA-CR-7395-01A-01-TS1.svs,0.25\n")
+    index(config_for(slides, tmp_path / "bare"))
+    assert statuses(tmp_path / "bare") == {
+        "CMU-1-Small-Region.svs": "ok", "TCGA-CR-7395-01A-01-TS1.svs": "no-mpp",
+        "gcp_jp2k.dcm": "too-coarse", "gcp_jpeg.dcm": "too-coarse",
+    }  # fmt: skip
+    index(config_for(slides, tmp_path / "cured", f"slides.overrides={table}", "index.max_mpp=50"))
+    assert set(statuses(tmp_path / "cured").values()) == {"ok"}
+    for row in open_snapshot(str(tmp_path / "cured")).rows:
+        assert row.tissue is not None and 0.05 < row.tissue.array.mean() < 0.95
+
+
+@pytest.mark.e2e
+def test_an_index_in_s3_is_the_one_made_on_disk(tmp_path: Path, bucket_uri: str) -> None:
+    slides = make_slides(tmp_path / "slides", 3)
+    store = open_store(f"{bucket_uri}/slides")
+    for path in sorted(slides.iterdir()):
+        store.put(path.name, path.read_bytes())
+    config = load_config("", overrides=[f"slides.uri={bucket_uri}/slides", f"index.uri={bucket_uri}/index"])
+    manifest = index(config, 2)
+    assert manifest.num_ok == 3 and index(config, 2) == manifest
+    local = index(config_for(slides, tmp_path / "index"))
+    assert manifest.tissue_mm2 == local.tissue_mm2
+    shutil.rmtree(tmp_path / "index")

@@ -1,0 +1,69 @@
+"""What lies in a bucket, and what of it is a slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eosin.index.listing import in_shard, list_units, listing_digest
+from eosin.storage import open_store
+
+
+def put(folder: Path, *keys: str) -> None:
+    for key in keys:
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(b"x")
+
+
+def test_what_is_never_a_slide_is_passed_over(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "a.svs",
+        "b.csv",
+        "c/d.json",
+        ".git/config",
+        "e.geojson",
+        "f.txt",
+        "g.parquet",
+        "h",
+        "i.ndpi",
+    )
+    assert [unit.key for unit in list_units(open_store(str(tmp_path)))] == ["a.svs", "h", "i.ndpi"]
+
+
+def test_a_mirax_slide_is_its_index_and_its_folder(tmp_path: Path) -> None:
+    put(tmp_path, "a.mrxs", "a/Slidedat.ini", "a/Data0000.dat", "a/Index.dat", "b.svs", "c/Slidedat.dat")
+    first, *others = list_units(open_store(str(tmp_path)))
+    assert [each.key for each in first.objects] == [
+        "a.mrxs",
+        "a/Data0000.dat",
+        "a/Index.dat",
+        "a/Slidedat.ini",
+    ]
+    assert [unit.key for unit in others] == ["b.svs", "c/Slidedat.dat"]
+
+
+def test_dicom_files_of_a_folder_are_read_together(tmp_path: Path) -> None:
+    put(tmp_path, "x/1.dcm", "x/2.dcm", "y/1.DCM", "z.svs")
+    assert [(unit.key, unit.kind, len(unit.objects)) for unit in list_units(open_store(str(tmp_path)))] == [
+        ("x", "dicom-folder", 2), ("y", "dicom-folder", 1), ("z.svs", "slide", 1),
+    ]  # fmt: skip
+
+
+def test_the_digest_follows_the_bytes(tmp_path: Path) -> None:
+    put(tmp_path, "a.svs", "b.svs")
+    store = open_store(str(tmp_path))
+    before = listing_digest(list_units(store))
+    assert listing_digest(list_units(store)) == before
+    (tmp_path / "a.svs").write_bytes(b"other")
+    assert listing_digest(list_units(store)) != before
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 7])
+def test_every_unit_is_in_exactly_one_shard(tmp_path: Path, num_shards: int) -> None:
+    put(tmp_path, *(f"{i}.svs" for i in range(60)))
+    units = list_units(open_store(str(tmp_path)))
+    owners = [[shard for shard in range(num_shards) if in_shard(unit, shard, num_shards)] for unit in units]
+    assert all(len(each) == 1 for each in owners)
+    assert {each[0] for each in owners} == set(range(num_shards))
