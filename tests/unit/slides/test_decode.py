@@ -1,0 +1,122 @@
+"""Tiles to pixels: scaled, damaged, and of every way of saying colour."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+import pytest
+import simplejpeg
+
+from eosin.slides.decode import decode_tile
+from eosin.slides.errors import SlideError
+from eosin.slides.jpeg import complete_jpeg
+from eosin.slides.model import Level
+from eosin.slides.region import assemble_region, tiles_of_region
+from tests.support.slide_files import picture, tissue_picture
+
+TILE = picture(120, 240)
+JPEG = Level(1000, 700, 1.0, 240, 120, "jpeg", "ycbcr", 0)
+RAW = replace(JPEG, compression="none", color_space="rgb")
+
+
+def error(level: Level, data: bytes) -> SlideError:
+    with pytest.raises(SlideError) as caught:
+        decode_tile(level, data)
+    return caught.value
+
+
+@pytest.mark.parametrize("denominator", [1, 2, 4, 8])
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "lzw", "deflate", "none"])
+def test_scaled_tiles_are_close_to_area_averages(compression: str, denominator: int) -> None:
+    smooth = tissue_picture(120, 240)
+    data = {
+        "jpeg": lambda: simplejpeg.encode_jpeg(smooth, quality=95, colorsubsampling="444"),
+        "jpeg2000": lambda: imagecodecs.jpeg2k_encode(smooth, codecformat="j2k"),
+        "lzw": lambda: imagecodecs.lzw_encode(smooth.tobytes()),
+        "deflate": lambda: imagecodecs.zlib_encode(smooth.tobytes()),
+        "none": smooth.tobytes,
+    }[compression]()
+    color = "ycbcr" if compression == "jpeg" else "rgb"
+    level = replace(JPEG, compression=compression, color_space=color)  # type: ignore[arg-type]
+    found = decode_tile(level, data, denominator)
+    truth = smooth.reshape(120 // denominator, denominator, 240 // denominator, denominator, 3).mean((1, 3))
+    assert found.dtype == np.uint8 and found.shape == truth.shape
+    assert np.abs(found - truth).mean() < 3
+
+
+def test_a_scale_there_is_none_of_is_refused() -> None:
+    with pytest.raises(ValueError, match="scale_denominator 3"):
+        decode_tile(RAW, TILE.tobytes(), 3)
+
+
+def test_shared_tables_are_spliced_and_rgb_is_said() -> None:
+    whole = imagecodecs.jpeg8_encode(TILE, level=90, colorspace="rgb", outcolorspace="rgb")
+    segments, at = [], 2
+    while whole[at + 1] != 0xDA:
+        length = 2 + int.from_bytes(whole[at + 2 : at + 4], "big")
+        segments.append((whole[at + 1], whole[at : at + length]))
+        at += length
+    tables = b"".join(data for code, data in segments if code in (0xDB, 0xC4))
+    frame = b"".join(data for code, data in segments if code == 0xC0)
+    level = replace(JPEG, color_space="rgb", jpeg_tables=b"\xff\xd8" + tables + b"\xff\xd9")
+    found = decode_tile(level, b"\xff\xd8" + frame + whole[at:])
+    np.testing.assert_array_equal(found, decode_tile(replace(JPEG, color_space="rgb"), whole))
+    assert np.abs(found.astype(int) - TILE).max() < 40
+    assert b"Adobe" in complete_jpeg(level, b"\xff\xd8" + frame + whole[at:])
+    assert b"Adobe" not in complete_jpeg(JPEG, simplejpeg.encode_jpeg(TILE))
+
+
+def test_gray_is_repeated_and_alpha_dropped() -> None:
+    gray = replace(RAW, color_space="gray")
+    found = decode_tile(gray, TILE[..., 0].tobytes())
+    np.testing.assert_array_equal(found, np.repeat(TILE[..., :1], 3, axis=2))
+    with_alpha = np.dstack([TILE, np.zeros_like(TILE[..., :1])])
+    np.testing.assert_array_equal(decode_tile(RAW, with_alpha.tobytes()), TILE)
+
+
+def test_horizontal_differences_are_summed_up() -> None:
+    differences = np.diff(TILE, axis=1, prepend=np.zeros_like(TILE[:, :1]))
+    level = replace(RAW, compression="lzw", predictor=2)
+    np.testing.assert_array_equal(decode_tile(level, imagecodecs.lzw_encode(differences.tobytes())), TILE)
+
+
+@pytest.mark.parametrize(
+    ("level", "data"),
+    [
+        (JPEG, b""), (JPEG, b"not a jpeg"), (JPEG, simplejpeg.encode_jpeg(TILE)[:900]),
+        (JPEG, simplejpeg.encode_jpeg(picture(240, 240))),
+        (replace(JPEG, compression="jpeg2000"), b"\0" * 200),
+        (replace(JPEG, compression="jpeg2000"), imagecodecs.jpeg2k_encode(picture(64, 64))),
+        (RAW, TILE.tobytes()[:-1]), (replace(RAW, compression="lzw"), b"\xff" * 50),
+        (replace(RAW, compression="deflate"), imagecodecs.zlib_encode(bytes(10))),
+        (replace(RAW, compression="deflate"), imagecodecs.zlib_encode(bytes(2**26))),
+    ],
+)  # fmt: skip
+def test_a_tile_that_is_not_the_levels_is_corrupt(level: Level, data: bytes) -> None:
+    assert error(level, data).reason == "corrupt-tile"
+
+
+def test_a_jpeg2000_tile_that_announces_gigapixels_is_not_decoded() -> None:
+    data = bytearray(imagecodecs.jpeg2k_encode(TILE, codecformat="j2k"))
+    data[8:16] = b"\x00\x0f\xff\xff\x00\x0f\xff\xff"
+    assert "1048575" in error(replace(JPEG, compression="jpeg2000"), bytes(data)).message
+
+
+def test_a_region_is_pasted_from_its_tiles_and_white_elsewhere() -> None:
+    level = Level(1000, 700, 1.0, 240, 120, "none", "rgb", 0)
+    asked: list[int] = []
+
+    def tile(index: int) -> npt.NDArray[np.uint8] | None:
+        asked.append(index)
+        return None if index == 6 else np.full((120, 240, 3), index, np.uint8)
+
+    region = assemble_region(level, 230, 110, 300, 150, tile)
+    assert sorted(asked) == tiles_of_region(level, 230, 110, 300, 150) == [0, 1, 2, 5, 6, 7, 10, 11, 12]
+    assert (region[0, 0] == 0).all() and (region[0, 10] == 1).all() and (region[10, 0] == 5).all()
+    assert (region[10, 10] == 255).all() and (region[149, 299] == 12).all()
+    outside = assemble_region(level, 990, 690, 20, 20, lambda index: np.zeros((120, 240, 3), np.uint8))
+    assert (outside[:10, :10] == 0).all() and (outside[10:] == 255).all() and (outside[:, 10:] == 255).all()
+    assert tiles_of_region(level, -50, 0, 50, 50) == tiles_of_region(level, 1000, 0, 5, 5) == []

@@ -1,0 +1,159 @@
+"""Directories that no scanner writes: refused with a reason, in bounded time and memory."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from eosin.slides import tiff_ifd as tag
+from eosin.slides.errors import SlideError
+from eosin.slides.model import SlideObject
+from eosin.slides.tiff import read_tiff
+from eosin.slides.tiff_ifd import TiffFile
+
+Entries = list[tuple[int, int, int, bytes]]
+SHORT, LONG, LONG8 = 3, 4, 16
+
+
+def short(number: int) -> bytes:
+    return struct.pack("<HH", number, 0)
+
+
+def long(number: int) -> bytes:
+    return struct.pack("<I", number)
+
+
+def entries(width: int = 500, height: int = 400, tile: int = 100, num: int = 20, **changes: bytes) -> Entries:
+    """One level, uncompressed RGB, its tile offsets and sizes at byte 1000 and 2000."""
+    values = {
+        tag.IMAGE_WIDTH: (LONG, 1, long(width)), tag.IMAGE_LENGTH: (LONG, 1, long(height)),
+        tag.BITS_PER_SAMPLE: (SHORT, 1, short(8)), tag.COMPRESSION: (SHORT, 1, short(1)),
+        tag.PHOTOMETRIC: (SHORT, 1, short(2)), tag.SAMPLES_PER_PIXEL: (SHORT, 1, short(3)),
+        tag.TILE_WIDTH: (LONG, 1, long(tile)), tag.TILE_LENGTH: (LONG, 1, long(tile)),
+        tag.TILE_OFFSETS: (LONG, num, long(1000)), tag.TILE_BYTE_COUNTS: (LONG, num, long(2000)),
+    }  # fmt: skip
+    return [(number, *value) for number, value in values.items()]
+
+
+def replaced(found: Entries, number: int, kind: int, count: int, value: bytes) -> Entries:
+    return [(t, kind, count, value) if t == number else (t, k, c, v) for t, k, c, v in found]
+
+
+def build(found: Entries, following: int = 0, size_bytes: int = 4096) -> bytes:
+    data = bytearray(size_bytes)
+    data[:8] = struct.pack("<2sHI", b"II", 42, 8)
+    body = struct.pack("<H", len(found))
+    for number, kind, count, value in found:
+        body += struct.pack("<HHI", number, kind, count) + value
+    body += struct.pack("<I", following)
+    data[8 : 8 + len(body)] = body
+    struct.pack_into("<20I", data, 1000, *([3000] * 20))
+    struct.pack_into("<20I", data, 2000, *([10] * 20))
+    return bytes(data)
+
+
+def read(data: bytes) -> object:
+    return read_tiff(TiffFile(io.BytesIO(data), len(data)), SlideObject("a.tif", "e", len(data)))
+
+
+def refused(data: bytes) -> SlideError:
+    tracemalloc.start()
+    try:
+        with pytest.raises(SlideError) as caught:
+            read(data)
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+    finally:
+        tracemalloc.stop()
+    return caught.value
+
+
+def test_the_plain_one_is_read() -> None:
+    header, table = read(build(entries()))  # type: ignore[misc]
+    assert (header.levels[0].num_tiles_x, header.levels[0].num_tiles_y) == (5, 4)
+    np.testing.assert_array_equal(table["offset"], 3000)
+
+
+@pytest.mark.parametrize("following", [8, 9])
+def test_directories_that_loop_or_lead_astray(following: int) -> None:
+    assert refused(build(entries(), following=following)).reason in {"corrupt-header", "truncated"}
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(0, 400), (500, 0), (2**31, 2**31), (2**32 - 1, 2**32 - 1), (501, 400), (500, 401), (100, 100)],
+)
+def test_sizes_that_do_not_go_with_the_tiles(width: int, height: int) -> None:
+    assert refused(build(entries(width, height))).reason == "corrupt-header"
+
+
+@pytest.mark.parametrize("tile", [0, 2**16, 2**32 - 1])
+def test_tiles_of_absurd_size(tile: int) -> None:
+    assert refused(build(entries(tile=tile))).reason in {"corrupt-header", "unsupported-layout"}
+
+
+@pytest.mark.parametrize("count", [0, 19, 21, 2**24, 2**32 - 1])
+def test_counts_of_tiles_that_cannot_be(count: int) -> None:
+    for number in (tag.TILE_OFFSETS, tag.TILE_BYTE_COUNTS):
+        data = build(replaced(entries(), number, LONG, count, long(1000)))
+        assert refused(data).reason in {"corrupt-header", "truncated"}
+
+
+def test_offsets_past_the_end_of_the_file() -> None:
+    data = build(replaced(entries(), tag.TILE_OFFSETS, LONG, 20, long(2**32 - 4)))
+    assert refused(data).reason == "truncated"
+
+
+@pytest.mark.parametrize("number", [tag.TILE_BYTE_COUNTS, tag.TILE_WIDTH, tag.IMAGE_WIDTH, tag.TILE_OFFSETS])
+def test_a_tag_that_is_missing(number: int) -> None:
+    found = [each for each in entries() if each[0] != number]
+    assert refused(build(found)).reason in {"corrupt-header", "not-tiled"}
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "reason"),
+    [
+        (tag.COMPRESSION, 50001, "unsupported-compression"), (tag.BITS_PER_SAMPLE, 16, "unsupported-pixels"),
+        (tag.PHOTOMETRIC, 3, "unsupported-pixels"), (tag.SAMPLES_PER_PIXEL, 7, "unsupported-pixels"),
+    ],
+)  # fmt: skip
+def test_what_eosin_does_not_read_is_named(number: int, value: int, reason: str) -> None:
+    assert refused(build(replaced(entries(), number, SHORT, 1, short(value)))).reason == reason
+
+
+def test_text_where_a_number_belongs() -> None:
+    assert refused(build(replaced(entries(), tag.IMAGE_WIDTH, 2, 4, b"abcd"))).reason == "corrupt-header"
+
+
+@pytest.mark.parametrize("head", [b"", b"II", b"II*\0", b"MM\0*\0\0\0", b"\x89PNG\r\n\x1a\n" + b"\0" * 8])
+def test_what_does_not_begin_as_a_tiff(head: bytes) -> None:
+    assert refused(head).reason == "not-a-slide"
+
+
+def test_many_directories_that_share_one_table_do_not_fill_memory() -> None:
+    """A file of 80 MB could otherwise announce a thousand levels of eight million tiles each."""
+    num, size_bytes = 2**20, 2**24
+    data = bytearray(size_bytes)
+    data[:8] = struct.pack("<2sHI", b"II", 42, 8)
+    at = 8
+    for i in range(200):
+        found = replaced(
+            replaced(entries((1024 << 10) - i, 1 << 20, 1024), tag.TILE_OFFSETS, LONG, num, long(10**6)),
+            tag.TILE_BYTE_COUNTS, LONG, num, long(10**6),
+        )  # fmt: skip
+        found.insert(0, (tag.NEW_SUBFILE_TYPE, LONG, 1, long(int(i > 0))))
+        body = struct.pack("<H", len(found))
+        for number, kind, count, value in found:
+            body += struct.pack("<HHI", number, kind, count) + value
+        following = at + len(body) + 4 if i < 199 else 0
+        data[at : at + len(body) + 4] = body + struct.pack("<I", following)
+        at += len(body) + 4
+    tracemalloc.start()
+    with pytest.raises(SlideError, match="tiles"):
+        read(bytes(data))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**30
