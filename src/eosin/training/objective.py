@@ -39,6 +39,10 @@ class Targets:
     patches: dict[int, Tensor] = field(default_factory=dict)
     """[masked, d] patches that the student does not see."""
 
+    def is_finite(self, slot: int) -> bool:
+        """Whether the teacher's features of a slot are."""
+        return bool(self.tokens[slot].isfinite().all() and self.patches[slot].isfinite().all())
+
 
 class Objective:
     """DINO or DINOv2 over a batch of `config.batch_size` patches in `config.num_slots` slots."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eosin.config import RunConfig
 from eosin.models.network import Network, teacher_of
-from eosin.training.objective import TERMS, Objective
+from eosin.training.objective import TERMS, Objective, Targets
 from eosin.training.param_groups import param_groups
 from eosin.training.schedules import Schedules, StepValues
 from eosin.training.slots import Slot
@@ -71,20 +71,20 @@ class Learner:
         with self._autocast():
             targets = self.objective.targets(self.teacher, slots, self.centers, values.teacher_temperature)
         terms = self._accumulate(slots, targets)
-        shares = self._share_terms(step, terms)
+        shares = self._share_terms(step, terms, targets)
         norms = self._clip(step)
         self._update(values)
         named = dict(zip(TERMS, shares[:-1].tolist(), strict=True))
         return StepResult(float(shares[:-1].sum()), named, float(shares[-1]), norms, values)
 
-    def _accumulate(self, slots: Mapping[int, Slot], targets: object) -> dict[int, Tensor]:
+    def _accumulate(self, slots: Mapping[int, Slot], targets: Targets) -> dict[int, Tensor]:
         """Gradients of all slots of all ranks, summed into `gradients`; this rank's terms by slot."""
         terms: dict[int, Tensor] = {}
         kept: dict[int, Tensor] = {}
         self.gradients.zero_()
         for index, slot in slots.items():
             with self._autocast():
-                share = self.objective.slot_terms(self.student, index, slot, targets)  # type: ignore[arg-type]
+                share = self.objective.slot_terms(self.student, index, slot, targets)
             share[: len(TERMS)].sum().backward()  # type: ignore[no-untyped-call]
             terms[index] = share.detach()
             if self.world.deterministic:
@@ -96,20 +96,24 @@ class Learner:
             self.world.all_reduce(self.gradients)
         return terms
 
-    def _share_terms(self, step: int, terms: Mapping[int, Tensor]) -> Tensor:
-        """Σ of the terms over all slots [6]; raises `NonFinite` naming the slots that are not finite."""
-        num_slots = self.world.num_slots
-        like = torch.zeros(len(TERMS) + 1 + num_slots, device=self.world.device)
+    def _share_terms(self, step: int, terms: Mapping[int, Tensor], targets: Targets) -> Tensor:
+        """Σ of the terms over all slots [6]; raises `NonFinite` naming the slots that are not finite.
+
+        One slot's infinite teacher features spoil every slot's targets, so they are looked for first.
+        """
+        num_slots, num_terms = self.world.num_slots, len(TERMS) + 1
         rows = {}
         for slot, share in terms.items():
-            rows[slot] = like.clone()
-            rows[slot][: len(share)] = share.nan_to_num(posinf=0.0, neginf=0.0)
-            rows[slot][len(share) + slot] = float(not bool(share.isfinite().all()))
+            culprits = torch.zeros(2, num_slots, device=share.device)
+            culprits[0, slot] = not targets.is_finite(slot)
+            culprits[1, slot] = not share.isfinite().all()
+            rows[slot] = torch.cat([share.nan_to_num(posinf=0.0, neginf=0.0), culprits.flatten()])
+        like = torch.zeros(num_terms + 2 * num_slots, device=self.world.device)
         total = self.world.sum_over_slots(rows, like).cpu()
-        bad = total[-num_slots:].nonzero().flatten().tolist()
-        if bad:
-            raise NonFinite(step, "the loss", tuple(bad))
-        return total[:-num_slots]
+        for flags in total[num_terms:].view(2, num_slots):
+            if flags.any():
+                raise NonFinite(step, "the loss", tuple(flags.nonzero().flatten().tolist()))
+        return total[:num_terms]
 
     def _clip(self, step: int) -> dict[str, float]:
         limit = self.config.optimizer.clip_grad_norm
