@@ -15,6 +15,7 @@ from eosin.summary.events import Event
 from eosin.summary.headline import Line, all_lines, headline
 from eosin.summary.names import model_label
 from eosin.summary.published import PatchSet, Published
+from eosin.summary.published_figures import PublishedFigure, published_figures
 from eosin.summary.results import Result, collect_results
 from eosin.summary.slides_view import SlidesView, view_slides
 from eosin.summary.training_log import TrainingLog, read_training_log
@@ -30,6 +31,8 @@ class Report:
     """The headline table."""
     more_lines: tuple[Line, ...]
     """Every metric, headline ones included."""
+    elsewhere: tuple[PublishedFigure, ...]
+    """Figures others published on the same datasets; not measured here."""
     verdict: str
     """One sentence: did it learn?"""
     statuses: dict[str, int]
@@ -80,6 +83,7 @@ def build_report(published: Published) -> Report:
         results=tuple(results),
         lines=tuple(lines),
         more_lines=tuple(all_lines(results, records)),
+        elsewhere=tuple(published_figures(results)),
         verdict=_verdict(lines, training_ended=published.training is not None),
         statuses=dict(Counter(pairs.values())),
         slides=view_slides(published.snapshot) if published.snapshot else None,

@@ -1,0 +1,63 @@
+"""Figures others have published on tasks of the same name: shown beside ours, never mixed with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eosin.summary.results import Result
+
+PAPER = "arXiv 2404.15217"
+LEADERBOARD = "eva leaderboard (kaiko-ai.github.io/eva), November 2026"
+
+# Linear probes by eva's protocol: balanced accuracy of mean runs, as printed by the source.
+_COLUMNS = {
+    PAPER: ("bach", "crc", "mhist", "pcam"),
+    LEADERBOARD: ("bach", "breakhis", "crc", "gleason", "mhist", "pcam"),
+}
+_FIGURES: dict[str, dict[str, tuple[float, ...]]] = {
+    PAPER: {
+        "kaiko ViT-S/16": (0.797, 0.943, 0.828, 0.893),
+        "kaiko ViT-S/8": (0.834, 0.946, 0.832, 0.887),
+        "kaiko ViT-B/16": (0.810, 0.960, 0.826, 0.898),
+        "kaiko ViT-B/8": (0.865, 0.956, 0.809, 0.921),
+        "kaiko ViT-L/14": (0.870, 0.930, 0.809, 0.908),
+    },
+    LEADERBOARD: {
+        "Virchow2": (0.883, 0.821, 0.967, 0.783, 0.861, 0.938),
+        "UNI2-h": (0.915, 0.859, 0.965, 0.775, 0.824, 0.950),
+        "Midnight-12k": (0.904, 0.819, 0.966, 0.800, 0.804, 0.929),
+        "H-optimus-0": (0.759, 0.801, 0.955, 0.770, 0.843, 0.943),
+        "kaiko ViT-B/8": (0.866, 0.832, 0.959, 0.744, 0.829, 0.915),
+        "kaiko ViT-L/14": (0.864, 0.837, 0.938, 0.749, 0.830, 0.911),
+        "kaiko ViT-S/16": (0.812, 0.734, 0.940, 0.698, 0.831, 0.902),
+    },
+}
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    task: str
+    """This run's task."""
+    model: str
+    balanced_accuracy: float
+    source: str
+
+
+def published_figures(results: Sequence[Result]) -> list[PublishedFigure]:
+    """Those of the run's linear probes whose name is that of a public dataset, or begins with it and `-`.
+
+    Few-shot variants (`pcam-10-shot`) are other tasks and get none.
+    """
+    tasks = dict.fromkeys(r.task for r in results if r.kind == "linear-probe")
+    return [
+        PublishedFigure(task, model, values[_COLUMNS[source].index(dataset)], source)
+        for task in tasks
+        for source, models in _FIGURES.items()
+        if (dataset := _dataset(task)) in _COLUMNS[source]
+        for model, values in models.items()
+    ]
+
+
+def _dataset(task: str) -> str:
+    return "" if "shot" in task else task.split("-")[0]

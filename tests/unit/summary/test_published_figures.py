@@ -1,0 +1,32 @@
+"""Which tasks get figures from elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from eosin.summary.published_figures import LEADERBOARD, PAPER, published_figures
+from eosin.summary.results import Result
+
+
+def _result(task: str, kind: str = "linear-probe") -> Result:
+    return Result(model="m", step=1, task=task, kind=kind, metric="balanced_accuracy", mean=0.5, std=0.0,
+                  num_runs=5, status="ok")  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["crc", "crc-linear"])
+def test_a_task_of_a_public_dataset_gets_them_with_their_source(task: str) -> None:
+    found = {(each.model, each.source): each.balanced_accuracy for each in published_figures([_result(task)])}
+    assert found["kaiko ViT-S/16", PAPER] == 0.943
+    assert found["Virchow2", LEADERBOARD] == 0.967
+    assert len(found) == 12
+
+
+def test_a_dataset_that_only_one_source_has() -> None:
+    assert {each.source for each in published_figures([_result("gleason")])} == {LEADERBOARD}
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"), [("textures", "linear-probe"), ("crc", "knn"), ("pcam-10-shot", "linear-probe")]
+)
+def test_other_tasks_get_none(task: str, kind: str) -> None:
+    assert published_figures([_result(task, kind)]) == []
