@@ -231,7 +231,7 @@ def test_a_slide_in_use_is_not_evicted(
 
 def test_a_slide_larger_than_the_pool_is_the_users_error(folder: Path, snapshot: Snapshot) -> None:
     pool = StagePool(open_store(snapshot.slides_uri), folder / "stage", 1000)
-    with pytest.raises(UserError, match="stage_bytes"), pool.use(snapshot.rows[0].header.objects):
+    with pytest.raises(UserError, match="does not fit"), pool.use(snapshot.rows[0].header.objects):
         pass
 
 
@@ -268,3 +268,20 @@ def test_many_threads_share_one_download(folder: Path, snapshot: Snapshot) -> No
     for worker in workers:
         worker.join()
     assert downloads == ["slide-0.svs"]
+
+
+def test_a_folder_that_cannot_be_used_is_the_users_error(folder: Path, snapshot: Snapshot) -> None:
+    (folder / "file").write_text("in the way")
+    with pytest.raises(UserError, match="no slide can be staged"):
+        read(snapshot, reader="stage", stage_dir=str(folder / "file" / "stage"))
+
+
+def test_the_pool_leaves_part_of_the_disk_free(
+    folder: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = snapshot.rows[0].header.objects
+    usage = shutil.disk_usage(folder)._replace(free=1000)
+    monkeypatch.setattr("eosin.patches.stage.shutil.disk_usage", lambda _: usage)
+    pool = StagePool(open_store(snapshot.slides_uri), folder / "stage", 10**12)
+    with pytest.raises(UserError, match="900 bytes"), pool.use(objects):
+        pass

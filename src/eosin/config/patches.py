@@ -33,6 +33,10 @@ class PatchesConfig(Section):
     """Smallest share of tissue in a patch (the paper's 40 %)."""
     patches_per_visit: int = Field(default=1, ge=1)
     """Patches drawn together from one slide; part of the sequence, however the bytes come."""
+    slide_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Train on this share of the slides alone; a smaller share is part of a larger one."""
+    num_distinct: int | None = Field(default=None, ge=1)
+    """Train on so many different patches alone; fewer are the first of more. None: a new one every time."""
     reader: Literal["range", "stage"] = "range"
     """range: tiles straight from the store; stage: whole slides on a local disk first."""
     stage_dir: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from eosin.config.patches import PatchesConfig
 from eosin.errors import UserError
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot
-from eosin.index.split import patient_of, split_patients
+from eosin.index.split import hash_unit, patient_of, split_patients
 from eosin.patches.draws import Float64
 from eosin.patches.geometry import best_level, extent_px, fits, level_mpp
 
@@ -75,7 +76,18 @@ def _of_split(
             hint="give patients in a CSV (slides.overrides), or more slides",
         )
     wanted = split == "heldout"
-    return {number: offer for number, offer in offers.items() if (patients[number] in held_out) == wanted}
+    members = {number: offer for number, offer in offers.items() if (patients[number] in held_out) == wanted}
+    return members if wanted else _subset(snapshot, config, members)
+
+
+def _subset(
+    snapshot: Snapshot, config: PatchesConfig, offers: dict[int, npt.NDArray[np.bool_]]
+) -> dict[int, npt.NDArray[np.bool_]]:
+    """The share `config.slide_fraction` of the slides, at least one; by hash, so that shares are nested."""
+    num_kept = math.ceil(config.slide_fraction * len(offers) - 1e-9)
+    order = sorted(offers, key=lambda number: hash_unit(f"subset:{snapshot.rows[number].slide}"))
+    kept = set(order[:num_kept])
+    return {number: offer for number, offer in offers.items() if number in kept}
 
 
 def _weigh(

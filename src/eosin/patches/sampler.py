@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,21 @@ class Sampler:
 
     def draw_batch(self, step: int, indices: Sequence[int], attempt: int = 0) -> tuple[PatchRequest, ...]:
         """As `draw` for each of `indices`, cheaper together."""
+        if self.config.num_distinct is not None and self.split == "train":
+            return self._draw_again(step, indices, attempt, self.config.num_distinct)
+        return self._draw(step, indices, attempt)
+
+    def _draw_again(
+        self, step: int, indices: Sequence[int], attempt: int, num_distinct: int
+    ) -> tuple[PatchRequest, ...]:
+        """Each sample is one of the first `num_distinct` patches of step 0, drawn uniformly."""
+        drawn = uniforms(self.seed, "distinct", step, indices, 1)[:, 0]
+        patches = self._draw(0, [int(place) for place in np.floor(drawn * num_distinct)], attempt)
+        return tuple(
+            replace(patch, step=step, index=index) for index, patch in zip(indices, patches, strict=True)
+        )
+
+    def _draw(self, step: int, indices: Sequence[int], attempt: int) -> tuple[PatchRequest, ...]:
         visits = [i // self.config.patches_per_visit for i in indices] if attempt == 0 else indices
         slides = uniforms(self.seed, f"visit{attempt}", step, visits, 1)[:, 0]
         drawn = uniforms(self.seed, f"spot{attempt}", step, indices, 1 + 2 * _CANDIDATES)

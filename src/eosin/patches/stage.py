@@ -42,14 +42,19 @@ class StagePool:
     """Copies of slides under `directory`, at most `max_bytes` of them. Safe between threads and processes."""
 
     def __init__(self, store: Store, directory: Path, max_bytes: int) -> None:
-        """Raises `UserError` where `directory` cannot be made."""
+        """Raises `UserError` where `directory` cannot be made or written to.
+
+        The pool keeps a tenth of the free disk free, whatever `max_bytes` says.
+        """
         self.store = store
         self.directory = directory
-        self.max_bytes = max_bytes
         # Threads that want the same slide at once wait for one download.
         self._stripes = [threading.Lock() for _ in range(64)]
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            with self._alone():
+                staged = sum(entry.size_bytes for entry in self._entries())
+            self.max_bytes = min(max_bytes, int(0.9 * shutil.disk_usage(directory).free) + staged)
         except OSError as error:
             raise UserError(
                 f"no slide can be staged in {directory}: {error.strerror}",
@@ -109,8 +114,8 @@ class StagePool:
         size_bytes = _size_of(folder)
         if size_bytes > self.max_bytes:
             raise UserError(
-                f"a slide of {size_bytes} bytes does not fit into patches.stage_bytes ({self.max_bytes})",
-                hint="raise patches.stage_bytes",
+                f"a slide of {size_bytes} bytes does not fit into the {self.max_bytes} bytes for staging",
+                hint="raise patches.stage_bytes, or name a larger disk: patches.stage_dir",
             )
         waited_until_s = time.monotonic() + _WAIT_FOR_ROOM_S
         while True:

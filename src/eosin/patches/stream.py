@@ -168,5 +168,6 @@ def _pool(store: Store, snapshot: Snapshot, config: PatchesConfig) -> StagePool 
     local = any(snapshot.rows[number].header.access == "local" for number in snapshot.usable)
     if config.reader != "stage" and not local:
         return None
-    directory = Path(config.stage_dir) if config.stage_dir else Path(tempfile.gettempdir()) / "eosin-stage"
+    default = Path(tempfile.gettempdir()) / f"eosin-stage-{os.getuid()}"
+    directory = Path(config.stage_dir) if config.stage_dir else default
     return StagePool(store, directory, config.stage_bytes)

@@ -198,3 +198,27 @@ def test_anisotropic_mpp_gives_a_square_in_micrometres(tmp_path: Path) -> None:
     request = made.draw(0, 0)
     box = box_of(request, header, 128, 0.1)
     assert request.mpp == 0.5 and (box.width_px, box.height_px) == (256, 128)
+
+
+def test_shares_of_the_slides_are_nested_and_leave_the_held_out_ones_alone(tmp_path: Path) -> None:
+    made = {share: sampler(tmp_path, slides(40), "train", slide_fraction=share) for share in (0.01, 0.3, 1.0)}
+    few, some, every = (set(each.slides.tolist()) for each in made.values())
+    assert len(few) == 1 and few < some < every and len(some) == np.ceil(0.3 * len(every))
+    held_out = [
+        sampler(tmp_path, slides(40), "heldout", slide_fraction=share).slides for share in (0.01, 1.0)
+    ]
+    assert np.array_equal(*held_out)
+    assert set(few) == {request.slide for request in made[0.01].draw_batch(0, range(30))}
+
+
+def test_distinct_patches_are_so_many_and_the_first_of_more(tmp_path: Path) -> None:
+    def drawn(num_distinct: int | None) -> set[tuple[int, int, int, float]]:
+        made = sampler(tmp_path, slides(10), "train", num_distinct=num_distinct)
+        requests = [request for step in range(20) for request in made.draw_batch(step, range(32))]
+        assert [request.index for request in requests[:32]] == list(range(32))
+        assert {request.step for request in requests} == set(range(20))
+        return {(request.slide, request.x_px, request.y_px, request.mpp) for request in requests}
+
+    few, more = drawn(10), drawn(50)
+    assert len(few) == 10 and len(more) == 50 and few < more
+    assert len(drawn(None)) > 600
