@@ -149,14 +149,14 @@ def _examined(reading: Reading, row: SlideRow, slide: OpenedSlide) -> SlideRow:
     status = OK if tissue_mm2 > 0 else "no-tissue"
     return replace(
         row, tissue=tissue, tissue_mm2=tissue_mm2, has_thumbnail=True, read_status=status,
-        read_detail=_remark(overview, status),
+        read_detail=_remark(overview, status, slide.remark),
     )  # fmt: skip
 
 
-def _remark(overview: Overview, status: str) -> str:
-    if status != OK:
-        return "no tissue was found on it"
-    return f"{overview.num_damaged} tiles cannot be decoded" if overview.num_damaged else ""
+def _remark(overview: Overview, status: str, remark: str) -> str:
+    damaged = f"{overview.num_damaged} tiles cannot be decoded" if overview.num_damaged else ""
+    nothing = "" if status == OK else "no tissue was found on it"
+    return "; ".join(each for each in (nothing, damaged, remark) if each)
 
 
 def check_levels(store: Store, header: SlideHeader, tiles: TileTable) -> None:

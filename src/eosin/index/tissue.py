@@ -16,10 +16,11 @@ from eosin.index.tissue_mask import TissueMask
 
 Pixels = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
+Shorts = npt.NDArray[np.int16]
 Floats = npt.NDArray[np.float32]
 
-_FAINTEST_TISSUE = 0.05
-_BOUNDS = (_FAINTEST_TISSUE, 0.16)
+_UNIT = 1000
+_BOUNDS = (0.05, 0.16)
 # Spread of the optical density over the colours: dust, shadow and black ink have hardly any.
 _LEAST_COLOUR = 0.025
 _LEAST_COLOUR_SHARE = 0.12
@@ -40,10 +41,10 @@ def detect_tissue(overview: Overview, mpp_x: float, mpp_y: float, config: Tissue
 
 def _by_density(pixels: Pixels) -> Bools:
     """Dense enough and not gray; or plainly coloured, as pale tissue is where no glass is near."""
-    density = _optical_density(pixels)
-    mean, colour = density.mean(axis=2), density.max(axis=2) - density.min(axis=2)
-    gray = (colour < _LEAST_COLOUR) | (colour < _LEAST_COLOUR_SHARE * mean)
-    found: Bools = ((mean > density_threshold(mean)) | (colour > _PLAIN_COLOUR)) & ~gray
+    mean, colour = _optical_density(pixels)
+    threshold = density_threshold(mean)
+    gray = (colour < _LEAST_COLOUR * _UNIT) | (colour < _LEAST_COLOUR_SHARE * mean)
+    found: Bools = ((mean > threshold * _UNIT) | (colour > _PLAIN_COLOUR * _UNIT)) & ~gray
     return found
 
 
@@ -53,12 +54,21 @@ def _by_saturation(pixels: Pixels) -> Bools:
     return saturation > _HSV_SATURATION
 
 
-def _optical_density(pixels: Pixels) -> Floats:
-    """-log10(I / I0) a channel, float32 [h, w, 3]; I0 is the glass, where there is enough of it."""
-    smooth = cv2.GaussianBlur(pixels, (3, 3), 0).astype(np.float32)
-    density = -np.log10((smooth + 1) / (_glass(pixels) + 1))
-    positive: Floats = np.maximum(density, 0).astype(np.float32)
-    return positive
+def _optical_density(pixels: Pixels) -> tuple[Shorts, Shorts]:
+    """Mean and spread over the colours of -log10(I / I0), [h, w] int16 in thousandths.
+
+    I0 is the glass, where there is enough of it. Whole numbers by table, since a slide's overview has ten
+    million pixels and several slides are in flight.
+    """
+    smooth = cv2.GaussianBlur(pixels, (3, 3), 0)
+    levels = np.arange(256, dtype=np.float32) + 1
+    tables = [np.maximum(-np.log10(levels / (each + 1)), 0) * _UNIT for each in _glass(pixels)]
+    red, green, blue = (
+        np.round(table).astype(np.int16)[smooth[..., channel]] for channel, table in enumerate(tables)
+    )
+    mean: Shorts = (red + green + blue) // 3
+    colour: Shorts = cv2.max(cv2.max(red, green), blue) - cv2.min(cv2.min(red, green), blue)
+    return mean, colour
 
 
 def _glass(pixels: Pixels) -> Floats:
@@ -68,13 +78,13 @@ def _glass(pixels: Pixels) -> Floats:
     return (bright if colourless else np.full(3, 255.0)).astype(np.float32)
 
 
-def density_threshold(mean: Floats) -> float:
+def density_threshold(mean: Shorts) -> float:
     """Otsu's threshold on the mean optical density, kept where tissue and glass really part.
 
     On a slide of tissue alone Otsu would part dark tissue from pale, on bare glass dust from glass: the
     bounds keep pale tissue in the one case and find nothing in the other.
     """
-    scaled = np.clip(mean * (255 / 1.0), 0, 255).astype(np.uint8)
+    scaled = cv2.convertScaleAbs(mean, alpha=255 / _UNIT)
     otsu, _ = cv2.threshold(scaled, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     return float(np.clip(otsu / 255, *_BOUNDS))
 

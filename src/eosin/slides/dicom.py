@@ -16,7 +16,7 @@ from typing import Any
 import pydicom
 
 from eosin.errors import EosinError
-from eosin.slides.dicom_frames import frame_table
+from eosin.slides.dicom_frames import frame_table, has_offset_table
 from eosin.slides.dicom_grid import place_frames
 from eosin.slides.errors import SlideError
 from eosin.slides.files import BinaryFile
@@ -66,6 +66,8 @@ class Instance:
     mpp_x: float | None
     mpp_y: float | None
     tiles: TileTable
+    walked: bool = False
+    """Without an offset table: the whole object was read to find its frames."""
 
 
 def read_instance(file: BinaryFile, stored: SlideObject) -> Instance:
@@ -169,7 +171,8 @@ def _read_instance(file: BinaryFile, stored: SlideObject) -> Instance:
     frames = frame_table(bounded, dataset, pixels_at, num_frames, _frame_bytes(dataset, instance))
     sparse = str(dataset.get("DimensionOrganizationType", "")) == "TILED_SPARSE"
     groups = _per_frame_groups(bounded) if sparse else None
-    return replace(instance, tiles=place_frames(instance, frames, groups))
+    walked = not has_offset_table(bounded, dataset, pixels_at)
+    return replace(instance, tiles=place_frames(instance, frames, groups), walked=walked)
 
 
 def _attributes(dataset: Any, stored: SlideObject) -> Instance:

@@ -12,9 +12,10 @@ from eosin.slides.errors import SlideError
 from eosin.slides.model import TileTable
 from eosin.slides.table import MAX_LEVEL_TILES, make_table
 
-_ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+_ITEM = b"\xfe\xff\x00\xe0"
 _UNDEFINED = 0xFFFFFFFF
 _MAX_TABLE_BYTES = 64 * 2**20
+_WINDOW_BYTES = 2**20
 
 
 class SizedFile(Protocol):
@@ -50,6 +51,15 @@ def _native(start: int, num_frames: int, frame_bytes: int, end: int) -> TileTabl
         )
     offsets = start + frame_bytes * np.arange(num_frames, dtype=np.int64)
     return make_table(offsets, np.full(num_frames, frame_bytes, np.int64))
+
+
+def has_offset_table(file: SizedFile, dataset: Any, pixels_at: int) -> bool:
+    """Whether frames are found without reading the pixels between them."""
+    header = _read(file, pixels_at, 12)
+    undefined = struct.unpack_from("<I", header, 8)[0] == _UNDEFINED
+    implicit = str(dataset.file_meta.TransferSyntaxUID) == "1.2.840.10008.1.2"
+    extended = bool(dataset.get("ExtendedOffsetTable"))
+    return implicit or not undefined or extended or _item_length(file, pixels_at + 12) > 0
 
 
 def _encapsulated(file: SizedFile, dataset: Any, start: int, num_frames: int) -> TileTable:
@@ -91,11 +101,17 @@ def _by_offsets(
 
 
 def _walk(file: SizedFile, first_item: int, num_frames: int) -> TileTable:
-    """Item by item: each header says where the next one is. Costs a read every few frames."""
+    """Item by item: each header says where the next one is.
+
+    The headers lie among the pixels, so the object is read from end to end in windows; only frames
+    larger than a window are leapt over.
+    """
     offsets, sizes = np.zeros(num_frames, np.int64), np.zeros(num_frames, np.int64)
-    at = first_item
+    at, window_at, window = first_item, first_item, b""
     for i in range(num_frames):
-        sizes[i] = _item_length(file, at)
+        if at + 8 > window_at + len(window):
+            window_at, window = at, _read(file, at, min(_WINDOW_BYTES, max(8, file.size_bytes - at)))
+        sizes[i] = _length_of(window[at - window_at :][:8], at)
         offsets[i] = at + 8
         at += 8 + int(sizes[i])
     if at + 8 <= file.size_bytes and _read(file, at, 4) == _ITEM:
@@ -104,7 +120,10 @@ def _walk(file: SizedFile, first_item: int, num_frames: int) -> TileTable:
 
 
 def _item_length(file: SizedFile, at: int) -> int:
-    header = _read(file, at, 8)
+    return _length_of(_read(file, at, 8), at)
+
+
+def _length_of(header: bytes, at: int) -> int:
     if header[:4] != _ITEM:
         raise SlideError("corrupt-header", f"no DICOM item at byte {at}")
     length = int(struct.unpack_from("<I", header, 4)[0])

@@ -35,6 +35,8 @@ class OpenedSlide:
     header: SlideHeader
     tiles: TileTable
     local: LocalSlide | None = None
+    remark: str = ""
+    """What a person should know of how it had to be read."""
 
 
 def read_header(
@@ -93,7 +95,11 @@ def _read(
         from eosin.slides.dicom import read_instance, series_slide
 
         instances = [read_instance(open_range(store, each), each) for each in stored]
-        return OpenedSlide(*series_slide(instances))
+        num_bytes = sum(each.stored.size_bytes for each in instances if each.walked)
+        remark = (
+            f"no frame offsets: {num_bytes / 1e6:.3g} MB were read to find its tiles" if num_bytes else ""
+        )
+        return OpenedSlide(*series_slide(instances), remark=remark)
     raise SlideError("not-a-slide", f"it is {_what_it_is(head)}, no slide format eosin knows")
 
 
