@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import random
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+_DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>not yours</Message></Error>"
 _SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>slower</Message></Error>"
 
 
@@ -27,6 +29,7 @@ class Fault(Enum):
     RESET = "has its connection reset and is not passed on"
     LOSE_ANSWER = "is carried out, but the connection is reset instead of the answer"
     TRUNCATE = "is answered with half the body, then the connection ends"
+    DENY = "is answered 403 AccessDenied and not passed on"
     SHORT = "is answered with half the body and headers that agree with it"
 
 
@@ -57,21 +60,31 @@ def seeded(seed: int, rate: float, *faults: Fault) -> Plan:
 class FaultProxy:
     """`with FaultProxy(endpoint_url, plan) as proxy:` listens on loopback at `proxy.endpoint_url`.
 
-    `seen` lists (method, path, fault) of all requests so far.
+    `seen` lists (method, path, fault) of all requests so far, `headers` theirs. With `tls` it speaks
+    HTTPS to the client.
     """
 
-    def __init__(self, endpoint_url: str, plan: Plan, *, delay_s: float = 0.2) -> None:
+    def __init__(
+        self, endpoint_url: str, plan: Plan, *, delay_s: float = 0.2, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.plan = plan
         self.delay_s = delay_s
         self.seen: list[tuple[str, str, Fault]] = []
+        self.headers: list[dict[str, str]] = []
+        self._scheme = "https" if tls else "http"
         self.upstream = urlsplit(endpoint_url).netloc
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def decide(self, method: str, path: str) -> Fault:
         """The fault of the next request."""
@@ -99,11 +112,14 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            proxy.headers.append(dict(self.headers.items()))
             fault = proxy.decide(self.command, self.path)
             if fault is Fault.RESET:
                 self._reset()
             elif fault is Fault.SLOW_DOWN:
-                self._answer(503, {"Content-Type": "application/xml"}, _SLOW_DOWN, len(_SLOW_DOWN))
+                self._refuse(503, _SLOW_DOWN)
+            elif fault is Fault.DENY:
+                self._refuse(403, _DENIED)
             else:
                 if fault is Fault.DELAY:
                     time.sleep(proxy.delay_s)
@@ -138,6 +154,9 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
                 return answer.status, headers, answer.read()
             finally:
                 upstream.close()
+
+        def _refuse(self, status: int, body: bytes) -> None:
+            self._answer(status, {"Content-Type": "application/xml"}, body, len(body))
 
         def _answer(self, status: int, headers: dict[str, str], body: bytes, length: int) -> None:
             self.send_response_only(status)

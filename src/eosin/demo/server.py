@@ -53,6 +53,7 @@ class LocalS3:
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._ports: list[int] = []
+        self._client: S3Client | None = None
 
     @property
     def endpoint_url(self) -> str:
@@ -209,6 +210,11 @@ class LocalS3:
         return False
 
     def _boto(self) -> S3Client:
+        if self._client is None or self._client.meta.endpoint_url != self.endpoint_url:
+            self._client = self._make_client()
+        return self._client
+
+    def _make_client(self) -> S3Client:
         import boto3
         import botocore.session
         from botocore.config import Config

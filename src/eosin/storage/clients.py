@@ -122,7 +122,8 @@ def _make_bulk(clients: Clients, bucket: str) -> obstore.store.S3Store:
     config["virtual_hosted_style_request"] = virtual
     endpoint = _custom_endpoint(clients)
     if endpoint:
-        config["endpoint"] = endpoint.replace("://", f"://{bucket}.", 1) if virtual else endpoint
+        url = endpoint.replace("://", f"://{bucket}.", 1) if virtual else endpoint
+        config |= {"endpoint": url, "aws_endpoint_url_s3": url}
     try:
         return S3Store(
             bucket,

@@ -142,7 +142,8 @@ def unreachable(request: Request, reason: str) -> TransientError:
 def untrusted(request: Request) -> UserError:
     return UserError(
         f"{request.failed}: the certificate of {request.endpoint} is not trusted",
-        hint="set AWS_CA_BUNDLE to the PEM file of the authority that signed it",
+        hint="set AWS_CA_BUNDLE to the PEM file of the authority that signed it; a certificate that is "
+        "itself marked as an authority (CA:TRUE) cannot be a server's",
     )
 
 

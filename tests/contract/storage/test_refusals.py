@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from eosin.demo.server import LocalS3
 from eosin.errors import UserError
 from eosin.storage import ByteRange, Store, open_store
 from eosin.storage.open import ensure_bucket
+from tests.support.faults import Fault, FaultProxy, seeded
 
 ASKS: dict[str, Callable[[Store], object]] = {
     "read": lambda store: store.get("some/key"),
@@ -75,6 +77,18 @@ def test_a_request_without_signature_is_refused(bucket_uri: str, monkeypatch: py
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     for operation in ("read", "read ranges", "write"):
         assert "permission denied" in refusal(ASKS[operation], open_store(bucket_uri)).message
+
+
+@pytest.mark.parametrize("operation", ASKS)
+def test_a_denied_prefix(
+    operation: str, s3: LocalS3, bucket_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(s3.endpoint_url, seeded(0, 1.0, Fault.DENY)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint_url)
+        error = refusal(ASKS[operation], open_store(bucket_uri))
+        assert len(proxy.seen) == 1
+    assert "permission denied" in error.message
+    assert f"cannot {operation.split()[0]} {bucket_uri}/some/" in error.message
 
 
 def test_making_a_bucket_twice_is_no_error(bucket_uri: str) -> None:
