@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import cv2
 import numpy as np
 
 from eosin.config.patches import PatchesConfig
@@ -64,7 +65,8 @@ class PatchStream:
         self._reader = PatchReader(sampler.snapshot, self.config, _source(store, self.config, pool), pool)
         self._redraws = Redraws(sampler.snapshot, log)
         self._on_reject = on_reject or _ignore
-        workers = num_threads or max(2, len(os.sched_getaffinity(0)))
+        workers = num_threads or max(2, _num_cores())
+        cv2.setNumThreads(1)  # patches are resized in threads of our own; OpenCV's would get in their way
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="eosin-patches")
 
     def batches(self, wanted: Iterable[tuple[int, Sequence[int]]]) -> Iterator[PatchBatch]:
@@ -146,6 +148,12 @@ class PatchStream:
             f"read: {self._redraws.summary()}",
             hint="index the slides again: they are not what the snapshot says",
         )
+
+
+def _num_cores() -> int:
+    """Cores this process may use, where the system tells."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _ignore(request: PatchRequest, error: SlideError) -> None:
