@@ -31,6 +31,7 @@ class UnsupervisedTask(Section):
     kind: Literal["unsupervised"] = "unsupervised"
     name: TaskName = "heldout"
     patch_set: str = "heldout"
+    """Name of a patch set of the run, or the URI of any dataset."""
 
 
 class KnnTask(Section):
@@ -49,7 +50,17 @@ class LinearProbeTask(Section):
     probe: ProbeConfig = ProbeConfig()
 
 
-TaskConfig = Annotated[UnsupervisedTask | KnnTask | LinearProbeTask, Field(discriminator="kind")]
+class RobustnessTask(Section):
+    """Agreement of embeddings under rotation, flip, change of stain and blur: no labels needed."""
+
+    kind: Literal["robustness"]
+    name: TaskName
+    patch_set: str = "heldout"
+
+
+TaskConfig = Annotated[
+    UnsupervisedTask | KnnTask | LinearProbeTask | RobustnessTask, Field(discriminator="kind")
+]
 
 
 class EvaluateConfig(Section):

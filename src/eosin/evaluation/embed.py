@@ -13,6 +13,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from eosin.errors import PermanentError
+from eosin.evaluation.changes import CHANGES, CHANGES_VERSION
 from eosin.evaluation.dataset import Dataset, Missing
 from eosin.evaluation.subject import Subject
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION, BadImage, load_image
@@ -38,18 +39,22 @@ class Embeddings:
     """The first of the images that could not be read: source and reason."""
 
 
-def embed(subject: Subject, dataset: Dataset, *, store: Store, batch_size: int, log: RunLog) -> Embeddings:
+def embed(
+    subject: Subject, dataset: Dataset, *, store: Store, batch_size: int, log: RunLog, change: str = ""
+) -> Embeddings:
     """The embeddings of every readable image of `dataset`, from the store where they are there already.
+
+    `change`: a name of `CHANGES`, applied to each image before the model sees it; empty: none.
 
     Several processes may do this at once: all compute the same, the first to publish wins. Raises
     `PermanentError` where no image can be read or an embedding is not finite.
     """
-    key = RunLayout.embeddings(_digest(subject, dataset))
+    key = RunLayout.embeddings(_digest(subject, dataset, change))
     stored = _load(store, key)
     if stored is not None:
         log.event("embeddings", model=subject.name, images=len(stored.rows), source="stored")
         return stored
-    made = _compute(subject, dataset, batch_size, log)
+    made = _compute(subject, dataset, batch_size, log, change)
     try:
         store.put(key, _encode(made), if_none_match=True)
     except PreconditionFailed:
@@ -57,12 +62,13 @@ def embed(subject: Subject, dataset: Dataset, *, store: Store, batch_size: int, 
     return made
 
 
-def _digest(subject: Subject, dataset: Dataset) -> str:
+def _digest(subject: Subject, dataset: Dataset, change: str) -> str:
     identity = [subject.digest, dataset.digest, TRANSFORM, TRANSFORM_VERSION, "float32"]
+    identity += [change, CHANGES_VERSION] if change else []
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def _compute(subject: Subject, dataset: Dataset, batch_size: int, log: RunLog) -> Embeddings:
+def _compute(subject: Subject, dataset: Dataset, batch_size: int, log: RunLog, change: str) -> Embeddings:
     from eosin.evaluation.forward import Forward
 
     forward = Forward(*subject.load())
@@ -72,7 +78,8 @@ def _compute(subject: Subject, dataset: Dataset, batch_size: int, log: RunLog) -
     total = len(dataset.samples)
 
     def decode(data: bytes | Missing) -> Pixels | str:
-        return _decode(data, forward.img_px)
+        image = _decode(data, forward.img_px)
+        return image if isinstance(image, str) or not change else CHANGES[change](image)
 
     with ThreadPoolExecutor(_DECODE_THREADS) as pool:
         for start in range(0, total, batch_size):

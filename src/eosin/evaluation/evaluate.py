@@ -7,11 +7,19 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 from eosin.config import RunConfig
-from eosin.config.evaluate import KnnTask, LinearProbeTask, TaskConfig, UnsupervisedTask
+from eosin.config.evaluate import (
+    KnnTask,
+    LinearProbeTask,
+    RobustnessTask,
+    TaskConfig,
+    UnsupervisedTask,
+)
 from eosin.errors import EosinError, PermanentError, TransientError, UserError, describe
+from eosin.evaluation.changes import CHANGES, CHANGES_VERSION
 from eosin.evaluation.dataset import Dataset
 from eosin.evaluation.embed import Embeddings, embed
 from eosin.evaluation.leakage import leakage_note, leaked_patients
@@ -30,6 +38,7 @@ _PROTOCOLS = {
     "unsupervised": ("rankme-odcorr", 1),
     "knn": ("knn-cosine-weighted", 1),
     "linear-probe": ("linear-probe-eva", 1),
+    "robustness": ("robustness-orientation-stain-blur", CHANGES_VERSION),
 }
 
 
@@ -45,6 +54,8 @@ def evaluate(run_uri: str, model: str, task: str, *, log: RunLog) -> MetricRecor
     config = load_run(run_uri, store=store)
     wanted = _find_task(run_uri, config, task)
     subject = find_subject(run_uri, config, model, store)
+    # A task that embeds several times reads the weights once.
+    subject = replace(subject, load=cache(subject.load))
     started_s = time.monotonic()
     evaluation = _Evaluation(run_uri, store, config, wanted, subject, log)
     try:
@@ -105,8 +116,7 @@ class _Evaluation:
     def judge(self) -> MetricRecord:
         """Embed the dataset that `existing` opened and run the task."""
         assert self.dataset is not None
-        embeddings = embed(self.subject, self.dataset, store=self.store,
-                           batch_size=self.config.evaluate.batch_size, log=self.log)  # fmt: skip
+        embeddings = self._embed()
         outcome = self._run_task(self.dataset, embeddings)
         leaked = self._leaked(self.dataset)
         details = {
@@ -132,14 +142,21 @@ class _Evaluation:
             )
         return self._record(status="failed", reason=describe(error))
 
+    def _embed(self, change: str = "") -> Embeddings:
+        assert self.dataset is not None
+        batch_size = self.config.evaluate.batch_size
+        return embed(
+            self.subject, self.dataset, store=self.store, batch_size=batch_size, log=self.log, change=change
+        )
+
     def _leaked(self, dataset: Dataset) -> tuple[str, ...]:
         """Of a teacher on a labelled dataset; other models saw none of the run's slides."""
-        if not self.subject.step or isinstance(self.task, UnsupervisedTask):
+        if not self.subject.step or isinstance(self.task, UnsupervisedTask | RobustnessTask):
             return ()
         return leaked_patients(self.run_uri, self.config, dataset)
 
     def _dataset_uri(self) -> str:
-        if not isinstance(self.task, UnsupervisedTask):
+        if not isinstance(self.task, UnsupervisedTask | RobustnessTask):
             return self.task.dataset
         name = self.task.patch_set
         return name if "/" in name else join_uri(self.run_uri, RunLayout.patch_set(name))
@@ -165,6 +182,10 @@ class _Evaluation:
             from eosin.evaluation.linear_probe import run_linear_probe
 
             return run_linear_probe(self.task, dataset, embeddings, seed=self.config.seed)
+        if isinstance(self.task, RobustnessTask):
+            from eosin.evaluation.robustness import run_robustness
+
+            return run_robustness(dataset, embeddings, {name: self._embed(name) for name in CHANGES})
         from eosin.evaluation.unsupervised import run_unsupervised
 
         return run_unsupervised(dataset, embeddings)

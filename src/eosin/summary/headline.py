@@ -11,7 +11,8 @@ from eosin.records import MetricRecord
 from eosin.summary.results import Result, metric_order, model_order
 
 _PER_TASK = {"unsupervised": ("rankme", "odcorr"), "knn": ("balanced_accuracy", "top1"),
-             "linear-probe": ("balanced_accuracy",)}  # fmt: skip
+             "linear-probe": ("balanced_accuracy",),
+             "robustness": ("stain_retrieval", "rotation_retrieval")}  # fmt: skip
 
 
 @dataclass(frozen=True)

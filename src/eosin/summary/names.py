@@ -13,8 +13,15 @@ _METRICS = {
     "rankme": "RankMe",
     "odcorr": "ODCorr",
     "odcorr_samples": "ODCorr of samples",
+    "rotation_retrieval": "found again after rotation",
+    "flip_retrieval": "found again after a flip",
+    "stain_retrieval": "found again in another stain",
+    "blur_retrieval": "found again when blurred",
+    "rotation_agreement": "agreement under rotation",
+    "flip_agreement": "agreement under a flip",
+    "stain_agreement": "agreement in another stain",
+    "blur_agreement": "agreement when blurred",
 }
-_SHARES = {"balanced_accuracy", "top1", "f1_macro", "calibration_error", "odcorr", "odcorr_samples"}
 
 
 def metric_name(metric: str) -> str:
@@ -25,11 +32,6 @@ def model_label(model: str) -> str:
     """`step 1,000` for a teacher; any other model by its own name."""
     step = step_of(model)
     return model if step is None or model == RANDOM_INIT else f"step {step:,}"
-
-
-def is_share(metric: str) -> bool:
-    """Whether the metric lies between 0 and 1."""
-    return metric in _SHARES
 
 
 def number(value: float) -> str:

@@ -82,6 +82,18 @@ def test_each_task_publishes_its_record(run: str) -> None:
     assert probe.details["interval_over"].endswith("patients")
 
 
+def test_robustness_is_measured_for_every_change_and_magnification(tmp_path: Path) -> None:
+    labelled = write_patch_set(tmp_path / "set", patch_rows(num_patients=4, per_class=4))
+    config = make_config([{"kind": "robustness", "name": "robust", "patch_set": labelled}])
+    uri = make_run(tmp_path, config)
+    record = _judge(uri, "random-init", "robust")
+    assert record.status == "ok"
+    assert {name.rsplit("_", 1)[0] for name in record.metrics} == {"rotation", "flip", "stain", "blur"}
+    assert all(value.mean <= 1 for value in record.metrics.values())
+    assert set(record.details["retrieval_by_mpp"]) == {"0.5", "1"}
+    assert len(list(open_store(uri).list(RunLayout.EMBEDDINGS))) == 5, "the originals and four changes"
+
+
 def test_a_second_time_nothing_is_computed(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = _judge(run, "step-00000020", "texture-knn")
 
