@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from eosin.cluster import names
 from eosin.cluster.api import Cluster, Manifest, Missing, connect
@@ -36,8 +37,7 @@ _TESTED_MINOR = 29
 @dataclass(frozen=True)
 class ClusterCheck:
     name: str
-    status: str
-    """`ok`, `warn` or `fail`."""
+    status: Literal["ok", "warn", "fail"]
     detail: str
     fix: str = ""
 
