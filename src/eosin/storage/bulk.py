@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, groupby
@@ -196,7 +197,15 @@ def _obstore_is_usable() -> bool:
     global _user_pid
     if _user_pid is None:
         _user_pid = os.getpid()
-    return _user_pid == os.getpid()
+    if _user_pid == os.getpid():
+        return True
+    warnings.warn(
+        "this process was forked from one that had read byte ranges: its own reads cost several times "
+        "the CPU; start workers by spawn or forkserver",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return False
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +16,15 @@ from eosin.storage.atomic import new_file, settle
 from eosin.storage.base import ByteRange, NotFound, ObjectChanged, ObjectInfo, PreconditionFailed
 from eosin.storage.bulk import RangeReader, quoted
 from eosin.storage.clients import Clients, clients_for
+from eosin.storage.file import open_source
 from eosin.storage.settings import DEFAULT_REGION, S3Settings
-from eosin.storage.upload import PART_BYTES, Upload
+from eosin.storage.upload import ONE_REQUEST_BYTES, Upload, parts_of_bytes, parts_of_file
 
 T = TypeVar("T")
 
 _NONCE = "eosin-put"
 _DELETE_BATCH = 1000
+_REPLACED_LIMIT = 8
 _DOWNLOAD_PART_BYTES = 8 << 20
 _DOWNLOAD_PARTS_AT_ONCE = 4
 
@@ -45,14 +47,18 @@ class S3Store:
         return clients_for(self.settings)
 
     def get(self, key: str) -> bytes:
-        def read() -> bytes:
+        def read() -> bytes | None:
             answer = self._clients.boto.get_object(Bucket=self.bucket, Key=self.prefix + key)
+            if answer["ContentLength"] > ONE_REQUEST_BYTES:
+                answer["Body"].close()
+                return None
             body: bytes = answer["Body"].read()
             if len(body) != answer["ContentLength"]:
                 raise s3_errors.short_body(self._asked("read", key), answer["ContentLength"], len(body))
             return body
 
-        return self._call("read", key, read)
+        found = self._call("read", key, read)
+        return self._in_parts(key, lambda parts: b"".join(parts))[1] if found is None else found
 
     def get_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         absolute = [ByteRange(self.prefix + item.key, item.start, item.length, item.etag) for item in ranges]
@@ -80,6 +86,8 @@ class S3Store:
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
     ) -> ObjectInfo:
         conditions = _conditions(if_none_match, if_match)
+        if len(data) > ONE_REQUEST_BYTES:
+            return self._upload(key, len(data), parts_of_bytes(data), conditions)
         nonce = secrets.token_hex(16)
         metadata: dict[str, Any] = {"Metadata": {_NONCE: nonce}} if conditions else {}
 
@@ -93,33 +101,20 @@ class S3Store:
         return self._publish(key, len(data), nonce, write)
 
     def put_file(self, key: str, path: Path, *, if_none_match: bool = False) -> ObjectInfo:
-        from eosin.storage.file import open_source
-
         with open_source(path) as source:
-            head = source.read(PART_BYTES + 1)
-            if len(head) <= PART_BYTES:
-                return self.put(key, head, if_none_match=if_none_match)
-            source.seek(0)
-            nonce = secrets.token_hex(16)
-
-            def write(call: Callable[[Callable[[], Any]], Any]) -> Any:
-                upload = Upload(self._clients.boto, self.bucket, self.prefix + key, call)
-                return upload.run(source, _conditions(if_none_match, None), {_NONCE: nonce})
-
-            return self._publish(key, path.stat().st_size, nonce, write)
+            size_bytes = path.stat().st_size
+            if size_bytes <= ONE_REQUEST_BYTES:
+                return self.put(key, source.read(), if_none_match=if_none_match)
+            return self._upload(key, size_bytes, parts_of_file(source), _conditions(if_none_match, None))
 
     def download(self, key: str, path: Path) -> ObjectInfo:
-        while True:
-            info = self.head(key)
-            try:
-                with new_file(path) as (file, temporary):
-                    for batch in _parts(info):
-                        file.writelines(self.get_ranges(batch))
-                    settle(file)
-                    temporary.replace(path)
-                return info
-            except ObjectChanged:
-                continue  # replaced meanwhile: bring the new version
+        def write(parts: Iterator[bytes]) -> None:
+            with new_file(path) as (file, temporary):
+                file.writelines(parts)
+                settle(file)
+                temporary.replace(path)
+
+        return self._in_parts(key, write)[0]
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """A page of a thousand at a time, except from a server that is known not to keep key order."""
@@ -130,7 +125,7 @@ class S3Store:
             for page in pages:
                 yield from self._items(page)
         else:
-            everything = [item for page in itertools.chain([first], pages) for item in self._items(page)]
+            everything = [item for page in chain([first], pages) for item in self._items(page)]
             yield from sorted(everything, key=lambda item: item.key)
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -199,6 +194,26 @@ class S3Store:
             if failed.get("Code") != "NoSuchKey":
                 key = failed.get("Key", "").removeprefix(self.prefix)
                 raise s3_errors.from_status(self._asked("delete", key), failed.get("Code", ""), 403)
+
+    def _in_parts(self, key: str, use: Callable[[Iterator[bytes]], T]) -> tuple[ObjectInfo, T]:
+        """The object and `use` of its bytes, all of one version; begun again where it is replaced."""
+        for _ in range(_REPLACED_LIMIT):
+            info = self.head(key)
+            with suppress(ObjectChanged):
+                parts = chain.from_iterable(self.get_ranges(batch) for batch in _parts(info))
+                return info, use(parts)
+        raise TransientError(f"cannot read {self.uri}/{key}: it is replaced faster than it can be read")
+
+    def _upload(
+        self, key: str, size_bytes: int, parts: Iterator[bytes], conditions: dict[str, Any]
+    ) -> ObjectInfo:
+        nonce = secrets.token_hex(16)
+
+        def write(call: Callable[[Callable[[], Any]], Any]) -> Any:
+            upload = Upload(self._clients.boto, self.bucket, self.prefix + key, call)
+            return upload.run(parts, conditions, {_NONCE: nonce})
+
+        return self._publish(key, size_bytes, nonce, write)
 
     def _publish(
         self,

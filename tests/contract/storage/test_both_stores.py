@@ -175,6 +175,18 @@ def test_a_large_file_goes_up_and_comes_down_whole(store: Store, tmp_path: Path)
     assert store.get_ranges([ByteRange("big é", 37 << 20, 10, published.etag)]) == [b"tail"]
 
 
+def test_large_bytes_are_published_whole_and_conditionally(store: Store) -> None:
+    data = random.Random(9).randbytes(1 << 20) * 33
+    first = store.put("big", data, if_none_match=True)
+    assert store.get("big") == data
+    with pytest.raises(PreconditionFailed):
+        store.put("big", data[1:], if_none_match=True)
+    store.put("big", data[2:], if_match=first.etag)
+    with pytest.raises(PreconditionFailed):
+        store.put("big", data[3:], if_match=first.etag)
+    assert store.head("big").size_bytes == len(data) - 2
+
+
 def test_a_file_that_cannot_be_read_is_the_users_error(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file") as caught:
         store.put_file("k", tmp_path / "no such file")

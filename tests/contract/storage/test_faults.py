@@ -70,7 +70,7 @@ def test_a_large_upload_survives_the_loss_of_any_answer(
     store: Store, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     source = tmp_path / "big"
-    source.write_bytes(random.Random(2).randbytes(20 << 20))
+    source.write_bytes(random.Random(2).randbytes(33 << 20))
     lost = {"POST": 0, "PUT": 0}
 
     def first_of_each(method: str, path: str) -> Fault:
