@@ -52,10 +52,11 @@ def create_vit(arch: str, arch_args: dict[str, Any], *, meta: bool = False) -> n
         with torch.device("meta" if meta else "cpu"):
             vit = timm.create_model(arch, num_classes=0, pretrained=False, **arch_args)
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
-        raise UserError(
-            f"timm cannot build {arch} with {arch_args}: {_reason(error)}",
-            hint="change model.arch or model.arch_args",
-        ) from error
+        family = timm.model_entrypoint(arch).__module__
+        hint = "change model.arch or model.arch_args"
+        if family != "timm.models.vision_transformer":
+            hint = f"it is of {family}, not a plain VisionTransformer"
+        raise UserError(f"timm cannot build {arch} with {arch_args}: {_reason(error)}", hint=hint) from error
     _require_plain_vit(arch, vit)
     return vit  # type: ignore[no-any-return]
 

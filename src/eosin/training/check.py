@@ -70,7 +70,11 @@ def flops_per_image(config: RunConfig, network: Network) -> float:
     Two a multiply-add; blocks, attention, heads and prototypes; drop path saves nothing here.
     """
     backbone, augment = network.backbone, config.augment
-    matrices = sum(p.numel() for name, p in backbone.named_parameters() if p.ndim >= 2 and "blocks" in name)
+    matrices = sum(
+        p.numel()
+        for name, p in backbone.named_parameters()
+        if p.ndim >= 2 and ("blocks" in name or "patch_embed" in name)
+    )
 
     def forward(side_px: int) -> float:
         tokens = (side_px // backbone.patch_size) ** 2 + backbone.num_prefix_tokens

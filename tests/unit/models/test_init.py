@@ -1,0 +1,91 @@
+"""Warm starts: every tensor accounted for, whatever size and layout the file has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from eosin.errors import UserError
+from eosin.models.arch import create_vit
+from eosin.models.backbone import Backbone, build_backbone
+from eosin.models.init import initialize
+from tests.support.golden import part, tensors
+from tests.support.training_run import tiny_config
+
+TINY = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
+AT_16_PX = AT_16_PX
+
+
+def backbone(global_px: int = 16, **model: Any) -> Backbone:
+    return build_backbone(tiny_config(model=model).model, global_px)
+
+
+def stored(path: Path, vit: torch.nn.Module, prefix: str = "") -> str:
+    save_file({prefix + name: value.contiguous() for name, value in vit.state_dict().items()}, path)
+    return f"file://{path}"
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "teacher.backbone."])
+def test_equal_sizes_load_whole(tmp_path: Path, prefix: str) -> None:
+    source, target = backbone(), backbone()
+    report = initialize(target, stored(tmp_path / "m.safetensors", source.vit, prefix))
+    assert not report.interpolated and not report.dropped and not report.missing
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+
+
+def test_other_image_and_patch_sizes_are_resampled_and_named(tmp_path: Path) -> None:
+    source = create_vit("vit_tiny_patch16_224", {**TINY, "patch_size": 8, "img_size": 64, "init_values": 0.1,
+                                                "dynamic_img_size": True})  # fmt: skip
+    target = backbone()
+    report = initialize(target, stored(tmp_path / "m.safetensors", source))
+    assert set(report.interpolated) == {"pos_embed", "patch_embed.proj.weight"}
+    assert not report.missing
+    assert target(torch.zeros(1, 3, 16, 16)).isfinite().all()
+
+
+def test_a_file_without_layer_scale_keeps_its_function(tmp_path: Path) -> None:
+    source = create_vit("vit_tiny_patch16_224", AT_16_PX)
+    target = backbone().eval()
+    report = initialize(target, stored(tmp_path / "m.safetensors", source))
+    assert report.identity_layer_scale and all(name.endswith("gamma") for name in report.missing)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(target(images)[:, 0], source.eval()(images), atol=1e-6)
+
+
+def test_dinov2s_own_layout_with_its_mask_token(tmp_path: Path) -> None:
+    golden = part(tensors("step_centering_shared_head_registers"), "student.backbone.")
+    save_file(golden, tmp_path / "m.safetensors")
+    size = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
+    arch_args = {**size, "reg_tokens": 4, "no_embed_class": True}
+    target = build_backbone(tiny_config(model={"arch_args": arch_args}).model, 48)
+    report = initialize(target, str(tmp_path / "m.safetensors"))
+    assert not report.missing and not report.dropped
+    assert torch.equal(target.mask_token, golden["mask_token"])
+    assert torch.equal(target.vit.reg_token, golden["register_tokens"])
+    assert torch.equal(target.vit.cls_token, golden["cls_token"] + golden["pos_embed"][:, :1])
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    source = create_vit("vit_tiny_patch16_224", {**AT_16_PX, "embed_dim": 64})
+    with pytest.raises(UserError, match=r"do not fit model\.arch"):
+        initialize(backbone(), stored(tmp_path / "m.safetensors", source))
+    (tmp_path / "not.safetensors").write_bytes(b"PK\x03\x04 a pickle, perhaps")
+    with pytest.raises(UserError, match="is not a safetensors file"):
+        initialize(backbone(), str(tmp_path / "not.safetensors"))
+    with pytest.raises(UserError, match="there is no"):
+        initialize(backbone(), str(tmp_path / "absent.safetensors"))
+    with pytest.raises(UserError, match="has no model 'vit_nowhere'"):
+        initialize(backbone(), "timm:vit_nowhere.tag")
+
+
+def test_random_changes_nothing() -> None:
+    target = backbone()
+    before = [parameter.clone() for parameter in target.parameters()]
+    report = initialize(target, "random")
+    assert report.summary()["num_loaded"] == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, target.parameters(), strict=True))

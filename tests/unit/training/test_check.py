@@ -1,0 +1,88 @@
+"""What cannot be trained is refused with the arithmetic; the rest is planned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from eosin.config import RunConfig
+from eosin.errors import UserError
+from eosin.training.check import check_training
+from tests.support.training_run import tiny_config
+
+
+def config(**sections: dict[str, Any]) -> RunConfig:
+    tree = tiny_config().model_dump()
+    for section, values in sections.items():
+        tree[section] |= values
+    return RunConfig.model_validate(tree)
+
+
+def test_planned_figures_of_a_known_model() -> None:
+    figures = check_training(
+        RunConfig.model_validate(
+            {
+                "model": {"arch": "vit_small_patch16_224"},
+                "train": {"batch_size": 64, "num_slots": 4, "num_steps": 20_000},
+            }
+        )
+    )
+    # ViT-S/16 at 224 px: 21.67 M, and LayerScale's 2 × 12 × 384 and our mask token.
+    assert figures["backbone_parameters"] == 21_665_664 + 2 * 12 * 384 + 384
+    assert (
+        figures["head_parameters"] == 384 * 2048 + 2048 + 2048 * 2048 + 2048 + 2048 * 256 + 256 + 65536 * 257
+    )
+    assert figures["patches"] == 64 * 20_000
+    # Student thrice, teacher once, 2 × 224 and 8 × 96: 124 GFLOP an image, heads included.
+    assert figures["gflop_per_image"] == pytest.approx(124, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"augment": {"global_px": 18}}, r"global_px 18 is not a multiple .* 18 = 4 × 4 \+ 2"),
+        ({"augment": {"local_px": 10}}, r"local_px 10 is not a multiple .* 10 = 2 × 4 \+ 2"),
+        ({"model": {"arch": "vit_smal_patch16_224"}}, "has no model 'vit_smal_patch16_224'"),
+        ({"model": {"arch_args": {"widht": 3}}}, "unexpected keyword argument 'widht'"),
+        (
+            {"model": {"arch": "vit_small_patch16_224.augreg_in21k", "arch_args": {}}},
+            "names pretrained weights",
+        ),
+        ({"model": {"arch": "resnet50", "arch_args": {}}}, "cannot build resnet50"),
+        ({"model": {"arch": "vit_medium_patch16_gap_240", "arch_args": {}}}, "class token"),
+    ],
+)
+def test_impossible_networks(sections: dict[str, Any], message: str) -> None:
+    tree = tiny_config().model_dump()
+    for section, values in sections.items():
+        tree[section] |= values
+    with pytest.raises((UserError, ValueError), match=message):
+        check_training(RunConfig.model_validate(tree))
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"batch_size": 8}, r"batch_size 8 ÷ num_slots 8 = 1"),
+        (
+            {"elastic": {"max_nodes": 3, "workers_per_node": 4}},
+            r"12 workers \(3 nodes × 4\) for 8 micro-batches: 4 would",
+        ),
+        ({"optimizer": {"warmup_steps": 20}}, r"warmup_steps 20 is not below train.num_steps 20"),
+        ({"ibot": {"mask_ratio": (0.0, 0.01)}}, "masks nothing"),
+        ({"ibot": {"mask_ratio": (0.6, 0.2)}}, "must rise"),
+    ],
+)
+def test_impossible_training(train: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_training(tiny_config(**train))
+
+
+def test_more_prototypes_than_memory() -> None:
+    huge = tiny_config(model={"dino_head": {"num_prototypes": 10**8, "bottleneck_dim": 16, "hidden_dim": 32}})
+    assert check_training(huge)["state_gib"] > 30
+    with pytest.raises(
+        UserError, match=r"1700\.0 M parameters × 5 float32 copies .* = 31\.7 GiB, and there are 16\.0"
+    ):
+        check_training(huge, memory_bytes=16 * 2**30)

@@ -1,0 +1,179 @@
+"""Checkpoints: whole or skipped, kept to a number, published in order with the teachers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from eosin.errors import PermanentError, TransientError, UserError
+from eosin.layout import RunLayout
+from eosin.models.network import build_network
+from eosin.observability import RunLog
+from eosin.storage import Store, open_store
+from eosin.training.checkpoint import complete_steps, delete_old, load_newest, save_checkpoint
+from eosin.training.publisher import Publisher
+from eosin.training.state import Snapshot, restore, take_snapshot
+from eosin.training.step import Learner
+from eosin.training.world import World
+from tests.support.training_run import tiny_config
+
+CONFIG = tiny_config()
+DIGEST = CONFIG.digest()
+
+
+class Log(RunLog):
+    def __init__(self) -> None:
+        super().__init__("test")
+        self.events: list[tuple[str, dict[str, object]]] = []
+
+    def event(self, name: str, /, **fields: object) -> None:
+        self.events.append((name, fields))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path))
+
+
+def learner(seed_shift: float = 0.0) -> Learner:
+    made = Learner(CONFIG, build_network(CONFIG), World(CONFIG.train.num_slots))
+    with torch.no_grad():
+        for parameter in made.student.parameters():
+            parameter += seed_shift
+    return made
+
+
+def snapshot(step: int) -> Snapshot:
+    return take_snapshot(learner(step / 1000), step, 1.5)
+
+
+def test_what_is_saved_comes_back_bit_for_bit(store: Store) -> None:
+    saved = snapshot(7)
+    save_checkpoint(store, saved, DIGEST)
+    found = load_newest(store, DIGEST, Log())
+    assert found is not None and (found.step, found.loss) == (7, 1.5)
+    target = learner()
+    restore(target, found.step, found.parts, "here")
+    for name, value in target.student.state_dict().items():
+        assert torch.equal(value, saved.parts["student"][name])
+    steps = {float(state["step"]) for state in target.optimizer.state.values()}
+    assert steps == {7.0}
+
+
+def test_a_snapshot_does_not_change_with_training() -> None:
+    made = learner()
+    taken = take_snapshot(made, 1, None)
+    before = copy.deepcopy(taken.parts["student"])
+    with torch.no_grad():
+        for parameter in made.student.parameters():
+            parameter.zero_()
+    assert all(torch.equal(before[name], value) for name, value in taken.parts["student"].items())
+
+
+def test_nothing_saved_yet(store: Store) -> None:
+    assert load_newest(store, DIGEST, Log()) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["truncate", "flip a bit", "lose a file", "half a marker", "lose the marker"],
+)
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(store: Store, damage: str) -> None:
+    for step in (5, 10):
+        save_checkpoint(store, snapshot(step), DIGEST)
+    key, marker = RunLayout.checkpoint_part(10, "teacher"), RunLayout.checkpoint_marker(10)
+    data = store.get(key)
+    if damage == "truncate":
+        store.put(key, data[:-100])
+    elif damage == "flip a bit":
+        store.put(key, data[:-9] + bytes([data[-9] ^ 4]) + data[-8:])
+    elif damage == "lose a file":
+        store.delete([key])
+    elif damage == "half a marker":
+        store.put(marker, store.get(marker)[:40])
+    else:
+        store.delete([marker])
+    log = Log()
+    found = load_newest(store, DIGEST, log)
+    assert found is not None and found.step == 5
+    warned = [str(fields["message"]) for name, fields in log.events if name == "warning"]
+    assert len(warned) == (damage != "lose the marker")
+    assert all("checkpoint 10 is skipped" in message for message in warned)
+
+
+def test_another_configurations_checkpoint_is_refused(store: Store) -> None:
+    save_checkpoint(store, snapshot(5), "0" * 64)
+    with pytest.raises(UserError, match="another configuration"):
+        load_newest(store, DIGEST, Log())
+
+
+def test_a_state_of_another_network_does_not_fit() -> None:
+    other = tiny_config(model={"arch_args": {"patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 2}})
+    foreign = Learner(other, build_network(other), World(other.train.num_slots))
+    with pytest.raises(PermanentError, match="student does not fit"):
+        restore(learner(), 3, take_snapshot(foreign, 3, None).parts, "it")
+
+
+def test_old_ones_and_leftovers_go_and_the_newest_stay(store: Store) -> None:
+    for step in (3, 6, 9, 12):
+        save_checkpoint(store, snapshot(step), DIGEST)
+    store.delete([RunLayout.checkpoint_marker(6)])
+    assert delete_old(store, 2) == [3, 6]
+    assert complete_steps(store) == [9, 12]
+    assert {info.key.split("/")[1] for info in store.list(RunLayout.CHECKPOINTS)} == {
+        "step-00000009",
+        "step-00000012",
+    }
+
+
+def test_a_marker_of_the_same_step_goes_before_its_files_are_written_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(store, snapshot(5), DIGEST)
+    monkeypatch.setattr(type(store), "put", lambda *_, **__: (_ for _ in ()).throw(TransientError("gone")))
+    with pytest.raises(TransientError):
+        save_checkpoint(store, snapshot(5), DIGEST)
+    assert complete_steps(store) == []
+
+
+def test_a_teacher_is_durable_before_the_checkpoint_that_follows_it(store: Store) -> None:
+    log = Log()
+    publisher = Publisher(store, CONFIG, "snap", log)
+    publisher.export(10, copy.deepcopy(learner().teacher.backbone))
+    publisher.checkpoint(snapshot(10))
+    publisher.close()
+    assert [name for name, _ in log.events] == ["export", "checkpoint"]
+    card = json.loads(store.get(RunLayout.teacher_card("step-00000010")))
+    assert card["snapshot_id"] == "snap" and card["step"] == 10
+
+
+def test_a_failed_export_keeps_later_checkpoints_back_and_is_raised(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TransientError("the store is down")
+
+    monkeypatch.setattr("eosin.training.publisher.export_teacher", fail)
+    publisher = Publisher(store, CONFIG, "", Log())
+    publisher.export(10, learner().teacher.backbone)
+    with pytest.raises(TransientError, match="down"):
+        publisher.checkpoint(snapshot(10))
+        publisher.close()
+    assert complete_steps(store) == []
+
+
+def test_a_worker_told_to_go_publishes_its_newest_copy(store: Store) -> None:
+    publisher = Publisher(store, CONFIG, "", Log())
+    publisher.checkpoint(snapshot(5))
+    publisher.offer(snapshot(8))
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(publisher.rescue(5.0)))
+    thread.start()
+    thread.join(10)
+    assert found == [8]
+    assert complete_steps(store) == [5, 8]
