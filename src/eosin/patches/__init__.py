@@ -1,0 +1,1 @@
+"""Patches: which ones (`sampler`), read from slides ahead of need (`stream`), augmented, or kept as sets."""

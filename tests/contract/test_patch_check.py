@@ -1,0 +1,74 @@
+"""The dry run's figures are those of the reads that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eosin.config import load_config
+from eosin.errors import UserError
+from eosin.index.snapshot import Snapshot
+from eosin.observability import RunLog
+from eosin.patches.check import check_patches
+from eosin.patches.sampler import Sampler
+from eosin.patches.stream import PatchStream
+from eosin.storage import ByteRange, Store, open_store
+from eosin.storage.coalesce import plan_requests
+from tests.support.patches import index_slides, paper_header, paper_row, paper_snapshot, write_slides
+
+
+class Counting:
+    """A store that counts what is read by range, and in how many requests of touching ranges."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.num_bytes = self.num_requests = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def get_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        self.num_bytes += sum(each.length for each in ranges)
+        self.num_requests += len(plan_requests(ranges, gap_bytes=0))
+        return self._store.get_ranges(ranges)
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    folder = tmp_path_factory.mktemp("check")
+    return index_slides(write_slides(folder / "slides", 3), folder / "index")
+
+
+def test_bytes_and_requests_are_those_really_read(snapshot: Snapshot) -> None:
+    settings = ["patches.patch_px=96", "patches.mpp=[0.25, 0.5]", "patches.tile_cache_bytes=0",
+                "train.batch_size=64", "train.num_slots=8", "seed=5"]  # fmt: skip
+    config = load_config("", overrides=settings)
+    figures = check_patches(config, snapshot)
+    store: Any = Counting(open_store(snapshot.slides_uri))
+    sampler = Sampler(snapshot, config.patches, seed=5, split="train")
+    with PatchStream(sampler, RunLog("test"), store=store, num_threads=1) as stream:
+        for _ in stream.batches((0, [index]) for index in range(256)):
+            pass
+    assert figures["range_bytes_per_step"] == round(store.num_bytes / 256 * 64)
+    assert figures["range_requests_per_step"] == round(store.num_requests / 256 * 64)
+    assert figures["num_slides"] == len(sampler.slides) == 2
+
+
+def test_staging_counts_a_slide_once_a_visit(snapshot: Snapshot) -> None:
+    def figures(visit: int) -> dict[str, Any]:
+        settings = [f"patches.patches_per_visit={visit}", "patches.patch_px=96", "patches.mpp=[0.25]"]
+        return check_patches(load_config("", overrides=[*settings, "train.batch_size=64"]), snapshot)
+
+    one, eight = figures(1), figures(8)
+    assert one["stage_requests_per_step"] == 64 and eight["stage_requests_per_step"] == 8
+    sizes = [row.size_bytes for row in snapshot.rows]
+    assert 64 * min(sizes) <= one["stage_bytes_per_step"] <= 64 * max(sizes)
+
+
+def test_excluded_slides_are_named_and_nothing_left_is_an_error(tmp_path: Path) -> None:
+    rows = [paper_row("coarse.dcm", paper_header(4000, 4000, mpp=20.0))]
+    with pytest.raises(UserError, match=r"coarse\.dcm: too-coarse"):
+        check_patches(load_config(""), paper_snapshot(tmp_path, rows))
