@@ -1,0 +1,41 @@
+"""What a training takes of a cluster before it is submitted: nodes, GPUs, money an hour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eosin.cluster.commands import workers_per_node
+from eosin.config import RunConfig
+
+
+@dataclass(frozen=True)
+class PoolPlacement:
+    """One pool at its smallest and at its largest."""
+
+    pool: str
+    spot: bool
+    nodes: tuple[int, int]
+    gpus: tuple[int, int]
+    workers: tuple[int, int]
+    usd_per_hour: tuple[float, float] | None
+    """None where the pool has no price."""
+
+
+def placement(config: RunConfig) -> list[PoolPlacement]:
+    """Every pool of `config.cluster` in its order, from `min_nodes` to `max_nodes`."""
+    placed = []
+    for pool in config.cluster.pools:
+        nodes = (pool.min_nodes, pool.max_nodes)
+        workers = workers_per_node(config, pool)
+        price = pool.price_usd_per_hour
+        placed.append(
+            PoolPlacement(
+                pool=pool.name,
+                spot=pool.spot,
+                nodes=nodes,
+                gpus=(nodes[0] * pool.gpus_per_node, nodes[1] * pool.gpus_per_node),
+                workers=(nodes[0] * workers, nodes[1] * workers),
+                usd_per_hour=None if price is None else (nodes[0] * price, nodes[1] * price),
+            )
+        )
+    return placed
