@@ -199,7 +199,7 @@ def test_every_agent_ends_with_0_once_training_is_done(
     run_folder: Path, start_nodes: Callable[[RunConfig], Nodes]
 ) -> None:
     config = elastic_config(num_steps=3, checkpoint_every_steps=3, export_every_steps=3)
-    begin(str(run_folder), config)
+    config = begin(str(run_folder), config)
     nodes = start_nodes(config)
     nodes.start("rdzv")
     agents = [nodes.start("anchor", ANCHOR), nodes.start("spot", SPOT)]
