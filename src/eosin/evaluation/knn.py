@@ -13,15 +13,15 @@ def run_knn(task: KnnTask, dataset: Dataset, embeddings: Embeddings) -> Outcome:
     """Weighted cosine kNN. Raises `UserError` where the dataset has nothing to tell apart."""
     parts = labelled(dataset, embeddings)
     predicted = knn_predict(
-        parts.train.features,
-        parts.train.classes,
+        parts.bank.features,
+        parts.bank.classes,
         parts.judged.features,
         k=task.k,
         temperature=task.temperature,
         num_classes=len(parts.class_names),
     )
     confusions, details = judge(parts, [predicted])
-    k = min(task.k, len(parts.train.classes))
+    k = min(task.k, len(parts.bank.classes))
     if k < task.k:
         details["notes"].append(f"k is {k}, not {task.k}: the training split has no more images")
-    return Outcome(accuracy_metrics(confusions), {**details, "k": k})
+    return Outcome(accuracy_metrics(confusions), {**details, "k": k, "num_bank": len(parts.bank.classes)})

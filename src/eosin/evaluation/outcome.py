@@ -49,6 +49,8 @@ class Labelled:
     train: LabelledPart
     val: LabelledPart
     judged: LabelledPart
+    bank: LabelledPart
+    """What a task without a choice of epoch learns from: train, and validation cut off it."""
     details: dict[str, Any]
 
 
@@ -71,6 +73,7 @@ def labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
         return LabelledPart(embeddings.features[[place[row] for row in there]], classes, chosen)
 
     train, val, judged = part(split.train), part(split.val), part(split.judged_indices)
+    bank = part(sorted(split.train + split.val)) if split.val_is_drawn else train
     _require_two_classes(dataset, train, names, "training")
     _require_two_classes(dataset, judged, names, split.judged)
     details = {
@@ -82,7 +85,7 @@ def labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
         "class_counts": {name: int((judged.classes == i).sum()) for i, name in enumerate(names)},
         "notes": [*split.notes, *_absent(train, judged, names)],
     }
-    return Labelled(names, train, val, judged, details)
+    return Labelled(names, train, val, judged, bank, details)
 
 
 def judge(

@@ -24,6 +24,8 @@ class Split:
     test: tuple[int, ...]
     judged: str
     notes: tuple[str, ...] = ()
+    val_is_drawn: bool = False
+    """Validation was cut off training: a task that chooses nothing may learn from both."""
 
     @property
     def judged_indices(self) -> tuple[int, ...]:
@@ -44,7 +46,9 @@ def split_samples(samples: Sequence[Sample]) -> Split:
     notes: list[str] = []
     if not named["train"] or not (named["val"] or named["test"]):
         drawn = _draw(samples, range(len(samples)), {"test": _TEST_SHARE, "val": _VAL_SHARE}, notes)
-        return _split(drawn, "test", ["no official split: drawn 60/20/20 by a stable hash", *notes])
+        return _split(
+            drawn, "test", ["no official split: drawn 60/20/20 by a stable hash", *notes], val_is_drawn=True
+        )
     if unnamed:
         notes.append(f"{len(unnamed)} sample(s) without a split are left out")
     if not named["test"]:
@@ -52,13 +56,17 @@ def split_samples(samples: Sequence[Sample]) -> Split:
     if not named["val"]:
         drawn = _draw(samples, named["train"], {"val": _VAL_SHARE}, notes)
         drawn["test"] = named["test"]
-        return _split(drawn, "test", ["no validation split: a fifth of train is drawn", *notes])
+        return _split(
+            drawn, "test", ["no validation split: a fifth of train is drawn", *notes], val_is_drawn=True
+        )
     return _split(named, "test", notes)
 
 
-def _split(parts: dict[str, list[int]], judged: str, notes: list[str]) -> Split:
+def _split(
+    parts: dict[str, list[int]], judged: str, notes: list[str], *, val_is_drawn: bool = False
+) -> Split:
     train, val, test = (tuple(sorted(parts[name])) for name in ("train", "val", "test"))
-    return Split(train, val, test, judged, tuple(notes))
+    return Split(train, val, test, judged, tuple(notes), val_is_drawn)
 
 
 def _draw(
