@@ -101,7 +101,13 @@ def _snapshot_id(plan: ScanPlan, rows: list[SlideRow]) -> str:
 def row_identity(row: SlideRow) -> tuple[object, ...]:
     """Everything a row says, as plain values."""
     tissue = row.tissue
-    mask = tissue and (tissue.packed, tissue.width, tissue.height, tissue.pixel_x_px, tissue.pixel_y_px)
+    mask = tissue and (
+        bytes(tissue.packed),
+        tissue.width,
+        tissue.height,
+        tissue.pixel_x_px,
+        tissue.pixel_y_px,
+    )
     return (
         row.slide, row.status, row.detail, row.header, row.mpp_source, mask, row.tissue_mm2, row.patient,
         row.cohort, sorted(row.labels.items()), sorted(row.extra.items()), row.digest, row.reuse_digest,

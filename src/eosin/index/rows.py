@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -127,7 +129,9 @@ class Rows(Sequence[SlideRow]):
     def _block(self, block: int) -> list[SlideRow]:
         if block not in self._made:
             part = self._table.slice(block * _ROWS_AT_ONCE, _ROWS_AT_ONCE)
-            self._made[block] = [_from_record(record) for record in part.to_pylist()]
+            masks = _masks(part.column("tissue"))
+            records = part.drop_columns(["tissue"]).to_pylist()
+            self._made[block] = [_from_record(*each) for each in zip(records, masks, strict=True)]
         return self._made[block]
 
 
@@ -145,25 +149,46 @@ def _to_record(row: SlideRow) -> dict[str, Any]:
     return {
         **plain,
         **{name: getattr(header, name) for name in ("vendor", "format", "access", "mpp_x", "mpp_y")},
-        "objects": [asdict(each) for each in header.objects],
-        "levels": [asdict(each) for each in header.levels],
+        "objects": [vars(each) for each in header.objects],
+        "levels": [vars(each) for each in header.levels],
         "tissue": None if tissue is None else {each.name: getattr(tissue, each.name) for each in _TISSUE},
         "labels": _json(row.labels),
         "extra": _json(row.extra),
     }
 
 
-def _from_record(record: dict[str, Any]) -> SlideRow:
+def _masks(column: pa.ChunkedArray) -> list[TissueMask | None]:
+    """The masks of a column; their bits are views of the column's memory, not copies of it."""
+    masks: list[TissueMask | None] = []
+    for chunk in column.chunks:
+        packed, *others = (chunk.field(each.name) for each in _TISSUE)
+        bits = _views(packed)
+        fields = [each.to_pylist() for each in others]
+        for i, valid in enumerate(chunk.is_valid().to_pylist()):
+            masks.append(TissueMask(bits[i], *(each[i] for each in fields)) if valid else None)
+    return masks
+
+
+def _views(values: pa.BinaryArray) -> list[memoryview]:
+    """The bytes of each value where Arrow keeps them (its own scalars copy)."""
+    _, offsets, data = values.buffers()
+    if data is None:
+        return [memoryview(b"")] * len(values)
+    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1].tolist()
+    whole = memoryview(data)
+    return [whole[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _from_record(record: dict[str, Any], tissue: TissueMask | None) -> SlideRow:
     values = dict(record)
     header = SlideHeader(
         objects=tuple(SlideObject(**each) for each in values.pop("objects")),
         levels=tuple(Level(**each) for each in values.pop("levels")),
         **{name: values.pop(name) for name in ("vendor", "format", "access", "mpp_x", "mpp_y")},
     )
-    tissue = values.pop("tissue")
     return SlideRow(
         header=header,
-        tissue=None if tissue is None else TissueMask(**tissue),
+        tissue=tissue,
         labels=json.loads(values.pop("labels")),
         extra=json.loads(values.pop("extra")),
         **values,

@@ -42,7 +42,13 @@ def test_a_fraction_is_the_overlap_by_hand(
     array = np.random.default_rng(seed).random((height, width)) < 0.4
     mask = TissueMask.from_array(array, px, py)
     box = (place[0] * width * px, place[1] * height * py, size[0] * width * px, size[1] * height * py)
-    assert mask.fraction(*box) == pytest.approx(share_by_hand(array, px, py, box), abs=1e-6)
+    truth = share_by_hand(array, px, py, box)
+    assert mask.fraction(*box) == pytest.approx(truth, abs=1e-6)
+    u0, v0, u1, v1 = (
+        np.array(each) for each in (box[0] / px, box[1] / py, (box[0] + box[2]) / px, (box[1] + box[3]) / py)
+    )
+    for inside in (module._in_windows, module._in_sums):
+        assert inside(mask, u0, v0, u1, v1) / ((u1 - u0) * (v1 - v0)) == pytest.approx(truth, abs=1e-6)
 
 
 def test_arrays_of_boxes_are_boxes_one_by_one() -> None:
@@ -83,8 +89,9 @@ def test_damaged_bits_are_said_so(packed: bytes) -> None:
 
 
 def test_memory_of_the_tables_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = module._SumsCache(3 * 101 * 101 * 4)
+    cache = module._Cache(module._summed, 3 * 101 * 101 * 4)
     monkeypatch.setattr(module, "_SUMS", cache)
+    monkeypatch.setattr(module, "_WINDOW_COST", 10**9)
     masks = [TissueMask.from_array(RNG.random((100, 100)) < 0.5, 1, 1) for _ in range(10)]
     shares = [mask.fraction(3, 4, 50, 60) for mask in masks]
     assert len(cache._held) == 3

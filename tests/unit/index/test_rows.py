@@ -1,0 +1,64 @@
+"""Rows and their Parquet form: nothing lost, the same bytes, made only when asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from eosin.errors import PermanentError
+from eosin.index.publish import row_identity
+from eosin.index.rows import SlideRow, decode_rows, encode_rows
+from eosin.index.tissue_mask import TissueMask
+from eosin.slides.model import Level, SlideHeader, SlideObject
+
+
+def row(number: int) -> SlideRow:
+    """Every third without a mask, every fifth without levels."""
+    rng = np.random.default_rng(number)
+    level = Level(1000, 900, 1.0, 240, 240, "jpeg", "rgb", 0, b"\xff\xd8tables", 1)
+    readable = number % 5 > 0
+    mask = TissueMask.from_array(rng.random((13, 17)) < 0.5, 58.8, 69.2) if readable and number % 3 else None
+    return SlideRow(
+        slide=f"folder ü/{number:05d}.svs", status="ok" if mask else "no-tissue", detail="",
+        header=SlideHeader(
+            (SlideObject(f"{number}.svs", f'"{number}"', 2**40),), "aperio", "svs",
+            (level,) if readable else (), 0.25 if readable else None, 0.26 if readable else None,
+        ),
+        mpp_source="header", tissue=mask, tissue_mm2=number / 7, patient=f"P{number // 2}", cohort="A",
+        labels={"grade": "G2"}, extra={"site": "Bern"}, digest="d", reuse_digest="r", read_status="ok",
+        read_detail="", has_thumbnail=True,
+    )  # fmt: skip
+
+
+def test_rows_come_back_as_they_were_whatever_their_order() -> None:
+    rows = [row(number) for number in range(1300)]
+    data = encode_rows(reversed(rows))
+    assert data == encode_rows(rows)
+    found = decode_rows(data, source="test")
+    assert len(found) == 1300
+    assert [row_identity(each) for each in found] == [row_identity(each) for each in rows]
+    assert row_identity(found[-1]) == row_identity(rows[-1])
+    assert [each.slide for each in found[510:515]] == [each.slide for each in rows[510:515]]
+    assert encode_rows(found) == data
+
+
+def test_a_column_is_read_without_the_rows() -> None:
+    found = decode_rows(encode_rows(row(number) for number in range(20)), source="test")
+    assert found.column("status") == [each.status for each in found]
+
+
+def test_a_row_that_is_not_there_is_an_index_error() -> None:
+    found = decode_rows(encode_rows([row(1)]), source="test")
+    for index in (1, -2):
+        with pytest.raises(IndexError):
+            found[index]
+
+
+def test_no_rows_are_rows_too() -> None:
+    assert list(decode_rows(encode_rows([]), source="test")) == []
+
+
+@pytest.mark.parametrize("data", [b"", b"rubbish", encode_rows([row(1)])[:-20]])
+def test_what_is_not_rows_is_named(data: bytes) -> None:
+    with pytest.raises(PermanentError, match="s3://x does not hold index rows"):
+        decode_rows(data, source="s3://x")
