@@ -14,7 +14,6 @@ from eosin.patches.draws import Float64, uniforms
 from eosin.patches.eligible import Eligible, Split, find_eligible
 from eosin.patches.geometry import extent_px
 from eosin.patches.request import PatchRequest
-from eosin.patches.tissue_lookup import TissueLookup
 
 # Candidate positions of a patch; more are drawn only where all before them show too little tissue.
 _CANDIDATES = 32
@@ -40,7 +39,6 @@ class Sampler:
         self.split = split
         # The slack keeps rounding, which differs between machines, from deciding at exact shares.
         self._enough = config.min_foreground - 1e-9
-        self._tissue = TissueLookup()
         self._eligible: Eligible = find_eligible(snapshot, config, split)
 
     @property
@@ -86,7 +84,7 @@ class Sampler:
         mpp = self.config.mpp[self._eligible.pick_mpp(slide, drawn[0])]
         number = int(self._eligible.rows[slide])
         row = self.snapshot.rows[number]
-        place, share = self._first_of(number, row, mpp, drawn[1:])
+        place, share = self._first_of(row, mpp, drawn[1:])
         for round_number, num_candidates in enumerate(_MORE_CANDIDATES, 1):
             if share >= self._enough:
                 break
@@ -97,14 +95,14 @@ class Sampler:
                 place, share = other, other_share
         return PatchRequest(step, index, number, place[0], place[1], mpp, attempt)
 
-    def _first_of(self, number: int, row: SlideRow, mpp: float, candidates: Float64) -> tuple[_Place, float]:
+    def _first_of(self, row: SlideRow, mpp: float, candidates: Float64) -> tuple[_Place, float]:
         """The first candidate with enough tissue, else the one with most; looked at one by one."""
         width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
         assert row.tissue is not None
         best, most = (0, 0), -1.0
         for x, y in zip(*self._positions(row, mpp, candidates), strict=True):
             place = int(x), int(y)
-            share = self._tissue.share(number, row.tissue, *place, width_px, height_px)
+            share = row.tissue.fraction(*place, width_px, height_px)
             if share > most:
                 best, most = place, share
             if share >= self._enough:
