@@ -85,9 +85,15 @@ def _task_details(record: MetricRecord) -> dict[str, Any]:
         "interval_over": details.get("interval_over", ""),
         "counts": {key: details[key] for key in ("num_train", "num_val", "num_judged") if key in details},
         "judged_on": details.get("judged_on", ""),
-        "by_mpp": details.get("by_mpp") or {},
+        **_by_mpp(details.get("by_mpp") or details.get("retrieval_by_mpp") or {}),
         "notes": [str(note) for note in details.get("notes") or []],
         "num_dropped": details.get("num_dropped", 0),
         "dropped": details.get("dropped") or [],
         "transform": details.get("transform", ""),
     }
+
+
+def _by_mpp(figures: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Figures of each magnification, and the names of those that any of them has."""
+    names = {name: None for each in figures.values() for name in each if name != "num_samples"}
+    return {"by_mpp": figures, "by_mpp_names": list(names)}
