@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from eosin.cluster import api, create, names, submit, watch
+from eosin.cluster.follow import Follower
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import jobset_name
 from eosin.cluster.owner import Launcher, find_launcher
+from eosin.cluster.podlogs import PodLogMirror
 from eosin.config import dump_config, load_config
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.layout import RunLayout
@@ -266,6 +268,30 @@ def test_broken_watch_is_resumed_from_a_fresh_read(server: ApiServer, broken: An
     assert create.terminal_state(seen[-1]) == "Completed"
     assert len(server.requests("get", f"/jobsets/{NAME}")) >= 3
     assert naps == [1.0, 1.0]
+
+
+def test_server_that_is_away_for_a_while_ends_no_training(server: ApiServer, run: Store) -> None:
+    live(server)
+    server.mock[f"get /api/v1/namespaces/{NAMESPACE}/pods"][:5] << 503
+    path = f"get /apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets/{NAME}"
+    server.mock[path][1:12] << 503
+    naps: list[float] = []
+    follower = Follower(server.cluster, PodLogMirror(server.cluster, run), RunLog("launch", run), 60)
+    for seen, state in enumerate(watch.states(server.cluster, NAME, idle_s=1, sleep=naps.append)):
+        assert state is not None
+        follower._observe_if_possible(state)
+        if seen == 1:
+            server.end(NAME, "Completed")
+    assert create.terminal_state(state) == "Completed"
+    assert naps.count(10.0) == 2
+
+
+def test_server_that_never_comes_back_is_given_up_on(server: ApiServer) -> None:
+    server.mock[f"get /apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets/{NAME}"] << 503
+    naps: list[float] = []
+    with pytest.raises(TransientError):
+        next(watch.states(server.cluster, NAME, sleep=naps.append))
+    assert sum(naps) == 1800
 
 
 def test_busy_server_is_asked_again(server: ApiServer) -> None:

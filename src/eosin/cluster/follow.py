@@ -12,7 +12,7 @@ from eosin.cluster.api import Cluster, Manifest, Missing
 from eosin.cluster.failure import PodFailure, explain, stuck_pods
 from eosin.cluster.names import REPLICATED_JOB_LABEL
 from eosin.cluster.podlogs import PodLogMirror
-from eosin.errors import EosinError, UserError
+from eosin.errors import EosinError, TransientError, UserError
 from eosin.observability import RunLog
 
 _LOG_LINES = 20
@@ -35,11 +35,17 @@ class Follower:
         jobset: Manifest | None = None
         for jobset in watch.states(self.cluster, name):
             if jobset is not None:
-                self._observe(jobset)
+                self._observe_if_possible(jobset)
         return jobset
 
     def explain(self, jobset: Manifest) -> EosinError:
         return explain(jobset, self.cluster.list_pods(jobset["metadata"]["name"]), self._last_lines)
+
+    def _observe_if_possible(self, jobset: Manifest) -> None:
+        try:
+            self._observe(jobset)
+        except TransientError as error:
+            self.log.event("warning", message=f"{error.message}; training goes on, seen or not")
 
     def _observe(self, jobset: Manifest) -> None:
         name = jobset["metadata"]["name"]

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 
 from eosin.cluster.api import Cluster, Expired, Interrupted, Manifest
 from eosin.cluster.create import terminal_state
+from eosin.errors import TransientError
 
 IDLE_S = 20
 _PAUSE_S = 1.0
+# A training of days outlives an upgrade of the control plane.
+_PATIENCE_S = 1800.0
+_AWAY_S = 10.0
 
 
 def states(
@@ -19,10 +23,11 @@ def states(
 
     Level-triggered: each round begins by reading the object whole, so that whatever a broken watch
     missed is caught up with, and the watch only makes it prompt. None: the JobSet was deleted.
+    Raises `TransientError` where the API server stays away for half an hour.
     """
     idle_s = idle_s or IDLE_S
     while True:
-        jobset = cluster.get_jobset(name)
+        jobset = _patiently(cluster, name, sleep)
         yield jobset
         if jobset is None or terminal_state(jobset):
             return
@@ -34,5 +39,17 @@ def states(
                 yield changed
             else:
                 sleep(_PAUSE_S)
-        except (Interrupted, Expired):
+        except (Interrupted, Expired, TransientError):
             sleep(_PAUSE_S)
+
+
+def _patiently(cluster: Cluster, name: str, sleep: Callable[[float], None]) -> Manifest | None:
+    waited_s = 0.0
+    while True:
+        try:
+            return cluster.get_jobset(name)
+        except TransientError:
+            if waited_s >= _PATIENCE_S:
+                raise
+        sleep(_AWAY_S)
+        waited_s += _AWAY_S
