@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import openslide
 import pytest
 
 import eosin.index.plan as plan_module
@@ -31,6 +32,7 @@ from tests.support.slide_files import (
     tissue_picture,
     write_aperio,
     write_dicom,
+    write_sparse_bigtiff,
     write_tiff,
 )
 
@@ -171,6 +173,33 @@ def test_requests_and_bytes_a_slide_are_few(tmp_path: Path, counted: list[Counti
     header_ranges = num_ranges - np.count_nonzero(tissue["size_bytes"])
     assert header_ranges <= 12
     assert num_bytes - int(tissue["size_bytes"].sum()) <= min(2**20, size_bytes // 2)
+
+
+def test_ten_gigapixels_are_indexed_by_a_dozen_requests_beside_tables_and_tissue(
+    tmp_path: Path, counted: list[CountingStore]
+) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    path = write_sparse_bigtiff(slides / "vast.svs")
+    with openslide.OpenSlide(path) as oracle:
+        assert oracle.level_dimensions[0] == (100_000, 100_000)
+        expected = np.asarray(oracle.read_region((70_003, 98_765), 0, (500, 400)))[..., :3]
+    index(config_for(slides, tmp_path / "index"))
+    snapshot = open_snapshot(str(tmp_path / "index"))
+    row = snapshot.rows[0]
+    assert (
+        row.status == "ok"
+        and row.tissue is not None
+        and (row.tissue.width, row.tissue.height) == (3125, 3125)
+    )
+    store = next(each for each in counted if each.uri.endswith("slides"))
+    tissue = snapshot.load_tiles(row, 2)
+    num_ranges, num_bytes = store.reads_of("vast.svs")
+    num_tiles = sum(level.num_tiles for level in row.header.levels)
+    assert num_ranges - len(tissue) <= 12
+    assert num_bytes - int(tissue["size_bytes"].sum()) - 12 * num_tiles <= 2**20
+    with open_slide_reader(open_store(str(slides)), row.header, snapshot.load_all_tiles(row)) as reader:
+        np.testing.assert_array_equal(reader.read_region((70_003, 98_765), 0, (500, 400)), expected)
 
 
 def test_bad_slides_are_rows_with_reasons(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,41 @@ def write_aperio(path: Path, levels: Sequence[Pixels], mpp: float | str = 0.5, *
     """As an Aperio scanner describes it."""
     height, width = levels[0].shape[:2]
     return write_tiff(path, levels, description=APERIO.format(w=width, h=height, mpp=mpp), **write_args)
+
+
+def write_sparse_bigtiff(
+    path: Path, side_px: int = 100_000, downs: Sequence[int] = (1, 4, 16, 64), mpp: float = 0.25
+) -> Path:
+    """A BigTIFF pyramid of `side_px`² pixels in a few MB: its many tiles share the bytes of 32 JPEGs."""
+    tile_px, rng, data = 240, np.random.default_rng(0), bytearray(16)
+    stored = []
+    for seed in range(32):
+        jpeg = imagecodecs.jpeg8_encode(tissue_picture(tile_px, tile_px, seed), level=80)
+        stored.append((len(data), len(jpeg)))
+        data += jpeg
+    description = f"Aperio Image Library\r\nsparse|AppMag = 40|MPP = {mpp}\0".encode()
+    description_at, link_at = len(data), 8
+    data += description
+    for number, down in enumerate(downs):
+        width_px = side_px // down
+        tiles = np.array(stored)[rng.integers(0, 32, (-(-width_px // tile_px)) ** 2)]
+        offsets_at = len(data)
+        data += tiles[:, 0].astype("<u8").tobytes()
+        sizes_at = len(data)
+        data += tiles[:, 1].astype("<u4").tobytes()
+        struct.pack_into("<Q", data, link_at, len(data))
+        entries = [
+            (254, 4, 1, int(number > 0)), (256, 4, 1, width_px), (257, 4, 1, width_px),
+            (258, 3, 3, 8 | 8 << 16 | 8 << 32), (259, 3, 1, 7), (262, 3, 1, 6),
+            (270, 2, len(description), description_at), (277, 3, 1, 3), (322, 4, 1, tile_px),
+            (323, 4, 1, tile_px), (324, 16, len(tiles), offsets_at), (325, 4, len(tiles), sizes_at),
+        ]  # fmt: skip
+        data += struct.pack("<Q", len(entries)) + b"".join(struct.pack("<HHQQ", *each) for each in entries)
+        link_at = len(data)
+        data += bytes(8)
+    struct.pack_into("<2sHHH", data, 0, b"II", 43, 8, 0)
+    path.write_bytes(data)
+    return path
 
 
 def write_ome(path: Path, levels: Sequence[Pixels], mpp: float = 0.25, **write_args: Any) -> Path:

@@ -13,6 +13,8 @@ from eosin.storage import NotFound, ObjectChanged, ObjectInfo, Store
 
 def split_series(store: Store, objects: Sequence[ObjectInfo]) -> list[tuple[ObjectInfo, ...]]:
     """The objects of each slide: those of one series together, each unreadable file by itself."""
+    if len(objects) == 1:
+        return [tuple(objects)]
     groups: dict[str, list[ObjectInfo]] = {}
     for each in objects:
         groups.setdefault(_series(store, each) or f"key:{each.key}", []).append(each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,9 @@ from eosin.errors import UserError
 from eosin.slides.model import SlideObject
 from eosin.storage import Store
 
+_SPARE_BYTES = 64 * 2**20
+_DISK_TROUBLE = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOENT)
+
 
 @contextmanager
 def staged(store: Store, objects: Sequence[SlideObject], folder: str | Path | None = None) -> Iterator[Path]:
@@ -21,13 +25,15 @@ def staged(store: Store, objects: Sequence[SlideObject], folder: str | Path | No
     `folder`: where the temporary folder is made (None: the system's). Raises `UserError` where the disk
     is full or not writable.
     """
+    where = folder or tempfile.gettempdir()
     try:
+        if not room_for(objects, where):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with tempfile.TemporaryDirectory(prefix="eosin-stage-", dir=folder) as temporary:
             yield stage(store, objects, Path(temporary))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in _DISK_TROUBLE:
             raise
-        where = folder or tempfile.gettempdir()
         raise UserError(
             f"cannot stage {objects[0].key} in {where}: {error.strerror}",
             hint="set patches.stage_dir to a disk with room for the largest slide",
@@ -51,7 +57,6 @@ def _below(key: PurePosixPath, base: PurePosixPath) -> PurePosixPath:
     return relative
 
 
-def room_for(objects: Sequence[SlideObject], folder: str | Path | None = None) -> bool:
-    """Whether the disk has room for the slide, with a gigabyte to spare."""
-    free = shutil.disk_usage(folder or tempfile.gettempdir()).free
-    return free > sum(each.size_bytes for each in objects) + 2**30
+def room_for(objects: Sequence[SlideObject], folder: str | Path) -> bool:
+    """Whether the disk has room for the slide, with a little to spare."""
+    return shutil.disk_usage(folder).free > sum(each.size_bytes for each in objects) + _SPARE_BYTES

@@ -1,0 +1,48 @@
+"""A disk that cannot take a slide is the user's to hear of, not a traceback."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+import eosin.slides.staging as staging
+from eosin.errors import UserError
+from eosin.slides.model import SlideObject
+from eosin.slides.staging import staged
+from eosin.storage import open_store
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_objects_keep_their_places_and_are_gone_afterwards(tmp_path: Path) -> None:
+    (tmp_path / "s" / "deep" / "a").mkdir(parents=True)
+    (tmp_path / "s" / "deep" / "a.mrxs").write_bytes(b"index")
+    (tmp_path / "s" / "deep" / "a" / "Slidedat.ini").write_bytes(b"data")
+    (tmp_path / "stage").mkdir()
+    objects = [SlideObject("deep/a.mrxs", "e", 5), SlideObject("deep/a/Slidedat.ini", "e", 4)]
+    with staged(open_store(str(tmp_path / "s")), objects, tmp_path / "stage") as path:
+        assert path.read_bytes() == b"index"
+        assert (path.parent / "a" / "Slidedat.ini").read_bytes() == b"data"
+    assert not any((tmp_path / "stage").iterdir())
+
+
+def test_a_full_disk_is_said_so_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: Usage(10, 9, 1))
+    with (
+        pytest.raises(UserError, match=r"cannot stage a\.ndpi in .*No space left") as caught,
+        staged(open_store(str(tmp_path)), [SlideObject("a.ndpi", "e", 2**40)], tmp_path),
+    ):
+        raise AssertionError("staged all the same")
+    assert "stage_dir" in caught.value.hint
+
+
+def test_a_folder_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="No such file"),
+        staged(open_store(str(tmp_path)), [SlideObject("a.ndpi", "e", 1)], tmp_path / "gone"),
+    ):
+        raise AssertionError("staged all the same")
