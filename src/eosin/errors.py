@@ -8,6 +8,8 @@ EXIT_OK = 0
 EXIT_PERMANENT = 1
 EXIT_USER = 2
 EXIT_CONFIGURATION_IN_POD = 42
+EXIT_PERMANENT_IN_POD = 43
+"""A training pod met a defect that no restart mends; like 42, it fails the Job at once."""
 EXIT_TRANSIENT = 75
 
 

@@ -21,7 +21,7 @@ from eosin.config import RunConfig
 from eosin.layout import RunLayout
 from eosin.records import TrainingDone
 from eosin.storage import Store, open_store
-from tests.support.training_run import STEP_DELAY_S, begin, tiny_config
+from tests.support.training_run import POISONED_STEP, STEP_DELAY_S, begin, tiny_config
 
 pytestmark = pytest.mark.e2e
 
@@ -100,7 +100,7 @@ class Nodes:
         return found | {"HOME": str(self._folder), "TMPDIR": str(self._folder), "EOSIN_METRICS_PORT": ""}
 
     def _machine(self) -> dict[str, str]:
-        keep = {key: os.environ[key] for key in ("PATH", STEP_DELAY_S) if key in os.environ}
+        keep = {key: os.environ[key] for key in ("PATH", STEP_DELAY_S, POISONED_STEP) if key in os.environ}
         return keep | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
     def _local(self, part: str, environment: dict[str, str], address: str) -> str:
@@ -226,6 +226,20 @@ def test_configuration_error_leaves_the_pod_with_42_at_once(
         if item["name"] == "anchor"
     )
     assert anchor.returncode in rule["onExitCodes"]["values"]
+
+
+@pytest.mark.long
+def test_loss_that_is_not_finite_is_not_tried_again_on_another_node(
+    run_folder: Path, start_nodes: Callable[[RunConfig], Nodes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = elastic_config(num_steps=20)
+    begin(str(run_folder), config)
+    monkeypatch.setenv(POISONED_STEP, "2")
+    nodes = start_nodes(config)
+    nodes.start("rdzv")
+    anchor = nodes.start("anchor", ANCHOR)
+    until(nodes, lambda: anchor.poll() is not None)
+    assert anchor.returncode == 43, nodes.logs()
 
 
 @pytest.mark.long

@@ -52,6 +52,7 @@ def test_container_that_was_restarted_is_judged_by_its_last_end() -> None:
     [
         (pod("p", 42), UserError, "configuration error"),
         (pod("p", 137, reason="OOMKilled"), PermanentError, "for memory"),
+        (pod("p", 43), PermanentError, "exited with 43"),
         (pod("p", 75), TransientError, "exited with 75"),
         (pod("p", 143, evicted=True), TransientError, "exited with 143"),
         (pod("p", 139), PermanentError, "exited with 139"),

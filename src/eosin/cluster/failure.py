@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from eosin.cluster.api import Manifest
 from eosin.errors import (
     EXIT_CONFIGURATION_IN_POD,
+    EXIT_PERMANENT_IN_POD,
     EXIT_TRANSIENT,
     EosinError,
     PermanentError,
@@ -44,7 +45,7 @@ class PodFailure:
 def pod_failures(pods: Sequence[Manifest]) -> list[PodFailure]:
     """Every container that ended with another code than 0, the most telling first.
 
-    A configuration error explains everything; then memory; then whatever ended first, since the ends
+    What stopped at once explains everything; then memory; then whatever ended first, since the ends
     after it are its consequences. An evicted pod explains nothing unless there is no other.
     """
     found = [failure for pod in pods for failure in _failures_of(pod)]
@@ -109,7 +110,7 @@ def _failures_of(pod: Manifest) -> list[PodFailure]:
 
 def _telling(failure: PodFailure) -> tuple[bool, bool, bool, str]:
     return (
-        failure.exit_code != EXIT_CONFIGURATION_IN_POD,
+        failure.exit_code not in (EXIT_CONFIGURATION_IN_POD, EXIT_PERMANENT_IN_POD),
         failure.reason != "OOMKilled",
         failure.evicted,
         failure.finished_at,
@@ -127,6 +128,8 @@ def _error_of(failure: PodFailure, words: str, hint: str) -> EosinError:
             hint="raise `memory` of its pool, or lower cluster.shm_size and patches.tile_cache_bytes; then "
             "run it again: it goes on from the last checkpoint",
         )
+    if failure.exit_code == EXIT_PERMANENT_IN_POD:
+        return PermanentError(f"{what}: {words}", hint=hint or "no retry mends this: look at `eosin logs`")
     again = "run it again: it goes on from the last checkpoint"
     if failure.exit_code == EXIT_TRANSIENT or failure.evicted:
         return TransientError(f"{what}: {words}", hint=hint or again)

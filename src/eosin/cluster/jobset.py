@@ -7,7 +7,7 @@ from eosin.cluster.names import OwnerReference, jobset_name
 from eosin.cluster.pods import Manifest, agent_pod, rendezvous_pod
 from eosin.config import RunConfig
 from eosin.config.cluster import RENDEZVOUS, NodePoolConfig
-from eosin.errors import EXIT_CONFIGURATION_IN_POD, UserError
+from eosin.errors import EXIT_CONFIGURATION_IN_POD, EXIT_PERMANENT_IN_POD, UserError
 
 _UNLIMITED = 2**31 - 1
 _RENDEZVOUS_BACKOFF_LIMIT = 1000
@@ -39,7 +39,7 @@ def render_jobset(
     jobs = [_replicated_job(RENDEZVOUS, _rendezvous_job(rendezvous))]
     for job, pool, num_pods, is_anchor in _shares(config):
         pod = agent_pod(config, run_uri, name, pool, image=image, service_account=account)
-        backoff_limit = cluster.anchor_backoff_limit if is_anchor else _UNLIMITED
+        backoff_limit = cluster.anchor_backoff_limit * num_pods if is_anchor else _UNLIMITED
         jobs.append(_replicated_job(job, _agent_job(pod, num_pods, backoff_limit), after=RENDEZVOUS))
     return {
         "apiVersion": f"{names.JOBSET_GROUP}/{names.JOBSET_VERSION}",
@@ -141,7 +141,7 @@ def _spec(config: RunConfig, jobs: list[Manifest]) -> Manifest:
             "maxRestarts": config.cluster.max_restarts,
             "rules": [
                 {
-                    "name": "configurationError",
+                    "name": "noRetryMends",
                     "action": "FailJobSet",
                     "onJobFailureReasons": ["PodFailurePolicy"],
                 }
@@ -172,13 +172,13 @@ def _rendezvous_job(pod: Manifest) -> Manifest:
 
 
 def _agent_job(pod: Manifest, num_pods: int, backoff_limit: int) -> Manifest:
-    """A configuration error fails the Job at once; an eviction costs it nothing."""
+    """What no retry mends fails the Job at once; an eviction costs it nothing."""
     stop = {
         "action": "FailJob",
         "onExitCodes": {
             "containerName": names.CONTAINER,
             "operator": "In",
-            "values": [EXIT_CONFIGURATION_IN_POD],
+            "values": [EXIT_CONFIGURATION_IN_POD, EXIT_PERMANENT_IN_POD],
         },
     }
     forgive = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}

@@ -118,7 +118,7 @@ class ClusterConfig(Section):
     max_restarts: int = Field(default=3, ge=0)
     """Of the whole JobSet, for failures that torchrun itself could not mend."""
     anchor_backoff_limit: int = Field(default=10, ge=0)
-    """Pods of the anchor that may fail before its Job does; evictions do not count."""
+    """Failures a node of the anchor before its Job fails; evictions do not count."""
     grace_period_s: int = Field(default=120, ge=1)
     """From SIGTERM to SIGKILL; longer than train.elastic.shutdown_timeout_s and the save after it."""
     lost_node_toleration_s: int = Field(default=30, ge=0)

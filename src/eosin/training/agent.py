@@ -3,7 +3,8 @@
 torchrun restarts its workers whatever they died of. This wrapper watches what the workers leave
 behind (`eosin.training.failures`) and ends at once on an error that no restart mends, or after
 too many starts from one and the same committed step. Exit codes: 0 done, 42 a user's error,
-75 transient or told to go, 1 anything else.
+43 (in a pod) a
+defect that no restart mends, 75 transient or told to go, 1 anything else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from eosin.training.processes import PARENT_PID, children_of, die_with_parent, k
 if __name__ == "__main__" and PARENT_PID in os.environ:
     die_with_parent(int(os.environ.pop(PARENT_PID)))
 
-from eosin.errors import EXIT_CONFIGURATION_IN_POD, EXIT_PERMANENT, EXIT_TRANSIENT
+from eosin.errors import EXIT_CONFIGURATION_IN_POD, EXIT_PERMANENT, EXIT_PERMANENT_IN_POD, EXIT_TRANSIENT
 from eosin.training.failures import (
     FAILURES_DIR,
     Failure,
@@ -79,7 +80,15 @@ def _watch(folder: Path, limit: int) -> None:
     _leave_reason(folder, reason)
     print(f"agent: {reason.message}", file=sys.stderr, flush=True)
     kill_all(children_of(os.getpid()))
-    os._exit(EXIT_CONFIGURATION_IN_POD if reason.kind == "user" else EXIT_PERMANENT)
+    os._exit(_exit_code(folder, reason))
+
+
+def _exit_code(folder: Path, reason: Failure) -> int:
+    """In a pod, what a worker itself called permanent must not be tried again on another node."""
+    if reason.kind == "user":
+        return EXIT_CONFIGURATION_IN_POD
+    told = any(failure.fatal for failure in read_failures(folder))
+    return EXIT_PERMANENT_IN_POD if told and os.environ.get("EOSIN_IN_POD") == "1" else EXIT_PERMANENT
 
 
 def _leave_reason(folder: Path, reason: Failure) -> None:
