@@ -407,7 +407,8 @@ def test_the_real_slides_are_used_or_named_with_a_reason(tmp_path: Path) -> None
 
 @pytest.mark.e2e
 def test_an_index_in_s3_is_the_one_made_on_disk(tmp_path: Path, bucket_uri: str) -> None:
-    slides = make_slides(tmp_path / "slides", 3)
+    slides = make_slides(tmp_path / "slides", 2)
+    write_tiff(slides / "staged, é.tif", LEVELS, compression="packbits")
     store = open_store(f"{bucket_uri}/slides")
     for path in sorted(slides.iterdir()):
         store.put(path.name, path.read_bytes())

@@ -54,6 +54,9 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "gray.tif": lambda path: write_tiff(
         path, [each[..., 1] for each in LEVELS], photometric="minisblack", compression="lzw"
     ),
+    "gray-jpeg.tif": lambda path: write_tiff(
+        path, [each[..., 1] for each in LEVELS], photometric="minisblack", compression="jpeg"
+    ),
     "packbits.tif": lambda path: write_tiff(path, LEVELS, compression="packbits"),
     "philips.tiff": lambda path: write_philips(path, [picture(600, 1024), *(
         halved(picture(600, 1024), times) for times in (1, 2))]),

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from eosin.errors import UserError
+from eosin.slides.errors import SlideError
 from eosin.slides.model import SlideObject
 from eosin.storage import Store
 
@@ -41,12 +42,16 @@ def staged(store: Store, objects: Sequence[SlideObject], folder: str | Path | No
 
 
 def stage(store: Store, objects: Sequence[SlideObject], folder: Path) -> Path:
-    """Download `objects` under `folder`, keeping their relative places; the first one's local path."""
+    """Download `objects` under `folder`, keeping their relative places; the first one's local path.
+
+    Raises `SlideError` (`changed`) where an object is no longer the one listed.
+    """
     base = PurePosixPath(objects[0].key).parent
     for each in objects:
         target = folder / _below(PurePosixPath(each.key), base)
         target.parent.mkdir(parents=True, exist_ok=True)
-        store.download(each.key, target)
+        if store.download(each.key, target).etag != each.etag:
+            raise SlideError("changed", f"{each.key} was replaced since it was listed")
     return folder / PurePosixPath(objects[0].key).name
 
 

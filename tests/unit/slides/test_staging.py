@@ -9,6 +9,7 @@ import pytest
 
 import eosin.slides.staging as staging
 from eosin.errors import UserError
+from eosin.slides.errors import SlideError
 from eosin.slides.model import SlideObject
 from eosin.slides.staging import staged
 from eosin.storage import open_store
@@ -21,11 +22,22 @@ def test_objects_keep_their_places_and_are_gone_afterwards(tmp_path: Path) -> No
     (tmp_path / "s" / "deep" / "a.mrxs").write_bytes(b"index")
     (tmp_path / "s" / "deep" / "a" / "Slidedat.ini").write_bytes(b"data")
     (tmp_path / "stage").mkdir()
-    objects = [SlideObject("deep/a.mrxs", "e", 5), SlideObject("deep/a/Slidedat.ini", "e", 4)]
-    with staged(open_store(str(tmp_path / "s")), objects, tmp_path / "stage") as path:
+    store = open_store(str(tmp_path / "s"))
+    listed = [store.head(key) for key in ("deep/a.mrxs", "deep/a/Slidedat.ini")]
+    objects = [SlideObject(each.key, each.etag, each.size_bytes) for each in listed]
+    with staged(store, objects, tmp_path / "stage") as path:
         assert path.read_bytes() == b"index"
         assert (path.parent / "a" / "Slidedat.ini").read_bytes() == b"data"
     assert not any((tmp_path / "stage").iterdir())
+
+
+def test_a_slide_replaced_since_it_was_listed_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "a.ndpi").write_bytes(b"new")
+    with (
+        pytest.raises(SlideError, match=r"a\.ndpi was replaced"),
+        staged(open_store(str(tmp_path)), [SlideObject("a.ndpi", "old", 3)]),
+    ):
+        raise AssertionError("staged all the same")
 
 
 def test_a_full_disk_is_said_so_before_anything_is_fetched(
