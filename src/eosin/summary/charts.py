@@ -20,7 +20,7 @@ def metric_charts(results: Sequence[Result]) -> list[Chart]:
     """A chart a task and metric with a point for every step from 0 on; foreign baselines as levels."""
     charts = []
     figures = [r for r in results if r.metric and r.status in ("ok", "disagreeing")]
-    for task in dict.fromkeys(r.task for r in figures):
+    for task in dict.fromkeys(r.task for r in results):
         names = {str(r.metric) for r in figures if r.task == task}
         for name in sorted(names, key=metric_order):
             of_metric = [r for r in figures if (r.task, r.metric) == (task, name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eosin.summary.headline import Line
-from eosin.summary.names import figure, metric_name, model_label, signed
+from eosin.summary.names import figure, metric_name, model_label, number, signed
 from eosin.summary.report import Report
 from eosin.summary.results import Result
 
@@ -54,7 +54,9 @@ def _data(report: Report) -> str:
     slides = report.slides
     if slides is None:
         return ""
-    lines = [f"{slides.num_ok} of {slides.num_slides} slides used, {slides.tissue_mm2:,.0f} mm² of tissue."]
+    lines = [
+        f"{slides.num_ok} of {slides.num_slides} slides used, {number(slides.tissue_mm2)} mm² of tissue."
+    ]
     lines += [
         f"- {group.num_slides} not used ({_text(group.status)}): {_text(group.words)}; {_text(group.cure)}"
         for group in slides.rejected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from eosin.summary.slides_view import SlidesView, view_slides
 from eosin.summary.training_log import TrainingLog, read_training_log
 
 _MAX_WARNINGS = 30
+_STATUS_ORDER = ("ok", "failed", "disagreeing", "missing")
+_MAX_DIFFERENCE = 300
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def build_report(published: Published) -> Report:
     config = published.config
     differences = None
     if published.recipe is not None:
-        differences = tuple(difference(_tree(published.recipe), _tree(config)))
+        changed = difference(_tree(published.recipe), _tree(config))
+        differences = tuple(textwrap.shorten(line, _MAX_DIFFERENCE, placeholder=" …") for line in changed)
     return Report(
         published=published,
         results=tuple(results),
@@ -85,7 +89,7 @@ def build_report(published: Published) -> Report:
         more_lines=tuple(all_lines(results, records)),
         elsewhere=tuple(published_figures(results)),
         verdict=_verdict(lines, training_ended=published.training is not None),
-        statuses=dict(Counter(pairs.values())),
+        statuses=dict(sorted(Counter(pairs.values()).items(), key=lambda item: _STATUS_ORDER.index(item[0]))),
         slides=view_slides(published.snapshot) if published.snapshot else None,
         log=read_training_log(published.events),
         differences=differences,

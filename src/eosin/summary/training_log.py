@@ -13,14 +13,14 @@ Points = list[tuple[float, float]]
 # Numeric fields of a step event that are no terms of the loss.
 _NOT_TERMS = {"step", "num_steps", "loss", "lr", "teacher_entropy", "grad_norm", "images_per_s",
               "patches_per_s", "data_wait_share", "world_size", "memory_gib", "eta_s"}  # fmt: skip
-_ROUTINE = {"step", "progress", "checkpoint", "export", "init", "patch-redrawn"}
+_ROUTINE = {"step", "progress", "checkpoint", "export", "init", "plan", "patch-redrawn"}
 _SOURCES = ("train", "launch")
 _MAX_EVENTS = 60
 
 
 @dataclass(frozen=True)
 class WorldEvent:
-    """Something that happened to the workers, `minutes` after training began."""
+    """Something that happened to the workers, `minutes` after the first step (0: before it)."""
 
     minutes: float
     name: str
@@ -98,7 +98,7 @@ def _is_world_event(event: Event) -> bool:
 
 def _world_event(event: Event, began_s: float) -> WorldEvent:
     text = " · ".join(f"{name} {_short(value)}" for name, value in event.fields.items())
-    return WorldEvent((event.time_s - began_s) / 60, event.name, text)
+    return WorldEvent(max(0.0, event.time_s - began_s) / 60, event.name, text)
 
 
 def _short(value: Any) -> str:

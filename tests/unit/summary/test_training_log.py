@@ -56,7 +56,7 @@ def test_time_counts_from_the_first_step() -> None:
     assert log is not None
     assert log.world_size == [(0.0, 2.0), (1.0, 1.0)]
     assert [(event.minutes, event.name) for event in log.world_events] == [
-        (-1.0, "world"),
+        (0.0, "world"),
         (0.5, "node-lost"),
     ]
 
