@@ -111,7 +111,7 @@ def _smoothed(mask: Bools) -> Bools:
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
     padded = np.pad(mask.astype(np.uint8), 4, mode="edge")
     opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, disc)
-    closed = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, disc, iterations=2)
+    closed = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, disc)
     return np.asarray(closed[4:-4, 4:-4], bool)
 
 
