@@ -20,7 +20,7 @@ class TissueConfig(Section):
 
 class IndexConfig(Section):
     uri: str = ""
-    """Where the index is published; empty: one a folder of slides, `indexes/NAME` beside the folder of runs."""
+    """Where the index is published; empty: `indexes/NAME` beside the runs, one a folder of slides."""
     num_shards: int = Field(default=2, ge=1)
     slides_in_flight: int = Field(default=8, ge=1)
     max_mpp: float = Field(default=4.0, gt=0)

@@ -47,8 +47,8 @@ def encode_shard(rows: Sequence[PatchRow]) -> bytes:
     """Parquet bytes of `rows`, in order; images are not compressed twice."""
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_SCHEMA)
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression={name: "none" if name == "image" else "zstd" for name in _SCHEMA.names},
-                   use_dictionary=False, write_statistics=False)  # fmt: skip
+    compression = {name: "none" if name == "image" else "zstd" for name in _SCHEMA.names}
+    pq.write_table(table, buffer, compression=compression, use_dictionary=False, write_statistics=False)
     return buffer.getvalue()
 
 
