@@ -22,6 +22,7 @@ from eosin.summary.slides_view import SlidesView, view_slides
 from eosin.summary.training_log import TrainingLog, read_training_log
 
 _MAX_WARNINGS = 30
+_SIGNIFICANT = 0.05
 _STATUS_ORDER = ("ok", "failed", "disagreeing", "missing")
 _MAX_DIFFERENCE = 300
 
@@ -123,8 +124,17 @@ def _verdict(lines: list[Line], *, training_ended: bool) -> str:
     newest = next(line.last for line in known if line.last)
     return (
         f"The teacher of {model_label(newest.model)} beats the same network at random initialisation "
-        f"on {len(better)} of {len(known)} headline figures."
+        f"on {len(better)} of {len(known)} headline figures{_tested(better)}."
     )
+
+
+def _tested(better: list[Line]) -> str:
+    """A gain that chance explains is not passed over in silence."""
+    p_values = [line.significance.p_value for line in better if line.significance]
+    if not p_values:
+        return ""
+    beyond = sum(p < _SIGNIFICANT for p in p_values)
+    return f"; {beyond} of {len(p_values)} tested gains beyond chance (p < {_SIGNIFICANT})"
 
 
 def _provenance(published: Published) -> dict[str, Any]:

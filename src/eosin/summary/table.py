@@ -56,10 +56,14 @@ def _table(lines: list[dict[str, Any]]) -> Table:
             _figure(line["random_init"]),
             _figure(line["last"]),
             "–" if line["change"] is None else signed(line["change"]),
-            {True: "better", False: "worse", None: ""}[line["improved"]],
+            {True: "better", False: "worse", None: ""}[line["improved"]] + _p_value(line["p_value"]),
         )
         table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+def _p_value(p_value: float | None) -> str:
+    return "" if p_value is None else f" (p {p_value:.3f})"
 
 
 def _figure(value: dict[str, Any] | None) -> str:

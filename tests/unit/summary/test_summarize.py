@@ -104,6 +104,30 @@ def test_the_result_carries_the_headline_figures(tmp_path: Path) -> None:
     assert "beats the same network at random initialisation on 5 of 5" in result.verdict
 
 
+def test_a_gain_that_chance_explains_is_called_that(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    store = open_store(run)
+    first = record("random-init", 0, TASKS[1], 0.5)
+    truth = first.details["truth"]
+    predicted = list(first.details["predicted"])
+    wrong = next(i for i, (t, p) in enumerate(zip(truth, predicted, strict=True)) if t != p)
+    predicted[wrong] = truth[wrong]
+    better = {
+        name: value.model_copy(update={"mean": value.mean + 0.01}) for name, value in first.metrics.items()
+    }
+    put_record(store, first)
+    details = {**first.details, "predicted": predicted}
+    last = first.model_copy(
+        update={"model": "step-00000300", "step": 300, "metrics": better, "details": details}
+    )
+    put_record(store, last)
+    summary = _summary(run)
+    line = next(line for line in summary["headline"] if line["task"] == "textures-knn" and line["p_value"])
+    assert line["improved"]
+    assert line["p_value"] > 0.05
+    assert "1 of 2 tested gains beyond chance" in summary["verdict"]
+
+
 def test_written_again_it_is_the_same_bytes(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     store = open_store(run)
