@@ -9,7 +9,7 @@ TEST_WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-gpu lint format compile clean
+.PHONY: help demo test test-long test-gpu lint format compile images publish lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -26,6 +26,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "▸ install what tests and linters need"
 	@$(PIP) install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python tests/support/tools.py || echo "helm and kubectl could not be fetched: the tests that need them will skip"
 	@touch $@
 
 demo: $(VENV)/.demo ## The whole pipeline on this machine: make demo [SLIDES=path-or-s3-uri] [OVERRIDES=file.csv]
@@ -53,7 +54,19 @@ format: $(VENV)/.dev ## Rewrite the sources in the house style
 
 compile: $(VENV)/.dev ## Compile the pipelines and generate the reference docs
 	@$(BIN)/python -m eosin_pipelines.pretrain
+	@$(BIN)/python helm/generate.py
 	@$(BIN)/python docs/generate.py
+
+images: ## Build the three images with docker buildx
+	@images/publish.sh
+
+publish: ## Push images and chart, and write their digests: make publish REGISTRY=registry.example.com/lab
+	@test -n "$(REGISTRY)" || { echo "error: name the registry: make publish REGISTRY=host/path" >&2; exit 2; }
+	@images/publish.sh "$(REGISTRY)"
+
+lock: $(VENV)/.dev ## Resolve the images' requirements again, with hashes
+	@$(PIP) install -q uv
+	@UV=$(CURDIR)/$(BIN)/uv images/lock.sh
 
 clean: ## Remove the environment and the demo's data
 	@rm -rf $(VENV) .demo build dist src/eosin.egg-info

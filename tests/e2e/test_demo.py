@@ -73,7 +73,7 @@ def test_killed_anywhere_and_run_again_ends_the_same(
 ) -> None:
     arguments = ("--slides", str(dataset / "slides"))
     settings = settings_of(dataset)
-    for moment in ("▸ index · publish", "step 3/6", "▸ evaluate", "▸ summarize"):
+    for moment in ("▸ index · publish", "train: checkpoint", "▸ evaluate", "▸ summarize"):
         process = demo.start(tmp_path, *arguments, settings=settings)
         assert demo.kill_when(process, moment), f"the demo never showed {moment!r}"
     finished = demo.run(tmp_path, *arguments, settings=settings)
@@ -83,7 +83,7 @@ def test_killed_anywhere_and_run_again_ends_the_same(
 
 def test_nothing_outlives_a_killed_demo(dataset: Path, tmp_path: Path) -> None:
     process = demo.start(tmp_path, "--slides", str(dataset / "slides"), settings=settings_of(dataset))
-    assert demo.kill_when(process, "step 2/6")
+    assert demo.kill_when(process, "train: checkpoint")
     deadline_s = time.monotonic() + 20
     while (left := _mentioning(tmp_path)) and time.monotonic() < deadline_s:
         time.sleep(0.5)
@@ -95,7 +95,7 @@ def test_run_again_recomputes_nothing(dataset: Path, undisturbed: demo.Finished)
     again = demo.run(folder, "--slides", str(dataset / "slides"), settings=settings_of(dataset))
     assert again.returncode == 0, again.stderr
     assert results(again) == results(undisturbed)
-    assert "step 1/6" not in again.stderr
+    assert "train: world" not in again.stderr and "images" not in again.stderr
 
 
 def test_second_demo_in_the_same_folder_is_refused(dataset: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,12 +18,17 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     uri: Annotated[str | None, typer.Option(help="A bucket or folder to try: s3://bucket/prefix.")] = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Check the cluster as well.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Check libraries, GPU, credentials and the bucket; each failure comes with its fix."""
     from eosin.doctor import run_checks
 
-    checks = run_checks(uri)
+    checks: list[Any] = [*run_checks(uri)]
+    if cluster:
+        from eosin.cluster.checks import run_cluster_checks
+
+        checks += run_cluster_checks()
     lines = [f"{_MARKS[check.status]} {check.name:<22} {check.detail}" for check in checks]
     lines = [
         line if check.status == "ok" or not check.fix else f"{line}\n{'':25}→ {check.fix}"
