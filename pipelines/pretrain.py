@@ -11,10 +11,14 @@ from eosin_components.index import index_shard, index_snapshot
 from eosin_components.plan import plan
 from eosin_components.summarize import summarize
 from eosin_components.train import train
-from kfp import compiler, dsl
+from kfp import compiler, dsl, kubernetes
 
 COMPILED = Path(__file__).with_suffix(".yaml")
 REGISTRY = "eosin"
+# What a pod needs to reach the bucket where it has no identity of its own; each key may be absent.
+S3_ENVIRONMENT = {
+    name: name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
+}
 
 
 @dsl.pipeline(
@@ -33,6 +37,7 @@ def pretrain(
     index_image: str = f"{REGISTRY}/index:0.1.0",
     train_image: str = f"{REGISTRY}/train:0.1.0",
     evaluate_image: str = f"{REGISTRY}/evaluate:0.1.0",
+    s3_secret: str = "eosin-s3",
 ) -> str:
     """Index, decode, train, evaluate and summarize.
 
@@ -48,6 +53,7 @@ def pretrain(
         index_image: Image of plan, index and summarize, by tag or digest.
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
+        s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
     """
     planned = plan(
         run=run,
@@ -76,6 +82,7 @@ def pretrain(
     report.set_container_image(index_image)
     for task in (planned, scanned, snapshot, decoded, trained, judged, report):
         task.set_caching_options(False)
+        kubernetes.use_secret_as_env(task, s3_secret, S3_ENVIRONMENT, optional=True)
         task.set_retry(num_retries=2, backoff_duration="10s", backoff_factor=2)
     return report.outputs["Output"]
 
