@@ -75,7 +75,9 @@ class Publisher:
         while self._jobs.unfinished_tasks and time.monotonic() < deadline_s and self._error is None:
             time.sleep(0.02)
         newest = self._newest
-        if newest is not None and newest.step > self._durable_step and self._error is None:
+        # With an export still waiting, a newer checkpoint would lose it for good.
+        in_order = self._error is None and not self._jobs.unfinished_tasks
+        if newest is not None and newest.step > self._durable_step and in_order:
             self._save(newest)
         return self._durable_step
 

@@ -33,6 +33,7 @@ from eosin.observability import RunLog
 from eosin.training.launch import train
 train(sys.argv[1], log=RunLog("launch"), worker="{WORKER}")
 """
+WORKER_ENDS = {"kill a worker": signal.SIGKILL, "tell the workers to go": signal.SIGTERM}
 TWO_WORKERS = {"workers_per_node": 2}
 
 
@@ -107,9 +108,9 @@ def durable_step(run_uri: str) -> int:
 
 def disturb(kind: str, process: subprocess.Popen[bytes], run_uri: str) -> None:
     """Do one violent thing to the run."""
-    if kind == "kill a worker":
-        workers = workers_of(run_uri)
-        os.kill(random.choice(workers), signal.SIGKILL)
+    if kind in WORKER_ENDS:
+        for pid in workers_of(run_uri)[: 1 if kind == "kill a worker" else None]:
+            os.kill(pid, WORKER_ENDS[kind])
         return
     process.send_signal(signal.SIGKILL if kind == "kill the launcher" else signal.SIGTERM)
     process.wait(30)
@@ -141,7 +142,7 @@ def campaign(
         if durable_step(run_uri) == num_steps:
             pytest.fail("the run ended before it was disturbed: make steps slower")
         disturb(kind, launched[-1], run_uri)
-        if kind != "kill a worker":
+        if kind not in WORKER_ENDS:
             launched.append(launch(run_uri))
     assert launched[-1].wait(200) == 0
     assert not processes_of(run_uri)
@@ -158,7 +159,7 @@ def test_killed_three_times_it_ends_with_the_bits_of_the_undisturbed_run(
     run_uri: str, tmp_path: Path, launched: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(STEP_DELAY_S, "0.03")
-    kinds = ["kill a worker", "kill the launcher", "tell the launcher to go"]
+    kinds = ["kill a worker", "tell the workers to go", "kill the launcher"]
     campaign(kinds, 60, run_uri, tmp_path, launched)
     # A run that has ended is left alone: no process, no step.
     monkeypatch.setattr("eosin.training.launch._run_agents", lambda *_: pytest.fail("started again"))
@@ -172,7 +173,7 @@ def test_killed_twenty_times_it_ends_with_the_bits_of_the_undisturbed_run(
 ) -> None:
     monkeypatch.setenv(STEP_DELAY_S, "0.05")
     rng = random.Random(4)
-    kinds = rng.choices(["kill a worker", "kill the launcher", "tell the launcher to go"], [10, 6, 4], k=20)
+    kinds = rng.choices([*WORKER_ENDS, "kill the launcher", "tell the launcher to go"], [8, 4, 5, 3], k=20)
     campaign(kinds, 400, run_uri, tmp_path, launched)
 
 
