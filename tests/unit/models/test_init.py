@@ -17,7 +17,7 @@ from tests.support.golden import part, tensors
 from tests.support.training_run import tiny_config
 
 TINY = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
-AT_16_PX = AT_16_PX
+AT_16_PX = {**TINY, "img_size": 16, "dynamic_img_size": True}
 
 
 def backbone(global_px: int = 16, **model: Any) -> Backbone:
