@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         initialize(backbone(), str(tmp_path / "not.safetensors"))
     with pytest.raises(UserError, match="there is no"):
         initialize(backbone(), str(tmp_path / "absent.safetensors"))
-    with pytest.raises(UserError, match="has no model 'vit_nowhere'"):
+    with pytest.raises(UserError, match=r"has no model 'vit_nowhere\.tag'"):
         initialize(backbone(), "timm:vit_nowhere.tag")
 
 
