@@ -68,6 +68,9 @@ class EvaluateConfig(Section):
     checkpoints: Literal["all", "last"] = "all"
     baselines: tuple[str, ...] = ("random-init",)
     """Judged beside the run's own teachers: random-init, timm:NAME."""
+    img_px: int | None = Field(default=None, ge=1)
+    """Side to which images are resized for every model; None: each model's own. A teacher trained on
+    crops well inside the patch sees the whole patch at the same scale where this is larger."""
     batch_size: int = Field(default=256, ge=1)
 
     @model_validator(mode="after")

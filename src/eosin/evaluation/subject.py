@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eosin.config import RunConfig
@@ -47,6 +47,19 @@ def record_key(model: str) -> str:
 
 def find_subject(run_uri: str, config: RunConfig, name: str, store: Store) -> Subject:
     """The model called `name`. Raises `UserError` naming what is there where it is not exported."""
+    subject = _find(run_uri, config, name, store)
+    return subject if config.evaluate.img_px is None else _at_size(subject, config.evaluate.img_px)
+
+
+def _at_size(subject: Subject, img_px: int) -> Subject:
+    def load() -> tuple[nn.Module, TeacherCard]:
+        module, card = subject.load()
+        return module, card.model_copy(update={"img_px": img_px})
+
+    return replace(subject, digest=_digest({"model": subject.digest, "img_px": img_px}), load=load)
+
+
+def _find(run_uri: str, config: RunConfig, name: str, store: Store) -> Subject:
     if name == RANDOM_INIT:
         return _random_init(config)
     if name.startswith(TIMM):

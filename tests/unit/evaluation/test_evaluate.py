@@ -220,3 +220,22 @@ def test_listing_without_a_teacher_gives_the_baselines_or_says_what_to_do(tmp_pa
     uri = make_run(tmp_path, make_config([{"kind": "unsupervised"}], baselines=[]))
     with pytest.raises(UserError, match="has exported no teacher yet"):
         list_evaluations(uri)
+
+
+def _run_at(folder: Path, img_px: int | None) -> str:
+    labelled = write_patch_set(folder / "labelled", patch_rows(num_patients=6, per_class=3))
+    task = {"kind": "knn", "name": "texture-knn", "dataset": labelled, "k": 3}
+    return make_run(folder, make_config([task], img_px=img_px))
+
+
+def test_images_are_seen_at_the_side_asked_for(tmp_path: Path) -> None:
+    own, larger = (
+        _judge(_run_at(tmp_path / str(side), side), "random-init", "texture-knn") for side in (None, 48)
+    )
+    assert own.status == larger.status == "ok"
+    assert own.model_digest != larger.model_digest and own.inputs_digest != larger.inputs_digest
+
+
+def test_a_side_the_backbone_cannot_cut_into_patches_is_a_failed_record(tmp_path: Path) -> None:
+    record = _judge(_run_at(tmp_path, 35), "random-init", "texture-knn")
+    assert record.status == "failed" and "35" in record.reason
