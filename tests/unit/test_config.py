@@ -36,6 +36,20 @@ def test_key_in_the_wrong_section_is_found_in_the_right_one() -> None:
     assert "did you mean train.optimizer.warmup_steps?" in refused("model:\n  warmup_steps: 2\n")
 
 
+def test_a_mistake_in_an_override_is_not_blamed_on_the_file() -> None:
+    text = "train:\n  num_steps: 3\n"
+    assert refused(text, "train.num_setps=4") == (
+        "override 'train.num_setps=4': unknown key train.num_setps; did you mean train.num_steps?"
+    )
+    assert "override 'train.num_steps=many': train.num_steps" in refused(text, "train.num_steps=many")
+    assert refused(text, "train=7") == "override 'train=7': train is a section of keys, not 7"
+    assert refused("train:\n  num_steps: x\n", "train.batch_size=8").startswith("my.yaml:2: train.num_steps")
+
+
+def test_a_section_whose_keys_are_all_commented_out_is_named() -> None:
+    assert refused("train:\n  # num_steps: 3\n") == "my.yaml:1: train is a section of keys, not None"
+
+
 def test_every_mistake_is_reported_at_once() -> None:
     message = refused("train:\n  num_steps: none\npatches:\n  min_foreground: 2\n")
     assert "my.yaml:2: train.num_steps" in message and "my.yaml:4: patches.min_foreground" in message
@@ -89,6 +103,16 @@ def test_digest_ignores_speed_and_placement_but_not_science() -> None:
     assert same.digest() == base
     assert load_config("", overrides=["seed=1"]).digest() != base
     assert load_config("", overrides=["augment.num_local=4"]).digest() != base
+    assert load_config("", overrides=["model.arch_args={depth: 2}"]).digest() != base
+    assert load_config("", overrides=["evaluate.checkpoints=last"]).digest() == base
+
+
+def test_a_run_goes_on_under_an_eosin_that_knows_more_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "train: {num_steps: 7}\nmodel: {arch_args: {depth: 2}}\n"
+    before = load_config(text).digest()
+    identity = RunConfig.identity
+    monkeypatch.setattr(RunConfig, "identity", lambda self: {**identity(self), "later": {"key": 1}})
+    assert load_config(text).digest() == before
 
 
 def test_difference_names_each_leaf() -> None:

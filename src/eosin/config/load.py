@@ -12,19 +12,20 @@ from pydantic import BaseModel, ValidationError
 from eosin.config.run import RunConfig
 from eosin.errors import UserError
 
+Location = tuple[str | int, ...]
+
 
 def load_config(text: str, *, source: str = "config", overrides: Iterable[str] = ()) -> RunConfig:
     """The run configuration in YAML `text`, with `a.b=c` overrides applied last.
 
-    Raises `UserError` naming file, line, key and the nearest known key.
+    Raises `UserError` naming file and line, or the override, and the key and the nearest known key.
     """
     tree = _parse(text, source)
-    for override in overrides:
-        _apply(tree, override)
+    applied = {_apply(tree, override): override for override in overrides}
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error, text, source) from error
+        raise _explain(error, text, source, applied) from error
 
 
 def dump_config(config: RunConfig) -> str:
@@ -63,7 +64,8 @@ def _one_line(error: yaml.YAMLError) -> str:
     return f"line {mark.line + 1}: {problem}" if mark else str(problem)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(tree: dict[str, Any], override: str) -> Location:
+    """Set the override's key in `tree`; returns where that is."""
     path, separator, value = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
@@ -80,18 +82,31 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"override {override!r}: {key} is a value, not a section")
     node[keys[-1]] = parsed
+    return tuple(keys)
 
 
-def _explain(error: ValidationError, text: str, source: str) -> UserError:
-    lines = [_explain_one(dict(detail), text, source) for detail in error.errors()]
+def _explain(error: ValidationError, text: str, source: str, applied: Mapping[Location, str]) -> UserError:
+    lines = [
+        _explain_one(dict(detail), _origin(tuple(detail["loc"]), text, source, applied))
+        for detail in error.errors()
+    ]
     return UserError("\n".join(lines), hint="`eosin recipes show demo` prints every key with its default")
 
 
-def _explain_one(detail: dict[str, Any], text: str, source: str) -> str:
+def _origin(location: Location, text: str, source: str, applied: Mapping[Location, str]) -> str:
+    """Who said what stands at `location`: an override, or a line of the file."""
+    for length in range(len(location), 0, -1):
+        if location[:length] in applied:
+            return f"override {applied[location[:length]]!r}"
+    line = _line_of(text, location)
+    return f"{source}:{line}" if line else source
+
+
+def _explain_one(detail: dict[str, Any], where: str) -> str:
     location = tuple(detail["loc"])
     path = ".".join(str(part) for part in location)
-    line = _line_of(text, location)
-    where = f"{source}:{line}" if line else source
+    if detail["type"] == "model_type":
+        return f"{where}: {path} is a section of keys, not {detail.get('input')!r}"
     if detail["type"] == "extra_forbidden":
         near = _nearest(location)
         return f"{where}: unknown key {path}" + (f"; did you mean {near}?" if near else "")
@@ -100,7 +115,7 @@ def _explain_one(detail: dict[str, Any], text: str, source: str) -> str:
     return f"{where}: {path + ': ' if path else ''}{message}{given}"
 
 
-def _nearest(location: tuple[str | int, ...]) -> str | None:
+def _nearest(location: Location) -> str | None:
     """The known key nearest to an unknown one, as a full path; another section's if none here is near."""
     section: type[BaseModel] | None = RunConfig
     for part in location[:-1]:
@@ -139,7 +154,7 @@ def _all_paths(section: type[BaseModel], prefix: str = "") -> list[str]:
     return paths
 
 
-def _line_of(text: str, location: tuple[str | int, ...]) -> int | None:
+def _line_of(text: str, location: Location) -> int | None:
     """1-based line of the deepest part of `location` that the YAML text holds."""
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     line: int | None = None

@@ -77,6 +77,25 @@ class RunConfig(Section):
         return tree
 
     def digest(self) -> str:
-        """SHA-256 of `identity()`, hex."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        """SHA-256, hex, of what decides the training, hence of what a checkpoint can be continued with.
+
+        How teachers are judged is left out, and so is every key at its default: a run goes on under a
+        later eosin that knows more keys.
+        """
+        chosen = _without_defaults(self.identity(), RunConfig().identity())
+        chosen.pop("evaluate", None)
+        text = json.dumps(chosen, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_defaults(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    for key, value in tree.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            inner = _without_defaults(value, default)
+            if inner:
+                chosen[key] = inner
+        elif key not in defaults or value != default:
+            chosen[key] = value
+    return chosen
