@@ -11,6 +11,7 @@ EXIT_CONFIGURATION_IN_POD = 42
 EXIT_PERMANENT_IN_POD = 43
 """A training pod met a defect that no restart mends; like 42, it fails the Job at once."""
 EXIT_TRANSIENT = 75
+EXIT_INTERRUPTED = 130
 
 
 class EosinError(Exception):
@@ -67,7 +68,7 @@ def exit_code_of(error: BaseException, *, in_pod: bool | None = None) -> int:
     if isinstance(error, EosinError):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return 130
+        return EXIT_INTERRUPTED
     return EXIT_PERMANENT
 
 

@@ -8,6 +8,7 @@ lines under the run's `logs/`, so that `eosin logs RUN` needs nothing but the UR
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -91,13 +92,37 @@ class RunLog:
         return f"{stamp}-{os.getpid()}"
 
 
+class _Warnings(logging.Handler):
+    """What libraries of eosin's own warn of, as events on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        RunLog(record.name.split(".")[1]).event("warning", detail=_cut(record.getMessage()))
+
+
+def show_warnings() -> None:
+    """Let warnings of eosin's modules appear as events do. Called once a process; again is harmless."""
+    logger = logging.getLogger("eosin")
+    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
+        logger.addHandler(_Warnings(logging.WARNING))
+        logger.propagate = False
+
+
+def _cut(text: str, num_chars: int = 190) -> str:
+    return text if len(text) <= num_chars else f"{text[: num_chars - 1]}…"
+
+
+def printable(text: str) -> str:
+    """`text` on one line: names come from buckets, and may hold line breaks and a terminal's controls."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _for_people(source: str, name: str, fields: dict[str, Any]) -> str:
     values = dict(fields)
     if name == "progress":
         done, total, unit = values.pop("done"), values.pop("total"), values.pop("unit")
         name = f"{done}/{total} {unit}"
     rest = " · ".join(f"{key} {_short(value)}" for key, value in values.items())
-    return f"{source}  {name}  {rest}".rstrip()
+    return printable(f"{source}  {name}  {rest}".rstrip())
 
 
 def _short(value: Any) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from eosin.config import RunConfig, load_config
 from eosin.errors import EosinError, UserError, describe, exit_code_of
 from eosin.layout import RunLayout
-from eosin.observability import RunLog
+from eosin.observability import RunLog, show_warnings
 from eosin.process import follow
 from eosin.recipes import load_recipe
 from eosin.records import IndexPin, MetricRecord, PatchSetManifest, SnapshotManifest, TrainingDone
@@ -36,6 +36,7 @@ BACKENDS = ("local", "jobset")
 
 def as_step(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call a step in a pod or subprocess of its own: an error becomes one log line and an exit code."""
+    show_warnings()
     runner_pid = os.environ.get("EOSIN_RUNNER_PID")
     if runner_pid:
         follow(int(runner_pid))

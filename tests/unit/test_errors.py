@@ -90,3 +90,12 @@ def test_misuse_of_the_command_exits_2(arguments: list[str]) -> None:
 def test_malformed_shard_is_named(shard: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["index", "--slides", "/nowhere", "--index", "/tmp/i", f"--shard={shard}"]) == 2
     assert repr(shard) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["nonsense"], ["status", "--bogus", "x"], ["gc"]])
+def test_a_command_line_that_cannot_be_taken_is_answered_in_json(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke([*arguments, "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["exit_code"] == 2 and error["message"] and error["hint"]

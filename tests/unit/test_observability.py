@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 
 from eosin.layout import RunLayout
-from eosin.observability import RunLog
+from eosin.observability import RunLog, show_warnings
 from eosin.status import read_logs
 from eosin.storage import open_store
 
@@ -74,3 +75,25 @@ def test_read_logs_takes_a_source_and_a_tail(tmp_path: Path) -> None:
                 log.event("step", step=number)
     assert len(read_logs(uri)) == 6
     assert [line.fields["step"] for line in read_logs(uri, "train", tail=2)] == [1, 2]
+
+
+def test_a_name_cannot_break_the_line_nor_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunLog("index").event("slide-not-used", slide="two\nlines \x1b[31m ü肺.svs")
+    assert capsys.readouterr().err == "index  slide-not-used  slide two\\nlines \\x1b[31m ü肺.svs\n"
+
+
+def test_warnings_of_modules_are_events(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EOSIN_LOG", "json")
+    logger = logging.getLogger("eosin")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    show_warnings()
+    show_warnings()
+    logging.getLogger("eosin.storage.retry").warning("trying again: %s", "x" * 400)
+    (line,) = capsys.readouterr().err.splitlines()
+    event = json.loads(line)
+    assert (event["source"], event["event"], len(event["detail"])) == ("storage", "warning", 190)

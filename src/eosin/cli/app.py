@@ -8,8 +8,9 @@ import typer
 
 from eosin import __version__
 from eosin.cli import demo, doctor, gc, inspect, recipes, run, step_verbs
-from eosin.cli.errors import render_error
-from eosin.errors import EXIT_USER
+from eosin.cli.errors import render_error, show_failure
+from eosin.errors import EXIT_INTERRUPTED, EXIT_USER
+from eosin.observability import show_warnings
 
 app = typer.Typer(
     name="eosin",
@@ -40,28 +41,32 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def main() -> None:
     """Entry point of the `eosin` command."""
+    show_warnings()
     sys.exit(invoke(sys.argv[1:]))
 
 
 def invoke(arguments: list[str]) -> int:
     """Run one command line; returns the exit code (0 done, 2 user's error, 75 transient, 1 otherwise)."""
+    # Before the command line is understood: what cannot be understood is answered in JSON as well.
     as_json = "--json" in arguments
     try:
         result = app(arguments, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except (typer.Abort, KeyboardInterrupt):
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+        return show_failure("interrupted", "the same command continues", EXIT_INTERRUPTED, as_json=as_json)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except Exception as error:
         if isinstance(error, _ClickError):
-            return _show_misuse(error)
+            return _show_misuse(error, as_json=as_json)
         return render_error(error, as_json=as_json)
 
 
-def _show_misuse(error: Exception) -> int:
+def _show_misuse(error: Exception, *, as_json: bool) -> int:
     """What click has to say of a command line that it cannot take, or the help where there was none."""
+    if as_json:
+        message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        return show_failure(message, "`--help` after the verb shows what it takes", EXIT_USER, as_json=True)
     error.show()  # type: ignore[attr-defined]
     return EXIT_USER

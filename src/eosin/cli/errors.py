@@ -17,6 +17,11 @@ def render_error(error: BaseException, *, as_json: bool) -> int:
     hint = error.hint if isinstance(error, EosinError) else "set EOSIN_TRACEBACK=1 to see where it happened"
     if os.environ.get("EOSIN_TRACEBACK") == "1":
         traceback.print_exception(error)
+    return show_failure(message, hint, code, as_json=as_json)
+
+
+def show_failure(message: str, hint: str, code: int, *, as_json: bool) -> int:
+    """Print a failure, to standard output where a machine reads it; returns `code`."""
     if as_json:
         print(json.dumps({"error": {"message": message, "hint": hint, "exit_code": code}}))
     else:

@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any, TextIO
 
+from eosin.observability import printable
+
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '?([\w-]+)'?")
 _TITLES = {
@@ -66,11 +68,11 @@ class PipelineView:
             self._progress(event)
         elif name is not None and name not in _QUIET_EVENTS:
             self._clear_status()
-            self._write(f"  {_sentence(event)}\n")
+            self._write(f"  {printable(_sentence(event))}\n")
 
     def _progress(self, event: dict[str, Any]) -> None:
         source, now_s = str(event.get("source")), time.monotonic()
-        line = _progress_line(event)
+        line = printable(_progress_line(event))
         done = event.get("done", event.get("step"))
         last = done == event.get("total", event.get("num_steps"))
         if self._terminal:

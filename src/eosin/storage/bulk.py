@@ -179,7 +179,7 @@ def quoted(etag: str) -> str:
 
 
 def _obstore_can_name(key: str) -> bool:
-    return not any(part in ("", ".", "..") for part in key.split("/"))
+    return key.isprintable() and not any(part in ("", ".", "..") for part in key.split("/"))
 
 
 def _is_past_end(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import time
@@ -13,6 +14,11 @@ from typing import TypeVar
 from eosin.errors import TransientError, UserError
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+_SILENCE_S = 3.0
+_TELL_EVERY_S = 30.0
+_told_s = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class RetryPolicy:
 
 def call(operation: Callable[[], T], policy: RetryPolicy) -> T:
     """`operation()`, tried again while it raises `TransientError`; then that error with the count."""
-    waits_s = policy.waits_s()
+    waits_s, begun_s = policy.waits_s(), time.monotonic()
     attempts = 0
     while True:
         attempts += 1
@@ -59,12 +65,13 @@ def call(operation: Callable[[], T], policy: RetryPolicy) -> T:
             wait_s = next(waits_s, None)
             if wait_s is None:
                 raise _spent(error, attempts) from error
+            _tell(error, begun_s)
             time.sleep(wait_s)
 
 
 async def call_async(operation: Callable[[], Awaitable[T]], policy: RetryPolicy) -> T:
     """`call` for a coroutine function."""
-    waits_s = policy.waits_s()
+    waits_s, begun_s = policy.waits_s(), time.monotonic()
     attempts = 0
     while True:
         attempts += 1
@@ -74,7 +81,17 @@ async def call_async(operation: Callable[[], Awaitable[T]], policy: RetryPolicy)
             wait_s = next(waits_s, None)
             if wait_s is None:
                 raise _spent(error, attempts) from error
+            _tell(error, begun_s)
             await asyncio.sleep(wait_s)
+
+
+def _tell(error: TransientError, begun_s: float) -> None:
+    """Say why nothing moves, once in a while for all threads together."""
+    global _told_s
+    now_s = time.monotonic()
+    if now_s - begun_s >= _SILENCE_S and now_s - _told_s >= _TELL_EVERY_S:
+        _told_s = now_s
+        _log.warning("trying again: %s", error.message)
 
 
 def _spent(error: TransientError, attempts: int) -> TransientError:

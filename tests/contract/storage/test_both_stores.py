@@ -15,7 +15,7 @@ from eosin.storage.range_file import RangeFile
 
 _AWKWARD_KEYS = [
     "plain", "with space", "ünï/çødé/日本", "a%20b", "a+b", "a#b?c=d&e", "dots...txt", "tail./x", "(1)[2]*",
-    "quote'\"q", "comma,semi;colon:", "emoji-🧫", "deep/" * 12 + "leaf",
+    "quote'\"q", "comma,semi;colon:", "emoji-🧫", "new\nline", "deep/" * 12 + "leaf",
 ]  # fmt: skip
 
 

@@ -82,3 +82,18 @@ def test_the_environment_sets_the_policy(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("EOSIN_RETRY_DEADLINE_S", "7.5")
     policy = RetryPolicy.from_env()
     assert (policy.max_attempts, policy.deadline_s, policy.base_s) == (3, 7.5, RetryPolicy.base_s)
+
+
+def test_a_long_wait_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(retry, "_SILENCE_S", 0.0)
+    monkeypatch.setattr(retry, "_told_s", float("-inf"))
+    run(Flaky(*[TransientError("s3://b/k does not answer")] * 3), QUICK, asynchronous=False)
+    assert [record.getMessage() for record in caplog.records] == ["trying again: s3://b/k does not answer"]
+
+
+def test_a_short_wait_is_not_worth_a_word(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(retry, "_told_s", float("-inf"))
+    run(Flaky(*[TransientError("busy")] * 3), QUICK, asynchronous=False)
+    assert caplog.records == []
