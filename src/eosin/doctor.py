@@ -34,19 +34,23 @@ class Check:
     fix: str = ""
 
 
-def run_checks(uri: str | None = None) -> list[Check]:
-    """All checks of this machine and, where `uri` is given, of that bucket or folder.
+def run_checks(uri: str | None = None) -> Iterator[Check]:
+    """All checks of this machine and, where `uri` is given, of that bucket or folder, as they are made.
 
     The bucket is tried by writing, reading and deleting two small objects under `uri`. Never raises for
     what it finds; libraries are imported in processes of their own, so that one that crashes is a finding.
     """
-    checks = [_python(), *_torch(), _gpu(), *map(_library, _LIBRARIES), _program("weed", "S3 server", "demo")]
-    checks += [_disk("temporary files", Path(tempfile.gettempdir())), _shared_memory()]
+    yield _python()
+    yield from _torch()
+    yield _gpu()
+    yield from map(_library, _LIBRARIES)
+    yield _program("weed", "S3 server", "demo")
+    yield _disk("temporary files", Path(tempfile.gettempdir()))
+    yield _shared_memory()
     if uri is None or uri.startswith("s3://"):
-        checks.append(_credentials(needed=uri is not None))
+        yield _credentials(needed=uri is not None)
     if uri is not None:
-        checks += check_store(uri)
-    return checks
+        yield from check_store(uri)
 
 
 def check_store(uri: str) -> list[Check]:
@@ -58,47 +62,48 @@ def check_store(uri: str) -> list[Check]:
         store = open_store(uri)
     except EosinError as error:
         return [Check("store", "fail", error.message, error.hint)]
-    folder = f".eosin-doctor-{secrets.token_hex(6)}/"
+    # Not a folder: on a file system that would stay.
+    prefix = f".eosin-doctor-{secrets.token_hex(6)}-"
     checks: list[Check] = []
     for name, operation in _STORE_OPERATIONS:
-        checks.append(_attempt(name, operation, store, folder))
+        checks.append(_attempt(name, operation, store, prefix))
         if checks[-1].status == "fail":
             break
     if len(checks) > 2:  # something was written
-        checks.append(_attempt("store delete", _delete, store, folder))
+        checks.append(_attempt("store delete", _delete, store, prefix))
     return checks
 
 
-def _attempt(name: str, operation: Callable[[Store, str], str], store: Store, folder: str) -> Check:
+def _attempt(name: str, operation: Callable[[Store, str], str], store: Store, prefix: str) -> Check:
     try:
-        return Check(name, "ok", operation(store, folder))
+        return Check(name, "ok", operation(store, prefix))
     except EosinError as error:
         return Check(name, "fail", error.message, error.hint)
     except (AssertionError, KeyError, PreconditionFailed) as error:
         return Check(name, "fail", f"{store.uri}: {error}", "use a store that keeps S3's promises")
 
 
-def _list(store: Store, folder: str) -> str:
+def _list(store: Store, prefix: str) -> str:
     first = next(iter(store.list()), None)
     return f"{store.uri} is empty" if first is None else f"{store.uri} holds {first.key} …"
 
 
-def _put(store: Store, folder: str) -> str:
-    published = store.put(f"{folder}object", b"0123456789")
-    if store.get(f"{folder}object") != b"0123456789":
+def _put(store: Store, prefix: str) -> str:
+    published = store.put(f"{prefix}object", b"0123456789")
+    if store.get(f"{prefix}object") != b"0123456789":
         raise AssertionError("an object just written reads differently")
     return f"written and read back, etag {published.etag}"
 
 
-def _range(store: Store, folder: str) -> str:
-    etag = store.head(f"{folder}object").etag
-    if store.get_ranges([ByteRange(f"{folder}object", 3, 4, etag)]) != [b"3456"]:
+def _range(store: Store, prefix: str) -> str:
+    etag = store.head(f"{prefix}object").etag
+    if store.get_ranges([ByteRange(f"{prefix}object", 3, 4, etag)]) != [b"3456"]:
         raise AssertionError("a byte range reads differently")
     return "byte ranges of a pinned version"
 
 
-def _conditional(store: Store, folder: str) -> str:
-    key = f"{folder}claim"
+def _conditional(store: Store, prefix: str) -> str:
+    key = f"{prefix}claim"
     etag = store.put(key, b"1", if_none_match=True).etag
     for condition in ({"if_none_match": True}, {"if_match": f"{etag[:-1]}x"}):
         try:
@@ -110,8 +115,8 @@ def _conditional(store: Store, folder: str) -> str:
     return "If-None-Match and If-Match hold"
 
 
-def _delete(store: Store, folder: str) -> str:
-    keys = [item.key for item in store.list(folder)]
+def _delete(store: Store, prefix: str) -> str:
+    keys = [item.key for item in store.list(prefix)]
     store.delete(keys)
     return f"{len(keys)} objects of this check deleted"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from eosin.errors import EosinError, UserError
 from eosin.layout import RunLayout
+from eosin.observability import printable
 from eosin.records import MetricRecord, PatchSetManifest, TrainingDone
 from eosin.runs import load_pin, load_run
 from eosin.storage import NotFound, Store, join_uri, open_store
@@ -45,13 +46,10 @@ class LogLine:
     def time(self) -> str:
         return str(self.fields.get("time", ""))
 
-    def to_json(self) -> str:
-        return json.dumps(self.fields, ensure_ascii=False)
-
     def __str__(self) -> str:
         head = f"{self.time}  {self.fields.get('source', '')}  {self.fields.get('event', '')}"
         rest = {k: v for k, v in self.fields.items() if k not in ("time", "source", "event")}
-        return f"{head}  " + " ".join(f"{key}={value}" for key, value in rest.items())
+        return printable(f"{head}  " + " ".join(f"{key}={value}" for key, value in rest.items()))
 
 
 def run_status(run_uri: str) -> RunStatus:

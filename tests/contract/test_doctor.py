@@ -96,7 +96,7 @@ def test_every_finding_but_a_good_one_has_a_fix(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("PATH", "")
-    checks = run_checks()
+    checks = list(run_checks())
     assert {"python", "torch", "OpenSlide", "cuCIM", "nvImageCodec", "Kubeflow Pipelines"} <= {
         check.name for check in checks
     }

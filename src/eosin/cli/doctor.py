@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated, Any
 
 import typer
 
 from eosin.cli.output import AsJson, emit
+from eosin.errors import EXIT_OK, EXIT_USER
 
 _MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
 
@@ -24,15 +27,22 @@ def doctor(
     """Check libraries, GPU, credentials and the bucket; each failure comes with its fix."""
     from eosin.doctor import run_checks
 
-    checks: list[Any] = [*run_checks(uri)]
-    if cluster:
-        from eosin.cluster.checks import run_cluster_checks
+    found: list[Any] = []
+    for check in chain(run_checks(uri), _cluster_checks() if cluster else ()):
+        found.append(check)
+        if not as_json:  # each as it is made: importing the libraries takes a while
+            print(_line(check), flush=True)
+    if as_json:
+        emit({"checks": found}, as_json=True)
+    return EXIT_USER if any(check.status == "fail" for check in found) else EXIT_OK
 
-        checks += run_cluster_checks()
-    lines = [f"{_MARKS[check.status]} {check.name:<22} {check.detail}" for check in checks]
-    lines = [
-        line if check.status == "ok" or not check.fix else f"{line}\n{'':25}→ {check.fix}"
-        for line, check in zip(lines, checks, strict=True)
-    ]
-    emit({"checks": checks}, as_json=as_json, text="\n".join(lines))
-    return 2 if any(check.status == "fail" for check in checks) else 0
+
+def _cluster_checks() -> Iterator[Any]:
+    from eosin.cluster.checks import run_cluster_checks
+
+    yield from run_cluster_checks()
+
+
+def _line(check: Any) -> str:
+    line = f"{_MARKS[check.status]} {check.name:<22} {check.detail}"
+    return line if check.status == "ok" or not check.fix else f"{line}\n{'':25}→ {check.fix}"

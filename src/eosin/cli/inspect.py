@@ -30,9 +30,12 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing as lines arrive.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The run's log lines, in order of time."""
+    """The run's log lines, in order of time; with --json and --follow one JSON object a line."""
     from eosin.status import follow_logs, read_logs
 
-    lines = follow_logs(run, source) if follow else read_logs(run, source, tail)
-    for line in lines:
-        print(line.to_json() if as_json else line, flush=True)
+    if follow:
+        for line in follow_logs(run, source):
+            emit(line.fields, as_json=as_json, text=str(line))
+    else:
+        lines = read_logs(run, source, tail)
+        emit({"lines": [line.fields for line in lines]}, as_json=as_json, text="\n".join(map(str, lines)))

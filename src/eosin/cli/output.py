@@ -17,12 +17,13 @@ Settings = Annotated[
 ]
 
 
-def emit(result: Any, *, as_json: bool, text: str = "") -> None:
-    """Print `result` as JSON, or `text` (default: its fields, one a line)."""
+def emit(result: Any, *, as_json: bool, text: str | None = None) -> None:
+    """Print `result` as JSON, or `text` (default: its fields, one a line; nothing where it is empty)."""
     if as_json:
-        print(json.dumps(plain(result), ensure_ascii=False))
-    elif text:
-        print(text)
+        print(json.dumps(plain(result), ensure_ascii=False), flush=True)
+    elif text is not None:
+        if text:
+            print(text, flush=True)
     else:
         fields = plain(result)
         for key, value in fields.items() if isinstance(fields, Mapping) else [("result", fields)]:

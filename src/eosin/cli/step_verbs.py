@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from eosin.cli.output import AsJson, Run, Settings, emit
-from eosin.errors import UserError
+from eosin.errors import EXIT_OK, EXIT_PERMANENT, UserError
 
 Shard = Annotated[
     str | None, typer.Option("--shard", metavar="I/N", help="Only shard I of N (counted from 0).")
@@ -98,22 +98,16 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="Only this model: step-00000100, random-init.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task, by its name.")] = None,
     as_json: AsJson = False,
-) -> None:
-    """Judge checkpoints on tasks and publish a record for each."""
+) -> int:
+    """Judge checkpoints on tasks and publish a record for each; exit code 1 where one failed."""
     from eosin import steps
 
-    if model is not None and task is not None:
-        pairs = [{"model": model, "task": task}]
-    else:
-        pairs = [
-            pair
-            for pair in steps.evaluations(run)
-            if (model is None or pair["model"] == model) and (task is None or pair["task"] == task)
-        ]
-    if not pairs:
-        raise UserError(f"run {run} has nothing to evaluate for model {model} and task {task}")
-    records = [steps.evaluate(run, pair["model"], pair["task"]) for pair in pairs]
+    planned = [] if model and task else steps.evaluations(run)
+    models = [model] if model else dict.fromkeys(pair["model"] for pair in planned)
+    tasks = [task] if task else dict.fromkeys(pair["task"] for pair in planned)
+    records = [steps.evaluate(run, model, task) for model in models for task in tasks]
     emit({"records": records}, as_json=as_json, text="\n".join(_record_line(record) for record in records))
+    return EXIT_OK if all(record.status == "ok" for record in records) else EXIT_PERMANENT
 
 
 def summarize(run: Run, as_json: AsJson = False) -> None:
