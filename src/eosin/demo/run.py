@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eosin.demo.disk import room
 from eosin.demo.lock import exclusive
 from eosin.demo.material import Material, synthetic_material, users_material
 from eosin.errors import EXIT_TRANSIENT, EXIT_USER, PermanentError, TransientError, UserError
@@ -48,7 +49,7 @@ def run_demo(
     cannot be written, where `slides` holds nothing, and whatever a step reports.
     """
     folder = folder.expanduser().absolute()
-    with exclusive(folder), _place(folder, slides, port) as (root, environment):
+    with exclusive(folder), room(folder), _place(folder, slides, port) as (root, environment):
         _say("slides · gather them in the bucket")
         if slides:
             material = users_material(root, slides, overrides)
