@@ -7,6 +7,7 @@ from typing import Any
 
 from eosin.config import RunConfig, difference, dump_config
 from eosin.errors import EosinError, UserError
+from eosin.index.overrides import load_overrides
 from eosin.layout import IndexLayout, RunLayout
 from eosin.runs import load_run, resolve
 from eosin.storage import join_uri, open_store
@@ -48,13 +49,19 @@ class RunPlan:
 
 
 def plan_run(config: RunConfig, run_uri: str) -> RunPlan:
-    """The plan of a run. Raises `UserError` where the configuration or the slides make it impossible."""
+    """The plan of a run.
+
+    Raises `UserError` where the configuration, the slides, their overrides or the run's place make it
+    impossible.
+    """
     config = resolve(config, run_uri)
     sizes = [info.size_bytes for info in open_store(config.slides.uri).list()]
     if not sizes:
         raise UserError(
             f"there is no object under {config.slides.uri}", hint="check the bucket and the prefix"
         )
+    begun_otherwise = _begun_otherwise(config, run_uri)
+    load_overrides(config.slides.overrides)
     figures, warnings = _figures(config)
     return RunPlan(
         run=run_uri,
@@ -64,7 +71,7 @@ def plan_run(config: RunConfig, run_uri: str) -> RunPlan:
         total_bytes=sum(sizes),
         steps=_steps(config, run_uri),
         figures=figures,
-        warnings=(*_begun_otherwise(config, run_uri), *warnings),
+        warnings=(*begun_otherwise, *warnings),
     )
 
 
@@ -127,9 +134,8 @@ def _figures(config: RunConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _begun_otherwise(config: RunConfig, run_uri: str) -> tuple[str, ...]:
-    try:
-        begun = load_run(run_uri)
-    except UserError:
+    if not open_store(run_uri).exists(RunLayout.CONFIG):
         return ()
+    begun = load_run(run_uri)
     lines = difference(begun.identity(), config.identity())
     return tuple(f"the run was begun with another configuration: {line}" for line in lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import io
 import math
@@ -99,6 +100,7 @@ def _parse(text: str, uri: str) -> dict[str, Override]:
         raise UserError(
             f"{uri} has no column `slide`", hint=f"its columns are: {', '.join(columns) or 'none'}"
         )
+    _refuse_near_misses(columns, uri)
     reader.fieldnames = columns
     lines: dict[str, Override] = {}
     try:
@@ -116,6 +118,19 @@ def _parse(text: str, uri: str) -> dict[str, Override]:
     except csv.Error as error:
         raise UserError(f"{uri}:{reader.line_num}: {error}") from error
     return lines
+
+
+def _refuse_near_misses(columns: list[str], uri: str) -> None:
+    """A misspelt `mpp` or `patient` would be kept as a column of the user's own, and never looked at."""
+    absent = _KNOWN - set(columns)
+    for column in columns:
+        cutoff = 0.6 if len(column) < 4 else 0.8
+        near = [] if column in _KNOWN else difflib.get_close_matches(column.lower(), absent, 1, cutoff)
+        if near:
+            raise UserError(
+                f"{uri}:1: column {column!r} is not known; did you mean {near[0]}?",
+                hint="rename it; a column with a name of its own is kept as it is",
+            )
 
 
 def _override(values: dict[str, str], where: str) -> Override:

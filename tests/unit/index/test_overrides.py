@@ -40,6 +40,9 @@ def test_a_malformed_mpp_is_named_with_its_line(tmp_path: Path, row: str, column
         ("slide,mpp\n,1\n", ":2: no slide named"),
         ("slide,mpp\na,1,2\n", ":2: more cells"),
         ("slide,exclude\na,maybe\n", "exclude 'maybe'"),
+        ("slide,mmp\na,1\n", ":1: column 'mmp' is not known; did you mean mpp?"),
+        ("slide,MPP\na,1\n", "did you mean mpp?"),
+        ("slide,patient_id\na,p\n", "did you mean patient?"),
         (b"slide\n\xff\xfe\n", "not UTF-8"),
     ],
 )
