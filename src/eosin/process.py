@@ -22,14 +22,17 @@ def follow(pid: int, *, poll_s: float = 0.5) -> None:
     """End this process when process `pid`, perhaps no direct parent, has gone."""
 
     def watch() -> None:
-        while _alive(pid):
+        while alive(pid):
             time.sleep(poll_s)
         os._exit(143)
 
     threading.Thread(target=watch, name=f"follow-{pid}", daemon=True).start()
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether there is a process `pid`, whoever owns it."""
+    if pid <= 0:
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

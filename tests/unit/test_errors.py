@@ -99,3 +99,16 @@ def test_a_command_line_that_cannot_be_taken_is_answered_in_json(
     assert invoke([*arguments, "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["exit_code"] == 2 and error["message"] and error["hint"]
+
+
+def test_an_interruption_says_that_the_same_command_continues(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(uri: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eosin.status.run_status", interrupted)
+    assert invoke(["status", "file:///tmp/x"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n  → the same command continues\n"
+    assert invoke(["status", "file:///tmp/x", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 130

@@ -51,9 +51,11 @@ def invoke(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
         result = app(arguments, standalone_mode=False)
+        if result == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+            return _show_interrupted(as_json)
         return result if isinstance(result, int) else 0
     except (typer.Abort, KeyboardInterrupt):
-        return show_failure("interrupted", "the same command continues", EXIT_INTERRUPTED, as_json=as_json)
+        return _show_interrupted(as_json)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
@@ -61,6 +63,10 @@ def invoke(arguments: list[str]) -> int:
         if isinstance(error, _ClickError):
             return _show_misuse(error, as_json=as_json)
         return render_error(error, as_json=as_json)
+
+
+def _show_interrupted(as_json: bool) -> int:
+    return show_failure("interrupted", "the same command continues", EXIT_INTERRUPTED, as_json=as_json)
 
 
 def _show_misuse(error: Exception, *, as_json: bool) -> int:

@@ -25,7 +25,7 @@ def demo(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a real S3 server on loopback, fill a bucket, run the compiled pipeline, show the report."""
+    """The whole pipeline on this machine. Starts an S3 server on loopback, fills a bucket, runs, reports."""
     from eosin.demo.run import run_demo
 
     result = run_demo(folder, slides=slides, overrides=overrides, port=port, settings=tuple(settings or ()))

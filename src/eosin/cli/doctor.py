@@ -24,7 +24,7 @@ def doctor(
     cluster: Annotated[bool, typer.Option("--cluster", help="Check the cluster as well.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Check libraries, GPU, credentials and the bucket; each failure comes with its fix."""
+    """Check libraries, GPU, credentials and the bucket. Each failure comes with its fix."""
     from eosin.doctor import run_checks
 
     found: list[Any] = []

@@ -30,7 +30,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing as lines arrive.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The run's log lines, in order of time; with --json and --follow one JSON object a line."""
+    """The run's log lines, in order of time. With --follow, --json prints one object a line."""
     from eosin.status import follow_logs, read_logs
 
     if follow:

@@ -25,7 +25,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Index, decode, train, evaluate and summarize, as one Kubeflow pipeline."""
+    """The whole pipeline: index, decode, train, evaluate, summarize."""
     from eosin import steps
 
     config = steps.resolve_config(recipe, settings=settings or (), slides=slides, index=index)

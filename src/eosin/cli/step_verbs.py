@@ -13,7 +13,7 @@ Shard = Annotated[
     str | None, typer.Option("--shard", metavar="I/N", help="Only shard I of N (counted from 0).")
 ]
 
-index_app = typer.Typer(help="Scan slides into an index; `eosin index inspect` looks into one.")
+index_app = typer.Typer(help="Scan slides into an index. `eosin index inspect` looks into one.")
 
 
 def register(app: typer.Typer) -> None:
@@ -56,7 +56,7 @@ def inspect(
     slide: Annotated[str | None, typer.Argument(help="One slide, by its key.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count slides by status, vendor, mpp and compression; say what is wrong with which."""
+    """What slides an index holds, and what is wrong with which."""
     from eosin.index.inspect import inspect_index
 
     result = inspect_index(uri, slide)
@@ -99,7 +99,7 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="Only this task, by its name.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Judge checkpoints on tasks and publish a record for each; exit code 1 where one failed."""
+    """Judge checkpoints on tasks and publish a record for each. Exit code 1 where one failed."""
     from eosin import steps
 
     planned = [] if model and task else steps.evaluations(run)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eosin.errors import UserError
+from eosin.process import alive
 from eosin.storage.atomic import translate
 
 _STOP_TIMEOUT_S = 10.0
@@ -65,7 +66,7 @@ class ServerFolder:
         end_s = time.monotonic() + _STOP_TIMEOUT_S
         while not _try_lock(descriptor):
             owner = self._read_state()
-            if _alive(owner.get("owner_pid", 0)):
+            if alive(owner.get("owner_pid", 0)):
                 os.close(descriptor)
                 raise UserError(
                     f"an S3 server is already running in {self.root} (for process {owner['owner_pid']})",
@@ -107,7 +108,7 @@ class ServerFolder:
     def _stop_left_behind(self, owner: dict[str, Any]) -> None:
         """Its supervisor takes the server along; only a process that names this folder is touched."""
         pid = owner.get("server_pid", 0)
-        if _alive(pid) and str(self.data) in _command_line(pid):
+        if alive(pid) and str(self.data) in _command_line(pid):
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGTERM)
 
@@ -131,18 +132,6 @@ def _try_lock(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
-    return True
-
-
-def _alive(pid: int) -> bool:
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
     return True
 
 
