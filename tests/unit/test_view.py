@@ -58,3 +58,14 @@ def test_warnings_are_shown_and_errors_kept() -> None:
     view.feed(event(source="train", event="patch-redrawn", slide="a.svs", reason="corrupt tile"))
     view.feed(json.dumps({"event": "error", "message": "no bucket", "hint": "make it", "exit_code": 2}))
     assert "a.svs" in out.getvalue() and view.error is not None and view.error["exit_code"] == 2
+
+
+def test_a_task_that_is_run_again_is_said() -> None:
+    out = io.StringIO()
+    view = PipelineView(out)
+    view.feed("12:00:00 - INFO - Task train failed (attempt 1/3). Retrying in 10.0s...\n")
+    view.feed(json.dumps({"event": "error", "message": "s3 does not answer", "hint": "", "exit_code": 75}))
+    assert out.getvalue().splitlines() == [
+        "  train failed; it is run again in 10 s",
+        "  s3 does not answer; trying again",
+    ]

@@ -8,10 +8,12 @@ import sys
 import time
 from typing import Any, TextIO
 
+from eosin.errors import EXIT_TRANSIENT
 from eosin.observability import printable
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '?([\w-]+)'?")
+_RETRIED = re.compile(r"Task '?([\w-]+)'? failed .*Retrying in ([\d.]+)s")
 _TITLES = {
     "plan": "plan · resolve the configuration",
     "index-shard": "index · read slide headers and find tissue",
@@ -22,7 +24,7 @@ _TITLES = {
     "summarize": "summarize · write the report",
 }
 _NOISY_S = 5.0
-_QUIET_EVENTS = {"index-pinned"}
+_QUIET_EVENTS = {"index-pinned", "plan", "embeddings", "embeddings-shared"}
 
 
 class PipelineView:
@@ -40,8 +42,12 @@ class PipelineView:
         """Take one line of output."""
         text = _ANSI.sub("", line).strip()
         started = _STARTED.search(text)
+        retried = _RETRIED.search(text)
         if started:
             self._begin(started.group(1))
+        elif retried:
+            self._clear_status()
+            self._write(f"  {retried.group(1)} failed; it is run again in {float(retried.group(2)):.0f} s\n")
         elif text.startswith("{") and text.endswith("}"):
             self._event(text)
 
@@ -63,12 +69,18 @@ class PipelineView:
             return
         name = event.get("event")
         if name == "error":
-            self.error = event
+            self._error(event)
         elif name == "progress" or name == "step":
             self._progress(event)
         elif name is not None and name not in _QUIET_EVENTS:
             self._clear_status()
             self._write(f"  {printable(_sentence(event))}\n")
+
+    def _error(self, event: dict[str, Any]) -> None:
+        self.error = event
+        if event.get("exit_code") == EXIT_TRANSIENT:
+            self._clear_status()
+            self._write(f"  {printable(str(event.get('message')))}; trying again\n")
 
     def _progress(self, event: dict[str, Any]) -> None:
         source, now_s = str(event.get("source")), time.monotonic()
