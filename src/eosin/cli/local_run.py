@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eosin.cli.view import PipelineView
+from eosin.cli.view import PipelineView, without_colors
 from eosin.errors import EXIT_TRANSIENT, EosinError, PermanentError, TransientError, UserError
 
+# kfp writes a few kB a task; slides are staged here where their readers need them whole.
+_TEMPORARY_BYTES = 32 << 20
+_TMPDIR = "free some space, or set TMPDIR to a folder on a larger disk"
 _KINDS: dict[int, type[EosinError]] = {2: UserError, 42: UserError, EXIT_TRANSIENT: TransientError}
 
 
@@ -22,11 +28,31 @@ def run_pipeline(pipeline: Path, arguments: dict[str, Any]) -> None:
 
     Raises the error of the step that failed, as that step reported it.
     """
-    with tempfile.TemporaryDirectory(prefix="eosin-") as temporary:
-        work_dir = Path(temporary)
+    with _temporary_folder() as work_dir:
         request = {"pipeline": str(pipeline), "arguments": arguments, "work_dir": str(work_dir / "kfp")}
         command = [_python_without_spaces(work_dir), "-m", "eosin.cli.pipeline", json.dumps(request)]
         _watch(command)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Where kfp keeps what tasks hand on. Raises `UserError` where the disk has no room for it."""
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="eosin-")
+    except OSError as error:
+        raise UserError(f"no folder for temporary files: {error.strerror or error}", hint=_TMPDIR) from error
+    with temporary as folder:
+        _require_room(Path(folder))
+        yield Path(folder)
+
+
+def _require_room(folder: Path) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < _TEMPORARY_BYTES:
+        raise UserError(
+            f"the disk of temporary files, at {folder.parent}, has {free_bytes / 1e6:.0f} MB free",
+            hint=_TMPDIR,
+        )
 
 
 def _watch(command: list[str]) -> None:
@@ -59,8 +85,13 @@ def _raise_failure(returncode: int, view: PipelineView, tail: deque[str]) -> Non
     if view.error is not None:
         kind = _KINDS.get(int(view.error.get("exit_code", 1)), PermanentError)
         raise kind(str(view.error["message"]), hint=str(view.error.get("hint", "")))
+    _require_room(Path(tempfile.gettempdir()))
+    if os.environ.get("EOSIN_TRACEBACK") == "1":
+        sys.stderr.writelines(tail)
+    last = next((line.strip() for line in reversed(tail) if line.strip()), "it said nothing")
     raise PermanentError(
-        f"the pipeline's process ended with exit code {returncode}; its last lines were:\n{''.join(tail)}"
+        f"the pipeline's process ended with exit code {returncode}: {without_colors(last)}",
+        hint="set EOSIN_TRACEBACK=1 to see its last lines",
     )
 
 

@@ -40,7 +40,7 @@ class PipelineView:
 
     def feed(self, line: str) -> None:
         """Take one line of output."""
-        text = _ANSI.sub("", line).strip()
+        text = without_colors(line).strip()
         started = _STARTED.search(text)
         retried = _RETRIED.search(text)
         if started:
@@ -102,6 +102,11 @@ class PipelineView:
     def _write(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+def without_colors(text: str) -> str:
+    """`text` less the escape sequences with which kfp colours it."""
+    return _ANSI.sub("", text)
 
 
 def _progress_line(event: dict[str, Any]) -> str:
