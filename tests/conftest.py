@@ -6,10 +6,15 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from eosin.demo.server import LocalS3
 
 _numbers = itertools.count()
+
+# How fast a shared machine is today says nothing of the code.
+settings.register_profile("eosin", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("eosin")
 
 
 @pytest.fixture(scope="session")
