@@ -69,3 +69,9 @@ def test_a_task_that_is_run_again_is_said() -> None:
         "  train failed; it is run again in 10 s",
         "  s3 does not answer; trying again",
     ]
+
+
+def test_a_slide_whose_name_breaks_the_line_stays_on_one() -> None:
+    out = io.StringIO()
+    PipelineView(out).feed(event(source="index", event="slide-not-used", slide="a\nb\x1b[2J.svs"))
+    assert out.getvalue() == "  index: slide-not-used · slide a\\nb\\x1b[2J.svs\n"
