@@ -96,13 +96,13 @@ def _local_files(path: Path) -> Iterator[tuple[str, Path]]:
         return
     if not path.is_dir():
         raise UserError(f"there are no slides at {path}", hint="name a file, a folder or an s3:// URI")
-    found = False
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
-            found = True
-            yield str(file.relative_to(path)), file
-    if not found:
+    # Not `rglob`, which passes over a folder that it may not read without a word.
+    keys = [info.key for info in open_store(str(path)).list()]
+    shown = [key for key in keys if not any(part.startswith(".") for part in key.split("/"))]
+    if not shown:
         raise UserError(f"{path} holds no file", hint="name a folder of slides")
+    for key in shown:
+        yield key, path / key
 
 
 def _published(root: str, overrides: str) -> str:

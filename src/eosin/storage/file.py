@@ -191,11 +191,15 @@ def _info_of(key: str, stat: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, stat.st_size, f"{stat.st_size:x}-{stat.st_mtime_ns:x}", stat.st_mtime)
 
 
-def _walk(folder: Path, prefix: str, start: str) -> Iterator[ObjectInfo]:
+def _walk(folder: Path, prefix: str, start: str, above: frozenset[str] = frozenset()) -> Iterator[ObjectInfo]:
+    """Links are followed, but not to a folder that the walk is in already."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
     for sort_key, entry in _entries(folder, start):
         path = folder / entry
         if sort_key.endswith(b"/"):
-            yield from _walk(path, f"{prefix}{entry}/", "")
+            yield from _walk(path, f"{prefix}{entry}/", "", above | {here})
             continue
         try:
             yield _info(prefix + entry, path)

@@ -87,3 +87,30 @@ def test_missing_overrides_are_named(tmp_path: Path) -> None:
     write(tmp_path / "a.svs", b"1")
     with pytest.raises(UserError, match=r"none\.csv"):
         users_material(str(tmp_path / "out"), str(tmp_path / "a.svs"), str(tmp_path / "none.csv"))
+
+
+def test_a_folder_that_cannot_be_read_is_named_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in" / "a.svs", b"one")
+    write(tmp_path / "in" / "closed" / "b.svs", b"two")
+    scandir = os.scandir
+
+    def refusing(folder: Path) -> object:
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=r"cannot list .*closed: Permission denied"):
+        users_material(str(tmp_path / "out"), str(tmp_path / "in"), "")
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "a.svs", b"one")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "itself").symlink_to(tmp_path / "in")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "in")
+    material = users_material(str(tmp_path / "out"), str(tmp_path / "in"), "")
+    assert keys(material.slides_uri) == {"linked/a.svs": b"one"}
