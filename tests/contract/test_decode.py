@@ -104,6 +104,16 @@ def test_a_second_decode_writes_nothing(indexed: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder_of(run).iterdir()} == before
 
 
+def test_a_shard_deleted_under_its_marker_comes_back_the_same(indexed: Path, tmp_path: Path) -> None:
+    run = begin(indexed, tmp_path / "run")
+    decode(run, 2)
+    lost = Path(run, RunLayout.patch_set_shard("heldout", 1, 2))
+    before = lost.read_bytes()
+    lost.unlink()
+    decode(run, 2)
+    assert lost.read_bytes() == before
+
+
 def test_the_manifest_waits_for_every_shard(indexed: Path, tmp_path: Path) -> None:
     run = begin(indexed, tmp_path / "run")
     decode_shard(run, shard=1, num_shards=3, log=LOG)

@@ -45,7 +45,7 @@ def _read_shard(store: Store, shard: PatchSetShard) -> list[PatchRow]:
         data = store.get(shard.key)
     except NotFound:
         raise PermanentError(
-            f"{source} is missing", hint="the patch set is incomplete: delete its manifest, decode again"
+            f"{source} is missing", hint="the patch set is incomplete: decode it again (`eosin decode RUN`)"
         ) from None
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise PermanentError(

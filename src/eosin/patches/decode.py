@@ -45,14 +45,15 @@ def decode_shard(
     """
     store, config, snapshot = _open(run_uri, name)
     marker_key = RunLayout.patch_set_shard_marker(name, shard, num_shards)
+    key = RunLayout.patch_set_shard(name, shard, num_shards)
     done = _marker(store, marker_key)
-    if done is not None:
+    # A shard that was deleted under its marker is decoded again, to the same bytes.
+    if done is not None and store.exists(key):
         log.event("shard-already-there", shard=shard, num_patches=done.shard.num_patches)
         return done.shard
     sampler, notes = held_out_sampler(snapshot, config, name)
     rows, rejected = _draw_rows(sampler, config, _part(config, shard, num_shards), log)
     data = encode_shard(rows)
-    key = RunLayout.patch_set_shard(name, shard, num_shards)
     store.put(key, data)
     marker = ShardMarker(
         shard=PatchSetShard(key=_in_folder(name, key), num_patches=len(rows), sha256=_sha256(data)),
