@@ -113,6 +113,8 @@ def _cut(text: str, num_chars: int = 190) -> str:
 
 def printable(text: str) -> str:
     """`text` on one line: names come from buckets, and may hold line breaks and a terminal's controls."""
+    # An error and its hint stand on two lines, the second indented.
+    text = text.replace("\n  ", " → ")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
