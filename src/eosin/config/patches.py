@@ -25,6 +25,8 @@ class PatchesConfig(Section):
     """Magnifications to draw from, µm a pixel."""
     mpp_weights: tuple[float, ...] | None = None
     """Weights of `mpp`; None: equal."""
+    mpp_range: tuple[float, float] | None = None
+    """Finest and coarsest magnification; draw uniformly in log mpp between them, in place of `mpp`."""
     mpp_tolerance: float = Field(default=0.1, ge=0)
     """A level up to this much coarser than the wanted mpp still serves (0.1: 0.55 for 0.5)."""
     weighting: Literal["slide", "area"] = "slide"
@@ -49,8 +51,17 @@ class PatchesConfig(Section):
 
     @model_validator(mode="after")
     def _weights_match(self) -> Self:
+        if self.mpp_range is not None and not 0 < self.mpp_range[0] < self.mpp_range[1]:
+            raise ValueError("mpp_range needs two values above 0, the finer one first")
+        if self.mpp_range is not None and self.mpp_weights is not None:
+            raise ValueError("mpp_weights are for the values of mpp; mpp_range has none")
         if not self.mpp or any(mpp <= 0 for mpp in self.mpp):
             raise ValueError("mpp needs at least one value, all above 0")
         if self.mpp_weights is not None and len(self.mpp_weights) != len(self.mpp):
             raise ValueError(f"mpp_weights has {len(self.mpp_weights)} entries, mpp has {len(self.mpp)}")
         return self
+
+    @property
+    def shown_mpp(self) -> tuple[float, ...]:
+        """The magnifications a model sees: each of the discrete ones, or both ends of the range."""
+        return self.mpp if self.mpp_range is None else self.mpp_range

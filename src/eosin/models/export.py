@@ -33,7 +33,7 @@ def make_card(
         num_features=int(vit.num_features),  # type: ignore[arg-type]
         mean=config.augment.mean,
         std=config.augment.std,
-        mpp=config.patches.mpp,
+        mpp=config.patches.shown_mpp,
         weights_sha256=sha256,
         config_digest=config.digest(),
         snapshot_id=snapshot_id,

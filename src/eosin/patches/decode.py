@@ -59,7 +59,7 @@ def decode_shard(
         shard=PatchSetShard(key=_in_folder(name, key), num_patches=len(rows), sha256=_sha256(data)),
         snapshot_id=snapshot.manifest.snapshot_id,
         patch_px=config.patches.patch_px,
-        mpp=config.patches.mpp,
+        mpp=config.patches.shown_mpp,
         encoding=config.patches.heldout.encoding,
         slides=tuple(sorted({row.slide for row in rows})),
         rejected=rejected,

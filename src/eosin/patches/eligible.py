@@ -16,10 +16,17 @@ from eosin.index.snapshot import Snapshot
 from eosin.index.split import hash_unit, patient_of, split_patients
 from eosin.patches.draws import Float64
 from eosin.patches.geometry import best_level, extent_px, fits, level_mpp
+from eosin.patches.magnification import (
+    ContinuousMagnifications,
+    DiscreteMagnifications,
+    Magnifications,
+)
 
 Split = Literal["train", "heldout", "all"]
 
 _NAMED_AT_MOST = 30
+# Of each slide that serves, which of the wanted mpps it offers (1 or 0), or the finest and coarsest mpp.
+_Offers = dict[int, Float64]
 
 
 @dataclass(frozen=True)
@@ -31,16 +38,11 @@ class Eligible:
     excluded: dict[str, str]
     slide_cumulative: Float64
     """Cumulative weights of the slides, ending at 1, [n]."""
-    mpp_cumulative: Float64
-    """Cumulative weights of the wanted mpps on each slide, ending at 1; flat where it lacks one, [n, k]."""
+    magnifications: Magnifications
 
     def pick(self, uniform: float) -> int:
         """The slide (a position in `rows`) at `uniform` in [0, 1)."""
         return int(np.searchsorted(self.slide_cumulative, uniform, side="right"))
-
-    def pick_mpp(self, slide: int, uniform: float) -> int:
-        """The position in the wanted mpps at `uniform` in [0, 1), among those that the slide offers."""
-        return int(np.searchsorted(self.mpp_cumulative[slide], uniform, side="right"))
 
 
 def find_eligible(snapshot: Snapshot, config: PatchesConfig, split: Split) -> Eligible:
@@ -49,22 +51,21 @@ def find_eligible(snapshot: Snapshot, config: PatchesConfig, split: Split) -> El
     Patients are split among the slides that serve, so that neither side is empty where two patients
     have such slides. Raises `UserError` naming slides with their reasons where no slide is left.
     """
-    offers: dict[int, npt.NDArray[np.bool_]] = {}
+    offers: _Offers = {}
     excluded: dict[str, str] = {}
+    look = _offer_among if config.mpp_range is None else _offer_between
     for number, row in enumerate(snapshot.rows):
-        reasons = [_refusal(row, config, mpp) for mpp in config.mpp]
-        if all(reasons):
-            excluded[row.slide] = _nearest(reasons)
+        offer = look(row, config)
+        if isinstance(offer, str):
+            excluded[row.slide] = offer
         else:
-            offers[number] = np.array([not reason for reason in reasons])
+            offers[number] = offer
     if not offers:
         raise _nothing(snapshot, excluded)
     return _weigh(snapshot, config, _of_split(snapshot, config, offers, split), excluded)
 
 
-def _of_split(
-    snapshot: Snapshot, config: PatchesConfig, offers: dict[int, npt.NDArray[np.bool_]], split: Split
-) -> dict[int, npt.NDArray[np.bool_]]:
+def _of_split(snapshot: Snapshot, config: PatchesConfig, offers: _Offers, split: Split) -> _Offers:
     if split == "all":
         return offers
     patients = {number: patient_of(snapshot.rows[number]) for number in offers}
@@ -80,9 +81,7 @@ def _of_split(
     return members if wanted else _subset(snapshot, config, members)
 
 
-def _subset(
-    snapshot: Snapshot, config: PatchesConfig, offers: dict[int, npt.NDArray[np.bool_]]
-) -> dict[int, npt.NDArray[np.bool_]]:
+def _subset(snapshot: Snapshot, config: PatchesConfig, offers: _Offers) -> _Offers:
     """The share `config.slide_fraction` of the slides, at least one; by hash, so that shares are nested."""
     num_kept = math.ceil(config.slide_fraction * len(offers) - 1e-9)
     order = sorted(offers, key=lambda number: hash_unit(f"subset:{snapshot.rows[number].slide}"))
@@ -93,18 +92,25 @@ def _subset(
 def _weigh(
     snapshot: Snapshot,
     config: PatchesConfig,
-    offers: dict[int, npt.NDArray[np.bool_]],
+    offers: _Offers,
     excluded: dict[str, str],
 ) -> Eligible:
     by_area = config.weighting == "area"
     weights = np.array([snapshot.rows[number].tissue_mm2 if by_area else 1.0 for number in offers])
-    wanted = np.array(config.mpp_weights or [1.0] * len(config.mpp))
+    offered = np.array(list(offers.values()))
     return Eligible(
         rows=np.array(list(offers), dtype=np.int64),
         excluded=excluded,
         slide_cumulative=_cumulative(weights),
-        mpp_cumulative=_cumulative(np.array(list(offers.values())) * wanted),
+        magnifications=_magnifications(config, offered),
     )
+
+
+def _magnifications(config: PatchesConfig, offered: Float64) -> Magnifications:
+    if config.mpp_range is not None:
+        return ContinuousMagnifications(offered)
+    wanted = np.array(config.mpp_weights or [1.0] * len(config.mpp))
+    return DiscreteMagnifications(config.mpp, _cumulative(offered * wanted))
 
 
 def _cumulative(weights: Float64) -> Float64:
@@ -113,13 +119,43 @@ def _cumulative(weights: Float64) -> Float64:
     return np.asarray(sums / sums[..., -1:])
 
 
+def _offer_among(row: SlideRow, config: PatchesConfig) -> Float64 | str:
+    """1 for each of `config.mpp` that `row` offers and 0 for the others, or why it offers none."""
+    reasons = [_refusal(row, config, mpp) for mpp in config.mpp]
+    return _nearest(reasons) if all(reasons) else np.array([float(not reason) for reason in reasons])
+
+
+def _offer_between(row: SlideRow, config: PatchesConfig) -> Float64 | str:
+    """Finest and coarsest mpp that `row` offers of `config.mpp_range`, or why it offers none."""
+    assert config.mpp_range is not None
+    finest, coarsest = config.mpp_range
+    if row.status == OK:
+        finest = max(finest, level_mpp(row.header, 0) / (1.0 + config.mpp_tolerance))
+    reason = _refusal(row, config, min(finest, coarsest))
+    if reason:
+        return reason
+    return np.array([finest, max(finest, min(coarsest, _coarsest_mpp(row, config)))])
+
+
+def _coarsest_mpp(row: SlideRow, config: PatchesConfig) -> float:
+    """The mpp at which a patch fills the slide, or its least tissue is all there is, whichever is finer."""
+    header = row.header
+    assert header.mpp_x is not None and header.mpp_y is not None
+    finest = header.levels[0]
+    width_um, height_um = finest.width_px * header.mpp_x, finest.height_px * header.mpp_y
+    tissue_um = math.inf
+    if config.min_foreground > 0:
+        tissue_um = 1000.0 * math.sqrt(row.tissue_mm2 / config.min_foreground)
+    return min(width_um, height_um, tissue_um) * (1.0 - 1e-9) / config.patch_px
+
+
 def _refusal(row: SlideRow, config: PatchesConfig, mpp: float) -> str:
     """Why `row` gives no patch at `mpp`; empty where it does."""
     header = row.header
     if row.status != OK:
         return f"{row.status}: {row.detail}" if row.detail else row.status
     if best_level(header, mpp, config.mpp_tolerance) is None:
-        return f"too-coarse: finest level {level_mpp(header, 0):.4g} mpp, wanted ≤ {max(config.mpp):g}"
+        return f"too-coarse: finest level {level_mpp(header, 0):.4g} mpp, wanted ≤ {max(config.shown_mpp):g}"
     if not fits(header, config.patch_px, mpp):
         need = max(extent_px(header, config.patch_px, mpp))
         size = f"{header.levels[0].width_px} × {header.levels[0].height_px} px"

@@ -25,10 +25,10 @@ class Sampler:
     """Draws slide, magnification and position of each sample.
 
     The slide is drawn first, by `config.weighting`, among those of `split` that offer at least one
-    wanted mpp; then the mpp, by its weights, among those the slide offers; then the position, uniform
-    over those with at least `config.min_foreground` tissue. Where 2336 candidates hold no such
-    position, the one with the most tissue is taken. A visit is `config.patches_per_visit` consecutive
-    samples of a step and draws one slide.
+    wanted mpp; then the mpp, by its weights or uniformly in log mpp, among what the slide offers; then
+    the position, uniform over those with at least `config.min_foreground` tissue. Where 2336 candidates
+    hold no such position, the one with the most tissue is taken. A visit is `config.patches_per_visit`
+    consecutive samples of a step and draws one slide.
     """
 
     def __init__(self, snapshot: Snapshot, config: PatchesConfig, *, seed: int, split: Split = "all") -> None:
@@ -81,7 +81,7 @@ class Sampler:
         )
 
     def _place(self, step: int, index: int, attempt: int, slide: int, drawn: Float64) -> PatchRequest:
-        mpp = self.config.mpp[self._eligible.pick_mpp(slide, drawn[0])]
+        mpp = self._eligible.magnifications.pick(slide, float(drawn[0]))
         number = int(self._eligible.rows[slide])
         row = self.snapshot.rows[number]
         place, share = self._first_of(row, mpp, drawn[1:])
