@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,33 @@ class HeldOutConfig(Section):
     num_shards: int = Field(default=1, ge=1)
     encoding: Literal["png", "jpeg"] = "png"
     jpeg_quality: int = Field(default=90, ge=1, le=100)
+
+
+_Hue = Annotated[int, Field(ge=0, le=180)]
+_Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class HsvFilterConfig(Section):
+    """Keep a decoded patch only where enough of its pixels look like stained tissue, in OpenCV's 8-bit HSV.
+
+    The defaults are those of Midnight (Karasikov et al. 2025). A rejected patch is drawn again; of a
+    sample whose 32 draws are all rejected, the one with the largest share is taken.
+    """
+
+    hue: tuple[_Hue, _Hue] = (90, 180)
+    """Least and largest hue, in steps of two degrees (0 to 180)."""
+    saturation: tuple[_Byte, _Byte] = (8, 255)
+    value: tuple[_Byte, _Byte] = (103, 255)
+    min_share: float = Field(default=0.6, ge=0, le=1)
+    """Smallest share of pixels within all three ranges."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name in ("hue", "saturation", "value"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} needs its least value first, not {low} before {high}")
+        return self
 
 
 class PatchesConfig(Section):
@@ -33,6 +60,8 @@ class PatchesConfig(Section):
     """slide: every slide alike; area: by tissue area."""
     min_foreground: float = Field(default=0.4, ge=0, le=1)
     """Smallest share of tissue in a patch (the paper's 40 %)."""
+    hsv_filter: HsvFilterConfig | None = None
+    """None: no look at the colours; `{}`: Midnight's thresholds."""
     patches_per_visit: int = Field(default=1, ge=1)
     """Patches drawn together from one slide; part of the sequence, however the bytes come."""
     slide_fraction: float = Field(default=1.0, gt=0, le=1)

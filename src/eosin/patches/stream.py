@@ -18,6 +18,7 @@ from eosin.config.patches import PatchesConfig
 from eosin.errors import PermanentError, UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
+from eosin.patches.hsv_filter import HsvFilter, share_in_range
 from eosin.patches.reader import PatchReader, Pixels
 from eosin.patches.redraw import Redraws
 from eosin.patches.request import PatchBatch, PatchRequest
@@ -33,6 +34,8 @@ MAX_ATTEMPTS = 32
 _PATCHES_PER_TASK = 16
 
 OnReject = Callable[[PatchRequest, SlideError], None]
+# Of a patch that the filter rejects: its share of pixels in range, its name, its pixels.
+_Rejected = tuple[float, PatchRequest, Pixels]
 _Task = Future[list[tuple[PatchRequest, Pixels]]]
 
 
@@ -41,7 +44,8 @@ class PatchStream:
 
     What is delivered is the sampler's business alone: threads, cache, prefetch and the way to the bytes
     change the speed. A patch that cannot be read is drawn again with the next `attempt` and reported as
-    the event `patch-redrawn`. At most `prefetch_batches` + 1 batches are in memory; what the consumer
+    the event `patch-redrawn`; so is one that `config.hsv_filter` rejects, which is counted alone (the event
+    `hsv-filter`). At most `prefetch_batches` + 1 batches are in memory; what the consumer
     does not take is not read further.
     """
 
@@ -64,6 +68,8 @@ class PatchStream:
         pool = _pool(store, sampler.snapshot, self.config)
         self._reader = PatchReader(sampler.snapshot, self.config, _source(store, self.config, pool), pool)
         self._redraws = Redraws(sampler.snapshot, log)
+        wanted_colors = self.config.hsv_filter
+        self.hsv_filter = HsvFilter(wanted_colors, log) if wanted_colors is not None else None
         self._on_reject = on_reject or _ignore
         workers = num_threads or max(2, _num_cores())
         cv2.setNumThreads(1)  # patches are resized in threads of our own; OpenCV's would get in their way
@@ -90,6 +96,8 @@ class PatchStream:
     def close(self) -> None:
         """Stop reading ahead; no thread is left."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+        if self.hsv_filter is not None:
+            self.hsv_filter.report()
 
     def __enter__(self) -> Self:
         return self
@@ -112,24 +120,46 @@ class PatchStream:
         return PatchBatch(pixels, tuple(request for request, _ in done))
 
     def _read(self, step: int, indices: Sequence[int]) -> list[tuple[PatchRequest, Pixels]]:
-        """The samples, each by its first attempt that can be read."""
+        """The samples, each by its first attempt that can be read and passes the filter."""
         found: dict[int, tuple[PatchRequest, Pixels]] = {}
-        failed: list[tuple[PatchRequest, SlideError]] = []
+        second_best: dict[int, _Rejected] = {}
+        failed: list[PatchRequest] = []
         wanted = list(indices)
         for attempt in range(MAX_ATTEMPTS):
-            failed = []
             requests = self.sampler.draw_batch(step, wanted, attempt)
             for request, patch in zip(requests, self._try(requests), strict=True):
                 if isinstance(patch, SlideError):
-                    failed.append((request, patch))
+                    failed.append(request)
                     self._redraws.report(request, patch)
                     self._on_reject(request, patch)
-                else:
+                elif self._passes(request, patch, second_best):
                     found[request.index] = request, patch
-            wanted = [request.index for request, _ in failed]
+            wanted = [index for index in wanted if index not in found]
             if not wanted:
                 return [found[index] for index in indices]
-        raise self._exhausted(failed)
+        return [found.get(index) or self._second_best(index, second_best, failed) for index in indices]
+
+    def _passes(self, request: PatchRequest, patch: Pixels, second_best: dict[int, _Rejected]) -> bool:
+        """Whether the patch serves; of those of a sample that do not, the best is put in `second_best`."""
+        if self.hsv_filter is None:
+            return True
+        share = share_in_range(patch, self.hsv_filter.config)
+        if self.hsv_filter.passes(share):
+            return True
+        if request.index not in second_best or share > second_best[request.index][0]:
+            second_best[request.index] = share, request, patch
+        return False
+
+    def _second_best(
+        self, index: int, second_best: dict[int, _Rejected], failed: list[PatchRequest]
+    ) -> tuple[PatchRequest, Pixels]:
+        """The patch of a sample no draw of which passed. Raises `PermanentError` where none could be read."""
+        if index not in second_best:
+            raise self._exhausted(next(request for request in failed if request.index == index))
+        assert self.hsv_filter is not None
+        self.hsv_filter.keep_anyway()
+        _, request, patch = second_best[index]
+        return request, patch
 
     def _try(self, requests: Sequence[PatchRequest]) -> list[Pixels | SlideError]:
         """As `PatchReader.read`, without asking again for slides that are known to be gone."""
@@ -141,8 +171,7 @@ class PatchStream:
             results[place] = patch
         return [result for result in results if result is not None]
 
-    def _exhausted(self, failed: list[tuple[PatchRequest, SlideError]]) -> PermanentError:
-        request, _ = failed[0]
+    def _exhausted(self, request: PatchRequest) -> PermanentError:
         return PermanentError(
             f"sample {request.index} of step {request.step} and its {MAX_ATTEMPTS - 1} substitutes cannot be "
             f"read: {self._redraws.summary()}",
