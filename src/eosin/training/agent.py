@@ -3,8 +3,9 @@
 torchrun restarts its workers whatever they died of. This wrapper watches what the workers leave
 behind (`eosin.training.failures`) and ends at once on an error that no restart mends, or after
 too many starts from one and the same committed step. Exit codes: 0 done, 42 a user's error,
-43 (in a pod) a
-defect that no restart mends, 75 transient or told to go, 1 anything else.
+43 (in a pod) a defect that no restart mends, 75 transient, superseded or told to go, 1 anything else.
+
+The reason is printed once: by whoever launched the agent, or by the agent where nobody did.
 """
 
 from __future__ import annotations
@@ -22,14 +23,26 @@ from eosin.training.processes import PARENT_PID, children_of, die_with_parent, k
 
 if __name__ == "__main__" and PARENT_PID in os.environ:
     die_with_parent(int(os.environ.pop(PARENT_PID)))
+    _launched = True
+else:
+    _launched = False
 
-from eosin.errors import EXIT_CONFIGURATION_IN_POD, EXIT_PERMANENT, EXIT_PERMANENT_IN_POD, EXIT_TRANSIENT
+from eosin.errors import (
+    EXIT_CONFIGURATION_IN_POD,
+    EXIT_PERMANENT,
+    EXIT_PERMANENT_IN_POD,
+    EXIT_TRANSIENT,
+    describe,
+)
 from eosin.training.failures import (
     FAILURES_DIR,
     Failure,
+    Start,
+    last_transient,
     read_failures,
     read_starts,
     starts_without_progress,
+    transient_rounds,
 )
 
 REASON = "reason.json"
@@ -57,13 +70,17 @@ def verdict(folder: Path, max_restarts_without_progress: int) -> Failure | None:
     if failures and failures[0].fatal:
         return failures[0]
     starts = read_starts(folder)
-    if starts_without_progress(starts) <= max_restarts_without_progress + 1:
-        return None
-    return _too_many(starts[-1].step, max_restarts_without_progress + 1, failures)
+    times = max_restarts_without_progress + 1
+    if starts_without_progress(starts) > times:
+        return _too_many(starts, times, failures)
+    return last_transient(failures, starts) if transient_rounds(failures, starts) > times else None
 
 
-def _too_many(step: int, times: int, failures: list[Failure]) -> Failure:
-    message = f"training was started {times} times more from step {step} and never got further"
+def _too_many(starts: list[Start], times: int, failures: list[Failure]) -> Failure:
+    transient = last_transient(failures, starts)
+    if transient is not None:
+        return transient
+    message = f"training was started {times} times more from step {starts[-1].step} and never got further"
     if not failures:
         hint = "its workers were killed from outside; is there enough memory? `dmesg` tells"
         return Failure("permanent", message, hint, -1, time.time())
@@ -78,7 +95,6 @@ def _watch(folder: Path, limit: int) -> None:
         time.sleep(_SETTLE_S)
         reason = verdict(folder, limit) or reason
     _leave_reason(folder, reason)
-    print(f"agent: {reason.message}", file=sys.stderr, flush=True)
     kill_all(children_of(os.getpid()))
     os._exit(_exit_code(folder, reason))
 
@@ -87,11 +103,16 @@ def _exit_code(folder: Path, reason: Failure) -> int:
     """In a pod, what a worker itself called permanent must not be tried again on another node."""
     if reason.kind == "user":
         return EXIT_CONFIGURATION_IN_POD
+    if reason.kind in ("transient", "superseded"):
+        return EXIT_TRANSIENT
     told = any(failure.fatal for failure in read_failures(folder))
     return EXIT_PERMANENT_IN_POD if told and os.environ.get("EOSIN_IN_POD") == "1" else EXIT_PERMANENT
 
 
 def _leave_reason(folder: Path, reason: Failure) -> None:
+    """Hand `reason` to the launcher; where none is, the log of the pod is read for it."""
+    if not _launched:
+        print(f"agent: {describe(reason.to_error())}", file=sys.stderr, flush=True)
     part = folder / f"{REASON}.part"
     part.write_text(json.dumps(asdict(reason)))
     part.replace(folder / REASON)
@@ -108,9 +129,12 @@ def _torchrun(flags: list[str], folder: Path) -> int:
     except SignalException:
         return EXIT_TRANSIENT
     except ChildFailedError as error:
-        print(f"agent: {error}", file=sys.stderr)
-        failures = read_failures(folder)
-        return EXIT_TRANSIENT if failures and failures[0].kind == "transient" else EXIT_PERMANENT
+        transient = last_transient(read_failures(folder), read_starts(folder))
+        if transient is None:
+            print(f"agent: {error}", file=sys.stderr)
+            return EXIT_PERMANENT
+        _leave_reason(folder, transient)
+        return EXIT_TRANSIENT
 
 
 if __name__ == "__main__":

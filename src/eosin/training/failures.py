@@ -6,6 +6,7 @@ import json
 import os
 import time
 import traceback
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,8 +14,12 @@ from typing import Literal
 from eosin.errors import EosinError, PermanentError, TransientError, UserError, describe
 
 FAILURES_DIR = "EOSIN_TRAIN_FAILURES"
-Kind = Literal["user", "permanent", "transient", "crash"]
-_ORDER: tuple[Kind, ...] = ("user", "permanent", "crash", "transient")
+Kind = Literal["user", "permanent", "superseded", "transient", "crash"]
+_ORDER: tuple[Kind, ...] = ("user", "permanent", "superseded", "crash", "transient")
+
+
+class Superseded(TransientError):
+    """Another world has taken this run over; this one must end, and not start its workers again."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,13 @@ class Failure:
 
     @property
     def fatal(self) -> bool:
-        """No restart mends it."""
-        return self.kind in ("user", "permanent")
+        """No restart of the workers mends it."""
+        return self.kind in ("user", "permanent", "superseded")
 
     def to_error(self) -> EosinError:
         if self.kind == "user":
             return UserError(self.message, hint=self.hint)
-        if self.kind == "transient":
+        if self.kind in ("transient", "superseded"):
             return TransientError(self.message, hint=self.hint)
         return PermanentError(self.message, hint=self.hint)
 
@@ -56,8 +61,9 @@ def report_failure(error: BaseException, rank: int) -> None:
 
 
 def report_start(step: int) -> None:
-    """Tell the agent from which committed step this worker begins."""
-    _write(f"start-{os.getpid()}", asdict(Start(step, time.time())))
+    """Tell the agent from which committed step its workers begin; one of a node speaks for all."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        _write(f"start-{os.getpid()}", asdict(Start(step, time.time())))
 
 
 def read_failures(folder: Path) -> list[Failure]:
@@ -81,9 +87,28 @@ def starts_without_progress(starts: list[Start]) -> int:
     return count
 
 
+def last_transient(failures: list[Failure], starts: list[Start]) -> Failure | None:
+    """The newest transient failure of the last round of workers, if there was one.
+
+    Where one rank cannot reach the store, the others crash for want of it: its word counts.
+    """
+    since_s = starts[-2].time_s if len(starts) > 1 else 0.0
+    found = [f for f in failures if f.kind == "transient" and f.time_s >= since_s]
+    return max(found, key=lambda failure: failure.time_s, default=None)
+
+
+def transient_rounds(failures: list[Failure], starts: list[Start]) -> int:
+    """How often workers failed with a transient error, one after another, before they could start."""
+    since_s = starts[-1].time_s if starts else 0.0
+    ranks = Counter(f.rank for f in failures if f.kind == "transient" and f.time_s >= since_s)
+    return max(ranks.values(), default=0)
+
+
 def _kind(error: BaseException) -> Kind:
     if isinstance(error, UserError):
         return "user"
+    if isinstance(error, Superseded):
+        return "superseded"
     if isinstance(error, TransientError):
         return "transient"
     return "permanent" if isinstance(error, PermanentError) else "crash"

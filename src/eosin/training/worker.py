@@ -20,14 +20,21 @@ import torch
 import torch.distributed as dist
 
 from eosin.config import RunConfig
-from eosin.errors import EXIT_CONFIGURATION_IN_POD, EXIT_PERMANENT, EosinError, UserError, describe
+from eosin.errors import (
+    EXIT_CONFIGURATION_IN_POD,
+    EXIT_PERMANENT,
+    EosinError,
+    TransientError,
+    UserError,
+    describe,
+)
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.request import PatchSource
 from eosin.records import IndexPin, TrainingDone
 from eosin.runs import load_pin, load_run
 from eosin.storage import Store, open_store
-from eosin.training.failures import report_failure, report_start
+from eosin.training.failures import FAILURES_DIR, report_failure, report_start
 from eosin.training.loop import SlideName, Trainer, exported_models
 from eosin.training.publisher import Publisher
 from eosin.training.world import World
@@ -81,14 +88,18 @@ def main() -> int:
 
 
 def guarded(run: Callable[[], None]) -> int:
-    """Run a worker; an error becomes an exit code, one line, and a file for the agent."""
+    """Run a worker; an error becomes an exit code and a file for the agent, or a line where no agent is.
+
+    A transient error is always a line: the agent starts the worker again and would say nothing of it.
+    """
     try:
         run()
         return 0
     except BaseException as error:
         report_failure(error, int(os.environ.get("RANK", "0")))
         if isinstance(error, EosinError):
-            print(describe(error), file=sys.stderr)
+            if isinstance(error, TransientError) or not os.environ.get(FAILURES_DIR):
+                print(describe(error), file=sys.stderr)
             return EXIT_CONFIGURATION_IN_POD if isinstance(error, UserError) else error.exit_code
         raise
 

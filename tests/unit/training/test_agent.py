@@ -73,3 +73,54 @@ def test_starts_from_one_step_are_counted(
     if found is not None:
         assert f"from step {steps[-1]}" in found.message
         assert isinstance(found.to_error(), PermanentError)
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, time_s: float, rank: int, error: Exception) -> None:
+    as_process(monkeypatch, int(10 * time_s) + rank)
+    monkeypatch.setattr("time.time", lambda: time_s)
+    report_failure(error, rank)
+
+
+@pytest.mark.parametrize("rounds", [4, 5])
+def test_a_store_that_stays_away_before_any_start_ends_as_transient(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    for time_s in range(rounds):
+        for rank in (0, 1):
+            fail_at(monkeypatch, 200.0 + time_s, rank, TransientError("S3 answered 500", hint="wait"))
+    found = verdict(folder, 3)
+    assert (found is not None) == (rounds > 4)
+    if found is not None:
+        assert isinstance(found.to_error(), TransientError)
+        assert (found.message, found.hint) == ("S3 answered 500", "wait")
+
+
+def test_starts_that_lead_nowhere_for_want_of_the_store_end_as_transient(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_at(monkeypatch, [7] * 5)
+    fail_at(monkeypatch, 103.5, 0, TransientError("S3 answered 503"))
+    fail_at(monkeypatch, 103.6, 1, RuntimeError("connection closed by peer"))
+    found = verdict(folder, 3)
+    assert found is not None and isinstance(found.to_error(), TransientError)
+    assert found.message == "S3 answered 503"
+
+
+def test_a_blip_of_the_store_long_ago_does_not_excuse_a_crash(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_at(monkeypatch, [7] * 5)
+    fail_at(monkeypatch, 100.5, 0, TransientError("S3 answered 503"))
+    fail_at(monkeypatch, 103.6, 0, RuntimeError("out of memory"))
+    found = verdict(folder, 3)
+    assert found is not None and isinstance(found.to_error(), PermanentError)
+    assert "out of memory" in found.message
+
+
+def test_one_start_of_a_node_is_counted_whatever_its_workers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for local_rank in range(4):
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        start_at(monkeypatch, [0] * 3)
+    assert verdict(folder, 3) is None
