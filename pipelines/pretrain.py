@@ -11,14 +11,10 @@ from eosin_components.index import index_shard, index_snapshot
 from eosin_components.plan import plan
 from eosin_components.summarize import summarize
 from eosin_components.train import train
-from kfp import compiler, dsl, kubernetes
+from eosin_pipelines.defaults import EVALUATE_IMAGE, INDEX_IMAGE, TRAIN_IMAGE, prepare
+from kfp import compiler, dsl
 
 COMPILED = Path(__file__).with_suffix(".yaml")
-REGISTRY = "eosin"
-# What a pod needs to reach the bucket where it has no identity of its own; each key may be absent.
-S3_ENVIRONMENT = {
-    name: name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
-}
 
 
 @dsl.pipeline(
@@ -34,9 +30,9 @@ def pretrain(
     backend: str = "jobset",
     num_index_shards: int = 2,
     num_decode_shards: int = 1,
-    index_image: str = f"{REGISTRY}/index:0.1.0",
-    train_image: str = f"{REGISTRY}/train:0.1.0",
-    evaluate_image: str = f"{REGISTRY}/evaluate:0.1.0",
+    index_image: str = INDEX_IMAGE,
+    train_image: str = TRAIN_IMAGE,
+    evaluate_image: str = EVALUATE_IMAGE,
     s3_secret: str = "eosin-s3",
 ) -> str:
     """Index, decode, train, evaluate and summarize.
@@ -80,10 +76,7 @@ def pretrain(
         ).set_container_image(evaluate_image)
     report = summarize(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
     report.set_container_image(index_image)
-    for task in (planned, scanned, snapshot, decoded, trained, judged, report):
-        task.set_caching_options(False)
-        kubernetes.use_secret_as_env(task, s3_secret, S3_ENVIRONMENT, optional=True)
-        task.set_retry(num_retries=2, backoff_duration="10s", backoff_factor=2)
+    prepare((planned, scanned, snapshot, decoded, trained, judged, report), s3_secret)
     return report.outputs["Output"]
 
 

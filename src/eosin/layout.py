@@ -6,8 +6,13 @@ that a store opened at that URI takes them as they are.
 
 from __future__ import annotations
 
+import hashlib
+import re
+
 COMPLETE = "COMPLETE.json"
 RANDOM_INIT = "random-init"
+TEACHER_CARD = "model.json"
+TEACHER_WEIGHTS = "model.safetensors"
 
 
 class IndexLayout:
@@ -91,16 +96,21 @@ class RunLayout:
 
     @staticmethod
     def teacher_weights(model: str) -> str:
-        return f"teachers/{model}/model.safetensors"
+        return f"teachers/{model}/{TEACHER_WEIGHTS}"
 
     @staticmethod
     def teacher_card(model: str) -> str:
         """Published last: its presence says that the export is whole."""
-        return f"teachers/{model}/model.json"
+        return f"teachers/{model}/{TEACHER_CARD}"
 
     @staticmethod
     def metric(model: str, task: str) -> str:
         return f"metrics/{model}/{task}.json"
+
+    @staticmethod
+    def picture(model: str, task: str) -> str:
+        """JPEG that a task shows beside its figures; not under metrics/, where every object is a record."""
+        return f"pictures/{model}/{task}.jpg"
 
     @staticmethod
     def embeddings(digest: str) -> str:
@@ -136,6 +146,12 @@ class RunLayout:
     @staticmethod
     def logs(source: str) -> str:
         return f"logs/{source}/"
+
+
+def record_key(model: str) -> str:
+    """`model` as one path segment; names that differ stay different."""
+    safe = re.sub(r"[^A-Za-z0-9._-]", "-", model)
+    return safe if safe == model else f"{safe}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
 def model_name(step: int) -> str:

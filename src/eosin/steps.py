@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from eosin.config import RunConfig, load_config
 from eosin.errors import EosinError, UserError, describe, exit_code_of
-from eosin.layout import RunLayout
+from eosin.layout import RunLayout, record_key
 from eosin.observability import RunLog, show_warnings
 from eosin.process import follow
 from eosin.recipes import load_recipe
 from eosin.records import IndexPin, MetricRecord, PatchSetManifest, SnapshotManifest, TrainingDone
 from eosin.runs import load_pin, load_run, pin_index, prepare_run
-from eosin.storage import open_store
+from eosin.storage import join_uri, open_store
 
 if TYPE_CHECKING:
     from eosin.summary.summarize import SummaryResult
@@ -62,8 +62,18 @@ def report_error(error: Exception) -> None:
 def plan(
     run_uri: str, *, recipe: str, settings: Iterable[str] = (), slides: str = "", index: str = ""
 ) -> RunConfig:
-    """Resolve the configuration and publish it with the run (or check it is the one published)."""
+    """Resolve the configuration and publish it with the run (or check it is the one published).
+
+    Without a recipe it is the run's own. Raises `UserError` where no run was begun either.
+    """
+    recipe = recipe or own_recipe(run_uri)
     return prepare_run(run_uri, resolve_config(recipe, settings=settings, slides=slides, index=index))
+
+
+def own_recipe(run_uri: str) -> str:
+    """URI of the configuration a run was begun with. Raises `UserError` where nothing was begun there."""
+    load_run(run_uri)
+    return join_uri(run_uri, RunLayout.CONFIG)
 
 
 def resolve_config(
@@ -171,18 +181,21 @@ def train(run_uri: str, backend: str = "local") -> TrainingDone:
         return train_here(run_uri, log=log)
 
 
-def evaluations(run_uri: str) -> list[dict[str, str]]:
-    """Every (model, task) pair that the run's configuration wants judged."""
-    from eosin.evaluation.plan import list_evaluations
+def evaluations(run_uri: str, teacher: str = "") -> list[dict[str, str]]:
+    """Every (model, task) pair that the run's configuration wants judged.
 
-    return list_evaluations(run_uri)
+    With `teacher`, the URI of an export or of another run, that teacher takes the place of the run's own.
+    """
+    from eosin.evaluation.plan import list_evaluations, list_evaluations_of
+
+    return list_evaluations_of(run_uri, teacher) if teacher else list_evaluations(run_uri)
 
 
 def evaluate(run_uri: str, model: str, task: str) -> MetricRecord:
     """Judge one model on one task and publish the record."""
     from eosin.evaluation.evaluate import evaluate as judge
 
-    with RunLog(f"evaluate-{model}-{task}", open_store(run_uri)) as log:
+    with RunLog(f"evaluate-{record_key(model)}-{task}", open_store(run_uri)) as log:
         return judge(run_uri, model, task, log=log)
 
 

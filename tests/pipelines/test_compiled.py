@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -11,23 +12,35 @@ import yaml
 ROOT = Path(__file__).parents[2]
 
 
-def test_pretrain_yaml_has_not_drifted(tmp_path: Path) -> None:
-    from eosin_pipelines.pretrain import COMPILED, compile_to
-
-    fresh = compile_to(tmp_path / "pretrain.yaml").read_text()
-    assert COMPILED.read_text() == fresh, "run `make compile`"
+PIPELINES = {"pretrain": ["run"], "evaluate": ["run", "teacher"]}
+"""Each with the parameters it cannot do without."""
 
 
-def test_every_parameter_is_described_and_only_run_is_required() -> None:
-    spec = next(iter(yaml.safe_load_all((ROOT / "pipelines/pretrain.yaml").read_text())))
+def test_every_source_is_compiled_and_tested() -> None:
+    assert {path.stem for path in (ROOT / "pipelines").glob("*.yaml")} == set(PIPELINES)
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"eosin_pipelines.{name}" in makefile for name in PIPELINES), "`make compile` leaves one out"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_yaml_has_not_drifted(name: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"eosin_pipelines.{name}")
+    fresh = module.compile_to(tmp_path / f"{name}.yaml").read_text()
+    assert module.COMPILED.read_text() == fresh, "run `make compile`"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_parameter_is_described_and_few_are_required(name: str) -> None:
+    spec = next(iter(yaml.safe_load_all((ROOT / f"pipelines/{name}.yaml").read_text())))
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     assert all(parameter.get("description") for parameter in parameters.values())
     required = [name for name, value in parameters.items() if "defaultValue" not in value]
-    assert required == ["run"]
+    assert required == PIPELINES[name]
 
 
-def test_no_component_installs_packages_at_run_time() -> None:
-    assert "pip install" not in (ROOT / "pipelines/pretrain.yaml").read_text()
+@pytest.mark.parametrize("name", PIPELINES)
+def test_no_component_installs_packages_at_run_time(name: str) -> None:
+    assert "pip install" not in (ROOT / f"pipelines/{name}.yaml").read_text()
 
 
 def test_reference_pages_have_not_drifted(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ _TITLES = {
     "plan": "plan · resolve the configuration",
     "index-shard": "index · read slide headers and find tissue",
     "index-snapshot": "index · publish the snapshot",
+    "choose": "choose · which models on which tasks",
     "decode": "decode · held-out patches",
     "train": "train",
     "evaluate": "evaluate · one process a checkpoint and task",

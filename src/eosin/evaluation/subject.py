@@ -1,4 +1,4 @@
-"""Who is judged: an exported teacher, the same network untrained, or a model from timm."""
+"""Who is judged: an exported teacher of this run or another, the network untrained, or a model from timm."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from eosin.config import RunConfig
 from eosin.errors import UserError
-from eosin.layout import RANDOM_INIT, RunLayout, step_of
+from eosin.layout import RANDOM_INIT, TEACHER_CARD, RunLayout, record_key, step_of
 from eosin.records import TeacherCard
-from eosin.storage import NotFound, Store, join_uri
+from eosin.storage import NotFound, Store, join_uri, open_store
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,12 +39,6 @@ class Subject:
         return record_key(self.name)
 
 
-def record_key(model: str) -> str:
-    """`model` as one path segment; names that differ stay different."""
-    safe = re.sub(r"[^A-Za-z0-9._-]", "-", model)
-    return safe if safe == model else f"{safe}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
-
-
 def find_subject(run_uri: str, config: RunConfig, name: str, store: Store) -> Subject:
     """The model called `name`. Raises `UserError` naming what is there where it is not exported."""
     subject = _find(run_uri, config, name, store)
@@ -64,16 +58,35 @@ def _find(run_uri: str, config: RunConfig, name: str, store: Store) -> Subject:
         return _random_init(config)
     if name.startswith(TIMM):
         return _from_timm(name)
+    if "/" in name:
+        return _foreign_teacher(name)
     try:
         data = store.get(RunLayout.teacher_card(name))
     except NotFound:
         raise _unknown(run_uri, name, store) from None
     card = TeacherCard.from_json(data, source=join_uri(run_uri, RunLayout.teacher_card(name)))
-    return Subject(name, step_of(name), _digest(card.model_dump(mode="json", include=_IDENTITY)),
-                   lambda: _load_teacher(run_uri, name))  # fmt: skip
+    return Subject(name, step_of(name), _card_digest(card), lambda: _load_teacher(run_uri, name))
 
 
 _IDENTITY = {"arch", "arch_args", "img_px", "num_features", "mean", "std", "weights_sha256"}
+
+
+def _card_digest(card: TeacherCard) -> str:
+    return _digest(card.model_dump(mode="json", include=_IDENTITY))
+
+
+def _foreign_teacher(folder: str) -> Subject:
+    """A teacher that lies anywhere: its name is the URI of the folder that holds model.json."""
+    try:
+        data = open_store(folder).get(TEACHER_CARD)
+    except NotFound:
+        raise UserError(
+            f"no teacher at {folder}: {TEACHER_CARD} is not there",
+            hint="name the folder of an export, s3://bucket/runs/NAME/teachers/step-00000100",
+        ) from None
+    card = TeacherCard.from_json(data, source=join_uri(folder, TEACHER_CARD))
+    # No step: it is not one of this run's, whatever its own run called it.
+    return Subject(folder, None, _card_digest(card), lambda: _load_teacher(folder, card.name))
 
 
 def _unknown(run_uri: str, name: str, store: Store) -> UserError:

@@ -39,7 +39,9 @@ def _metric_chart(task: str, name: str, results: Sequence[Result]) -> Chart:
         x_label="training step",
         y_label=f"{metric_name(name)} {arrow}",
         series=(Series(metric_name(name), points),) if points else (),
-        levels=tuple((r.model, r.mean) for r in results if r.step is None and r.mean is not None),
+        levels=tuple(
+            (model_label(r.model), r.mean) for r in results if r.step is None and r.mean is not None
+        ),
     )
 
 

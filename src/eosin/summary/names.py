@@ -29,7 +29,10 @@ def metric_name(metric: str) -> str:
 
 
 def model_label(model: str) -> str:
-    """`step 1,000` for a teacher; any other model by its own name."""
+    """`step 1,000` for a teacher, with its run where it is another's; any other model by its own name."""
+    run, teachers, name = model.partition("/teachers/")
+    if teachers:
+        return f"{model_label(name)} of {run.rpartition('/')[2]}"
     step = step_of(model)
     return model if step is None or model == RANDOM_INIT else f"step {step:,}"
 

@@ -9,8 +9,8 @@ import pytest
 from eosin.errors import TransientError, UserError
 from eosin.evaluation import embed as embed_module
 from eosin.evaluation.evaluate import evaluate
-from eosin.evaluation.plan import list_evaluations
-from eosin.layout import RunLayout
+from eosin.evaluation.plan import find_teacher, list_evaluations, list_evaluations_of
+from eosin.layout import RunLayout, record_key
 from eosin.records import MetricRecord
 from eosin.storage import open_store
 from tests.support.evaluation import (
@@ -239,3 +239,29 @@ def test_images_are_seen_at_the_side_asked_for(tmp_path: Path) -> None:
 def test_a_side_the_backbone_cannot_cut_into_patches_is_a_failed_record(tmp_path: Path) -> None:
     record = _judge(_run_at(tmp_path, 35), "random-init", "texture-knn")
     assert record.status == "failed" and "35" in record.reason
+
+
+def test_a_teacher_of_another_run_is_judged_as_it_is_in_its_own(run: str, tmp_path: Path) -> None:
+    tasks = [{"kind": "knn", "name": "knn", "dataset": f"file://{tmp_path}/labelled", "k": 5}]
+    other = make_run(tmp_path / "other", make_config(tasks))
+    folder = find_teacher(f"{run}/")
+    assert folder == f"{run}/teachers/step-00000020"
+    record = _judge(other, folder, "knn")
+    own = _judge(run, "step-00000020", "texture-knn")
+    assert (record.status, record.model, record.step) == ("ok", folder, None)
+    assert record.metrics == own.metrics and record.model_digest == own.model_digest
+    (key,) = [info.key for info in open_store(other).list(RunLayout.METRICS)]
+    assert key == RunLayout.metric(record_key(folder), "knn")
+
+
+def test_a_teacher_from_elsewhere_takes_the_place_of_the_runs_own(run: str, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", make_config([{"kind": "unsupervised"}]))
+    models = {pair["model"] for pair in list_evaluations_of(other, f"{run}/teachers/step-00000020/")}
+    assert models == {"random-init", f"{run}/teachers/step-00000020"}
+
+
+def test_a_teacher_that_is_not_there_is_a_users_error(run: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no teacher at .*/nowhere"):
+        find_teacher(f"file://{tmp_path}/nowhere")
+    with pytest.raises(UserError, match=r"model\.json is not there"):
+        _judge(run, f"file://{tmp_path}/nowhere", "heldout")
