@@ -58,6 +58,9 @@ class PatchesConfig(Section):
     """A level up to this much coarser than the wanted mpp still serves (0.1: 0.55 for 0.5)."""
     weighting: Literal["slide", "area"] = "slide"
     """slide: every slide alike; area: by tissue area."""
+    cohort_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
+    """Share of the training draws that each cohort gets, in proportion; within one, slides are drawn by
+    `weighting`. A cohort that is not named gives none; slides of no cohort are those of `""`."""
     min_foreground: float = Field(default=0.4, ge=0, le=1)
     """Smallest share of tissue in a patch (the paper's 40 %)."""
     hsv_filter: HsvFilterConfig | None = None
@@ -84,6 +87,8 @@ class PatchesConfig(Section):
             raise ValueError("mpp_range needs two values above 0, the finer one first")
         if self.mpp_range is not None and self.mpp_weights is not None:
             raise ValueError("mpp_weights are for the values of mpp; mpp_range has none")
+        if self.cohort_weights is not None and not any(self.cohort_weights.values()):
+            raise ValueError("cohort_weights needs at least one weight above 0")
         if not self.mpp or any(mpp <= 0 for mpp in self.mpp):
             raise ValueError("mpp needs at least one value, all above 0")
         if self.mpp_weights is not None and len(self.mpp_weights) != len(self.mpp):

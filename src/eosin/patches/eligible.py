@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ from eosin.errors import UserError
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot
 from eosin.index.split import hash_unit, patient_of, split_patients
+from eosin.patches.cohorts import of_weighted_cohorts, share_out
 from eosin.patches.draws import Float64
 from eosin.patches.geometry import best_level, extent_px, fits, level_mpp
 from eosin.patches.magnification import (
@@ -62,7 +64,8 @@ def find_eligible(snapshot: Snapshot, config: PatchesConfig, split: Split) -> El
             offers[number] = offer
     if not offers:
         raise _nothing(snapshot, excluded)
-    return _weigh(snapshot, config, _of_split(snapshot, config, offers, split), excluded)
+    by_cohort = config.cohort_weights if split == "train" else None
+    return _weigh(snapshot, config, _of_split(snapshot, config, offers, split), excluded, by_cohort)
 
 
 def _of_split(snapshot: Snapshot, config: PatchesConfig, offers: _Offers, split: Split) -> _Offers:
@@ -78,7 +81,13 @@ def _of_split(snapshot: Snapshot, config: PatchesConfig, offers: _Offers, split:
         )
     wanted = split == "heldout"
     members = {number: offer for number, offer in offers.items() if (patients[number] in held_out) == wanted}
-    return members if wanted else _subset(snapshot, config, members)
+    return members if wanted else _subset(snapshot, config, _of_cohorts(snapshot, config, members))
+
+
+def _of_cohorts(snapshot: Snapshot, config: PatchesConfig, offers: _Offers) -> _Offers:
+    if config.cohort_weights is None:
+        return offers
+    return {number: offers[number] for number in of_weighted_cohorts(snapshot, config.cohort_weights, offers)}
 
 
 def _subset(snapshot: Snapshot, config: PatchesConfig, offers: _Offers) -> _Offers:
@@ -94,9 +103,12 @@ def _weigh(
     config: PatchesConfig,
     offers: _Offers,
     excluded: dict[str, str],
+    cohort_weights: Mapping[str, float] | None,
 ) -> Eligible:
     by_area = config.weighting == "area"
     weights = np.array([snapshot.rows[number].tissue_mm2 if by_area else 1.0 for number in offers])
+    if cohort_weights is not None:
+        weights = share_out(snapshot, cohort_weights, offers, weights)
     offered = np.array(list(offers.values()))
     return Eligible(
         rows=np.array(list(offers), dtype=np.int64),

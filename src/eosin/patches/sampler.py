@@ -24,11 +24,11 @@ _Place = tuple[int, int]
 class Sampler:
     """Draws slide, magnification and position of each sample.
 
-    The slide is drawn first, by `config.weighting`, among those of `split` that offer at least one
-    wanted mpp; then the mpp, by its weights or uniformly in log mpp, among what the slide offers; then
-    the position, uniform over those with at least `config.min_foreground` tissue. Where 2336 candidates
-    hold no such position, the one with the most tissue is taken. A visit is `config.patches_per_visit`
-    consecutive samples of a step and draws one slide.
+    The slide is drawn first, by `config.weighting` and `config.cohort_weights`, among those of `split`
+    that offer at least one wanted mpp; then the mpp, by its weights or uniformly in log mpp, among what
+    the slide offers; then the position, uniform over those with at least `config.min_foreground` tissue.
+    Where 2336 candidates hold no such position, the one with the most tissue is taken. A visit is
+    `config.patches_per_visit` consecutive samples of a step and draws one slide.
     """
 
     def __init__(self, snapshot: Snapshot, config: PatchesConfig, *, seed: int, split: Split = "all") -> None:
