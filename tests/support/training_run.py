@@ -114,7 +114,7 @@ def poison() -> None:
 
 
 if __name__ == "__main__":
-    from eosin.training.processes import die_with_parent
+    from eosin.training.processes import die_with_agent
 
-    die_with_parent()
+    die_with_agent()
     sys.exit(main())

@@ -19,13 +19,16 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from eosin.training.processes import PARENT_PID, children_of, die_with_parent, kill_all
+from eosin.training.processes import AGENT_PID, PARENT_PID, children_of, die_with_parent, kill_all
 
 if __name__ == "__main__" and PARENT_PID in os.environ:
     die_with_parent(int(os.environ.pop(PARENT_PID)))
     _launched = True
 else:
     _launched = False
+if __name__ == "__main__":
+    # A worker that begins after this process has gone must notice.
+    os.environ[AGENT_PID] = str(os.getpid())
 
 from eosin.errors import (
     EXIT_CONFIGURATION_IN_POD,

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 PARENT_PID = "EOSIN_PARENT_PID"
+AGENT_PID = "EOSIN_AGENT_PID"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -19,6 +20,11 @@ def die_with_parent(expected_parent: int | None = None) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if expected_parent is not None and os.getppid() != expected_parent:
         os._exit(1)
+
+
+def die_with_agent() -> None:
+    """In a worker, before anything slow is imported: end with the agent, also one that has gone already."""
+    die_with_parent(int(os.environ[AGENT_PID]) if AGENT_PID in os.environ else None)
 
 
 def children_of(pid: int) -> list[int]:

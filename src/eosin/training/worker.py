@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from eosin.training.processes import die_with_parent
+from eosin.training.processes import die_with_agent
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
-    die_with_parent()
+    die_with_agent()
 
 import torch
 import torch.distributed as dist
