@@ -7,6 +7,7 @@ import hashlib
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from eosin.errors import PermanentError, UserError
 from eosin.layout import COMPLETE, RunLayout
@@ -80,7 +81,22 @@ def delete_old(store: Store, keep: int) -> list[int]:
     return old
 
 
+def load_part(store: Store, step: int, part: str, config_digest: str) -> dict[str, Tensor]:
+    """One part of the checkpoint of `step`. Raises `NotFound`, `PermanentError` where it is damaged,
+    `UserError` where it belongs to another configuration."""
+    marker = _marker(store, step, config_digest)
+    if part not in marker.parts:
+        raise NotFound(RunLayout.checkpoint_part(step, part))
+    return _load_part(store, step, part, marker.parts[part])
+
+
 def _load(store: Store, step: int, config_digest: str) -> Snapshot:
+    marker = _marker(store, step, config_digest)
+    parts = {part: _load_part(store, step, part, entry) for part, entry in marker.parts.items()}
+    return Snapshot(marker.step, marker.loss, parts)
+
+
+def _marker(store: Store, step: int, config_digest: str) -> CheckpointMarker:
     key = RunLayout.checkpoint_marker(step)
     marker = CheckpointMarker.from_json(store.get(key), source=f"{store.uri}/{key}")
     if marker.config_digest != config_digest:
@@ -88,11 +104,10 @@ def _load(store: Store, step: int, config_digest: str) -> Snapshot:
             f"the checkpoint of step {step} in {store.uri} was written by another configuration",
             hint="take another run URI, or undo the change",
         )
-    parts = {part: _load_part(store, step, part, entry) for part, entry in marker.parts.items()}
-    return Snapshot(marker.step, marker.loss, parts)
+    return marker
 
 
-def _load_part(store: Store, step: int, part: str, entry: CheckpointPart):  # type: ignore[no-untyped-def]
+def _load_part(store: Store, step: int, part: str, entry: CheckpointPart) -> dict[str, Tensor]:
     key = RunLayout.checkpoint_part(step, part)
     data = store.get(key)
     if len(data) != entry.size_bytes or hashlib.sha256(data).hexdigest() != entry.sha256:

@@ -30,6 +30,7 @@ from eosin.training.agent import REASON
 from eosin.training.check import check_training, local_memory_bytes
 from eosin.training.failures import FAILURES_DIR, Failure, read_failures
 from eosin.training.processes import PARENT_PID
+from eosin.training.reexport import export_missing
 
 _KEPT_LINES = 40
 _SHOWN_LINES = 15
@@ -40,7 +41,8 @@ WORKER = "eosin.training.worker"
 def train(run_uri: str, *, log: RunLog, worker: str = WORKER) -> TrainingDone:
     """Train the run to its last step on this machine, continuing from its newest checkpoint.
 
-    Idempotent: where training has ended before, its record is returned at once. `worker`: the module
+    Idempotent: where training has ended before, its record is returned at once, after teachers that have
+    been deleted are exported again. `worker`: the module
     that each process runs. Raises `UserError` for a configuration that cannot be trained (before any
     process is started) or that a worker refused, `PermanentError` for a loss that is not finite or
     workers that fail again and again from the same step, `TransientError` where calling again may help.
@@ -50,6 +52,7 @@ def train(run_uri: str, *, log: RunLog, worker: str = WORKER) -> TrainingDone:
     config = load_run(run_uri, store=store)
     done = _finished(store, config)
     if done is not None:
+        export_missing(store, config, done, log)
         log.event("skipped", reason="training has ended before", num_steps=done.num_steps)
         return done
     load_pin(run_uri, store=store)
