@@ -15,16 +15,19 @@ from eosin.config.evaluate import (
     KnnTask,
     LinearProbeTask,
     RobustnessTask,
+    SegmentationTask,
     TaskConfig,
     UnsupervisedTask,
 )
 from eosin.errors import EosinError, PermanentError, TransientError, UserError, describe
-from eosin.evaluation.changes import CHANGES, CHANGES_VERSION
+from eosin.evaluation.changes import CHANGES
 from eosin.evaluation.dataset import Dataset
 from eosin.evaluation.embed import Embeddings, embed
 from eosin.evaluation.leakage import leakage_note, leaked_patients
+from eosin.evaluation.mask_folder import MaskedDataset, open_masked
 from eosin.evaluation.open_dataset import open_dataset
 from eosin.evaluation.outcome import Outcome
+from eosin.evaluation.protocol import protocol_of
 from eosin.evaluation.subject import Subject, find_subject
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION
 from eosin.layout import RunLayout
@@ -32,14 +35,6 @@ from eosin.observability import RunLog
 from eosin.records import MetricRecord
 from eosin.runs import load_run
 from eosin.storage import NotFound, Store, join_uri, open_store
-
-# Name and version of each protocol; a version changes whenever a figure could.
-_PROTOCOLS = {
-    "unsupervised": ("rankme-odcorr", 1),
-    "knn": ("knn-cosine-weighted", 1),
-    "linear-probe": ("linear-probe-eva", 1),
-    "robustness": ("robustness-orientation-stain-blur", CHANGES_VERSION),
-}
 
 
 def evaluate(run_uri: str, model: str, task: str, *, log: RunLog) -> MetricRecord:
@@ -104,7 +99,8 @@ class _Evaluation:
 
     def existing(self) -> MetricRecord | None:
         """The `ok` record of these very inputs, where it is there. Opens the dataset, not the model."""
-        self.dataset = open_dataset(self._dataset_uri())
+        opener = open_masked if isinstance(self.task, SegmentationTask) else open_dataset
+        self.dataset = opener(self._dataset_uri())
         self.inputs_digest = self._inputs_digest(self.dataset)
         key = RunLayout.metric(self.subject.key, self.task.name)
         try:
@@ -114,11 +110,14 @@ class _Evaluation:
         return record if record.status == "ok" and record.inputs_digest == self.inputs_digest else None
 
     def judge(self) -> MetricRecord:
-        """Embed the dataset that `existing` opened and run the task."""
+        """Run the task on the dataset that `existing` opened."""
         assert self.dataset is not None
-        embeddings = self._embed()
-        outcome = self._run_task(self.dataset, embeddings)
+        if isinstance(self.task, SegmentationTask):
+            outcome, num_patches = self._segment(self.task)
+        else:
+            outcome, num_patches = self._run_embedded(self.dataset)
         leaked = self._leaked(self.dataset)
+        protocol = protocol_of(self.task)
         details = {
             **outcome.details,
             "notes": [
@@ -127,13 +126,39 @@ class _Evaluation:
                 *([leakage_note(leaked)] if leaked else []),
             ],
             "leaked_patients": list(leaked),
+        }
+        if protocol.hyperparameters is not None:
+            details |= {
+                "hyperparameters": protocol.hyperparameters,
+                "protocol_changes": list(protocol.changes),
+            }
+        return self._record(status="ok", metrics=outcome.metrics, num_patches=num_patches, details=details)
+
+    def _run_embedded(self, dataset: Dataset) -> tuple[Outcome, int]:
+        """The outcome of a task on embeddings, with what was left out, and how many images there were."""
+        embeddings = self._embed()
+        outcome = self._run_task(dataset, embeddings)
+        dropped = {
             "num_dropped": embeddings.num_dropped,
             "dropped": list(embeddings.dropped),
             "transform": f"{TRANSFORM} v{TRANSFORM_VERSION}",
         }
-        return self._record(
-            status="ok", metrics=outcome.metrics, num_patches=len(embeddings.rows), details=details
+        return replace(outcome, details={**outcome.details, **dropped}), len(embeddings.rows)
+
+    def _segment(self, task: SegmentationTask) -> tuple[Outcome, int]:
+        """As `_run_embedded`, on patch tokens; the picture is there before the record names it."""
+        from eosin.evaluation.segmentation import run_segmentation
+
+        assert isinstance(self.dataset, MaskedDataset)
+        evaluate, seed = self.config.evaluate, self.config.seed
+        outcome = run_segmentation(
+            task, self.dataset, self.subject, batch_size=evaluate.batch_size, seed=seed, log=self.log
         )
+        if not outcome.picture:
+            return outcome, outcome.num_tiles
+        key = RunLayout.picture(self.subject.key, task.name)
+        self.store.put(key, outcome.picture)
+        return replace(outcome, details={**outcome.details, "picture": key}), outcome.num_tiles
 
     def failure(self, error: Exception) -> MetricRecord:
         if not isinstance(error, EosinError):
@@ -162,11 +187,12 @@ class _Evaluation:
         return name if "/" in name else join_uri(self.run_uri, RunLayout.patch_set(name))
 
     def _inputs_digest(self, dataset: Dataset) -> str:
+        protocol = protocol_of(self.task)
         inputs = [
             self.subject.digest,
             dataset.digest,
             self.task.model_dump(mode="json"),
-            _PROTOCOLS[self.task.kind],
+            (protocol.name, protocol.version),
             TRANSFORM,
             TRANSFORM_VERSION,
             self.config.seed,
@@ -191,7 +217,7 @@ class _Evaluation:
         return run_unsupervised(dataset, embeddings)
 
     def _record(self, **fields: object) -> MetricRecord:
-        protocol, version = _PROTOCOLS[self.task.kind]
+        protocol = protocol_of(self.task)
         return MetricRecord.model_validate(
             {
                 "model": self.subject.name,
@@ -202,8 +228,8 @@ class _Evaluation:
                 "model_digest": self.subject.digest,
                 "dataset": self._dataset_uri(),
                 "dataset_digest": self.dataset.digest if self.dataset else "",
-                "protocol": protocol,
-                "protocol_version": version,
+                "protocol": protocol.name,
+                "protocol_version": protocol.version,
                 "eosin_version": importlib.metadata.version("eosin"),
                 **fields,
             }

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from eosin.evaluation.dataset import Dataset, Digest, Missing, ReadImages, Sample
 from eosin.storage import ByteRange, NotFound, ObjectInfo, Store
 
-_SPLIT_FOLDERS = {
+SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
@@ -24,7 +24,7 @@ def open_folder(store: Store) -> Dataset:
     Where one of the top folders is a split, only split folders count. Hidden files and sidecars
     (.csv, .txt…) are passed over; files outside a class folder are too, and are noted.
     """
-    found = [info for info in store.list() if _may_be_image(info.key)]
+    found = [info for info in store.list() if may_be_image(info.key)]
     has_splits = any(_split(PurePosixPath(info.key)) for info in found)
     digest, kept, outside = Digest(), [], 0
     for info in found:
@@ -60,14 +60,14 @@ def _get(store: Store, key: str) -> bytes | Missing:
         return Missing("the file is missing")
 
 
-def _may_be_image(key: str) -> bool:
+def may_be_image(key: str) -> bool:
     path = PurePosixPath(key)
     hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
     return not hidden and not key.endswith("/") and path.suffix.lower() not in _SIDECARS
 
 
 def _split(path: PurePosixPath) -> str:
-    return _SPLIT_FOLDERS.get(path.parts[0].lower(), "") if len(path.parts) > 2 else ""
+    return SPLIT_FOLDERS.get(path.parts[0].lower(), "") if len(path.parts) > 2 else ""
 
 
 def _sample(key: str, has_splits: bool) -> Sample | None:

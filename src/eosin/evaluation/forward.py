@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -30,8 +32,7 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div_(255)
-        features = self._module(images.sub_(self._mean).div_(self._std))
+        features = self._module(self._normalised(pixels))
         if features.shape != (len(pixels), self.card.num_features):
             raise PermanentError(
                 f"model {self.card.name} gives {tuple(features.shape)} for {len(pixels)} images, "
@@ -39,3 +40,35 @@ class Forward:
                 hint="the card and the weights are of different networks: export the teacher again",
             )
         return np.asarray(features.float().cpu().numpy())
+
+    @torch.inference_mode()
+    def tokens(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        """Patch tokens of `pixels` as a map [N, D, h, w], float16, from timm's `forward_features`.
+
+        Class and register tokens are left out. A network that gives a map of features anyway (a
+        convolutional one) gives that. Raises `PermanentError` where there is no square map.
+        """
+        forward_features = getattr(self._module, "forward_features", None)
+        features = forward_features(self._normalised(pixels)) if forward_features else None
+        if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
+            raise self._no_map("it has none")
+        if features.ndim == 4:
+            channels_last = getattr(self._module, "output_fmt", "NCHW") == "NHWC"
+            token_map = features.permute(0, 3, 1, 2) if channels_last else features
+        else:
+            patches = features[:, int(getattr(self._module, "num_prefix_tokens", 0)) :]
+            side = math.isqrt(patches.shape[1])
+            if side * side != patches.shape[1] or not side:
+                raise self._no_map(f"{patches.shape[1]} tokens are no square")
+            token_map = patches.transpose(1, 2).reshape(len(pixels), -1, side, side)
+        return np.asarray(token_map.half().cpu().numpy())
+
+    def _normalised(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        return images.sub_(self._mean).div_(self._std)
+
+    def _no_map(self, why: str) -> PermanentError:
+        return PermanentError(
+            f"model {self.card.name} gives no map of patch tokens: {why}",
+            hint="segmentation needs a network with timm's forward_features",
+        )

@@ -27,7 +27,7 @@ def load_image(data: bytes, img_px: int) -> npt.NDArray[np.uint8]:
     eva does: the model sees the whole patch, at a coarser mpp where the patch is larger than `img_px`.
     An image that has the size already is not touched. Raises `BadImage`.
     """
-    image = _decode(data)
+    image = decode_image(data)
     width, height = image.size
     shorter = min(width, height)
     if shorter != img_px:
@@ -38,7 +38,13 @@ def load_image(data: bytes, img_px: int) -> npt.NDArray[np.uint8]:
     return np.asarray(image.crop((left, top, left + img_px, top + img_px)), dtype=np.uint8)
 
 
-def _decode(data: bytes) -> Image.Image:
+def decode_image(data: bytes) -> Image.Image:
+    """An encoded image in RGB at its own size. Raises `BadImage`."""
+    return _rgb(decode_raw(data))
+
+
+def decode_raw(data: bytes) -> Image.Image:
+    """An encoded image with the samples it is stored with. Raises `BadImage`."""
     if not data:
         raise BadImage("the file is empty")
     try:
@@ -48,7 +54,7 @@ def _decode(data: bytes) -> Image.Image:
             if image.width * image.height > _MAX_PIXELS:
                 raise BadImage(f"{image.width} × {image.height} pixels are too many for a patch")
             image.load()
-            return _rgb(image)
+            return image
     except UnidentifiedImageError:
         raise BadImage(f"not a PNG, JPEG or TIFF (begins {data[:8].hex(' ')})") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
