@@ -155,12 +155,17 @@ def index_slides(config: RunConfig, shard: tuple[int, int] | None, merge: int | 
 
 
 def decode(run_uri: str, shard: int, num_shards: int, name: str = "heldout") -> PatchSetManifest | None:
-    """Decode one shard of a patch set; whoever finishes last publishes the manifest (else None)."""
+    """Decode one part of a patch set; whoever finishes last publishes the manifest (else None)."""
     from eosin.patches.decode import decode_shard, publish_patch_set
+    from eosin.patches.grid_decode import decode_grid
 
     store = open_store(run_uri)
-    with RunLog(f"decode-{shard:05d}", store) as log:
-        decode_shard(run_uri, name=name, shard=shard, num_shards=num_shards, log=log)
+    is_grid = name in load_run(run_uri, store=store).patches.sets
+    with RunLog(f"decode-{shard:05d}" if not is_grid else f"decode-{name}-{shard:05d}", store) as log:
+        if is_grid:
+            num_shards = decode_grid(run_uri, name=name, shard=shard, num_shards=num_shards, log=log)
+        else:
+            decode_shard(run_uri, name=name, shard=shard, num_shards=num_shards, log=log)
         markers = (RunLayout.patch_set_shard_marker(name, i, num_shards) for i in range(num_shards))
         if all(store.exists(marker) for marker in markers):
             return publish_patch_set(run_uri, name, num_shards, log)

@@ -66,15 +66,15 @@ def inspect(
 def decode(
     run: Run,
     shard: Shard = None,
-    name: Annotated[str, typer.Option(help="Name of the patch set.")] = "heldout",
+    name: Annotated[str, typer.Option(help="heldout, or a grid named in patches.sets.")] = "heldout",
     as_json: AsJson = False,
 ) -> None:
-    """Decode the held-out patch set and publish it."""
+    """Decode the held-out patch set, or a grid, and publish it."""
     from eosin import steps
     from eosin.runs import load_run
 
     if shard is None:
-        num_shards = load_run(run).patches.heldout.num_shards
+        num_shards = load_run(run).patches.heldout.num_shards if name == "heldout" else 1
         pairs = [(i, num_shards) for i in range(num_shards)]
     else:
         pairs = [_shard(shard) or (0, 1)]

@@ -9,15 +9,20 @@ from pydantic import Field, model_validator
 from eosin.config.base import Section
 
 
-class HeldOutConfig(Section):
-    fraction: float = Field(default=0.2, ge=0, lt=1)
-    """Share of patients (of slides, where no patient is known) kept from training, by a stable hash."""
-    num_patches: int = Field(default=1024, ge=2)
-    num_shards: int = Field(default=1, ge=1)
+class EncodingConfig(Section):
     encoding: Literal["png", "jpeg"] = "png"
     jpeg_quality: int = Field(default=90, ge=1, le=100)
 
 
+class HeldOutConfig(EncodingConfig):
+    fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Share of patients (of slides, where no patient is known) kept from training, by a stable hash."""
+    num_patches: int = Field(default=1024, ge=2)
+    num_shards: int = Field(default=1, ge=1)
+
+
+HELD_OUT = "heldout"
+SetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 _Hue = Annotated[int, Field(ge=0, le=180)]
 _Byte = Annotated[int, Field(ge=0, le=255)]
 
@@ -43,6 +48,25 @@ class HsvFilterConfig(Section):
             if low > high:
                 raise ValueError(f"{name} needs its least value first, not {low} before {high}")
         return self
+
+
+class GridConfig(EncodingConfig):
+    """A regular grid of patches over the tissue of slides; `eosin decode RUN --name NAME` publishes it."""
+
+    mpp: float = Field(default=0.5, gt=0)
+    patch_px: int | None = Field(default=None, gt=0)
+    """Side of the patches; None: `patches.patch_px`."""
+    overlap_px: int = Field(default=0, ge=0)
+    """Pixels, at `mpp`, that a patch shares with the next."""
+    min_foreground: float = Field(default=0.4, ge=0, le=1)
+    split: Literal["all", "train", "heldout"] = "all"
+    """All slides, or those that training draws from, or those kept from it."""
+    slides: tuple[str, ...] = Field(default=("*",), min_length=1)
+    """Patterns of slide keys: `tcga/*.svs`."""
+    hsv_filter: HsvFilterConfig | None = None
+    """Leave out patches by their colours; None: none."""
+    patches_per_shard: int = Field(default=1024, ge=1)
+    """A shard's images are in memory until it is published, and a killed decode goes on after the last."""
 
 
 class PatchesConfig(Section):
@@ -80,9 +104,16 @@ class PatchesConfig(Section):
     tile_cache_bytes: int = Field(default=256 * 2**20, ge=0)
     prefetch_batches: int = Field(default=2, ge=1)
     heldout: HeldOutConfig = HeldOutConfig()
+    sets: dict[SetName, GridConfig] = {}
+    """Grids of patches by name, each decoded when asked for: `eosin decode RUN --name NAME`."""
 
     @model_validator(mode="after")
     def _weights_match(self) -> Self:
+        for name, grid in self.sets.items():
+            if grid.overlap_px >= (grid.patch_px or self.patch_px):
+                raise ValueError(f"sets.{name}: overlap_px {grid.overlap_px} leaves nothing of the patch")
+        if HELD_OUT in self.sets:
+            raise ValueError(f"sets: {HELD_OUT} is the name of the held-out set; choose another")
         if self.mpp_range is not None and not 0 < self.mpp_range[0] < self.mpp_range[1]:
             raise ValueError("mpp_range needs two values above 0, the finer one first")
         if self.mpp_range is not None and self.mpp_weights is not None:

@@ -79,10 +79,12 @@ class RunConfig(Section):
     def digest(self) -> str:
         """SHA-256, hex, of what decides the training, hence of what a checkpoint can be continued with.
 
-        How teachers are judged is left out, and so is every key at its default: a run goes on under a
-        later eosin that knows more keys.
+        How teachers are judged and which grids are decoded is left out, and so is every key at its
+        default: a run goes on under a later eosin that knows more keys.
         """
-        chosen = _without_defaults(self.identity(), RunConfig().identity())
+        tree = self.identity()
+        tree["patches"]["sets"] = {}
+        chosen = _without_defaults(tree, RunConfig().identity())
         chosen.pop("evaluate", None)
         text = json.dumps(chosen, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from eosin import __version__
 from eosin.config import RunConfig
-from eosin.config.patches import HeldOutConfig
+from eosin.config.patches import HELD_OUT, EncodingConfig
 from eosin.errors import PermanentError, UserError
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import RunLayout
@@ -28,7 +28,6 @@ from eosin.runs import load_pin, load_run
 from eosin.slides.errors import SlideError
 from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store
 
-HELD_OUT = "heldout"
 _BATCH = 64
 _ON_CONTACT_SHEET = 48
 _PNG_LEVEL = 3
@@ -43,20 +42,15 @@ def decode_shard(
     memory is bounded by its encoded images. Raises `UserError` for a set the configuration does not
     have, or where no slide serves.
     """
-    store, config, snapshot = _open(run_uri, name)
-    marker_key = RunLayout.patch_set_shard_marker(name, shard, num_shards)
-    key = RunLayout.patch_set_shard(name, shard, num_shards)
-    done = _marker(store, marker_key)
-    # A shard that was deleted under its marker is decoded again, to the same bytes.
-    if done is not None and store.exists(key):
+    store, config, snapshot = open_decoding(run_uri, name, shard, num_shards)
+    done = is_published(store, name, shard, num_shards)
+    if done is not None:
         log.event("shard-already-there", shard=shard, num_patches=done.shard.num_patches)
         return done.shard
     sampler, notes = held_out_sampler(snapshot, config, name)
     rows, rejected = _draw_rows(sampler, config, _part(config, shard, num_shards), log)
-    data = encode_shard(rows)
-    store.put(key, data)
     marker = ShardMarker(
-        shard=PatchSetShard(key=_in_folder(name, key), num_patches=len(rows), sha256=_sha256(data)),
+        shard=PatchSetShard(key="", num_patches=len(rows), sha256=""),
         snapshot_id=snapshot.manifest.snapshot_id,
         patch_px=config.patches.patch_px,
         mpp=config.patches.shown_mpp,
@@ -65,8 +59,29 @@ def decode_shard(
         rejected=rejected,
         notes=notes,
     )
-    store.put(marker_key, marker.to_json())
-    return marker.shard
+    return publish_shard(store, name, shard, num_shards, encode_shard(rows), marker)
+
+
+def is_published(store: Store, name: str, shard: int, num_shards: int) -> ShardMarker | None:
+    """The marker of a shard that is there whole; None for one to be decoded.
+
+    A shard that was deleted under its marker is decoded again, to the same bytes.
+    """
+    marker = _marker(store, RunLayout.patch_set_shard_marker(name, shard, num_shards))
+    whole = marker is not None and store.exists(RunLayout.patch_set_shard(name, shard, num_shards))
+    return marker if whole else None
+
+
+def publish_shard(
+    store: Store, name: str, shard: int, num_shards: int, data: bytes, marker: ShardMarker
+) -> PatchSetShard:
+    """Publish a shard's bytes, then its marker with key and digest filled in."""
+    key = RunLayout.patch_set_shard(name, shard, num_shards)
+    named = marker.shard.model_copy(update={"key": _in_folder(name, key), "sha256": _sha256(data)})
+    store.put(key, data)
+    whole = marker.model_copy(update={"shard": named})
+    store.put(RunLayout.patch_set_shard_marker(name, shard, num_shards), whole.to_json())
+    return named
 
 
 def publish_patch_set(run_uri: str, name: str, num_shards: int, log: RunLog) -> PatchSetManifest:
@@ -108,7 +123,7 @@ def held_out_sampler(snapshot: Snapshot, config: RunConfig, name: str) -> tuple[
     return Sampler(snapshot, patches, seed=seed, split="all"), (note,)
 
 
-def encode_image(pixels: npt.NDArray[np.uint8], config: HeldOutConfig) -> bytes:
+def encode_image(pixels: npt.NDArray[np.uint8], config: EncodingConfig) -> bytes:
     """PNG or JPEG bytes of [h, w, 3] RGB pixels."""
     jpeg = config.encoding == "jpeg"
     quality = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality]
@@ -119,18 +134,23 @@ def encode_image(pixels: npt.NDArray[np.uint8], config: HeldOutConfig) -> bytes:
     return bytes(data)
 
 
-def _open(run_uri: str, name: str) -> tuple[Store, RunConfig, Snapshot]:
+def open_decoding(run_uri: str, name: str, shard: int, num_shards: int) -> tuple[Store, RunConfig, Snapshot]:
+    """What decoding one shard of a run's patch set needs. Raises `UserError` where there is no such one."""
     store = open_store(run_uri)
     config, pin = load_run(run_uri, store=store), load_pin(run_uri, store=store)
-    if name != HELD_OUT:
-        raise UserError(f"the run has no patch set {name!r}", hint=f"its only one is {HELD_OUT}")
+    known = [HELD_OUT, *config.patches.sets]
+    if name not in known:
+        raise UserError(
+            f"the run has no patch set {name!r}; it has {', '.join(known)}",
+            hint="a grid is declared when a run is begun: patches.sets.NAME",
+        )
+    if not 0 <= shard < num_shards:
+        raise UserError(f"there is no shard {shard} of {num_shards}", hint="shards count from 0")
     return store, config, open_snapshot(pin.index_uri, pin.snapshot_id)
 
 
 def _part(config: RunConfig, shard: int, num_shards: int) -> range:
     """The patches of one shard: contiguous, and as many as any other's to within one."""
-    if not 0 <= shard < num_shards:
-        raise UserError(f"there is no shard {shard} of {num_shards}", hint="shards count from 0")
     total = config.patches.heldout.num_patches
     return range(shard * total // num_shards, (shard + 1) * total // num_shards)
 
@@ -150,27 +170,41 @@ def _draw_rows(
             rows += _rows_of(sampler.snapshot, config, batch)
             log.progress(len(rows), len(part), "patches")
     refused.sort(key=lambda failure: (failure[0].index, failure[0].attempt))
-    return rows, tuple(_rejected(sampler.snapshot, *failure) for failure in refused)
+    return rows, tuple(rejected_patch(sampler.snapshot, *failure) for failure in refused)
 
 
 def _rows_of(snapshot: Snapshot, config: RunConfig, batch: PatchBatch) -> Iterator[PatchRow]:
+    side_px, encoding = config.patches.patch_px, config.patches.heldout
     for pixels, request in zip(batch.pixels, batch.requests, strict=True):
-        row = snapshot.rows[request.slide]
-        assert row.tissue is not None
-        width_px, height_px = extent_px(row.header, config.patches.patch_px, request.mpp)
-        yield PatchRow(
-            image=encode_image(pixels, config.patches.heldout),
-            slide=row.slide,
-            x_px=request.x_px,
-            y_px=request.y_px,
-            mpp=request.mpp,
-            foreground=float(row.tissue.fraction(request.x_px, request.y_px, width_px, height_px)),
-            patient=row.patient,
-            split=HELD_OUT,
-        )
+        yield encode_row(snapshot, request, pixels, side_px, encoding, split=HELD_OUT)
 
 
-def _rejected(snapshot: Snapshot, request: PatchRequest, error: SlideError) -> RejectedPatch:
+def encode_row(
+    snapshot: Snapshot,
+    request: PatchRequest,
+    pixels: npt.NDArray[np.uint8],
+    patch_px: int,
+    encoding: EncodingConfig,
+    split: str = "",
+) -> PatchRow:
+    """The row of a patch set for `pixels` [patch_px, patch_px, 3]."""
+    row = snapshot.rows[request.slide]
+    assert row.tissue is not None
+    width_px, height_px = extent_px(row.header, patch_px, request.mpp)
+    return PatchRow(
+        image=encode_image(pixels, encoding),
+        slide=row.slide,
+        x_px=request.x_px,
+        y_px=request.y_px,
+        mpp=request.mpp,
+        foreground=float(row.tissue.fraction(request.x_px, request.y_px, width_px, height_px)),
+        patient=row.patient,
+        split=split,
+    )
+
+
+def rejected_patch(snapshot: Snapshot, request: PatchRequest, error: SlideError) -> RejectedPatch:
+    """The record of a patch that could not be read."""
     slide = snapshot.rows[request.slide].slide
     return RejectedPatch(slide=slide, x_px=request.x_px, y_px=request.y_px, mpp=request.mpp,
                          reason=f"{error.reason}: {error.message}")  # fmt: skip
@@ -220,7 +254,8 @@ def _sample(store: Store, manifest: PatchSetManifest) -> list[PatchRow]:
     found: list[PatchRow] = []
     first = 0
     for shard in manifest.shards:
-        found += read_shard(store, shard)[-first % stride :: stride]
+        if -first % stride < shard.num_patches:
+            found += read_shard(store, shard)[-first % stride :: stride]
         first += shard.num_patches
     return found
 

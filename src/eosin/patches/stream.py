@@ -64,15 +64,12 @@ class PatchStream:
         """
         self.sampler = sampler
         self.config = sampler.config
-        store = store or open_store(sampler.snapshot.slides_uri)
-        pool = _pool(store, sampler.snapshot, self.config)
-        self._reader = PatchReader(sampler.snapshot, self.config, _source(store, self.config, pool), pool)
+        self._reader = open_reader(sampler.snapshot, self.config, store)
         self._redraws = Redraws(sampler.snapshot, log)
         wanted_colors = self.config.hsv_filter
         self.hsv_filter = HsvFilter(wanted_colors, log) if wanted_colors is not None else None
         self._on_reject = on_reject or _ignore
-        workers = num_threads or max(2, _num_cores())
-        cv2.setNumThreads(1)  # patches are resized in threads of our own; OpenCV's would get in their way
+        workers = num_threads or max(2, num_cores())
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="eosin-patches")
 
     def batches(self, wanted: Iterable[tuple[int, Sequence[int]]]) -> Iterator[PatchBatch]:
@@ -179,7 +176,19 @@ class PatchStream:
         )
 
 
-def _num_cores() -> int:
+def open_reader(snapshot: Snapshot, config: PatchesConfig, store: Store | None = None) -> PatchReader:
+    """A reader of the snapshot's patches, the way `config` wants it: by range or staged.
+
+    `store`: where the slides lie (None: opened at the snapshot's slides URI). Raises `UserError` for a
+    decoder that cannot read that way.
+    """
+    cv2.setNumThreads(1)  # patches are resized in threads of our own; OpenCV's would get in their way
+    store = store or open_store(snapshot.slides_uri)
+    pool = _pool(store, snapshot, config)
+    return PatchReader(snapshot, config, _source(store, config, pool), pool)
+
+
+def num_cores() -> int:
     """Cores this process may use, where the system tells."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,224 @@
+"""Grids of patches: every position with enough tissue, once, whatever the workers, and in bounded shards."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eosin import steps
+from eosin.config import RunConfig, load_config
+from eosin.errors import UserError
+from eosin.index.rows import SlideRow
+from eosin.index.scan import scan_shard
+from eosin.index.snapshot import open_snapshot, publish_snapshot
+from eosin.layout import RunLayout
+from eosin.observability import RunLog
+from eosin.patches.grid import GridPlan, grid_positions, plan_grid
+from eosin.patches.patchset import read_patch_set
+from eosin.patches.sampler import Sampler
+from eosin.records import IndexPin, PatchSetManifest
+from eosin.records.patchset_shard import PatchRow
+from eosin.runs import pin_index, prepare_run
+from tests.support.patches import paper_header, paper_row, paper_snapshot, write_slides
+
+LOG = RunLog("test")
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("grid")
+    write_slides(folder / "slides", 4)
+    scan_shard(config(folder), 0, 1, LOG)
+    publish_snapshot(config(folder), 1, LOG)
+    return folder
+
+
+def config(folder: Path, grid: str = "{mpp: 0.5, patches_per_shard: 10}", *more: str) -> RunConfig:
+    return load_config("", overrides=[
+        f"slides.uri={folder}/slides", f"index.uri={folder}/index", "patches.patch_px=64",
+        "patches.mpp=[0.5, 1.0]", "augment.global_px=64", f"patches.sets.tiles={grid}", *more,
+    ])  # fmt: skip
+
+
+def begin(folder: Path, run: Path, *args: str) -> str:
+    prepare_run(str(run), config(folder, *args))
+    snapshot = open_snapshot(f"{folder}/index")
+    pin_index(str(run), IndexPin(index_uri=f"{folder}/index", snapshot_id=snapshot.manifest.snapshot_id))
+    return str(run)
+
+
+def decode(run: str, num_workers: int = 1) -> PatchSetManifest:
+    found = [steps.decode(run, worker, num_workers, "tiles") for worker in reversed(range(num_workers))]
+    assert all(manifest is None for manifest in found[:-1]) and found[-1] is not None
+    return found[-1]
+
+
+def folder_of(run: str) -> Path:
+    return Path(run, RunLayout.patch_set("tiles"))
+
+
+def rows_of(run: str) -> list[PatchRow]:
+    return list(read_patch_set(str(folder_of(run)))[1])
+
+
+def paper_plan(folder: Path, rows: list[SlideRow], **grid: Any) -> GridPlan:
+    tree = {"patch_px": 128, "mpp": [0.25], "sets": {"tiles": {"mpp": 0.5, **grid}}}
+    patches = load_config("", overrides=[f"patches={tree}".replace("'", "")]).patches
+    return plan_grid(paper_snapshot(folder, rows), patches, patches.sets["tiles"])
+
+
+def test_a_grid_covers_the_slide_without_gap_or_overlap(tmp_path: Path) -> None:
+    plan = paper_plan(tmp_path, [paper_row("a.svs", paper_header(1800, 1100))], patches_per_shard=5)
+    found = [request for number in range(plan.num_shards) for request in plan.shard(number)]
+    assert [(r.x_px, r.y_px) for r in found] == [
+        (x, y) for y in range(0, 1024, 256) for x in range(0, 1792, 256)
+    ]
+    assert [r.index for r in found] == list(range(28)) and plan.num_shards == 6
+    assert [len(plan.shard(number)) for number in range(6)] == [5, 5, 5, 5, 5, 3]
+
+
+def test_overlap_and_uneven_scales_do_not_add_up(tmp_path: Path) -> None:
+    row = paper_row("a.svs", paper_header(9000, 700, mpp=0.2523))
+    plan = paper_plan(tmp_path, [row], overlap_px=32)
+    x = sorted({r.x_px for r in plan.shard(0)})
+    stride = 96 * 0.5 / 0.2523
+    assert np.abs(np.array(x) - np.arange(len(x)) * stride).max() <= 0.5
+    assert x[-1] + 128 * 0.5 / 0.2523 <= 9000 < x[-1] + stride + 128 * 0.5 / 0.2523
+
+
+def test_only_positions_with_enough_tissue_on_slides_that_serve(tmp_path: Path) -> None:
+    mask = np.zeros((40, 60), bool)
+    mask[7:22, 11:37] = True
+    rows = [
+        paper_row("coarse.svs", paper_header(4000, 4000, mpp=4.0)),
+        paper_row("part.svs", paper_header(6000, 4000), mask),
+        paper_row("small.svs", paper_header(200, 4000)),
+    ]
+    plan = paper_plan(tmp_path, rows, min_foreground=0.55)
+    assert plan.slides.tolist() == [1]
+    tissue = plan.snapshot.rows[1].tissue
+    assert tissue is not None
+    places = itertools.product(range(0, 6000 - 255, 256), range(0, 4000 - 255, 256))
+    expected = {(x, y) for x, y in places if tissue.fraction(x, y, 256, 256) >= 0.55}
+    found = [(r.x_px, r.y_px) for r in plan.shard(0)]
+    assert set(found) == expected and len(found) == len(expected) == plan.num_patches
+    x, y = grid_positions(plan.snapshot.rows[2], plan.grid, 128)
+    assert len(x) == len(y) == 0
+
+
+def test_the_set_is_the_same_whatever_the_workers(indexed: Path, tmp_path: Path) -> None:
+    runs = [begin(indexed, tmp_path / f"run-{num}") for num in (1, 3)]
+    one, three = decode(runs[0]), decode(runs[1], 3)
+    assert one == three and len(one.shards) > 3
+    assert max(shard.num_patches for shard in one.shards) == 10
+    for shard in one.shards:
+        data = [(folder_of(run) / shard.key).read_bytes() for run in runs]
+        assert data[0] == data[1]
+
+
+def test_every_patch_is_what_a_plain_read_of_the_slide_gives(indexed: Path, tmp_path: Path) -> None:
+    import openslide
+
+    run = begin(indexed, tmp_path / "run", "{mpp: 0.25, overlap_px: 13, patches_per_shard: 40}")
+    decode(run)
+    rows = rows_of(run)
+    assert {row.slide for row in rows} == {f"slide-{n}.svs" for n in range(4)}
+    for row in rows[:: max(1, len(rows) // 12)]:
+        assert row.foreground >= 0.4 - 1e-6 and row.mpp == 0.25
+        with openslide.OpenSlide(str(indexed / "slides" / row.slide)) as slide:
+            expected = np.asarray(slide.read_region((row.x_px, row.y_px), 0, (64, 64)).convert("RGB"), int)
+        found = np.asarray(Image.open(io.BytesIO(row.image)), int)
+        assert np.abs(found - expected).max() <= 3
+
+
+def test_a_grid_goes_on_after_its_last_whole_shard(indexed: Path, tmp_path: Path) -> None:
+    whole = decode(begin(indexed, tmp_path / "whole"))
+    run = begin(indexed, tmp_path / "run")
+    decode(run)
+    folder = folder_of(run)
+    (folder / "manifest.json").unlink()
+    lost = [folder / whole.shards[1].key, folder / whole.shards[3].key]
+    lost[0].unlink()  # under its marker
+    lost[1].with_suffix(".json").unlink()  # killed before its marker
+    kept = folder / whole.shards[0].key
+    before = kept.stat().st_mtime_ns
+    assert decode(run) == whole and kept.stat().st_mtime_ns == before
+    assert all(path.exists() for path in lost)
+
+
+def test_chosen_slides_and_splits(indexed: Path, tmp_path: Path) -> None:
+    run = begin(indexed, tmp_path / "chosen", "{slides: ['slide-1*', 'slide-3.svs']}")
+    assert decode(run).slides == ("slide-1.svs", "slide-3.svs")
+    sides = {
+        side: decode(begin(indexed, tmp_path / side, f"{{split: {side}}}")) for side in ("train", "heldout")
+    }
+    snapshot = open_snapshot(f"{indexed}/index")
+    for side, manifest in sides.items():
+        made = Sampler(snapshot, config(indexed).patches, seed=0, split=side)  # type: ignore[arg-type]
+        assert set(manifest.slides) == {snapshot.rows[int(number)].slide for number in made.slides}
+
+
+def test_a_colour_filter_leaves_patches_out(indexed: Path, tmp_path: Path) -> None:
+    every = decode(begin(indexed, tmp_path / "every"))
+    strict = "{patches_per_shard: 10, hsv_filter: {saturation: [60, 255], min_share: 0.5}}"
+    run = begin(indexed, tmp_path / "strict", strict)
+    manifest = decode(run)
+    assert 0 < manifest.num_patches < every.num_patches and not manifest.rejected
+    kept = {(row.slide, row.x_px, row.y_px) for row in rows_of(run)}
+    assert kept < {(row.slide, row.x_px, row.y_px) for row in rows_of(str(tmp_path / "every"))}
+
+
+def test_a_slide_that_is_gone_is_told_and_the_rest_is_there(indexed: Path, tmp_path: Path) -> None:
+    shutil.copytree(indexed / "slides", tmp_path / "slides")
+    scan_shard(config(tmp_path), 0, 1, LOG)
+    publish_snapshot(config(tmp_path), 1, LOG)
+    run = begin(tmp_path, tmp_path / "run", "{patches_per_shard: 30}")
+    (tmp_path / "slides" / "slide-2.svs").unlink()
+    manifest = decode(run)
+    assert manifest.slides == ("slide-0.svs", "slide-1.svs", "slide-3.svs")
+    assert {patch.slide for patch in manifest.rejected} == {"slide-2.svs"}
+    assert len(manifest.rejected) <= 8 * len(manifest.shards)
+    assert any("positions of slide-2.svs could not be read" in note for note in manifest.notes)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("{slides: ['tcga/*']}", "'tcga/\\*' matches none of the 4 slides"),
+        ("{min_foreground: 1.0, mpp: 1.9, patch_px: 180}", "the grid has no patch"),
+        ("{patch_px: 4000}", "no patch can be drawn"),
+    ],
+)
+def test_a_grid_without_patches_says_why(indexed: Path, tmp_path: Path, grid: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        decode(begin(indexed, tmp_path / "run", grid))
+
+
+def test_a_set_that_was_not_declared_is_refused_with_those_there_are(indexed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no patch set 'other'; it has heldout, tiles"):
+        steps.decode(begin(indexed, tmp_path / "run"), 0, 1, "other")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("patches.sets.heldout={}", "name of the held-out set"),
+        ("patches.sets.tiles={overlap_px: 256}", "leaves nothing"),
+        ("patches.sets.Tiles={}", "pattern"),
+        ("patches.sets.tiles={mpp: 0}", "greater than 0"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config("", overrides=[override])
+
+
+def test_a_grid_does_not_change_what_training_is(indexed: Path) -> None:
+    assert load_config("", overrides=["patches.sets.tiles={mpp: 1.0}"]).digest() == RunConfig().digest()
