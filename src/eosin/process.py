@@ -8,14 +8,39 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """In a child just forked: let the kernel kill it when its parent dies (Linux; elsewhere nothing)."""
+def die_with_parent(expected_parent: int | None = None) -> None:
+    """Let the kernel kill this process when the thread that started it ends (Linux; elsewhere nothing).
+
+    `expected_parent`: exit at once where the parent is another already, since it died before the call.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if expected_parent is not None and os.getppid() != expected_parent:
+        os._exit(1)
+
+
+@contextmanager
+def sigterm_raises(kind: type[BaseException]) -> Iterator[None]:
+    """SIGTERM as an exception, so that what blocks ends at once; does nothing off the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise kind
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def follow(pid: int, *, poll_s: float = 0.5) -> None:

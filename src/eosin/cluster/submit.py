@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 from eosin.cluster import create
 from eosin.cluster.api import Cluster, Manifest, connect
@@ -22,6 +17,7 @@ from eosin.config import RunConfig
 from eosin.errors import EosinError, PermanentError, TransientError, UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
+from eosin.process import sigterm_raises
 from eosin.records import TrainingDone
 from eosin.runs import load_pin, load_run
 from eosin.storage import NotFound, Store, join_uri, open_store
@@ -52,7 +48,7 @@ def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = Non
     placement = with_site_defaults(config.cluster, load_site(cluster))
     config = config.model_copy(update={"cluster": placement})
     launcher = find_launcher(cluster)
-    with _sigterm_raises():
+    with sigterm_raises(_Terminated):
         try:
             return _train(run_uri, config, store, cluster, launcher, log)
         except _Terminated:
@@ -169,20 +165,3 @@ def _terminated(run_uri: str, cluster: Cluster, launcher: Launcher, log: RunLog)
     return TransientError(
         f"the launcher was stopped while JobSet {name} trains", hint="run it again to follow it"
     )
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM as an exception, so that a blocked watch ends at once. Only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -19,7 +19,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from eosin.training.processes import AGENT_PID, PARENT_PID, children_of, die_with_parent, kill_all
+from eosin.process import die_with_parent
+from eosin.training.processes import AGENT_PID, PARENT_PID, children_of, kill_all
 
 if __name__ == "__main__" and PARENT_PID in os.environ:
     die_with_parent(int(os.environ.pop(PARENT_PID)))

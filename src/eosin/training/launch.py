@@ -14,15 +14,13 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from eosin.config import RunConfig
 from eosin.errors import EXIT_TRANSIENT, EosinError, PermanentError, TransientError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
+from eosin.process import sigterm_raises
 from eosin.records import TrainingDone
 from eosin.runs import load_pin, load_run
 from eosin.storage import NotFound, Store, join_uri, open_store
@@ -57,7 +55,7 @@ def train(run_uri: str, *, log: RunLog, worker: str = WORKER) -> TrainingDone:
         return done
     load_pin(run_uri, store=store)
     log.event("plan", **check_training(config, memory_bytes=local_memory_bytes()))
-    with tempfile.TemporaryDirectory(prefix="eosin-train-") as folder, _sigterm_interrupts():
+    with tempfile.TemporaryDirectory(prefix="eosin-train-") as folder, sigterm_raises(KeyboardInterrupt):
         _run_agents(config, run_uri, worker, Path(folder))
     done = _finished(store, config)
     if done is None:
@@ -198,20 +196,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end training as Ctrl-C does, where this is the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,25 +1,15 @@
-"""Processes that do not outlive whoever started them."""
+"""The processes of one training: launcher, agent, workers."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from pathlib import Path
 
+from eosin.process import die_with_parent
+
 PARENT_PID = "EOSIN_PARENT_PID"
 AGENT_PID = "EOSIN_AGENT_PID"
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(expected_parent: int | None = None) -> None:
-    """Have the kernel kill this process when the thread that started it ends (Linux only).
-
-    `expected_parent`: exit at once where the parent is another already, since it died before the call.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if expected_parent is not None and os.getppid() != expected_parent:
-        os._exit(1)
 
 
 def die_with_agent() -> None:
