@@ -65,6 +65,8 @@ class RunLayout:
     CONFIG = "config.yaml"
     INDEX_PIN = "index.json"
     TRAINING_DONE = "training.json"
+    LEASE = "lease.json"
+    """Which world of training processes may publish: the one that started last."""
     CHECKPOINTS = "checkpoints/"
     TEACHERS = "teachers/"
     METRICS = "metrics/"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
@@ -15,6 +16,10 @@ from eosin.observability import RunLog
 from eosin.records.base import Record
 from eosin.storage import NotFound, Store
 from eosin.training.state import Snapshot
+
+
+def _nothing() -> None:
+    return
 
 
 class CheckpointPart(BaseModel):
@@ -34,9 +39,11 @@ class CheckpointMarker(Record):
     loss: float | None = None
 
 
-def save_checkpoint(store: Store, snapshot: Snapshot, config_digest: str) -> CheckpointMarker:
+def save_checkpoint(
+    store: Store, snapshot: Snapshot, config_digest: str, *, before_marker: Callable[[], None] = _nothing
+) -> CheckpointMarker:
     """Publish `snapshot` under its step. A marker of the same step is taken away first, so that a
-    reader never pairs an old marker with new files."""
+    reader never pairs an old marker with new files. What `before_marker` raises leaves it without one."""
     store.delete([RunLayout.checkpoint_marker(snapshot.step)])
     parts = {}
     for part, tensors in snapshot.parts.items():
@@ -46,6 +53,7 @@ def save_checkpoint(store: Store, snapshot: Snapshot, config_digest: str) -> Che
     marker = CheckpointMarker(
         step=snapshot.step, config_digest=config_digest, parts=parts, loss=snapshot.loss
     )
+    before_marker()
     store.put(RunLayout.checkpoint_marker(snapshot.step), marker.to_json())
     return marker
 

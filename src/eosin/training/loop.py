@@ -123,6 +123,7 @@ class Trainer:
         return slots
 
     def _publish(self, publisher: Publisher, outcome: Outcome, result: StepResult) -> None:
+        publisher.raise_failure()
         train, step = self.config.train, outcome.step
         last = step == train.num_steps
         if last or step % train.export_every_steps == 0:

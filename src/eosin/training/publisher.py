@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from eosin.config import RunConfig
-from eosin.layout import model_name
+from eosin.layout import RunLayout, model_name
 from eosin.models.backbone import Backbone
 from eosin.models.export import export_teacher
 from eosin.observability import RunLog
+from eosin.records import TrainingDone
 from eosin.storage import Store
 from eosin.training.checkpoint import delete_old, save_checkpoint
+from eosin.training.lease import Lease
 from eosin.training.state import Snapshot
 
 # One job in flight and one waiting: more would only hold more copies of the state.
@@ -28,13 +30,17 @@ class _Job:
 
 class Publisher:
     """Rank 0's way out. Jobs run one after another, so that a teacher is durable before any checkpoint
-    of the same or a later step is: a restart never loses one.
+    of the same or a later step is: a restart never loses one. With a `lease`, nothing is published once
+    another world has taken the run over.
 
     The first failure stops all later jobs and is raised by the next call from the training thread.
     """
 
-    def __init__(self, store: Store, config: RunConfig, snapshot_id: str, log: RunLog) -> None:
+    def __init__(
+        self, store: Store, config: RunConfig, snapshot_id: str, log: RunLog, lease: Lease | None = None
+    ) -> None:
         self._store = store
+        self._lease = lease
         self._config = config
         self._digest = config.digest()
         self._snapshot_id = snapshot_id
@@ -64,7 +70,17 @@ class Publisher:
         """Wait until everything is published; raises what went wrong."""
         self._jobs.put(None)
         self._thread.join()
-        self._raise()
+        self.raise_failure()
+
+    def finish(self, done: TrainingDone) -> None:
+        """Publish the record that training has ended, after `close`."""
+        self._check_lease()
+        self._store.put(RunLayout.TRAINING_DONE, done.to_json())
+
+    def raise_failure(self) -> None:
+        """Raise what a publication failed of, if one did; costs nothing."""
+        if self._error is not None:
+            raise self._error
 
     def rescue(self, timeout_s: float) -> int:
         """Make the newest copy of the state durable within `timeout_s`; returns the newest durable step.
@@ -82,12 +98,12 @@ class Publisher:
         return self._durable_step
 
     def _submit(self, run: Callable[[], None]) -> None:
-        self._raise()
+        self.raise_failure()
         self._jobs.put(_Job(run))
 
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -104,7 +120,8 @@ class Publisher:
             if snapshot.step <= self._durable_step:
                 return
             started_s = time.monotonic()
-            marker = save_checkpoint(self._store, snapshot, self._digest)
+            self._check_lease()
+            marker = save_checkpoint(self._store, snapshot, self._digest, before_marker=self._check_lease)
             self._durable_step = snapshot.step
             deleted = delete_old(self._store, self._config.train.keep_checkpoints)
         size = sum(part.size_bytes for part in marker.parts.values())
@@ -114,6 +131,7 @@ class Publisher:
         )
 
     def _export(self, step: int, backbone: Backbone) -> None:
+        self._check_lease()
         card = export_teacher(
             self._store,
             model_name(step),

@@ -28,13 +28,13 @@ from eosin.errors import (
     UserError,
     describe,
 )
-from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.request import PatchSource
 from eosin.records import IndexPin, TrainingDone
 from eosin.runs import load_pin, load_run
 from eosin.storage import Store, open_store
 from eosin.training.failures import FAILURES_DIR, report_failure, report_start
+from eosin.training.lease import Lease
 from eosin.training.loop import SlideName, Trainer, exported_models
 from eosin.training.publisher import Publisher
 from eosin.training.world import World
@@ -108,7 +108,10 @@ def _train(
     config: RunConfig, pin: IndexPin, world: World, store: Store, log: RunLog, open_feed: OpenFeed,
     started_s: float,
 ) -> None:  # fmt: skip
-    publisher = Publisher(store, config, pin.snapshot_id, log) if world.rank == 0 else None
+    publisher = None
+    if world.rank == 0:
+        # Before a checkpoint is read: what another world publishes later would be a second trajectory.
+        publisher = Publisher(store, config, pin.snapshot_id, log, Lease.take(store))
     _exit_on_sigterm(publisher, log, config.train.elastic.shutdown_timeout_s)
     trainer = Trainer(config, world, log)
     start = trainer.resume(store)
@@ -131,7 +134,7 @@ def _train(
             wall_s=time.monotonic() - started_s,
             final_loss=outcome.loss,
         )
-        store.put(RunLayout.TRAINING_DONE, done.to_json())
+        publisher.finish(done)
         log.event("done", step=outcome.step, seconds=done.wall_s)
 
 
