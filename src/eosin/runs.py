@@ -22,7 +22,10 @@ def resolve(config: RunConfig, run_uri: str) -> RunConfig:
     index_uri = join_uri(config.index.uri or _beside_the_runs(run_uri, slides_uri))
     slides = config.slides.model_copy(update={"uri": slides_uri})
     index = config.index.model_copy(update={"uri": index_uri})
-    return config.model_copy(update={"slides": slides, "index": index})
+    patches = config.patches
+    if patches.source != "slides":
+        patches = patches.model_copy(update={"source": join_uri(patches.source)})
+    return config.model_copy(update={"slides": slides, "index": index, "patches": patches})
 
 
 def _beside_the_runs(run_uri: str, slides_uri: str) -> str:

@@ -70,6 +70,9 @@ class GridConfig(EncodingConfig):
 
 
 class PatchesConfig(Section):
+    source: str = "slides"
+    """slides, or the URI of a published patch set to train on: its patches are drawn uniformly, and what
+    says how to draw from slides has no effect."""
     patch_px: int = Field(default=256, gt=0)
     """Side of the square patch handed to augmentation, at the drawn mpp."""
     mpp: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)

@@ -14,6 +14,7 @@ from eosin.patches.reading import Reading, plan_reading
 from eosin.patches.request import PatchRequest
 from eosin.patches.sampler import Sampler
 from eosin.patches.tables import TileTables
+from eosin.patches.training_set import check_training_set
 
 # A random training patch is drawn so often for the estimate; standard errors are then some 5 %.
 _NUM_DRAWS = 256
@@ -36,8 +37,16 @@ def check_patches(config: RunConfig, snapshot: Snapshot) -> dict[str, Any]:
 
     Estimated from 256 patches of the run's own sequence and the sizes of their tiles. `stage` counts a
     slide once a visit, as if the pool kept none; a pool that holds the whole collection reads it once
-    (`stage_once_bytes`). Raises `UserError` where no patch could be drawn at all.
+    (`stage_once_bytes`). A patch set to train on is checked and counted instead. Raises `UserError` where
+    no patch could be drawn at all.
     """
+    if config.patches.source != "slides":
+        manifest = check_training_set(config.patches, snapshot)
+        return {
+            "source": config.patches.source,
+            "num_slides": len(manifest.slides),
+            "num_patches": manifest.num_patches,
+        }
     sampler = Sampler(snapshot, config.patches, seed=config.seed, split="train")
     cost = _average(sampler)
     batch = config.train.batch_size

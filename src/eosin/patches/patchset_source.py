@@ -62,10 +62,14 @@ class PatchSetSource:
             for place, row in enumerate(rows):
                 pixels[place] = self._decode(row)
             requests = (
-                PatchRequest(step, index, self._slides.get(row.slide, -1), row.x_px, row.y_px, row.mpp)
+                PatchRequest(step, index, self._slides[row.slide], row.x_px, row.y_px, row.mpp)
                 for index, row in zip(indices, rows, strict=True)
             )
             yield PatchBatch(pixels, tuple(requests))
+
+    def slide_name(self, slide: int) -> str:
+        """The key of a request's slide."""
+        return self.manifest.slides[slide]
 
     def close(self) -> None:
         """Delete the local copy."""

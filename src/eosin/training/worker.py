@@ -54,12 +54,17 @@ OpenFeed = Callable[[RunConfig, IndexPin, RunLog], Feed]
 
 
 def open_stream(config: RunConfig, pin: IndexPin, log: RunLog) -> Feed:
-    """Patches straight from the slides of the pinned snapshot, held-out patients left out."""
+    """Patches of the slides of the pinned snapshot, or of a patch set; held-out patients left out."""
     from eosin.index.snapshot import open_snapshot
     from eosin.patches.sampler import Sampler
     from eosin.patches.stream import PatchStream
 
     snapshot = open_snapshot(pin.index_uri, pin.snapshot_id)
+    if config.patches.source != "slides":
+        from eosin.patches.training_set import open_training_set
+
+        patches = open_training_set(config.patches, snapshot, config.seed)
+        return Feed(patches, patches.slide_name)
     sampler = Sampler(snapshot, config.patches, seed=config.seed, split="train")
     return Feed(PatchStream(sampler, log), lambda row: str(snapshot.rows[row].slide))
 
