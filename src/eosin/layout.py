@@ -72,6 +72,7 @@ class RunLayout:
     METRICS = "metrics/"
     EMBEDDINGS = "embeddings/"
     PATCH_SETS = "patches/"
+    PICTURES = "pictures/"
     LOGS = "logs/"
     EVENTS = "logs/events.jsonl"
     SUMMARY_HTML = "summary/summary.html"

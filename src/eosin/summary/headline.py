@@ -12,6 +12,7 @@ from eosin.summary.results import Result, metric_order, model_order
 
 _PER_TASK = {"unsupervised": ("rankme", "odcorr"), "knn": ("balanced_accuracy", "top1"),
              "linear-probe": ("balanced_accuracy",),
+             "segmentation": ("dice",),
              "robustness": ("stain_retrieval", "rotation_retrieval")}  # fmt: skip
 
 

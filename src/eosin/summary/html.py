@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -14,7 +15,9 @@ from eosin.records import MetricRecord
 from eosin.summary import charts, names, svg
 from eosin.summary.markdown import arrow
 from eosin.summary.report import Report
-from eosin.summary.results import model_order
+from eosin.summary.results import model_order, protocol_changes
+
+_COLOR = re.compile(r"#[0-9a-f]{6}")
 
 
 def to_html(report: Report) -> str:
@@ -27,7 +30,7 @@ def to_html(report: Report) -> str:
         scatter_charts=charts.scatter_charts(report.results),
         spectrum_charts=charts.spectrum_charts(report.records),
         training_charts=charts.training_charts(report.log) if report.log else [],
-        details=[_task_details(record) for record in _newest(report.records)],
+        details=[_task_details(record, report) for record in _newest(report.records)],
     )
     return page + "\n"
 
@@ -69,7 +72,7 @@ def _newest(records: Sequence[MetricRecord]) -> list[MetricRecord]:
     return [newest[task] for task in sorted(newest)]
 
 
-def _task_details(record: MetricRecord) -> dict[str, Any]:
+def _task_details(record: MetricRecord, report: Report) -> dict[str, Any]:
     """What the template shows of one record; a field a record lacks is empty, not an error."""
     details = record.details
     confusion = details.get("confusion") or []
@@ -85,11 +88,36 @@ def _task_details(record: MetricRecord) -> dict[str, Any]:
         "interval_over": details.get("interval_over", ""),
         "counts": {key: details[key] for key in ("num_train", "num_val", "num_judged") if key in details},
         "judged_on": details.get("judged_on", ""),
+        "unit": str(details.get("unit") or "images"),
+        **_protocol(record),
+        **_segmentation(record, report),
         **_by_mpp(details.get("by_mpp") or details.get("retrieval_by_mpp") or {}),
         "notes": [str(note) for note in details.get("notes") or []],
         "num_dropped": details.get("num_dropped", 0),
         "dropped": details.get("dropped") or [],
         "transform": details.get("transform", ""),
+    }
+
+
+def _protocol(record: MetricRecord) -> dict[str, Any]:
+    """What the head was trained with, and what of it is not eva's."""
+    values = record.details.get("hyperparameters") or {}
+    decoder = record.details.get("decoder") or {}
+    return {
+        "changes": protocol_changes(record),
+        "hyperparameters": ", ".join(f"{name} {value}" for name, value in values.items()),
+        "decoder": f"{decoder['name']} v{decoder['version']} on {decoder['input']}: {decoder['layers']}"
+        if {"name", "version", "input", "layers"} <= set(decoder)
+        else "",
+    }
+
+
+def _segmentation(record: MetricRecord, report: Report) -> dict[str, Any]:
+    """The picture of patch, truth and prediction, and the colours in it."""
+    colors = record.details.get("colors") or {}
+    return {
+        "picture": report.published.pictures.get(str(record.details.get("picture", ""))),
+        "colors": {str(name): str(color) for name, color in colors.items() if _COLOR.fullmatch(str(color))},
     }
 
 

@@ -10,6 +10,7 @@ _METRICS = {
     "top1": "top-1 accuracy",
     "f1_macro": "macro F1",
     "calibration_error": "calibration error",
+    "dice": "Dice",
     "rankme": "RankMe",
     "odcorr": "ODCorr",
     "odcorr_samples": "ODCorr of samples",
@@ -23,8 +24,12 @@ _METRICS = {
     "blur_agreement": "agreement when blurred",
 }
 
+_DICE_OF = "dice_"
+
 
 def metric_name(metric: str) -> str:
+    if metric.startswith(_DICE_OF):
+        return f"Dice of {metric.removeprefix(_DICE_OF)}"
     return _METRICS.get(metric, metric.replace("_", " "))
 
 

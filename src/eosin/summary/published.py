@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,6 +18,8 @@ from eosin.records.base import Record
 from eosin.runs import load_pin, load_run
 from eosin.storage import NotFound, Store, join_uri, open_store
 from eosin.summary.events import Event, read_events
+
+_JPEG = b"\xff\xd8\xff"
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
@@ -42,6 +44,8 @@ class Published:
     """In step order."""
     records: tuple[tuple[str, MetricRecord], ...] = ()
     """With the key each was found at."""
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    """JPEGs by the key that a record names."""
     patch_sets: tuple[PatchSet, ...] = ()
     events: tuple[Event, ...] = ()
     """Of every step's log but this one's, by time."""
@@ -82,6 +86,7 @@ def read_published(run_uri: str) -> Published:
     store = open_store(run_uri)
     config = load_run(run_uri, store=store)
     reader = _Reader(run_uri, store)
+    records = _metric_records(reader)
     pin = reader.attempt(lambda: load_pin(run_uri, store=store))
     snapshot = reader.attempt(lambda: open_snapshot(pin.index_uri, pin.snapshot_id)) if pin else None
     training = reader.record(
@@ -94,7 +99,8 @@ def read_published(run_uri: str) -> Published:
         snapshot=snapshot,
         training=training,
         teachers=_teachers(reader),
-        records=_metric_records(reader),
+        records=records,
+        pictures=_pictures(store, records),
         patch_sets=_patch_sets(reader),
         events=read_events(store),
         problems=tuple(reader.problems),
@@ -120,6 +126,14 @@ def _metric_records(reader: _Reader) -> tuple[tuple[str, MetricRecord], ...]:
     keys = [info.key for info in reader.store.list(RunLayout.METRICS) if info.key.endswith(".json")]
     found = [(key, reader.record(MetricRecord, key)) for key in keys]
     return tuple((key, record) for key, record in found if record)
+
+
+def _pictures(store: Store, records: Sequence[tuple[str, MetricRecord]]) -> dict[str, bytes]:
+    """Those that are there and are JPEGs; a record speaks of nothing outside the run's pictures."""
+    named = {str(record.details.get("picture", "")) for _, record in records}
+    keys = sorted(key for key in named if key.startswith(RunLayout.PICTURES) and ".." not in key)
+    found = {key: _optional(store, key) for key in keys}
+    return {key: data for key, data in found.items() if data and data.startswith(_JPEG)}
 
 
 def _patch_sets(reader: _Reader) -> tuple[PatchSet, ...]:

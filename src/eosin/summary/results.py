@@ -20,6 +20,7 @@ METRIC_ORDER = (
     "top1",
     "f1_macro",
     "calibration_error",
+    "dice",
     "rankme",
     "odcorr",
     "odcorr_samples",
@@ -141,17 +142,29 @@ def _of_other_data(records: Sequence[MetricRecord]) -> dict[tuple[str, str], str
     return wrong
 
 
-_Basis = tuple[str, str, int]
+_Basis = tuple[str, str, int, str]
 
 
 def _basis(record: MetricRecord) -> _Basis:
-    return record.dataset_digest, record.protocol, record.protocol_version
+    changes = "; ".join(protocol_changes(record))
+    return record.dataset_digest, record.protocol, record.protocol_version, changes
+
+
+def protocol_changes(record: MetricRecord) -> list[str]:
+    """Where the record departs from the usual protocol; empty for a record that does not say."""
+    changes = record.details.get("protocol_changes")
+    return [str(change) for change in changes] if isinstance(changes, list) else []
 
 
 def _difference(record: MetricRecord, usual: _Basis) -> str:
     if record.dataset_digest != usual[0]:
         return f"judged on other data ({record.dataset_digest[:8]}) than the others ({usual[0][:8]})"
+    own = _basis(record)
     return (
-        f"judged by protocol {record.protocol} v{record.protocol_version}, "
-        f"the others by {usual[1]} v{usual[2]}"
+        f"judged by protocol {own[1]} v{own[2]}{_with(own[3])}, "
+        f"the others by {usual[1]} v{usual[2]}{_with(usual[3])}"
     )
+
+
+def _with(changes: str) -> str:
+    return f" with {changes}" if changes else ""
