@@ -13,7 +13,7 @@ import sys
 
 _COMMON = ("errors", "layout", "runs", "observability", "config", "records", "storage", "slides", "index")
 _PACKAGES = {
-    "index": (*_COMMON, "summary", "cluster"),
+    "index": (*_COMMON, "summary", "cluster", "registry"),
     "train": (*_COMMON, "patches", "models", "metrics", "training", "cluster"),
     "evaluate": (*_COMMON, "patches", "models", "metrics", "evaluation"),
 }

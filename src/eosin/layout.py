@@ -151,6 +151,27 @@ class RunLayout:
         return f"logs/{source}/"
 
 
+class RegistryLayout:
+    """Keys under a registry URI: one object a model name."""
+
+    MODELS = "models/"
+    _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+    @classmethod
+    def is_name(cls, name: str) -> bool:
+        return cls._NAME.fullmatch(name) is not None
+
+    @staticmethod
+    def entry(name: str) -> str:
+        return f"models/{name}.json"
+
+    @classmethod
+    def name_of(cls, key: str) -> str:
+        """The model whose entry lies at `key`; empty where it is none."""
+        name = key.removeprefix(cls.MODELS).removesuffix(".json")
+        return name if cls.is_name(name) and key == cls.entry(name) else ""
+
+
 def record_key(model: str) -> str:
     """`model` as one path segment; names that differ stay different."""
     safe = re.sub(r"[^A-Za-z0-9._-]", "-", model)

@@ -26,6 +26,7 @@ from eosin.runs import load_pin, load_run, pin_index, prepare_run
 from eosin.storage import join_uri, open_store
 
 if TYPE_CHECKING:
+    from eosin.registry.promote import Promotion
     from eosin.summary.summarize import SummaryResult
 
 P = ParamSpec("P")
@@ -210,3 +211,22 @@ def summarize(run_uri: str) -> SummaryResult:
 
     with RunLog("summarize", open_store(run_uri)) as log:
         return write_report(run_uri, log=log)
+
+
+def promote(
+    registry_uri: str,
+    name: str,
+    run_uri: str,
+    *,
+    model: str = "",
+    metrics: Iterable[str] = (),
+    margin: float = 0.0,
+    alpha: float = 0.05,
+) -> Promotion:
+    """Make a run's teacher the current model of the registry, if it beats the one that is."""
+    from eosin.registry.compare import Rule
+    from eosin.registry.promote import promote as promote_teacher
+
+    rule = Rule(metrics=tuple(metrics), margin=margin, alpha=alpha)
+    with RunLog("promote", open_store(run_uri)) as log:
+        return promote_teacher(registry_uri, name, run_uri, model=model, rule=rule, log=log)

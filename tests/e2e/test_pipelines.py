@@ -49,7 +49,13 @@ def settings_of(dataset: Path) -> list[str]:
         "[{kind: unsupervised, name: heldout}, "
         f"{{kind: knn, name: textures-knn, dataset: {labelled}, k: 5}}]"
     )
-    chosen = [*demo.TINY, f"evaluate.tasks={tasks}", "evaluate.baselines=[]", "index.num_shards=1", "patches.heldout.num_shards=1"]
+    chosen = [
+        *demo.TINY,
+        f"evaluate.tasks={tasks}",
+        "evaluate.baselines=[]",
+        "index.num_shards=1",
+        "patches.heldout.num_shards=1",
+    ]
     return [part for setting in chosen for part in ("--set", setting)]
 
 

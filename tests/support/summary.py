@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from eosin.config import RunConfig, dump_config
 from eosin.index.rows import SlideRow, encode_rows
 from eosin.index.tissue_mask import TissueMask
-from eosin.layout import RANDOM_INIT, IndexLayout, RunLayout, model_name
+from eosin.layout import RANDOM_INIT, IndexLayout, RunLayout, model_name, record_key
 from eosin.records import IndexPin, MetricRecord, MetricValue, SnapshotManifest, TeacherCard, TrainingDone
 from eosin.slides.model import Level, SlideHeader, SlideObject
 from eosin.storage import Store, open_store
@@ -202,7 +202,7 @@ def write_records(store: Store) -> None:
 
 
 def put_record(store: Store, each: MetricRecord, key: str | None = None) -> None:
-    store.put(key or RunLayout.metric(each.model, each.task), each.to_json())
+    store.put(key or RunLayout.metric(record_key(each.model), each.task), each.to_json())
 
 
 def report_file(run_uri: str, key: str) -> str:

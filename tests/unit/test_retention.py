@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from eosin.config import dump_config, load_config
-from eosin.errors import UserError
+from eosin.errors import PermanentError, UserError
 from eosin.index.latest import Latest
 from eosin.index.rows import SlideRow, encode_rows
-from eosin.layout import IndexLayout, RunLayout
-from eosin.records import IndexPin, PatchSetManifest, SnapshotManifest
+from eosin.layout import IndexLayout, RegistryLayout, RunLayout
+from eosin.records import IndexPin, PatchSetManifest, RegisteredModel, SnapshotManifest
 from eosin.records.patchset import PatchSetShard
+from eosin.registry.entries import added
 from eosin.retention import GcResult, collect
 from eosin.slides.model import SlideHeader
 from eosin.storage import Store, open_store
@@ -71,10 +72,12 @@ class World:
     def keys(self) -> set[str]:
         return {item.key for item in open_store(str(self.root)).list()}
 
-    def gc(self, *, delete: bool = True, runs: Sequence[str] | None = None) -> tuple[GcResult, set[str]]:
+    def gc(
+        self, *, delete: bool = True, runs: Sequence[str] | None = None, registries: Sequence[str] = ()
+    ) -> tuple[GcResult, set[str]]:
         """The result, and the keys that are gone (relative to the root)."""
         before = self.keys()
-        result = collect(runs or [self.runs_uri], [self.index.uri], delete=delete)
+        result = collect(runs or [self.runs_uri], [self.index.uri], registries=registries, delete=delete)
         return result, before - self.keys()
 
 
@@ -259,3 +262,32 @@ def test_what_a_killed_writer_left_is_swept_with_the_rest(world: World) -> None:
     world.grow_old()
     world.gc()
     assert not left.exists()
+
+
+def test_what_a_registered_model_was_trained_on_stays_current_or_not(world: World) -> None:
+    """Its run is no longer among the runs."""
+    registry = str(world.root / "registry")
+    stale = RegisteredModel(
+        version=0, run="s3://gone", model="step-00000001", teacher="s3://gone/teachers/step-00000001",
+        weights_sha256="a" * 64, index_uri=world.index.uri, snapshot_id="stale",
+    )  # fmt: skip
+    newer = stale.model_copy(update={"weights_sha256": "b" * 64, "snapshot_id": "new"})
+    entry = added(added(None, "vits", stale, ()), "vits", newer, ())
+    open_store(registry).put(RegistryLayout.entry("vits"), entry.to_json())
+    world.grow_old()
+    _, gone = world.gc(registries=[registry])
+    assert not any("snapshots/" in key or "tiles/" in key for key in gone)
+    _, gone = world.gc()
+    assert any("snapshots/stale" in key for key in gone)
+
+
+def test_a_registry_that_cannot_be_read_or_is_none_stops_the_collection(world: World) -> None:
+    registry = open_store(str(world.root / "registry"))
+    with pytest.raises(UserError, match="no model in registry"):
+        world.gc(registries=[registry.uri])
+    registry.put(RegistryLayout.entry("vits"), b"{}")
+    world.grow_old()
+    before = world.keys()
+    with pytest.raises(PermanentError, match="is not a RegistryEntry"):
+        world.gc(registries=[registry.uri])
+    assert world.keys() == before

@@ -17,6 +17,9 @@ def register(app: typer.Typer) -> None:
 def gc(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or folders of runs.")],
     index: Annotated[list[str] | None, typer.Option(help="Indexes to clean as well.")] = None,
+    registry: Annotated[
+        list[str] | None, typer.Option(help="Registries whose models keep what they were trained on.")
+    ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete; without it only list.")] = False,
     min_age_h: Annotated[float, typer.Option(help="Never touch what is younger, in hours.")] = 24.0,
     as_json: AsJson = False,
@@ -24,5 +27,5 @@ def gc(
     """List (or delete) what nothing needs any more."""
     from eosin.retention import collect
 
-    result = collect(runs, index or [], delete=delete, min_age_s=min_age_h * 3600)
+    result = collect(runs, index or [], registries=registry or [], delete=delete, min_age_s=min_age_h * 3600)
     emit(result, as_json=as_json, text=str(result))

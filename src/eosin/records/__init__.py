@@ -2,6 +2,7 @@
 
 from eosin.records.metric import MetricRecord, MetricValue
 from eosin.records.patchset import PatchSetManifest, PatchSetShard, RejectedPatch
+from eosin.records.registry import RegisteredModel, RegistryEntry, RegistryMove
 from eosin.records.snapshot import IndexPin, SnapshotManifest, TrainingDone
 from eosin.records.teacher import TeacherCard
 
@@ -11,6 +12,9 @@ __all__ = [
     "MetricValue",
     "PatchSetManifest",
     "PatchSetShard",
+    "RegisteredModel",
+    "RegistryEntry",
+    "RegistryMove",
     "RejectedPatch",
     "SnapshotManifest",
     "TeacherCard",

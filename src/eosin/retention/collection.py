@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from eosin.errors import UserError
+from eosin.registry.entries import list_entries
 from eosin.retention import index_objects, run_objects
 from eosin.retention.model import Age, Doomed, GcResult
 from eosin.retention.run_objects import Run
@@ -21,39 +23,64 @@ class _Sweeps(Protocol):
     def remove_unfinished(self, *, older_than_s: float) -> Sequence[str]: ...
 
 
+@dataclass(frozen=True)
+class _Scope:
+    """URIs that a collection looks at."""
+
+    runs: Sequence[str]
+    indexes: Sequence[str]
+    registries: Sequence[str]
+
+
 def collect(
-    runs: Sequence[str], indexes: Sequence[str] = (), *, delete: bool = False, min_age_s: float = DAY_S
+    runs: Sequence[str],
+    indexes: Sequence[str] = (),
+    *,
+    registries: Sequence[str] = (),
+    delete: bool = False,
+    min_age_s: float = DAY_S,
 ) -> GcResult:
     """List what nothing needs in `runs` (runs, or folders of runs) and `indexes`; delete it on demand.
 
-    An index is judged by the runs named here, so name every folder whose runs read it. Left alone:
+    An index is judged by the runs and registries named here, so name every folder whose runs read it, and
+    every registry whose models, current or not, were trained on it. Left alone:
     what is younger than `min_age_s`; a run that cannot be understood, and then every snapshot, since
     that run might need any; likewise while a young run has pinned nothing yet. Raises `UserError`
-    where a URI holds no run.
+    where a URI holds no run or no registry, `PermanentError` where an entry is damaged.
     """
     if min_age_s < 0:
         raise UserError("a negative age protects nothing", hint="give hours of at least 0")
     age = Age(time.time() - min_age_s)
-    doomed, kept = _judge(runs, indexes, age)
+    scope = _Scope(runs, indexes, registries)
+    doomed, kept = _judge(scope, age)
     if delete:
-        doomed = _delete(doomed, runs, indexes, age, kept)
+        doomed = _delete(doomed, scope, age, kept)
     return GcResult(deleted=delete, doomed=tuple(each for _, each in doomed), kept=tuple(kept))
 
 
-def _judge(runs: Sequence[str], indexes: Sequence[str], age: Age) -> tuple[_Doomed, list[str]]:
+def _judge(scope: _Scope, age: Age) -> tuple[_Doomed, list[str]]:
     """What can go, with its store, and why other things are kept. Deletes nothing."""
-    found = [run for uri in runs for run in _runs_at(uri)]
+    found = [run for uri in scope.runs for run in _runs_at(uri)]
     doomed = [(run.store, each) for run in found for each in run_objects.spare_objects(run, age)]
     kept = [*(run.problem for run in found if run.problem), *_undecided(found, age)]
     blocked = bool(kept) or not found
     pinned = {run.pin.snapshot_id for run in found if run.pin is not None}
-    for uri in indexes:
+    pinned.update(*(_registered(uri) for uri in scope.registries))
+    for uri in scope.indexes:
         if blocked:
             kept.append(f"all of {uri}: a run may need any part of it")
             continue
         store = open_store(uri)
         doomed += [(store, each) for each in index_objects.spare_objects(store, pinned, age, kept)]
     return doomed, kept
+
+
+def _registered(uri: str) -> set[str]:
+    """Snapshots of every version of every model: a rollback may make any of them the current one."""
+    entries = [each.entry for each in list_entries(uri)]
+    if not entries:
+        raise UserError(f"there is no model in registry {uri}", hint="name the folder that holds models/")
+    return {version.snapshot_id for entry in entries for version in entry.versions}
 
 
 def _runs_at(uri: str) -> list[Run]:
@@ -72,14 +99,12 @@ def _undecided(found: Sequence[Run], age: Age) -> list[str]:
     ]
 
 
-def _delete(
-    doomed: _Doomed, runs: Sequence[str], indexes: Sequence[str], age: Age, kept: list[str]
-) -> _Doomed:
+def _delete(doomed: _Doomed, scope: _Scope, age: Age, kept: list[str]) -> _Doomed:
     """Delete what a second judgement, made now, finds doomed as well; returns that.
 
     A first judgement of a large index takes minutes, in which a run may pin a snapshot.
     """
-    again = {each for _, each in _judge(runs, indexes, age)[0]}
+    again = {each for _, each in _judge(scope, age)[0]}
     gone = []
     for store, each in doomed:
         if each not in again:
@@ -89,7 +114,7 @@ def _delete(
         store.delete(each.keys[:1])
         store.delete(each.keys[1:])
         gone.append((store, each))
-    for uri in (*runs, *indexes):
+    for uri in (*scope.runs, *scope.indexes):
         store = open_store(uri)
         if isinstance(store, _Sweeps):
             store.remove_unfinished(older_than_s=time.time() - age.limit_s)

@@ -1,0 +1,72 @@
+"""eosin registry: which model is the current one, and moving it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from eosin.cli.output import AsJson, emit
+
+registry_app = typer.Typer(no_args_is_help=True, help="The model registry: show, promote, rollback.")
+
+Registry = Annotated[
+    str, typer.Argument(metavar="REGISTRY", help="The registry's URI: s3://bucket/registry.")
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a model in the registry.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to `app`."""
+    app.add_typer(registry_app, name="registry")
+
+
+@registry_app.command()
+def show(
+    registry: Registry,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Only this model.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """The current version of each model, and how it came to be."""
+    from eosin.registry import entries
+
+    found = entries.list_entries(registry, name)
+    text = "\n".join(map(str, found)) or f"no model in {registry} yet"
+    emit({"models": [each.entry for each in found]}, as_json=as_json, text=text)
+
+
+@registry_app.command()
+def promote(
+    registry: Registry,
+    name: Name,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="URI of the run that trained the candidate.")],
+    model: Annotated[str, typer.Option(help="Its teacher, step-00000100; none: the newest.")] = "",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK/METRIC", help="Must be won; none: balanced accuracy of every task."),
+    ] = None,
+    margin: Annotated[float, typer.Option(help="By how much at least.")] = 0.0,
+    alpha: Annotated[float, typer.Option(help="Level of the paired test; 1: no test.")] = 0.05,
+    as_json: AsJson = False,
+) -> None:
+    """Make a run's teacher the current model, if it beats the one that is."""
+    from eosin import steps
+
+    result = steps.promote(registry, name, run, model=model, metrics=metric or (), margin=margin, alpha=alpha)
+    emit(result, as_json=as_json, text=str(result))
+
+
+@registry_app.command()
+def rollback(
+    registry: Registry,
+    name: Name,
+    to: Annotated[int | None, typer.Option(help="Version; none: the one before the current.")] = None,
+    why: Annotated[str, typer.Option(help="Kept in the history.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Point to an earlier version again; the one left stays in the history."""
+    from eosin.registry.entries import roll_back
+
+    entry = roll_back(registry, name, to=to, why=why)
+    model = entry.current_model
+    emit(entry, as_json=as_json, text=f"{name}: version {model.version} is the current one, {model.teacher}")

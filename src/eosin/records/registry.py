@@ -1,0 +1,61 @@
+"""The entry of a model in the registry: which teacher is the current one, and every one before it."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from eosin.records.base import Record
+
+
+class RegisteredModel(BaseModel):
+    """One version: a teacher and where it came from. Never changed once it is in an entry."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    """From 1 on, without gaps."""
+    run: str
+    """URI of the run that trained it."""
+    model: str
+    """Its name in that run, step-00000100."""
+    teacher: str
+    """URI of the folder with model.json and model.safetensors."""
+    weights_sha256: str
+    index_uri: str
+    snapshot_id: str
+    """The snapshot of `index_uri` that it was trained on."""
+
+
+class RegistryMove(BaseModel):
+    """The pointer moved to `version`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    time: str
+    """ISO 8601, UTC."""
+    action: Literal["promote", "rollback"]
+    version: int
+    why: tuple[str, ...] = ()
+
+
+class RegistryEntry(Record):
+    """One object a model name, replaced whole by a conditional put: the pointer and its history."""
+
+    name: str
+    current: int
+    versions: tuple[RegisteredModel, ...]
+    history: tuple[RegistryMove, ...]
+    """Oldest first; the last one led to `current`."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        numbers = [each.version for each in self.versions]
+        if numbers != list(range(1, len(numbers) + 1)) or self.current not in numbers:
+            raise ValueError(f"current version {self.current} with versions {numbers}")
+        return self
+
+    @property
+    def current_model(self) -> RegisteredModel:
+        return self.versions[self.current - 1]

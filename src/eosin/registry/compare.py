@@ -1,0 +1,153 @@
+"""Is one model better than another? From the metric records of one run, figure by figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eosin.config import RunConfig
+from eosin.errors import UserError
+from eosin.layout import RunLayout, record_key
+from eosin.metrics.bootstrap import paired_difference
+from eosin.records import MetricRecord
+from eosin.storage import NotFound, Store, join_uri
+
+_TESTED = "balanced_accuracy"
+"""The metric whose predictions are kept, so that two models can be compared sample by sample."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a candidate must do to take the place of the current model."""
+
+    metrics: tuple[str, ...] = ()
+    """TASK/METRIC each, all of which it must win; none: balanced accuracy of every task that has it."""
+    margin: float = 0.0
+    """By how much, in the unit of the metric."""
+    alpha: float = 0.05
+    """Two-sided level of the paired test; 1: no test."""
+
+    def __post_init__(self) -> None:
+        if not self.margin >= 0:
+            raise UserError(f"a margin of {self.margin} would promote what is worse", hint="give 0 or more")
+        if not 0 < self.alpha <= 1:
+            raise UserError(f"alpha {self.alpha} is no level of significance", hint="0.05; 1 for no test")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One figure of the candidate against the current model's. `why` is one line for a person."""
+
+    task: str
+    metric: str
+    passed: bool
+    why: str
+    candidate: float | None = None
+    current: float | None = None
+    p_value: float | None = None
+
+
+def compare(
+    store: Store, config: RunConfig, candidate: str, current: Sequence[str], rule: Rule
+) -> tuple[Judgement, ...]:
+    """Judge the model `candidate` of the run at `store` against the current one, known by any of `current`.
+
+    Each named metric is a test of its own and all must pass, so the level needs no correction for
+    their number. Raises `UserError` where the rule names what the run does not have.
+    """
+    return tuple(
+        _judge(store, task, metric, candidate, current, rule)
+        for task, metric in named_metrics(config, rule.metrics)
+    )
+
+
+def named_metrics(config: RunConfig, names: Sequence[str]) -> list[tuple[str, str]]:
+    """(task, metric) of each `TASK/METRIC`. Raises `UserError` for a task the run does not have."""
+    labelled = [task.name for task in config.evaluate.tasks if task.kind in ("knn", "linear-probe")]
+    names = names or [f"{name}/{_TESTED}" for name in labelled]
+    if not names:
+        raise UserError(
+            "no metric to compare on: the run has no labelled task", hint="name one: --metric TASK/METRIC"
+        )
+    tasks = [task.name for task in config.evaluate.tasks]
+    pairs = []
+    for name in names:
+        task, slash, metric = name.partition("/")
+        if not slash or task not in tasks:
+            raise UserError(
+                f"metric {name!r} is not TASK/METRIC", hint=f"tasks of the run: {', '.join(tasks) or 'none'}"
+            )
+        pairs.append((task, metric))
+    return pairs
+
+
+def _judge(
+    store: Store, task: str, metric: str, candidate: str, current: Sequence[str], rule: Rule
+) -> Judgement:
+    new, old = _record(store, [candidate], task), _record(store, current, task)
+    missing = _missing(store, task, candidate, new) or _missing(store, task, current[0], old)
+    if missing or new is None or old is None:
+        return Judgement(task, metric, False, f"{task}: {missing}")
+    if _basis(new) != _basis(old):
+        return Judgement(task, metric, False, f"{task}: the two were judged on other data or protocols")
+    if metric not in new.metrics or metric not in old.metrics:
+        raise UserError(f"task {task} has no metric {metric!r}", hint=f"it has {', '.join(new.metrics)}")
+    better = new.metrics[metric].mean - old.metrics[metric].mean
+    better = better if new.metrics[metric].higher_is_better else -better
+    p_value = _p_value(new, old, metric)
+    passed, why = _verdict(better, p_value, rule)
+    means = new.metrics[metric].mean, old.metrics[metric].mean
+    text = f"{task}/{metric}: {means[0]:.4g} against {means[1]:.4g}, {why}"
+    return Judgement(task, metric, passed, text, *means, p_value)
+
+
+def _verdict(better: float, p_value: float | None, rule: Rule) -> tuple[bool, str]:
+    """Whether an improvement by `better` passes, and a clause that says why (not)."""
+    if better <= 0:
+        return False, "no better" if better == 0 else f"worse by {-better:.4g}"
+    by = f"better by {better:.4g}"
+    if better < rule.margin:
+        return False, f"{by}, less than the margin of {rule.margin:g}"
+    if rule.alpha == 1:
+        return True, f"{by}, not tested"
+    if p_value is None:
+        return False, f"{by}, but no paired predictions are kept for it, so it may be chance"
+    if p_value > rule.alpha:
+        return False, f"{by}, which may be chance (p = {p_value:.3g}, not below {rule.alpha:g})"
+    return True, f"{by} (p = {p_value:.3g})"
+
+
+def _p_value(new: MetricRecord, old: MetricRecord, metric: str) -> float | None:
+    """Of the paired bootstrap over patients; None unless both kept their predictions on the same samples."""
+    truth, patients = new.details.get("truth"), new.details.get("patients")
+    if metric != _TESTED or not truth or old.details.get("truth") != truth:
+        return None
+    if old.details.get("patients") != patients:
+        return None
+    first, second = old.details.get("predicted"), new.details.get("predicted")
+    if not first or not second:
+        return None
+    return paired_difference(truth, first, second, groups=patients).p_value
+
+
+def _basis(record: MetricRecord) -> tuple[object, ...]:
+    changes = record.details.get("protocol_changes")
+    return record.dataset_digest, record.protocol, record.protocol_version, changes
+
+
+def _missing(store: Store, task: str, model: str, record: MetricRecord | None) -> str:
+    """Why `record` gives no figure of `model`; empty where it does."""
+    if record is None:
+        return f"{model} is not judged on it: eosin evaluate {store.uri} --model {model} --task {task}"
+    return f"{model} could not be judged on it: {record.reason}" if record.status != "ok" else ""
+
+
+def _record(store: Store, names: Sequence[str], task: str) -> MetricRecord | None:
+    """The record of the model under the first of its names that has one."""
+    for name in names:
+        key = RunLayout.metric(record_key(name), task)
+        try:
+            return MetricRecord.from_json(store.get(key), source=join_uri(store.uri, key))
+        except NotFound:
+            continue
+    return None
