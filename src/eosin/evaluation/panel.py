@@ -16,6 +16,8 @@ from eosin.evaluation.tiles import Pixels
 _CELL_PX, _GAP_PX = 180, 6
 _OPACITY = 0.55
 _GOLDEN = 0.618034
+# Class 1, most often the only one painted, is then green: far from haematoxylin and eosin.
+_FIRST_HUE = 0.712
 _GREY = (128, 128, 128)
 
 Row = tuple[Pixels, Classes, Classes]
@@ -24,7 +26,7 @@ Row = tuple[Pixels, Classes, Classes]
 
 def class_color(index: int) -> tuple[int, int, int]:
     """Red, green, blue of a class; neighbours differ much in hue."""
-    red, green, blue = colorsys.hsv_to_rgb((0.33 + index * _GOLDEN) % 1, 0.85, 0.95)
+    red, green, blue = colorsys.hsv_to_rgb((_FIRST_HUE + index * _GOLDEN) % 1, 0.85, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
