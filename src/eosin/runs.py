@@ -8,7 +8,7 @@ import re
 from eosin.config import RunConfig, difference, dump_config, load_config
 from eosin.errors import UserError
 from eosin.layout import RunLayout
-from eosin.records import IndexPin
+from eosin.records import IndexPin, TrainingDone
 from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store
 
 
@@ -89,6 +89,16 @@ def load_pin(run_uri: str, *, store: Store | None = None) -> IndexPin:
             f"run {run_uri} has no index yet", hint=f"run `eosin index --run {run_uri}` first"
         ) from None
     return IndexPin.from_json(data, source=join_uri(run_uri, RunLayout.INDEX_PIN))
+
+
+def load_training_done(store: Store, config: RunConfig) -> TrainingDone | None:
+    """The record that the training of `config` has ended; None where it has not, or another's has."""
+    try:
+        data = store.get(RunLayout.TRAINING_DONE)
+    except NotFound:
+        return None
+    done = TrainingDone.from_json(data, source=join_uri(store.uri, RunLayout.TRAINING_DONE))
+    return done if done.config_digest == config.digest() else None
 
 
 def _refuse_difference(run_uri: str, old: RunConfig, new: RunConfig) -> None:

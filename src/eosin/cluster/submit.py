@@ -19,8 +19,8 @@ from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.process import sigterm_raises
 from eosin.records import TrainingDone
-from eosin.runs import load_pin, load_run
-from eosin.storage import NotFound, Store, join_uri, open_store
+from eosin.runs import load_pin, load_run, load_training_done
+from eosin.storage import Store, join_uri, open_store
 
 
 class _Terminated(BaseException):
@@ -39,7 +39,7 @@ def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = Non
     """
     store = open_store(run_uri)
     config = load_run(run_uri, store=store)
-    done = _load_done(store, config)
+    done = load_training_done(store, config)
     if done is not None:
         log.event("skipped", reason="training has ended before", num_steps=done.num_steps)
         return done
@@ -124,7 +124,7 @@ def _submit(
     image = config.cluster.image or os.environ.get("EOSIN_TRAIN_IMAGE", "") or launcher.image
     manifest = render_jobset(config, run_uri, image=image, namespace=cluster.namespace, owner=launcher.owner)
     jobset = create.create_or_adopt(
-        cluster, manifest, log=log, is_done=lambda: _load_done(store, config) is not None
+        cluster, manifest, log=log, is_done=lambda: load_training_done(store, config) is not None
     )
     metadata = jobset["metadata"]
     owner = OwnerReference(jobset["apiVersion"], "JobSet", metadata["name"], metadata.get("uid", ""))
@@ -132,17 +132,8 @@ def _submit(
     return jobset
 
 
-def _load_done(store: Store, config: RunConfig) -> TrainingDone | None:
-    try:
-        data = store.get(RunLayout.TRAINING_DONE)
-    except NotFound:
-        return None
-    done = TrainingDone.from_json(data, source=join_uri(store.uri, RunLayout.TRAINING_DONE))
-    return done if done.config_digest == config.digest() else None
-
-
 def _finished(store: Store, config: RunConfig, name: str) -> TrainingDone:
-    done = _load_done(store, config)
+    done = load_training_done(store, config)
     if done is None:
         raise PermanentError(
             f"JobSet {name} completed, but {join_uri(store.uri, RunLayout.TRAINING_DONE)} is not there",

@@ -18,12 +18,11 @@ from pathlib import Path
 
 from eosin.config import RunConfig
 from eosin.errors import EXIT_TRANSIENT, EosinError, PermanentError, TransientError
-from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.process import sigterm_raises
 from eosin.records import TrainingDone
-from eosin.runs import load_pin, load_run
-from eosin.storage import NotFound, Store, join_uri, open_store
+from eosin.runs import load_pin, load_run, load_training_done
+from eosin.storage import open_store
 from eosin.training.agent import REASON
 from eosin.training.check import check_training, local_memory_bytes
 from eosin.training.failures import FAILURES_DIR, Failure, read_failures
@@ -48,7 +47,7 @@ def train(run_uri: str, *, log: RunLog, worker: str = WORKER) -> TrainingDone:
     """
     store = open_store(run_uri)
     config = load_run(run_uri, store=store)
-    done = _finished(store, config)
+    done = load_training_done(store, config)
     if done is not None:
         export_missing(store, config, done, log)
         log.event("skipped", reason="training has ended before", num_steps=done.num_steps)
@@ -57,7 +56,7 @@ def train(run_uri: str, *, log: RunLog, worker: str = WORKER) -> TrainingDone:
     log.event("plan", **check_training(config, memory_bytes=local_memory_bytes()))
     with tempfile.TemporaryDirectory(prefix="eosin-train-") as folder, sigterm_raises(KeyboardInterrupt):
         _run_agents(config, run_uri, worker, Path(folder))
-    done = _finished(store, config)
+    done = load_training_done(store, config)
     if done is None:
         raise TransientError(f"training of {run_uri} ended without its record", hint="run it again")
     return done
@@ -181,15 +180,6 @@ def _environment(failures: Path) -> dict[str, str]:
         # A thread a rank: several share the cores already.
         env.setdefault("OMP_NUM_THREADS", "1")
     return env
-
-
-def _finished(store: Store, config: RunConfig) -> TrainingDone | None:
-    try:
-        data = store.get(RunLayout.TRAINING_DONE)
-    except NotFound:
-        return None
-    done = TrainingDone.from_json(data, source=join_uri(store.uri, RunLayout.TRAINING_DONE))
-    return done if done.config_digest == config.digest() else None
 
 
 def _free_port() -> int:
