@@ -6,12 +6,9 @@
 from pathlib import Path
 
 from eosin_components.choose import choose
-from eosin_components.decode import decode
-from eosin_components.evaluate import evaluate as judge
-from eosin_components.index import index_shard, index_snapshot
 from eosin_components.plan import plan
-from eosin_components.summarize import summarize
 from eosin_pipelines.defaults import EVALUATE_IMAGE, INDEX_IMAGE, TRAIN_IMAGE, prepare
+from eosin_pipelines.graph import index_and_decode, judge_and_report
 from kfp import compiler, dsl
 
 COMPILED = Path(__file__).with_suffix(".yaml")
@@ -60,22 +57,9 @@ def evaluate(
         num_index_shards=num_index_shards,
     ).set_container_image(index_image)
     pairs = choose(run=run, teacher=teacher).after(planned).set_container_image(evaluate_image)
-    with dsl.ParallelFor(planned.outputs["Output"], name="index-shards") as part:
-        scanned = index_shard(run=run, shard=part.shard, num_shards=part.num_shards).after(pairs)
-        scanned.set_container_image(index_image)
-    snapshot = index_snapshot(
-        run=run, shards=dsl.Collected(scanned.output), num_decode_shards=num_decode_shards
-    ).set_container_image(index_image)
-    with dsl.ParallelFor(snapshot.outputs["Output"], name="decode-shards") as part:
-        decoded = decode(run=run, shard=part.shard, num_shards=part.num_shards)
-        decoded.set_container_image(train_image)
-    with dsl.ParallelFor(pairs.outputs["Output"], name="model-x-task") as pair:
-        judged = judge(
-            run=run, model=pair.model, task=pair.judged_on, decoded=dsl.Collected(decoded.output)
-        ).set_container_image(evaluate_image)
-    report = summarize(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
-    report.set_container_image(index_image)
-    prepare((planned, pairs, scanned, snapshot, decoded, judged, report), s3_secret)
+    data = index_and_decode(run, planned, num_decode_shards, index_image, train_image, (pairs,))
+    judged, report = judge_and_report(run, pairs, "model-x-task", data, index_image, evaluate_image)
+    prepare((planned, pairs, data.scanned, data.snapshot, data.decoded, judged, report), s3_secret)
     return report.outputs["Output"]
 
 

@@ -5,13 +5,10 @@
 
 from pathlib import Path
 
-from eosin_components.decode import decode
-from eosin_components.evaluate import evaluate
-from eosin_components.index import index_shard, index_snapshot
 from eosin_components.plan import plan
-from eosin_components.summarize import summarize
 from eosin_components.train import train
 from eosin_pipelines.defaults import EVALUATE_IMAGE, INDEX_IMAGE, TRAIN_IMAGE, prepare
+from eosin_pipelines.graph import index_and_decode, judge_and_report
 from kfp import compiler, dsl
 
 COMPILED = Path(__file__).with_suffix(".yaml")
@@ -59,24 +56,10 @@ def pretrain(
         index=index,
         num_index_shards=num_index_shards,
     ).set_container_image(index_image)
-    # kfp.local loops only over the output of a task that has the name "Output".
-    with dsl.ParallelFor(planned.outputs["Output"], name="index-shards") as part:
-        scanned = index_shard(run=run, shard=part.shard, num_shards=part.num_shards)
-        scanned.set_container_image(index_image)
-    snapshot = index_snapshot(
-        run=run, shards=dsl.Collected(scanned.output), num_decode_shards=num_decode_shards
-    ).set_container_image(index_image)
-    with dsl.ParallelFor(snapshot.outputs["Output"], name="decode-shards") as part:
-        decoded = decode(run=run, shard=part.shard, num_shards=part.num_shards)
-        decoded.set_container_image(train_image)
-    trained = train(run=run, backend=backend).after(snapshot).set_container_image(train_image)
-    with dsl.ParallelFor(trained.outputs["Output"], name="checkpoint-x-task") as pair:
-        judged = evaluate(
-            run=run, model=pair.model, task=pair.judged_on, decoded=dsl.Collected(decoded.output)
-        ).set_container_image(evaluate_image)
-    report = summarize(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
-    report.set_container_image(index_image)
-    prepare((planned, scanned, snapshot, decoded, trained, judged, report), s3_secret)
+    data = index_and_decode(run, planned, num_decode_shards, index_image, train_image)
+    trained = train(run=run, backend=backend).after(data.snapshot).set_container_image(train_image)
+    judged, report = judge_and_report(run, trained, "checkpoint-x-task", data, index_image, evaluate_image)
+    prepare((planned, data.scanned, data.snapshot, data.decoded, trained, judged, report), s3_secret)
     return report.outputs["Output"]
 
 

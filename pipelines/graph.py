@@ -1,0 +1,49 @@
+"""The parts that pipelines share: slides to held-out patches, and teachers to a report."""
+
+from dataclasses import dataclass
+
+from eosin_components.decode import decode
+from eosin_components.evaluate import evaluate
+from eosin_components.index import index_shard, index_snapshot
+from eosin_components.summarize import summarize
+from kfp import dsl
+
+
+@dataclass(frozen=True)
+class Data:
+    """The tasks that bring slides to an index and a held-out patch set."""
+
+    scanned: dsl.PipelineTask
+    snapshot: dsl.PipelineTask
+    decoded: dsl.PipelineTask
+
+
+def index_and_decode(
+    run: object, planned: dsl.PipelineTask, num_decode_shards: object, index_image: object,
+    train_image: object, after: tuple[dsl.PipelineTask, ...] = (),
+) -> Data:  # fmt: skip
+    """Scan and decode in shards; `after`: what must have succeeded before a slide is read."""
+    # kfp.local loops only over the output of a task that has the name "Output".
+    with dsl.ParallelFor(planned.outputs["Output"], name="index-shards") as part:
+        scanned = index_shard(run=run, shard=part.shard, num_shards=part.num_shards).after(*after)
+        scanned.set_container_image(index_image)
+    snapshot = index_snapshot(
+        run=run, shards=dsl.Collected(scanned.output), num_decode_shards=num_decode_shards
+    ).set_container_image(index_image)
+    with dsl.ParallelFor(snapshot.outputs["Output"], name="decode-shards") as part:
+        decoded = decode(run=run, shard=part.shard, num_shards=part.num_shards)
+        decoded.set_container_image(train_image)
+    return Data(scanned, snapshot, decoded)
+
+
+def judge_and_report(
+    run: object, pairs: dsl.PipelineTask, name: str, data: Data, index_image: object, evaluate_image: object
+) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
+    """Judge each (model, task) of the output of `pairs`, in a loop called `name`, then report on all."""
+    with dsl.ParallelFor(pairs.outputs["Output"], name=name) as pair:
+        judged = evaluate(
+            run=run, model=pair.model, task=pair.judged_on, decoded=dsl.Collected(data.decoded.output)
+        ).set_container_image(evaluate_image)
+    report = summarize(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
+    report.set_container_image(index_image)
+    return judged, report
