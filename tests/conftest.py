@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,13 @@ _numbers = itertools.count()
 # How fast a shared machine is today says nothing of the code.
 settings.register_profile("eosin", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("eosin")
+
+
+@pytest.fixture(autouse=True)
+def _arithmetic_stays_whole() -> Iterator[None]:
+    """A test that leaves denormals flushed changes the results of those after it, so it fails itself."""
+    yield
+    assert sys.float_info.min / 2 > 0, "this test left the processor flushing denormals to zero"
 
 
 @pytest.fixture(scope="session")

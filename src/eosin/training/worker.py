@@ -97,6 +97,7 @@ def guarded(run: Callable[[], None]) -> int:
 
     A transient error is always a line: the agent starts the worker again and would say nothing of it.
     """
+    _set_up_process()
     try:
         run()
         return 0
@@ -158,10 +159,14 @@ def _device() -> torch.device:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         return device
+    return torch.device("cpu")
+
+
+def _set_up_process() -> None:
+    """What holds for a whole process, so only for one that is a worker and nothing else."""
     # Features near zero decay into denormals, which slow a CPU many times over.
     torch.set_flush_denormal(True)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return torch.device("cpu")
 
 
 def _exit_on_sigterm(publisher: Publisher | None, log: RunLog, timeout_s: float) -> None:
