@@ -33,6 +33,10 @@ class CountingStore:
         self.ranges += ranges
         return self._inner.get_ranges(ranges)
 
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        self.num_listings += 1
+        return self._inner.folders(prefix)
+
     def head(self, key: str) -> ObjectInfo:
         return self._inner.head(key)
 

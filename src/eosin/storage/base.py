@@ -79,6 +79,10 @@ class Store(Protocol):
         """Objects whose key starts with `prefix`, in key order."""
         ...
 
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        """Names of the folders right under `prefix` (empty, or ending in `/`), sorted, without their objects."""
+        ...
+
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; one that is not there is no error."""
         ...

@@ -83,6 +83,10 @@ class FileStore:
         base = self._path(folder) if folder else self.root
         yield from _walk(base, f"{folder}/" if folder else "", start)
 
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        folder = self._path(prefix.rstrip("/")) if prefix else self.root
+        yield from (name for sort_key, name in _entries(folder, "") if sort_key.endswith(b"/"))
+
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             path = self._path(key)

@@ -128,6 +128,13 @@ class S3Store:
             everything = [item for page in chain([first], pages) for item in self._items(page)]
             yield from sorted(everything, key=lambda item: item.key)
 
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        start = len(self.prefix + prefix)
+        pages = self._pages(prefix, Delimiter="/")
+        yield from sorted(
+            each["Prefix"][start:-1] for page in pages for each in page.get("CommonPrefixes", [])
+        )
+
     def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), _DELETE_BATCH):
             batch = list(keys[start : start + _DELETE_BATCH])
@@ -168,17 +175,21 @@ class S3Store:
 
         self._call("create", "", make)
 
-    def _pages(self, prefix: str) -> Iterator[Any]:
-        token: dict[str, Any] = {}
+    def _pages(self, prefix: str, **options: str) -> Iterator[Any]:
+        token = options
         while True:
             page = self._call("list", prefix, lambda token=token: self._page(prefix, token))  # type: ignore[misc]
             yield page
             if not page.get("IsTruncated"):
                 return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+            token = {**options, "ContinuationToken": page["NextContinuationToken"]}
 
-    def _page(self, prefix: str, token: dict[str, Any]) -> Any:
-        return self._clients.boto.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix + prefix, **token)
+    def _page(self, prefix: str, token: dict[str, str]) -> Any:
+        return self._clients.boto.list_objects_v2(
+            Bucket=self.bucket,
+            Prefix=self.prefix + prefix,
+            **token,  # type: ignore[arg-type]
+        )
 
     def _items(self, page: Any) -> Iterator[ObjectInfo]:
         for item in page.get("Contents", []):

@@ -148,6 +148,14 @@ def test_listing_is_in_key_order_whatever_the_folders(store: Store) -> None:
     assert list(store.list("nothing/here")) == []
 
 
+def test_folders_are_named_without_what_lies_in_them(store: Store) -> None:
+    for key in ("runs/b/x/y", "runs/b/z", "runs/a-b/x", "runs/é/x", "runs/plain", "other/x"):
+        store.put(key, b"x")
+    assert list(store.folders("runs/")) == ["a-b", "b", "é"]
+    assert list(store.folders()) == ["other", "runs"]
+    assert list(store.folders("nothing/")) == []
+
+
 def test_a_listing_goes_past_one_page(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: store.put(f"n/{number:05d}", b""), range(1101)))
