@@ -87,14 +87,14 @@ def set_step(learner: Learner, step: int) -> None:
 
 
 @torch.no_grad()
-def synchronize(learner: Learner, step: int) -> int:
-    """Give every rank the state and step of rank 0; returns the step."""
+def synchronize(learner: Learner, step: int, source: int = 0) -> int:
+    """Give every rank the state and step of rank `source`; returns the step."""
     world = learner.world
-    steps = world.broadcast(torch.tensor([step], dtype=torch.int64, device=world.device))
+    steps = world.broadcast(torch.tensor([step], dtype=torch.int64, device=world.device), source)
     step = int(steps)
     for tensors in live_parts(learner).values():
         for name in sorted(tensors):
-            world.broadcast(tensors[name])
+            world.broadcast(tensors[name], source)
     set_step(learner, step)
     return step
 

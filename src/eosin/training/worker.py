@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 from eosin.training.processes import die_with_agent
@@ -124,7 +124,7 @@ def _train(
     report_start(start.step)
     if world.rank == 0:
         log.event("world", world_size=world.size, start_step=start.step, device=str(world.device),
-                  slots=[len(replace(world, rank=rank).own_slots) for rank in range(world.size)])  # fmt: skip
+                  slots=[len(world.slots_of(rank)) for rank in range(world.size)])  # fmt: skip
     feed = open_feed(config, pin, log)
     try:
         outcome = trainer.run(feed.source, start, publisher, feed.slide_name)

@@ -7,7 +7,7 @@ must. Whatever crosses samples is a sum or a maximum over slots, taken here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,13 @@ def share_of(rank: int, world_size: int, num_slots: int) -> range:
 _CPU = torch.device("cpu")
 
 
+@dataclass
+class Deal:
+    """How many slots each rank holds; empty: shares as even as may be. All ranks change it together."""
+
+    shares: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class World:
     """This process among `size`. With `deterministic`, sums run in slot order whatever the world size."""
@@ -33,10 +40,18 @@ class World:
     size: int = 1
     deterministic: bool = False
     device: torch.device = _CPU
+    deal: Deal = field(default_factory=Deal)
 
     @property
     def own_slots(self) -> range:
-        return share_of(self.rank, self.size, self.num_slots)
+        return self.slots_of(self.rank)
+
+    def slots_of(self, rank: int) -> range:
+        """Slots that `rank` holds now: consecutive, in order of rank."""
+        if not self.deal.shares:
+            return share_of(rank, self.size, self.num_slots)
+        start = sum(self.deal.shares[:rank])
+        return range(start, start + self.deal.shares[rank])
 
     def sum_over_slots(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
         """Σ over all slots of all ranks of the tensors in `parts` (own slots), shaped as `like`."""
@@ -71,7 +86,7 @@ class World:
     def _sum_in_slot_order(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
         total = torch.zeros_like(like)
         for rank in range(self.size):
-            for slot in share_of(rank, self.size, self.num_slots):
+            for slot in self.slots_of(rank):
                 part = parts[slot].contiguous().clone() if rank == self.rank else torch.empty_like(like)
                 total += self.broadcast(part, rank)
         return total
