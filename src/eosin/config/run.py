@@ -29,9 +29,12 @@ _NOT_IDENTITY: tuple[tuple[str, ...], ...] = (
     ("patches", "stage_dir"),
     ("patches", "stage_bytes"),
     ("patches", "reader"),
+    ("train", "activation_checkpointing"),
+    ("train", "compile"),
     ("train", "elastic"),
     ("train", "log_every_steps"),
     ("train", "keep_checkpoints"),
+    ("train", "pack"),
     ("train", "snapshot_every_steps"),
     ("evaluate", "batch_size"),
 )

@@ -70,6 +70,20 @@ class ElasticConfig(Section):
     keep_alive_attempts: int = Field(default=3, ge=1)
     shutdown_timeout_s: float = Field(default=25, gt=0)
     process_group_timeout_s: float = Field(default=600, gt=0)
+    """How long a collective waits for a rank that lives but does not come."""
+    hang_timeout_s: float | None = Field(default=None, gt=0)
+    """Kill and restart a node's workers that finish no step for so long; off by default. Finds what hangs
+    outside collectives too. Must exceed the longest step and the time that two checkpoints need to upload."""
+    rendezvous_patience_s: float = Field(default=600, ge=0)
+    """How long an agent that lost the rendezvous store tries to meet the others again, keeping its node's
+    snapshots, before it ends and its pod is replaced."""
+    memory_snapshots: Literal["auto", "on", "off"] = "auto"
+    """Keep each snapshot in shared memory, where a lost process leaves it. auto: where there is room;
+    on: refuse to train without."""
+    deal: Literal["speed", "even"] = "speed"
+    """Deal micro-batches to ranks by their measured speed, or evenly. Sharded parameters need even ones."""
+    deal_every_steps: int = Field(default=500, ge=1)
+    """Look at the ranks' speed so often, and once soon after every start."""
 
 
 class TrainConfig(Section):
@@ -82,6 +96,12 @@ class TrainConfig(Section):
     precision: Literal["float32", "bf16"] = "bf16"
     deterministic: bool = False
     """Sum slot gradients in slot order, so that any world size gives the same bits."""
+    pack: bool = True
+    """Take global and local crops through the blocks as one sequence."""
+    compile: bool = False
+    """Compile the backbone's blocks: a minute at every start, faster steps after it. Needs a C++ compiler."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory for a third more operations."""
     momentum: float = Field(default=0.992, ge=0, le=1)
     """Of the teacher; rises to 1 by a cosine."""
     dino: DinoConfig = DinoConfig()

@@ -39,18 +39,22 @@ def resolved_arch_args(config: ModelConfig, global_px: int) -> dict[str, Any]:
     }
 
 
-def create_vit(arch: str, arch_args: dict[str, Any], *, meta: bool = False) -> nn.Module:
+def create_vit(
+    arch: str, arch_args: dict[str, Any], *, meta: bool = False, block_fn: type[nn.Module] | None = None
+) -> nn.Module:
     """A timm VisionTransformer without a classifier, its weights as torch's global generator draws them.
 
-    `meta`: shapes only, no memory. Raises `UserError` for a name timm does not know (with the nearest
-    ones), an argument it rejects, or a model that is not a plain VisionTransformer with a class token.
+    `meta`: shapes only, no memory; `block_fn`: in place of timm's `Block`, of which it is one. Raises
+    `UserError` for a name timm does not know (with the nearest ones), an argument it rejects, or a model
+    that is not a plain VisionTransformer with a class token.
     """
     timm = import_timm()
     if not timm.is_model(arch) or "." in arch:
         raise _unknown(arch, timm)
+    own = {} if block_fn is None else {"block_fn": block_fn}
     try:
         with torch.device("meta" if meta else "cpu"):
-            vit = timm.create_model(arch, num_classes=0, pretrained=False, **arch_args)
+            vit = timm.create_model(arch, num_classes=0, pretrained=False, **arch_args, **own)
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
         family = timm.model_entrypoint(arch).__module__
         hint = "change model.arch or model.arch_args"
@@ -97,7 +101,8 @@ def _reason(error: Exception) -> str:
 
 
 def _require_plain_vit(arch: str, vit: nn.Module) -> None:
-    from timm.models.vision_transformer import Block, VisionTransformer
+    from timm.layers import DropPath
+    from timm.models.vision_transformer import Attention, Block, VisionTransformer
 
     problem = ""
     if not isinstance(vit, VisionTransformer):
@@ -108,6 +113,12 @@ def _require_plain_vit(arch: str, vit: nn.Module) -> None:
         problem = "has no position embedding"
     elif not all(isinstance(block, Block) for block in vit.blocks):
         problem = f"has blocks of {type(vit.blocks[0]).__name__}, whose drop path is not known"
+    elif not all(type(block.attn) is Attention for block in vit.blocks):
+        problem = f"has attention of {type(vit.blocks[0].attn).__name__}, which cannot be packed"
+    elif any(isinstance(module, DropPath) for module in vit.modules()):
+        problem = "was given timm's drop path, whose draws would depend on the world: set model.drop_path"
+    elif any(isinstance(module, nn.Dropout) and module.p > 0 for module in vit.modules()):
+        problem = "was given dropout, whose draws would depend on the world"
     elif not vit.dynamic_img_size:
         problem = "was asked for a fixed image size, and crops have two sizes"
     if problem:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,14 +12,14 @@ from torch import Tensor
 # Above this rate the reference computes a branch only for the samples that keep it.
 _SUBSET_ABOVE = 0.1
 
-Branch = Callable[[Tensor], Tensor]
+Layout = tuple[tuple[int, int], ...]
+"""(crops, tokens a crop) of each size, in the order in which their tokens are packed."""
 
 
-@dataclass(frozen=True)
-class DropPath:
-    """Which samples take each residual branch of one forward pass.
+class DropPath(NamedTuple):
+    """Which of n crops take each residual branch of one forward pass.
 
-    `rows`: int64 [2 × depth, kept], the samples that run branch i (subset mode); `factors`: float32
+    `rows`: int64 [2 × depth, kept], the crops that run branch i (subset mode); `factors`: float32
     [2 × depth, n], 0 or 1 / (1 − rate) (Bernoulli mode). Branch 2 i is the attention of block i,
     2 i + 1 its MLP.
     """
@@ -27,17 +27,21 @@ class DropPath:
     rows: Tensor | None = None
     factors: Tensor | None = None
 
-    def residual(self, index: int, x: Tensor, branch: Branch) -> Tensor:
-        """x + branch(x), [n, tokens, dim], with branch `index` dropped for some samples."""
-        if self.rows is not None:
-            rows = self.rows[index]
-            return x.index_add(0, rows, branch(x[rows]).to(x.dtype), alpha=x.shape[0] / rows.shape[0])
-        if self.factors is not None:
-            return x + branch(x) * self.factors[index].view(-1, 1, 1).to(x.dtype)
-        return x + branch(x)
+
+class BranchDrop(NamedTuple):
+    """The same for one branch over packed tokens.
+
+    Subset mode: `tokens` int64 [kept], where they stand; `scale` float32 [kept, 1]; `layout` of what is
+    kept. Bernoulli mode: `scale` [all tokens, 1] alone.
+    """
+
+    tokens: Tensor | None = None
+    scale: Tensor | None = None
+    layout: Layout | None = None
 
 
 KEEP_ALL = DropPath()
+KEEP_BRANCH = BranchDrop()
 
 
 def draw_drop_path(
@@ -50,10 +54,51 @@ def draw_drop_path(
     """
     if rate == 0 or num_samples == 0:
         return KEEP_ALL
-    if rate > _SUBSET_ABOVE:
-        kept = max(int(num_samples * (1 - rate)), 1)
+    if is_subset(rate):
+        kept = kept_samples(rate, num_samples)
         order = rng.random((2 * depth, num_samples)).argsort(axis=1, kind="stable")[:, :kept]
         return DropPath(rows=torch.from_numpy(np.ascontiguousarray(order)).to(device))
     keep = rng.random((2 * depth, num_samples)) >= rate
     factors = (keep / (1 - rate)).astype(np.float32)
     return DropPath(factors=torch.from_numpy(factors).to(device))
+
+
+def is_subset(rate: float) -> bool:
+    """Whether a branch is computed for the samples that keep it alone."""
+    return rate > _SUBSET_ABOVE
+
+
+def kept_samples(rate: float, num_samples: int) -> int:
+    """How many of `num_samples` run a branch in subset mode."""
+    return max(int(num_samples * (1 - rate)), 1)
+
+
+def pack_drops(drops: Sequence[DropPath], layout: Layout, num_branches: int) -> list[BranchDrop]:
+    """Each branch's `BranchDrop` over the packed tokens of all sizes; `drops` has one entry a size."""
+    if any(drop.rows is not None for drop in drops):
+        return _pack_rows(drops, layout, num_branches)
+    if any(drop.factors is not None for drop in drops):
+        return _pack_factors(drops, layout, num_branches)
+    return [KEEP_BRANCH] * num_branches
+
+
+def _pack_rows(drops: Sequence[DropPath], layout: Layout, num_branches: int) -> list[BranchDrop]:
+    places, scales, kept_layout, start = [], [], [], 0
+    for drop, (num, tokens) in zip(drops, layout, strict=True):
+        assert drop.rows is not None, "crops of all sizes are dropped by one rule"
+        kept = drop.rows.shape[1]
+        within = torch.arange(start, start + tokens, device=drop.rows.device)
+        places.append((drop.rows[:, :, None] * tokens + within).flatten(1))
+        scales.append(torch.full((kept * tokens, 1), num / kept, device=drop.rows.device))
+        kept_layout.append((kept, tokens))
+        start += num * tokens
+    scale, kept_all = torch.cat(scales), tuple(kept_layout)
+    return [BranchDrop(place, scale, kept_all) for place in torch.cat(places, dim=1).unbind(0)[:num_branches]]
+
+
+def _pack_factors(drops: Sequence[DropPath], layout: Layout, num_branches: int) -> list[BranchDrop]:
+    parts = []
+    for drop, (_, tokens) in zip(drops, layout, strict=True):
+        assert drop.factors is not None, "crops of all sizes are dropped by one rule"
+        parts.append(drop.factors.repeat_interleave(tokens, dim=1))
+    return [BranchDrop(scale=scale[:, None]) for scale in torch.cat(parts, dim=1).unbind(0)[:num_branches]]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from eosin.config.train import TrainConfig
+from eosin.models.backbone import Crops
 from eosin.models.heads import ProjectionHead
 from eosin.models.network import Network
 from eosin.training.losses.cross_entropy import Prototypes, dino_terms, ibot_sum
@@ -82,9 +83,8 @@ class Objective:
         Shares add up over the slots of all ranks to the batch's loss, weights and means included.
         """
         config = self._config
-        tokens = student.backbone(slot.global_crops.flatten(0, 1), slot.masks, slot.global_drop)
-        views = tokens[:, 0].unflatten(0, slot.global_crops.shape[:2])
-        local = _local_tokens(student, slot, views)
+        tokens, local = _student_tokens(student, slot, pack=config.pack)
+        views = tokens[:, 0].view(*slot.global_crops.shape[:2], -1)
         features = student.dino_head(torch.cat([views.flatten(0, 1), local.flatten(0, 1)]))
         num_global = views.shape[0] * views.shape[1]
         dino = dino_terms(
@@ -151,9 +151,13 @@ def _teacher_features(teacher: Network, slot: Slot, wants_patches: bool) -> tupl
     return views, teacher.patch_head(tokens[:, teacher.backbone.num_prefix_tokens :][slot.masks])
 
 
-def _local_tokens(student: Network, slot: Slot, views: Tensor) -> Tensor:
-    """Class tokens [num_local, n, dim] of the local crops."""
-    if slot.local_crops.shape[0] == 0:
-        return views[:0]
-    tokens: Tensor = student.backbone(slot.local_crops.flatten(0, 1), drop=slot.local_drop)
-    return tokens[:, 0].view(*slot.local_crops.shape[:2], -1)
+def _student_tokens(student: Network, slot: Slot, *, pack: bool) -> tuple[Tensor, Tensor]:
+    """All tokens [2 n, tokens, dim] of the global crops, class tokens [num_local, n, dim] of the local."""
+    num_local, n = slot.local_crops.shape[:2]
+    groups = [Crops(slot.global_crops.flatten(0, 1), slot.masks, slot.global_drop)]
+    if num_local:
+        groups.append(Crops(slot.local_crops.flatten(0, 1), drop=slot.local_drop))
+    passes = [groups] if pack else [[crops] for crops in groups]
+    tokens = [part for crops in passes for part in student.backbone(crops)]
+    local = tokens[1][:, 0] if num_local else tokens[0].new_zeros(0, tokens[0].shape[-1])
+    return tokens[0], local.view(num_local, n, -1)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eosin.config import RunConfig
-from eosin.models.network import Network, teacher_of
+from eosin.models.network import Network, speed_up, teacher_of
 from eosin.training.objective import TERMS, Objective, Targets
+from eosin.training.parallel import clip_, local, spread
 from eosin.training.param_groups import param_groups
 from eosin.training.schedules import Schedules, StepValues
-from eosin.training.slots import Slot
+from eosin.training.slots import Slot, blank_slot
 from eosin.training.world import World
 
 
@@ -41,14 +43,18 @@ class StepResult:
 
 
 class Learner:
-    """Student, teacher, optimizer and loss state on this rank, replicated on every other."""
+    """Student, teacher, optimizer and loss state on this rank, whole or in shards."""
 
     def __init__(self, config: RunConfig, student: Network, world: World) -> None:
         self.world = world
         self.config = config.train
-        self.student = student.to(world.device).train()
+        self.student = student.train()
         self.student.backbone.mask_token.requires_grad_(config.train.uses_ibot)
         self.teacher = teacher_of(self.student)
+        self._blank = blank_slot(config, student.backbone.patch_size, world.device)
+        self.spread = spread(self.student, self.teacher, config.train, world)
+        for network in (self.student, self.teacher):
+            speed_up(network, config.train)
         self.objective = Objective(config.train, world)
         self.centers = self.objective.new_centers(self.student)
         self.schedules = Schedules(config.train)
@@ -59,7 +65,6 @@ class Learner:
             betas=(optimizer.beta1, optimizer.beta2),
             fused=True,
         )
-        self.gradients = _flat_gradients(self.student)
 
     def step(self, step: int, slots: Mapping[int, Slot]) -> StepResult:
         """Take step `step` (from 0) on this rank's `slots`.
@@ -68,8 +73,11 @@ class Learner:
         loss or its gradient is not finite.
         """
         values = self.schedules.at(step)
+        surplus = {index: self._blank for index in self._surplus(len(slots))}
         with self._autocast():
-            targets = self.objective.targets(self.teacher, slots, self.centers, values.teacher_temperature)
+            targets = self.objective.targets(
+                self.teacher, slots, self.centers, values.teacher_temperature, surplus
+            )
         terms = self._accumulate(slots, targets)
         shares = self._share_terms(step, terms, targets)
         norms = self._clip(step)
@@ -77,24 +85,32 @@ class Learner:
         named = dict(zip(TERMS, shares[:-1].tolist(), strict=True))
         return StepResult(float(shares[:-1].sum()), named, float(shares[-1]), norms, values)
 
+    def _surplus(self, num_slots: int) -> range:
+        """Indices of the teacher's passes that only keep this rank in step with the others."""
+        return range(-1, num_slots - self.spread.num_teacher_passes() - 1, -1)
+
     def _accumulate(self, slots: Mapping[int, Slot], targets: Targets) -> dict[int, Tensor]:
-        """Gradients of all slots of all ranks, summed into `gradients`; this rank's terms by slot."""
+        """Gradients of all slots of all ranks, summed; this rank's terms by slot."""
         terms: dict[int, Tensor] = {}
-        kept: dict[int, Tensor] = {}
-        self.gradients.zero_()
-        for index, slot in slots.items():
-            with self._autocast():
-                share = self.objective.slot_terms(self.student, index, slot, targets)
-            share[: len(TERMS)].sum().backward()  # type: ignore[no-untyped-call]
-            terms[index] = share.detach()
-            if self.world.deterministic:
-                kept[index] = self.gradients.clone()
-                self.gradients.zero_()
-        if self.world.deterministic:
-            self.gradients.copy_(self.world.sum_over_slots(kept, self.gradients))
-        else:
-            self.world.all_reduce(self.gradients)
+        self.spread.begin()
+        for index in self.spread.passes():
+            if index is None:
+                self._pass_of_zero_weight(slots, targets)
+            else:
+                with self._autocast():
+                    share = self.objective.slot_terms(self.student, index, slots[index], targets)
+                share[: len(TERMS)].sum().backward()  # type: ignore[no-untyped-call]
+                terms[index] = share.detach()
+            self.spread.end_pass(index)
+        self.spread.finish()
         return terms
+
+    def _pass_of_zero_weight(self, slots: Mapping[int, Slot], targets: Targets) -> None:
+        """Run the student with the others, on a slot of its own again, and add nothing."""
+        index, slot = next(reversed(slots.items()), (-1, self._blank))
+        with self._autocast():
+            share = self.objective.slot_terms(self.student, index, slot, targets)
+        (share[: len(TERMS)].sum() * 0.0).backward()  # type: ignore[no-untyped-call]
 
     def _share_terms(self, step: int, terms: Mapping[int, Tensor], targets: Targets) -> Tensor:
         """Σ of the terms over all slots [6]; raises `NonFinite` naming the slots that are not finite.
@@ -117,14 +133,13 @@ class Learner:
 
     def _clip(self, step: int) -> dict[str, float]:
         limit = self.config.optimizer.clip_grad_norm
-        norms = {
-            name: nn.utils.clip_grad_norm_(module.parameters(), limit or float("inf"))
-            for name, module in self.student.submodules().items()
-        }
+        norms = self.spread.gradient_norms()
         values = {name: float(norm) for name, norm in norms.items()}
-        bad = [name for name, norm in values.items() if not torch.tensor(norm).isfinite()]
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise NonFinite(step, f"the gradient of {', '.join(bad)}", ())
+        for name, module in self.student.submodules().items() if limit is not None else ():
+            clip_(module, norms[name], limit or math.inf)
         return values
 
     @torch.no_grad()
@@ -134,22 +149,11 @@ class Learner:
             group["lr"] = factors.lr * (values.last_layer_lr if factors.last_layer else values.lr)
             group["weight_decay"] = factors.weight_decay * values.weight_decay
         self.optimizer.step()
-        teacher: list[Tensor] = list(self.teacher.parameters())
-        student: list[Tensor] = list(self.student.parameters())
+        teacher = [local(parameter) for parameter in self.teacher.parameters()]
+        student = [local(parameter) for parameter in self.student.parameters()]
         torch._foreach_mul_(teacher, values.momentum)
         torch._foreach_add_(teacher, student, alpha=1 - values.momentum)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
-
-
-def _flat_gradients(module: nn.Module) -> Tensor:
-    """One float32 buffer that all gradients are views of, so that one all-reduce sums them."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
-    start = 0
-    for parameter in parameters:
-        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
-        start += parameter.numel()
-    return flat

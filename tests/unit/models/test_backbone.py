@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 
-from eosin.models.backbone import Backbone, build_backbone
-from eosin.models.drop_path import KEEP_ALL, DropPath, draw_drop_path
+from eosin.errors import UserError
+from eosin.models.backbone import Backbone, Crops, build_backbone
+from eosin.models.drop_path import draw_drop_path
 from eosin.models.torchvision_ops import define_missing_ops
 from tests.support.training_run import tiny_config
 
@@ -57,13 +63,97 @@ def test_above_a_tenth_an_exact_number_of_samples_runs_a_branch(rate: float, kep
     assert all(len(set(row.tolist())) == kept for row in drop.rows)
 
 
-def test_kept_samples_are_scaled_and_dropped_ones_pass_unchanged() -> None:
-    x = torch.ones(4, 2, 3)
-    subset = DropPath(rows=torch.tensor([[2, 0]])).residual(0, x, lambda y: y)
-    assert subset[:, 0, 0].tolist() == [3.0, 1.0, 3.0, 1.0]
-    single = DropPath(factors=torch.tensor([[0.0, 1.25, 0.0, 1.25]])).residual(0, x, lambda y: y)
-    assert single[:, 0, 0].tolist() == [1.0, 2.25, 1.0, 2.25]
-    assert torch.equal(KEEP_ALL.residual(0, x, lambda y: y), x + x)
+def plain_pass(backbone: Backbone, crops: Crops) -> torch.Tensor:
+    """One size of crops, branch by branch over timm's own modules."""
+
+    def residual(index: int, x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        if crops.drop.rows is not None:
+            rows = crops.drop.rows[index]
+            return x.index_add(0, rows, branch(x[rows]), alpha=len(x) / len(rows))
+        factors = torch.ones(len(x)) if crops.drop.factors is None else crops.drop.factors[index]
+        return x + branch(x) * factors.view(-1, 1, 1)
+
+    x = backbone.vit.patch_embed(crops.images)
+    if crops.masks is not None:
+        x = torch.where(crops.masks.view(*x.shape[:3], 1), backbone.mask_token, x)
+    x = backbone.vit._pos_embed(x)
+    for i, block in enumerate(backbone.vit.blocks):
+        x = residual(2 * i, x, lambda y, b=block: b.ls1(b.attn(b.norm1(y))))  # type: ignore[misc]
+        x = residual(2 * i + 1, x, lambda y, b=block: b.ls2(b.mlp(b.norm2(y))))  # type: ignore[misc]
+    return backbone.vit.norm(x)  # type: ignore[no-any-return]
+
+
+def two_sizes(rate: float) -> list[Crops]:
+    """Four masked crops of 16 px and nine of 8 px, each with its drop path."""
+    rng = np.random.default_rng(7)
+    masks = torch.from_numpy(rng.random((4, 16)) < 0.4)
+    drops = [draw_drop_path(rate, 3, num, rng, CPU) for num in (4, 9)]
+    return [Crops(images(4), masks, drops[0]), Crops(images(9, 8), None, drops[1])]
+
+
+def with_gradients(backbone: Backbone, tokens: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tokens, and the gradients of a loss that reads every one of them."""
+    backbone.zero_grad()
+    weights = [torch.linspace(-1, 1, part.numel()).view_as(part) for part in tokens]
+    loss = sum(((part * weight).sum() for part, weight in zip(tokens, weights, strict=True)), torch.zeros(()))
+    loss.backward()  # type: ignore[no-untyped-call]
+    grads = {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
+    return grads | {f"tokens {i}": part.detach() for i, part in enumerate(tokens)}
+
+
+def assert_alike(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        # Key biases have no gradient but rounding noise, hence the floor.
+        assert float((ours[name] - value).norm() / value.norm().clamp(min=1.0)) < 1e-5, name
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.4])
+def test_packed_sizes_give_the_tokens_and_gradients_of_a_pass_each(backbone: Backbone, rate: float) -> None:
+    groups = two_sizes(rate)
+    plain = with_gradients(backbone, [plain_pass(backbone, crops) for crops in groups])
+    assert_alike(with_gradients(backbone, backbone(groups)), plain)
+    assert_alike(with_gradients(backbone, [backbone(*crops) for crops in groups]), plain)
+
+
+def test_recomputed_activations_give_the_same_gradients(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = two_sizes(0.4)
+    plain = with_gradients(backbone, backbone(groups))
+    monkeypatch.setattr(backbone, "checkpoint_activations", True)
+    assert_alike(with_gradients(backbone, backbone(groups)), plain)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.4])
+def test_blocks_compile_whole_and_once(backbone: Backbone, rate: float) -> None:
+    """Traced, not lowered: the compiler proper is for tests/gpu and the long test of a compiled step."""
+    groups = two_sizes(rate)
+    plain = with_gradients(backbone, backbone(groups))
+    compiled = copy.deepcopy(backbone)
+    torch._dynamo.reset()
+    counters = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled.compile_blocks(backend=counters)
+    assert_alike(with_gradients(compiled, compiled(groups)), plain)
+    assert counters.frame_count == 1, "three blocks share one graph"
+    assert copy.deepcopy(compiled).state_dict().keys() == backbone.state_dict().keys()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("arch_args", "message"),
+    [
+        ({"drop_path_rate": 0.1}, "model.drop_path"),
+        ({"proj_drop_rate": 0.1}, "dropout"),
+        ({"attn_layer": "diff"}, "cannot be packed"),
+    ],
+)
+def test_what_would_draw_by_itself_or_cannot_be_packed_is_refused(
+    arch_args: dict[str, Any], message: str
+) -> None:
+    tiny = tiny_config().model
+    with pytest.raises(UserError, match=message):
+        build_backbone(tiny.model_copy(update={"arch_args": {**tiny.arch_args, **arch_args}}), 16)
 
 
 def test_small_rates_keep_about_their_share() -> None:
