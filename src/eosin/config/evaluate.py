@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from eosin.config.base import Section
+from eosin.config.presets import ImageLayout, MaskLayout, SlideLayout, expand_preset
 
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,40}$")]
@@ -22,6 +23,8 @@ class ProbeConfig(Section):
     num_runs: int = Field(default=5, ge=1)
     patience_epochs: int | None = Field(default=None, ge=1)
     """Stop a run after so many epochs without a better validation score; None: never."""
+    validate_every_epochs: int = Field(default=1, ge=1)
+    """Look at validation after so many epochs; the last one is always looked at."""
     num_shots: int | None = Field(default=None, ge=1)
     """Train on so many images of each class, drawn anew for each run; None: on all of them."""
 
@@ -41,6 +44,24 @@ class DecoderConfig(Section):
     """How often a run is judged on validation; the best of them is kept."""
 
 
+class AbmilConfig(Section):
+    """Gated attention over the patches of a slide: eva's sizes and steps unless changed."""
+
+    num_epochs: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    """Slides a step."""
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    num_runs: int = Field(default=20, ge=1)
+    patience_epochs: int | None = Field(default=20, ge=1)
+    """Stop a run after so many epochs without a better validation score; None: never."""
+    projection_dim: int = Field(default=128, ge=1)
+    attention_dim: int = Field(default=128, ge=1)
+    hidden_dims: tuple[int, ...] = (128, 64)
+    max_step_gib: float = Field(default=2.0, gt=0)
+    """Most memory for the patches of one step; more seeds than fit are trained after one another."""
+
+
 class UnsupervisedTask(Section):
     """RankMe and ODCorr of the held-out patch set: no labels needed."""
 
@@ -55,6 +76,10 @@ class KnnTask(Section):
     name: TaskName
     dataset: str
     """URI of labelled images: a folder a class (perhaps under train/ val/ test/), or a patch set."""
+    layout: ImageLayout | None = None
+    """Read `dataset` as this public dataset is published, with its split and counts; None: by what is there."""
+    allow_subset: bool = False
+    """Take fewer images than the public dataset has; the record says so."""
     k: int = Field(default=20, ge=1)
     temperature: float = Field(default=0.07, gt=0)
 
@@ -63,6 +88,10 @@ class LinearProbeTask(Section):
     kind: Literal["linear-probe"]
     name: TaskName
     dataset: str
+    layout: ImageLayout | None = None
+    """As for kNN."""
+    allow_subset: bool = False
+    """As for kNN."""
     probe: ProbeConfig = ProbeConfig()
 
 
@@ -81,6 +110,10 @@ class SegmentationTask(Section):
     name: TaskName
     dataset: str
     """URI of a folder with images/ and masks/ (perhaps each under train/ val/ test/), paired by name."""
+    layout: MaskLayout | None = None
+    """Read `dataset` as this public dataset is published, with its split and counts; None: as above."""
+    allow_subset: bool = False
+    """As for kNN."""
     classes: tuple[ClassName, ...] | None = Field(default=None, min_length=2, max_length=64)
     """Name of each mask value from 0 on; None: as many classes as the masks have."""
     background: int | None = Field(default=0, ge=0)
@@ -94,8 +127,43 @@ class SegmentationTask(Section):
     decoder: DecoderConfig = DecoderConfig()
 
 
+class CentreTask(Section):
+    """Do embeddings group by tissue or by where the slide was made? An index in the manner of PathoROB."""
+
+    kind: Literal["centres"]
+    name: TaskName
+    dataset: str
+    """URI of a CSV or Parquet table of images with the columns label (tissue) and centre."""
+    k: int = Field(default=10, ge=1)
+    """Neighbours that are looked at; those of the same patient are passed over."""
+
+
+class SlideTask(Section):
+    """Slides classified by gated attention over embeddings of patches on a grid in their tissue."""
+
+    kind: Literal["slide"]
+    name: TaskName
+    dataset: str
+    """URI of a CSV with the columns slide and label (and split, patient), or of a public dataset's folder."""
+    layout: SlideLayout | None = None
+    """Read `dataset` as this public dataset is published; None: it is a CSV."""
+    allow_subset: bool = False
+    """As for kNN."""
+    slides: str = ""
+    """Folder of the slides that the CSV names; empty: where the CSV lies."""
+    overrides: str | None = None
+    """As `slides.overrides`: mpp and what else the slides' headers lack."""
+    mpp: float = Field(default=0.5, gt=0)
+    patch_px: int = Field(default=224, ge=16)
+    num_patches: int = Field(default=1_000, ge=1)
+    """Most patches a slide, drawn from the grid by a stable hash."""
+    min_foreground: float = Field(default=0.35, ge=0, le=1)
+    """Share of a patch whose HSV saturation is above 20."""
+    abmil: AbmilConfig = AbmilConfig()
+
+
 TaskConfig = Annotated[
-    UnsupervisedTask | KnnTask | LinearProbeTask | RobustnessTask | SegmentationTask,
+    UnsupervisedTask | KnnTask | LinearProbeTask | RobustnessTask | SegmentationTask | CentreTask | SlideTask,
     Field(discriminator="kind"),
 ]
 
@@ -109,6 +177,18 @@ class EvaluateConfig(Section):
     """Side to which images are resized for every model; None: each model's own. A teacher trained on
     crops well inside the patch sees the whole patch at the same scale where this is larger."""
     batch_size: int = Field(default=256, ge=1)
+    compare_with: tuple[str, ...] = ()
+    """URIs of runs whose figures the report shows beside this run's."""
+    num_earlier_runs: int = Field(default=5, ge=0, le=20)
+    """So many more, the newest in the same folder that began before this one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_presets(cls, values: Any) -> Any:
+        tasks = values.get("tasks") if isinstance(values, dict) else None
+        if not isinstance(tasks, list | tuple):
+            return values
+        return {**values, "tasks": [expand_preset(task) for task in tasks]}
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from eosin.errors import UserError
+
 
 @dataclass(frozen=True)
 class ObjectInfo:
@@ -40,13 +42,17 @@ class ObjectChanged(Exception):
     """A pinned read met another version of the object."""
 
 
+class AccessDenied(UserError):
+    """The credentials are good, but give no right to this object or prefix."""
+
+
 @runtime_checkable
 class Store(Protocol):
     """A folder of objects at one URI. Thread-safe. Every method retries what is transient.
 
     Errors: `NotFound`, `PreconditionFailed`, `ObjectChanged` for a caller to act on; `UserError`
-    (wrong key, missing bucket, denied prefix; names bucket, key and operation); `TransientError`
-    after the retries are spent.
+    (wrong key, missing bucket; names bucket, key and operation), `AccessDenied` among them where only
+    the right is missing; `TransientError` after the retries are spent.
     """
 
     uri: str
@@ -80,7 +86,7 @@ class Store(Protocol):
         ...
 
     def folders(self, prefix: str = "") -> Iterator[str]:
-        """Names of the folders right under `prefix` (empty, or ending in `/`), sorted, without their objects."""
+        """Names of the folders right under `prefix` (empty, or ending in `/`), sorted."""
         ...
 
     def delete(self, keys: Sequence[str]) -> None:

@@ -8,7 +8,8 @@ from itertools import pairwise
 from eosin.layout import RANDOM_INIT
 from eosin.records import MetricRecord
 from eosin.summary.names import metric_name, model_label
-from eosin.summary.results import Result, metric_order, model_order
+from eosin.summary.result import Result
+from eosin.summary.results import metric_order, model_order
 from eosin.summary.svg import Chart, Point, Series
 from eosin.summary.training_log import Points, TrainingLog
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from eosin.records import PatchSetManifest
 from eosin.summary.headline import Line
+from eosin.summary.leaderboard import Row
 from eosin.summary.report import Report
-from eosin.summary.results import Result
+from eosin.summary.result import Result
 from eosin.summary.slides_view import Rejected
 
 SCHEMA_VERSION = 1
@@ -26,6 +27,7 @@ def document(report: Report) -> dict[str, Any]:
         "evaluations": report.statuses,
         "results": [result.model_dump(mode="json") for result in report.results],
         "headline": [_line(line) for line in report.lines],
+        "side_by_side": [_row(row) for row in report.leaderboard.rows],
         "training": None
         if training is None
         else {
@@ -56,6 +58,14 @@ def _line(line: Line) -> dict[str, Any]:
         "improved": line.improved,
         "p_value": test.p_value if test else None,
     }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    figures = [
+        {"task": task, "metric": metric, "mean": cell.mean, "std": cell.std, "doubt": cell.doubt}
+        for (task, metric), cell in row.cells.items()
+    ]
+    return {"model": row.label, "source": row.source, "figures": figures}
 
 
 def _figure(result: Result | None) -> dict[str, Any] | None:

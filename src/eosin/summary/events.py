@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from eosin.layout import RunLayout
@@ -28,6 +28,11 @@ class Event:
         """A numeric field; None where it is absent or not a number."""
         value = self.fields.get(name)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def date_of(time_s: float) -> str:
+    """ISO date and time in UTC, to the second."""
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds")
 
 
 def read_events(store: Store) -> tuple[Event, ...]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from eosin.layout import RANDOM_INIT
 from eosin.metrics.bootstrap import PairedDifference, paired_difference
 from eosin.records import MetricRecord
-from eosin.summary.results import Result, metric_order, model_order
+from eosin.summary.result import Result
+from eosin.summary.results import metric_order, model_order
 
 _PER_TASK = {"unsupervised": ("rankme", "odcorr"), "knn": ("balanced_accuracy", "top1"),
              "linear-probe": ("balanced_accuracy",),

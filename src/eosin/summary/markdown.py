@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from eosin.summary.headline import Line
+from eosin.summary.leaderboard import Cell, Leaderboard, line_column
 from eosin.summary.names import figure, metric_name, model_label, number, signed
 from eosin.summary.report import Report
-from eosin.summary.results import Result
+from eosin.summary.result import Result
 
 
 def to_markdown(report: Report) -> str:
@@ -13,6 +14,7 @@ def to_markdown(report: Report) -> str:
         f"# {_text(report.name)}",
         report.verdict,
         _headline(report.lines),
+        _side_by_side(report.leaderboard),
         _not_ok(report.not_ok),
         _data(report),
         _problems(report.published.problems),
@@ -37,6 +39,26 @@ def _headline(lines: tuple[Line, ...]) -> str:
         cells = (_text(line.task), name, figure(line.random_init), last, change, best)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _side_by_side(board: Leaderboard) -> str:
+    """Earlier runs and baselines; published figures are left to the page."""
+    rows = [row for row in board.rows if row.source != "published"]
+    if not any(row.source == "earlier run" for row in rows):
+        return ""
+    heads = [f"{_text(line.task)} {metric_name(line.metric)} {arrow(line)}" for line in board.columns]
+    table = [f"| model | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for row in rows:
+        cells = [row.cells.get(line_column(line)) for line in board.columns]
+        table.append(f"| {_text(row.label)} ({row.source}) | {' | '.join(map(_cell, cells))} |")
+    return "\n".join(["## Beside earlier runs", "", *table])
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    text = f"**{figure(cell)}**" if cell.is_best else figure(cell)
+    return f"{text} ({cell.doubt})" if cell.doubt else text
 
 
 def _mark(line: Line) -> str:

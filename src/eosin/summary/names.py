@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from eosin.layout import RANDOM_INIT, step_of
-from eosin.summary.results import Result
 
 _METRICS = {
     "balanced_accuracy": "balanced accuracy",
@@ -50,7 +51,18 @@ def number(value: float) -> str:
     return f"{value:.2e}"
 
 
-def figure(result: Result | None) -> str:
+class Figure(Protocol):
+    """A mean over runs."""
+
+    @property
+    def mean(self) -> float | None: ...
+    @property
+    def std(self) -> float | None: ...
+    @property
+    def num_runs(self) -> int: ...
+
+
+def figure(result: Figure | None) -> str:
     """`0.512 ± 0.010`, without ± for a single run; a dash where there is no figure."""
     if result is None or result.mean is None:
         return "–"

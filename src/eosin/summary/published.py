@@ -17,6 +17,7 @@ from eosin.records import MetricRecord, PatchSetManifest, TeacherCard, TrainingD
 from eosin.records.base import Record
 from eosin.runs import load_pin, load_run
 from eosin.storage import NotFound, Store, join_uri, open_store
+from eosin.summary.earlier import EarlierRun, read_earlier
 from eosin.summary.events import Event, read_events
 
 _JPEG = b"\xff\xd8\xff"
@@ -49,6 +50,7 @@ class Published:
     patch_sets: tuple[PatchSet, ...] = ()
     events: tuple[Event, ...] = ()
     """Of every step's log but this one's, by time."""
+    earlier: tuple[EarlierRun, ...] = ()
     problems: tuple[str, ...] = field(default=())
     """What could not be read, in words."""
 
@@ -92,6 +94,7 @@ def read_published(run_uri: str) -> Published:
     training = reader.record(
         TrainingDone, RunLayout.TRAINING_DONE, absent="training has not ended; the report shows what is there"
     )
+    events = read_events(store)
     return Published(
         run_uri=run_uri,
         config=config,
@@ -102,7 +105,8 @@ def read_published(run_uri: str) -> Published:
         records=records,
         pictures=_pictures(store, records),
         patch_sets=_patch_sets(reader),
-        events=read_events(store),
+        events=events,
+        earlier=read_earlier(run_uri, config, events, reader.problems),
         problems=tuple(reader.problems),
     )
 

@@ -6,18 +6,19 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 from eosin.config import difference, dump_config
 from eosin.records import MetricRecord, TeacherCard
-from eosin.summary.events import Event
+from eosin.summary.events import Event, date_of
 from eosin.summary.headline import Line, all_lines, headline
+from eosin.summary.leaderboard import Leaderboard, leaderboard
 from eosin.summary.names import model_label
 from eosin.summary.published import PatchSet, Published
-from eosin.summary.published_figures import PublishedFigure, published_figures
-from eosin.summary.results import Result, collect_results
+from eosin.summary.published_figures import published_figures
+from eosin.summary.result import Result
+from eosin.summary.results import collect_results
 from eosin.summary.slides_view import SlidesView, view_slides
 from eosin.summary.training_log import TrainingLog, read_training_log
 
@@ -35,8 +36,8 @@ class Report:
     """The headline table."""
     more_lines: tuple[Line, ...]
     """Every metric, headline ones included."""
-    elsewhere: tuple[PublishedFigure, ...]
-    """Figures others published on the same datasets; not measured here."""
+    leaderboard: Leaderboard
+    """This run beside earlier ones, baselines and figures that others published."""
     verdict: str
     """One sentence: did it learn?"""
     statuses: dict[str, int]
@@ -88,7 +89,7 @@ def build_report(published: Published) -> Report:
         results=tuple(results),
         lines=tuple(lines),
         more_lines=tuple(all_lines(results, records)),
-        elsewhere=tuple(published_figures(results)),
+        leaderboard=leaderboard(lines, results, published.earlier, published_figures(results)),
         verdict=_verdict(lines, training_ended=published.training is not None),
         statuses=dict(sorted(Counter(pairs.values()).items(), key=lambda item: _STATUS_ORDER.index(item[0]))),
         slides=view_slides(published.snapshot) if published.snapshot else None,
@@ -157,10 +158,6 @@ def _provenance(published: Published) -> dict[str, Any]:
         "teachers": {card.name: card.weights_sha256 for card in published.teachers},
         "eosin_versions": sorted({r.eosin_version for _, r in published.records if r.eosin_version}),
         "report_version": version("eosin"),
-        "first_event": _date(min(times)) if times else None,
-        "last_event": _date(max(times)) if times else None,
+        "first_event": date_of(min(times)) if times else None,
+        "last_event": date_of(max(times)) if times else None,
     }
-
-
-def _date(time_s: float) -> str:
-    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds")

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from eosin.layout import RANDOM_INIT, step_of
 from eosin.records import MetricRecord
 from eosin.summary.published import Published
-
-Status = Literal["ok", "failed", "missing", "disagreeing"]
+from eosin.summary.result import Result, Status
 
 # The figures that head a task's table, best known first; others follow by name.
 METRIC_ORDER = (
@@ -25,27 +21,6 @@ METRIC_ORDER = (
     "odcorr",
     "odcorr_samples",
 )
-
-
-class Result(BaseModel):
-    """One figure of one model on one task; without figures, one line that says why."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str
-    step: int | None
-    """Training step; 0 for random-init; None for a foreign baseline."""
-    task: str
-    kind: str
-    metric: str | None
-    mean: float | None
-    std: float | None
-    num_runs: int
-    status: Status
-    higher_is_better: bool | None = None
-    interval: tuple[float, float] | None = None
-    """95 % bootstrap interval, where one was computed."""
-    reason: str = ""
 
 
 def collect_results(published: Published) -> list[Result]:
@@ -107,6 +82,7 @@ def _of_record(record: MetricRecord, disagreement: str) -> list[Result]:
             mean=value.mean, std=value.std, num_runs=len(value.values),
             status="disagreeing" if disagreement else "ok", higher_is_better=value.higher_is_better,
             interval=interval if name == "balanced_accuracy" else None, reason=disagreement,
+            dataset_digest=record.dataset_digest, protocol=_protocol(record),
         )
         for name, value in sorted(record.metrics.items(), key=lambda item: metric_order(item[0]))
     ]  # fmt: skip
@@ -154,6 +130,11 @@ def protocol_changes(record: MetricRecord) -> list[str]:
     """Where the record departs from the usual protocol; empty for a record that does not say."""
     changes = record.details.get("protocol_changes")
     return [str(change) for change in changes] if isinstance(changes, list) else []
+
+
+def _protocol(record: MetricRecord) -> str:
+    _, name, protocol_version, changes = _basis(record)
+    return f"{name} v{protocol_version}{_with(changes)}" if name else ""
 
 
 def _difference(record: MetricRecord, usual: _Basis) -> str:

@@ -1,0 +1,108 @@
+"""Other runs to stand beside: what their own reports say of the same tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter, ValidationError
+
+from eosin.config import RunConfig
+from eosin.errors import EosinError, TransientError
+from eosin.layout import RunLayout
+from eosin.storage import NotFound, open_store
+from eosin.summary.events import Event, date_of
+from eosin.summary.result import Result
+
+# A folder with more runs than this is looked through no further: a report is not a search.
+_MAX_SIBLINGS = 200
+_READS_AT_ONCE = 8
+_RESULTS = TypeAdapter(tuple[Result, ...])
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """Another run, as far as its summary.json tells."""
+
+    uri: str
+    recipe: str
+    began: str
+    """ISO date and time (UTC) of its first event; empty where it logged nothing."""
+    results: tuple[Result, ...]
+
+    @property
+    def name(self) -> str:
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def read_earlier(
+    run_uri: str, config: RunConfig, events: Sequence[Event], problems: list[str]
+) -> tuple[EarlierRun, ...]:
+    """The runs that `evaluate.compare_with` names, then the newest in the same folder begun before this one.
+
+    A named run that cannot be read is a line in `problems`; one that merely lies in the same folder and
+    has no report is passed over. Raises `TransientError` where the store does not answer.
+    """
+    named = [_named(uri, problems) for uri in config.evaluate.compare_with]
+    began = date_of(events[0].time_s) if events else ""
+    known = {run_uri.rstrip("/"), *(uri.rstrip("/") for uri in config.evaluate.compare_with)}
+    siblings: list[EarlierRun] = []
+    if config.evaluate.num_earlier_runs:
+        siblings = [run for run in _siblings(run_uri, known) if not began or run.began < began]
+    newest = sorted(siblings, key=lambda run: (run.began, run.name), reverse=True)
+    return (*(run for run in named if run), *newest[: config.evaluate.num_earlier_runs])
+
+
+def _named(uri: str, problems: list[str]) -> EarlierRun | None:
+    try:
+        return _read(uri)
+    except TransientError:
+        raise
+    except NotFound:
+        problems.append(f"{uri}, named in evaluate.compare_with, has no report to compare with")
+    except EosinError as error:
+        problems.append(f"{uri}, named in evaluate.compare_with: {error.message}")
+    except ValueError:
+        problems.append(
+            f"the report of {uri}, named in evaluate.compare_with, is damaged or of another eosin"
+        )
+    return None
+
+
+def _siblings(run_uri: str, known: set[str]) -> Iterator[EarlierRun]:
+    parent, _, _ = run_uri.rstrip("/").rpartition("/")
+    try:
+        names = list(open_store(parent).folders())[:_MAX_SIBLINGS]
+    except TransientError:
+        raise
+    except EosinError:
+        return  # who may read a run need not be allowed to list its neighbours
+    uris = [uri for name in names if (uri := f"{parent}/{name}") not in known]
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        yield from (run for run in pool.map(_if_readable, uris) if run)
+
+
+def _if_readable(uri: str) -> EarlierRun | None:
+    try:
+        return _read(uri)
+    except TransientError:
+        raise
+    except (NotFound, EosinError, ValueError):
+        return None
+
+
+def _read(uri: str) -> EarlierRun:
+    """Raises `NotFound`, `EosinError`, or ValueError for bytes that are no summary of this kind."""
+    data = open_store(uri).get(RunLayout.SUMMARY_JSON)
+    try:
+        summary = json.loads(data)
+        return EarlierRun(
+            uri=uri,
+            recipe=str(summary["recipe"]),
+            began=str(summary["provenance"]["first_event"] or ""),
+            results=_RESULTS.validate_python(summary["results"]),
+        )
+    except (KeyError, TypeError, ValidationError) as error:
+        raise ValueError(uri) from error

@@ -1,0 +1,147 @@
+"""Every model side by side: this run, earlier runs, baselines and what others have published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from eosin.layout import RANDOM_INIT
+from eosin.summary.earlier import EarlierRun
+from eosin.summary.headline import Line
+from eosin.summary.names import model_label
+from eosin.summary.published_figures import PublishedFigure
+from eosin.summary.result import Result
+
+Source = Literal["this run", "earlier run", "baseline", "published"]
+Column = tuple[str, str]
+"""(task, metric)."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    mean: float
+    std: float
+    num_runs: int
+    doubt: str = ""
+    """Why the figure does not compare with this run's; empty where it does."""
+    is_best: bool = False
+    """Best of its column among the figures without a doubt."""
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    source: Source
+    cells: Mapping[Column, Cell]
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    columns: tuple[Line, ...]
+    rows: tuple[Row, ...]
+
+
+def leaderboard(
+    lines: Sequence[Line],
+    results: Sequence[Result],
+    earlier: Sequence[EarlierRun],
+    published: Sequence[PublishedFigure],
+) -> Leaderboard:
+    """`lines` are the columns; rows come in the order a reader asks for them."""
+    basis = {(r.task, str(r.metric)): r for r in results if r.status == "ok" and r.metric}
+    rows = [
+        *_own(lines),
+        *(_earlier(run, lines, basis) for run in earlier),
+        *_baselines(lines),
+        *_published(lines, published),
+    ]
+    best = {line_column(line): _best(line, rows) for line in lines}
+    return Leaderboard(tuple(lines), tuple(_marked(row, best) for row in rows if row.cells))
+
+
+def line_column(line: Line) -> Column:
+    return line.task, line.metric
+
+
+def _own(lines: Sequence[Line]) -> list[Row]:
+    last = {line_column(line): line.last for line in lines}
+    best = {line_column(line): line.best for line in lines}
+    rows = [_row(_labels(last.values(), "last teacher"), "this run", last)]
+    if best != last:
+        rows.insert(0, _row("best teacher of each task", "this run", best))
+    return rows
+
+
+def _labels(results: Iterable[Result | None], fallback: str) -> str:
+    models = {result.model for result in results if result}
+    return f"{fallback}, {model_label(models.pop())}" if len(models) == 1 else fallback
+
+
+def _earlier(run: EarlierRun, lines: Sequence[Line], basis: Mapping[Column, Result]) -> Row:
+    cells: dict[Column, Cell] = {}
+    for line in lines:
+        column = line_column(line)
+        found = [r for r in run.results if (r.task, r.metric) == column and r.status == "ok"]
+        teachers = [r for r in found if r.step is not None and r.model != RANDOM_INIT]
+        if teachers:
+            newest = max(teachers, key=lambda r: r.step or 0)
+            cells[column] = _cell(newest, _doubt(newest, basis.get(column)))
+    return Row(run.name, "earlier run", cells)
+
+
+def _doubt(theirs: Result, ours: Result | None) -> str:
+    if ours is None:
+        return ""
+    if not theirs.dataset_digest or theirs.dataset_digest != ours.dataset_digest:
+        return "judged on other data"
+    return "" if theirs.protocol == ours.protocol else "judged by another protocol"
+
+
+def _baselines(lines: Sequence[Line]) -> list[Row]:
+    models = dict.fromkeys(result.model for line in lines for result in line.baselines)
+    rows = [
+        _row(model_label(model), "baseline", {
+            line_column(line): next((r for r in line.baselines if r.model == model), None) for line in lines
+        })
+        for model in models
+    ]  # fmt: skip
+    return [*rows, _row(RANDOM_INIT, "baseline", {line_column(line): line.random_init for line in lines})]
+
+
+def _published(lines: Sequence[Line], figures: Sequence[PublishedFigure]) -> list[Row]:
+    columns = {line_column(line) for line in lines}
+    labels = dict.fromkeys((each.model, each.source) for each in figures)
+    return [
+        Row(f"{model} ({source})", "published", {
+            (each.task, each.metric): Cell(each.value, 0.0, 1, "as its source prints it")
+            for each in figures
+            if (each.model, each.source) == (model, source) and (each.task, each.metric) in columns
+        })
+        for model, source in labels
+    ]  # fmt: skip
+
+
+def _row(label: str, source: Source, results: Mapping[Column, Result | None]) -> Row:
+    return Row(label, source, {column: _cell(result) for column, result in results.items() if result})
+
+
+def _cell(result: Result, doubt: str = "") -> Cell:
+    assert result.mean is not None
+    return Cell(result.mean, result.std or 0.0, result.num_runs, doubt)
+
+
+def _best(line: Line, rows: Sequence[Row]) -> float | None:
+    column = line_column(line)
+    means = [row.cells[column].mean for row in rows if column in row.cells and not row.cells[column].doubt]
+    if not means:
+        return None
+    return max(means) if line.higher_is_better else min(means)
+
+
+def _marked(row: Row, best: Mapping[Column, float | None]) -> Row:
+    cells = {
+        column: Cell(c.mean, c.std, c.num_runs, c.doubt, not c.doubt and c.mean == best[column])
+        for column, c in row.cells.items()
+    }
+    return Row(row.label, row.source, cells)
