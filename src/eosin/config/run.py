@@ -34,6 +34,7 @@ _NOT_IDENTITY: tuple[tuple[str, ...], ...] = (
     ("train", "elastic"),
     ("train", "log_every_steps"),
     ("train", "keep_checkpoints"),
+    ("train", "parallel"),
     ("train", "pack"),
     ("train", "snapshot_every_steps"),
     ("evaluate", "batch_size"),

@@ -94,6 +94,9 @@ class TrainConfig(Section):
     num_slots: int = Field(default=32, ge=1)
     """Micro-batches the batch is cut into, whatever the world size; at least four a rank is wise."""
     precision: Literal["float32", "bf16"] = "bf16"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: student, teacher and optimizer whole on every worker; fsdp: sharded over them (FSDP2), for
+    models that do not fit. Changing it does not change the result."""
     deterministic: bool = False
     """Sum slot gradients in slot order, so that any world size gives the same bits."""
     pack: bool = True

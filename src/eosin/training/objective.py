@@ -61,20 +61,26 @@ class Objective:
 
     @torch.no_grad()
     def targets(
-        self, teacher: Network, slots: Mapping[int, Slot], centers: Centers, temperature: float
+        self,
+        teacher: Network,
+        slots: Mapping[int, Slot],
+        centers: Centers,
+        temperature: float,
+        surplus: Mapping[int, Slot] | None = None,
     ) -> Targets:
         """Run the teacher over this rank's slots and settle the global statistics of its logits.
 
         Softmax centring uses the centres of the steps before and then moves `centers`, in place.
+        `surplus`: passes that no statistic counts, for ranks that must run the teacher equally often.
         """
         tokens, patches = {}, {}
-        for slot, views in slots.items():
+        for slot, views in {**slots, **(surplus or {})}.items():
             tokens[slot], patches[slot] = _teacher_features(teacher, views, self._config.uses_ibot)
         dino = Prototypes(teacher.dino_head.last_layer.weight(), temperature)
         ibot = Prototypes(teacher.patch_head.last_layer.weight(), temperature)
-        dino = self._centred(dino, {s: z.flatten(0, 1) for s, z in tokens.items()}, centers.dino)
+        dino = self._centred(dino, {s: tokens[s].flatten(0, 1) for s in slots}, centers.dino)
         if centers.ibot is not None:
-            ibot = self._centred(ibot, patches, centers.ibot)
+            ibot = self._centred(ibot, {s: patches[s] for s in slots}, centers.ibot)
         return Targets(dino, ibot, tokens, patches)
 
     def slot_terms(self, student: Network, index: int, slot: Slot, targets: Targets) -> Tensor:

@@ -39,6 +39,17 @@ def batch_indices(slots: Sequence[int], slot_size: int) -> list[int]:
     return [index for slot in slots for index in slot_indices(slot, slot_size)]
 
 
+def blank_slot(config: RunConfig, patch_size: int, device: torch.device) -> Slot:
+    """A slot of black patches with nothing masked, for a rank that has no slot to run."""
+    size, augment = config.train.slot_size, config.augment
+    masks = torch.zeros(2 * size, (augment.global_px // patch_size) ** 2, dtype=torch.bool, device=device)
+    return Slot(
+        torch.zeros(2, size, 3, augment.global_px, augment.global_px, device=device),
+        torch.zeros(augment.num_local, size, 3, augment.local_px, augment.local_px, device=device),
+        masks if config.train.uses_ibot else None,
+    )
+
+
 class SlotMaker:
     """Adds what is drawn for a micro-batch together: masks and drop path, pure in (seed, step, slot)."""
 

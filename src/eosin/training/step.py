@@ -73,7 +73,7 @@ class Learner:
         loss or its gradient is not finite.
         """
         values = self.schedules.at(step)
-        surplus = {index: self._blank for index in self._surplus(len(slots))}
+        surplus = dict.fromkeys(self._surplus(len(slots)), self._blank)
         with self._autocast():
             targets = self.objective.targets(
                 self.teacher, slots, self.centers, values.teacher_temperature, surplus
@@ -107,7 +107,8 @@ class Learner:
 
     def _pass_of_zero_weight(self, slots: Mapping[int, Slot], targets: Targets) -> None:
         """Run the student with the others, on a slot of its own again, and add nothing."""
-        index, slot = next(reversed(slots.items()), (-1, self._blank))
+        index = max(slots, default=-1)
+        slot = slots.get(index, self._blank)
         with self._autocast():
             share = self.objective.slot_terms(self.student, index, slot, targets)
         (share[: len(TERMS)].sum() * 0.0).backward()  # type: ignore[no-untyped-call]

@@ -46,6 +46,11 @@ class World:
     def own_slots(self) -> range:
         return self.slots_of(self.rank)
 
+    @property
+    def num_passes(self) -> int:
+        """Slots of the largest share."""
+        return max(len(self.slots_of(rank)) for rank in range(self.size))
+
     def slots_of(self, rank: int) -> range:
         """Slots that `rank` holds now: consecutive, in order of rank."""
         if not self.deal.shares:
