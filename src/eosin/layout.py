@@ -34,6 +34,11 @@ class IndexLayout:
         return f"scans/{scan_id}/{shard:05d}-of-{num_shards:05d}/{part:05d}.parquet"
 
     @staticmethod
+    def scan_series(scan_id: str) -> str:
+        """Which DICOM files of large folders make up a slide, so that shards agree without reading them."""
+        return f"scans/{scan_id}/series.json"
+
+    @staticmethod
     def scan(scan_id: str) -> str:
         return f"scans/{scan_id}/"
 
@@ -67,11 +72,21 @@ class RunLayout:
     TRAINING_DONE = "training.json"
     LEASE = "lease.json"
     """Which world of training processes may publish: the one that started last."""
+    SECRET = "secret.json"
+    """What the run's processes know each other by; names their snapshots in memory."""
+    RETRAIN = "retrain.json"
+    """The model of the registry that a retraining began with."""
+    STUDY = "study.json"
+    """What a study varies; its runs lie under VARIANTS."""
+    VARIANTS = "variants/"
     CHECKPOINTS = "checkpoints/"
     TEACHERS = "teachers/"
     METRICS = "metrics/"
     EMBEDDINGS = "embeddings/"
     PATCH_SETS = "patches/"
+    SHARD_SUFFIXES = (".parquet", ".tar")
+    QUARANTINE = "quarantine/"
+    """Positions that crashed or hung a decoder: one immutable object each."""
     PICTURES = "pictures/"
     LOGS = "logs/"
     EVENTS = "logs/events.jsonl"
@@ -124,8 +139,24 @@ class RunLayout:
         return f"patches/{name}/"
 
     @staticmethod
-    def patch_set_shard(name: str, shard: int, num_shards: int) -> str:
-        return f"patches/{name}/{shard:05d}-of-{num_shards:05d}.parquet"
+    def patch_set_spec(name: str) -> str:
+        """What the set is, pinned by the first who decodes a part of it."""
+        return f"patches/{name}/set.json"
+
+    @staticmethod
+    def patch_set_shard(name: str, shard: int, num_shards: int, suffix: str = "parquet") -> str:
+        return f"patches/{name}/{shard:05d}-of-{num_shards:05d}.{suffix}"
+
+    @staticmethod
+    def patch_set_slide_shard(name: str, slide: int, part: int, num_parts: int, suffix: str) -> str:
+        """Part `part` of the patches of the set's slide number `slide`."""
+        return f"patches/{name}/{slide:06d}-{part:04d}-of-{num_parts:04d}.{suffix}"
+
+    @staticmethod
+    def slide_part_of(marker_key: str) -> tuple[int, int, int] | None:
+        """Slide, part and number of parts of a slide's shard, given its marker's key; None for other keys."""
+        match = re.fullmatch(r"patches/[^/]+/(\d{6})-(\d{4})-of-(\d{4})\.json", marker_key)
+        return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
     @staticmethod
     def patch_set_shard_marker(name: str, shard: int, num_shards: int) -> str:
@@ -134,12 +165,21 @@ class RunLayout:
     @staticmethod
     def patch_set_marker_of(shard_key: str) -> str:
         """The marker beside a shard, given the shard's key."""
-        return f"{shard_key.removesuffix('.parquet')}.json"
+        return f"{shard_key.rpartition('.')[0]}.json"
 
     @staticmethod
     def patch_set_manifest(name: str) -> str:
         """Published last, once every shard is there."""
         return f"patches/{name}/manifest.json"
+
+    @staticmethod
+    def variant(name: str) -> str:
+        """Folder of one run of a study."""
+        return f"variants/{name}"
+
+    @staticmethod
+    def quarantined(digest: str) -> str:
+        return f"quarantine/{digest}.json"
 
     @staticmethod
     def log(source: str, part: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -11,20 +11,25 @@ import numpy as np
 import openslide
 import pytest
 
-import eosin.index.plan as plan_module
 import eosin.index.scan as scan_module
-from eosin.config import RunConfig, load_config
 from eosin.errors import UserError
 from eosin.index.inspect import inspect_index
 from eosin.index.scan import scan_shard
 from eosin.index.snapshot import open_snapshot, publish_snapshot
-from eosin.layout import IndexLayout
-from eosin.observability import RunLog
-from eosin.records import SnapshotManifest
 from eosin.slides.reader import open_slide_reader
 from eosin.slides.table import level_table
-from eosin.storage import Store, open_store
+from eosin.storage import open_store
 from tests.support.counting import CountingStore
+from tests.support.indexing import (
+    LOG,
+    config_for,
+    count_stores,
+    index,
+    make_slides,
+    snapshot_bytes,
+    statuses,
+    upload,
+)
 from tests.support.samples import sample
 from tests.support.slide_files import (
     EXPLICIT,
@@ -38,42 +43,12 @@ from tests.support.slide_files import (
 
 PIXELS = tissue_picture(700, 900)
 LEVELS = [PIXELS, halved(PIXELS), halved(PIXELS, 2)]
-LOG = RunLog("test")
-
-
-def make_slides(folder: Path, num: int = 4) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(num):
-        pixels = tissue_picture(600 + 20 * i, 700, seed=i)
-        write_aperio(folder / f"slide-{i}.svs", [pixels, halved(pixels, 1)], mpp=0.5, compression="jpeg")
-    return folder
-
-
-def config_for(slides: Path, index: Path, *settings: str) -> RunConfig:
-    return load_config("", overrides=[f"slides.uri={slides}", f"index.uri={index}", *settings])
-
-
-def index(config: RunConfig, num_shards: int = 1, order: Sequence[int] | None = None) -> SnapshotManifest:
-    for shard in order or range(num_shards):
-        scan_shard(config, shard, num_shards, LOG)
-    return publish_snapshot(config, num_shards, LOG)
-
-
-def statuses(index_uri: Path) -> dict[str, str]:
-    return {row.slide: row.status for row in open_snapshot(str(index_uri)).rows}
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[CountingStore]:
+def counted() -> Iterator[list[CountingStore]]:
     """Every store a scan opens, counted."""
-    stores: list[CountingStore] = []
-
-    def opened(uri: str) -> Store:
-        stores.append(CountingStore(open_store(uri)))
-        return stores[-1]
-
-    monkeypatch.setattr(plan_module, "open_store", opened)
-    return stores
+    yield from count_stores()
 
 
 def test_any_sharding_and_order_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -81,7 +56,7 @@ def test_any_sharding_and_order_gives_the_same_bytes(tmp_path: Path) -> None:
     made = []
     for name, num_shards, order in (("one", 1, [0]), ("three", 3, [2, 0, 1]), ("nine", 9, range(8, -1, -1))):
         manifest = index(config_for(slides, tmp_path / name), num_shards, list(order))
-        made.append(open_store(str(tmp_path / name)).get(IndexLayout.snapshot_rows(manifest.snapshot_id)))
+        made.append(snapshot_bytes(tmp_path / name))
         assert manifest.num_slides == manifest.num_ok == 7
     assert made[0] == made[1] == made[2]
 
@@ -409,10 +384,8 @@ def test_the_real_slides_are_used_or_named_with_a_reason(tmp_path: Path) -> None
 def test_an_index_in_s3_is_the_one_made_on_disk(tmp_path: Path, bucket_uri: str) -> None:
     slides = make_slides(tmp_path / "slides", 2)
     write_tiff(slides / "staged, é.tif", LEVELS, compression="packbits")
-    store = open_store(f"{bucket_uri}/slides")
-    for path in sorted(slides.iterdir()):
-        store.put(path.name, path.read_bytes())
-    config = load_config("", overrides=[f"slides.uri={bucket_uri}/slides", f"index.uri={bucket_uri}/index"])
+    upload(slides, f"{bucket_uri}/slides")
+    config = config_for(f"{bucket_uri}/slides", f"{bucket_uri}/index")
     manifest = index(config, 2)
     assert manifest.num_ok == 3 and index(config, 2) == manifest
     local = index(config_for(slides, tmp_path / "index"))

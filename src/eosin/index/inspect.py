@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from eosin.errors import UserError
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
+from eosin.index.split import copies
 from eosin.slides.model import Level
 
 _MPPS = (0.25, 0.5, 1.0, 2.0)
@@ -44,6 +45,11 @@ class Inspection:
     compressions: dict[str, int]
     patches: dict[str, int]
     """Patches of 256 px that fit the tissue side by side, by mpp."""
+    mpp_sources: dict[str, int]
+    cohorts: dict[str, int]
+    num_patients: int
+    copies: tuple[tuple[str, ...], ...]
+    """Slides that show the same under several names; they are kept on one side of the held-out split."""
     problems: tuple[Problem, ...]
 
     def __str__(self) -> str:
@@ -54,14 +60,26 @@ class Inspection:
             f"tissue     {self.tissue_mm2:.4g} mm²",
             *(f"{name:<10} {_counts(counts)}" for name, counts in (
                 ("status", self.statuses), ("vendor", self.vendors), ("mpp", self.mpps),
-                ("tiles", self.compressions), ("patches", _by_mpp(self.patches)),
+                ("mpp from", self.mpp_sources), ("tiles", self.compressions),
+                ("patches", _by_mpp(self.patches)), *self._people(),
             )),
         ]  # fmt: skip
+        lines += [
+            f"  {' = '.join(group)}: the same slide; kept on one side of the held-out split"
+            for group in self.copies[:_PROBLEMS_SHOWN]
+        ]
+        if len(self.copies) > _PROBLEMS_SHOWN:
+            lines.append(f"  … and {len(self.copies) - _PROBLEMS_SHOWN} more slides with copies")
         shown = self.problems[:_PROBLEMS_SHOWN]
         lines += [f"  {each.slide}: {each.status}: {each.detail}" for each in shown]
         if len(shown) < len(self.problems):
             lines.append(f"  … and {len(self.problems) - len(shown)} more; --json lists all")
         return "\n".join(lines)
+
+    def _people(self) -> tuple[tuple[str, dict[str, int]], ...]:
+        """Patients and cohorts, where the overrides name any."""
+        patients = {"known": self.num_patients} if self.num_patients else {}
+        return tuple(each for each in (("patients", patients), ("cohort", self.cohorts)) if each[1])
 
 
 @dataclass(frozen=True)
@@ -146,6 +164,10 @@ def _inspect(uri: str, snapshot: Snapshot) -> Inspection:
         mpps=_by_count(f"{row.header.mpp_x:.3g}" for row in usable),
         compressions=_by_count(row.header.levels[0].compression for row in usable),
         patches=possible_patches(rows),
+        mpp_sources=_by_count(row.mpp_source for row in usable),
+        cohorts=_by_count(row.cohort for row in usable if row.cohort),
+        num_patients=len({row.patient for row in usable} - {""}),
+        copies=tuple(copies(usable)),
         problems=tuple(Problem(row.slide, row.status, row.detail)
                        for row in rows if row.status != OK or row.detail),
     )  # fmt: skip

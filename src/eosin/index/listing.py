@@ -27,7 +27,7 @@ class Unit:
 
     key: str
     """Decides the shard: the slide's key, or the folder of the DICOM files."""
-    kind: Literal["slide", "dicom-folder"]
+    kind: Literal["slide", "dicom-folder", "series"]
     objects: tuple[ObjectInfo, ...]
 
 

@@ -104,7 +104,7 @@ def _stored_tiles(
     rows = level_table(level, tiles)
     filled = iter(np.flatnonzero(rows["size_bytes"]).tolist())
     while chunk := list(islice(filled, _TILES_AT_ONCE)):
-        yield from fetch_tiles(store, header, level, rows, chunk).items()
+        yield from fetch_tiles(store, header, rows, chunk).items()
 
 
 def _reduced(level: Level, data: bytes, factor: int) -> Pixels:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from eosin.config import RunConfig
 from eosin.errors import UserError
-from eosin.index.listing import Unit, in_shard, list_units, listing_digest
+from eosin.index.listing import Unit, list_units, listing_digest
 from eosin.index.overrides import Override, load_overrides
 from eosin.index.read_slide import INDEXER_VERSION
 from eosin.slides.model import SlideObject
@@ -27,10 +27,6 @@ class ScanPlan:
     overrides: Mapping[str, Override]
     unknown_overrides: Sequence[str]
     """Names in the overrides that name no slide, or several."""
-
-    def shard(self, shard: int, num_shards: int) -> list[Unit]:
-        """The units of one shard, in key order."""
-        return [unit for unit in self.units if in_shard(unit, shard, num_shards)]
 
     def override(self, objects: Sequence[ObjectInfo | SlideObject]) -> Override | None:
         """What the overrides say of the slide made of `objects`."""

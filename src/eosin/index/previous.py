@@ -9,11 +9,9 @@ from eosin.index.latest import load_manifest, read_latest
 from eosin.index.listing import Unit
 from eosin.index.plan import ScanPlan
 from eosin.index.read_slide import INDEXER_VERSION, reuse_digest, slide_digest, with_override
-from eosin.index.rows import Rows, SlideRow, decode_rows
+from eosin.index.rows import FLEETING, Rows, SlideRow, decode_rows
 from eosin.layout import IndexLayout
-from eosin.storage import NotFound, Store
-
-_FLEETING = {"changed", "unreadable"}
+from eosin.storage import NotFound, ObjectInfo, Store
 
 
 class PreviousRows:
@@ -32,6 +30,20 @@ class PreviousRows:
             return None
         return [with_override(row, plan.override(row.header.objects)) for row in rows.values()]
 
+    def groups(self, unit: Unit) -> list[tuple[ObjectInfo, ...]] | None:
+        """Which of the unit's objects made up a slide; None where any is new, changed or to be read again."""
+        slides: dict[str, list[ObjectInfo]] = {}
+        for each in unit.objects:
+            row = self._by_object.get(each.key)
+            if row is None or row.read_status in FLEETING or not _holds(row, each):
+                return None
+            slides.setdefault(row.slide, []).append(each)
+        return [tuple(group) for group in slides.values()]
+
+
+def _holds(row: SlideRow, info: ObjectInfo) -> bool:
+    return any((each.key, each.etag) == (info.key, info.etag) for each in row.header.objects)
+
 
 def load_previous(store: Store) -> PreviousRows:
     """Rows of the newest snapshot; none where there is no snapshot, or one of another indexer."""
@@ -49,4 +61,4 @@ def load_previous(store: Store) -> PreviousRows:
 def _current(plan: ScanPlan, config: IndexConfig, row: SlideRow) -> bool:
     digest = slide_digest(plan.slides.uri, row.header.objects)
     wanted = reuse_digest(digest, config, plan.override(row.header.objects))
-    return row.reuse_digest == wanted and row.read_status not in _FLEETING
+    return row.reuse_digest == wanted and row.read_status not in FLEETING

@@ -11,7 +11,7 @@ from eosin.errors import UserError
 from eosin.index.latest import Latest, load_manifest, move_latest, read_latest
 from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.read_slide import INDEXER_VERSION
-from eosin.index.rows import OK, SlideRow, encode_rows
+from eosin.index.rows import FLEETING, OK, SlideRow, encode_rows
 from eosin.index.scan import ScanResult, count, load_rows
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
@@ -34,7 +34,7 @@ def publish_snapshot(config: RunConfig, num_shards: int, log: RunLog) -> Snapsho
     latest = read_latest(plan.index)
     if latest is not None and latest.scan_id == plan.scan_id:
         manifest = load_manifest(plan.index, latest.snapshot_id)
-        if manifest is not None:
+        if manifest is not None and not FLEETING & set(manifest.reasons):
             return _checked(plan, manifest, log)
     manifest = _publish(plan, _merged(plan, num_shards))
     move_latest(plan.index, Latest(snapshot_id=manifest.snapshot_id, scan_id=plan.scan_id))
@@ -111,7 +111,7 @@ def row_identity(row: SlideRow) -> tuple[object, ...]:
     return (
         row.slide, row.status, row.detail, row.header, row.mpp_source, mask, row.tissue_mm2, row.patient,
         row.cohort, sorted(row.labels.items()), sorted(row.extra.items()), row.digest, row.reuse_digest,
-        row.read_status, row.read_detail, row.has_thumbnail,
+        row.read_status, row.read_detail, row.has_thumbnail, row.content,
     )  # fmt: skip
 
 
@@ -153,6 +153,7 @@ def _cure(result: ScanResult) -> str:
         "too-coarse": "raise index.max_mpp if such coarse slides are meant",
         "no-tissue": "try index.tissue.method=saturation",
         "excluded": "the overrides exclude them",
+        "denied": "give the credentials in use the right to read these objects, and index again",
     }
     found = [cures[reason] for reason in result.reasons if reason in cures]
     return "; ".join(found) or "check that slides.uri holds whole-slide images that arrived whole"

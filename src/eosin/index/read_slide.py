@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,9 +25,9 @@ from eosin.slides.header import OpenedSlide, opened
 from eosin.slides.model import SlideHeader, SlideObject, TileTable
 from eosin.slides.reader import fetch_tiles
 from eosin.slides.table import level_table
-from eosin.storage import ObjectInfo, Store
+from eosin.storage import AccessDenied, ObjectInfo, Store
 
-INDEXER_VERSION = 1
+INDEXER_VERSION = 2
 _THUMBNAIL_PX = 512
 _DETAIL_CHARS = 300
 _NO_OVERRIDE = Override()
@@ -43,6 +43,15 @@ class Reading:
     stage_dir: str | None = None
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What is published beside the row."""
+
+    tiles: TileTable
+    thumbnail: bytes
+    """JPEG."""
+
+
 def read_slide(reading: Reading, objects: Sequence[ObjectInfo], override: Override | None) -> SlideRow:
     """The row of the slide that `objects` make up. Publishes its tile table and thumbnail.
 
@@ -52,17 +61,21 @@ def read_slide(reading: Reading, objects: Sequence[ObjectInfo], override: Overri
     stored = tuple(SlideObject(each.key, each.etag, each.size_bytes) for each in objects)
     override = override or _NO_OVERRIDE
     bare = _bare_row(reading, stored, override)
+    made: _Made | None = None
     try:
         with opened(reading.slides, objects, stage_dir=reading.stage_dir) as slide:
-            row = _with_header(bare, slide.header, override)
-            row = _examined(reading, row, slide)
+            row, made = _examined(reading, _with_header(bare, slide.header, override), slide)
     except SlideError as error:
         row = replace(bare, read_status=error.reason, read_detail=_readable(error.message))
+    except AccessDenied as error:
+        row = replace(bare, read_status="denied", read_detail=_readable(error.message))
     except EosinError:
         raise
     except Exception as error:  # whatever a library makes of a hostile slide is this slide's affair alone
         detail = _readable(f"{type(error).__name__}: {error}")
         row = replace(bare, read_status="unreadable", read_detail=detail)
+    if made is not None:  # not above: a store that refuses to be written to is no slide's fault
+        _publish(reading, row.digest, made)
     return with_override(row, override)
 
 
@@ -124,33 +137,39 @@ def _with_header(row: SlideRow, header: SlideHeader, override: Override) -> Slid
     return replace(row, header=replace(header, objects=header.objects + others), mpp_source=source)
 
 
-def _examined(reading: Reading, row: SlideRow, slide: OpenedSlide) -> SlideRow:
-    """The row with its status, after decoding what the index needs to see. Raises `SlideError`."""
+def _examined(reading: Reading, row: SlideRow, slide: OpenedSlide) -> tuple[SlideRow, _Made | None]:
+    """The row with its status, after decoding what the index needs to see, and what is published with it."""
     header = row.header
     if header.mpp_x is None or header.mpp_y is None:
-        return replace(
-            row, read_status="no-mpp", read_detail="neither header nor overrides give its µm a pixel"
-        )
+        detail = "neither header nor overrides give its µm a pixel"
+        return replace(row, read_status="no-mpp", read_detail=detail), None
     if max(header.mpp_x, header.mpp_y) > reading.config.max_mpp:
         detail = f"its finest level has {max(header.mpp_x, header.mpp_y):.4g} µm a pixel, more than"
-        return replace(row, read_status="too-coarse", read_detail=f"{detail} {reading.config.max_mpp:g}")
-    mpp = reading.config.tissue.mpp
+        detail = f"{detail} {reading.config.max_mpp:g}"
+        return replace(row, read_status="too-coarse", read_detail=detail), None
     try:
-        if slide.local is not None:
-            overview = read_local_overview(slide.local, header, mpp)
-        else:
-            check_levels(reading.slides, header, slide.tiles)
-            overview = read_overview(reading.slides, header, slide.tiles, mpp)
+        overview, content = _seen(reading, header, slide)
     except SlideError as error:
-        return replace(row, read_status=error.reason, read_detail=error.message)
+        return replace(row, read_status=error.reason, read_detail=error.message), None
     tissue = detect_tissue(overview, header.mpp_x, header.mpp_y, reading.config.tissue)
-    _publish(reading, row.digest, slide.tiles, overview)
     tissue_mm2 = tissue.area * header.mpp_x * header.mpp_y / 1e6
     status = OK if tissue_mm2 > 0 else "no-tissue"
-    return replace(
+    row = replace(
         row, tissue=tissue, tissue_mm2=tissue_mm2, has_thumbnail=True, read_status=status,
-        read_detail=_remark(overview, status, slide.remark),
+        read_detail=_remark(overview, status, slide.remark), content=content,
     )  # fmt: skip
+    return row, _Made(slide.tiles, encode_thumbnail(overview.pixels))
+
+
+def _seen(reading: Reading, header: SlideHeader, slide: OpenedSlide) -> tuple[Overview, str]:
+    """The overview, and the digest of what is on the slide. Raises `SlideError`."""
+    mpp = reading.config.tissue.mpp
+    if slide.local is not None:
+        overview = read_local_overview(slide.local, header, mpp)
+        return overview, content_digest(header, [overview.pixels.tobytes()])
+    largest = check_levels(reading.slides, header, slide.tiles)
+    overview = read_overview(reading.slides, header, slide.tiles, mpp)
+    return overview, content_digest(header, [slide.tiles["size_bytes"].tobytes(), *largest])
 
 
 def _remark(overview: Overview, status: str, remark: str) -> str:
@@ -159,22 +178,42 @@ def _remark(overview: Overview, status: str, remark: str) -> str:
     return "; ".join(each for each in (nothing, damaged, remark) if each)
 
 
-def check_levels(store: Store, header: SlideHeader, tiles: TileTable) -> None:
-    """Decode the largest tile of every level, likely tissue. Raises `SlideError` (`corrupt-tile`)."""
-    for number, level in enumerate(header.levels):
-        rows = level_table(level, tiles)
-        index = int(np.argmax(rows["size_bytes"]))
-        data = fetch_tiles(store, header, level, rows, [index])[index]
+def check_levels(store: Store, header: SlideHeader, tiles: TileTable) -> list[bytes]:
+    """Decode the largest tile of every level, likely tissue; their bytes, finest level first.
+
+    Raises `SlideError` (`corrupt-tile`) naming level and tile.
+    """
+    largest = [
+        level.first_tile + int(np.argmax(level_table(level, tiles)["size_bytes"])) for level in header.levels
+    ]
+    fetched = fetch_tiles(store, header, tiles, largest)
+    for number, (level, index) in enumerate(zip(header.levels, largest, strict=True)):
         try:
-            decode_tile(level, data)
+            decode_tile(level, fetched[index])
         except SlideError as error:
-            raise SlideError(error.reason, f"level {number}, tile {index}: {error.message}") from error
+            where = f"level {number}, tile {index - level.first_tile}"
+            raise SlideError(error.reason, f"{where}: {error.message}") from error
+    return [fetched[index] for index in largest]
 
 
-def _publish(reading: Reading, digest: str, tiles: TileTable, overview: Overview) -> None:
-    if len(tiles):
-        reading.index.put(IndexLayout.tiles(digest), tiles.tobytes())
-    reading.index.put(IndexLayout.thumbnail(digest), encode_thumbnail(overview.pixels))
+def content_digest(header: SlideHeader, parts: Iterable[bytes]) -> str:
+    """Equal for slides that show the same, under whatever name and metadata: 32 hex digits.
+
+    Over the levels' sizes and `parts`: the compressed size of every tile and the bytes of each level's
+    largest one, which are at hand, so that telling copies apart costs no request.
+    """
+    sizes = [[each.width_px, each.height_px, each.tile_width_px, each.tile_height_px, each.compression]
+             for each in header.levels]  # fmt: skip
+    digest = hashlib.sha256(json.dumps(sizes).encode())
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def _publish(reading: Reading, digest: str, made: _Made) -> None:
+    if len(made.tiles):
+        reading.index.put(IndexLayout.tiles(digest), made.tiles.tobytes())
+    reading.index.put(IndexLayout.thumbnail(digest), made.thumbnail)
 
 
 def encode_thumbnail(pixels: npt.NDArray[np.uint8]) -> bytes:

@@ -18,6 +18,8 @@ from eosin.index.tissue_mask import TissueMask
 from eosin.slides.model import Level, SlideHeader, SlideObject
 
 OK = "ok"
+FLEETING = frozenset({"changed", "denied", "unreadable"})
+"""What a slide is today without its bytes saying so: such a row is made again by the next scan."""
 _ROWS_AT_ONCE = 512
 
 
@@ -50,6 +52,8 @@ class SlideRow:
     """The status before the overrides' exclusion."""
     read_detail: str = ""
     has_thumbnail: bool = False
+    content: str = ""
+    """Of what is on the slide, whatever its name, its metadata and its store: equal on copies."""
 
     @property
     def size_bytes(self) -> int:
@@ -81,6 +85,7 @@ SCHEMA = pa.schema(
         ("patient", pa.string()), ("cohort", pa.string()), ("labels", pa.string()), ("extra", pa.string()),
         ("digest", pa.string()), ("reuse_digest", pa.string()),
         ("read_status", pa.string()), ("read_detail", pa.string()), ("has_thumbnail", pa.bool_()),
+        ("content", pa.string()),
     ]
 )  # fmt: skip
 
@@ -180,7 +185,8 @@ def _views(values: pa.BinaryArray) -> list[memoryview]:
 
 
 def _from_record(record: dict[str, Any], tissue: TissueMask | None) -> SlideRow:
-    values = dict(record)
+    # Snapshots of older indexers lack the newest columns.
+    values = {**record, "content": record["content"] or ""}
     header = SlideHeader(
         objects=tuple(SlideObject(**each) for each in values.pop("objects")),
         levels=tuple(Level(**each) for each in values.pop("levels")),

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 from eosin.config import RunConfig
 from eosin.errors import UserError
-from eosin.index.listing import Unit
+from eosin.index.listing import Unit, in_shard
 from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.previous import PreviousRows, load_previous
 from eosin.index.read_slide import Reading, read_slide
-from eosin.index.rows import OK, SlideRow, decode_rows, encode_rows
-from eosin.index.series import split_series
+from eosin.index.rows import FLEETING, OK, SlideRow, decode_rows, encode_rows
+from eosin.index.series import divided, split_series
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.storage import NotFound, Store
@@ -36,7 +36,8 @@ class ScanResult:
 
 
 def scan_shard(config: RunConfig, shard: int, num_shards: int, log: RunLog) -> ScanResult:
-    """Read the slides of one shard and publish their rows. A shard already there is not read again.
+    """Read the slides of one shard and publish their rows. A shard already there is not read again, but
+    for slides that could not be read for want of a right, or were replaced meanwhile.
 
     Rows of the newest snapshot are reused where neither the slide nor what its reading depended on has
     changed. Killed and run again, it goes on after the last part it published. Raises `UserError` for a
@@ -47,7 +48,7 @@ def scan_shard(config: RunConfig, shard: int, num_shards: int, log: RunLog) -> S
     plan = plan_scan(config)
     key = IndexLayout.shard(plan.scan_id, shard, num_shards)
     rows = load_rows(plan.index, key)
-    if rows is None:
+    if rows is None or has_fleeting(rows):
         rows = _scan(config, plan, shard, num_shards, log)
         plan.index.put(key, encode_rows(rows))
     result = count(rows)
@@ -72,8 +73,9 @@ def load_rows(store: Store, key: str) -> list[SlideRow] | None:
 
 
 def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: RunLog) -> list[SlideRow]:
-    units = plan.shard(shard, num_shards)
     previous = load_previous(plan.index)
+    every = divided(plan, previous, config.index.slides_in_flight)
+    units = [unit for unit in every if in_shard(unit, shard, num_shards)]
     reading = Reading(plan.slides, plan.index, config.index, config.patches.stage_dir)
     progress = _Progress(log, len(units))
     rows: list[SlideRow] = []
@@ -82,7 +84,7 @@ def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: R
             key = IndexLayout.shard_part(plan.scan_id, shard, num_shards, number)
             part = units[start : start + _UNITS_A_PART]
             made = load_rows(plan.index, key)
-            if made is None:
+            if made is None or has_fleeting(made):
                 made = _flat(
                     pool.map(lambda unit: _rows_of(reading, plan, previous, unit, progress, log), part)
                 )
@@ -91,7 +93,22 @@ def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: R
             else:
                 progress.add(len(part), made)
             rows += made
+            _refuse_a_wall(reading, rows)
     return rows
+
+
+def has_fleeting(rows: Iterable[SlideRow]) -> bool:
+    """Whether any of the rows may come out otherwise though no slide has changed."""
+    return any(row.read_status in FLEETING for row in rows)
+
+
+def _refuse_a_wall(reading: Reading, rows: Sequence[SlideRow]) -> None:
+    """One slide that may not be read is its own affair; where none of many may, the credentials are wrong."""
+    if len(rows) >= _UNITS_A_PART and all(row.read_status == "denied" for row in rows):
+        raise UserError(
+            f"none of {len(rows)} slides in {reading.slides.uri} may be read: {rows[0].read_detail}",
+            hint="give the credentials in use the right to read (s3:GetObject) under this prefix",
+        )
 
 
 def _flat(parts: Iterable[list[SlideRow]]) -> list[SlideRow]:
@@ -103,7 +120,8 @@ def _rows_of(
 ) -> list[SlideRow]:
     rows = previous.reusable(plan, reading.config, unit)
     if rows is None:
-        groups = [unit.objects] if unit.kind == "slide" else split_series(reading.slides, unit.objects)
+        whole = unit.kind != "dicom-folder"
+        groups = [unit.objects] if whole else split_series(reading.slides, unit.objects)
         rows = [read_slide(reading, group, plan.override(group)) for group in groups]
         for row in rows:
             if row.status != OK:

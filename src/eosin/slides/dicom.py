@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pydicom
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag, Tag
 
 from eosin.errors import EosinError
 from eosin.slides.dicom_frames import frame_table, has_offset_table
@@ -25,6 +27,7 @@ from eosin.slides.table import check_grid, check_total, concatenate
 from eosin.storage import NotFound, ObjectChanged
 
 WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
+_SERIES_UID = Tag(0x0020, 0x000E)
 _MAX_HEADER_BYTES = 512 * 2**20
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"}
 _COMPRESSIONS: dict[str, Compression] = {
@@ -79,8 +82,14 @@ def read_instance(file: BinaryFile, stored: SlideObject) -> Instance:
 def read_series_uid(file: BinaryFile, stored: SlideObject) -> str:
     """The series an instance belongs to. Raises `SlideError` where the header cannot be read."""
     with _named_damage():
-        dataset = _read_tags(_Bounded(file, stored.size_bytes), ["SeriesInstanceUID"])
+        bounded = _Bounded(file, stored.size_bytes)
+        dataset = read_partial(bounded, stop_when=_past_series, specific_tags=[_SERIES_UID])
         return str(dataset.get("SeriesInstanceUID", ""))
+
+
+def _past_series(tag: BaseTag, value_kind: str | None, length: int) -> bool:
+    """Tags ascend, and what follows may be megabytes of frame positions."""
+    return int(tag) > int(_SERIES_UID)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from eosin.slides.decode import decode_tile
 from eosin.slides.errors import SlideError
 from eosin.slides.local import open_local
-from eosin.slides.model import Level, SlideHeader, TileTable
+from eosin.slides.model import SlideHeader, TileTable
 from eosin.slides.region import assemble_region, tiles_of_region
 from eosin.slides.staging import stage
 from eosin.storage import ByteRange, NotFound, ObjectChanged, Store
@@ -87,7 +87,7 @@ class TileSlideReader(SlideReader):
         found = self.header.levels[level]
         x, y = to_level(x_px, found.downsample), to_level(y_px, found.downsample)
         wanted = tiles_of_region(found, x, y, w, h)
-        data = fetch_tiles(self._store, self.header, found, self._tiles[found.first_tile :], wanted)
+        data = fetch_tiles(self._store, self.header, self._tiles[found.first_tile :], wanted)
         return assemble_region(found, x, y, w, h, lambda i: decode_tile(found, data[i]) if data[i] else None)
 
     def close(self) -> None:
@@ -119,12 +119,10 @@ def to_level(position_px: int, downsample: float) -> int:
     return int(np.floor(position_px / downsample + 0.5))
 
 
-def fetch_tiles(
-    store: Store, header: SlideHeader, level: Level, rows: TileTable, wanted: list[int]
-) -> dict[int, bytes]:
-    """Bytes of the `wanted` tiles by index within the level (empty: an empty tile), in one request.
+def fetch_tiles(store: Store, header: SlideHeader, rows: TileTable, wanted: list[int]) -> dict[int, bytes]:
+    """Bytes of the `wanted` tiles by index within `rows` (empty: an empty tile), in one batched read.
 
-    `rows` is the level's part of the tile table. Raises `SlideError` (`changed`, `corrupt-tile`).
+    `rows` is the tile table, or a level's part of it. Raises `SlideError` (`changed`, `corrupt-tile`).
     """
     ranges = []
     for index in wanted:

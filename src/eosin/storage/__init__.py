@@ -1,6 +1,7 @@
 """The object store: ranged and batched reads, atomic publish, conditional put, retry; s3 and file."""
 
 from eosin.storage.base import (
+    AccessDenied,
     ByteRange,
     NotFound,
     ObjectChanged,
@@ -11,6 +12,7 @@ from eosin.storage.base import (
 from eosin.storage.open import join_uri, open_store, split_uri
 
 __all__ = [
+    "AccessDenied",
     "ByteRange",
     "NotFound",
     "ObjectChanged",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from eosin.errors import EosinError, TransientError, UserError
+from eosin.storage.base import AccessDenied
 
 _TEMPORARY_PREFIX = ".eosin-tmp-"
 _TRANSIENT = {
@@ -116,7 +117,8 @@ def translate(error: OSError, operation: str, path: Path) -> EosinError:
     message = f"cannot {operation} {path}: {reason}"
     if error.errno in _TRANSIENT:
         return TransientError(message)
-    return UserError(message, hint=_HINTS.get(error.errno or 0, ""))
+    kind = AccessDenied if error.errno in (errno.EACCES, errno.EPERM) else UserError
+    return kind(message, hint=_HINTS.get(error.errno or 0, ""))
 
 
 _HINTS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eosin.errors import PermanentError, TransientError, UserError
-from eosin.storage.base import NotFound, PreconditionFailed
+from eosin.storage.base import AccessDenied, NotFound, PreconditionFailed
 from eosin.storage.clients import no_credentials
 
 _TRANSIENT_CODES = {
@@ -151,8 +151,8 @@ def short_body(request: Request, wanted: int, got: int) -> TransientError:
     return TransientError(f"{request.failed}: the answer had {got} of {wanted} bytes")
 
 
-def _denied(request: Request, code: str) -> UserError:
-    return UserError(
+def _denied(request: Request, code: str) -> AccessDenied:
+    return AccessDenied(
         f"{request.failed}: permission denied ({code or 'Forbidden'})",
         hint=f"the key in use needs the right to {request.operation} under this prefix; {_KEY_HINT}",
     )
