@@ -28,6 +28,7 @@ from eosin.training.check import check_training, local_memory_bytes
 from eosin.training.failures import FAILURES_DIR, Failure, read_failures
 from eosin.training.processes import PARENT_PID
 from eosin.training.reexport import export_missing
+from eosin.training.resume import forget
 
 _KEPT_LINES = 40
 _SHOWN_LINES = 15
@@ -50,6 +51,7 @@ def train(run_uri: str, *, log: RunLog, worker: str = WORKER) -> TrainingDone:
     done = load_training_done(store, config)
     if done is not None:
         export_missing(store, config, done, log)
+        forget(store)
         log.event("skipped", reason="training has ended before", num_steps=done.num_steps)
         return done
     load_pin(run_uri, store=store)

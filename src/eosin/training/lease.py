@@ -50,6 +50,11 @@ class Lease:
                 return cls(store, mine)
         raise TransientError(f"{_uri(store)} is taken over again and again", hint="run it again")
 
+    @property
+    def token(self) -> str:
+        """What this world is known by, hex."""
+        return self._mine.token
+
     def check(self) -> None:
         """Raises `Superseded`, naming the other, where another world has taken the run over since."""
         found = _read(self._store)

@@ -18,10 +18,11 @@ from eosin.patches.augment import MultiCrop
 from eosin.patches.request import PatchBatch, PatchRequest, PatchSource
 from eosin.storage import Store
 from eosin.training.checkpoint import load_newest
+from eosin.training.memory import Memory
 from eosin.training.progress import Progress
 from eosin.training.publisher import Publisher
 from eosin.training.slots import Slot, SlotMaker, batch_indices
-from eosin.training.state import restore, set_step, synchronize, take_snapshot
+from eosin.training.state import Parts, restore, set_step, synchronize, take_snapshot
 from eosin.training.step import Learner, NonFinite, StepResult
 from eosin.training.world import World
 
@@ -44,6 +45,8 @@ class Trainer:
         self.config = config
         self.world = world
         self.log = log
+        self.memory: Memory | None = None
+        """Where this rank's snapshots are kept beside the checkpoints."""
         self.learner = Learner(config, self._network(), world)
         backbone = self.learner.student.backbone
         self._maker = SlotMaker(
@@ -67,6 +70,12 @@ class Trainer:
                 step, loss = found.step, found.loss
         return Outcome(synchronize(self.learner, step), loss)
 
+    def take_over(self, step: int, loss: float | None, holder: int, parts: Parts | None) -> Outcome:
+        """Take the state after `step` steps, which rank `holder` has as `parts`, on every rank."""
+        if parts is not None:
+            restore(self.learner, step, parts, f"the snapshot of step {step} in memory")
+        return Outcome(synchronize(self.learner, step, holder), loss)
+
     def run(
         self,
         source: PatchSource,
@@ -89,8 +98,7 @@ class Trainer:
             result = self._step(step, batch, slide_name)
             outcome = Outcome(step + 1, result.loss)
             progress.step(outcome.step, result)
-            if publisher is not None:
-                self._publish(publisher, outcome, result)
+            self._save(publisher, outcome, result)
         return outcome
 
     def _step(self, step: int, batch: PatchBatch, slide_name: SlideName) -> StepResult:
@@ -122,16 +130,26 @@ class Trainer:
             slots[slot] = self._maker.make(step, slot, crops.global_crops, crops.local_crops)
         return slots
 
-    def _publish(self, publisher: Publisher, outcome: Outcome, result: StepResult) -> None:
-        publisher.raise_failure()
+    def _save(self, publisher: Publisher | None, outcome: Outcome, result: StepResult) -> None:
+        """Hand out what is due after this step: a teacher, and a copy of the state to whom it concerns."""
         train, step = self.config.train, outcome.step
         last = step == train.num_steps
-        if last or step % train.export_every_steps == 0:
-            publisher.export(step, copy.deepcopy(self.learner.teacher.backbone))
-        if last or step % train.checkpoint_every_steps == 0:
-            publisher.checkpoint(take_snapshot(self.learner, step, result.loss))
-        elif step % train.snapshot_every_steps == 0:
-            publisher.offer(take_snapshot(self.learner, step, result.loss))
+        if publisher is not None:
+            publisher.raise_failure()
+            if last or step % train.export_every_steps == 0:
+                publisher.export(step, copy.deepcopy(self.learner.teacher.backbone))
+        checkpoint = last or step % train.checkpoint_every_steps == 0
+        if not checkpoint and step % train.snapshot_every_steps:
+            return
+        # The end of training is for the bucket alone.
+        memory = self.memory if not last and self.memory is not None and self.memory.wants else None
+        if publisher is None and memory is None:
+            return
+        snapshot = take_snapshot(self.learner, step, result.loss)
+        if memory is not None:
+            memory.offer(snapshot)
+        if publisher is not None:
+            (publisher.checkpoint if checkpoint else publisher.offer)(snapshot)
 
     def _explain(self, error: NonFinite, batch: PatchBatch, slide_name: SlideName) -> PermanentError:
         size = self.config.train.slot_size

@@ -35,8 +35,10 @@ from eosin.runs import load_pin, load_run
 from eosin.storage import Store, open_store
 from eosin.training.failures import FAILURES_DIR, report_failure, report_start
 from eosin.training.lease import Lease
-from eosin.training.loop import SlideName, Trainer, exported_models
+from eosin.training.loop import Outcome, SlideName, Trainer, exported_models
 from eosin.training.publisher import Publisher
+from eosin.training.recovery import gather_json
+from eosin.training.resume import resume, shared_memory, start_memory
 from eosin.training.world import World
 
 _TERMINATED = 128 + signal.SIGTERM
@@ -114,34 +116,49 @@ def _train(
     config: RunConfig, pin: IndexPin, world: World, store: Store, log: RunLog, open_feed: OpenFeed,
     started_s: float,
 ) -> None:  # fmt: skip
-    publisher = None
+    publisher, token = None, ""
     if world.rank == 0:
         # Before a checkpoint is read: what another world publishes later would be a second trajectory.
-        publisher = Publisher(store, config, pin.snapshot_id, log, Lease.take(store))
+        lease = Lease.take(store)
+        publisher, token = Publisher(store, config, pin.snapshot_id, log, lease), lease.token
+    token = str(gather_json(world, token)[0])
     _exit_on_sigterm(publisher, log, config.train.elastic.shutdown_timeout_s)
     trainer = Trainer(config, world, log)
-    start = trainer.resume(store)
-    report_start(start.step)
-    if world.rank == 0:
-        log.event("world", world_size=world.size, start_step=start.step, device=str(world.device),
-                  slots=[len(world.slots_of(rank)) for rank in range(world.size)])  # fmt: skip
-    feed = open_feed(config, pin, log)
-    try:
-        outcome = trainer.run(feed.source, start, publisher, feed.slide_name)
-    finally:
-        feed.source.close()
-    if publisher is not None:
-        publisher.close()
-        done = TrainingDone(
-            num_steps=outcome.step,
-            models=exported_models(config),
-            snapshot_id=pin.snapshot_id,
-            config_digest=config.digest(),
-            wall_s=time.monotonic() - started_s,
-            final_loss=outcome.loss,
-        )
-        publisher.finish(done)
-        log.event("done", step=outcome.step, seconds=done.wall_s)
+    with shared_memory(config, store) as folder:
+        start, found_in = resume(trainer, store, folder, log)
+        report_start(start.step)
+        if world.rank == 0:
+            log.event("world", world_size=world.size, start_step=start.step, found_in=found_in,
+                      device=str(world.device),
+                      slots=[len(world.slots_of(rank)) for rank in range(world.size)])  # fmt: skip
+        trainer.memory = start_memory(trainer, folder, token, log)
+        feed = open_feed(config, pin, log)
+        try:
+            outcome = trainer.run(feed.source, start, publisher, feed.slide_name)
+        finally:
+            feed.source.close()
+        if publisher is not None:
+            _finish(publisher, config, pin, outcome, log, started_s)
+        gather_json(world, "published")  # until then nobody leaves or forgets: rank 0 may still be lost
+        if trainer.memory is not None:
+            trainer.memory.close(forget=True)
+
+
+def _finish(
+    publisher: Publisher, config: RunConfig, pin: IndexPin, outcome: Outcome, log: RunLog, started_s: float
+) -> None:
+    """Wait until all is published, then say that training has ended."""
+    publisher.close()
+    done = TrainingDone(
+        num_steps=outcome.step,
+        models=exported_models(config),
+        snapshot_id=pin.snapshot_id,
+        config_digest=config.digest(),
+        wall_s=time.monotonic() - started_s,
+        final_loss=outcome.loss,
+    )
+    publisher.finish(done)
+    log.event("done", step=outcome.step, seconds=done.wall_s)
 
 
 def _join_world(config: RunConfig) -> World:

@@ -1,0 +1,98 @@
+"""The start of a world: its processes agree where training goes on, and begin to keep snapshots."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from eosin.config import RunConfig
+from eosin.errors import PermanentError, TransientError, UserError
+from eosin.observability import RunLog
+from eosin.storage import Store
+from eosin.training.loop import Outcome, Trainer, exported_models
+from eosin.training.memory import Memory, is_possible
+from eosin.training.recovery import Bounds, Choice, bounds, choose, gather_json, load_held
+from eosin.training.secret import known_secret, run_secret
+from eosin.training.shm import Piece, ShmFolder, shm_root
+from eosin.training.state import Parts, live_parts
+from eosin.training.world import World
+
+
+@contextmanager
+def shared_memory(config: RunConfig, store: Store) -> Iterator[ShmFolder | None]:
+    """This node's folder of the run, held while the block runs. None where snapshots in memory are off,
+    or the system has no shared memory. Raises `UserError` where they are demanded."""
+    mode, root = config.train.elastic.memory_snapshots, shm_root()
+    if mode == "off" or (mode == "auto" and not _usable(root)):
+        yield None
+        return
+    if not _usable(root):
+        raise UserError(
+            f"{root} is no folder that can be written to, and train.elastic.memory_snapshots is on",
+            hint="mount shared memory there, or set train.elastic.memory_snapshots=auto",
+        )
+    folder = ShmFolder.of_run(run_secret(store))
+    held = folder.open()
+    try:
+        yield folder
+    finally:
+        os.close(held)
+
+
+def forget(store: Store) -> None:
+    """Delete what this node still holds of a run that has ended."""
+    secret = known_secret(store)
+    if secret is not None:
+        ShmFolder.of_run(secret).remove()
+
+
+def resume(trainer: Trainer, store: Store, folder: ShmFolder | None, log: RunLog) -> tuple[Outcome, str]:
+    """Take up the newest state that is whole somewhere, on every rank; and where it was found.
+
+    Raises what reading a checkpoint raises, and `TransientError` for a snapshot that does not fit: it is
+    discarded, and a restart takes the next.
+    """
+    world, config = trainer.world, trainer.config
+    limits = bounds(store, config, exported_models(config)) if world.rank == 0 else None
+    while (choice := _agree(world, config, folder, limits)) is not None:
+        pieces = load_held(folder, choice, world.rank, log) if folder is not None else {}
+        if all(gather_json(world, pieces is not None)):
+            return _take(trainer, choice, pieces or {}, folder), "memory"
+    start = trainer.resume(store)
+    return start, "bucket" if start.step else "nothing"
+
+
+def start_memory(trainer: Trainer, folder: ShmFolder | None, world_token: str, log: RunLog) -> Memory | None:
+    """What keeps this process's snapshots from now on; None where another process of the node does."""
+    if folder is None or os.environ.get("LOCAL_RANK", "0") != "0":
+        return None
+    piece = Piece(step=0, index=0, num_pieces=1, world=world_token, config_digest=trainer.config.digest())
+    live = live_parts(trainer.learner).values()
+    num_bytes = sum(tensor.nbytes for tensors in live for tensor in tensors.values())
+    if not is_possible(trainer.config, folder, piece, num_bytes, log):
+        return None
+    return Memory(folder, piece, log)
+
+
+def _agree(world: World, config: RunConfig, folder: ShmFolder | None, limits: Bounds | None) -> Choice | None:
+    mine = [piece.model_dump(mode="json") for piece in folder.pieces()] if folder is not None else []
+    told = gather_json(world, {"pieces": mine, "limits": asdict(limits) if limits else None})
+    held = [[Piece.model_validate(piece) for piece in each["pieces"]] for each in told]
+    return choose(held, Bounds(**told[0]["limits"]), config.digest())
+
+
+def _take(trainer: Trainer, choice: Choice, pieces: dict[int, Parts], folder: ShmFolder | None) -> Outcome:
+    try:
+        return trainer.take_over(choice.step, choice.loss, choice.holders[0], pieces.get(0))
+    except PermanentError as error:
+        for piece in folder.pieces() if folder is not None else []:
+            if (piece.step, piece.world) == (choice.step, choice.world):
+                folder.discard(piece)  # type: ignore[union-attr]
+        raise TransientError(error.message, hint="it is discarded; the next start takes another") from error
+
+
+def _usable(root: Path) -> bool:
+    return root.is_dir() and os.access(root, os.W_OK | os.X_OK)
