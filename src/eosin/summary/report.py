@@ -11,6 +11,7 @@ from typing import Any
 
 from eosin.config import difference, dump_config
 from eosin.records import MetricRecord, TeacherCard
+from eosin.summary.draws_view import DrawsView, view_draws
 from eosin.summary.events import Event, date_of
 from eosin.summary.headline import Line, all_lines, headline
 from eosin.summary.leaderboard import Leaderboard, leaderboard
@@ -43,6 +44,7 @@ class Report:
     statuses: dict[str, int]
     """Evaluations (not figures) by status."""
     slides: SlidesView | None
+    draws: DrawsView | None
     log: TrainingLog | None
     differences: tuple[str, ...] | None
     """Configuration against its recipe, `a.b: old → new`; None where the recipe is not packaged."""
@@ -93,6 +95,7 @@ def build_report(published: Published) -> Report:
         verdict=_verdict(lines, training_ended=published.training is not None),
         statuses=dict(sorted(Counter(pairs.values()).items(), key=lambda item: _STATUS_ORDER.index(item[0]))),
         slides=view_slides(published.snapshot) if published.snapshot else None,
+        draws=view_draws(config, published.snapshot) if published.snapshot else None,
         log=read_training_log(published.events),
         differences=differences,
         config_yaml=dump_config(config),
