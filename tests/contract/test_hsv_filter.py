@@ -114,7 +114,7 @@ def test_where_nothing_passes_the_best_draw_is_taken(snapshot: Snapshot) -> None
     with PatchStream(sampler(snapshot, min_share=0.0), Log()) as stream:
         for request, pixels in zip(batch.requests, batch.pixels, strict=True):
             drawn = [made.draw(4, request.index, attempt) for attempt in range(MAX_ATTEMPTS)]
-            shares = [share_in_range(patch, config) for patch in stream._try(drawn)]  # type: ignore[arg-type]
+            shares = [share_in_range(patch, config) for patch in stream._reader.read(drawn)]  # type: ignore[arg-type]
             assert request.attempt == int(np.argmax(shares))
             assert share_in_range(pixels, config) == max(shares)
 

@@ -19,7 +19,7 @@ from eosin.observability import RunLog
 from eosin.patches.request import PatchBatch
 from eosin.patches.sampler import Sampler
 from eosin.patches.stage import StagePool
-from eosin.patches.stream import PatchStream
+from eosin.patches.stream import PatchStream, open_reader
 from eosin.slides.synthetic import write_slide
 from eosin.storage import ByteRange, Store, open_store
 from tests.support.patches import index_slides, small_slides, write_slides
@@ -195,9 +195,11 @@ def test_closing_before_the_end_leaves_no_thread(snapshot: Snapshot) -> None:
 def test_the_tile_cache_never_exceeds_its_bytes(snapshot: Snapshot) -> None:
     limit = 5 * 240 * 240 * 3
     config = PatchesConfig(patch_px=96, mpp=(0.25,), tile_cache_bytes=limit)
-    with PatchStream(Sampler(snapshot, config, seed=2), Log()) as stream:
-        for _ in stream.batches((step, range(16)) for step in range(10)):
-            assert 0 < stream._reader._tiles.num_bytes <= limit
+    sampler = Sampler(snapshot, config, seed=2)
+    reader = open_reader(snapshot, config, share_tiles=True)
+    for step in range(10):
+        reader.read(sampler.draw_batch(step, range(16)))
+        assert 0 < reader._tiles.num_bytes <= limit
 
 
 def test_the_stage_pool_stays_within_its_bytes_and_evicts_the_longest_unused(

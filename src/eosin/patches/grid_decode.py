@@ -42,7 +42,7 @@ def decode_grid(run_uri: str, *, name: str, shard: int, num_shards: int, log: Ru
     log.event("grid-planned", name=name, num_patches=plan.num_patches, num_shards=plan.num_shards,
               slides=len(plan.slides))  # fmt: skip
     own = range(shard, plan.num_shards, num_shards)
-    reader = open_reader(snapshot, plan.patches)
+    reader = open_reader(snapshot, plan.patches, share_tiles=True)
     with ThreadPoolExecutor(max(2, num_cores()), thread_name_prefix="eosin-grid") as threads:
         for done, number in enumerate(own, 1):
             if not is_published(store, name, number, plan.num_shards):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy.typing as npt
 from eosin.config.patches import PatchesConfig
 from eosin.index.snapshot import Snapshot
 from eosin.patches.cache import ArrayCache
-from eosin.patches.decoders import EncodedTile, tile_decoder
+from eosin.patches.decoders import CpuDecoder, EncodedTile, tile_decoder
 from eosin.patches.geometry import box_of
 from eosin.patches.reading import Reading, TileKey, plan_reading, resize
 from eosin.patches.request import PatchRequest
@@ -26,19 +28,30 @@ from eosin.patches.whole_slide import (
     through_openslide,
 )
 from eosin.slides.errors import SlideError
+from eosin.slides.jpeg_part import decode_part
 from eosin.slides.model import SlideHeader
+from eosin.slides.region import WHITE, Part
 from eosin.storage import NotFound, ObjectChanged
 
 Pixels = npt.NDArray[np.uint8]
+# A tile as it lies in the store, or decoded; None for one that holds nothing.
+_Tile = EncodedTile | Pixels | None
 
 
 class PatchReader:
     """Reads patches of one snapshot. Thread-safe; holds `config.tile_cache_bytes` and a call's own tiles."""
 
     def __init__(
-        self, snapshot: Snapshot, config: PatchesConfig, source: ByteSource, pool: StagePool | None
+        self,
+        snapshot: Snapshot,
+        config: PatchesConfig,
+        source: ByteSource,
+        pool: StagePool | None,
+        *,
+        share_tiles: bool = False,
     ) -> None:
         """`pool` holds the copies of slides that a library reads whole; None where there are none.
+        `share_tiles`: patches are neighbours, so tiles are decoded whole and kept for the next ones.
 
         Raises `MissingDependency` where the configured decoder is absent.
         """
@@ -49,14 +62,24 @@ class PatchReader:
         self._tables = TileTables(snapshot)
         self._tiles: ArrayCache[TileKey, Pixels] = ArrayCache(config.tile_cache_bytes)
         self._decoder = tile_decoder(config.decoder)
+        self._in_parts = isinstance(self._decoder, CpuDecoder) and not share_tiles
         self._cucim = through_cucim(load_cucim()) if config.decoder == "cucim" else None
+        self._scratch = threading.local()
 
     def read(self, requests: Sequence[PatchRequest]) -> list[Pixels | SlideError]:
-        """Each patch as [patch_px, patch_px, 3] RGB, or why its slide cannot give it.
+        """Each patch as [patch_px, patch_px, 3] RGB, or why its slide cannot give it; see `read_into`."""
+        side_px = self.config.patch_px
+        patches = np.empty((len(requests), side_px, side_px, 3), np.uint8)
+        errors = self.read_into(requests, patches)
+        return [error or patch for error, patch in zip(errors, patches, strict=True)]
+
+    def read_into(self, requests: Sequence[PatchRequest], patches: Pixels) -> list[SlideError | None]:
+        """Write each patch into its row of `patches` [n, patch_px, patch_px, 3], RGB; what is returned
+        says why its slide could not give it, and then the row means nothing.
 
         Raises what is not one slide's trouble: `TransientError`, `UserError`.
         """
-        found: dict[int, Pixels | SlideError] = {}
+        errors: dict[int, SlideError | None] = {}
         tiled: list[int] = []
         for slide in dict.fromkeys(request.slide for request in requests):
             mine = [place for place, request in enumerate(requests) if request.slide == slide]
@@ -64,11 +87,9 @@ class PatchReader:
             if way is None:
                 tiled += mine
             else:
-                patches = self._read_slide(way, slide, [requests[place] for place in mine])
-                found |= dict(zip(mine, patches, strict=True))
-        patches = self._read_tiled([requests[place] for place in tiled])
-        found |= dict(zip(tiled, patches, strict=True))
-        return [found[place] for place in range(len(requests))]
+                errors |= self._read_slide(way, slide, {place: requests[place] for place in mine}, patches)
+        errors |= self._read_tiled({place: requests[place] for place in tiled}, patches)
+        return [errors[place] for place in range(len(requests))]
 
     def _whole_slide(self, slide: int) -> OpenSlideFile | None:
         """The library that reads the slide from a staged copy; None where its tiles are read."""
@@ -77,24 +98,21 @@ class PatchReader:
             return through_openslide
         return self._cucim if self._cucim is not None and cucim_is_safe(header) else None
 
-    def _read_tiled(self, requests: list[PatchRequest]) -> list[Pixels | SlideError]:
-        config = self.config
-        readings = [
-            plan_reading(
-                request,
-                self.snapshot.rows[request.slide].header,
-                config.patch_px,
-                config.mpp_tolerance,
-                self._decoder.max_denominator,
+    def _read_tiled(self, requests: dict[int, PatchRequest], patches: Pixels) -> dict[int, SlideError | None]:
+        config, rows = self.config, self.snapshot.rows
+        most = self._decoder.max_denominator
+        readings = {
+            place: plan_reading(
+                request, rows[request.slide].header, config.patch_px, config.mpp_tolerance, most
             )
-            for request in requests
-        ]
-        tiles = self._load(dict.fromkeys(key for reading in readings for key in reading.tiles))
-        return [_assemble(reading, tiles, config.patch_px) for reading in readings]
+            for place, request in requests.items()
+        }
+        tiles = self._load(dict.fromkeys(key for reading in readings.values() for key in reading.tiles))
+        return {place: self._assemble(reading, tiles, patches[place]) for place, reading in readings.items()}
 
-    def _load(self, keys: Iterable[TileKey]) -> dict[TileKey, Pixels | SlideError | None]:
-        """Pixels of each tile; None for one that holds nothing."""
-        tiles: dict[TileKey, Pixels | SlideError | None] = {key: self._tiles.get(key) for key in keys}
+    def _load(self, keys: Iterable[TileKey]) -> dict[TileKey, _Tile | SlideError]:
+        """Each tile: encoded where parts of it will be decoded, else its pixels."""
+        tiles: dict[TileKey, _Tile | SlideError] = {key: self._tiles.get(key) for key in keys}
         absent = [key for key, pixels in tiles.items() if pixels is None]
         places = {
             key: place
@@ -102,11 +120,10 @@ class PatchReader:
             if place.size_bytes
         }
         encoded = dict(zip(places, self._source.fetch(list(places.values())), strict=True)) if places else {}
-        whole = {key: self._checked(key, places[key], data) for key, data in encoded.items()}
-        tiles |= {key: tile for key, tile in whole.items() if isinstance(tile, SlideError)}
-        return tiles | self._decode(
-            {key: tile for key, tile in whole.items() if isinstance(tile, EncodedTile)}
-        )
+        tiles |= {key: self._checked(key, places[key], data) for key, data in encoded.items()}
+        if not self._in_parts:
+            tiles |= self._decode({key: tile for key, tile in tiles.items() if isinstance(tile, EncodedTile)})
+        return tiles
 
     def _checked(self, key: TileKey, place: TileBytes, data: bytes | SlideError) -> EncodedTile | SlideError:
         if isinstance(data, SlideError):
@@ -123,41 +140,62 @@ class PatchReader:
                 self._tiles.put(key, pixels)
         return decoded
 
+    def _assemble(
+        self, reading: Reading, tiles: dict[TileKey, _Tile | SlideError], patch: Pixels
+    ) -> SlideError | None:
+        shape = (reading.box.height_px, reading.box.width_px, 3)
+        region = patch if patch.shape == shape else self._scratch_of(shape)
+        try:
+            for key, part in reading.parts:
+                _put(tiles[key], part, part.of_region(region))
+        except SlideError as error:
+            return error
+        if region is not patch:
+            resize(region, patch)
+        return None
+
+    def _scratch_of(self, shape: tuple[int, int, int]) -> Pixels:
+        """An array of this thread's own, for one patch: fresh pages for each cost more than a resize."""
+        num_bytes = math.prod(shape)
+        held: Pixels | None = getattr(self._scratch, "held", None)
+        if held is None or len(held) < num_bytes:
+            held = self._scratch.held = np.empty(num_bytes, np.uint8)
+        return held[:num_bytes].reshape(shape)
+
     def _read_slide(
-        self, way: OpenSlideFile, slide: int, requests: list[PatchRequest]
-    ) -> list[Pixels | SlideError]:
+        self, way: OpenSlideFile, slide: int, requests: dict[int, PatchRequest], patches: Pixels
+    ) -> dict[int, SlideError | None]:
         """Patches of one slide through a library, from its staged copy."""
         assert self._pool is not None
         header = self.snapshot.rows[slide].header
         objects = header.objects
         try:
             with self._pool.use(objects) as folder, way(path_in(folder, objects, 0), header) as opened:
-                return [self._read_region(opened, header, request) for request in requests]
+                return {
+                    place: self._read_region(opened, header, request, patches[place])
+                    for place, request in requests.items()
+                }
         except (NotFound, ObjectChanged) as error:
-            return [gone(objects[0].key, error)] * len(requests)
+            return dict.fromkeys(requests, gone(objects[0].key, error))
         except SlideError as error:
-            return [error] * len(requests)
+            return dict.fromkeys(requests, error)
 
     def _read_region(
-        self, opened: RegionReader, header: SlideHeader, request: PatchRequest
-    ) -> Pixels | SlideError:
+        self, opened: RegionReader, header: SlideHeader, request: PatchRequest, patch: Pixels
+    ) -> SlideError | None:
         box = box_of(request, header, self.config.patch_px, self.config.mpp_tolerance)
         try:
-            return resize(opened.read(request, box), self.config.patch_px)
+            resize(opened.read(request, box), patch)
         except SlideError as error:
             return error
+        return None
 
 
-def _assemble(
-    reading: Reading, tiles: dict[TileKey, Pixels | SlideError | None], patch_px: int
-) -> Pixels | SlideError:
-    for key in reading.tiles:
-        failure = tiles[key]
-        if isinstance(failure, SlideError):
-            return failure
-    return reading.assemble(lambda key: _pixels(tiles[key]), patch_px)
-
-
-def _pixels(tile: Pixels | SlideError | None) -> Pixels | None:
-    assert not isinstance(tile, SlideError)
-    return tile
+def _put(tile: _Tile | SlideError, part: Part, target: Pixels) -> None:
+    """Write what the tile gives into `target`. Raises `SlideError`."""
+    if isinstance(tile, SlideError):
+        raise tile
+    if isinstance(tile, EncodedTile):
+        decode_part(tile.level, tile.data, tile.denominator, part.x_px, part.y_px, target)
+    else:
+        target[:] = WHITE if tile is None else part.of_tile(tile)

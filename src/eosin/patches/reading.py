@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,13 +14,12 @@ from eosin.patches.geometry import Box, box_of
 from eosin.patches.request import PatchRequest
 from eosin.slides.model import Level, SlideHeader
 from eosin.slides.reader import to_level
-from eosin.slides.region import assemble_region, tiles_of_region
+from eosin.slides.region import Part, parts_of_region
 
 Pixels = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class TileKey:
+class TileKey(NamedTuple):
     """A tile of one slide (a row of the snapshot), decoded at 1 / `denominator` of its size."""
 
     slide: int
@@ -37,21 +37,16 @@ class Reading:
     view: Level
     denominator: int
 
+    @cached_property
+    def parts(self) -> list[tuple[TileKey, Part]]:
+        """The tiles under the box, and what each gives to it."""
+        box, slide = self.box, self.request.slide
+        parts = parts_of_region(self.view, box.x_px, box.y_px, box.width_px, box.height_px)
+        return [(TileKey(slide, box.level, part.tile, self.denominator), part) for part in parts]
+
     @property
     def tiles(self) -> list[TileKey]:
-        box = self.box
-        tiles = tiles_of_region(self.view, box.x_px, box.y_px, box.width_px, box.height_px)
-        return [TileKey(self.request.slide, box.level, tile, self.denominator) for tile in tiles]
-
-    def assemble(self, get_tile: Callable[[TileKey], Pixels | None], patch_px: int) -> Pixels:
-        """The patch [patch_px, patch_px, 3]; `get_tile` gives None for a tile that holds nothing."""
-        box = self.box
-
-        def tile_at(tile: int) -> Pixels | None:
-            return get_tile(TileKey(self.request.slide, box.level, tile, self.denominator))
-
-        region = assemble_region(self.view, box.x_px, box.y_px, box.width_px, box.height_px, tile_at)
-        return resize(region, patch_px)
+        return [key for key, _ in self.parts]
 
 
 def plan_reading(
@@ -79,14 +74,14 @@ def plan_reading(
     return Reading(request, _scaled(box, view, denominator), view, denominator)
 
 
-def resize(region: Pixels, patch_px: int) -> Pixels:
-    """`region` as [patch_px, patch_px, 3]: area averaging down, linear interpolation up."""
-    if region.shape[:2] == (patch_px, patch_px):
-        return region
-    shrinks = min(region.shape[:2]) >= patch_px
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized: Pixels = cv2.resize(region, (patch_px, patch_px), interpolation=method)
-    return resized
+def resize(region: Pixels, patch: Pixels) -> None:
+    """Write `region` into `patch` [side, side, 3]: area averaging down, linear interpolation up."""
+    if region.shape == patch.shape:
+        patch[:] = region
+        return
+    height, width = patch.shape[:2]
+    method = cv2.INTER_AREA if min(region.shape[:2]) >= min(height, width) else cv2.INTER_LINEAR
+    cv2.resize(region, (width, height), dst=patch, interpolation=method)
 
 
 def _denominator(level: Level, factor: float) -> int:

@@ -7,6 +7,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,7 +37,9 @@ _PATCHES_PER_TASK = 16
 OnReject = Callable[[PatchRequest, SlideError], None]
 # Of a patch that the filter rejects: its share of pixels in range, its name, its pixels.
 _Rejected = tuple[float, PatchRequest, Pixels]
-_Task = Future[list[tuple[PatchRequest, Pixels]]]
+_Task = Future[list[PatchRequest]]
+# A batch in the making: its pixels, and the tasks that fill them.
+_Ahead = tuple[Pixels, list[_Task]]
 
 
 class PatchStream:
@@ -78,16 +81,16 @@ class PatchStream:
         Raises `PermanentError` naming slides where a sample and all its substitutes failed,
         `TransientError` and `UserError` where the whole store is in trouble.
         """
-        ahead: deque[list[_Task]] = deque()
+        ahead: deque[_Ahead] = deque()
         try:
             for step, indices in wanted:
                 ahead.append(self._submit(step, indices))
                 if len(ahead) > self.config.prefetch_batches:
-                    yield self._collect(ahead.popleft())
+                    yield _collect(*ahead.popleft())
             while ahead:
-                yield self._collect(ahead.popleft())
+                yield _collect(*ahead.popleft())
         finally:
-            for task in (task for tasks in ahead for task in tasks):
+            for task in (task for _, tasks in ahead for task in tasks):
                 task.cancel()
 
     def close(self) -> None:
@@ -104,37 +107,38 @@ class PatchStream:
     ) -> None:
         self.close()
 
-    def _submit(self, step: int, indices: Sequence[int]) -> list[_Task]:
-        parts = [indices[at : at + _PATCHES_PER_TASK] for at in range(0, len(indices), _PATCHES_PER_TASK)]
-        return [self._threads.submit(self._read, step, part) for part in parts]
-
-    def _collect(self, tasks: list[_Task]) -> PatchBatch:
-        done = [item for task in tasks for item in task.result()]
+    def _submit(self, step: int, indices: Sequence[int]) -> _Ahead:
+        """Tasks write into the batch itself: a copy of each patch would cost a tenth of its decoding."""
         side_px = self.config.patch_px
-        pixels = np.empty((len(done), side_px, side_px, 3), np.uint8)
-        for place, (_, patch) in enumerate(done):
-            pixels[place] = patch
-        return PatchBatch(pixels, tuple(request for request, _ in done))
+        pixels = np.empty((len(indices), side_px, side_px, 3), np.uint8)
+        parts = [slice(at, at + _PATCHES_PER_TASK) for at in range(0, len(indices), _PATCHES_PER_TASK)]
+        return pixels, [self._threads.submit(self._read, step, indices[part], pixels[part]) for part in parts]
 
-    def _read(self, step: int, indices: Sequence[int]) -> list[tuple[PatchRequest, Pixels]]:
-        """The samples, each by its first attempt that can be read and passes the filter."""
-        found: dict[int, tuple[PatchRequest, Pixels]] = {}
+    def _read(self, step: int, indices: Sequence[int], out: Pixels) -> list[PatchRequest]:
+        """The samples written to `out`, each by its first attempt that can be read and passes the filter."""
+        found: dict[int, PatchRequest] = {}
         second_best: dict[int, _Rejected] = {}
         failed: list[PatchRequest] = []
-        wanted = list(indices)
+        wanted = list(range(len(indices)))
         for attempt in range(MAX_ATTEMPTS):
-            requests = self.sampler.draw_batch(step, wanted, attempt)
-            for request, patch in zip(requests, self._try(requests), strict=True):
-                if isinstance(patch, SlideError):
+            requests = self.sampler.draw_batch(step, [indices[place] for place in wanted], attempt)
+            patches = out if attempt == 0 else np.empty((len(wanted), *out.shape[1:]), np.uint8)
+            errors = self._try(requests, patches)
+            for place, request, patch, error in zip(wanted, requests, patches, errors, strict=True):
+                if error is not None:
                     failed.append(request)
-                    self._redraws.report(request, patch)
-                    self._on_reject(request, patch)
+                    self._redraws.report(request, error)
+                    self._on_reject(request, error)
                 elif self._passes(request, patch, second_best):
-                    found[request.index] = request, patch
-            wanted = [index for index in wanted if index not in found]
+                    found[place] = request
+                    if attempt > 0:
+                        out[place] = patch
+            wanted = [place for place in wanted if place not in found]
             if not wanted:
-                return [found[index] for index in indices]
-        return [found.get(index) or self._second_best(index, second_best, failed) for index in indices]
+                break
+        for place in wanted:
+            found[place], out[place] = self._second_best(indices[place], second_best, failed)
+        return [found[place] for place in range(len(indices))]
 
     def _passes(self, request: PatchRequest, patch: Pixels, second_best: dict[int, _Rejected]) -> bool:
         """Whether the patch serves; of those of a sample that do not, the best is put in `second_best`."""
@@ -144,7 +148,7 @@ class PatchStream:
         if self.hsv_filter.passes(share):
             return True
         if request.index not in second_best or share > second_best[request.index][0]:
-            second_best[request.index] = share, request, patch
+            second_best[request.index] = share, request, patch.copy()
         return False
 
     def _second_best(
@@ -158,15 +162,19 @@ class PatchStream:
         _, request, patch = second_best[index]
         return request, patch
 
-    def _try(self, requests: Sequence[PatchRequest]) -> list[Pixels | SlideError]:
-        """As `PatchReader.read`, without asking again for slides that are known to be gone."""
-        results: list[Pixels | SlideError | None] = [
-            self._redraws.gone(request.slide) for request in requests
-        ]
-        readable = [place for place, result in enumerate(results) if result is None]
-        for place, patch in zip(readable, self._reader.read([requests[i] for i in readable]), strict=True):
-            results[place] = patch
-        return [result for result in results if result is not None]
+    def _try(self, requests: Sequence[PatchRequest], patches: Pixels) -> list[SlideError | None]:
+        """As `PatchReader.read_into`, without asking again for slides that are known to be gone."""
+        errors: list[SlideError | None] = [self._redraws.gone(request.slide) for request in requests]
+        readable = [place for place, error in enumerate(errors) if error is None]
+        if len(readable) == len(requests):
+            return self._reader.read_into(requests, patches)
+        patches_read = self._reader.read([requests[place] for place in readable])
+        for place, patch in zip(readable, patches_read, strict=True):
+            if isinstance(patch, SlideError):
+                errors[place] = patch
+            else:
+                patches[place] = patch
+        return errors
 
     def _exhausted(self, request: PatchRequest) -> PermanentError:
         return PermanentError(
@@ -176,16 +184,22 @@ class PatchStream:
         )
 
 
-def open_reader(snapshot: Snapshot, config: PatchesConfig, store: Store | None = None) -> PatchReader:
+def _collect(pixels: Pixels, tasks: list[_Task]) -> PatchBatch:
+    return PatchBatch(pixels, tuple(chain.from_iterable(task.result() for task in tasks)))
+
+
+def open_reader(
+    snapshot: Snapshot, config: PatchesConfig, store: Store | None = None, *, share_tiles: bool = False
+) -> PatchReader:
     """A reader of the snapshot's patches, the way `config` wants it: by range or staged.
 
-    `store`: where the slides lie (None: opened at the snapshot's slides URI). Raises `UserError` for a
-    decoder that cannot read that way.
+    `store`: where the slides lie (None: opened at the snapshot's slides URI). `share_tiles`: patches are
+    neighbours, so tiles are kept. Raises `UserError` for a decoder that cannot read that way.
     """
     cv2.setNumThreads(1)  # patches are resized in threads of our own; OpenCV's would get in their way
     store = store or open_store(snapshot.slides_uri)
     pool = _pool(store, snapshot, config)
-    return PatchReader(snapshot, config, _source(store, config, pool), pool)
+    return PatchReader(snapshot, config, _source(store, config, pool), pool, share_tiles=share_tiles)
 
 
 def num_cores() -> int:

@@ -23,7 +23,7 @@ def complete_jpeg(level: Level, data: bytes) -> bytes:
     """
     if data[:2] != _SOI:
         raise SlideError("corrupt-tile", "a tile is not a JPEG")
-    tables = _table_segments(level.jpeg_tables)
+    tables = table_segments(level.jpeg_tables)
     marker = _APP14_RGB if level.color_space == "rgb" and not _says_its_colour(tables, data) else b""
     return data if not tables and not marker else b"".join((_SOI, tables, marker, data[2:]))
 
@@ -54,7 +54,7 @@ def _decode(jpeg: bytes, min_height: int, min_width: int) -> npt.NDArray[np.uint
     return decoded
 
 
-def _table_segments(tables: bytes | None) -> bytes:
+def table_segments(tables: bytes | None) -> bytes:
     """The segments between SOI and EOI of an abbreviated table stream."""
     if not tables or tables[:2] != _SOI:
         return b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +14,51 @@ Pixels = npt.NDArray[np.uint8]
 WHITE = 255
 
 
-def tiles_of_region(level: Level, x_px: int, y_px: int, w: int, h: int) -> list[int]:
-    """Row-major indices, within the level, of the tiles under a rectangle in the level's own pixels."""
+class Part(NamedTuple):
+    """What one tile gives to a rectangle: `width_px` × `height_px` pixels."""
+
+    tile: int
+    """Row-major index within the level."""
+    x_px: int
+    y_px: int
+    """Their corner in the tile."""
+    left_px: int
+    top_px: int
+    """Their corner in the rectangle."""
+    width_px: int
+    height_px: int
+
+    def of_tile(self, pixels: Pixels) -> Pixels:
+        """The pixels in the tile, a view."""
+        return pixels[self.y_px : self.y_px + self.height_px, self.x_px : self.x_px + self.width_px]
+
+    def of_region(self, pixels: Pixels) -> Pixels:
+        """Their place in the rectangle, a view."""
+        return pixels[self.top_px : self.top_px + self.height_px, self.left_px : self.left_px + self.width_px]
+
+
+def parts_of_region(level: Level, x_px: int, y_px: int, w: int, h: int) -> list[Part]:
+    """The parts that cover what of a rectangle, in the level's own pixels, lies in the level; row-major."""
     x0, x1 = max(0, x_px), min(level.width_px, x_px + w)
     y0, y1 = max(0, y_px), min(level.height_px, y_px + h)
     if x0 >= x1 or y0 >= y1:
         return []
-    columns = range(x0 // level.tile_width_px, (x1 - 1) // level.tile_width_px + 1)
-    rows = range(y0 // level.tile_height_px, (y1 - 1) // level.tile_height_px + 1)
-    return [row * level.num_tiles_x + column for row in rows for column in columns]
+    tile_w, tile_h, num_columns = level.tile_width_px, level.tile_height_px, level.num_tiles_x
+    parts = []
+    for row in range(y0 // tile_h, (y1 - 1) // tile_h + 1):
+        top = max(y0, row * tile_h)
+        height = min(y1, (row + 1) * tile_h) - top
+        for column in range(x0 // tile_w, (x1 - 1) // tile_w + 1):
+            left = max(x0, column * tile_w)
+            width = min(x1, (column + 1) * tile_w) - left
+            corner = (left - column * tile_w, top - row * tile_h, left - x_px, top - y_px)
+            parts.append(Part(row * num_columns + column, *corner, width, height))
+    return parts
+
+
+def tiles_of_region(level: Level, x_px: int, y_px: int, w: int, h: int) -> list[int]:
+    """Row-major indices, within the level, of the tiles under a rectangle in the level's own pixels."""
+    return [part.tile for part in parts_of_region(level, x_px, y_px, w, h)]
 
 
 def assemble_region(
@@ -34,20 +71,8 @@ def assemble_region(
     is white.
     """
     region = np.full((h, w, 3), WHITE, np.uint8)
-    for index in tiles_of_region(level, x_px, y_px, w, h):
-        pixels = get_tile(index)
+    for part in parts_of_region(level, x_px, y_px, w, h):
+        pixels = get_tile(part.tile)
         if pixels is not None:
-            _paste(region, pixels, level, index, x_px, y_px)
+            part.of_region(region)[:] = part.of_tile(pixels)
     return region
-
-
-def _paste(region: Pixels, tile: Pixels, level: Level, index: int, x_px: int, y_px: int) -> None:
-    """Copy the part of a tile that lies in the region and in the level."""
-    row, column = divmod(index, level.num_tiles_x)
-    tile_x_px, tile_y_px = column * level.tile_width_px, row * level.tile_height_px
-    x0, y0 = max(x_px, tile_x_px), max(y_px, tile_y_px)
-    x1 = min(x_px + region.shape[1], tile_x_px + tile.shape[1], level.width_px)
-    y1 = min(y_px + region.shape[0], tile_y_px + tile.shape[0], level.height_px)
-    region[y0 - y_px : y1 - y_px, x0 - x_px : x1 - x_px] = tile[
-        y0 - tile_y_px : y1 - tile_y_px, x0 - tile_x_px : x1 - tile_x_px
-    ]
