@@ -55,6 +55,7 @@ format: $(VENV)/.dev ## Rewrite the sources in the house style
 compile: $(VENV)/.dev ## Compile the pipelines and generate the reference docs
 	@$(BIN)/python -m eosin_pipelines.pretrain
 	@$(BIN)/python -m eosin_pipelines.evaluate
+	@$(BIN)/python -m eosin_pipelines.retrain
 	@$(BIN)/python helm/generate.py
 	@$(BIN)/python docs/generate.py
 

@@ -58,7 +58,7 @@ def evaluate(
     ).set_container_image(index_image)
     pairs = choose(run=run, teacher=teacher).after(planned).set_container_image(evaluate_image)
     data = index_and_decode(run, planned, num_decode_shards, index_image, train_image, (pairs,))
-    judged, report = judge_and_report(run, pairs, "model-x-task", data, index_image, evaluate_image)
+    judged, report = judge_and_report(run, pairs, "model-x-task", data.decoded, index_image, evaluate_image)
     prepare((planned, pairs, data.scanned, data.snapshot, data.decoded, judged, report), s3_secret)
     return report.outputs["Output"]
 

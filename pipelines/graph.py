@@ -18,11 +18,11 @@ class Data:
     decoded: dsl.PipelineTask
 
 
-def index_and_decode(
+def index_slides(
     run: object, planned: dsl.PipelineTask, num_decode_shards: object, index_image: object,
-    train_image: object, after: tuple[dsl.PipelineTask, ...] = (),
-) -> Data:  # fmt: skip
-    """Scan and decode in shards; `after`: what must have succeeded before a slide is read."""
+    after: tuple[dsl.PipelineTask, ...] = (),
+) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:  # fmt: skip
+    """Scan in shards and merge; `after`: what must have succeeded before a slide is read."""
     # kfp.local loops only over the output of a task that has the name "Output".
     with dsl.ParallelFor(planned.outputs["Output"], name="index-shards") as part:
         scanned = index_shard(run=run, shard=part.shard, num_shards=part.num_shards).after(*after)
@@ -30,19 +30,34 @@ def index_and_decode(
     snapshot = index_snapshot(
         run=run, shards=dsl.Collected(scanned.output), num_decode_shards=num_decode_shards
     ).set_container_image(index_image)
+    return scanned, snapshot
+
+
+def decode_held_out(run: object, snapshot: dsl.PipelineTask, train_image: object) -> dsl.PipelineTask:
+    """Decode the held-out patches in the shards that the snapshot's task names."""
     with dsl.ParallelFor(snapshot.outputs["Output"], name="decode-shards") as part:
         decoded = decode(run=run, shard=part.shard, num_shards=part.num_shards)
         decoded.set_container_image(train_image)
-    return Data(scanned, snapshot, decoded)
+    return decoded
+
+
+def index_and_decode(
+    run: object, planned: dsl.PipelineTask, num_decode_shards: object, index_image: object,
+    train_image: object, after: tuple[dsl.PipelineTask, ...] = (),
+) -> Data:  # fmt: skip
+    """Scan and decode in shards; `after`: what must have succeeded before a slide is read."""
+    scanned, snapshot = index_slides(run, planned, num_decode_shards, index_image, after)
+    return Data(scanned, snapshot, decode_held_out(run, snapshot, train_image))
 
 
 def judge_and_report(
-    run: object, pairs: dsl.PipelineTask, name: str, data: Data, index_image: object, evaluate_image: object
-) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
+    run: object, pairs: dsl.PipelineTask, name: str, decoded: dsl.PipelineTask, index_image: object,
+    evaluate_image: object,
+) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:  # fmt: skip
     """Judge each (model, task) of the output of `pairs`, in a loop called `name`, then report on all."""
     with dsl.ParallelFor(pairs.outputs["Output"], name=name) as pair:
         judged = evaluate(
-            run=run, model=pair.model, task=pair.judged_on, decoded=dsl.Collected(data.decoded.output)
+            run=run, model=pair.model, task=pair.judged_on, decoded=dsl.Collected(decoded.output)
         ).set_container_image(evaluate_image)
     report = summarize(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
     report.set_container_image(index_image)

@@ -58,7 +58,9 @@ def pretrain(
     ).set_container_image(index_image)
     data = index_and_decode(run, planned, num_decode_shards, index_image, train_image)
     trained = train(run=run, backend=backend).after(data.snapshot).set_container_image(train_image)
-    judged, report = judge_and_report(run, trained, "checkpoint-x-task", data, index_image, evaluate_image)
+    judged, report = judge_and_report(
+        run, trained, "checkpoint-x-task", data.decoded, index_image, evaluate_image
+    )
     prepare((planned, data.scanned, data.snapshot, data.decoded, trained, judged, report), s3_secret)
     return report.outputs["Output"]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from eosin.cluster.placement import placement
 from eosin.config import RunConfig, difference, dump_config
 from eosin.errors import EosinError, UserError
 from eosin.index.overrides import load_overrides
-from eosin.layout import IndexLayout, RunLayout
+from eosin.layout import IndexLayout, RegistryLayout, RunLayout
 from eosin.runs import load_run, resolve
 from eosin.storage import join_uri, open_store
 
@@ -48,8 +50,10 @@ class RunPlan:
         return "\n".join(lines)
 
 
-def plan_run(config: RunConfig, run_uri: str) -> RunPlan:
-    """The plan of a run.
+def plan_run(
+    config: RunConfig, run_uri: str, *, pipeline: str = "pretrain", arguments: Mapping[str, Any] | None = None
+) -> RunPlan:
+    """The plan of a run of `pipeline`, whose `arguments` name what is not in the configuration.
 
     Raises `UserError` where the configuration, the slides, their overrides or the run's place make it
     impossible.
@@ -62,20 +66,49 @@ def plan_run(config: RunConfig, run_uri: str) -> RunPlan:
         )
     begun_otherwise = _begun_otherwise(config, run_uri)
     load_overrides(config.slides.overrides)
-    figures, warnings = _figures(config)
+    trains = pipeline != "evaluate"
+    figures, warnings = _figures(config, trains)
     return RunPlan(
         run=run_uri,
         config=config.model_dump(mode="json"),
         config_yaml=dump_config(config),
         num_objects=len(sizes),
         total_bytes=sum(sizes),
-        steps=_steps(config, run_uri),
+        steps=_steps(config, run_uri, pipeline, arguments or {}),
         figures=figures,
         warnings=(*begun_otherwise, *warnings),
     )
 
 
-def _steps(config: RunConfig, run: str) -> tuple[StepPlan, ...]:
+def _steps(config: RunConfig, run: str, pipeline: str, arguments: Mapping[str, Any]) -> tuple[StepPlan, ...]:
+    """The steps of `pipeline`: those of pretraining, less what it leaves out, with its own between."""
+    steps = {step.step: step for step in _pretrain_steps(config, run)}
+    if pipeline == "evaluate":
+        teacher = str(arguments.get("teacher", ""))
+        judged = steps["evaluate"]
+        baselines = ", ".join(config.evaluate.baselines)
+        reads = (teacher, *(uri for uri in judged.reads if uri != join_uri(run, RunLayout.TEACHERS)))
+        note = f"{teacher}" + (f", baselines {baselines}" if baselines else "")
+        steps["evaluate"] = StepPlan("evaluate", reads, judged.writes, note)
+        del steps["train"]
+    if pipeline == "retrain":
+        return _retrain_steps(steps, config, arguments)
+    return tuple(steps.values())
+
+
+def _retrain_steps(
+    steps: dict[str, StepPlan], config: RunConfig, arguments: Mapping[str, Any]
+) -> tuple[StepPlan, ...]:
+    registry = join_uri(str(arguments["registry"]), RegistryLayout.entry(str(arguments["name"])))
+    enough = arguments.get("min_new_slides", 1)
+    gate = StepPlan("gate", (config.index.uri, registry), (), f"goes on with {enough} new slides or more")
+    plan = StepPlan("plan", (registry,), steps["plan"].writes, f"begins with {config.model.init}")
+    promote = StepPlan("promote", (registry, *steps["evaluate"].writes[:1]), (registry,))
+    rest = (steps[name] for name in ("decode", "train", "evaluate", "summarize"))
+    return (plan, steps["index"], gate, *rest, promote)
+
+
+def _pretrain_steps(config: RunConfig, run: str) -> tuple[StepPlan, ...]:
     index, slides = config.index.uri, config.slides.uri
     evaluate = config.evaluate
     tasks = ", ".join(task.name for task in evaluate.tasks)
@@ -113,14 +146,14 @@ def _steps(config: RunConfig, run: str) -> tuple[StepPlan, ...]:
     )  # fmt: skip
 
 
-def _figures(config: RunConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _figures(config: RunConfig, trains: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Figures of training and patching; what this image cannot work out becomes a warning."""
     figures: dict[str, Any] = {}
     warnings: list[str] = []
     try:
         from eosin.training.check import check_training
 
-        figures |= check_training(config)
+        figures |= check_training(config) | _placement(config) if trains else {}
     except ImportError as error:
         warnings.append(f"no figures of training in this image: {error}")
     try:
@@ -131,6 +164,11 @@ def _figures(config: RunConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
     except EosinError as error:
         warnings.append(f"no figures of patching yet: {error.message}")
     return figures, tuple(warnings)
+
+
+def _placement(config: RunConfig) -> dict[str, str]:
+    """A line a node pool: what a JobSet would take, from the fewest nodes to the most."""
+    return {f"pool {each.pool}": str(each) for each in placement(config)}
 
 
 def _begun_otherwise(config: RunConfig, run_uri: str) -> tuple[str, ...]:

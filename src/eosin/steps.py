@@ -16,17 +16,25 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from eosin.config import RunConfig, load_config
-from eosin.errors import EosinError, UserError, describe, exit_code_of
+from eosin.errors import EosinError, TransientError, UserError, describe, exit_code_of
 from eosin.layout import RunLayout, record_key
 from eosin.observability import RunLog, show_warnings
 from eosin.process import follow
 from eosin.recipes import load_recipe
-from eosin.records import IndexPin, MetricRecord, PatchSetManifest, SnapshotManifest, TrainingDone
+from eosin.records import (
+    IndexPin,
+    MetricRecord,
+    PatchSetManifest,
+    RetrainBase,
+    SnapshotManifest,
+    TrainingDone,
+)
 from eosin.runs import load_pin, load_run, pin_index, prepare_run
 from eosin.storage import join_uri, open_store
 
 if TYPE_CHECKING:
     from eosin.registry.promote import Promotion
+    from eosin.registry.retrain import Gate
     from eosin.summary.summarize import SummaryResult
 
 P = ParamSpec("P")
@@ -69,6 +77,54 @@ def plan(
     """
     recipe = recipe or own_recipe(run_uri)
     return prepare_run(run_uri, resolve_config(recipe, settings=settings, slides=slides, index=index))
+
+
+def plan_retrain(
+    run_uri: str,
+    registry_uri: str,
+    name: str,
+    *,
+    recipe: str = "",
+    settings: Iterable[str] = (),
+    slides: str = "",
+    index: str = "",
+) -> RunConfig:
+    """As `plan`, warm-started from the registry's current model and judged beside it.
+
+    Without a recipe it is the current model's own. What the run set out from is settled with its first
+    plan: planned again it begins with the same model, whatever was promoted meanwhile.
+    """
+    from eosin.registry.retrain import keep_base
+
+    config, base = retrain_config(
+        run_uri, registry_uri, name, recipe=recipe, settings=settings, slides=slides, index=index
+    )
+    if keep_base(run_uri, base) != base:
+        raise TransientError(f"run {run_uri} is being planned by somebody else", hint="run it again")
+    return prepare_run(run_uri, config)
+
+
+def retrain_config(
+    run_uri: str,
+    registry_uri: str,
+    name: str,
+    *,
+    recipe: str = "",
+    settings: Iterable[str] = (),
+    slides: str = "",
+    index: str = "",
+) -> tuple[RunConfig, RetrainBase]:
+    """What `plan_retrain` would publish. Raises `UserError` where neither recipe nor model is there."""
+    from eosin.registry.retrain import find_base, warm_started
+
+    base = find_base(registry_uri, name, run_uri)
+    if not recipe and base.version is None:
+        raise UserError(
+            f"registry {registry_uri} has no model {name} to retrain",
+            hint="name the recipe of the first one",
+        )
+    recipe = recipe or own_recipe(base.run)
+    return warm_started(resolve_config(recipe, settings=settings, slides=slides, index=index), base), base
 
 
 def own_recipe(run_uri: str) -> str:
@@ -214,6 +270,14 @@ def summarize(run_uri: str) -> SummaryResult:
 
 
 def promote(
+def judge_new_slides(run_uri: str, min_new_slides: int) -> Gate:
+    """Whether a planned and indexed retraining has new slides enough to go on."""
+    from eosin.registry.retrain import judge_new_slides as judge
+
+    with RunLog("retrain", open_store(run_uri)) as log:
+        return judge(run_uri, min_new_slides, log=log)
+
+
     registry_uri: str,
     name: str,
     run_uri: str,

@@ -82,3 +82,36 @@ def test_evaluate_judges_a_teacher_from_elsewhere_without_training(dataset: Path
     again = eosin("run", *arguments)
     assert again.returncode == 0, again.stderr
     assert "unchanged" in again.stderr and results_of(run_uri) == rows
+
+
+def test_retrain_stops_early_then_trains_on_and_promotes_only_what_is_better(
+    dataset: Path, tmp_path: Path
+) -> None:
+    slides, registry = tmp_path / "slides", (tmp_path / "registry").as_uri()
+    slides.mkdir()
+    files = sorted((dataset / "slides").iterdir())
+    for file in files[:-1]:
+        (slides / file.name).write_bytes(file.read_bytes())
+    name = ["--param", f"registry={registry}", "--param", "name=he"]
+
+    def retrain(run: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        place = ["--run", (tmp_path / "runs" / run).as_uri()]
+        done = eosin("run", *arguments, "--pipeline", "retrain", "--local", *place, *name)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    first = ["demo", "--slides", slides.as_uri(), *settings_of(dataset)]
+    assert "promoted · version 1" in retrain("first", *first, "--set", "evaluate.checkpoints=last").stderr
+
+    stopped = retrain("idle", "--set", "train.num_steps=4").stderr
+    assert "0 of 2 slides are new since version 1 of he" in stopped and "▸ train" not in stopped
+    assert not open_store((tmp_path / "runs" / "idle").as_uri()).exists(RunLayout.TRAINING_DONE)
+
+    (slides / files[-1].name).write_bytes(files[-1].read_bytes())
+    # No six steps on three slides can be better by half of all there is: the current model stays.
+    retrain("grown", "--param", "judge_by=[textures-knn/balanced_accuracy]", "--param", "margin=0.5")
+    rows = results_of((tmp_path / "runs" / "grown").as_uri())
+    current = f"{(tmp_path / 'runs' / 'first').as_uri()}/teachers/step-00000006"
+    assert {row["model"] for row in rows if row["status"] == "ok"} == {current, "step-00000006"}
+    shown = json.loads(eosin("registry", "show", registry, "--json").stdout)["models"][0]
+    assert (shown["current"], len(shown["versions"])) == (1, 1)

@@ -12,7 +12,11 @@ import yaml
 ROOT = Path(__file__).parents[2]
 
 
-PIPELINES = {"pretrain": ["run"], "evaluate": ["run", "teacher"]}
+PIPELINES = {
+    "pretrain": ["run"],
+    "evaluate": ["run", "teacher"],
+    "retrain": ["name", "registry", "run"],
+}
 """Each with the parameters it cannot do without."""
 
 

@@ -118,7 +118,7 @@ def test_a_better_one_takes_its_place_and_the_history_is_kept(world: World, curr
         (0.7, 0.7, {}, "no better"),
         (0.805, 0.8, {}, "may be chance"),
         (0.9, 0.6, {"margin": 0.5}, "less than the margin of 0.5"),
-        (0.9, 0.6, {"metrics": ("textures-knn/top1",)}, "no paired predictions"),
+        (0.805, 0.8, {"metrics": ("textures-knn/top1",)}, "paired bootstrap over images"),
     ],
 )
 def test_refused_with_the_reason(
@@ -139,9 +139,46 @@ def test_every_named_metric_must_be_won(world: World, current: Store) -> None:
     assert world.promote(run, metrics=("textures-knn/balanced_accuracy",)).status == "promoted"
 
 
-def test_without_a_test_a_metric_without_predictions_may_win(world: World, current: Store) -> None:
-    run = challenger(world, current, 0.9, 0.6)
-    assert world.promote(run, metrics=("textures-knn/top1",), alpha=1.0).status == "promoted"
+def test_accuracy_is_tested_on_the_predictions_that_are_kept(world: World, current: Store) -> None:
+    result = world.promote(challenger(world, current, 0.9, 0.6), metrics=("textures-knn/top1",))
+    assert result.status == "promoted" and "paired bootstrap over images" in result.why[0]
+
+
+def judged_by_runs(store: Store, model: str, values: list[float]) -> None:
+    """A record of a metric that keeps a value a run and no predictions."""
+    made = record(model, None, TASKS[2], 0.5)
+    put_record(store, made.model_copy(update={"metrics": {"dice": MetricValue.of(values)}, "details": {}}))
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "status", "reason"),
+    [
+        ([0.81, 0.82, 0.83, 0.82, 0.81], [0.7, 0.71, 0.72, 0.7, 0.71], "promoted", "permutation of 5 and 5"),
+        ([0.81, 0.62, 0.83, 0.72, 0.61], [0.7, 0.71, 0.72, 0.7, 0.68], "refused", "may be chance"),
+        ([0.9, 0.91], [0.5, 0.51], "refused", "may be chance"),  # two runs a side can never be enough
+        ([0.9], [0.5], "refused", "give a margin"),
+    ],
+)
+def test_a_metric_with_a_value_a_run_is_tested_over_runs(
+    world: World, current: Store, new: list[float], old: list[float], status: str, reason: str
+) -> None:
+    run = world.run("second")
+    judged_by_runs(run, model_name(STEP), new)
+    judged_by_runs(run, teacher_of(current), old)
+    result = world.promote(run, metrics=("textures-linear/dice",))
+    assert (result.status, reason in result.why[0]) == (status, True), result.why
+
+
+def test_the_margin_alone_decides_where_one_value_leaves_nothing_to_test(
+    world: World, current: Store
+) -> None:
+    run = world.run("second")
+    judged_by_runs(run, model_name(STEP), [0.9])
+    judged_by_runs(run, teacher_of(current), [0.5])
+    rule = {"metrics": ("textures-linear/dice",)}
+    assert world.promote(run, **rule, margin=0.41).status == "refused"
+    result = world.promote(run, **rule, margin=0.3)
+    assert result.status == "promoted" and "has no test: the margin of 0.3 decides" in result.why[0]
 
 
 def test_lower_is_better_where_the_metric_says_so(world: World, current: Store) -> None:
@@ -171,7 +208,7 @@ def test_figures_on_other_data_are_not_compared(world: World, current: Store) ->
 def test_other_samples_are_no_paired_test(world: World, current: Store) -> None:
     run = world.run("second", 0.9)
     world.judge(run, teacher_of(current), 0.6, num_samples=300)
-    assert "no paired predictions" in world.promote(run).why[0]
+    assert "one value has no test" in world.promote(run).why[0]
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,12 @@ import json
 import os
 import sys
 import warnings
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from eosin.errors import MissingDependency, UserError
+from eosin.errors import MissingDependency
 
 RUNNER_PID = "EOSIN_RUNNER_PID"
-
-
-def compiled_pipeline(name: str) -> Path:
-    """Path of the compiled pipeline `name` that ships with eosin."""
-    with as_file(files("eosin_pipelines").joinpath(f"{name}.yaml")) as path:
-        if not path.is_file():
-            raise UserError(f"there is no compiled pipeline {name!r}", hint="`make compile` writes them")
-        return path
 
 
 def run_here(pipeline: Path, arguments: dict[str, Any], work_dir: Path) -> None:

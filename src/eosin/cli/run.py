@@ -1,4 +1,4 @@
-"""eosin run: the whole pipeline."""
+"""eosin run: a whole pipeline, on this machine or as a plan."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from eosin.cli.output import AsJson, Settings, emit
+from eosin.cli.parameters import Param, arguments_of, compiled_pipeline, takes
+from eosin.config import RunConfig
 from eosin.errors import UserError
 
-Pipeline = Literal["pretrain", "evaluate"]
+Pipeline = Literal["pretrain", "evaluate", "retrain", "scaling_study"]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +32,7 @@ def run(
     slides: Annotated[str, typer.Option(help="Folder of slides.")] = "",
     index: Annotated[str, typer.Option(help="URI of the index.")] = "",
     settings: Settings = None,
+    params: Param = None,
     local: Annotated[bool, typer.Option("--local", help="Run on this machine.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen.")] = False,
     as_json: AsJson = False,
@@ -37,41 +40,54 @@ def run(
     """The whole pipeline: index, decode, train, evaluate, summarize. Or another one.
 
     `--pipeline evaluate` judges the teacher that `--teacher` names on the run's tasks, without training.
+    `retrain` and `scaling_study` take theirs by `--param`; docs/reference/pipelines.md lists them.
     """
-    from eosin import steps
-
     if (pipeline == "evaluate") != bool(teacher):
         raise UserError("--pipeline evaluate and --teacher go together", hint="give both, or neither")
-    recipe = recipe or steps.own_recipe(run_uri)
-    config = steps.resolve_config(recipe, settings=settings or (), slides=slides, index=index)
+    given = {
+        "run": run_uri, "recipe": recipe, "slides": slides, "index": index, "settings": list(settings or ()),
+        "teacher": teacher or None,
+    }  # fmt: skip
+    path = compiled_pipeline(pipeline)
+    arguments = arguments_of(path, given, params or ())
+    config = _config(pipeline, arguments)
     if dry_run:
-        if pipeline != "pretrain":
-            raise UserError(f"--dry-run shows the pretrain pipeline only, not {pipeline}")
         from eosin.dry_run import plan_run
 
-        plan = plan_run(config, run_uri)
+        plan = plan_run(config, run_uri, pipeline=pipeline, arguments=arguments)
         emit(plan, as_json=as_json, text=str(plan))
         return
     if not local:
         raise UserError(
             "say where to run: --local runs on this machine",
-            hint=f"on a cluster: kfp run create -f pipelines/{pipeline}.yaml run={run_uri} recipe={recipe}",
+            hint=f"on a cluster: eosin submit {pipeline} --run {run_uri}, see `eosin submit --help`",
         )
     from eosin.cli.local_run import run_pipeline
-    from eosin.cli.pipeline import compiled_pipeline
 
-    arguments: dict[str, Any] = {
-        "run": run_uri,
-        "recipe": recipe,
-        "slides": slides,
-        "index": index,
-        "settings": list(settings or ()),
-        "num_index_shards": config.index.num_shards,
-        "num_decode_shards": config.patches.heldout.num_shards,
-    }
-    arguments |= {"teacher": teacher} if teacher else {"backend": "local"}
-    run_pipeline(compiled_pipeline(pipeline), arguments)
+    run_pipeline(path, _here(config, takes(path)) | arguments)
     from eosin.status import run_status
 
     status = run_status(run_uri)
     emit(status, as_json=as_json, text=str(status))
+
+
+def _config(pipeline: str, arguments: dict[str, Any]) -> RunConfig:
+    """What the pipeline will resolve, so that what is impossible is refused before anything starts."""
+    from eosin import steps
+
+    chosen = {key: arguments[key] for key in ("settings", "slides", "index")}
+    recipe, run = arguments["recipe"], arguments["run"]
+    if pipeline == "retrain":
+        registry, name = arguments["registry"], arguments["name"]
+        return steps.retrain_config(run, registry, name, recipe=recipe, **chosen)[0]
+    return steps.resolve_config(recipe or steps.own_recipe(run), **chosen)
+
+
+def _here(config: RunConfig, names: frozenset[str]) -> dict[str, Any]:
+    """What a run on this machine gives a pipeline that takes it."""
+    here = {
+        "backend": "local",
+        "num_index_shards": config.index.num_shards,
+        "num_decode_shards": config.patches.heldout.num_shards,
+    }
+    return {name: value for name, value in here.items() if name in names}

@@ -20,6 +20,14 @@ class PoolPlacement:
     usd_per_hour: tuple[float, float] | None
     """None where the pool has no price."""
 
+    def __str__(self) -> str:
+        kind = "spot" if self.spot else "on demand"
+        parts = [f"{_range(self.nodes)} nodes ({kind})", f"{_range(self.gpus)} GPUs"]
+        parts += [f"{_range(self.workers)} workers"]
+        if self.usd_per_hour is not None:
+            parts.append(f"{_range(self.usd_per_hour)} USD an hour")
+        return ", ".join(parts)
+
 
 def placement(config: RunConfig) -> list[PoolPlacement]:
     """Every pool of `config.cluster` in its order, from `min_nodes` to `max_nodes`."""
@@ -39,3 +47,8 @@ def placement(config: RunConfig) -> list[PoolPlacement]:
             )
         )
     return placed
+
+
+def _range(ends: tuple[float, float]) -> str:
+    low, high = (f"{end:g}" for end in ends)
+    return low if low == high else f"{low}–{high}"

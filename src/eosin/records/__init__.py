@@ -3,6 +3,7 @@
 from eosin.records.metric import MetricRecord, MetricValue
 from eosin.records.patchset import PatchSetManifest, PatchSetShard, RejectedPatch
 from eosin.records.registry import RegisteredModel, RegistryEntry, RegistryMove
+from eosin.records.retrain import RetrainBase
 from eosin.records.snapshot import IndexPin, SnapshotManifest, TrainingDone
 from eosin.records.teacher import TeacherCard
 
@@ -16,6 +17,7 @@ __all__ = [
     "RegistryEntry",
     "RegistryMove",
     "RejectedPatch",
+    "RetrainBase",
     "SnapshotManifest",
     "TeacherCard",
     "TrainingDone",

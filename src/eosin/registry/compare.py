@@ -9,11 +9,12 @@ from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.layout import RunLayout, record_key
 from eosin.metrics.bootstrap import paired_difference
+from eosin.metrics.permutation import permutation_p_value
 from eosin.records import MetricRecord
 from eosin.storage import NotFound, Store, join_uri
 
-_TESTED = "balanced_accuracy"
-"""The metric whose predictions are kept, so that two models can be compared sample by sample."""
+_BALANCED, _TOP1 = "balanced_accuracy", "top1"
+"""Metrics of the predictions that are kept, so that two models can be compared sample by sample."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Rule:
     metrics: tuple[str, ...] = ()
     """TASK/METRIC each, all of which it must win; none: balanced accuracy of every task that has it."""
     margin: float = 0.0
-    """By how much, in the unit of the metric."""
+    """By how much, in the unit of the metric; for a metric that cannot be tested it must be above 0."""
     alpha: float = 0.05
-    """Two-sided level of the paired test; 1: no test."""
+    """Two-sided level of the test; 1: no test. A metric of one value cannot be tested: see `margin`."""
 
     def __post_init__(self) -> None:
         if not self.margin >= 0:
@@ -64,7 +65,7 @@ def compare(
 def named_metrics(config: RunConfig, names: Sequence[str]) -> list[tuple[str, str]]:
     """(task, metric) of each `TASK/METRIC`. Raises `UserError` for a task the run does not have."""
     labelled = [task.name for task in config.evaluate.tasks if task.kind in ("knn", "linear-probe")]
-    names = names or [f"{name}/{_TESTED}" for name in labelled]
+    names = names or [f"{name}/{_BALANCED}" for name in labelled]
     if not names:
         raise UserError(
             "no metric to compare on: the run has no labelled task", hint="name one: --metric TASK/METRIC"
@@ -94,14 +95,21 @@ def _judge(
         raise UserError(f"task {task} has no metric {metric!r}", hint=f"it has {', '.join(new.metrics)}")
     better = new.metrics[metric].mean - old.metrics[metric].mean
     better = better if new.metrics[metric].higher_is_better else -better
-    p_value = _p_value(new, old, metric)
-    passed, why = _verdict(better, p_value, rule)
+    test = _test(new, old, metric)
+    passed, why = _verdict(better, test, rule)
     means = new.metrics[metric].mean, old.metrics[metric].mean
     text = f"{task}/{metric}: {means[0]:.4g} against {means[1]:.4g}, {why}"
-    return Judgement(task, metric, passed, text, *means, p_value)
+    return Judgement(task, metric, passed, text, *means, test.p_value if test else None)
 
 
-def _verdict(better: float, p_value: float | None, rule: Rule) -> tuple[bool, str]:
+@dataclass(frozen=True)
+class _Test:
+    p_value: float
+    how: str
+    """What was exchanged or resampled."""
+
+
+def _verdict(better: float, test: _Test | None, rule: Rule) -> tuple[bool, str]:
     """Whether an improvement by `better` passes, and a clause that says why (not)."""
     if better <= 0:
         return False, "no better" if better == 0 else f"worse by {-better:.4g}"
@@ -110,24 +118,40 @@ def _verdict(better: float, p_value: float | None, rule: Rule) -> tuple[bool, st
         return False, f"{by}, less than the margin of {rule.margin:g}"
     if rule.alpha == 1:
         return True, f"{by}, not tested"
-    if p_value is None:
-        return False, f"{by}, but no paired predictions are kept for it, so it may be chance"
-    if p_value > rule.alpha:
-        return False, f"{by}, which may be chance (p = {p_value:.3g}, not below {rule.alpha:g})"
-    return True, f"{by} (p = {p_value:.3g})"
+    if test is None:
+        enough = rule.margin > 0
+        missing = f"the margin of {rule.margin:g} decides" if enough else "give a margin that excludes chance"
+        return enough, f"{by}; one value has no test: {missing}"
+    p_value = f"p = {test.p_value:.3g}, {test.how}"
+    if test.p_value > rule.alpha:
+        return False, f"{by}, which may be chance ({p_value}, not below {rule.alpha:g})"
+    return True, f"{by} ({p_value})"
 
 
-def _p_value(new: MetricRecord, old: MetricRecord, metric: str) -> float | None:
-    """Of the paired bootstrap over patients; None unless both kept their predictions on the same samples."""
+def _test(new: MetricRecord, old: MetricRecord, metric: str) -> _Test | None:
+    """By sample where both kept their predictions on the same ones, else by run; None for single values."""
+    by_sample = _test_by_sample(new, old, metric)
+    if by_sample is not None:
+        return by_sample
+    first, second = old.metrics[metric].values, new.metrics[metric].values
+    if min(len(first), len(second)) < 2:
+        return None
+    how = f"permutation of {len(first)} and {len(second)} runs"
+    return _Test(permutation_p_value(first, second), how)
+
+
+def _test_by_sample(new: MetricRecord, old: MetricRecord, metric: str) -> _Test | None:
     truth, patients = new.details.get("truth"), new.details.get("patients")
-    if metric != _TESTED or not truth or old.details.get("truth") != truth:
-        return None
-    if old.details.get("patients") != patients:
-        return None
     first, second = old.details.get("predicted"), new.details.get("predicted")
-    if not first or not second:
+    if metric not in (_BALANCED, _TOP1) or not truth or not first or not second:
         return None
-    return paired_difference(truth, first, second, groups=patients).p_value
+    if old.details.get("truth") != truth or old.details.get("patients") != patients:
+        return None
+    if metric == _TOP1:  # as the balanced accuracy of a single class: right, or not
+        first, second = ([int(p != t) for p, t in zip(each, truth, strict=True)] for each in (first, second))
+        truth = [0] * len(truth)
+    p_value = paired_difference(truth, first, second, groups=patients).p_value
+    return _Test(p_value, f"paired bootstrap over {'patients' if patients else 'images'}")
 
 
 def _basis(record: MetricRecord) -> tuple[object, ...]:

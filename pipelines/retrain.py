@@ -1,0 +1,99 @@
+"""New slides → index → enough of them? → training from the current model → evaluation → promotion.
+
+`python -m eosin_pipelines.retrain` compiles it to `retrain.yaml`.
+"""
+
+from pathlib import Path
+
+from eosin_components.promote import promote
+from eosin_components.retrain import judge_new_slides, plan_retrain, say_unchanged
+from eosin_components.train import train
+from eosin_pipelines.defaults import EVALUATE_IMAGE, INDEX_IMAGE, TRAIN_IMAGE, prepare
+from eosin_pipelines.graph import decode_held_out, index_slides, judge_and_report
+from kfp import compiler, dsl
+
+COMPILED = Path(__file__).with_suffix(".yaml")
+
+
+@dsl.pipeline(
+    name="eosin-retrain",
+    description="Train the current model further on a grown collection; promote what has become better.",
+)
+def retrain(
+    run: str,
+    registry: str,
+    name: str,
+    recipe: str = "",
+    slides: str = "",
+    index: str = "",
+    settings: list = [],  # noqa: B006  (kfp compiles the literal into the YAML)
+    min_new_slides: int = 1,
+    judge_by: list = [],  # noqa: B006
+    margin: float = 0.0,
+    alpha: float = 0.05,
+    backend: str = "jobset",
+    num_index_shards: int = 2,
+    num_decode_shards: int = 1,
+    index_image: str = INDEX_IMAGE,
+    train_image: str = TRAIN_IMAGE,
+    evaluate_image: str = EVALUATE_IMAGE,
+    s3_secret: str = "eosin-s3",
+) -> str:
+    """Index what is new, stop where it is too little, else train, evaluate, summarize and promote.
+
+    Returns promoted, refused or unchanged.
+
+    Args:
+        run: URI of the run, s3://bucket/runs/NAME. The same URI again continues it.
+        registry: URI of the model registry, s3://bucket/registry.
+        name: Name of the model in it. Where there is none yet, the run becomes its first version.
+        recipe: Name of a recipe, or the URI of a configuration; empty: that of the current model's run.
+        slides: URI of the folder of slides; empty: the current model's.
+        index: URI of the index; empty: the current model's.
+        settings: Overrides of the recipe, each "section.key=value".
+        min_new_slides: With fewer usable slides that the current model has not seen, nothing is trained.
+        judge_by: Metrics that must all be won, each "TASK/METRIC"; none: balanced accuracy of every task.
+        margin: By how much at least, in the unit of the metric.
+        alpha: Level of the test of each metric; 1: no test.
+        backend: Where training runs: "jobset" (a JobSet across node pools) or "local" (torchrun in the pod).
+        num_index_shards: How many pods scan slides at once.
+        num_decode_shards: How many pods decode held-out patches at once.
+        index_image: Image of plan, index, summarize and promote, by tag or digest.
+        train_image: Image of decode and train.
+        evaluate_image: Image of evaluate.
+        s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
+    """
+    planned = plan_retrain(
+        run=run, registry=registry, name=name, recipe=recipe, settings=settings, slides=slides, index=index,
+        num_index_shards=num_index_shards,
+    ).set_container_image(index_image)  # fmt: skip
+    scanned, snapshot = index_slides(run, planned, num_decode_shards, index_image)
+    gate = judge_new_slides(
+        run=run, min_new_slides=min_new_slides, decode_shards=snapshot.outputs["Output"]
+    ).set_container_image(index_image)
+    with dsl.If(gate.outputs["Output"] == "train", name="enough-is-new"):
+        decoded = decode_held_out(run, snapshot, train_image)
+        trained = train(run=run, backend=backend).set_container_image(train_image)
+        judged, report = judge_and_report(
+            run, trained, "checkpoint-x-task", decoded, index_image, evaluate_image
+        )
+        promoted = promote(
+            run=run, registry=registry, name=name, judge_by=judge_by, margin=margin, alpha=alpha,
+            report=report.outputs["Output"],
+        ).set_container_image(index_image)  # fmt: skip
+    with dsl.Else(name="too-little-is-new"):
+        unchanged = say_unchanged(name=name).set_container_image(index_image)
+    prepare(
+        (planned, scanned, snapshot, gate, decoded, trained, judged, report, promoted, unchanged), s3_secret
+    )
+    return dsl.OneOf(promoted.outputs["Output"], unchanged.outputs["Output"])
+
+
+def compile_to(path: Path = COMPILED) -> Path:
+    """Write the pipeline's YAML to `path`."""
+    compiler.Compiler().compile(retrain, str(path))
+    return path
+
+
+if __name__ == "__main__":
+    print(compile_to())

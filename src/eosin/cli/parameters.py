@@ -1,0 +1,112 @@
+"""What a compiled pipeline takes, and the values given for it, checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from eosin.errors import UserError
+
+Param = Annotated[
+    list[str] | None,
+    typer.Option("--param", metavar="NAME=VALUE", help="A parameter of the pipeline; lists in YAML."),
+]
+_KINDS: dict[str, tuple[type, ...]] = {
+    "STRING": (str,),
+    "NUMBER_INTEGER": (int,),
+    "NUMBER_DOUBLE": (int, float),
+    "BOOLEAN": (bool,),
+    "LIST": (list,),
+    "STRUCT": (dict,),
+}
+
+
+def compiled_pipeline(name: str) -> Path:
+    """A compiled pipeline that ships with eosin, by name, or a file by path. Raises `UserError`."""
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        path = Path(name)
+    else:
+        with as_file(files("eosin_pipelines").joinpath(f"{name}.yaml")) as found:
+            path = found
+    if not path.is_file():
+        known = ", ".join(pipeline_names())
+        raise UserError(f"there is no compiled pipeline {name!r}", hint=f"one of {known}, or a file's path")
+    return path
+
+
+def pipeline_names() -> list[str]:
+    """The pipelines that ship with eosin."""
+    found = (Path(each.name) for each in files("eosin_pipelines").iterdir())
+    return sorted(path.stem for path in found if path.suffix == ".yaml")
+
+
+def takes(pipeline: Path) -> frozenset[str]:
+    """Names of the parameters of a compiled pipeline."""
+    return frozenset(_declared(pipeline))
+
+
+def arguments_of(pipeline: Path, given: dict[str, Any], texts: Iterable[str] = ()) -> dict[str, Any]:
+    """`given` and the `NAME=VALUE` of `texts`, which win, as the pipeline's arguments.
+
+    Raises `UserError` for a name it does not have (with the nearest), a value of another type, and a
+    required one that is not there.
+    """
+    declared = _declared(pipeline)
+    arguments = {name: value for name, value in given.items() if value is not None}
+    arguments |= dict(_parsed(text, declared, pipeline) for text in texts)
+    for name, value in arguments.items():
+        _check(name, value, declared, pipeline)
+    optional = {name for name, each in declared.items() if "defaultValue" in each or each.get("isOptional")}
+    missing = sorted(set(declared) - optional - set(arguments))
+    if missing:
+        raise UserError(
+            f"pipeline {pipeline.stem} needs {', '.join(missing)}",
+            hint=" ".join(f"--param {name}=…" for name in missing),
+        )
+    return arguments
+
+
+def _declared(pipeline: Path) -> dict[str, dict[str, Any]]:
+    try:
+        spec = next(iter(yaml.safe_load_all(pipeline.read_text())))
+        found = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise UserError(
+            f"{pipeline} is not a compiled pipeline", hint="`make compile` writes them"
+        ) from error
+    return dict(found)
+
+
+def _parsed(text: str, declared: dict[str, dict[str, Any]], pipeline: Path) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise UserError(f"--param {text!r} is not of the form NAME=VALUE")
+    kind = declared.get(name, {}).get("parameterType", "STRING")
+    try:
+        return name, value if kind == "STRING" else yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--param {name}: {value!r} is not YAML") from error
+
+
+def _check(name: str, value: Any, declared: dict[str, dict[str, Any]], pipeline: Path) -> None:
+    if name not in declared:
+        near = difflib.get_close_matches(name, declared, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(declared))}"
+        raise UserError(f"pipeline {pipeline.stem} has no parameter {name!r}", hint=hint)
+    kind = declared[name]["parameterType"]
+    wanted = _KINDS.get(kind, (object,))
+    # A bool is an int to Python, never to a person.
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "BOOLEAN"):
+        raise UserError(f"parameter {name} of {pipeline.stem} is a {_word(kind)}, not {value!r}")
+
+
+def _word(kind: str) -> str:
+    return {"NUMBER_INTEGER": "whole number", "NUMBER_DOUBLE": "number", "STRUCT": "mapping"}.get(
+        kind, kind.lower()
+    )

@@ -1,0 +1,19 @@
+"""What a retraining set out from: settled when it is planned, whatever the registry says later."""
+
+from __future__ import annotations
+
+from eosin.records.base import Record
+
+
+class RetrainBase(Record):
+    """`retrain.json` of a run: the registry's current model when it was planned; `version` None: none yet."""
+
+    registry: str
+    name: str
+    version: int | None = None
+    run: str = ""
+    teacher: str = ""
+    """URI of the folder of its export; training begins with its weights."""
+    index_uri: str = ""
+    snapshot_id: str = ""
+    """What it was trained on; slides beyond it are new."""

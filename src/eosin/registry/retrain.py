@@ -1,0 +1,135 @@
+"""Retraining: begin with the current model of a name, and only where there are new slides enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eosin.config import RunConfig
+from eosin.errors import UserError
+from eosin.index.snapshot import Snapshot, open_snapshot
+from eosin.layout import TEACHER_CARD, TEACHER_WEIGHTS, RunLayout
+from eosin.observability import RunLog
+from eosin.records import RetrainBase, TeacherCard
+from eosin.registry.entries import read_entry
+from eosin.runs import load_pin
+from eosin.storage import NotFound, PreconditionFailed, join_uri, open_store
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether a retraining goes on. `why` is a sentence for a person."""
+
+    go: bool
+    num_new_slides: int
+    why: str
+
+
+def find_base(registry_uri: str, name: str, run_uri: str) -> RetrainBase:
+    """What the run set out from, or, where it is new, the current model of the registry.
+
+    Raises `UserError` where the run set out from another name or registry.
+    """
+    store = open_store(run_uri)
+    try:
+        base = RetrainBase.from_json(
+            store.get(RunLayout.RETRAIN), source=join_uri(run_uri, RunLayout.RETRAIN)
+        )
+    except NotFound:
+        return _current(registry_uri, name)
+    if (base.registry, base.name) != (join_uri(registry_uri), name):
+        raise UserError(
+            f"run {run_uri} retrains {base.name} of {base.registry}, not {name} of {registry_uri}",
+            hint="take another run URI",
+        )
+    return base
+
+
+def keep_base(run_uri: str, base: RetrainBase) -> RetrainBase:
+    """Publish what the run sets out from; what is there already wins, and is returned."""
+    try:
+        open_store(run_uri).put(RunLayout.RETRAIN, base.to_json(), if_none_match=True)
+        return base
+    except PreconditionFailed:
+        return find_base(base.registry, base.name, run_uri)
+
+
+def warm_started(config: RunConfig, base: RetrainBase) -> RunConfig:
+    """`config`, begun with the weights of `base` and judged beside it; as it is where there is no base.
+
+    Raises `UserError` where the configuration's model is not of the same architecture.
+    """
+    if base.version is None:
+        return config
+    _require_same_model(config, base)
+    teacher = base.teacher
+    # What an earlier retraining was judged beside is history; random-init and strangers stay.
+    kept = [name for name in config.evaluate.baselines if name not in _versions(base)]
+    model = config.model.model_copy(update={"init": join_uri(teacher, TEACHER_WEIGHTS)})
+    evaluate = config.evaluate.model_copy(update={"baselines": (*kept, teacher)})
+    return config.model_copy(update={"model": model, "evaluate": evaluate})
+
+
+def judge_new_slides(run_uri: str, min_new_slides: int, *, log: RunLog) -> Gate:
+    """Are there at least `min_new_slides` usable slides that the base was not trained on?
+
+    A slide is new by its key and etags: one that was replaced counts, one that was indexed anew by a
+    later eosin does not. Reads both snapshots' rows; the run must have pinned its own.
+    """
+    source = join_uri(run_uri, RunLayout.RETRAIN)
+    base = RetrainBase.from_json(open_store(run_uri).get(RunLayout.RETRAIN), source=source)
+    pin = load_pin(run_uri)
+    now = _slides(open_snapshot(pin.index_uri, pin.snapshot_id))
+    if base.version is None:
+        gate = Gate(True, len(now), f"{base.name} has no model yet: {len(now)} slides, all of them new")
+    else:
+        num_new = len(now - _slides(open_snapshot(base.index_uri, base.snapshot_id)))
+        enough = num_new >= min_new_slides
+        since = f"{num_new} of {len(now)} slides are new since version {base.version} of {base.name}"
+        verdict = "training begins" if enough else f"fewer than {min_new_slides}: nothing to do"
+        gate = Gate(enough, num_new, f"{since}; {verdict}")
+    log.event("retrain-gate", go=gate.go, num_new_slides=gate.num_new_slides, why=gate.why)
+    return gate
+
+
+def _current(registry_uri: str, name: str) -> RetrainBase:
+    entry = read_entry(registry_uri, name)
+    if entry is None:
+        return RetrainBase(registry=join_uri(registry_uri), name=name)
+    model = entry.current_model
+    return RetrainBase(
+        registry=join_uri(registry_uri), name=name, version=model.version, run=model.run,
+        teacher=model.teacher, index_uri=model.index_uri, snapshot_id=model.snapshot_id,
+    )  # fmt: skip
+
+
+def _versions(base: RetrainBase) -> set[str]:
+    entry = read_entry(base.registry, base.name)
+    return {model.teacher for model in entry.versions} if entry else set()
+
+
+def _require_same_model(config: RunConfig, base: RetrainBase) -> None:
+    source = join_uri(base.teacher, TEACHER_CARD)
+    try:
+        card = TeacherCard.from_json(open_store(base.teacher).get(TEACHER_CARD), source=source)
+    except NotFound:
+        raise UserError(
+            f"the current model of {base.name} is gone: {source} is not there",
+            hint=f"`eosin registry rollback {base.registry} {base.name}` to one that is",
+        ) from None
+    if card.arch != config.model.arch:
+        raise UserError(
+            f"the current model of {base.name} is a {card.arch}, the recipe says {config.model.arch}",
+            hint="leave the recipe out to take the current model's, or give the new one a name of its own",
+        )
+
+
+def _slides(snapshot: Snapshot) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+    """Usable slides: URI of the slide, and key and etag of each of its objects."""
+    rows = (snapshot.rows[number] for number in snapshot.usable)
+    return {
+        (
+            join_uri(snapshot.slides_uri, row.slide),
+            tuple((each.key, each.etag) for each in row.header.objects),
+        )
+        for row in rows
+    }

@@ -1,0 +1,64 @@
+"""Parameters of a compiled pipeline are checked before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eosin.cli.parameters import arguments_of, compiled_pipeline, pipeline_names, takes
+from eosin.errors import UserError
+
+GIVEN = {"run": "s3://b/runs/x", "registry": "s3://b/reg", "name": "he"}
+
+
+def retrain(*texts: str, **given: Any) -> dict[str, Any]:
+    return arguments_of(compiled_pipeline("retrain"), {**GIVEN, **given}, texts)
+
+
+def test_texts_are_read_by_the_type_of_the_parameter_and_win() -> None:
+    arguments = retrain("margin=0.5", "min_new_slides=12", "judge_by=[a/b, c/d]", "name=1e3", recipe=None)
+    assert arguments == {
+        **GIVEN, "name": "1e3", "margin": 0.5, "min_new_slides": 12, "judge_by": ["a/b", "c/d"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("margn=0.5", "did you mean margin"),
+        ("margin=much", "is a number, not 'much'"),
+        ("min_new_slides=1.5", "is a whole number"),
+        ("min_new_slides=true", "is a whole number, not True"),
+        ("judge_by=a/b", "is a list, not 'a/b'"),
+        ("margin", "not of the form"),
+        ("judge_by=[", "not YAML"),
+    ],
+)
+def test_what_cannot_be_is_named(text: str, reason: str) -> None:
+    with pytest.raises(UserError) as caught:
+        retrain(text)
+    assert reason in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match="pipeline retrain needs name, registry"):
+        arguments_of(compiled_pipeline("retrain"), {"run": "s3://b/r"})
+
+
+def test_every_pipeline_ships_and_a_file_may_stand_in(tmp_path: Path) -> None:
+    assert {"pretrain", "evaluate", "retrain"} <= set(pipeline_names())
+    copy = tmp_path / "mine.yaml"
+    copy.write_bytes(compiled_pipeline("evaluate").read_bytes())
+    assert takes(compiled_pipeline(str(copy))) == takes(compiled_pipeline("evaluate"))
+    for name in ("nothing", str(tmp_path / "none.yaml")):
+        with pytest.raises(UserError, match="no compiled pipeline"):
+            compiled_pipeline(name)
+
+
+@pytest.mark.parametrize("text", ["", "a: 1", "- 1", "{"])
+def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(UserError, match="not a compiled pipeline"):
+        takes(tmp_path / "p.yaml")
