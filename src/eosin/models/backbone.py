@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from eosin.config.model import ModelConfig
 from eosin.models.arch import create_vit, patch_size_of, resolved_arch_args
-from eosin.models.block import PackedBlock
+from eosin.models.block import PackedBlock, run_packed
 from eosin.models.drop_path import KEEP_ALL, DropPath, Layout, pack_drops
 
 
@@ -70,8 +70,9 @@ class Backbone(nn.Module):
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile the blocks in place. They share one graph a kind of pass, so depth costs nothing."""
+        compiled = torch.compile(run_packed, fullgraph=True, dynamic=False, **options)
         for block in self.vit.blocks:
-            block.compile(fullgraph=True, dynamic=False, **options)
+            block.run = compiled
 
     def _packed(self, groups: Sequence[Crops]) -> list[Tensor]:
         embedded = [self._embed(crops) for crops in groups]

@@ -17,31 +17,18 @@ import_timm()  # first, since timm may need torchvision's operators defined
 from timm.models.vision_transformer import Block  # noqa: E402
 
 
-class PackedBlock(Block):  # type: ignore[misc]
-    """A timm block, parameters and names unchanged, that also takes a packed sequence.
+def run_packed(
+    block: Any, x: Tensor, layout: Layout, attention_drop: BranchDrop, mlp_drop: BranchDrop
+) -> Tensor:
+    """One block over packed tokens [all tokens, dim]; a function of the block, so that all share its code."""
 
-    Without `layout` it is timm's own forward over [n, tokens, dim]. With it, `x` is [all tokens, dim]:
-    the tokens of every crop of every size one after another, so that each linear layer and norm is one
-    call; attention is one dense call a size.
-    """
+    def attention(y: Tensor, kept: Layout) -> Tensor:
+        return block.ls1(packed_attention(block.attn, block.norm1(y), kept))  # type: ignore[no-any-return]
 
-    def forward(
-        self,
-        x: Tensor,
-        layout: Layout | None = None,
-        attention_drop: BranchDrop = KEEP_BRANCH,
-        mlp_drop: BranchDrop = KEEP_BRANCH,
-    ) -> Tensor:
-        if layout is None:
-            return super().forward(x)  # type: ignore[no-any-return]
-        x = _residual(x, attention_drop, layout, self._attention)
-        return _residual(x, mlp_drop, layout, self._mlp)
+    def mlp(y: Tensor, kept: Layout) -> Tensor:
+        return block.ls2(block.mlp(block.norm2(y)))  # type: ignore[no-any-return]
 
-    def _attention(self, x: Tensor, layout: Layout) -> Tensor:
-        return self.ls1(packed_attention(self.attn, self.norm1(x), layout))  # type: ignore[no-any-return]
-
-    def _mlp(self, x: Tensor, layout: Layout) -> Tensor:
-        return self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+    return _residual(_residual(x, attention_drop, layout, attention), mlp_drop, layout, mlp)
 
 
 def packed_attention(attention: Any, x: Tensor, layout: Layout) -> Tensor:
@@ -75,3 +62,26 @@ def _residual(
         return x.index_add(0, drop.tokens, y.to(x.dtype))
     y = branch(x, layout)
     return x + y if drop.scale is None else x + y * drop.scale.to(y.dtype)
+
+
+class PackedBlock(Block):  # type: ignore[misc]
+    """A timm block, parameters and names unchanged, that also takes a packed sequence.
+
+    Without `layout` it is timm's own forward over [n, tokens, dim]. With it, `x` is [all tokens, dim]:
+    the tokens of every crop of every size one after another, so that each linear layer and norm is one
+    call; attention is one dense call a size. `run` is `run_packed` or a compiled version of it: what
+    hooks do around a block (gathering its shards) stays outside.
+    """
+
+    run: Callable[..., Tensor] = staticmethod(run_packed)
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout | None = None,
+        attention_drop: BranchDrop = KEEP_BRANCH,
+        mlp_drop: BranchDrop = KEEP_BRANCH,
+    ) -> Tensor:
+        if layout is None:
+            return super().forward(x)  # type: ignore[no-any-return]
+        return self.run(self, x, layout, attention_drop, mlp_drop)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from eosin.config.train import IbotConfig
 
@@ -35,6 +38,25 @@ def draw_masks(config: IbotConfig, num_crops: int, grid: int, rng: np.random.Gen
     for crop, count in zip(rng.permutation(num_crops), counts, strict=False):
         masks[crop] = draw_mask(count, grid, rng)
     return masks.reshape(num_crops, -1)
+
+
+class Masked(NamedTuple):
+    """Where the hidden patches of a micro-batch are, so that no device has to count them."""
+
+    places: Tensor
+    """int64 [masked]: crop × patches + patch, ascending."""
+    crops: Tensor
+    """int64 [masked]: which crop each is of."""
+    weights: Tensor
+    """float32 [masked]: 1 / the number of hidden patches of its crop."""
+
+
+def find_masked(masks: Mask, device: torch.device) -> Masked:
+    """The True entries of `masks` [crops, patches]."""
+    crops, patches = np.nonzero(masks)
+    weights = (1.0 / masks.sum(1).clip(min=1))[crops].astype(np.float32)
+    arrays = (crops * masks.shape[1] + patches, crops, weights)
+    return Masked(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
 
 
 def draw_mask(count: int, grid: int, rng: np.random.Generator) -> Mask:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from eosin.models.backbone import Crops
 from eosin.models.heads import ProjectionHead
 from eosin.models.network import Network
 from eosin.training.losses.cross_entropy import Prototypes, dino_terms, ibot_sum
-from eosin.training.losses.sinkhorn import sinkhorn_shift
+from eosin.training.losses.sinkhorn import Problem, sinkhorn_shifts
 from eosin.training.losses.uniformity import kde, koleo
+from eosin.training.masks import Masked
 from eosin.training.slots import Slot
 from eosin.training.world import World
 
@@ -29,20 +31,29 @@ class Centers:
     ibot: Tensor | None
 
 
+class TeacherViews(NamedTuple):
+    """What the teacher makes of one slot."""
+
+    tokens: Tensor
+    """[2, n, d] bottleneck features of the global views."""
+    patches: Tensor
+    """[masked, d] of the patches that the student does not see."""
+    features: Tensor
+    """[2, n, dim] class tokens before the head."""
+
+
 @dataclass(frozen=True)
 class Targets:
     """The teacher's view of the batch: bottleneck features by slot and how to read them."""
 
     dino: Prototypes
     ibot: Prototypes
-    tokens: dict[int, Tensor] = field(default_factory=dict)
-    """[2, n, d] class tokens of the global views."""
-    patches: dict[int, Tensor] = field(default_factory=dict)
-    """[masked, d] patches that the student does not see."""
+    views: dict[int, TeacherViews]
 
     def is_finite(self, slot: int) -> bool:
         """Whether the teacher's features of a slot are."""
-        return bool(self.tokens[slot].isfinite().all() and self.patches[slot].isfinite().all())
+        views = self.views[slot]
+        return bool(views.tokens.isfinite().all() and views.patches.isfinite().all())
 
 
 class Objective:
@@ -73,15 +84,23 @@ class Objective:
         Softmax centring uses the centres of the steps before and then moves `centers`, in place.
         `surplus`: passes that no statistic counts, for ranks that must run the teacher equally often.
         """
-        tokens, patches = {}, {}
-        for slot, views in {**slots, **(surplus or {})}.items():
-            tokens[slot], patches[slot] = _teacher_features(teacher, views, self._config.uses_ibot)
-        dino = Prototypes(teacher.dino_head.last_layer.weight(), temperature)
-        ibot = Prototypes(teacher.patch_head.last_layer.weight(), temperature)
-        dino = self._centred(dino, {s: tokens[s].flatten(0, 1) for s in slots}, centers.dino)
-        if centers.ibot is not None:
-            ibot = self._centred(ibot, {s: patches[s] for s in slots}, centers.ibot)
-        return Targets(dino, ibot, tokens, patches)
+        uses_ibot = centers.ibot is not None
+        passes = {**slots, **(surplus or {})}
+        views = {slot: _teacher_views(teacher, passes[slot], uses_ibot) for slot in passes}
+        dino = Problem(
+            {slot: views[slot].tokens.flatten(0, 1) for slot in slots},
+            Prototypes(teacher.dino_head.last_layer.weight(), temperature),
+        )
+        ibot = Problem(
+            {slot: views[slot].patches for slot in slots},
+            Prototypes(teacher.patch_head.last_layer.weight(), temperature),
+        )
+        problems, means = [dino, ibot][: 1 + uses_ibot], [centers.dino, centers.ibot]
+        shifts = self._shifts(problems, [center for center in means if center is not None])
+        settled = [
+            replace(problem.prototypes, shift=shift) for problem, shift in zip(problems, shifts, strict=True)
+        ]
+        return Targets(settled[0], settled[-1] if uses_ibot else ibot.prototypes, views)
 
     def slot_terms(self, student: Network, index: int, slot: Slot, targets: Targets) -> Tensor:
         """This slot's share of every term in `TERMS` and of the teacher's entropy, float32 [6].
@@ -96,7 +115,7 @@ class Objective:
         dino = dino_terms(
             features[:num_global].unflatten(0, views.shape[:2]),
             features[num_global:].unflatten(0, local.shape[:2]),
-            targets.tokens[index],
+            targets.views[index].tokens,
             Prototypes(student.dino_head.last_layer.weight(), config.dino.student_temperature),
             targets.dino,
         )
@@ -107,14 +126,16 @@ class Objective:
         return torch.stack([dino[0], dino[1], ibot, *spread, dino[2]])
 
     def _ibot(self, student: Network, index: int, tokens: Tensor, slot: Slot, targets: Targets) -> Tensor:
-        if slot.masks is None:
+        if slot.masked is None:
             return tokens.new_zeros((), dtype=torch.float32)
-        hidden = tokens[:, student.backbone.num_prefix_tokens :][slot.masks]
-        counts = slot.masks.sum(1, keepdim=True).clamp(min=1)
-        weights = (1.0 / counts).expand_as(slot.masks)[slot.masks]
+        hidden = _masked_tokens(student, tokens, slot.masked)
         prototypes = Prototypes(student.patch_head.last_layer.weight(), self._config.dino.student_temperature)
         total = ibot_sum(
-            student.patch_head(hidden), targets.patches[index], weights, prototypes, targets.ibot
+            student.patch_head(hidden),
+            targets.views[index].patches,
+            slot.masked.weights,
+            prototypes,
+            targets.ibot,
         )
         # Divided by all global crops, the unmasked included, as the reference does.
         return self._config.ibot.weight * total / (2 * self._config.batch_size)
@@ -129,16 +150,18 @@ class Objective:
             weight * (kde(views[0], kappa) + kde(views[1], kappa)) if weight else views.new_zeros(()).float()
         )
 
-    def _centred(self, prototypes: Prototypes, features: dict[int, Tensor], center: Tensor) -> Prototypes:
+    def _shifts(self, problems: Sequence[Problem], centers: Sequence[Tensor]) -> list[Tensor]:
+        """Each problem's shift [K]; softmax centring then moves the centres."""
         if self._config.centering == "sinkhorn":
-            shift = sinkhorn_shift(features, prototypes, self._world)
-        else:
-            shift = -center / prototypes.temperature
-            self._move_center(center, prototypes, features)
-        return Prototypes(prototypes.weight, prototypes.temperature, shift)
+            return sinkhorn_shifts(problems, self._world)
+        shifts = []
+        for problem, center in zip(problems, centers, strict=True):
+            shifts.append(-center / problem.prototypes.temperature)
+            self._move_center(center, problem.prototypes, problem.features)
+        return shifts
 
-    def _move_center(self, center: Tensor, prototypes: Prototypes, features: dict[int, Tensor]) -> None:
-        plain = Prototypes(prototypes.weight, 1.0)
+    def _move_center(self, center: Tensor, prototypes: Prototypes, features: Mapping[int, Tensor]) -> None:
+        plain = Prototypes(prototypes.weight, 1.0).in_compute_dtype()
         ones = torch.ones(1, device=center.device)
         sums = {
             slot: torch.cat([plain.scores(rows).sum(0), ones * rows.shape[0]])
@@ -149,12 +172,23 @@ class Objective:
         center.mul_(momentum).add_(total[:-1] / total[-1].clamp(min=1), alpha=1 - momentum)
 
 
-def _teacher_features(teacher: Network, slot: Slot, wants_patches: bool) -> tuple[Tensor, Tensor]:
+def _teacher_views(teacher: Network, slot: Slot, uses_ibot: bool) -> TeacherViews:
+    size = slot.global_crops.shape[:2]
     tokens = teacher.backbone(slot.global_crops.flatten(0, 1))
-    views = teacher.dino_head(tokens[:, 0]).unflatten(0, slot.global_crops.shape[:2])
-    if not wants_patches or slot.masks is None:
-        return views, views.new_zeros(0, views.shape[-1])
-    return views, teacher.patch_head(tokens[:, teacher.backbone.num_prefix_tokens :][slot.masks])
+    classes = tokens[:, 0]
+    views = teacher.dino_head(classes).view(*size, -1)
+    if uses_ibot and slot.masked is not None:
+        patches = teacher.patch_head(_masked_tokens(teacher, tokens, slot.masked))
+    else:
+        patches = views.new_zeros(0, views.shape[-1])
+    return TeacherViews(views, patches, classes.view(*size, -1))
+
+
+def _masked_tokens(network: Network, tokens: Tensor, masked: Masked) -> Tensor:
+    """[masked, dim] of `tokens` [crops, tokens, dim]."""
+    prefix = network.backbone.num_prefix_tokens
+    places = masked.places + (masked.crops + 1) * prefix
+    return tokens.flatten(0, 1).index_select(0, places)
 
 
 def _student_tokens(student: Network, slot: Slot, *, pack: bool) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eosin.config import RunConfig
 from eosin.models.drop_path import KEEP_ALL, DropPath, draw_drop_path
-from eosin.training.masks import draw_masks
+from eosin.training.masks import Masked, draw_masks, find_masked
 
 _MASKS, _DROP_PATH = 1, 2
 
@@ -27,6 +27,13 @@ class Slot:
     masks: Tensor | None = None
     global_drop: DropPath = KEEP_ALL
     local_drop: DropPath = KEEP_ALL
+    masked: Masked | None = None
+    """Where `masks` is True; found, at the price of a wait for the device, where it is not given."""
+
+    def __post_init__(self) -> None:
+        if self.masks is not None and self.masked is None:
+            found = find_masked(self.masks.cpu().numpy(), self.masks.device)
+            object.__setattr__(self, "masked", found)
 
 
 def slot_indices(slot: int, slot_size: int) -> range:
@@ -64,21 +71,23 @@ class SlotMaker:
         """The slot of `global_crops` [2, n, 3, G, G] and `local_crops` [num_local, n, 3, L, L]."""
         drops = self._rng(_DROP_PATH, step, slot)
         rate = self._config.model.drop_path
+        masks, masked = self._masks(step, slot, 2 * global_crops.shape[1])
         return Slot(
             global_crops,
             local_crops,
-            self._masks(step, slot, 2 * global_crops.shape[1]),
+            masks,
             draw_drop_path(rate, self._depth, 2 * global_crops.shape[1], drops, self._device),
             draw_drop_path(
                 rate, self._depth, local_crops.shape[0] * local_crops.shape[1], drops, self._device
             ),
+            masked,
         )
 
-    def _masks(self, step: int, slot: int, num_crops: int) -> Tensor | None:
+    def _masks(self, step: int, slot: int, num_crops: int) -> tuple[Tensor | None, Masked | None]:
         if not self._config.train.uses_ibot:
-            return None
+            return None, None
         masks = draw_masks(self._config.train.ibot, num_crops, self._grid, self._rng(_MASKS, step, slot))
-        return torch.from_numpy(masks).to(self._device)
+        return torch.from_numpy(masks).to(self._device), find_masked(masks, self._device)
 
     def _rng(self, purpose: int, step: int, slot: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, purpose, step, slot])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,27 +12,48 @@ from eosin.training.losses.cross_entropy import Prototypes, chunks
 from eosin.training.world import World
 
 
+class Problem(NamedTuple):
+    """One assignment to solve: bottleneck features [rows, d] of this rank's slots, and prototypes [K, d].
+
+    Rows of all ranks together are the batch.
+    """
+
+    features: Mapping[int, Tensor]
+    prototypes: Prototypes
+
+
+def sinkhorn_shifts(problems: Sequence[Problem], world: World, num_iterations: int = 3) -> list[Tensor]:
+    """For each problem log r [K] such that softmax(z / T + log r) is its Sinkhorn-Knopp assignment.
+
+    The reference alternates rows ÷ Σrow ÷ K and columns ÷ Σcol ÷ B; constants cancel in the
+    last column step, which is a softmax of each row, so that log r is all there is to keep (equation:
+    Cuturi 2013; Caron et al. 2020). Everything is done in logarithms: no shift by a maximum can
+    underflow, however sharp the logits. Costs one pass over the logits and two all-reduces of [ΣK] an
+    iteration, all problems together; logits are recomputed in chunks.
+    """
+    ready = [Problem(p.features, p.prototypes.in_compute_dtype()) for p in problems]
+    sizes = [problem.prototypes.weight.shape[0] for problem in ready]
+    log_rows = [torch.zeros(size, device=ready[0].prototypes.weight.device) for size in sizes]
+    for iteration in range(num_iterations):
+        sums = {
+            slot: torch.cat(
+                [
+                    _log_row_sums(p.features[slot], p.prototypes, rows if iteration else None)
+                    for p, rows in zip(ready, log_rows, strict=True)
+                ]
+            )
+            for slot in ready[0].features
+        }
+        total = _log_sum_over_slots(sums, torch.cat(log_rows), world)
+        log_rows = [-rows for rows in torch.split(total, sizes)]
+    return log_rows
+
+
 def sinkhorn_shift(
     features: Mapping[int, Tensor], prototypes: Prototypes, world: World, num_iterations: int = 3
 ) -> Tensor:
-    """log r [K] such that softmax(z / T + log r) is the Sinkhorn-Knopp assignment of every row.
-
-    `features`: bottleneck features [rows, d] of this rank's slots; rows of all ranks together are the
-    batch. The reference alternates rows ÷ Σrow ÷ K and columns ÷ Σcol ÷ B; constants cancel in the
-    last column step, which is a softmax of each row, so that log r is all there is to keep (equation:
-    Cuturi 2013; Caron et al. 2020). Everything is done in logarithms: no shift by a maximum can
-    underflow, however sharp the logits. Costs one pass over the logits and two all-reduces of [K] an
-    iteration; logits are recomputed in chunks.
-    """
-    num_prototypes = prototypes.weight.shape[0]
-    log_rows = torch.zeros(num_prototypes, device=prototypes.weight.device)
-    for iteration in range(num_iterations):
-        sums = {
-            slot: _log_row_sums(rows, prototypes, log_rows if iteration else None)
-            for slot, rows in features.items()
-        }
-        log_rows = -_log_sum_over_slots(sums, log_rows, world)
-    return log_rows
+    """`sinkhorn_shifts` of one problem."""
+    return sinkhorn_shifts([Problem(features, prototypes)], world, num_iterations)[0]
 
 
 def _log_row_sums(rows: Tensor, prototypes: Prototypes, log_rows: Tensor | None) -> Tensor:
@@ -40,11 +62,11 @@ def _log_row_sums(rows: Tensor, prototypes: Prototypes, log_rows: Tensor | None)
     for part in chunks(rows.shape[0], prototypes.weight.shape[0], 3):
         scores = prototypes.scores(rows[part])
         if log_rows is not None:
-            scores = scores - (scores + log_rows).logsumexp(dim=1, keepdim=True)
+            scores -= (scores + log_rows).logsumexp(dim=1, keepdim=True)
         parts.append(scores.logsumexp(dim=0))
     if not parts:
         return torch.full_like(prototypes.weight[:, 0], -torch.inf, dtype=torch.float32)
-    return torch.stack(parts).logsumexp(dim=0)
+    return parts[0] if len(parts) == 1 else torch.stack(parts).logsumexp(dim=0)
 
 
 def _log_sum_over_slots(log_sums: Mapping[int, Tensor], like: Tensor, world: World) -> Tensor:
