@@ -16,10 +16,12 @@ from eosin.config.patches import PatchesConfig
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
+from eosin.patches.reader import PatchReader
 from eosin.patches.request import PatchBatch
 from eosin.patches.sampler import Sampler
+from eosin.patches.sources import RangeSource
 from eosin.patches.stage import StagePool
-from eosin.patches.stream import PatchStream, open_reader
+from eosin.patches.stream import PatchStream
 from eosin.slides.synthetic import write_slide
 from eosin.storage import ByteRange, Store, open_store
 from tests.support.patches import index_slides, small_slides, write_slides
@@ -196,7 +198,8 @@ def test_the_tile_cache_never_exceeds_its_bytes(snapshot: Snapshot) -> None:
     limit = 5 * 240 * 240 * 3
     config = PatchesConfig(patch_px=96, mpp=(0.25,), tile_cache_bytes=limit)
     sampler = Sampler(snapshot, config, seed=2)
-    reader = open_reader(snapshot, config, share_tiles=True)
+    source = RangeSource(open_store(snapshot.slides_uri))
+    reader = PatchReader(snapshot, config, source, None, share_tiles=True)
     for step in range(10):
         reader.read(sampler.draw_batch(step, range(16)))
         assert 0 < reader._tiles.num_bytes <= limit

@@ -20,6 +20,7 @@ _BITS_BYTES = 256 * 2**20
 _SUMS_BYTES = 256 * 2**20
 # What looking at one window costs, in mask pixels passed over by a summed-area table.
 _WINDOW_COST = 4096
+_NO_AREA = "a box needs a width and a height above 0"
 Floats = npt.NDArray[np.float64]
 Number = TypeVar("Number", np.uint8, np.int32)
 
@@ -87,14 +88,30 @@ class TissueMask:
         """
         x, y, w, h = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (x_px, y_px, w_px, h_px)))
         if (w <= 0).any() or (h <= 0).any():
-            raise ValueError("a box needs a width and a height above 0")
+            raise ValueError(_NO_AREA)
         u0, u1 = x / self.pixel_x_px, (x + w) / self.pixel_x_px
         v0, v1 = y / self.pixel_y_px, (y + h) / self.pixel_y_px
         area = (u1 - u0) * (v1 - v0)
-        few = area.sum() + _WINDOW_COST * area.size < self.width * self.height
-        inside = _in_windows if few and not _SUMS.holds(self) else _in_sums
+        inside = _in_windows if self._looks_at_windows(area.sum(), area.size) else _in_sums
         share = np.clip(inside(self, u0, v0, u1, v1) / area, 0.0, 1.0)
         return share if share.ndim else float(share)
+
+    def fraction_of_one(self, x_px: float, y_px: float, w_px: float, h_px: float) -> float:
+        """As `fraction` of one box, to the bit, for a third of the time: a sampler asks box by box."""
+        if w_px <= 0 or h_px <= 0:
+            raise ValueError(_NO_AREA)
+        u0, u1 = x_px / self.pixel_x_px, (x_px + w_px) / self.pixel_x_px
+        v0, v1 = y_px / self.pixel_y_px, (y_px + h_px) / self.pixel_y_px
+        area = (u1 - u0) * (v1 - v0)
+        if self._looks_at_windows(area, 1):
+            inside = _in_window(_BITS.of(self), self.width, u0, v0, u1, v1)
+        else:
+            inside = float(_in_sums(self, *(np.array(edge) for edge in (u0, v0, u1, v1))))
+        return min(max(inside / area, 0.0), 1.0)
+
+    def _looks_at_windows(self, area: float, num_boxes: int) -> bool:
+        few = area + _WINDOW_COST * num_boxes < self.width * self.height
+        return few and not _SUMS.holds(self)
 
 
 def _in_sums(mask: TissueMask, u0: Floats, v0: Floats, u1: Floats, v1: Floats) -> Floats:

@@ -112,7 +112,9 @@ class PatchReader:
 
     def _load(self, keys: Iterable[TileKey]) -> dict[TileKey, _Tile | SlideError]:
         """Each tile: encoded where parts of it will be decoded, else its pixels."""
-        tiles: dict[TileKey, _Tile | SlideError] = {key: self._tiles.get(key) for key in keys}
+        tiles: dict[TileKey, _Tile | SlideError] = dict.fromkeys(keys)
+        if not self._in_parts:
+            tiles = {key: self._tiles.get(key) for key in tiles}
         absent = [key for key, pixels in tiles.items() if pixels is None]
         places = {
             key: place

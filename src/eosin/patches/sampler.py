@@ -102,7 +102,7 @@ class Sampler:
         best, most = (0, 0), -1.0
         for x, y in zip(*self._positions(row, mpp, candidates), strict=True):
             place = int(x), int(y)
-            share = row.tissue.fraction(*place, width_px, height_px)
+            share = row.tissue.fraction_of_one(*place, width_px, height_px)
             if share > most:
                 best, most = place, share
             if share >= self._enough:

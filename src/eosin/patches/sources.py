@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from eosin.patches.stage import StagePool, path_in
 from eosin.slides.errors import SlideError
@@ -13,8 +12,7 @@ from eosin.slides.model import SlideObject
 from eosin.storage import ByteRange, NotFound, ObjectChanged, Store
 
 
-@dataclass(frozen=True)
-class TileBytes:
+class TileBytes(NamedTuple):
     """Where the bytes of one tile lie: in object `object` of a slide's `objects`."""
 
     objects: tuple[SlideObject, ...]

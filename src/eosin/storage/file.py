@@ -39,8 +39,11 @@ class FileStore:
         for key, positions in by_key.items():
             path = self._path(key)
             with _reading(path, key), path.open("rb", buffering=0) as file:
+                # Asked of the open file: a rename meanwhile cannot slip another version in.
+                etag = _info_of(key, os.fstat(file.fileno())).etag
                 for position in positions:
-                    results[position] = _read_range(file, ranges[position])
+                    _check_version(ranges[position], etag)
+                    results[position] = _read_range(file.fileno(), ranges[position])
         return results
 
     def head(self, key: str) -> ObjectInfo:
@@ -172,13 +175,15 @@ def _move(temporary: Path, path: Path, key: str, *, new: bool) -> None:
         raise PreconditionFailed(f"{path} exists") from None
 
 
-def _read_range(file: BinaryIO, item: ByteRange) -> bytes:
-    # Checked on the open descriptor: a rename meanwhile cannot slip another version in.
-    if item.etag is not None and _info_of(item.key, os.fstat(file.fileno())).etag != item.etag:
+def _check_version(item: ByteRange, etag: str) -> None:
+    if item.etag is not None and item.etag != etag:
         raise ObjectChanged(f"{item.key} is not the version {item.etag}")
-    data = os.pread(file.fileno(), item.length, item.start)
+
+
+def _read_range(file: int, item: ByteRange) -> bytes:
+    data = os.pread(file, item.length, item.start)
     while 0 < len(data) < item.length:
-        more = os.pread(file.fileno(), item.length - len(data), item.start + len(data))
+        more = os.pread(file, item.length - len(data), item.start + len(data))
         if not more:
             break
         data += more

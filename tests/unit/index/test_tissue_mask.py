@@ -44,6 +44,7 @@ def test_a_fraction_is_the_overlap_by_hand(
     box = (place[0] * width * px, place[1] * height * py, size[0] * width * px, size[1] * height * py)
     truth = share_by_hand(array, px, py, box)
     assert mask.fraction(*box) == pytest.approx(truth, abs=1e-6)
+    assert mask.fraction_of_one(*box) == mask.fraction(*box)
     u0, v0, u1, v1 = (
         np.array(each) for each in (box[0] / px, box[1] / py, (box[0] + box[2]) / px, (box[1] + box[3]) / py)
     )
@@ -57,6 +58,15 @@ def test_arrays_of_boxes_are_boxes_one_by_one() -> None:
     together = mask.fraction(x, y, 256.0, 300.0)
     assert together.shape == (100,) and together.dtype == np.float64
     assert together.tolist() == [mask.fraction(a, b, 256.0, 300.0) for a, b in zip(x, y, strict=True)]
+
+
+def test_one_box_of_a_large_mask_is_looked_at_to_the_same_bit() -> None:
+    mask = TissueMask.from_array(RNG.random((200, 170)) < 0.5, 32.0, 31.5)
+    for x, y, w in RNG.uniform((-100, -100, 50), 3000, (40, 3)):
+        assert mask.fraction_of_one(float(x), float(y), float(w), 70.5) == mask.fraction(x, y, w, 70.5)
+    assert mask.fraction_of_one(0, 0, 64, 64) == mask.fraction(0, 0, 64, 64)
+    with pytest.raises(ValueError, match="above 0"):
+        mask.fraction_of_one(0, 0, 0, 64)
 
 
 def test_packing_loses_nothing() -> None:
