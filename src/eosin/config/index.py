@@ -12,6 +12,14 @@ from eosin.config.base import Section
 class TissueConfig(Section):
     method: Literal["otsu", "saturation"] = "otsu"
     """otsu: Otsu's threshold on saturation and optical density; saturation: a fixed HSV saturation > 20."""
+    onnx: str = ""
+    """URI of an ONNX model that finds the tissue in place of `method` (needs `eosin[onnx]`). It takes float32
+    [N, 3, H, W], RGB from 0 to 1 at `mpp`, and gives the probability of tissue, [N, 1, H, W] or [N, H, W]."""
+    onnx_threshold: float = Field(default=0.5, gt=0, lt=1)
+    """Probability from which on a pixel is tissue."""
+    least_detail: float = Field(default=0.3, ge=0, lt=1)
+    """Tissue whose tiles hold less than this share of the detail the slide has elsewhere is out of focus and
+    left out (JPEG and JPEG 2000 slides of 0.6 µm a pixel or finer). 0: nothing is."""
     mpp: float = Field(default=8.0, gt=0)
     """Resolution of the mask, µm a pixel."""
     min_area_um2: float = Field(default=10_000.0, ge=0)

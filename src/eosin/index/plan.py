@@ -12,6 +12,7 @@ from eosin.errors import UserError
 from eosin.index.listing import Unit, list_units, listing_digest
 from eosin.index.overrides import Override, load_overrides
 from eosin.index.read_slide import INDEXER_VERSION
+from eosin.index.tissue_model import load_model_bytes, model_digest
 from eosin.slides.model import SlideObject
 from eosin.storage import ObjectInfo, Store, open_store
 
@@ -24,6 +25,8 @@ class ScanPlan:
     slides: Store
     index: Store
     units: Sequence[Unit]
+    tissue_model: bytes
+    """The ONNX model of `index.tissue.onnx`; empty where none is named."""
     overrides: Mapping[str, Override]
     unknown_overrides: Sequence[str]
     """Names in the overrides that name no slide, or several."""
@@ -43,9 +46,11 @@ def plan_scan(config: RunConfig) -> ScanPlan:
     units = list_units(slides, config.slides.include)
     overrides = load_overrides(config.slides.overrides)
     found, unknown = overrides.matched(units)
+    model = load_model_bytes(config.index.tissue.onnx)
     identity = [
         slides.uri, listing_digest(units), overrides.digest, list(config.slides.include),
         config.index.tissue.model_dump(mode="json"), config.index.max_mpp, INDEXER_VERSION,
+        model_digest(model),
     ]  # fmt: skip
     scan_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return ScanPlan(scan_id, slides, index, units, found, unknown)
+    return ScanPlan(scan_id, slides, index, units, model, found, unknown)

@@ -10,6 +10,7 @@ from eosin.index.listing import Unit
 from eosin.index.plan import ScanPlan
 from eosin.index.read_slide import INDEXER_VERSION, reuse_digest, slide_digest, with_override
 from eosin.index.rows import FLEETING, Rows, SlideRow, decode_rows
+from eosin.index.tissue_model import model_digest
 from eosin.layout import IndexLayout
 from eosin.storage import NotFound, ObjectInfo, Store
 
@@ -60,5 +61,6 @@ def load_previous(store: Store) -> PreviousRows:
 
 def _current(plan: ScanPlan, config: IndexConfig, row: SlideRow) -> bool:
     digest = slide_digest(plan.slides.uri, row.header.objects)
-    wanted = reuse_digest(digest, config, plan.override(row.header.objects))
+    model = model_digest(plan.tissue_model)
+    wanted = reuse_digest(digest, config, plan.override(row.header.objects), model)
     return row.reuse_digest == wanted and row.read_status not in FLEETING

@@ -14,10 +14,12 @@ import numpy.typing as npt
 
 from eosin.config.index import IndexConfig
 from eosin.errors import EosinError
+from eosin.index.focus import focus_of
 from eosin.index.overrides import Override
 from eosin.index.overview import Overview, read_local_overview, read_overview
 from eosin.index.rows import OK, SlideRow
 from eosin.index.tissue import detect_tissue
+from eosin.index.tissue_model import TissueModel
 from eosin.layout import IndexLayout
 from eosin.slides.decode import decode_tile
 from eosin.slides.errors import SlideError
@@ -41,6 +43,8 @@ class Reading:
     index: Store
     config: IndexConfig
     stage_dir: str | None = None
+    model: TissueModel | None = None
+    model_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,11 @@ def slide_digest(slides_uri: str, objects: Sequence[SlideObject]) -> str:
     return _sha256([slides_uri, INDEXER_VERSION, sorted([each.key, each.etag] for each in objects)])
 
 
-def reuse_digest(digest: str, config: IndexConfig, override: Override | None) -> str:
+def reuse_digest(digest: str, config: IndexConfig, override: Override | None, model_digest: str = "") -> str:
     """Equal exactly where reading the slide again would give the same row: 32 hex digits."""
     override = override or _NO_OVERRIDE
     tissue = config.tissue.model_dump(mode="json")
-    return _sha256([digest, override.mpp_x, override.mpp_y, tissue, config.max_mpp])
+    return _sha256([digest, override.mpp_x, override.mpp_y, tissue, config.max_mpp, model_digest])
 
 
 def _readable(text: str) -> str:
@@ -119,7 +123,7 @@ def _bare_row(reading: Reading, stored: tuple[SlideObject, ...], override: Overr
     return SlideRow(
         slide=min(each.key for each in stored) if len(stored) > 1 and _is_series(stored) else stored[0].key,
         status="", detail="", header=header, digest=digest,
-        reuse_digest=reuse_digest(digest, reading.config, override),
+        reuse_digest=reuse_digest(digest, reading.config, override, reading.model_digest),
     )  # fmt: skip
 
 
@@ -151,7 +155,10 @@ def _examined(reading: Reading, row: SlideRow, slide: OpenedSlide) -> tuple[Slid
         overview, content = _seen(reading, header, slide)
     except SlideError as error:
         return replace(row, read_status=error.reason, read_detail=error.message), None
-    tissue = detect_tissue(overview, header.mpp_x, header.mpp_y, reading.config.tissue)
+    tissue = detect_tissue(
+        overview, header.mpp_x, header.mpp_y, reading.config.tissue,
+        model=reading.model, focus=focus_of(header, slide.tiles),
+    )  # fmt: skip
     tissue_mm2 = tissue.area * header.mpp_x * header.mpp_y / 1e6
     status = OK if tissue_mm2 > 0 else "no-tissue"
     row = replace(

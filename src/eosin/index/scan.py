@@ -17,6 +17,7 @@ from eosin.index.previous import PreviousRows, load_previous
 from eosin.index.read_slide import Reading, read_slide
 from eosin.index.rows import FLEETING, OK, SlideRow, decode_rows, encode_rows
 from eosin.index.series import divided, split_series
+from eosin.index.tissue_model import load_tissue_model, model_digest
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.storage import NotFound, Store
@@ -76,7 +77,10 @@ def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: R
     previous = load_previous(plan.index)
     every = divided(plan, previous, config.index.slides_in_flight)
     units = [unit for unit in every if in_shard(unit, shard, num_shards)]
-    reading = Reading(plan.slides, plan.index, config.index, config.patches.stage_dir)
+    reading = Reading(
+        plan.slides, plan.index, config.index, config.patches.stage_dir,
+        load_tissue_model(config.index.tissue.onnx, plan.tissue_model), model_digest(plan.tissue_model),
+    )  # fmt: skip
     progress = _Progress(log, len(units))
     rows: list[SlideRow] = []
     with ThreadPoolExecutor(config.index.slides_in_flight, "scan") as pool:

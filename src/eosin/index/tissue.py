@@ -1,7 +1,8 @@
 """Tissue against glass, on a small picture of the slide.
 
 Optical density and its spread over the three colours, thresholded by Otsu's method between bounds that
-hold where a slide is all tissue or all glass; then pen marks, specks and pinholes are removed.
+hold where a slide is all tissue or all glass; then pen marks, what is out of focus, specks and pinholes
+are removed. A learned model may stand in for the thresholds.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.config.index import TissueConfig
+from eosin.index.focus import Focus
 from eosin.index.overview import Overview
 from eosin.index.tissue_mask import TissueMask
+from eosin.index.tissue_model import TissueModel
 
 Pixels = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
@@ -28,15 +31,34 @@ _PLAIN_COLOUR = 0.05
 _HSV_SATURATION = 20
 
 
-def detect_tissue(overview: Overview, mpp_x: float, mpp_y: float, config: TissueConfig) -> TissueMask:
-    """The tissue mask of an overview; `mpp_x`, `mpp_y` are the slide's level-0 resolution."""
+def detect_tissue(
+    overview: Overview,
+    mpp_x: float,
+    mpp_y: float,
+    config: TissueConfig,
+    *,
+    model: TissueModel | None = None,
+    focus: Focus | None = None,
+) -> TissueMask:
+    """The tissue mask of an overview; `mpp_x`, `mpp_y` are the slide's level-0 resolution.
+
+    `model` finds the tissue in place of thresholds, and pen marks are its own affair; `focus` tells what
+    of the tissue is blurred.
+    """
     pixel_um2 = overview.pixel_x_px * mpp_x * overview.pixel_y_px * mpp_y
-    find = _by_density if config.method == "otsu" else _by_saturation
-    mask = find(overview.pixels) & ~pen_marks(overview.pixels)
-    mask = _smoothed(mask)
+    mask = _found(overview.pixels, config, model)
+    if focus is not None:
+        mask &= ~focus.blurred(mask, overview.pixel_x_px, overview.pixel_y_px, config.least_detail)
     least = max(1, round(config.min_area_um2 / pixel_um2))
     mask = ~_without_small(~_without_small(mask, least), least)
     return TissueMask.from_array(mask, overview.pixel_x_px, overview.pixel_y_px)
+
+
+def _found(pixels: Pixels, config: TissueConfig, model: TissueModel | None) -> Bools:
+    if model is not None:
+        return np.asarray(model.probability(pixels) >= config.onnx_threshold)
+    find = _by_density if config.method == "otsu" else _by_saturation
+    return _smoothed(find(pixels) & ~pen_marks(pixels))
 
 
 def _by_density(pixels: Pixels) -> Bools:
