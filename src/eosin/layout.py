@@ -104,8 +104,13 @@ class RunLayout:
 
     @staticmethod
     def checkpoint_part(step: int, part: str) -> str:
-        """One safetensors file of a checkpoint: student, teacher, optimizer or loss."""
+        """One safetensors file of a checkpoint; `part` names world, rank and number."""
         return f"checkpoints/step-{step:08d}/{part}.safetensors"
+
+    @staticmethod
+    def checkpoint_receipt(step: int, share: str) -> str:
+        """What one rank has written into a checkpoint; `share` names world and rank."""
+        return f"checkpoints/step-{step:08d}/{share}.json"
 
     @staticmethod
     def teacher(model: str) -> str:
@@ -133,6 +138,16 @@ class RunLayout:
     @staticmethod
     def embeddings(digest: str) -> str:
         return f"embeddings/{digest}.safetensors"
+
+    @staticmethod
+    def slide_embeddings(digest: str, slide_digest: str) -> str:
+        """Of the patches of one slide; `digest` is of the model and of how patches are drawn."""
+        return f"embeddings/{digest}/{slide_digest}.safetensors"
+
+    @staticmethod
+    def slide_index(name: str) -> str:
+        """An index of slides that an evaluation draws patches from, in the form of any other index."""
+        return f"slide-indexes/{name}/"
 
     @staticmethod
     def patch_set(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +19,9 @@ from eosin.config import RunConfig
 from eosin.models.arch import import_timm
 from eosin.observability import RunLog
 from eosin.storage import open_store
-from eosin.training.checkpoint import save_checkpoint
+from eosin.training.checkpoint import load_part, save_checkpoint, save_share
 from eosin.training.loop import Trainer
-from eosin.training.state import take_snapshot
+from eosin.training.share import take_share
 from eosin.training.world import World
 from tests.support.training_run import ArraySource
 
@@ -35,6 +36,21 @@ class Leg:
 
     num_ranks: int
     until: int
+    parallel: str = ""
+    """ddp or fsdp; empty: as the configuration says."""
+
+
+def in_ranks(function: Callable[..., None], num_ranks: int, *arguments: object) -> None:
+    """Call `function(rank, num_ranks, *arguments)` in so many processes that share a gloo group.
+
+    One rank alone has no group, as a worker of a world of one.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.start_processes(
+        _in_group, (num_ranks, port, function, arguments), nprocs=num_ranks, start_method="forkserver"
+    )
 
 
 def train_legs(config: RunConfig, folder: Path, legs: list[Leg]) -> dict[str, Tensor]:
@@ -44,12 +60,20 @@ def train_legs(config: RunConfig, folder: Path, legs: list[Leg]) -> dict[str, Te
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leg in legs:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        arguments = (leg, port, config, folder)
-        mp.start_processes(_rank, arguments, nprocs=leg.num_ranks, start_method="forkserver")
-    return dict(torch.load(folder / "final.pt", weights_only=True))
+        parallel = leg.parallel or config.train.parallel
+        train = config.train.model_copy(update={"parallel": parallel})
+        in_ranks(_train_leg, leg.num_ranks, leg, config.model_copy(update={"train": train}), folder)
+    return final_parameters(folder, config, legs[-1].until)
+
+
+def final_parameters(folder: Path, config: RunConfig, step: int) -> dict[str, Tensor]:
+    """Student and teacher of the checkpoint of `step`, whole, as `PART.NAME`."""
+    store = open_store(str(folder))
+    return {
+        f"{part}.{name}": value
+        for part in ("student", "teacher")
+        for name, value in load_part(store, step, part, config.digest()).items()
+    }
 
 
 def norm_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
@@ -59,28 +83,30 @@ def norm_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float
     return float((one - other).norm() / other.norm())
 
 
-def _rank(rank: int, leg: Leg, port: int, config: RunConfig, folder: Path) -> None:
+def _in_group(
+    rank: int, num_ranks: int, port: int, function: Callable[..., None], arguments: tuple[object, ...]
+) -> None:
     torch.set_num_threads(1)
-    if leg.num_ranks > 1:
+    if num_ranks > 1:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         dist.init_process_group(
-            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=leg.num_ranks,
+            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_ranks,
             timeout=timedelta(seconds=60),
         )  # fmt: skip
-    world = World(config.train.num_slots, rank, leg.num_ranks, config.train.deterministic)
+    function(rank, num_ranks, *arguments)
+    if num_ranks > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _train_leg(rank: int, num_ranks: int, leg: Leg, config: RunConfig, folder: Path) -> None:
+    world = World(config.train.num_slots, rank, num_ranks, config.train.deterministic)
     store = open_store(str(folder))
     trainer = Trainer(config, world, RunLog("test"))
     start = trainer.resume(store)
     outcome = trainer.run(ArraySource(str(folder)), start, None, str, until=leg.until)
-    if rank == 0:
-        save_checkpoint(store, take_snapshot(trainer.learner, outcome.step, outcome.loss), config.digest())
-        network = {"student": trainer.learner.student, "teacher": trainer.learner.teacher}
-        state = {
-            f"{which}.{name}": p.detach()
-            for which, net in network.items()
-            for name, p in net.named_parameters()
-        }
-        torch.save(state, folder / "final.pt")
-    if leg.num_ranks > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    share = take_share(trainer.learner, outcome.step, outcome.loss)
+    if rank:
+        save_share(store, share)
+    else:
+        save_checkpoint(store, share, config.digest())

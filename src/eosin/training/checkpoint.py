@@ -1,57 +1,78 @@
-"""Checkpoints in the run: safetensors files, then a JSON marker that says they are whole."""
+"""Checkpoints in the run: every rank writes its share, then rank 0 a marker that says they are whole."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 
-from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from eosin.errors import PermanentError, UserError
+from eosin.errors import PermanentError, TransientError
 from eosin.layout import COMPLETE, RunLayout
 from eosin.observability import RunLog
-from eosin.records.base import Record
 from eosin.storage import NotFound, Store
-from eosin.training.state import Snapshot
+from eosin.training.checkpoint_files import CheckpointMarker, ReceiptEntry, ShareReceipt, pack
+from eosin.training.resharding import all_rows, fetch, put, read_marker, read_stored, read_whole
+from eosin.training.state import Snapshot, flat_parts, set_step, synchronize
+from eosin.training.step import Learner
+
+ALONE = "0" * 8
+_POLL_S = 0.1
 
 
 def _nothing() -> None:
     return
 
 
-class CheckpointPart(BaseModel):
-    model_config = ConfigDict(frozen=True)
+def save_share(store: Store, snapshot: Snapshot, *, world: str = ALONE) -> ShareReceipt:
+    """Publish what `snapshot` has of the checkpoint of its step, and its receipt last.
 
-    size_bytes: int
-    sha256: str
-
-
-class CheckpointMarker(Record):
-    """`COMPLETE.json` of a checkpoint, published last."""
-
-    step: int
-    """Steps taken."""
-    config_digest: str
-    parts: dict[str, CheckpointPart]
-    loss: float | None = None
+    `world`: of the processes that write together, hex; the same on all of them.
+    """
+    prefix = f"{world[:8]}-{snapshot.index:05d}-of-{snapshot.num_pieces:05d}"
+    files, stored = [], []
+    for number, (data, rows) in enumerate(pack(snapshot)):
+        key = RunLayout.checkpoint_part(snapshot.step, f"{prefix}-{number:03d}")
+        store.put(key, data)
+        files.append(key)
+        stored += rows
+    receipt = ShareReceipt(files=tuple(files), stored=tuple(stored))
+    store.put(RunLayout.checkpoint_receipt(snapshot.step, prefix), receipt.to_json())
+    return receipt
 
 
 def save_checkpoint(
-    store: Store, snapshot: Snapshot, config_digest: str, *, before_marker: Callable[[], None] = _nothing
+    store: Store,
+    snapshot: Snapshot,
+    config_digest: str,
+    *,
+    world: str = ALONE,
+    before_marker: Callable[[], None] = _nothing,
+    timeout_s: float = 600,
 ) -> CheckpointMarker:
-    """Publish `snapshot` under its step. A marker of the same step is taken away first, so that a
-    reader never pairs an old marker with new files. What `before_marker` raises leaves it without one."""
-    store.delete([RunLayout.checkpoint_marker(snapshot.step)])
-    parts = {}
-    for part, tensors in snapshot.parts.items():
-        data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        store.put(RunLayout.checkpoint_part(snapshot.step, part), data)
-        parts[part] = CheckpointPart(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    """Publish piece 0 of a checkpoint, wait until all other pieces are there, and mark it whole.
+
+    A marker that the step already has stays until then: no file it names is touched. What `before_marker`
+    raises leaves the checkpoint without a new marker. Raises `TransientError` where a piece does not come
+    within `timeout_s`.
+    """
+    save_share(store, snapshot, world=world)
+    names = [f"{world[:8]}-{i:05d}-of-{snapshot.num_pieces:05d}" for i in range(snapshot.num_pieces)]
+    deadline_s = time.monotonic() + timeout_s
+    entries, receipts = [], []
+    for key in (RunLayout.checkpoint_receipt(snapshot.step, name) for name in names):
+        data = _wait_for(store, key, deadline_s)
+        entries.append(ReceiptEntry(key=key, sha256=hashlib.sha256(data).hexdigest()))
+        receipts.append(ShareReceipt.from_json(data, source=f"{store.uri}/{key}"))
+    _require_whole(receipts, snapshot.step)
     marker = CheckpointMarker(
-        step=snapshot.step, config_digest=config_digest, parts=parts, loss=snapshot.loss
+        step=snapshot.step,
+        config_digest=config_digest,
+        receipts=tuple(entries),
+        size_bytes=sum(rows.length for receipt in receipts for rows in receipt.stored),
+        loss=snapshot.loss,
     )
     before_marker()
     store.put(RunLayout.checkpoint_marker(snapshot.step), marker.to_json())
@@ -64,11 +85,48 @@ def load_newest(store: Store, config_digest: str, log: RunLog) -> Snapshot | Non
     """
     for step in sorted(complete_steps(store), reverse=True):
         try:
-            return _load(store, step, config_digest)
+            marker = read_marker(store, step, config_digest)
+            return Snapshot(marker.step, marker.loss, read_whole(store, marker))
         except (NotFound, PermanentError) as error:
-            reason = f"{error.args[0]} is missing" if isinstance(error, NotFound) else str(error)
-            log.event("warning", message=f"checkpoint {step} is skipped: {reason}")
+            warn_skipped(log, step, error)
     return None
+
+
+def take_newest(learner: Learner, store: Store, config_digest: str, log: RunLog) -> tuple[int, float | None]:
+    """Put the newest whole checkpoint into `learner`, on every rank; its step and loss, or (0, None).
+
+    A collective. Where parameters are sharded each rank reads its own rows, else rank 0 reads and the
+    others get it from there. Raises as `load_newest`.
+    """
+    world = learner.world
+    for step in world.agree(sorted(complete_steps(store), reverse=True) if world.rank == 0 else []):
+        loss, values = None, None
+        try:
+            marker = read_marker(store, step, config_digest)
+            reads = learner.spread.is_sharded or world.rank == 0
+            live = flat_parts(learner) if reads else {}
+            loss, values = marker.loss, fetch(store, read_stored(store, marker), live) if reads else []
+        except (NotFound, PermanentError) as error:
+            warn_skipped(log, step, error)
+        if world.all_agree(values is not None):
+            put(values or [])
+            set_step(learner, step)
+            return (step if learner.spread.is_sharded else synchronize(learner, step)), loss
+    if not learner.spread.is_sharded:
+        synchronize(learner, 0)
+    return 0, None
+
+
+def warn_skipped(log: RunLog, step: int, error: Exception) -> None:
+    """Say why the checkpoint of `step` cannot be taken."""
+    reason = f"{error.args[0]} is missing" if isinstance(error, NotFound) else str(error)
+    log.event("warning", message=f"checkpoint {step} is skipped: {reason}")
+
+
+def load_part(store: Store, step: int, part: str, config_digest: str) -> dict[str, Tensor]:
+    """One part (student, teacher, optimizer, loss) of the checkpoint of `step`, whole. Raises `NotFound`,
+    `PermanentError` where it is damaged, `UserError` where it belongs to another configuration."""
+    return read_whole(store, read_marker(store, step, config_digest), part)[part]
 
 
 def complete_steps(store: Store) -> list[int]:
@@ -89,43 +147,32 @@ def delete_old(store: Store, keep: int) -> list[int]:
     return old
 
 
-def load_part(store: Store, step: int, part: str, config_digest: str) -> dict[str, Tensor]:
-    """One part of the checkpoint of `step`. Raises `NotFound`, `PermanentError` where it is damaged,
-    `UserError` where it belongs to another configuration."""
-    marker = _marker(store, step, config_digest)
-    if part not in marker.parts:
-        raise NotFound(RunLayout.checkpoint_part(step, part))
-    return _load_part(store, step, part, marker.parts[part])
+def _wait_for(store: Store, key: str, deadline_s: float) -> bytes:
+    while True:
+        try:
+            return store.get(key)
+        except NotFound:
+            if time.monotonic() > deadline_s:
+                raise TransientError(
+                    f"{key} was not written in time: another rank has died or its store is slow",
+                    hint="training goes on from the checkpoint before",
+                ) from None
+        time.sleep(_POLL_S)
 
 
-def _load(store: Store, step: int, config_digest: str) -> Snapshot:
-    marker = _marker(store, step, config_digest)
-    parts = {part: _load_part(store, step, part, entry) for part, entry in marker.parts.items()}
-    return Snapshot(marker.step, marker.loss, parts)
-
-
-def _marker(store: Store, step: int, config_digest: str) -> CheckpointMarker:
-    key = RunLayout.checkpoint_marker(step)
-    marker = CheckpointMarker.from_json(store.get(key), source=f"{store.uri}/{key}")
-    if marker.config_digest != config_digest:
-        raise UserError(
-            f"the checkpoint of step {step} in {store.uri} was written by another configuration",
-            hint="take another run URI, or undo the change",
-        )
-    return marker
-
-
-def _load_part(store: Store, step: int, part: str, entry: CheckpointPart) -> dict[str, Tensor]:
-    key = RunLayout.checkpoint_part(step, part)
-    data = store.get(key)
-    if len(data) != entry.size_bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+def _require_whole(receipts: Iterable[ShareReceipt], step: int) -> None:
+    """The pieces must make up every tensor. A tensor that none mentions is found by whoever loads it."""
+    stored = Counter[str]()
+    expected: dict[str, int] = {}
+    for rows in all_rows(receipts):
+        stored[rows.name] += rows.num_rows if rows.shape else 1
+        expected[rows.name] = rows.shape[0] if rows.shape else 1
+    torn = [name for name, num_rows in expected.items() if stored[name] != num_rows]
+    if torn:
         raise PermanentError(
-            f"{key} is damaged: {len(data)} bytes, {entry.size_bytes} expected, or another digest"
+            f"the pieces of checkpoint {step} do not make up {torn[0]}: {stored[torn[0]]} of"
+            f" {expected[torn[0]]} rows"
         )
-    try:
-        return load(data)
-    except SafetensorError as error:
-        raise PermanentError(f"{key} is not a safetensors file: {error}") from error
 
 
 def _by_step(store: Store) -> dict[int, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from eosin.observability import RunLog
 from eosin.patches.augment import MultiCrop
 from eosin.patches.request import PatchBatch, PatchRequest, PatchSource
 from eosin.storage import Store
-from eosin.training.checkpoint import load_newest
+from eosin.training.checkpoint import take_newest
 from eosin.training.memory import Memory
 from eosin.training.progress import Progress
 from eosin.training.publisher import Publisher
+from eosin.training.share import take_share
 from eosin.training.slots import Slot, SlotMaker, batch_indices
-from eosin.training.state import Parts, restore, set_step, synchronize, take_snapshot
+from eosin.training.state import Parts, restore, set_step, synchronize, take_snapshot, teacher_copy
 from eosin.training.step import Learner, NonFinite, StepResult
 from eosin.training.world import World
 
@@ -39,7 +39,7 @@ class Outcome:
 
 
 class Trainer:
-    """One rank's part of a run. `publisher` is None on all ranks but 0."""
+    """One rank's part of a run."""
 
     def __init__(self, config: RunConfig, world: World, log: RunLog) -> None:
         self.config = config
@@ -60,15 +60,8 @@ class Trainer:
         )
 
     def resume(self, store: Store) -> Outcome:
-        """Take the newest whole checkpoint, if there is one; every rank gets what rank 0 found."""
-        step, loss = 0, None
-        if self.world.rank == 0:
-            found = load_newest(store, self.config.digest(), self.log)
-            if found is not None:
-                source = f"{store.uri}: the checkpoint of step {found.step}"
-                restore(self.learner, found.step, found.parts, source)
-                step, loss = found.step, found.loss
-        return Outcome(synchronize(self.learner, step), loss)
+        """Take the newest whole checkpoint, if there is one, on every rank."""
+        return Outcome(*take_newest(self.learner, store, self.config.digest(), self.log))
 
     def take_over(self, step: int, loss: float | None, holder: int, parts: Parts | None) -> Outcome:
         """Take the state after `step` steps, which rank `holder` has as `parts`, on every rank."""
@@ -108,11 +101,16 @@ class Trainer:
             raise self._explain(error, batch, slide_name) from error
 
     def _network(self) -> Network:
-        """Rank 0 loads a warm start, the others get it from rank 0."""
-        if self.world.rank or self.config.model.init == "random":
+        """Rank 0 loads a warm start, the others get it from rank 0, before it is cut into shards."""
+        if self.config.model.init == "random":
             return build_network(self.config)
-        network, report = starting_network(self.config)
-        self.log.event("init", **report.summary())
+        if self.world.rank:
+            network = build_network(self.config)
+        else:
+            network, report = starting_network(self.config)
+            self.log.event("init", **report.summary())
+        for value in network.state_dict().values():
+            self.world.broadcast(value)
         return network
 
     def _wanted(self, start: int, end: int) -> Iterator[tuple[int, list[int]]]:
@@ -137,19 +135,35 @@ class Trainer:
         if publisher is not None:
             publisher.raise_failure()
             if last or step % train.export_every_steps == 0:
-                publisher.export(step, copy.deepcopy(self.learner.teacher.backbone))
+                self._export(publisher, step)
         checkpoint = last or step % train.checkpoint_every_steps == 0
+        if checkpoint and publisher is not None:
+            publisher.checkpoint(take_share(self.learner, step, result.loss))
         if not checkpoint and step % train.snapshot_every_steps:
             return
         # The end of training is for the bucket alone.
         memory = self.memory if not last and self.memory is not None and self.memory.wants else None
-        if publisher is None and memory is None:
+        # For when this rank is told to go: of replicas one copy is enough.
+        rescuer = publisher if not checkpoint and self._holds_needed_copy() else None
+        if rescuer is None and memory is None:
             return
         snapshot = take_snapshot(self.learner, step, result.loss)
         if memory is not None:
             memory.offer(snapshot)
-        if publisher is not None:
-            (publisher.checkpoint if checkpoint else publisher.offer)(snapshot)
+        if rescuer is not None:
+            rescuer.offer(snapshot)
+
+    def _holds_needed_copy(self) -> bool:
+        return self.learner.spread.is_sharded or self.world.rank == 0
+
+    def _export(self, publisher: Publisher, step: int) -> None:
+        """Gather the teacher in the host memory of rank 0, which publishes it."""
+        backbone = build_network(self.config, meta=True).backbone
+        if self.world.rank == 0:
+            backbone = backbone.to_empty(device="cpu")
+        teacher = teacher_copy(self.learner, backbone)
+        if teacher is not None:
+            publisher.export(step, teacher)
 
     def _explain(self, error: NonFinite, batch: PatchBatch, slide_name: SlideName) -> PermanentError:
         size = self.config.train.slot_size

@@ -9,18 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from eosin.config import RunConfig
+from eosin.errors import TransientError
 from eosin.layout import RunLayout, model_name
 from eosin.models.backbone import Backbone
 from eosin.models.export import export_teacher
 from eosin.observability import RunLog
 from eosin.records import TrainingDone
 from eosin.storage import Store
-from eosin.training.checkpoint import delete_old, save_checkpoint
+from eosin.training.checkpoint import ALONE, delete_old, save_checkpoint, save_share
 from eosin.training.lease import Lease
 from eosin.training.state import Snapshot
 
 # One job in flight and one waiting: more would only hold more copies of the state.
 _MAX_WAITING = 1
+_RESCUE_WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,27 @@ class _Job:
 
 
 class Publisher:
-    """Rank 0's way out. Jobs run one after another, so that a teacher is durable before any checkpoint
-    of the same or a later step is: a restart never loses one. With a `lease`, nothing is published once
+    """A rank's way out. Rank 0 publishes teachers and makes checkpoints whole; the others only write their
+    shares. Jobs run one after another, so that a teacher is durable before any checkpoint of the same or a
+    later step is: a restart never loses one. With a `lease`, which rank 0 has, nothing is made whole once
     another world has taken the run over.
 
     The first failure stops all later jobs and is raised by the next call from the training thread.
     """
 
     def __init__(
-        self, store: Store, config: RunConfig, snapshot_id: str, log: RunLog, lease: Lease | None = None
+        self,
+        store: Store,
+        config: RunConfig,
+        snapshot_id: str,
+        log: RunLog,
+        lease: Lease | None = None,
+        world: str = ALONE,
     ) -> None:
+        """`world`: the token of the processes that publish together."""
         self._store = store
         self._lease = lease
+        self._world = world
         self._config = config
         self._digest = config.digest()
         self._snapshot_id = snapshot_id
@@ -58,8 +69,7 @@ class Publisher:
         self._newest = snapshot
 
     def checkpoint(self, snapshot: Snapshot) -> None:
-        """Publish a checkpoint; waits only while two publications are still under way."""
-        self.offer(snapshot)
+        """Publish this rank's share of a checkpoint; waits only while two publications are under way."""
         self._submit(lambda: self._save(snapshot))
 
     def export(self, step: int, backbone: Backbone) -> None:
@@ -94,8 +104,17 @@ class Publisher:
         # With an export still waiting, a newer checkpoint would lose it for good.
         in_order = self._error is None and not self._jobs.unfinished_tasks
         if newest is not None and newest.step > self._durable_step and in_order:
-            self._save(newest)
+            self._rescue(newest)
         return self._durable_step
+
+    def _rescue(self, snapshot: Snapshot) -> None:
+        """Others that hold a piece are told to go at the same moment; who died will not write its own."""
+        try:
+            self._save(snapshot, timeout_s=_RESCUE_WAIT_S)
+        except TransientError as error:
+            self._log.event(
+                "warning", message=f"the copy of step {snapshot.step} is not whole: {error.message}"
+            )
 
     def _submit(self, run: Callable[[], None]) -> None:
         self.raise_failure()
@@ -115,20 +134,31 @@ class Publisher:
             finally:
                 self._jobs.task_done()
 
-    def _save(self, snapshot: Snapshot) -> None:
+    def _save(self, snapshot: Snapshot, timeout_s: float | None = None) -> None:
         with self._saving:
             if snapshot.step <= self._durable_step:
                 return
+            if snapshot.index:
+                save_share(self._store, snapshot, world=self._world)
+                self._durable_step = snapshot.step
+                return
             started_s = time.monotonic()
             self._check_lease()
-            marker = save_checkpoint(self._store, snapshot, self._digest, before_marker=self._check_lease)
+            marker = save_checkpoint(
+                self._store,
+                snapshot,
+                self._digest,
+                world=self._world,
+                before_marker=self._check_lease,
+                timeout_s=timeout_s or self._config.train.elastic.process_group_timeout_s,
+            )
             self._durable_step = snapshot.step
             deleted = delete_old(self._store, self._config.train.keep_checkpoints)
-        size = sum(part.size_bytes for part in marker.parts.values())
         seconds = time.monotonic() - started_s
         self._log.event(
-            "checkpoint", step=snapshot.step, mib=size / 2**20, seconds=seconds, deleted_steps=deleted
-        )
+            "checkpoint", step=snapshot.step, mib=marker.size_bytes / 2**20, seconds=seconds,
+            deleted_steps=deleted,
+        )  # fmt: skip
 
     def _export(self, step: int, backbone: Backbone) -> None:
         self._check_lease()

@@ -116,12 +116,10 @@ def _train(
     config: RunConfig, pin: IndexPin, world: World, store: Store, log: RunLog, open_feed: OpenFeed,
     started_s: float,
 ) -> None:  # fmt: skip
-    publisher, token = None, ""
-    if world.rank == 0:
-        # Before a checkpoint is read: what another world publishes later would be a second trajectory.
-        lease = Lease.take(store)
-        publisher, token = Publisher(store, config, pin.snapshot_id, log, lease), lease.token
-    token = str(gather_json(world, token)[0])
+    # Before a checkpoint is read: what another world publishes later would be a second trajectory.
+    lease = Lease.take(store) if world.rank == 0 else None
+    token = str(gather_json(world, lease.token if lease else "")[0])
+    publisher = Publisher(store, config, pin.snapshot_id, log, lease, token)
     _exit_on_sigterm(publisher, log, config.train.elastic.shutdown_timeout_s)
     trainer = Trainer(config, world, log)
     with shared_memory(config, store) as folder:
@@ -137,7 +135,8 @@ def _train(
             outcome = trainer.run(feed.source, start, publisher, feed.slide_name)
         finally:
             feed.source.close()
-        if publisher is not None:
+        publisher.close()
+        if world.rank == 0:
             _finish(publisher, config, pin, outcome, log, started_s)
         gather_json(world, "published")  # until then nobody leaves or forgets: rank 0 may still be lost
         if trainer.memory is not None:
@@ -147,8 +146,7 @@ def _train(
 def _finish(
     publisher: Publisher, config: RunConfig, pin: IndexPin, outcome: Outcome, log: RunLog, started_s: float
 ) -> None:
-    """Wait until all is published, then say that training has ended."""
-    publisher.close()
+    """Now that all is published, say that training has ended."""
     done = TrainingDone(
         num_steps=outcome.step,
         models=exported_models(config),
@@ -186,7 +184,7 @@ def _set_up_process() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
-def _exit_on_sigterm(publisher: Publisher | None, log: RunLog, timeout_s: float) -> None:
+def _exit_on_sigterm(publisher: Publisher, log: RunLog, timeout_s: float) -> None:
     """On SIGTERM publish the newest whole copy of the state and go, without any other rank.
 
     The main thread may sit in a collective that never ends, where Python runs no signal handler. The
@@ -201,7 +199,7 @@ def _exit_on_sigterm(publisher: Publisher | None, log: RunLog, timeout_s: float)
         while signal.SIGTERM not in os.read(read_end, 64):
             continue
         try:
-            step = publisher.rescue(0.8 * timeout_s) if publisher is not None else None
+            step = publisher.rescue(0.8 * timeout_s)
             log.event("terminated", durable_step=step)
             log.flush()
         finally:

@@ -6,7 +6,7 @@ must. Whatever crosses samples is a sum or a maximum over slots, taken here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -81,6 +81,18 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def all_agree(self, mine: bool) -> bool:
+        """Whether `mine` is true on every rank."""
+        return not int(self.all_reduce(torch.tensor([not mine], dtype=torch.int64, device=self.device)))
+
+    def agree(self, numbers: Sequence[int]) -> list[int]:
+        """`numbers` of rank 0, on every rank."""
+        count = self.broadcast(torch.tensor([len(numbers)], dtype=torch.int64, device=self.device))
+        found = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        if self.rank:
+            found = torch.empty(int(count), dtype=torch.int64, device=self.device)
+        return [int(number) for number in self.broadcast(found).tolist()]
 
     def broadcast(self, tensor: Tensor, source: int = 0) -> Tensor:
         """`tensor` of rank `source` on every rank, in place."""

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from eosin.config import RunConfig
 from eosin.errors import PermanentError, UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.records import TeacherCard, TrainingDone
 from eosin.storage import open_store
 from eosin.training.launch import train
-from tests.support.ranks import Leg, train_legs
+from tests.support.ranks import Leg, final_parameters, train_legs
 from tests.support.training_run import POISONED_STEP, STEP_DELAY_S, begin, tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -117,14 +117,12 @@ def disturb(kind: str, process: subprocess.Popen[bytes], run_uri: str) -> None:
     until(lambda: not processes_of(run_uri), 30)
 
 
-def final_difference(run_uri: str, undisturbed: dict[str, torch.Tensor], num_steps: int) -> list[str]:
+def final_difference(
+    run_uri: str, config: RunConfig, undisturbed: dict[str, torch.Tensor], num_steps: int
+) -> list[str]:
     """Names of the parameters that do not end with the same bits."""
-    ended = {
-        f"{part}.{name}": value
-        for part in ("student", "teacher")
-        for name, value in load_file(Path(run_uri) / RunLayout.checkpoint_part(num_steps, part)).items()
-    }
-    assert ended.keys() >= undisturbed.keys()
+    ended = final_parameters(Path(run_uri), config, num_steps)
+    assert ended.keys() == undisturbed.keys()
     return [name for name, value in undisturbed.items() if not torch.equal(value, ended[name])]
 
 
@@ -151,7 +149,7 @@ def campaign(
     for model in done.models:
         TeacherCard.from_json(open_store(run_uri).get(RunLayout.teacher_card(model)), source=model)
     undisturbed = train_legs(config, folder / "undisturbed", [Leg(2, num_steps)])
-    assert final_difference(run_uri, undisturbed, num_steps) == []
+    assert final_difference(run_uri, config, undisturbed, num_steps) == []
 
 
 @pytest.mark.e2e

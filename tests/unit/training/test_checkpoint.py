@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,14 @@ from eosin.layout import RunLayout
 from eosin.models.network import build_network
 from eosin.observability import RunLog
 from eosin.storage import Store, open_store
-from eosin.training.checkpoint import complete_steps, delete_old, load_newest, save_checkpoint
+from eosin.training.checkpoint import (
+    ALONE,
+    complete_steps,
+    delete_old,
+    load_newest,
+    save_checkpoint,
+    save_share,
+)
 from eosin.training.publisher import Publisher
 from eosin.training.state import Snapshot, restore, take_snapshot
 from eosin.training.step import Learner
@@ -81,12 +89,24 @@ def test_nothing_saved_yet(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["truncate", "flip a bit", "lose a file", "half a marker", "lose the marker"],
+    [
+        "truncate",
+        "flip a bit",
+        "lose a file",
+        "half a marker",
+        "lose the marker",
+        "lose a receipt",
+        "change a receipt",
+    ],
 )
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(store: Store, damage: str) -> None:
     for step in (5, 10):
         save_checkpoint(store, snapshot(step), DIGEST)
-    key, marker = RunLayout.checkpoint_part(10, "teacher"), RunLayout.checkpoint_marker(10)
+    key, marker = (
+        RunLayout.checkpoint_part(10, f"{ALONE}-00000-of-00001-000"),
+        RunLayout.checkpoint_marker(10),
+    )
+    receipt = RunLayout.checkpoint_receipt(10, f"{ALONE}-00000-of-00001")
     data = store.get(key)
     if damage == "truncate":
         store.put(key, data[:-100])
@@ -94,6 +114,10 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(store: Store, damage
         store.put(key, data[:-9] + bytes([data[-9] ^ 4]) + data[-8:])
     elif damage == "lose a file":
         store.delete([key])
+    elif damage == "lose a receipt":
+        store.delete([receipt])
+    elif damage == "change a receipt":
+        store.put(receipt, store.get(receipt).replace(b'"start": 8', b'"start": 9', 1) + b" ")
     elif damage == "half a marker":
         store.put(marker, store.get(marker)[:40])
     else:
@@ -131,14 +155,62 @@ def test_old_ones_and_leftovers_go_and_the_newest_stay(store: Store) -> None:
     }
 
 
-def test_a_marker_of_the_same_step_goes_before_its_files_are_written_again(
+def test_a_step_written_again_keeps_its_old_files_until_the_new_ones_are_whole(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_checkpoint(store, snapshot(5), DIGEST)
-    monkeypatch.setattr(type(store), "put", lambda *_, **__: (_ for _ in ()).throw(TransientError("gone")))
+    save_checkpoint(store, snapshot(5), DIGEST, world="a" * 8)
+    put = type(store).put
+
+    def fail_on_receipt(self: Store, key: str, data: bytes, **conditions: object) -> object:
+        if key.endswith(".json"):
+            raise TransientError("gone")
+        return put(self, key, data, **conditions)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(store), "put", fail_on_receipt)
     with pytest.raises(TransientError):
-        save_checkpoint(store, snapshot(5), DIGEST)
+        save_checkpoint(store, snapshot(5), DIGEST, world="b" * 8)
+    found = load_newest(store, DIGEST, Log())
+    assert found is not None and found.step == 5
+
+
+def test_a_share_that_never_comes_leaves_no_marker(store: Store) -> None:
+    torn = replace(snapshot(5), index=0, num_pieces=2)
+    with pytest.raises(TransientError, match=r"00001-of-00002\.json was not written in time"):
+        save_checkpoint(store, torn, DIGEST, timeout_s=0.2)
     assert complete_steps(store) == []
+
+
+def test_a_share_of_another_world_is_not_taken_for_ones_own(store: Store) -> None:
+    save_share(store, replace(snapshot(5), index=1, num_pieces=2), world="a" * 8)
+    with pytest.raises(TransientError):
+        save_checkpoint(store, replace(snapshot(5), num_pieces=2), DIGEST, world="b" * 8, timeout_s=0.2)
+
+
+def test_shares_that_do_not_make_up_every_tensor_are_not_marked_whole(store: Store) -> None:
+    twice = replace(snapshot(5), index=1, num_pieces=2)
+    save_share(store, twice)
+    with pytest.raises(PermanentError, match="do not make up"):
+        save_checkpoint(store, replace(snapshot(5), num_pieces=2), DIGEST)
+
+
+def test_the_first_format_is_refused_by_name_and_not_started_over(store: Store) -> None:
+    old = {"schema_version": 1, "step": 5, "config_digest": DIGEST, "parts": {"student": {"size_bytes": 1}}}
+    store.put(RunLayout.checkpoint_marker(5), json.dumps(old).encode())
+    with pytest.raises(UserError, match="has format 1; this eosin reads format 2"):
+        load_newest(store, DIGEST, Log())
+
+
+def test_files_are_cut_at_a_size_and_come_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eosin.training.checkpoint_files._FILE_BYTES", 20_000)
+    monkeypatch.setattr("eosin.training.resharding._BATCH_BYTES", 5_000)
+    saved = snapshot(5)
+    save_checkpoint(store, saved, DIGEST)
+    sizes = [info.size_bytes for info in store.list(RunLayout.checkpoint(5)) if "safetensors" in info.key]
+    assert len(sizes) > 10
+    found = load_newest(store, DIGEST, Log())
+    assert found is not None
+    for part, tensors in saved.parts.items():
+        assert all(torch.equal(found.parts[part][name], value) for name, value in tensors.items())
 
 
 def test_a_teacher_is_durable_before_the_checkpoint_that_follows_it(store: Store) -> None:

@@ -14,7 +14,7 @@ from eosin.observability import RunLog
 from eosin.records import TrainingDone
 from eosin.storage import Store, open_store
 from eosin.training.agent import _exit_code, verdict
-from eosin.training.checkpoint import complete_steps
+from eosin.training.checkpoint import ALONE, complete_steps
 from eosin.training.failures import FAILURES_DIR, Superseded, report_failure
 from eosin.training.lease import Lease, LeaseRecord
 from eosin.training.publisher import Publisher
@@ -124,7 +124,7 @@ def test_a_world_that_loses_the_run_while_it_writes_leaves_no_marker(
     put, other = type(store).put, open_store(str(tmp_path))
 
     def put_and_lose(self: Store, key: str, data: bytes, **conditions: object) -> object:
-        if key == RunLayout.checkpoint_part(5, "teacher"):
+        if key == RunLayout.checkpoint_part(5, f"{ALONE}-00000-of-00001-000"):
             monkeypatch.setattr(type(store), "put", put)
             Lease.take(other)
         return put(self, key, data, **conditions)  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def test_a_world_that_loses_the_run_while_it_writes_leaves_no_marker(
     publisher.checkpoint(snapshot(learner, 5))
     with pytest.raises(Superseded):
         publisher.close()
-    assert store.exists(RunLayout.checkpoint_part(5, "teacher"))
+    assert store.exists(RunLayout.checkpoint_part(5, f"{ALONE}-00000-of-00001-000"))
     assert complete_steps(store) == []
 
 

@@ -12,6 +12,7 @@ from eosin.models.network import build_network
 from eosin.observability import RunLog
 from eosin.records import TeacherCard, TrainingDone
 from eosin.storage import Store, open_store
+from eosin.training.checkpoint import ALONE
 from eosin.training.launch import train
 from eosin.training.publisher import Publisher
 from eosin.training.state import take_snapshot
@@ -76,7 +77,7 @@ def test_a_teacher_whose_checkpoint_is_gone_is_named_and_the_others_stay(ended: 
 
 
 def test_the_last_teacher_without_its_checkpoint_is_an_error_that_says_what_to_do(ended: Store) -> None:
-    ended.delete([RunLayout.teacher_card(LAST), RunLayout.checkpoint_part(20, "teacher")])
+    ended.delete([RunLayout.teacher_card(LAST), RunLayout.checkpoint_part(20, f"{ALONE}-00000-of-00001-000")])
     with pytest.raises(PermanentError, match=f"{LAST}, the last of .* so is its checkpoint") as raised:
         train(ended.uri, log=RunLog("test"))
     assert RunLayout.TRAINING_DONE in raised.value.hint
