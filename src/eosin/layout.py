@@ -95,6 +95,11 @@ class RunLayout:
     SUMMARY_JSON = "summary/summary.json"
 
     @staticmethod
+    def tensorboard(file: str) -> str:
+        """One of TensorBoard's event files, under the name it gave it."""
+        return f"tensorboard/{file}"
+
+    @staticmethod
     def checkpoint(step: int) -> str:
         return f"checkpoints/step-{step:08d}/"
 

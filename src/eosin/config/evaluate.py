@@ -77,7 +77,7 @@ class KnnTask(Section):
     dataset: str
     """URI of labelled images: a folder a class (perhaps under train/ val/ test/), or a patch set."""
     layout: ImageLayout | None = None
-    """Read `dataset` as this public dataset is published, with its split and counts; None: by what is there."""
+    """Read `dataset` as this public dataset is published, with its split and counts; None: as above."""
     allow_subset: bool = False
     """Take fewer images than the public dataset has; the record says so."""
     k: int = Field(default=20, ge=1)

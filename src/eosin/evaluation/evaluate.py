@@ -16,6 +16,7 @@ from eosin.config.evaluate import (
     LinearProbeTask,
     RobustnessTask,
     SegmentationTask,
+    SlideTask,
     TaskConfig,
     UnsupervisedTask,
 )
@@ -24,10 +25,10 @@ from eosin.evaluation.changes import CHANGES
 from eosin.evaluation.dataset import Dataset
 from eosin.evaluation.embed import Embeddings, embed
 from eosin.evaluation.leakage import leakage_note, leaked_patients
-from eosin.evaluation.mask_folder import MaskedDataset, open_masked
-from eosin.evaluation.open_dataset import open_dataset
+from eosin.evaluation.mask_folder import MaskedDataset
+from eosin.evaluation.open_task import dataset_uri, open_task
 from eosin.evaluation.outcome import Outcome
-from eosin.evaluation.protocol import protocol_of
+from eosin.evaluation.protocol import protocol_of, task_identity
 from eosin.evaluation.subject import Subject, find_subject
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION
 from eosin.layout import RunLayout
@@ -99,8 +100,7 @@ class _Evaluation:
 
     def existing(self) -> MetricRecord | None:
         """The `ok` record of these very inputs, where it is there. Opens the dataset, not the model."""
-        opener = open_masked if isinstance(self.task, SegmentationTask) else open_dataset
-        self.dataset = opener(self._dataset_uri())
+        self.dataset = open_task(self.task, self.run_uri)
         self.inputs_digest = self._inputs_digest(self.dataset)
         key = RunLayout.metric(self.subject.key, self.task.name)
         try:
@@ -114,6 +114,8 @@ class _Evaluation:
         assert self.dataset is not None
         if isinstance(self.task, SegmentationTask):
             outcome, num_patches = self._segment(self.task)
+        elif isinstance(self.task, SlideTask):
+            outcome, num_patches = self._slides(self.task)
         else:
             outcome, num_patches = self._run_embedded(self.dataset)
         leaked = self._leaked(self.dataset)
@@ -160,6 +162,15 @@ class _Evaluation:
         self.store.put(key, outcome.picture)
         return replace(outcome, details={**outcome.details, "picture": key}), outcome.num_tiles
 
+    def _slides(self, task: SlideTask) -> tuple[Outcome, int]:
+        from eosin.evaluation.slide_dataset import SlideDataset
+        from eosin.evaluation.slides import run_slides
+
+        assert isinstance(self.dataset, SlideDataset)
+        return run_slides(
+            self.run_uri, self.config, task, self.dataset, self.subject, store=self.store, log=self.log
+        )
+
     def failure(self, error: Exception) -> MetricRecord:
         if not isinstance(error, EosinError):
             error = PermanentError(
@@ -180,18 +191,12 @@ class _Evaluation:
             return ()
         return leaked_patients(self.run_uri, self.config, dataset)
 
-    def _dataset_uri(self) -> str:
-        if not isinstance(self.task, UnsupervisedTask | RobustnessTask):
-            return self.task.dataset
-        name = self.task.patch_set
-        return name if "/" in name else join_uri(self.run_uri, RunLayout.patch_set(name))
-
     def _inputs_digest(self, dataset: Dataset) -> str:
         protocol = protocol_of(self.task)
         inputs = [
             self.subject.digest,
             dataset.digest,
-            self.task.model_dump(mode="json"),
+            task_identity(self.task),
             (protocol.name, protocol.version),
             TRANSFORM,
             TRANSFORM_VERSION,
@@ -226,7 +231,7 @@ class _Evaluation:
                 "kind": self.task.kind,
                 "inputs_digest": self.inputs_digest,
                 "model_digest": self.subject.digest,
-                "dataset": self._dataset_uri(),
+                "dataset": dataset_uri(self.task, self.run_uri),
                 "dataset_digest": self.dataset.digest if self.dataset else "",
                 "protocol": protocol.name,
                 "protocol_version": protocol.version,

@@ -9,10 +9,8 @@ from eosin.config.evaluate import LinearProbeTask
 from eosin.errors import UserError
 from eosin.evaluation.dataset import Dataset
 from eosin.evaluation.embed import Embeddings
-from eosin.evaluation.outcome import LabelledPart, Outcome, accuracy_metrics, judge, labelled
+from eosin.evaluation.outcome import LabelledPart, Outcome, classifier_metrics, judge, labelled
 from eosin.evaluation.probe import Part, train_probes
-from eosin.metrics.classification import calibration_error, f1_macro
-from eosin.records import MetricValue
 
 
 def run_linear_probe(
@@ -35,13 +33,7 @@ def run_linear_probe(
         "validation_balanced_accuracy": list(probes.best_score),
         "num_epochs": probes.num_epochs,
     }
-    metrics = accuracy_metrics(confusions) | {
-        "f1_macro": MetricValue.of([f1_macro(c) for c in confusions]),
-        "calibration_error": MetricValue.of(
-            [calibration_error(parts.judged.classes, run) for run in probabilities], higher_is_better=False
-        ),
-    }
-    return Outcome(metrics, details)
+    return Outcome(classifier_metrics(parts.judged.classes, probabilities, confusions), details)
 
 
 def _part(part: LabelledPart, device: torch.device) -> Part:

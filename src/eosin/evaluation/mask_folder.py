@@ -27,7 +27,7 @@ class MaskedDataset(Dataset):
     """Images left out before any was opened: source and reason."""
 
 
-def open_masked(uri: str) -> MaskedDataset:
+def open_mask_folder(uri: str) -> MaskedDataset:
     """The pairs `images/NAME.*` and `masks/NAME.*` under `uri`, or under its train/, val/ and test/.
 
     Where one of the top folders is a split, only split folders count. An image without a mask, or with

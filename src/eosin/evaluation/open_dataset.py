@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from eosin.config.presets import ImageLayout
 from eosin.errors import UserError
 from eosin.evaluation.dataset import Dataset
+from eosin.evaluation.datasets.registry import IMAGES
 from eosin.evaluation.folder import open_folder
 from eosin.evaluation.patch_set import MANIFEST, open_patch_set
 from eosin.evaluation.table import open_table
 from eosin.storage import open_store
 
 
-def open_dataset(uri: str) -> Dataset:
-    """The dataset at `uri`: what it is follows from what lies there.
+def open_dataset(uri: str, layout: ImageLayout | None = None, *, allow_subset: bool = False) -> Dataset:
+    """The dataset at `uri`: a public one where `layout` names it, else what follows from what lies there.
 
     - `….csv`, `….parquet`: a table of images, see `open_table`;
     - a folder with a `manifest.json`: a patch set;
     - else: a folder of class folders, perhaps under train/, val/ and test/.
 
-    Raises `UserError` where nothing usable is there.
+    Raises `UserError` where nothing usable is there, or a public dataset is not whole.
     """
+    if layout is not None:
+        return IMAGES[layout].open(uri, allow_subset=allow_subset)
     if uri.lower().endswith((".csv", ".parquet")):
         return open_table(uri)
     if uri.lower().endswith("/" + MANIFEST):

@@ -15,7 +15,13 @@ from eosin.evaluation.dataset import Dataset, Sample
 from eosin.evaluation.embed import Embeddings, Features
 from eosin.evaluation.splits import split_samples
 from eosin.metrics.bootstrap import balanced_accuracy_interval
-from eosin.metrics.classification import balanced_accuracy, confusion_matrix, recalls
+from eosin.metrics.classification import (
+    balanced_accuracy,
+    calibration_error,
+    confusion_matrix,
+    f1_macro,
+    recalls,
+)
 from eosin.records import MetricValue
 
 Classes = npt.NDArray[np.int64]
@@ -33,6 +39,8 @@ class LabelledPart:
     features: Features
     classes: Classes
     samples: tuple[Sample, ...]
+    places: npt.NDArray[np.int64]
+    """Of the samples in the embeddings they were taken from."""
 
     @property
     def patients(self) -> list[str] | None:
@@ -70,7 +78,8 @@ def labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
         there = [rows[i] for i in indices if rows[i] in place]
         chosen = tuple(dataset.samples[row] for row in there)
         classes = np.array([number[sample.label] for sample in chosen], dtype=np.int64)
-        return LabelledPart(embeddings.features[[place[row] for row in there]], classes, chosen)
+        places = np.array([place[row] for row in there], dtype=np.int64)
+        return LabelledPart(embeddings.features[places], classes, chosen, places)
 
     train, val, judged = part(split.train), part(split.val), part(split.judged_indices)
     bank = part(sorted(split.train + split.val)) if split.val_is_drawn else train
@@ -119,6 +128,18 @@ def accuracy_metrics(confusions: Sequence[npt.NDArray[np.int64]]) -> dict[str, M
     return {
         "balanced_accuracy": MetricValue.of([balanced_accuracy(c) for c in confusions]),
         "top1": MetricValue.of([float(np.trace(c) / c.sum()) for c in confusions]),
+    }
+
+
+def classifier_metrics(
+    truth: Classes, probabilities: npt.NDArray[np.float32], confusions: Sequence[npt.NDArray[np.int64]]
+) -> dict[str, MetricValue]:
+    """What is told of runs that give probabilities [S, N, C]."""
+    return accuracy_metrics(confusions) | {
+        "f1_macro": MetricValue.of([f1_macro(c) for c in confusions]),
+        "calibration_error": MetricValue.of(
+            [calibration_error(truth, run) for run in probabilities], higher_is_better=False
+        ),
     }
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from eosin.config.evaluate import ProbeConfig
+from eosin.evaluation.selection import BestEpochs, balanced_accuracies
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def train_probes(train: Part, val: Part, num_classes: int, config: ProbeConfig, 
         for batch in batches:
             runs.step(batch)
         step += len(batches)
-        if len(batches) == steps_per_epoch or step == config.num_steps:
+        is_whole = len(batches) == steps_per_epoch and (epoch + 1) % config.validate_every_epochs == 0
+        if is_whole or step == config.num_steps:
             keep.update(epoch)
         epoch += 1
     return keep.result(epoch)
@@ -135,43 +137,29 @@ class _Best:
     """The weights of each run's best validation epoch so far."""
 
     def __init__(self, runs: _Runs, val: Part, num_classes: int, patience: int | None) -> None:
-        self._runs, self._val, self._patience = runs, val, patience
-        num_runs, device = len(runs.weight), runs.weight.device
-        self._one_hot = torch.nn.functional.one_hot(val.classes, num_classes).float()
-        self._score = torch.full((num_runs,), -1.0, device=device)
-        self._epoch = torch.zeros(num_runs, dtype=torch.int64, device=device)
-        self._stopped = torch.zeros(num_runs, dtype=torch.bool, device=device)
+        self._runs, self._val, self._num_classes = runs, val, num_classes
+        self._selection = BestEpochs(
+            len(runs.weight), patience_epochs=patience, has_validation=len(val) > 0, device=runs.weight.device
+        )
         self._weight, self._bias = runs.weight.clone(), runs.bias.clone()
 
     @property
     def all_stopped(self) -> bool:
-        return self._patience is not None and bool(self._stopped.all())
+        return self._selection.all_stopped
 
     @torch.inference_mode()
     def update(self, epoch: int) -> None:
-        score = self._balanced_accuracy()
-        # Without validation samples every epoch is the best so far.
-        better = ((score > self._score) | (len(self._val) == 0)) & ~self._stopped
-        self._score = torch.where(better, score, self._score)
-        self._epoch = torch.where(better, epoch, self._epoch)
+        logits = self._val.features @ self._runs.weight + self._runs.bias.unsqueeze(1)
+        score = balanced_accuracies(logits.argmax(dim=-1), self._val.classes, self._num_classes)
+        better = self._selection.update(epoch, score)
         self._weight = torch.where(better.view(-1, 1, 1), self._runs.weight, self._weight)
         self._bias = torch.where(better.view(-1, 1), self._runs.bias, self._bias)
-        if self._patience is not None:
-            self._stopped |= epoch - self._epoch >= self._patience
-
-    def _balanced_accuracy(self) -> Tensor:
-        """Of every run on validation, [S]: mean recall over the classes that occur there."""
-        logits = self._val.features @ self._runs.weight + self._runs.bias.unsqueeze(1)
-        right = (logits.argmax(dim=-1) == self._val.classes).float()
-        support = self._one_hot.sum(dim=0)
-        recall = (right @ self._one_hot)[:, support > 0] / support[support > 0]
-        return recall.mean(dim=1) if recall.shape[1] else torch.zeros(len(right), device=right.device)
 
     def result(self, num_epochs: int) -> Probes:
         return Probes(
             self._weight,
             self._bias,
-            tuple(self._epoch.tolist()),
-            tuple(self._score.tolist()) if len(self._val) else (),
+            tuple(self._selection.epoch.tolist()),
+            tuple(self._selection.score.tolist()) if len(self._val) else (),
             num_epochs,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from eosin.config.evaluate import LinearProbeTask, SegmentationTask, TaskConfig
+from eosin.config.evaluate import LinearProbeTask, SegmentationTask, SlideTask, TaskConfig
 from eosin.evaluation.changes import CHANGES_VERSION
 
 # A version changes whenever a figure could.
@@ -15,12 +15,18 @@ _PROTOCOLS = {
     "linear-probe": ("linear-probe-eva", 1),
     "robustness": ("robustness-orientation-stain-blur", CHANGES_VERSION),
     "segmentation": ("segmentation-conv-decoder", 1),
+    "centres": ("centres-neighbours", 1),
+    "slide": ("slide-abmil-gated", 1),
 }
 _CHANGED_PROBE = "linear-probe"
 
 # kaiko-eva 0.4.5, offline: patch classification, and segmentation.
 _EVA_PROBE = {"num_steps": 12_500, "batch_size": 256, "lr": 3e-4, "weight_decay": 0.01, "num_runs": 5}
 _EVA_SHOTS, _EVA_SHOTS_RUNS = 10, 50
+_EVA_ABMIL = {
+    "num_epochs": 100, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.01, "num_runs": 20,
+    "patience_epochs": 20, "projection_dim": 128, "attention_dim": 128, "hidden_dims": [128, 64],
+}  # fmt: skip
 _EVA_DECODER = {"num_steps": 2_000, "batch_size": 64, "lr": 2e-3, "weight_decay": 0.01, "num_runs": 5}
 
 
@@ -44,7 +50,28 @@ def protocol_of(task: TaskConfig) -> TaskProtocol:
     if isinstance(task, SegmentationTask):
         values = task.decoder.model_dump(mode="json")
         return TaskProtocol(name, version, _changes(values, _EVA_DECODER), values)
+    if isinstance(task, SlideTask):
+        values = task.abmil.model_dump(mode="json", exclude={"max_step_gib"})
+        sampling = task.model_dump(mode="json", include={"mpp", "patch_px", "num_patches", "min_foreground"})
+        return TaskProtocol(name, version, _changes(values, _EVA_ABMIL), {**sampling, **values})
     return TaskProtocol(name, version)
+
+
+# Keys that tasks did not always have, with the value that stands for what was done before.
+_LATER_KEYS = {"layout": None, "allow_subset": False, "validate_every_epochs": 1}
+
+
+def task_identity(task: TaskConfig) -> dict[str, Any]:
+    """What decides a figure of `task`, so that a key it did not always have changes no record's digest."""
+    return _without_later(task.model_dump(mode="json"))
+
+
+def _without_later(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_later(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in _LATER_KEYS or value != _LATER_KEYS[key]
+    }
 
 
 def _probe_changes(values: dict[str, Any]) -> tuple[str, ...]:

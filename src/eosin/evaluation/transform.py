@@ -27,7 +27,11 @@ def load_image(data: bytes, img_px: int) -> npt.NDArray[np.uint8]:
     eva does: the model sees the whole patch, at a coarser mpp where the patch is larger than `img_px`.
     An image that has the size already is not touched. Raises `BadImage`.
     """
-    image = decode_image(data)
+    return fit(decode_image(data), img_px)
+
+
+def fit(image: Image.Image, img_px: int) -> npt.NDArray[np.uint8]:
+    """The centre square of an RGB image whose shorter side is resized to `img_px`, [img_px, img_px, 3]."""
     width, height = image.size
     shorter = min(width, height)
     if shorter != img_px:
