@@ -211,22 +211,23 @@ def index_slides(config: RunConfig, shard: tuple[int, int] | None, merge: int | 
     return publish_snapshot(config, num_shards, log)
 
 
-def decode(run_uri: str, shard: int, num_shards: int, name: str = "heldout") -> PatchSetManifest | None:
+def decode(
+    run_uri: str,
+    shard: int,
+    num_shards: int,
+    name: str = "heldout",
+    settings: Iterable[str] = (),
+    slides: Iterable[str] = (),
+) -> PatchSetManifest | None:
     """Decode one part of a patch set; whoever finishes last publishes the manifest (else None)."""
-    from eosin.patches.decode import decode_shard, publish_patch_set
-    from eosin.patches.grid_decode import decode_grid
+    from eosin.patches.decode_set import decode_set
 
-    store = open_store(run_uri)
-    is_grid = name in load_run(run_uri, store=store).patches.sets
-    with RunLog(f"decode-{shard:05d}" if not is_grid else f"decode-{name}-{shard:05d}", store) as log:
-        if is_grid:
-            num_shards = decode_grid(run_uri, name=name, shard=shard, num_shards=num_shards, log=log)
-        else:
-            decode_shard(run_uri, name=name, shard=shard, num_shards=num_shards, log=log)
-        markers = (RunLayout.patch_set_shard_marker(name, i, num_shards) for i in range(num_shards))
-        if all(store.exists(marker) for marker in markers):
-            return publish_patch_set(run_uri, name, num_shards, log)
-        return None
+    source = f"decode-{shard:05d}" if name == "heldout" else f"decode-{name}-{shard:05d}"
+    with RunLog(source, open_store(run_uri)) as log:
+        return decode_set(
+            run_uri, name=name, shard=shard, num_shards=num_shards, log=log, settings=tuple(settings),
+            slides=tuple(slides),
+        )  # fmt: skip
 
 
 def train(run_uri: str, backend: str = "local") -> TrainingDone:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eosin import steps
 from eosin.config import RunConfig, load_config
 from eosin.errors import PermanentError, UserError
 from eosin.index.scan import scan_shard
@@ -194,7 +195,7 @@ def test_a_shard_or_set_there_is_none_of(
 ) -> None:
     run = begin(indexed, tmp_path / "run")
     with pytest.raises(UserError):
-        decode_shard(run, name=name, shard=shard, num_shards=num_shards, log=LOG)
+        steps.decode(run, shard, num_shards, name)
 
 
 def test_more_shards_than_patches_leaves_some_empty(indexed: Path, tmp_path: Path) -> None:

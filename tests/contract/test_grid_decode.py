@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +22,26 @@ from PIL import Image
 
 from eosin import steps
 from eosin.config import RunConfig, load_config
+from eosin.config.patches import GridConfig
 from eosin.errors import UserError
+from eosin.evaluation.patch_set import open_patch_set
 from eosin.index.rows import SlideRow
 from eosin.index.scan import scan_shard
 from eosin.index.snapshot import open_snapshot, publish_snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.grid import GridPlan, grid_positions, plan_grid
-from eosin.patches.patchset import read_patch_set
+from eosin.patches.patchset import read_manifest, read_patch_set, read_shard
+from eosin.patches.patchset_source import PatchSetSource
 from eosin.patches.sampler import Sampler
 from eosin.records import IndexPin, PatchSetManifest
 from eosin.records.patchset_shard import PatchRow
 from eosin.runs import pin_index, prepare_run
+from eosin.storage import open_store
 from tests.support.patches import paper_header, paper_row, paper_snapshot, write_slides
 
 LOG = RunLog("test")
+MAIN = "import sys; from eosin.cli.app import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="module")
@@ -71,23 +84,23 @@ def rows_of(run: str) -> list[PatchRow]:
 def paper_plan(folder: Path, rows: list[SlideRow], **grid: Any) -> GridPlan:
     tree = {"patch_px": 128, "mpp": [0.25], "sets": {"tiles": {"mpp": 0.5, **grid}}}
     patches = load_config("", overrides=[f"patches={tree}".replace("'", "")]).patches
-    return plan_grid(paper_snapshot(folder, rows), patches, patches.sets["tiles"])
+    found = patches.sets["tiles"]
+    assert isinstance(found, GridConfig)
+    return plan_grid(paper_snapshot(folder, rows), patches, found)
 
 
 def test_a_grid_covers_the_slide_without_gap_or_overlap(tmp_path: Path) -> None:
-    plan = paper_plan(tmp_path, [paper_row("a.svs", paper_header(1800, 1100))], patches_per_shard=5)
-    found = [request for number in range(plan.num_shards) for request in plan.shard(number)]
+    found = paper_plan(tmp_path, [paper_row("a.svs", paper_header(1800, 1100))]).slide(0)
     assert [(r.x_px, r.y_px) for r in found] == [
         (x, y) for y in range(0, 1024, 256) for x in range(0, 1792, 256)
     ]
-    assert [r.index for r in found] == list(range(28)) and plan.num_shards == 6
-    assert [len(plan.shard(number)) for number in range(6)] == [5, 5, 5, 5, 5, 3]
+    assert [r.index for r in found] == list(range(28))
 
 
 def test_overlap_and_uneven_scales_do_not_add_up(tmp_path: Path) -> None:
     row = paper_row("a.svs", paper_header(9000, 700, mpp=0.2523))
     plan = paper_plan(tmp_path, [row], overlap_px=32)
-    x = sorted({r.x_px for r in plan.shard(0)})
+    x = sorted({r.x_px for r in plan.slide(0)})
     stride = 96 * 0.5 / 0.2523
     assert np.abs(np.array(x) - np.arange(len(x)) * stride).max() <= 0.5
     assert x[-1] + 128 * 0.5 / 0.2523 <= 9000 < x[-1] + stride + 128 * 0.5 / 0.2523
@@ -107,8 +120,8 @@ def test_only_positions_with_enough_tissue_on_slides_that_serve(tmp_path: Path) 
     assert tissue is not None
     places = itertools.product(range(0, 6000 - 255, 256), range(0, 4000 - 255, 256))
     expected = {(x, y) for x, y in places if tissue.fraction(x, y, 256, 256) >= 0.55}
-    found = [(r.x_px, r.y_px) for r in plan.shard(0)]
-    assert set(found) == expected and len(found) == len(expected) == plan.num_patches
+    found = [(r.x_px, r.y_px) for r in plan.slide(0)]
+    assert set(found) == expected and len(found) == len(expected)
     x, y = grid_positions(plan.snapshot.rows[2], plan.grid, 128)
     assert len(x) == len(y) == 0
 
@@ -126,12 +139,16 @@ def test_the_set_is_the_same_whatever_the_workers(indexed: Path, tmp_path: Path)
 def test_every_patch_is_what_a_plain_read_of_the_slide_gives(indexed: Path, tmp_path: Path) -> None:
     import openslide
 
-    run = begin(indexed, tmp_path / "run", "{mpp: 0.25, overlap_px: 13, patches_per_shard: 40}")
+    run = begin(
+        indexed,
+        tmp_path / "run",
+        "{mpp: 0.25, min_foreground: 0.9, overlap_px: 5, patches_per_shard: 200, slides: ['slide-1.svs', 'slide-2.svs']}",
+    )
     decode(run)
     rows = rows_of(run)
-    assert {row.slide for row in rows} == {f"slide-{n}.svs" for n in range(4)}
+    assert {row.slide for row in rows} == {"slide-1.svs", "slide-2.svs"}
     for row in rows[:: max(1, len(rows) // 12)]:
-        assert row.foreground >= 0.4 - 1e-6 and row.mpp == 0.25
+        assert row.foreground >= 0.9 - 1e-6 and row.mpp == 0.25
         with openslide.OpenSlide(str(indexed / "slides" / row.slide)) as slide:
             expected = np.asarray(slide.read_region((row.x_px, row.y_px), 0, (64, 64)).convert("RGB"), int)
         found = np.asarray(Image.open(io.BytesIO(row.image)), int)
@@ -192,7 +209,7 @@ def test_a_slide_that_is_gone_is_told_and_the_rest_is_there(indexed: Path, tmp_p
     ("grid", "message"),
     [
         ("{slides: ['tcga/*']}", "'tcga/\\*' matches none of the 4 slides"),
-        ("{min_foreground: 1.0, mpp: 1.9, patch_px: 180}", "the grid has no patch"),
+        ("{min_foreground: 1.0, mpp: 1.9, patch_px: 180}", "patch set tiles has no patch"),
         ("{patch_px: 4000}", "no patch can be drawn"),
     ],
 )
@@ -222,3 +239,107 @@ def test_a_grid_that_cannot_be_is_refused(override: str, message: str) -> None:
 
 def test_a_grid_does_not_change_what_training_is(indexed: Path) -> None:
     assert load_config("", overrides=["patches.sets.tiles={mpp: 1.0}"]).digest() == RunConfig().digest()
+
+
+def test_a_slide_is_one_workers_and_its_shards_hold_no_others(indexed: Path, tmp_path: Path) -> None:
+    run = begin(indexed, tmp_path / "run")
+    assert steps.decode(run, 1, 3, "tiles") is None
+    own = {int(path.name[:6]) for path in folder_of(run).glob("*.parquet")}
+    assert own == {1}
+    for shard in decode(run).shards:
+        rows = read_shard(open_store(str(folder_of(run))), shard)
+        assert len({row.slide for row in rows}) == 1
+
+
+def test_a_set_is_declared_when_it_is_decoded_and_then_stays_what_it_is(
+    indexed: Path, tmp_path: Path
+) -> None:
+    run = begin(indexed, tmp_path / "run")
+    made = steps.decode(run, 0, 1, "few", ["mpp=1.0", "encoding=jpeg"], ["*-2.svs"])
+    assert made is not None and made.slides == ("slide-2.svs",) and made.mpp == (1.0,)
+    assert steps.decode(run, 0, 1, "few") == made
+    with pytest.raises(UserError, match=r"begun as another: mpp: 1\.0 → 0\.5"):
+        steps.decode(run, 0, 1, "few", ["mpp=0.5", "encoding=jpeg"], ["*-2.svs"])
+    with pytest.raises(UserError, match="unknown key"):
+        steps.decode(run, 0, 1, "other", ["mppp=0.5"])
+    with pytest.raises(UserError, match="held-out set is what"):
+        steps.decode(run, 0, 1, "heldout", [], ["a*"])
+
+
+def test_a_tar_holds_what_the_parquet_holds_by_the_convention_of_webdataset(
+    indexed: Path, tmp_path: Path
+) -> None:
+    run = begin(indexed, tmp_path / "parquet")
+    decode(run)
+    tars = begin(indexed, tmp_path / "tar", "{mpp: 0.5, patches_per_shard: 10, format: webdataset}")
+    manifest = decode(tars)
+    assert manifest.format == "webdataset" and rows_of(tars) == rows_of(run)
+    keys = []
+    for shard in manifest.shards:
+        with tarfile.open(folder_of(tars) / shard.key) as tar:
+            names = tar.getnames()
+            by_name = itertools.groupby(names, lambda file: file.partition(".")[0])
+            grouped = {name: [file.partition(".")[2] for file in files] for name, files in by_name}
+            assert len(grouped) * 2 == len(names)  # a sample's files stand together
+            keys += list(grouped)
+            assert all(files == ["png", "json"] for files in grouped.values())
+            first = next(iter(grouped))
+            image, known = tar.extractfile(f"{first}.png"), tar.extractfile(f"{first}.json")
+            assert image is not None and known is not None
+            data, fields = image.read(), json.load(known)
+        assert Image.open(io.BytesIO(data)).size == (64, 64)
+        assert fields["sha256"] == hashlib.sha256(data).hexdigest() and fields["slide"] in manifest.slides
+    assert len(keys) == len(set(keys)) == manifest.num_patches
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_every_reader_takes_either_format(indexed: Path, tmp_path: Path, format: str) -> None:
+    run = begin(indexed, tmp_path / "run", f"{{mpp: 0.5, patches_per_shard: 10, format: {format}}}")
+    manifest = decode(run)
+    uri = str(folder_of(run))
+    dataset = open_patch_set(open_store(uri))
+    assert len(dataset.samples) == manifest.num_patches
+    assert dataset.read([0, 7]) == [row.image for row in (rows_of(run)[0], rows_of(run)[7])]
+    source = PatchSetSource(uri, seed=1, patch_px=64, directory=tmp_path)
+    (batch,) = source.batches([(0, range(5))])
+    source.close()
+    assert batch.pixels.shape == (5, 64, 64, 3)
+
+
+def test_a_sampled_set_is_the_samplers_patches_whatever_the_workers(indexed: Path, tmp_path: Path) -> None:
+    spec = "{kind: sampled, num_patches: 37, patches_per_shard: 8, split: train, seed: 3}"
+    runs = [begin(indexed, tmp_path / f"run-{num}", spec) for num in (1, 3)]
+    one, three = decode(runs[0]), decode(runs[1], 3)
+    assert one == three and [shard.num_patches for shard in one.shards] == [8, 8, 8, 8, 5]
+    snapshot = open_snapshot(f"{indexed}/index")
+    train = Sampler(snapshot, config(indexed).patches, seed=0, split="train")
+    assert set(one.slides) <= {snapshot.rows[int(number)].slide for number in train.slides}
+    rows = rows_of(runs[0])
+    names = [row.slide for row in rows]
+    assert names == sorted(names, key=[row.slide for row in snapshot.rows].index)
+    less = begin(indexed, tmp_path / "less", spec.replace("37", "20"))
+    decode(less)
+    assert {row.sha256 for row in rows_of(less)} <= {row.sha256 for row in rows}
+
+
+def test_two_workers_at_once_make_the_set_of_one(indexed: Path, tmp_path: Path) -> None:
+    alone = decode(begin(indexed, tmp_path / "alone"))
+    run = begin(indexed, tmp_path / "run")
+    command = [sys.executable, "-c", MAIN, "decode", run, "--name", "tiles", "--shard"]
+    workers = [subprocess.Popen([*command, f"{i}/2"], stderr=subprocess.DEVNULL) for i in range(2)]
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    assert read_manifest(str(folder_of(run))) == alone
+
+
+def test_a_killed_worker_goes_on_and_ends_with_the_same_bytes(indexed: Path, tmp_path: Path) -> None:
+    whole = decode(begin(indexed, tmp_path / "whole", "{mpp: 0.5, patches_per_shard: 20}"))
+    run = begin(indexed, tmp_path / "killed", "{mpp: 0.5, patches_per_shard: 20}")
+    command = [sys.executable, "-c", MAIN, "decode", run, "--name", "tiles"]
+    for num_shards in (1, 4):
+        worker = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        while worker.poll() is None and len(list(folder_of(run).glob("*.parquet"))) < num_shards:
+            time.sleep(0.005)
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+    assert not (folder_of(run) / "manifest.json").exists()
+    assert decode(run) == whole

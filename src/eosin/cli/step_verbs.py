@@ -63,13 +63,36 @@ def inspect(
     emit(result, as_json=as_json, text=str(result))
 
 
+@index_app.command("sheet")
+def sheet(
+    uri: Annotated[str, typer.Argument(metavar="INDEX", help="URI of the index.")],
+    out: Annotated[str, typer.Option(help="Where the page is written: a path or URI.")] = "slides.html",
+    px: Annotated[int, typer.Option(help="Longest side of a thumbnail, in pixels.")] = 160,
+    max_slides: Annotated[int, typer.Option(help="Show an even sample of at most so many.")] = 2000,
+    as_json: AsJson = False,
+) -> None:
+    """One HTML page of all slides, small, with the outlines of their tissue, to judge them by eye."""
+    from eosin.index.sheet import write_sheet
+
+    result = write_sheet(uri, out, side_px=px, max_slides=max_slides)
+    text = f"{result.uri}: {result.num_shown} of {result.num_slides} slides, {result.num_bytes / 1e6:.2f} MB"
+    emit(result, as_json=as_json, text=text)
+
+
 def decode(
     run: Run,
     shard: Shard = None,
-    name: Annotated[str, typer.Option(help="heldout, or a grid named in patches.sets.")] = "heldout",
+    name: Annotated[str, typer.Option(help="heldout, a set of patches.sets, or a new one.")] = "heldout",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Declare the set here: mpp=0.5, kind=sampled…"),
+    ] = None,
+    slide: Annotated[
+        list[str] | None, typer.Option("--slide", metavar="PATTERN", help="Only slides of such keys.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decode the held-out patch set, or a grid, and publish it."""
+    """Decode a patch set (the held-out one, a grid, a sample) and publish it."""
     from eosin import steps
     from eosin.runs import load_run
 
@@ -78,7 +101,7 @@ def decode(
         pairs = [(i, num_shards) for i in range(num_shards)]
     else:
         pairs = [_shard(shard) or (0, 1)]
-    manifests = [steps.decode(run, index, count, name) for index, count in pairs]
+    manifests = [steps.decode(run, index, count, name, settings or (), slide or ()) for index, count in pairs]
     emit(_patch_set(manifests[-1]), as_json=as_json)
 
 
@@ -129,7 +152,9 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 def _patch_set(manifest: Any) -> dict[str, Any]:
     if manifest is None:
         return {"status": "shard published; other shards are missing"}
-    return {"status": "published", **manifest.model_dump(mode="json", exclude={"rejected"})}
+    shown = manifest.model_dump(mode="json", exclude={"rejected", "shards", "slides"})
+    counts = {"num_shards": len(manifest.shards), "num_slides": len(manifest.slides)}
+    return {"status": "published", **shown, **counts, "num_rejected": len(manifest.rejected)}
 
 
 def _record_line(record: Any) -> str:

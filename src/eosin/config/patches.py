@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from eosin.config.base import Section
 
@@ -12,6 +12,8 @@ from eosin.config.base import Section
 class EncodingConfig(Section):
     encoding: Literal["png", "jpeg"] = "png"
     jpeg_quality: int = Field(default=90, ge=1, le=100)
+    format: Literal["parquet", "webdataset"] = "parquet"
+    """Of the shards: Parquet, or tars that the webdataset library reads."""
 
 
 class HeldOutConfig(EncodingConfig):
@@ -50,15 +52,9 @@ class HsvFilterConfig(Section):
         return self
 
 
-class GridConfig(EncodingConfig):
-    """A regular grid of patches over the tissue of slides; `eosin decode RUN --name NAME` publishes it."""
+class PatchSetConfig(EncodingConfig):
+    """What grids and sampled sets share; `eosin decode RUN --name NAME` publishes one."""
 
-    mpp: float = Field(default=0.5, gt=0)
-    patch_px: int | None = Field(default=None, gt=0)
-    """Side of the patches; None: `patches.patch_px`."""
-    overlap_px: int = Field(default=0, ge=0)
-    """Pixels, at `mpp`, that a patch shares with the next."""
-    min_foreground: float = Field(default=0.4, ge=0, le=1)
     split: Literal["all", "train", "heldout"] = "all"
     """All slides, or those that training draws from, or those kept from it."""
     slides: tuple[str, ...] = Field(default=("*",), min_length=1)
@@ -67,6 +63,39 @@ class GridConfig(EncodingConfig):
     """Leave out patches by their colours; None: none."""
     patches_per_shard: int = Field(default=1024, ge=1)
     """A shard's images are in memory until it is published, and a killed decode goes on after the last."""
+
+
+class GridConfig(PatchSetConfig):
+    """A regular grid of patches over the tissue of slides; the shards of a slide hold no other's patches."""
+
+    kind: Literal["grid"] = "grid"
+    mpp: float = Field(default=0.5, gt=0)
+    patch_px: int | None = Field(default=None, gt=0)
+    """Side of the patches; None: `patches.patch_px`."""
+    overlap_px: int = Field(default=0, ge=0)
+    """Pixels, at `mpp`, that a patch shares with the next."""
+    min_foreground: float = Field(default=0.4, ge=0, le=1)
+
+
+class SampledConfig(PatchSetConfig):
+    """Patches drawn as training draws them (`patches.mpp`, `weighting` and the rest), in order of slides."""
+
+    kind: Literal["sampled"]
+    num_patches: int = Field(default=1024, ge=1)
+    """The patches of a smaller set are among those of a larger one."""
+    seed: int = Field(default=0, ge=0)
+
+
+def _kind_of(value: Any) -> str:
+    """A set that does not say its kind is a grid."""
+    kind = value.get("kind", "grid") if isinstance(value, dict) else getattr(value, "kind", "grid")
+    return str(kind)
+
+
+SetConfig = Annotated[
+    Annotated[GridConfig, Tag("grid")] | Annotated[SampledConfig, Tag("sampled")],
+    Discriminator(_kind_of, "set-kind", "kind is grid or sampled"),
+]
 
 
 class PatchesConfig(Section):
@@ -104,16 +133,20 @@ class PatchesConfig(Section):
     stage_bytes: int = Field(default=200 * 2**30, gt=0)
     decoder: Literal["cpu", "cucim", "nvimgcodec"] = "cpu"
     """Pinned, since decoders differ by a grey level or two."""
+    decoder_timeout_s: float = Field(default=60.0, gt=0)
+    """cuCIM, nvImageCodec and OpenSlide run in processes of their own: one that crashes, or does not answer
+    for so long, costs the patch, which is drawn again and recorded under the run's quarantine/."""
     tile_cache_bytes: int = Field(default=256 * 2**20, ge=0)
     prefetch_batches: int = Field(default=2, ge=1)
     heldout: HeldOutConfig = HeldOutConfig()
-    sets: dict[SetName, GridConfig] = {}
-    """Grids of patches by name, each decoded when asked for: `eosin decode RUN --name NAME`."""
+    sets: dict[SetName, SetConfig] = {}
+    """Patch sets by name, each decoded when asked for: `eosin decode RUN --name NAME`. A pipeline decodes
+    those that a task of `evaluate` names."""
 
     @model_validator(mode="after")
     def _weights_match(self) -> Self:
         for name, grid in self.sets.items():
-            if grid.overlap_px >= (grid.patch_px or self.patch_px):
+            if isinstance(grid, GridConfig) and grid.overlap_px >= (grid.patch_px or self.patch_px):
                 raise ValueError(f"sets.{name}: overlap_px {grid.overlap_px} leaves nothing of the patch")
         if HELD_OUT in self.sets:
             raise ValueError(f"sets: {HELD_OUT} is the name of the held-out set; choose another")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,11 +38,6 @@ class TileDecoder(Protocol):
     def decode(self, tiles: Sequence[EncodedTile]) -> list[Pixels | SlideError]:
         """RGB [h, w, 3] of each tile, or `SlideError` (`corrupt-tile`). Thread-safe."""
         ...
-
-
-def tile_decoder(name: str) -> TileDecoder:
-    """The decoder that `patches.decoder` names. Raises `MissingDependency` where its library is absent."""
-    return NvImageCodecDecoder() if name == "nvimgcodec" else CpuDecoder()
 
 
 class CpuDecoder:
@@ -105,14 +103,24 @@ def _nvimgcodec() -> Any:
 
 def _open_decoder(library: Any) -> Any:
     """On the current GPU; without one both arguments are needed, or it looks for a driver and fails."""
-    import torch
-
-    if torch.cuda.is_available():
-        return library.Decoder(device_id=torch.cuda.current_device())
+    if num_gpus():
+        return library.Decoder(device_id=int(os.environ.get("LOCAL_RANK", "0")) % num_gpus())
     backend = library.Backend(library.BackendKind.CPU_ONLY)
     return library.Decoder(
         device_id=library.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[backend], max_num_cpu_threads=1
     )
+
+
+@lru_cache(maxsize=1)
+def num_gpus() -> int:
+    """GPUs that the driver shows this process, asked without torch, which takes seconds to import."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if found else 0
 
 
 def _is_safe(level: Level) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
@@ -47,11 +48,14 @@ class Eligible:
         return int(np.searchsorted(self.slide_cumulative, uniform, side="right"))
 
 
-def find_eligible(snapshot: Snapshot, config: PatchesConfig, split: Split) -> Eligible:
-    """The slides of `split` that offer at least one wanted mpp.
+def find_eligible(
+    snapshot: Snapshot, config: PatchesConfig, split: Split, patterns: Sequence[str] = ("*",)
+) -> Eligible:
+    """The slides of `split`, and of their keys' `patterns`, that offer at least one wanted mpp.
 
     Patients are split among the slides that serve, so that neither side is empty where two patients
-    have such slides. Raises `UserError` naming slides with their reasons where no slide is left.
+    have such slides. Raises `UserError` naming slides with their reasons where no slide is left, or a
+    pattern that matches none.
     """
     offers: _Offers = {}
     excluded: dict[str, str] = {}
@@ -65,7 +69,27 @@ def find_eligible(snapshot: Snapshot, config: PatchesConfig, split: Split) -> El
     if not offers:
         raise _nothing(snapshot, excluded)
     by_cohort = config.cohort_weights if split == "train" else None
-    return _weigh(snapshot, config, _of_split(snapshot, config, offers, split), excluded, by_cohort)
+    members = _of_split(snapshot, config, offers, split)
+    kept = set(matching(snapshot, np.array(list(members), dtype=np.int64), patterns).tolist())
+    members = {number: offer for number, offer in members.items() if number in kept}
+    return _weigh(snapshot, config, members, excluded, by_cohort)
+
+
+def matching(
+    snapshot: Snapshot, rows: npt.NDArray[np.int64], patterns: Sequence[str]
+) -> npt.NDArray[np.int64]:
+    """Those of `rows` whose slide's key matches a pattern. Raises `UserError` for one that matches none."""
+    if tuple(patterns) == ("*",) and len(rows):
+        return rows
+    names = [snapshot.rows[int(number)].slide for number in rows]
+    matches = {pattern: [fnmatchcase(name, pattern) for name in names] for pattern in patterns}
+    for pattern, found in matches.items():
+        if not any(found):
+            raise UserError(
+                f"{pattern!r} matches none of the {len(names)} slides that serve",
+                hint="see `eosin index inspect`; `*` stands for any part of a slide's key",
+            )
+    return rows[np.any(list(matches.values()), axis=0)]
 
 
 def _of_split(snapshot: Snapshot, config: PatchesConfig, offers: _Offers, split: Split) -> _Offers:

@@ -1,18 +1,16 @@
-"""A regular grid of patches over the tissue of slides: which ones, and how they are cut into shards."""
+"""A regular grid of patches over the tissue of slides."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
 
 from eosin.config.patches import GridConfig, PatchesConfig
-from eosin.errors import UserError
 from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot
-from eosin.patches.eligible import find_eligible
+from eosin.patches.eligible import find_eligible, matching
 from eosin.patches.geometry import extent_px
 from eosin.patches.request import PatchRequest
 
@@ -21,62 +19,35 @@ _Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class GridPlan:
-    """Every patch of a grid, in order: by slide as in the snapshot, then by row and column."""
+    """The slides of a grid. Positions are worked out slide by slide, by whoever decodes the slide."""
 
     snapshot: Snapshot
     grid: GridConfig
     patches: PatchesConfig
     """How a patch is read: side, mpp and the rest."""
     slides: _Positions
-    """Rows of the snapshot that give at least one patch, [n]."""
-    ends: _Positions
-    """How many patches the slides up to and with each give, [n]."""
+    """Rows of the snapshot that could give a patch, [n]."""
 
-    @property
-    def num_patches(self) -> int:
-        return int(self.ends[-1])
-
-    @property
-    def num_shards(self) -> int:
-        return -(-self.num_patches // self.grid.patches_per_shard)
-
-    def shard(self, number: int) -> list[PatchRequest]:
-        """The patches of shard `number`, of `grid.patches_per_shard` but for the last; `index` counts all."""
-        first = number * self.grid.patches_per_shard
-        last = min(first + self.grid.patches_per_shard, self.num_patches)
-        found: list[PatchRequest] = []
-        place = int(np.searchsorted(self.ends, first, side="right"))
-        while first < last:
-            slide, end = int(self.slides[place]), int(self.ends[place])
-            x, y = grid_positions(self.snapshot.rows[slide], self.grid, self.patches.patch_px)
-            stop = min(last, end)
-            found += [
-                PatchRequest(0, index, slide, int(x[index - end]), int(y[index - end]), self.grid.mpp)
-                for index in range(first, stop)
-            ]
-            first, place = stop, place + 1
-        return found
+    def slide(self, place: int) -> list[PatchRequest]:
+        """The patches of slide number `place`, by row and column; `index` counts them."""
+        slide = int(self.slides[place])
+        x, y = grid_positions(self.snapshot.rows[slide], self.grid, self.patches.patch_px)
+        return [
+            PatchRequest(0, index, slide, at_x, at_y, self.grid.mpp)
+            for index, (at_x, at_y) in enumerate(zip(x.tolist(), y.tolist(), strict=True))
+        ]
 
 
 def plan_grid(snapshot: Snapshot, config: PatchesConfig, grid: GridConfig) -> GridPlan:
-    """The patches of `grid`: arithmetic on headers and tissue masks, one slide in memory at a time.
+    """The slides of `grid`, from their headers alone: microseconds a slide, no mask is looked at.
 
-    Raises `UserError` where no slide serves, a pattern of `grid.slides` matches none, or no position has
-    enough tissue.
+    Raises `UserError` where no slide serves, or a pattern of `grid.slides` matches none.
     """
     reading = reading_config(config, grid)
-    slides = _chosen(snapshot, config, grid, find_eligible(snapshot, reading, "all").rows)
-    counts = np.array(
-        [len(grid_positions(snapshot.rows[int(number)], grid, reading.patch_px)[0]) for number in slides],
-        dtype=np.int64,
-    )
-    if not counts.sum():
-        raise UserError(
-            f"the grid has no patch: no position on {len(slides)} slides has "
-            f"{grid.min_foreground:.0%} of tissue",
-            hint="lower its min_foreground, mpp or patch_px",
-        )
-    return GridPlan(snapshot, grid, reading, slides[counts > 0], np.cumsum(counts[counts > 0]))
+    slides = find_eligible(snapshot, reading, "all").rows
+    if grid.split != "all":
+        slides = np.intersect1d(slides, find_eligible(snapshot, config, grid.split).rows)
+    return GridPlan(snapshot, grid, reading, matching(snapshot, slides, grid.slides))
 
 
 def reading_config(config: PatchesConfig, grid: GridConfig) -> PatchesConfig:
@@ -88,6 +59,7 @@ def reading_config(config: PatchesConfig, grid: GridConfig) -> PatchesConfig:
             "mpp_weights": None,
             "mpp_range": None,
             "min_foreground": grid.min_foreground,
+            "hsv_filter": None,
         }
     )
 
@@ -119,17 +91,3 @@ def _along(slide_px: int, patch_px: float, share: float) -> _Positions:
     stride = patch_px * share
     places = np.floor(np.arange(int(room / stride) + 2) * stride + 0.5).astype(np.int64)
     return np.unique(places[places <= room])
-
-
-def _chosen(snapshot: Snapshot, config: PatchesConfig, grid: GridConfig, slides: _Positions) -> _Positions:
-    if grid.split != "all":
-        slides = np.intersect1d(slides, find_eligible(snapshot, config, grid.split).rows)
-    names = [snapshot.rows[int(number)].slide for number in slides]
-    matches = {pattern: [fnmatchcase(name, pattern) for name in names] for pattern in grid.slides}
-    for pattern, found in matches.items():
-        if not any(found):
-            raise UserError(
-                f"{pattern!r} matches none of the {len(names)} slides that serve at {grid.mpp:g} mpp",
-                hint="see `eosin index inspect`; `*` stands for any part of a slide's key",
-            )
-    return slides[np.any(list(matches.values()), axis=0)]

@@ -1,4 +1,4 @@
-"""`eosin decode --name NAME`: a grid of patches, published shard by shard as a patch set."""
+"""`eosin decode --name NAME` of a grid: shard by shard, slide by slide, each slide by one worker."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from eosin.config.patches import GridConfig
+from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.patches.decode import encode_row, is_published, open_decoding, publish_shard, rejected_patch
+from eosin.patches.encode import encode_row, rejected_patch
 from eosin.patches.grid import GridPlan, plan_grid
+from eosin.patches.guarded_reader import GuardedReader
 from eosin.patches.hsv_filter import share_in_range
 from eosin.patches.patchset import ShardMarker
-from eosin.patches.reader import PatchReader, Pixels
+from eosin.patches.publish import find_published, publish_manifest, publish_shard, shard_suffix
+from eosin.patches.quarantine import Quarantine
+from eosin.patches.reader import Pixels
 from eosin.patches.request import PatchRequest
+from eosin.patches.set_spec import Decoding
 from eosin.patches.stream import num_cores, open_reader
-from eosin.records import PatchSetShard, RejectedPatch
-from eosin.records.patchset_shard import PatchRow, encode_shard
+from eosin.patches.throughput import Throughput
+from eosin.records import PatchSetManifest, RejectedPatch
+from eosin.records.patchset_shard import PatchRow
 from eosin.slides.errors import SlideError
-from eosin.storage import Store
 
 _PATCHES_PER_TASK = 16
 _TASKS_AHEAD_PER_THREAD = 2
@@ -29,63 +34,96 @@ _NAMED_UP_TO = 8
 _Outcome = PatchRow | RejectedPatch | None
 
 
-def decode_grid(run_uri: str, *, name: str, shard: int, num_shards: int, log: RunLog) -> int:
-    """Decode and publish the shards of the grid `name` that fall to worker `shard` of `num_shards`.
+def decode_grid(job: Decoding, grid: GridConfig, log: RunLog) -> PatchSetManifest | None:
+    """Decode this worker's slides; whoever finishes the last one publishes the manifest (else None).
 
-    The shards are cut by `patches_per_shard` whatever the number of workers; worker i makes every
-    `num_shards`-th from the i-th on. One that is published already is left alone. Returns how many there
-    are in all. Raises `UserError` for a set the configuration does not have, or a grid without a patch.
+    Worker i takes every `num_shards`-th slide from the i-th on, so a slide is staged once. Its patches
+    are cut by `patches_per_shard`; shards that are published already are left alone. Raises `UserError`
+    where no slide serves, or no position has enough tissue.
     """
-    store, config, snapshot = open_decoding(run_uri, name, shard, num_shards)
-    grid = config.patches.sets[name]
-    plan = plan_grid(snapshot, config.patches, grid)
-    log.event("grid-planned", name=name, num_patches=plan.num_patches, num_shards=plan.num_shards,
-              slides=len(plan.slides))  # fmt: skip
-    own = range(shard, plan.num_shards, num_shards)
-    reader = open_reader(snapshot, plan.patches, share_tiles=True)
-    with ThreadPoolExecutor(max(2, num_cores()), thread_name_prefix="eosin-grid") as threads:
-        for done, number in enumerate(own, 1):
-            if not is_published(store, name, number, plan.num_shards):
-                _publish(store, name, number, plan, _outcomes(plan, number, reader, threads), log)
-            log.progress(done, len(own), "shards")
-    return plan.num_shards
+    plan = plan_grid(job.snapshot, job.config.patches, grid)
+    own = range(job.shard, len(plan.slides), job.num_shards)
+    log.event("grid-planned", name=job.name, slides=len(plan.slides), own_slides=len(own))
+    published = find_published(job.store, job.name)
+    whole = _parts_by_slide(published)
+    speed = Throughput(log, len(own), "slides")
+    quarantine = Quarantine(job.store, job.snapshot)
+    with (
+        open_reader(job.snapshot, plan.patches, quarantine=quarantine, share_tiles=True) as reader,
+        _threads() as threads,
+    ):
+        for done, place in enumerate(own, 1):
+            if not _is_whole(whole.get(place, [])):
+                for key, requests in _shards(job.name, plan, place):
+                    if key not in published:
+                        speed.add(_publish(job, key, plan, requests, reader, threads, log), done - 1)
+            speed.add((), done)
+    speed.report()
+    return _publish_if_whole(job, len(plan.slides), log)
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(2, num_cores()), thread_name_prefix="eosin-grid")
+
+
+def _shards(name: str, plan: GridPlan, place: int) -> Iterator[tuple[str, list[PatchRequest]]]:
+    """Key and patches of each shard of a slide; one empty shard for a slide that gives none."""
+    requests, size = plan.slide(place), plan.grid.patches_per_shard
+    num_parts = max(1, -(-len(requests) // size))
+    for part in range(num_parts):
+        suffix = shard_suffix(plan.grid.format)
+        key = RunLayout.patch_set_slide_shard(name, place, part, num_parts, suffix)
+        yield key, requests[part * size : (part + 1) * size]
+
+
+def _parts_by_slide(published: set[str]) -> dict[int, list[tuple[int, str]]]:
+    """Of each slide's number: how many parts it has, and the key, for each part that is published."""
+    found: dict[int, list[tuple[int, str]]] = {}
+    for key in sorted(published):
+        place = RunLayout.slide_part_of(RunLayout.patch_set_marker_of(key))
+        if place is not None:
+            found.setdefault(place[0], []).append((place[2], key))
+    return found
+
+
+def _is_whole(parts: Sequence[tuple[int, str]]) -> bool:
+    return bool(parts) and len(parts) == parts[0][0]
+
+
+def _publish_if_whole(job: Decoding, num_slides: int, log: RunLog) -> PatchSetManifest | None:
+    parts = _parts_by_slide(find_published(job.store, job.name))
+    if not all(_is_whole(parts.get(place, [])) for place in range(num_slides)):
+        return None
+    keys = [key for place in range(num_slides) for _, key in parts[place]]
+    return publish_manifest(job.store, job.name, keys, log)
 
 
 def _publish(
-    store: Store, name: str, number: int, plan: GridPlan, outcomes: Iterator[_Outcome], log: RunLog
-) -> PatchSetShard:
-    rows: list[PatchRow] = []
-    failures: list[RejectedPatch] = []
-    num_filtered = 0
-    for outcome in outcomes:
-        if isinstance(outcome, PatchRow):
-            rows.append(outcome)
-        elif outcome is None:
-            num_filtered += 1
-        else:
-            failures.append(outcome)
-    shard = publish_shard(
-        store, name, number, plan.num_shards, encode_shard(rows),
-        ShardMarker(
-            shard=PatchSetShard(key="", num_patches=len(rows), sha256=""),
-            snapshot_id=plan.snapshot.manifest.snapshot_id,
-            patch_px=plan.patches.patch_px,
-            mpp=plan.patches.mpp,
-            encoding=plan.grid.encoding,
-            slides=tuple(sorted({row.slide for row in rows})),
-            rejected=_named(failures),
-            notes=_notes(number, failures),
-        ),
-    )  # fmt: skip
-    log.event("grid-shard", shard=number, num_patches=len(rows), failed=len(failures), filtered=num_filtered)
-    return shard
+    job: Decoding, key: str, plan: GridPlan, requests: Sequence[PatchRequest], reader: GuardedReader,
+    threads: ThreadPoolExecutor, log: RunLog,
+) -> list[PatchRow]:  # fmt: skip
+    outcomes = list(_outcomes(plan, requests, reader, threads))
+    rows = [outcome for outcome in outcomes if isinstance(outcome, PatchRow)]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, RejectedPatch)]
+    marker = ShardMarker(
+        snapshot_id=plan.snapshot.manifest.snapshot_id,
+        patch_px=plan.patches.patch_px,
+        mpp=plan.patches.mpp,
+        encoding=plan.grid.encoding,
+        format=plan.grid.format,
+        rejected=_named(failures),
+        notes=_notes(key, failures),
+    )
+    shard = publish_shard(job.store, key, rows, marker)
+    log.event("grid-shard", shard=shard.key, num_patches=len(rows), failed=len(failures),
+              filtered=outcomes.count(None))  # fmt: skip
+    return rows
 
 
 def _outcomes(
-    plan: GridPlan, number: int, reader: PatchReader, threads: ThreadPoolExecutor
+    plan: GridPlan, requests: Sequence[PatchRequest], reader: GuardedReader, threads: ThreadPoolExecutor
 ) -> Iterator[_Outcome]:
-    """What became of each position of a shard, in order, a few tasks ahead; images are encoded in them."""
-    requests = plan.shard(number)
+    """What became of each position, in order, a few tasks ahead; images are encoded in them."""
     ahead: deque[Future[list[_Outcome]]] = deque()
     try:
         for at in range(0, len(requests), _PATCHES_PER_TASK):
@@ -99,7 +137,7 @@ def _outcomes(
             task.cancel()
 
 
-def _read(plan: GridPlan, reader: PatchReader, requests: Sequence[PatchRequest]) -> list[_Outcome]:
+def _read(plan: GridPlan, reader: GuardedReader, requests: Sequence[PatchRequest]) -> list[_Outcome]:
     found: list[_Outcome] = []
     for request, pixels in zip(requests, reader.read(requests), strict=True):
         if isinstance(pixels, SlideError):
@@ -128,8 +166,7 @@ def _named(failures: Sequence[RejectedPatch]) -> tuple[RejectedPatch, ...]:
     return tuple(named)
 
 
-def _notes(number: int, failures: Sequence[RejectedPatch]) -> tuple[str, ...]:
+def _notes(key: str, failures: Sequence[RejectedPatch]) -> tuple[str, ...]:
     counts = Counter(failure.slide for failure in failures)
-    return tuple(
-        f"shard {number}: {count} positions of {slide} could not be read" for slide, count in counts.items()
-    )
+    name = key.rpartition("/")[2]
+    return tuple(f"{name}: {count} positions of {slide} could not be read" for slide, count in counts.items())

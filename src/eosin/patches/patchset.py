@@ -18,11 +18,12 @@ CONTACT_SHEET = "contact-sheet.jpg"
 class ShardMarker(Record):
     """Published after a shard, once it is whole; what the manifest is made of."""
 
-    shard: PatchSetShard
+    shard: PatchSetShard = PatchSetShard(key="", num_patches=0, sha256="")
     snapshot_id: str
     patch_px: int
     mpp: tuple[float, ...]
     encoding: str
+    format: str = "parquet"
     slides: tuple[str, ...] = ()
     rejected: tuple[RejectedPatch, ...] = ()
     notes: tuple[str, ...] = ()

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from eosin.config.patches import PatchesConfig
 from eosin.index.snapshot import Snapshot
 from eosin.patches.cache import ArrayCache
-from eosin.patches.decoders import CpuDecoder, EncodedTile, tile_decoder
+from eosin.patches.decoders import CpuDecoder, EncodedTile, TileDecoder
 from eosin.patches.geometry import box_of
+from eosin.patches.isolated import Isolation
 from eosin.patches.reading import Reading, TileKey, plan_reading, resize
 from eosin.patches.request import PatchRequest
 from eosin.patches.sources import ByteSource, TileBytes, gone
@@ -23,9 +24,6 @@ from eosin.patches.whole_slide import (
     OpenSlideFile,
     RegionReader,
     cucim_is_safe,
-    load_cucim,
-    through_cucim,
-    through_openslide,
 )
 from eosin.slides.errors import SlideError
 from eosin.slides.jpeg_part import decode_part
@@ -61,9 +59,12 @@ class PatchReader:
         self._pool = pool
         self._tables = TileTables(snapshot)
         self._tiles: ArrayCache[TileKey, Pixels] = ArrayCache(config.tile_cache_bytes)
-        self._decoder = tile_decoder(config.decoder)
+        self._isolated = Isolation(config)
+        self._decoder: TileDecoder = (
+            self._isolated.tiles("nvimgcodec") if config.decoder == "nvimgcodec" else CpuDecoder()
+        )
         self._in_parts = isinstance(self._decoder, CpuDecoder) and not share_tiles
-        self._cucim = through_cucim(load_cucim()) if config.decoder == "cucim" else None
+        self._cucim = self._isolated.slides("cucim") if config.decoder == "cucim" else None
         self._scratch = threading.local()
 
     def read(self, requests: Sequence[PatchRequest]) -> list[Pixels | SlideError]:
@@ -91,11 +92,15 @@ class PatchReader:
         errors |= self._read_tiled({place: requests[place] for place in tiled}, patches)
         return [errors[place] for place in range(len(requests))]
 
+    def close(self) -> None:
+        """End the processes of decoders, if any run."""
+        self._isolated.close()
+
     def _whole_slide(self, slide: int) -> OpenSlideFile | None:
         """The library that reads the slide from a staged copy; None where its tiles are read."""
         header = self.snapshot.rows[slide].header
         if header.access == "local":
-            return through_openslide
+            return self._isolated.slides("openslide")
         return self._cucim if self._cucim is not None and cucim_is_safe(header) else None
 
     def _read_tiled(self, requests: dict[int, PatchRequest], patches: Pixels) -> dict[int, SlideError | None]:

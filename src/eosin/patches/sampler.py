@@ -31,15 +31,26 @@ class Sampler:
     `config.patches_per_visit` consecutive samples of a step and draws one slide.
     """
 
-    def __init__(self, snapshot: Snapshot, config: PatchesConfig, *, seed: int, split: Split = "all") -> None:
-        """Raises `UserError`, naming each slide with its reason, where nothing can be drawn from."""
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        config: PatchesConfig,
+        *,
+        seed: int,
+        split: Split = "all",
+        patterns: Sequence[str] = ("*",),
+    ) -> None:
+        """`patterns`: of the slides' keys.
+
+        Raises `UserError`, naming each slide with its reason, where nothing can be drawn from.
+        """
         self.snapshot = snapshot
         self.config = config
         self.seed = seed
         self.split = split
         # The slack keeps rounding, which differs between machines, from deciding at exact shares.
         self._enough = config.min_foreground - 1e-9
-        self._eligible: Eligible = find_eligible(snapshot, config, split)
+        self._eligible: Eligible = find_eligible(snapshot, config, split, patterns)
 
     @property
     def excluded(self) -> dict[str, str]:

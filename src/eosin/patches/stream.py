@@ -19,7 +19,9 @@ from eosin.config.patches import PatchesConfig
 from eosin.errors import PermanentError, UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
+from eosin.patches.guarded_reader import GuardedReader
 from eosin.patches.hsv_filter import HsvFilter, share_in_range
+from eosin.patches.quarantine import Quarantine
 from eosin.patches.reader import PatchReader, Pixels
 from eosin.patches.redraw import Redraws
 from eosin.patches.request import PatchBatch, PatchRequest
@@ -60,14 +62,16 @@ class PatchStream:
         store: Store | None = None,
         num_threads: int | None = None,
         on_reject: OnReject | None = None,
+        quarantine: Quarantine | None = None,
     ) -> None:
         """`store`: where the slides lie (None: opened at the snapshot's slides URI). `num_threads`: None
         for one a core this process may use, at least two, so that requests and decoding overlap.
-        `on_reject` is told every patch that could not be read, from any thread.
+        `on_reject` is told every patch that could not be read, from any thread. `quarantine`: positions
+        that crash a decoder (None: remembered by this stream alone).
         """
         self.sampler = sampler
         self.config = sampler.config
-        self._reader = open_reader(sampler.snapshot, self.config, store)
+        self._reader = open_reader(sampler.snapshot, self.config, store, quarantine=quarantine)
         self._redraws = Redraws(sampler.snapshot, log)
         wanted_colors = self.config.hsv_filter
         self.hsv_filter = HsvFilter(wanted_colors, log) if wanted_colors is not None else None
@@ -96,6 +100,7 @@ class PatchStream:
     def close(self) -> None:
         """Stop reading ahead; no thread is left."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
         if self.hsv_filter is not None:
             self.hsv_filter.report()
 
@@ -189,17 +194,24 @@ def _collect(pixels: Pixels, tasks: list[_Task]) -> PatchBatch:
 
 
 def open_reader(
-    snapshot: Snapshot, config: PatchesConfig, store: Store | None = None, *, share_tiles: bool = False
-) -> PatchReader:
+    snapshot: Snapshot,
+    config: PatchesConfig,
+    store: Store | None = None,
+    *,
+    share_tiles: bool = False,
+    quarantine: Quarantine | None = None,
+) -> GuardedReader:
     """A reader of the snapshot's patches, the way `config` wants it: by range or staged.
 
     `store`: where the slides lie (None: opened at the snapshot's slides URI). `share_tiles`: patches are
-    neighbours, so tiles are kept. Raises `UserError` for a decoder that cannot read that way.
+    neighbours, so tiles are kept. `quarantine`: positions that are not read. Raises `UserError` for a
+    decoder that cannot read that way.
     """
     cv2.setNumThreads(1)  # patches are resized in threads of our own; OpenCV's would get in their way
     store = store or open_store(snapshot.slides_uri)
     pool = _pool(store, snapshot, config)
-    return PatchReader(snapshot, config, _source(store, config, pool), pool, share_tiles=share_tiles)
+    reader = PatchReader(snapshot, config, _source(store, config, pool), pool, share_tiles=share_tiles)
+    return GuardedReader(reader, quarantine or Quarantine(None, snapshot))
 
 
 def num_cores() -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 from eosin.records.base import Record
-
-# Columns of a shard (Parquet): the image as encoded bytes, where it came from, and its label if known.
-COLUMNS = ("image", "slide", "patient", "x_px", "y_px", "mpp", "foreground", "label", "split")
 
 
 class PatchSetShard(BaseModel):
@@ -29,6 +28,14 @@ class RejectedPatch(BaseModel):
     reason: str
 
 
+class PatchSetSpec(Record):
+    """`set.json`: what a set is made of, so that all who decode parts of it make the same one."""
+
+    snapshot_id: str
+    spec: dict[str, Any]
+    """A section of `patches.sets`, resolved."""
+
+
 class PatchSetManifest(Record):
     """`manifest.json`. `x_px`, `y_px` in the shards are the top-left corner in the level-0 frame."""
 
@@ -38,6 +45,8 @@ class PatchSetManifest(Record):
     patch_px: int
     mpp: tuple[float, ...]
     encoding: str
+    format: str = "parquet"
+    """Of the shards: parquet or webdataset."""
     num_patches: int
     shards: tuple[PatchSetShard, ...]
     snapshot_id: str = ""

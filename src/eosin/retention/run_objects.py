@@ -99,7 +99,7 @@ def _patch_sets(run: Run, age: Age) -> Iterator[Doomed]:
         keys = {each.key for each in found}
         listed = _listed_shards(run.store, name, keys)
         for shard in found:
-            if not shard.key.endswith(".parquet") or age.is_young([shard]) or listed is None:
+            if not shard.key.endswith(RunLayout.SHARD_SUFFIXES) or age.is_young([shard]) or listed is None:
                 continue
             marker = RunLayout.patch_set_marker_of(shard.key)
             if shard.key not in listed and marker not in keys:

@@ -1,0 +1,45 @@
+"""One worker's part of any patch set of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eosin.config.patches import GridConfig
+from eosin.observability import RunLog
+from eosin.patches.decode import decode_held_out, held_out_shards
+from eosin.patches.grid_decode import decode_grid
+from eosin.patches.publish import find_published, publish_manifest
+from eosin.patches.sampled_decode import decode_sampled
+from eosin.patches.set_spec import Decoding, open_decoding
+from eosin.records import PatchSetManifest
+
+
+def decode_set(
+    run_uri: str,
+    *,
+    name: str,
+    shard: int,
+    num_shards: int,
+    log: RunLog,
+    settings: Sequence[str] = (),
+    slides: Sequence[str] = (),
+) -> PatchSetManifest | None:
+    """Decode and publish part `shard` of `num_shards` of the set `name`.
+
+    Returns the manifest where every part is there, else None. Raises `UserError` as `open_decoding` does,
+    and where the set would be empty.
+    """
+    job = open_decoding(run_uri, name, shard, num_shards, settings, slides)
+    if job.spec is None:
+        return _held_out(job, log)
+    if isinstance(job.spec, GridConfig):
+        return decode_grid(job, job.spec, log)
+    return decode_sampled(job, job.spec, log)
+
+
+def _held_out(job: Decoding, log: RunLog) -> PatchSetManifest | None:
+    decode_held_out(job, log)
+    keys = held_out_shards(job.config, job.num_shards)
+    if find_published(job.store, job.name) >= set(keys):
+        return publish_manifest(job.store, job.name, keys, log)
+    return None

@@ -1,0 +1,113 @@
+"""What a patch set of a run is: declared in the configuration or when it is first decoded, and pinned."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eosin.config import RunConfig, difference, dump_config, load_config
+from eosin.config.patches import HELD_OUT, SetConfig
+from eosin.errors import UserError
+from eosin.index.snapshot import Snapshot, open_snapshot
+from eosin.layout import RunLayout
+from eosin.records.patchset import PatchSetSpec
+from eosin.runs import load_pin, load_run
+from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """One worker's part of decoding a set: `shard` of `num_shards` workers."""
+
+    store: Store
+    config: RunConfig
+    snapshot: Snapshot
+    name: str
+    spec: SetConfig | None
+    """None: the held-out set."""
+    shard: int
+    num_shards: int
+
+
+def open_decoding(
+    run_uri: str,
+    name: str,
+    shard: int,
+    num_shards: int,
+    settings: Sequence[str] = (),
+    slides: Sequence[str] = (),
+) -> Decoding:
+    """What a worker needs. `settings` ("mpp=0.5") and `slides` (patterns) declare or narrow the set.
+
+    The first worker pins what the set is (`set.json`). Raises `UserError` for a set that nobody declared,
+    or that another worker began as something else.
+    """
+    if not 0 <= shard < num_shards:
+        raise UserError(f"there is no shard {shard} of {num_shards}", hint="shards count from 0")
+    store = open_store(run_uri)
+    config, pin = load_run(run_uri, store=store), load_pin(run_uri, store=store)
+    changes = [*settings, *([f"slides={json.dumps(list(slides))}"] if slides else [])]
+    spec = None
+    if name == HELD_OUT:
+        if changes:
+            raise UserError(
+                "the held-out set is what the run's configuration says",
+                hint="declare a set of your own with --name NAME",
+            )
+    else:
+        spec = _pinned(store, name, pin.snapshot_id, _declared(config, name, changes), config)
+    snapshot = open_snapshot(pin.index_uri, pin.snapshot_id)
+    return Decoding(store, config, snapshot, name, spec, shard, num_shards)
+
+
+def _declared(config: RunConfig, name: str, changes: Sequence[str]) -> SetConfig | None:
+    """The set as the configuration and the command say; None where neither says anything."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name!r} is no name of a patch set", hint="small letters, digits and hyphens")
+    if not changes:
+        return config.patches.sets.get(name)
+    overrides = [f"patches.sets.{name}.{change}" for change in changes]
+    return load_config(dump_config(config), overrides=overrides).patches.sets[name]
+
+
+def _pinned(
+    store: Store, name: str, snapshot_id: str, declared: SetConfig | None, config: RunConfig
+) -> SetConfig:
+    key = RunLayout.patch_set_spec(name)
+    if declared is None:
+        return _parse(_load(store, name, key, config), name)
+    record = PatchSetSpec(snapshot_id=snapshot_id, spec=declared.model_dump(mode="json"))
+    try:
+        store.put(key, record.to_json(), if_none_match=True)
+    except PreconditionFailed:
+        begun = _load(store, name, key, config)
+        lines = difference(_parse(begun, name).model_dump(mode="json"), record.spec)
+        if lines:
+            raise UserError(
+                f"patch set {name} of {store.uri} was begun as another: " + "; ".join(lines),
+                hint="give the new one another name",
+            ) from None
+    return declared
+
+
+def _load(store: Store, name: str, key: str, config: RunConfig) -> PatchSetSpec:
+    try:
+        return PatchSetSpec.from_json(store.get(key), source=join_uri(store.uri, key))
+    except NotFound:
+        known = ", ".join([HELD_OUT, *config.patches.sets])
+        raise UserError(
+            f"the run has no patch set {name!r}; it has {known}",
+            hint=f"declare it: eosin decode RUN --name {name} --set mpp=0.5, or patches.sets in the recipe",
+        ) from None
+
+
+def _parse(record: PatchSetSpec, name: str) -> SetConfig:
+    """A record of an earlier eosin lacks keys; they have their defaults."""
+    tree = json.dumps(record.spec)
+    return load_config(
+        "", source=f"set.json of {name}", overrides=[f"patches.sets.{name}={tree}"]
+    ).patches.sets[name]
