@@ -19,6 +19,8 @@ class Sample:
     """train, val, test, or empty."""
     patient: str = ""
     mpp: float | None = None
+    centre: str = ""
+    """The hospital or scanner it comes from."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from functools import cache
 
 from eosin.config import RunConfig
 from eosin.config.evaluate import (
+    CentreTask,
     KnnTask,
     LinearProbeTask,
     RobustnessTask,
@@ -213,6 +214,10 @@ class _Evaluation:
             from eosin.evaluation.linear_probe import run_linear_probe
 
             return run_linear_probe(self.task, dataset, embeddings, seed=self.config.seed)
+        if isinstance(self.task, CentreTask):
+            from eosin.evaluation.centres import run_centres
+
+            return run_centres(self.task, dataset, embeddings)
         if isinstance(self.task, RobustnessTask):
             from eosin.evaluation.robustness import run_robustness
 

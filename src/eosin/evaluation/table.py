@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import pyarrow as pa
@@ -14,15 +15,15 @@ from eosin.evaluation.dataset import SPLITS, Dataset, Digest, Missing, ReadImage
 from eosin.evaluation.folder import reader
 from eosin.storage import NotFound, ObjectInfo, Store, open_store
 
-_COLUMNS = ("label", "split", "patient")
+_COLUMNS = ("label", "split", "patient", "centre", "mpp")
 
 
 def open_table(uri: str) -> Dataset:
     """Rows with `path` (relative to the table) or, in Parquet, `image` (encoded bytes), and `label`.
 
-    `split` (train, val, test) and `patient` are optional; other columns are passed over. An image that
-    is named but not there is dropped and counted when the dataset is embedded. Raises `UserError`
-    naming the table for a missing column, an unknown split, or bytes that are no table.
+    `split` (train, val, test), `patient`, `centre` and `mpp` are optional; other columns are passed over.
+    An image that is named but not there is dropped and counted when the dataset is embedded. Raises
+    `UserError` naming the table for a missing column, an unknown split, or bytes that are no table.
     """
     folder, _, name = uri.rpartition("/")
     store = open_store(folder or ".")
@@ -36,6 +37,8 @@ def open_table(uri: str) -> Dataset:
     digest = Digest()
     for sample in samples:
         digest.add(sample.source, sample.label, sample.split, sample.patient)
+        if sample.centre or sample.mpp is not None:
+            digest.add(sample.centre, sample.mpp)
     if "image" in table.column_names:
         images = table.column("image")
         digest.add(len(data), store.head(name).etag)
@@ -75,7 +78,19 @@ def _sample(number: int, row: dict[str, Any], uri: str) -> Sample:
         label=fields.get("label", ""),
         split=split,
         patient=fields.get("patient", ""),
+        centre=fields.get("centre", ""),
+        mpp=_mpp(fields.get("mpp", ""), f"{uri}, row {number + 1}"),
     )
+
+
+def _mpp(text: str, where: str) -> float | None:
+    try:
+        mpp = float(text) if text else None
+    except ValueError:
+        mpp = math.nan
+    if mpp is not None and not 0 < mpp < math.inf:
+        raise UserError(f"{where}: mpp {text!r} is no number above 0")
+    return mpp
 
 
 def _read_paths(store: Store, samples: tuple[Sample, ...], digest: Digest) -> ReadImages:
