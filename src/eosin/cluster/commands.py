@@ -34,11 +34,14 @@ def rendezvous_command(config: RunConfig) -> list[str]:
 
 def agent_command(config: RunConfig, run_uri: str, name: str, pool: NodePoolConfig) -> list[str]:
     """One pod's torchrun agent, under the wrapper that stops on what no restart mends."""
+    elastic = config.train.elastic
     return [
         "python",
         "-m",
         "eosin.training.agent",
-        f"--max-restarts-without-progress={config.train.elastic.max_restarts_without_progress}",
+        f"--max-restarts-without-progress={elastic.max_restarts_without_progress}",
+        f"--rendezvous-patience={elastic.rendezvous_patience_s:g}",
+        *([f"--hang-timeout={elastic.hang_timeout_s:g}"] if elastic.hang_timeout_s else []),
         *torchrun_flags(config, name, pool),
         "-m",
         "eosin.training.worker",

@@ -48,9 +48,13 @@ from eosin.training.failures import (
     starts_without_progress,
     transient_rounds,
 )
+from eosin.training.hang import watch_for_hangs
+from eosin.training.rejoin import is_lost_rendezvous, may_rejoin, rejoin
 
 REASON = "reason.json"
 _PROGRESS_FLAG = "--max-restarts-without-progress="
+_PATIENCE_FLAG = "--rendezvous-patience="
+_HANG_FLAG = "--hang-timeout="
 _POLL_S = 0.2
 # Ranks of one node fail together; the one that knows most may be a moment later.
 _SETTLE_S = 0.5
@@ -59,13 +63,27 @@ _SETTLE_S = 0.5
 def main(arguments: list[str] | None = None) -> int:
     """Run torchrun with `arguments`; see the module."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    limits = [a for a in arguments if a.startswith(_PROGRESS_FLAG)]
-    flags = [a for a in arguments if not a.startswith(_PROGRESS_FLAG)]
-    limit = int(limits[-1].removeprefix(_PROGRESS_FLAG)) if limits else 3
+    own = {flag: _value(arguments, flag) for flag in (_PROGRESS_FLAG, _PATIENCE_FLAG, _HANG_FLAG)}
+    flags = [argument for argument in arguments if not argument.startswith(tuple(own))]
+    limit = int(own[_PROGRESS_FLAG] or 3)
     folder = Path(os.environ.setdefault(FAILURES_DIR, tempfile.mkdtemp(prefix="eosin-agent-")))
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     threading.Thread(target=_watch, args=(folder, limit), name="eosin-agent", daemon=True).start()
-    return _torchrun(flags, folder)
+    if own[_HANG_FLAG]:
+        watch_for_hangs(folder, float(own[_HANG_FLAG]))
+    try:
+        return _torchrun(flags, folder)
+    except Exception as error:
+        if not is_lost_rendezvous(error) or not may_rejoin(folder, float(own[_PATIENCE_FLAG] or 0)):
+            raise
+        print(f"agent: the rendezvous is lost ({error}); joining again", file=sys.stderr, flush=True)
+        rejoin(arguments, launched=_launched)
+        raise
+
+
+def _value(arguments: list[str], flag: str) -> str:
+    """What follows the last `flag`; empty where it is not given."""
+    return next((a.removeprefix(flag) for a in reversed(arguments) if a.startswith(flag)), "")
 
 
 def verdict(folder: Path, max_restarts_without_progress: int) -> Failure | None:

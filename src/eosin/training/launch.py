@@ -75,6 +75,7 @@ def agent_command(config: RunConfig, run_uri: str, worker: str, endpoint: str) -
     return [
         sys.executable, "-m", "eosin.training.agent",
         f"--max-restarts-without-progress={elastic.max_restarts_without_progress}",
+        *([f"--hang-timeout={elastic.hang_timeout_s:g}"] if elastic.hang_timeout_s else []),
         f"--nnodes={elastic.min_nodes}", f"--nproc-per-node={elastic.workers_per_node}",
         "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=eosin",
         f"--rdzv-conf={rendezvous}", "--local-addr=127.0.0.1",
