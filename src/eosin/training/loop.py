@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from eosin.training.progress import Progress
 from eosin.training.publisher import Publisher
 from eosin.training.share import take_share
 from eosin.training.slots import Slot, SlotMaker, batch_indices
-from eosin.training.state import Parts, restore, set_step, synchronize, take_snapshot, teacher_copy
+from eosin.training.state import Parts, hand_out, set_step, take_snapshot, teacher_copy
 from eosin.training.step import Learner, NonFinite, StepResult
 from eosin.training.world import World
 
@@ -63,11 +63,12 @@ class Trainer:
         """Take the newest whole checkpoint, if there is one, on every rank."""
         return Outcome(*take_newest(self.learner, store, self.config.digest(), self.log))
 
-    def take_over(self, step: int, loss: float | None, holder: int, parts: Parts | None) -> Outcome:
-        """Take the state after `step` steps, which rank `holder` has as `parts`, on every rank."""
-        if parts is not None:
-            restore(self.learner, step, parts, f"the snapshot of step {step} in memory")
-        return Outcome(synchronize(self.learner, step, holder), loss)
+    def take_over(
+        self, step: int, loss: float | None, holders: Sequence[int], held: Mapping[int, Parts]
+    ) -> Outcome:
+        """Take the state after `step` steps on every rank: piece i of it is with rank `holders[i]`, in its
+        `held[i]`. Raises `PermanentError` where a piece does not fit the network."""
+        return Outcome(hand_out(self.learner, step, held, holders), loss)
 
     def run(
         self,

@@ -202,7 +202,7 @@ def _shard(network: Network, config: TrainConfig, world: World, *, keeps_roots: 
     for head in _heads(network):
         fully_shard(head.last_layer, mesh=mesh, mp_policy=plain, reshard_after_forward=not keeps_roots)
         register_fsdp_forward_method(head.last_layer, "weight")
-        fully_shard(head, mesh=mesh, mp_policy=half, reshard_after_forward=not keeps_roots)
+        fully_shard(head.mlp, mesh=mesh, mp_policy=half, reshard_after_forward=not keeps_roots)
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -14,10 +14,11 @@ from eosin.observability import RunLog
 from eosin.storage import Store
 from eosin.training.loop import Outcome, Trainer, exported_models
 from eosin.training.memory import Memory, is_possible
+from eosin.training.parallel import local
 from eosin.training.recovery import Bounds, Choice, bounds, choose, gather_json, load_held
 from eosin.training.secret import known_secret, run_secret
 from eosin.training.shm import Piece, ShmFolder, shm_root
-from eosin.training.state import Parts, live_parts
+from eosin.training.state import Parts, flat_parts
 from eosin.training.world import World
 
 
@@ -67,11 +68,13 @@ def resume(trainer: Trainer, store: Store, folder: ShmFolder | None, log: RunLog
 
 def start_memory(trainer: Trainer, folder: ShmFolder | None, world_token: str, log: RunLog) -> Memory | None:
     """What keeps this process's snapshots from now on; None where another process of the node does."""
-    if folder is None or os.environ.get("LOCAL_RANK", "0") != "0":
+    learner, sharded = trainer.learner, trainer.learner.spread.is_sharded
+    if folder is None or (not sharded and os.environ.get("LOCAL_RANK", "0") != "0"):
         return None
-    piece = Piece(step=0, index=0, num_pieces=1, world=world_token, config_digest=trainer.config.digest())
-    live = live_parts(trainer.learner).values()
-    num_bytes = sum(tensor.nbytes for tensors in live for tensor in tensors.values())
+    index, num_pieces = (learner.world.rank, learner.world.size) if sharded else (0, 1)
+    digest = trainer.config.digest()
+    piece = Piece(step=0, index=index, num_pieces=num_pieces, world=world_token, config_digest=digest)
+    num_bytes = sum(local(tensor).nbytes for tensor in flat_parts(learner).values())
     if not is_possible(trainer.config, folder, piece, num_bytes, log):
         return None
     return Memory(folder, piece, log)
@@ -86,7 +89,7 @@ def _agree(world: World, config: RunConfig, folder: ShmFolder | None, limits: Bo
 
 def _take(trainer: Trainer, choice: Choice, pieces: dict[int, Parts], folder: ShmFolder | None) -> Outcome:
     try:
-        return trainer.take_over(choice.step, choice.loss, choice.holders[0], pieces.get(0))
+        return trainer.take_over(choice.step, choice.loss, choice.holders, pieces)
     except PermanentError as error:
         for piece in folder.pieces() if folder is not None else []:
             if (piece.step, piece.world) == (choice.step, choice.world):

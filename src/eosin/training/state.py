@@ -123,16 +123,23 @@ def prepare_moments(learner: Learner, step: int) -> None:
 def restore(learner: Learner, step: int, parts: Parts, source: str) -> None:
     """Put a whole state back, on this rank. Raises `PermanentError` where it does not fit the network."""
     live = live_parts(learner)
+    _require_fit(live, parts, 0, 1, source)
     for part, tensors in live.items():
-        theirs = parts.get(part, {})
+        for name, tensor in tensors.items():
+            put_rows(learner, tensor, parts[part][name], 0)
+    set_step(learner, step)
+
+
+def _require_fit(live: Parts, parts: Parts, index: int, num_pieces: int, source: str) -> None:
+    """Piece `index` of `num_pieces` must have its rows of every tensor."""
+    for part, tensors in live.items():
+        theirs, cut = parts.get(part, {}), (0, 1) if part == LOSS_PART else (index, num_pieces)
         fits = tensors.keys() == theirs.keys() and all(
-            tensors[name].shape == theirs[name].shape for name in tensors
+            theirs[name].shape == (len(row_block(tensor.shape[0], *cut)), *tensor.shape[1:])
+            for name, tensor in tensors.items()
         )
         if not fits:
             raise PermanentError(f"{source}: its {part} does not fit the network of this run")
-        for name, tensor in tensors.items():
-            put_rows(learner, tensor, theirs[name], 0)
-    set_step(learner, step)
 
 
 def put_rows(learner: Learner, tensor: Tensor, rows: Tensor, first: int) -> None:
@@ -168,10 +175,14 @@ def hand_out(learner: Learner, step: int, held: Mapping[int, Parts], holders: Se
 
     Piece i lies with rank `holders[i]`, in its `held[i]`, as `take_snapshot` cut it in a world of
     `len(holders)` shards (one: a whole state, of a world of replicas). One piece of one tensor travels at a
-    time, so no rank holds more than that beside its own share.
+    time, so no rank holds more than that beside its own share. Raises `PermanentError`, on the rank that
+    holds it, for a piece that does not fit the network.
     """
-    world = learner.world
-    for part, tensors in live_parts(learner).items():
+    world, live = learner.world, live_parts(learner)
+    for index, parts in held.items():
+        source = f"piece {index} of the snapshot of step {step} in memory"
+        _require_fit(live, parts, index, len(holders), source)
+    for part, tensors in live.items():
         num_pieces = 1 if part == LOSS_PART else len(holders)
         for name, tensor in sorted(tensors.items()):
             for index in range(num_pieces):
