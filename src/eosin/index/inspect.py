@@ -17,6 +17,7 @@ _MPPS = (0.25, 0.5, 1.0, 2.0)
 _PATCH_PX = 256
 _MPP_TOLERANCE = 0.1
 _PROBLEMS_SHOWN = 50
+_NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Inspection:
             )),
         ]  # fmt: skip
         lines += [
-            f"  {' = '.join(group)}: the same slide; kept on one side of the held-out split"
+            f"  {_some(group)}: the same slide; kept on one side of the held-out split"
             for group in self.copies[:_PROBLEMS_SHOWN]
         ]
         if len(self.copies) > _PROBLEMS_SHOWN:
@@ -215,6 +216,11 @@ def _find(rows: Iterable[SlideRow], slide: str, uri: str) -> SlideRow:
 def _by_count(values: Iterable[str]) -> dict[str, int]:
     counts = Counter(values)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f" = … {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return " = ".join(names[:_NAMES_SHOWN]) + more
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
-from eosin.errors import PermanentError
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot
-from eosin.index.tissue_mask import TissueMask
-from eosin.layout import IndexLayout
-from eosin.storage import NotFound
+from eosin.index.thumbnails import load_thumbnail
 
 _MAX_NAMED = 40
 _MAX_THUMBNAILS = 12
 _THUMBNAIL_PX = 240
-_OUTLINE = (0, 170, 60)
 
 # What a status means in plain words, and what cures it.
 REASONS: dict[str, tuple[str, str]] = {
@@ -39,6 +30,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "unsupported-layout": ("its layout is not supported", "convert it to a pyramidal tiled TIFF"),
     "tile-out-of-range": ("tiles point past the end of the file", "upload it again: it may be cut short"),
     "corrupt-tile": ("a tile could not be decoded", "upload it again, or export it anew from the scanner"),
+    "denied": ("it may not be read", "give the credentials in use the right to read it, and index again"),
     "changed": ("it changed while it was read", "index again"),
 }  # fmt: skip
 
@@ -118,39 +110,6 @@ def _thumbnails(snapshot: Snapshot, usable: Sequence[int]) -> Iterable[Thumbnail
     stride = max(1, -(-len(usable) // _MAX_THUMBNAILS))
     for i in usable[::stride]:
         row = snapshot.rows[i]
-        jpeg = _thumbnail(snapshot, row) if row.has_thumbnail else None
+        jpeg = load_thumbnail(snapshot, row, _THUMBNAIL_PX)
         if jpeg:
             yield Thumbnail(row.slide, jpeg, row.header.mpp_x, row.tissue_mm2)
-
-
-def _thumbnail(snapshot: Snapshot, row: SlideRow) -> bytes | None:
-    """None where the stored picture or mask is gone or damaged: a report does without."""
-    try:
-        data = snapshot.store.get(IndexLayout.thumbnail(row.digest))
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as stored:
-            picture = stored.convert("RGB")
-        picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-        return _jpeg(_outlined(np.array(picture), row.tissue))
-    except (NotFound, OSError, PermanentError):
-        return None
-
-
-def _outlined(pixels: npt.NDArray[np.uint8], tissue: TissueMask | None) -> npt.NDArray[np.uint8]:
-    """The picture with the border of the mask drawn over it, two pixels wide."""
-    if tissue is None:
-        return pixels
-    height, width = pixels.shape[:2]
-    mask = Image.fromarray(tissue.array).resize((width, height), Image.Resampling.NEAREST)
-    inside = np.pad(np.asarray(mask, dtype=bool), 1)
-    middle = inside[1:-1, 1:-1]
-    neighbours = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-    edge = np.pad(middle & ~neighbours, ((0, 1), (0, 1)))
-    thick = edge[:-1, :-1] | edge[1:, :-1] | edge[:-1, 1:]
-    pixels[thick] = _OUTLINE
-    return pixels
-
-
-def _jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()

@@ -1,0 +1,126 @@
+"""A contact sheet: every slide small, with the outline of its tissue, on one page for a person to judge."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from eosin.errors import UserError
+from eosin.index.rows import OK, SlideRow
+from eosin.index.snapshot import Snapshot, open_snapshot
+from eosin.index.thumbnails import load_thumbnail
+from eosin.storage import open_store, split_uri
+
+_QUALITY = 72
+_AT_ONCE = 16
+_ROWS_AHEAD = 256
+
+
+@dataclass(frozen=True)
+class SheetResult:
+    """What was written, and where."""
+
+    uri: str
+    num_slides: int
+    num_shown: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One slide of the page; `picture` is a data URI, empty where there is none."""
+
+    slide: str
+    status: str
+    detail: str
+    picture: str
+    tissue_share: float | None
+    """Of the slide's area."""
+    mpp: float | None
+
+
+def write_sheet(
+    index_uri: str, out: str, *, side_px: int = 160, max_slides: int = 2000, title: str = ""
+) -> SheetResult:
+    """Write the newest snapshot's sheet to `out`, a local path or a URI: one HTML file that fetches nothing.
+
+    Slides come by the share of tissue, least first, so that what a mask got wrong lies at both ends; what
+    cannot be read is listed with its reason. Of more than `max_slides` an even sample is shown, and the
+    page says so. Memory is that of some hundred thumbnails. Raises `UserError` for an index or a place
+    that is not there.
+    """
+    if not 32 <= side_px <= 512:
+        raise UserError(f"thumbnails of {side_px} px", hint="give --px from 32 to 512")
+    if max_slides < 1:
+        raise UserError(f"a sheet of {max_slides} slides", hint="give --max-slides of 1 or more")
+    snapshot = open_snapshot(index_uri)
+    seen, unseen = _in_order(snapshot)
+    shown = _sample(seen, max_slides)
+    page = _template().stream(
+        title=title or index_uri, snapshot=snapshot.manifest, cells=_cells(snapshot, shown, side_px),
+        num_shown=len(shown), num_seen=len(seen), unseen=[snapshot.rows[i] for i in unseen[:max_slides]],
+        num_unseen=len(unseen), side_px=side_px,
+    )  # fmt: skip
+    root, key = split_uri(out)
+    with tempfile.TemporaryDirectory(prefix="eosin-sheet-") as folder:
+        path = Path(folder, "sheet.html")
+        page.dump(str(path), encoding="utf-8")
+        num_bytes = path.stat().st_size
+        open_store(root).put_file(key, path)
+    return SheetResult(out, len(snapshot.rows), len(shown), num_bytes)
+
+
+def _in_order(snapshot: Snapshot) -> tuple[list[int], list[int]]:
+    """Rows with a thumbnail by tissue share, and rows without one, by name."""
+    seen: list[tuple[float, int]] = []
+    unseen: list[int] = []
+    for i, row in enumerate(snapshot.rows):
+        if row.has_thumbnail:
+            seen.append((tissue_share(row) or 0.0, i))
+        else:
+            unseen.append(i)
+    return [i for _, i in sorted(seen)], unseen
+
+
+def tissue_share(row: SlideRow) -> float | None:
+    """Share of the slide's area that is tissue; None where it was never looked at."""
+    header = row.header
+    if row.tissue is None or not header.levels or not header.mpp_x or not header.mpp_y:
+        return None
+    finest = header.levels[0]
+    area_mm2 = finest.width_px * finest.height_px * header.mpp_x * header.mpp_y / 1e6
+    return row.tissue_mm2 / area_mm2 if area_mm2 else None
+
+
+def _sample(indices: Sequence[int], most: int) -> list[int]:
+    num = min(len(indices), most)
+    return [indices[i * len(indices) // num] for i in range(num)]
+
+
+def _cells(snapshot: Snapshot, shown: Sequence[int], side_px: int) -> Iterator[Cell]:
+    with ThreadPoolExecutor(_AT_ONCE, "sheet") as pool:
+        for start in range(0, len(shown), _ROWS_AHEAD):
+            rows = [snapshot.rows[i] for i in shown[start : start + _ROWS_AHEAD]]
+            yield from pool.map(partial(_cell, snapshot, side_px), rows)
+
+
+def _cell(snapshot: Snapshot, side_px: int, row: SlideRow) -> Cell:
+    jpeg = load_thumbnail(snapshot, row, side_px, _QUALITY)
+    picture = "" if jpeg is None else "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    status = "" if row.status == OK else row.status
+    return Cell(row.slide, status, row.detail, picture, tissue_share(row), row.header.mpp_x)
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("eosin.index"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("sheet.html.j2")
