@@ -11,6 +11,7 @@ from pathlib import Path
 from eosin.config import RunConfig
 from eosin.errors import EosinError, UserError
 from eosin.observability import RunLog
+from eosin.training.neighbour import Receiver
 from eosin.training.shm import Piece, ShmFolder, flatten
 from eosin.training.state import Snapshot
 
@@ -24,9 +25,17 @@ class Memory:
     Failing to keep one is reported once and never stops training: the checkpoints in the bucket remain.
     """
 
-    def __init__(self, folder: ShmFolder, template: Piece, log: RunLog, push: Push | None = None) -> None:
-        """`template`: the piece this process keeps, of no step yet."""
+    def __init__(
+        self,
+        folder: ShmFolder,
+        template: Piece,
+        log: RunLog,
+        push: Push | None = None,
+        receiver: Receiver | None = None,
+    ) -> None:
+        """`template`: the piece this process keeps, of no step yet. `receiver`: takes a neighbour's."""
         self.folder = folder
+        self._receiver = receiver
         self._template = template
         self._log = log
         self._push = push
@@ -51,6 +60,8 @@ class Memory:
         """Write what is waiting and end; with `forget` (training has ended) delete all of it."""
         self._waiting.put(None)
         self._thread.join()
+        if self._receiver is not None:
+            self._receiver.close()
         if forget:
             self.folder.remove()
 
@@ -85,7 +96,7 @@ def room_problem(config: RunConfig, folder: ShmFolder, piece: Piece, piece_bytes
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * 2 if piece.num_pieces > 1 else 1
     needed = piece_bytes * processes * (piece.kept + 1)
-    room = min(folder.room_bytes(), _cgroup_room_bytes())
+    room = min(folder.room_bytes(), _cgroup_room_bytes() + folder.own_bytes())
     if needed <= room:
         return ""
     mib = 2**20
@@ -108,9 +119,12 @@ def is_possible(config: RunConfig, folder: ShmFolder, piece: Piece, piece_bytes:
 
 
 def _cgroup_room_bytes(root: Path = _CGROUP) -> float:
-    """What the container may still take: shared memory counts towards its limit."""
+    """What the container may still take beside what is in use and cannot be dropped: shared memory counts
+    towards its limit, cached files give way."""
     try:
         limit = (root / "memory.max").read_text().strip()
-        return float("inf") if limit == "max" else int(limit) - int((root / "memory.current").read_text())
+        lines = (line.split() for line in (root / "memory.stat").read_text().splitlines())
+        used = sum(int(value) for name, value in lines if name in ("anon", "shmem"))
+        return float("inf") if limit == "max" else int(limit) - used
     except (OSError, ValueError):
         return float("inf")

@@ -13,13 +13,17 @@ from eosin.errors import PermanentError, TransientError, UserError
 from eosin.observability import RunLog
 from eosin.storage import Store
 from eosin.training.loop import Outcome, Trainer, exported_models
-from eosin.training.memory import Memory, is_possible
+from eosin.training.memory import Memory, Push, is_possible
+from eosin.training.neighbour import Address, Receiver, neighbour_of, own_host, send
 from eosin.training.parallel import local
 from eosin.training.recovery import Bounds, Choice, bounds, choose, gather_json, load_held
 from eosin.training.secret import known_secret, run_secret
 from eosin.training.shm import Piece, ShmFolder, shm_root
 from eosin.training.state import Parts, flat_parts
 from eosin.training.world import World
+
+# A header of names, and rows that do not divide evenly.
+_FILE_OVERHEAD_BYTES = 64 * 2**20
 
 
 @contextmanager
@@ -66,18 +70,36 @@ def resume(trainer: Trainer, store: Store, folder: ShmFolder | None, log: RunLog
     return start, "bucket" if start.step else "nothing"
 
 
-def start_memory(trainer: Trainer, folder: ShmFolder | None, world_token: str, log: RunLog) -> Memory | None:
-    """What keeps this process's snapshots from now on; None where another process of the node does."""
-    learner, sharded = trainer.learner, trainer.learner.spread.is_sharded
-    if folder is None or (not sharded and os.environ.get("LOCAL_RANK", "0") != "0"):
-        return None
+def start_memory(trainer: Trainer, store: Store, folder: ShmFolder | None, world_token: str) -> Memory | None:
+    """What keeps this process's snapshots from now on; None where another process of the node does, or
+    where there is no room. A collective. Raises `UserError` where there is none and it is demanded."""
+    learner, log, sharded = trainer.learner, trainer.log, trainer.learner.spread.is_sharded
     index, num_pieces = (learner.world.rank, learner.world.size) if sharded else (0, 1)
     digest = trainer.config.digest()
     piece = Piece(step=0, index=index, num_pieces=num_pieces, world=world_token, config_digest=digest)
     num_bytes = sum(local(tensor).nbytes for tensor in flat_parts(learner).values())
-    if not is_possible(trainer.config, folder, piece, num_bytes, log):
+    possible = folder is not None and is_possible(trainer.config, folder, piece, num_bytes, log)
+    if not sharded:
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        return Memory(folder, piece, log) if possible and first and folder is not None else None
+    # One missing piece makes the others useless.
+    if not learner.world.all_agree(possible) or folder is None:
         return None
-    return Memory(folder, piece, log)
+    return Memory(folder, piece, log, *_neighbour(learner.world, folder, run_secret(store), num_bytes))
+
+
+def _neighbour(
+    world: World, folder: ShmFolder, secret: str, num_bytes: int
+) -> tuple[Push | None, Receiver | None]:
+    """How to leave this rank's pieces on another node, and what takes those of others. A collective."""
+    host = own_host(os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "1")))
+    receiver = Receiver(folder, secret, 2 * num_bytes + _FILE_OVERHEAD_BYTES, host)
+    told = [Address(**each) for each in gather_json(world, asdict(receiver.address))]
+    neighbour = neighbour_of(world.rank, [address.host for address in told])
+    if neighbour is None:
+        receiver.close()
+        return None, None
+    return lambda piece, path: send(piece, path, told[neighbour], secret), receiver
 
 
 def _agree(world: World, config: RunConfig, folder: ShmFolder | None, limits: Bounds | None) -> Choice | None:

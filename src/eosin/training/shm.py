@@ -82,8 +82,19 @@ class ShmFolder:
     def room_bytes(self) -> int:
         """Bytes that pieces may take here: what is free and what is theirs already."""
         found = os.statvfs(self.path)
-        own = sum(path.stat().st_size for path in self.path.glob("*.safetensors"))
-        return found.f_bavail * found.f_frsize + own
+        return found.f_bavail * found.f_frsize + self.own_bytes()
+
+    def own_bytes(self) -> int:
+        """Bytes of the pieces that are here."""
+        return sum(path.stat().st_size for path in self.path.glob("*.safetensors"))
+
+    def require_room(self, num_bytes: int) -> None:
+        """Raises `OSError` where `num_bytes` more do not fit."""
+        found = os.statvfs(self.path)
+        free = found.f_bavail * found.f_frsize
+        # Writing to a mapped file past the room there is would kill the process instead of failing.
+        if free < num_bytes:
+            raise OSError(f"{num_bytes / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free")
 
     def write(self, piece: Piece, tensors: dict[str, Tensor]) -> Piece:
         """Keep `tensors` (on the host) as `piece`; returns it with size and digest.
@@ -92,7 +103,7 @@ class ShmFolder:
         """
         part = self.path / f"{piece.name}.{os.getpid()}.part"
         try:
-            self._require_room(sum(tensor.nbytes for tensor in tensors.values()))
+            self.require_room(sum(tensor.nbytes for tensor in tensors.values()))
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
             return self.adopt(piece, part)
         except (OSError, SafetensorError) as error:
@@ -174,13 +185,6 @@ class ShmFolder:
             return self._marker(piece).stat().st_mtime_ns
         except FileNotFoundError:  # another process has pruned it
             return 0
-
-    def _require_room(self, num_bytes: int) -> None:
-        found = os.statvfs(self.path)
-        free = found.f_bavail * found.f_frsize
-        # Writing to a mapped file past the room there is would kill the process instead of failing.
-        if free < num_bytes:
-            raise OSError(f"{num_bytes / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free")
 
     def _marker(self, piece: Piece) -> Path:
         return self.path / f"{piece.name}.json"

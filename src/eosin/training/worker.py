@@ -58,6 +58,7 @@ OpenFeed = Callable[[RunConfig, IndexPin, RunLog], Feed]
 def open_stream(config: RunConfig, pin: IndexPin, log: RunLog) -> Feed:
     """Patches of the slides of the pinned snapshot, or of a patch set; held-out patients left out."""
     from eosin.index.snapshot import open_snapshot
+    from eosin.patches.quarantine import Quarantine
     from eosin.patches.sampler import Sampler
     from eosin.patches.stream import PatchStream
 
@@ -68,7 +69,8 @@ def open_stream(config: RunConfig, pin: IndexPin, log: RunLog) -> Feed:
         patches = open_training_set(config.patches, snapshot, config.seed)
         return Feed(patches, patches.slide_name)
     sampler = Sampler(snapshot, config.patches, seed=config.seed, split="train")
-    return Feed(PatchStream(sampler, log), lambda row: str(snapshot.rows[row].slide))
+    quarantine = Quarantine(log.store, snapshot)
+    return Feed(PatchStream(sampler, log, quarantine=quarantine), lambda row: str(snapshot.rows[row].slide))
 
 
 def run_worker(run_uri: str, open_feed: OpenFeed = open_stream) -> None:
@@ -129,7 +131,7 @@ def _train(
             log.event("world", world_size=world.size, start_step=start.step, found_in=found_in,
                       device=str(world.device),
                       slots=[len(world.slots_of(rank)) for rank in range(world.size)])  # fmt: skip
-        trainer.memory = start_memory(trainer, folder, token, log)
+        trainer.memory = start_memory(trainer, store, folder, token)
         feed = open_feed(config, pin, log)
         try:
             outcome = trainer.run(feed.source, start, publisher, feed.slide_name)

@@ -137,7 +137,7 @@ def test_limit_of_the_container_counts(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     assert memory_module._cgroup_room_bytes(tmp_path) == float("inf")
     (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("400\n")
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 9000\nshmem 100\nslab 5\n")
     assert memory_module._cgroup_room_bytes(tmp_path) == 600
 
 
