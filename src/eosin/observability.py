@@ -43,7 +43,12 @@ class RunLog:
         self._lines: list[str] = []
         self._part = self._new_part()
         self._flushed_s = clock()
-        self._store_failed = False
+        self._store_failed = self._attach_failed = False
+
+    @property
+    def store(self) -> Store | None:
+        """Of the run that the step works for, if there is one."""
+        return self._store
 
     def event(self, name: str, /, **fields: Any) -> None:
         """Record one event; `fields` must be JSON values."""
@@ -60,6 +65,16 @@ class RunLog:
     def progress(self, done: int, total: int, unit: str, **fields: Any) -> None:
         """Record how far the step has come."""
         self.event("progress", done=done, total=total, unit=unit, **fields)
+
+    def attach(self, key: str, data: bytes) -> None:
+        """Put a file that belongs to the log into the run; said once if it fails, and never in the way."""
+        if self._store is None or self._attach_failed:
+            return
+        try:
+            self._store.put(key, data)
+        except Exception as error:
+            self._attach_failed = True
+            print(f"{self.source}: {key} cannot be written to {self._store.uri}: {error}", file=sys.stderr)
 
     def flush(self) -> None:
         with self._lock:
@@ -119,12 +134,40 @@ def printable(text: str) -> str:
 
 
 def _for_people(source: str, name: str, fields: dict[str, Any]) -> str:
+    if name == "step" and "loss" in fields:
+        return printable(f"{source}  {step_line(fields)}")
     values = dict(fields)
     if name == "progress":
         done, total, unit = values.pop("done"), values.pop("total"), values.pop("unit")
         name = f"{done}/{total} {unit}"
     rest = " · ".join(f"{key} {_short(value)}" for key, value in values.items())
     return printable(f"{source}  {name}  {rest}".rstrip())
+
+
+_SHOWN_AS = {
+    "images_per_s": "{:.3g} images/s", "patches_per_s": "{:.3g} patches/s", "mfu": "MFU {:.1%}",
+    "data_wait_share": "data wait {:.0%}", "memory_gib": "{:.2f} GiB", "world_size": "world of {}",
+    "grad_norm": "gradient {:.3g}", "teacher_entropy": "entropy {:.3g}", "rankme": "RankMe {:.3g}",
+    "feature_center_norm": "centre {:.3f}", "center_norm": "logit centre {:.3g}",
+}  # fmt: skip
+
+
+def step_line(fields: dict[str, Any]) -> str:
+    """A training step's event as one line: position, losses, rate, speed, health, time left."""
+    values = dict(fields)
+    parts = [f"step {values.pop('step')}/{values.pop('num_steps', '?')}"]
+    eta_s = values.pop("eta_s", None)
+    for name, value in values.items():
+        form = _SHOWN_AS.get(name)
+        parts.append(form.format(value) if form and value is not None else f"{name} {_short(value)}")
+    if isinstance(eta_s, int | float):
+        parts.append(f"{_clock(eta_s)} left")
+    return " · ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d} h" if hours else f"{rest // 60}:{rest % 60:02d} min"
 
 
 def _short(value: Any) -> str:

@@ -57,6 +57,24 @@ class OptimizerConfig(Section):
     freeze_last_layer_steps: int = Field(default=1250, ge=0)
 
 
+class CollapseConfig(Section):
+    """Watches the teacher's features at every log line, and warns where they no longer tell patches apart."""
+
+    sample_size: int = Field(default=256, ge=16)
+    """Newest teacher features that RankMe is taken of; it is at most this."""
+    grace_steps: int | None = Field(default=None, ge=0)
+    """Judge nothing before this step; None: twice the warm-up. A random network's features are alike too."""
+    min_entropy_share: float = Field(default=0.01, ge=0, le=1)
+    """Warn where the teacher's entropy is below this share of log(num_prototypes)."""
+    min_rankme: float = Field(default=2.0, ge=0)
+    """Warn where RankMe of the sample is below this."""
+    max_center_norm: float = Field(default=0.995, ge=0, le=1)
+    """Warn where the mean of the normalised features is longer than this."""
+    stop: bool = False
+    """Stop training, not only warn, after `patience` log lines in a row."""
+    patience: int = Field(default=3, ge=1)
+
+
 class ElasticConfig(Section):
     min_nodes: int = Field(default=1, ge=1)
     max_nodes: int = Field(default=1, ge=1)
@@ -112,6 +130,7 @@ class TrainConfig(Section):
     koleo: KoLeoConfig = KoLeoConfig()
     kde: KdeConfig = KdeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    collapse: CollapseConfig = CollapseConfig()
     elastic: ElasticConfig = ElasticConfig()
     checkpoint_every_steps: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -120,6 +139,10 @@ class TrainConfig(Section):
     export_every_steps: int = Field(default=12_500, ge=1)
     """A teacher is exported every so many steps, and at the end."""
     log_every_steps: int = Field(default=10, ge=1)
+    tensorboard: bool = False
+    """Write TensorBoard's files too, under the run's tensorboard/; needs eosin[tensorboard]."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """What a worker's device could do, for `mfu` of the log; None: its matrix rate, measured at the start."""
 
     @property
     def centering(self) -> Literal["softmax", "sinkhorn"]:
@@ -139,6 +162,12 @@ class TrainConfig(Section):
     @property
     def kde_weight(self) -> float:
         return self.kde.weight if self.method == "dinov2" else 0.0
+
+    @property
+    def collapse_first_step(self) -> int:
+        """The step from which a collapse is judged."""
+        grace = self.collapse.grace_steps
+        return 2 * self.optimizer.warmup_steps if grace is None else grace
 
     @property
     def slot_size(self) -> int:

@@ -12,8 +12,9 @@ Points = list[tuple[float, float]]
 
 # Numeric fields of a step event that are no terms of the loss.
 _NOT_TERMS = {"step", "num_steps", "loss", "lr", "teacher_entropy", "grad_norm", "images_per_s",
-              "patches_per_s", "data_wait_share", "world_size", "memory_gib", "eta_s"}  # fmt: skip
-_ROUTINE = {"step", "progress", "checkpoint", "export", "init", "plan", "patch-redrawn"}
+              "patches_per_s", "data_wait_share", "world_size", "memory_gib", "eta_s",
+              "mfu", "rankme", "center_norm", "feature_center_norm"}  # fmt: skip
+_ROUTINE = {"step", "speed", "progress", "checkpoint", "export", "init", "plan", "patch-redrawn"}
 _SOURCES = ("train", "launch")
 _MAX_EVENTS = 60
 

@@ -8,6 +8,7 @@ from typing import Any
 from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.models.arch import require_multiple
+from eosin.models.flops import Views, flops_per_patch
 from eosin.models.network import Network, build_network
 from eosin.training.losses.cross_entropy import CHUNK_ELEMENTS
 from eosin.training.masks import mask_counts
@@ -40,6 +41,9 @@ def check_training(config: RunConfig, *, memory_bytes: int | None = None) -> dic
         "state_gib": round(memory["state_bytes"] / 2**30, 3),
         "activations_gib": round(memory["activation_bytes"] / 2**30, 3),
         "gflop_per_image": round(gflop, 3),
+        "gflop_per_image_with_drop_path": round(
+            flops_per_image(config, network, with_drop_path=True) / 1e9, 3
+        ),
         "exaflop": round(gflop * config.train.batch_size * config.train.num_steps / 1e9, 6),
         "num_steps": config.train.num_steps,
         "patches": config.train.num_steps * config.train.batch_size,
@@ -64,30 +68,16 @@ def memory_estimate(config: RunConfig, network: Network) -> dict[str, int]:
     }
 
 
-def flops_per_image(config: RunConfig, network: Network) -> float:
-    """Floating-point operations one patch costs: student × 3 (forward, backward), teacher × 1.
+def flops_per_image(config: RunConfig, network: Network, *, with_drop_path: bool = False) -> float:
+    """Floating-point operations one patch costs, as `eosin.models.flops` counts them.
 
-    Two a multiply-add; blocks, attention, heads and prototypes; drop path saves nothing here.
+    `with_drop_path`: less what a drop path above 0.1 saves.
     """
-    backbone, augment = network.backbone, config.augment
-    matrices = sum(
-        p.numel()
-        for name, p in backbone.named_parameters()
-        if p.ndim >= 2 and ("blocks" in name or "patch_embed" in name)
-    )
-
-    def forward(side_px: int) -> float:
-        tokens = (side_px // backbone.patch_size) ** 2 + backbone.num_prefix_tokens
-        attention = 4 * tokens * tokens * backbone.num_features * backbone.depth
-        return 2.0 * matrices * tokens + attention
-
-    head = 2.0 * sum(p.numel() for p in network.dino_head.parameters())
-    patch_head = 2.0 * sum(p.numel() for p in network.patch_head.parameters())
-    masked = sum(mask_counts(config.train.ibot, 2 * config.train.slot_size,
-                             (augment.global_px // backbone.patch_size) ** 2))  # fmt: skip
-    patches = patch_head * masked / config.train.slot_size if config.train.uses_ibot else 0.0
-    teacher = 2 * forward(augment.global_px) + 2 * head + patches
-    return 4 * teacher + 3 * augment.num_local * (forward(augment.local_px) + head)
+    augment, train = config.augment, config.train
+    num_patches = (augment.global_px // network.backbone.patch_size) ** 2
+    masked = sum(mask_counts(train.ibot, 2 * train.slot_size, num_patches)) if train.uses_ibot else 0
+    views = Views(augment.global_px, augment.local_px, augment.num_local, masked / train.slot_size)
+    return flops_per_patch(network, views, drop_path=config.model.drop_path if with_drop_path else 0.0)
 
 
 def local_memory_bytes() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -82,17 +83,17 @@ class Trainer:
         """Train from `start` to step `until` (None: the last one)."""
         set_step(self.learner, start.step)
         end = self.config.train.num_steps if until is None else until
-        progress = Progress(self.config, self.world, self.log, start.step)
         batches = source.batches(self._wanted(start.step, end))
         outcome = start
-        for step in range(start.step, end):
-            waiting_s = time.monotonic()
-            batch = next(batches)
-            progress.waited(time.monotonic() - waiting_s)
-            result = self._step(step, batch, slide_name)
-            outcome = Outcome(step + 1, result.loss)
-            progress.step(outcome.step, result)
-            self._save(publisher, outcome, result)
+        with closing(Progress(self.config, self.world, self.log, start.step, self.learner)) as progress:
+            for step in range(start.step, end):
+                waiting_s = time.monotonic()
+                batch = next(batches)
+                progress.waited(time.monotonic() - waiting_s)
+                result = self._step(step, batch, slide_name)
+                outcome = Outcome(step + 1, result.loss)
+                progress.step(outcome.step, result)
+                self._save(publisher, outcome, result)
         return outcome
 
     def _step(self, step: int, batch: PatchBatch, slide_name: SlideName) -> StepResult:

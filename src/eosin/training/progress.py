@@ -1,8 +1,7 @@
-"""What a training step tells: one event every few steps, and metrics for Prometheus."""
+"""What a training step tells: one event every few steps, TensorBoard's curves, Prometheus' gauges."""
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 import time
@@ -11,97 +10,177 @@ from typing import Any
 import torch
 
 from eosin.config import RunConfig
+from eosin.errors import PermanentError
 from eosin.observability import RunLog
-from eosin.training.step import StepResult
+from eosin.training.board import Board
+from eosin.training.check import flops_per_image
+from eosin.training.collapse import CollapseWatch, RollingSample, signals_of
+from eosin.training.matrix_rate import measure_matrix_rate
+from eosin.training.step import Learner, StepResult
 from eosin.training.world import World
 
 METRICS_PORT = "EOSIN_METRICS_PORT"
-_COLLAPSED_SHARE = 0.01
 
 
 class Progress:
-    """Counts time between log lines. Only rank 0 has a log; the others keep time for nothing."""
+    """Counts time between log lines. Only rank 0 has a log; the others keep time for nothing.
 
-    def __init__(self, config: RunConfig, world: World, log: RunLog, start: int) -> None:
+    Every rank calls `step` after every step: where a collapse is to stop training, all stop alike.
+    """
+
+    def __init__(self, config: RunConfig, world: World, log: RunLog, start: int, learner: Learner) -> None:
         self._config = config.train
         self._world = world
         self._log = log
-        self._started_s = self._window_s = time.monotonic()
-        self._start = self._window_start = start
-        self._waited_s = 0.0
-        self._max_entropy = math.log(config.model.dino_head.num_prototypes)
-        self._warned = False
-        self._gauges = _Gauges.from_env() if world.rank == 0 else None
+        self._start = start
+        self._window = _Window(start)
+        self._sample = RollingSample(config.train.collapse.sample_size)
+        self._watch = CollapseWatch(
+            config.train.collapse,
+            num_prototypes=config.model.dino_head.num_prototypes,
+            first_step=config.train.collapse_first_step,
+        )
+        self._sinks: list[Board | _Gauges] = []
+        if world.rank == 0:
+            self._flops = flops_per_image(config, learner.student)
+            self._peak = _peak_flops(config, world.device)
+            log.event("speed", gflop_per_image=self._flops / 1e9, peak_tflops=self._peak / 1e12)
+            self._sinks = _open_sinks(config, log, start)
 
     def waited(self, seconds: float) -> None:
         """Count time in which the step waited for patches."""
-        self._waited_s += seconds
+        self._window.waited_s += seconds
 
     def step(self, done: int, result: StepResult) -> None:
-        """Report after `done` steps, if it is time to."""
+        """Report after `done` steps, if it is time to.
+
+        Raises `PermanentError`, on every rank, where the teacher has collapsed and training is to stop.
+        """
+        if self._world.rank == 0 and result.teacher_features is not None:
+            self._sample.add(result.teacher_features)
         last = done == self._config.num_steps
-        if self._world.rank or (done % self._config.log_every_steps and not last and done != self._start + 1):
+        if done % self._config.log_every_steps and not last and done != self._start + 1:
             return
-        fields = self._fields(done, result)
+        verdict = self._report(done, result) if self._world.rank == 0 else ""
+        if self._config.collapse.stop and self._agree(bool(verdict)):
+            raise PermanentError(
+                f"step {done}: training stops, the teacher has collapsed{': ' if verdict else ''}{verdict}",
+                hint="lower train.optimizer.lr, raise train.koleo.weight or the warm-up steps;"
+                " train.collapse.stop=false only warns",
+            )
+
+    def close(self) -> None:
+        """Publish what is still held back."""
+        for sink in self._sinks:
+            sink.close()
+
+    def _report(self, done: int, result: StepResult) -> str:
+        signals = self._signals(result)
+        fields = self._fields(done, result) | signals
         self._log.event("step", **fields)
-        if self._gauges is not None:
-            self._gauges.show(fields)
-        self._watch_collapse(done, result)
-        self._window_s, self._window_start, self._waited_s = time.monotonic(), done, 0.0
+        for sink in self._sinks:
+            sink.show(done, fields)
+        for text in self._watch.judge(done, signals):
+            self._log.event("warning", message=f"step {done}: {text}")
+        self._window.restart(done)
+        return self._watch.verdict(signals)
+
+    def _signals(self, result: StepResult) -> dict[str, float]:
+        signals = {"teacher_entropy": result.teacher_entropy}
+        if result.center_norm is not None:
+            signals["center_norm"] = result.center_norm
+        rows = self._sample.rows()
+        return signals if rows is None else signals | signals_of(rows)
 
     def _fields(self, done: int, result: StepResult) -> dict[str, Any]:
-        now_s = time.monotonic()
-        window_s = max(now_s - self._window_s, 1e-9)
-        patches = (done - self._window_start) * self._config.batch_size
-        each_s = (now_s - self._started_s) / (done - self._start)
+        window_s, waited_s = self._window.lasted_s(), self._window.waited_s
+        patches = (done - self._window.first) * self._config.batch_size
+        per_s = patches / window_s
         return {
             "step": done,
             "num_steps": self._config.num_steps,
             "loss": result.loss,
             **{name: value for name, value in result.terms.items() if value},
             "lr": result.values.lr,
-            "teacher_entropy": result.teacher_entropy,
             "grad_norm": max(result.grad_norms.values()),
-            "images_per_s": patches / max(window_s - self._waited_s, 1e-9),
-            "patches_per_s": patches / window_s,
-            "data_wait_share": self._waited_s / window_s,
+            "images_per_s": patches / max(window_s - waited_s, 1e-9),
+            "patches_per_s": per_s,
+            "mfu": per_s * self._flops / (self._peak * self._world.size),
+            "data_wait_share": waited_s / window_s,
             "world_size": self._world.size,
             "memory_gib": _peak_memory_gib(self._world.device),
-            "eta_s": round((self._config.num_steps - done) * each_s, 1),
+            "eta_s": round((self._config.num_steps - done) * self._window.step_s(done), 1),
         }
 
-    def _watch_collapse(self, done: int, result: StepResult) -> None:
-        if self._warned or result.teacher_entropy > _COLLAPSED_SHARE * self._max_entropy:
-            return
-        self._warned = True
-        self._log.event(
-            "warning",
-            message=f"step {done}: the teacher puts nearly all patches on one prototype"
-            f" (entropy {result.teacher_entropy:.3g} of at most {self._max_entropy:.3g} nats)",
-        )
+    def _agree(self, flag: bool) -> bool:
+        flags = torch.tensor([float(flag)], device=self._world.device)
+        return bool(self._world.broadcast(flags).item())
+
+
+class _Window:
+    """Time and waiting since the last line, and a step's time smoothed over lines."""
+
+    def __init__(self, start: int) -> None:
+        self._smoothed_s: float | None = None
+        self._lines = 0
+        self.restart(start)
+
+    def restart(self, done: int) -> None:
+        self.first, self.waited_s, self._began_s = done, 0.0, time.monotonic()
+
+    def lasted_s(self) -> float:
+        return max(time.monotonic() - self._began_s, 1e-9)
+
+    def step_s(self, done: int) -> float:
+        """Seconds a step. The first line holds whatever a start costs, so it is forgotten."""
+        now_s = self.lasted_s() / max(done - self.first, 1)
+        self._lines += 1
+        before_s = now_s if self._smoothed_s is None or self._lines == 2 else self._smoothed_s
+        self._smoothed_s = 0.7 * before_s + 0.3 * now_s
+        return self._smoothed_s
 
 
 class _Gauges:
     """The fields of the step event as Prometheus gauges `eosin_train_*`."""
 
     def __init__(self, port: int) -> None:
-        from prometheus_client import start_http_server
+        from prometheus_client import CollectorRegistry, start_http_server
 
-        start_http_server(port)
+        # A registry of its own: a process may train twice.
+        self._registry = CollectorRegistry()
+        self._server, _ = start_http_server(port, registry=self._registry)
         self._gauges: dict[str, Any] = {}
 
-    @classmethod
-    def from_env(cls) -> _Gauges | None:
-        port = os.environ.get(METRICS_PORT, "")
-        return cls(int(port)) if port.isdigit() else None
-
-    def show(self, fields: dict[str, Any]) -> None:
+    def show(self, step: int, fields: dict[str, Any]) -> None:
         from prometheus_client import Gauge
 
         for name, value in fields.items():
             if name not in self._gauges:
-                self._gauges[name] = Gauge(f"eosin_train_{name}", f"Field {name} of the last step event")
+                about = f"Field {name} of the last step event"
+                self._gauges[name] = Gauge(f"eosin_train_{name}", about, registry=self._registry)
             self._gauges[name].set(value)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _open_sinks(config: RunConfig, log: RunLog, start: int) -> list[Board | _Gauges]:
+    sinks: list[Board | _Gauges] = [Board(log, start)] if config.train.tensorboard else []
+    port = os.environ.get(METRICS_PORT, "")
+    try:
+        if port.isdigit():
+            sinks.append(_Gauges(int(port)))
+    except OSError as error:  # metrics must never be what stops a run
+        log.event("warning", message=f"no metrics on port {port} ({METRICS_PORT}): {error}")
+    return sinks
+
+
+def _peak_flops(config: RunConfig, device: torch.device) -> float:
+    if config.train.peak_tflops is not None:
+        return config.train.peak_tflops * 1e12
+    is_half = config.train.precision == "bf16"
+    return measure_matrix_rate(device, torch.bfloat16 if is_half else torch.float32)
 
 
 def _peak_memory_gib(device: torch.device) -> float:

@@ -40,6 +40,10 @@ class StepResult:
     grad_norms: dict[str, float]
     """Before clipping, by submodule."""
     values: StepValues
+    teacher_features: Tensor | None = None
+    """[rows, dim] class tokens of this rank's first global views, before the head; not the same on all."""
+    center_norm: float | None = None
+    """Length of the mean teacher logits, where softmax centring keeps it."""
 
 
 class Learner:
@@ -83,7 +87,14 @@ class Learner:
         norms = self._clip(step)
         self._update(values)
         named = dict(zip(TERMS, shares[:-1].tolist(), strict=True))
-        return StepResult(float(shares[:-1].sum()), named, float(shares[-1]), norms, values)
+        features = [targets.views[slot].features[0] for slot in slots]
+        return StepResult(
+            float(shares[:-1].sum()), named, float(shares[-1]), norms, values,
+            torch.cat(features) if features else None, self._center_norm(),
+        )  # fmt: skip
+
+    def _center_norm(self) -> float | None:
+        return None if self.config.centering == "sinkhorn" else float(self.centers.dino.norm())
 
     def _surplus(self, num_slots: int) -> range:
         """Indices of the teacher's passes that only keep this rank in step with the others."""

@@ -1,0 +1,83 @@
+"""How many floating-point operations a patch costs, by which model FLOP utilisation is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from eosin.models.backbone import Backbone
+from eosin.models.drop_path import is_subset, kept_samples
+from eosin.models.heads import ProjectionHead
+from eosin.models.network import Network
+
+# A backward pass costs two forward passes: one matrix product for the inputs, one for the weights.
+_FORWARD_AND_BACKWARD = 3
+
+
+@dataclass(frozen=True)
+class Views:
+    """What one patch sends through the network."""
+
+    global_px: int
+    local_px: int
+    num_local: int
+    masked_patches: float
+    """Hidden patches of its two global crops together, on average."""
+
+
+def flops_per_patch(network: Network, views: Views, *, drop_path: float = 0.0) -> float:
+    """Operations of one patch in a training step: student forward and backward (3 ×), teacher forward (1 ×).
+
+    A multiply-add is two. Counted: patch embedding, linear layers, attention, heads and prototypes. Not
+    counted: norms, activations, losses, optimizer, augmentation, and what recomputing activations adds.
+    `drop_path`: counted as saved where branches run on a subset of the crops (above 0.1), else 0. It is
+    the count of the plain model, whatever an implementation avoids.
+    """
+    num_global, kept = 2, _kept_share(drop_path)
+    global_crop = crop_flops(network.backbone, views.global_px)
+    local_crop = crop_flops(network.backbone, views.local_px)
+    blocks = num_global * global_crop.blocks + views.num_local * local_crop.blocks
+    embedding = num_global * global_crop.embedding + views.num_local * local_crop.embedding
+    class_tokens, masked = head_flops(network.dino_head), head_flops(network.patch_head)
+    student = embedding + kept * blocks + (num_global + views.num_local) * class_tokens
+    teacher = num_global * (global_crop.embedding + global_crop.blocks + class_tokens)
+    patches = views.masked_patches * masked
+    return _FORWARD_AND_BACKWARD * (student + patches) + teacher + patches
+
+
+@dataclass(frozen=True)
+class CropFlops:
+    embedding: float
+    blocks: float
+
+
+def crop_flops(backbone: Backbone, side_px: int) -> CropFlops:
+    """Operations of one crop's forward pass: patch embedding, and all blocks.
+
+    A block takes 2 a weight and token, and 4 · tokens² · dim for attention (scores, then their values).
+    """
+    patches = (side_px // backbone.patch_size) ** 2
+    tokens = patches + backbone.num_prefix_tokens
+    embedding = 2.0 * backbone.vit.patch_embed.proj.weight.numel() * patches
+    attention = 4.0 * tokens * tokens * sum(_attention_dim(block) for block in backbone.vit.blocks)
+    return CropFlops(embedding, 2.0 * _matrix_elements(backbone.vit.blocks) * tokens + attention)
+
+
+def head_flops(head: ProjectionHead) -> float:
+    """Operations of one row's way through a head, prototypes included."""
+    return 2.0 * _matrix_elements(head.mlp) + 2.0 * head.last_layer.weight_v.numel()
+
+
+def _attention_dim(block: nn.Module) -> int:
+    return int(block.attn.num_heads * block.attn.head_dim)  # type: ignore[union-attr,operator]
+
+
+def _matrix_elements(module: nn.Module) -> int:
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+def _kept_share(drop_path: float) -> float:
+    """Share of the crops that run a branch, at the size of a large micro-batch."""
+    large = 1000
+    return kept_samples(drop_path, large) / large if is_subset(drop_path) else 1.0
