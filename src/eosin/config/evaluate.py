@@ -172,7 +172,8 @@ class EvaluateConfig(Section):
     tasks: tuple[TaskConfig, ...] = (UnsupervisedTask(),)
     checkpoints: Literal["all", "last"] = "all"
     baselines: tuple[str, ...] = ("random-init",)
-    """Judged beside the run's own teachers: random-init, timm:NAME, or the URI of a teacher's folder."""
+    """Judged beside the run's own teachers: random-init, timm:NAME or timm:hf-hub:OWNER/NAME with its
+    published weights, timm:ARCH@URI with those of a safetensors file, or the URI of a teacher's folder."""
     img_px: int | None = Field(default=None, ge=1)
     """Side to which images are resized for every model; None: each model's own. A teacher trained on
     crops well inside the patch sees the whole patch at the same scale where this is larger."""

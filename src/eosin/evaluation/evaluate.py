@@ -30,7 +30,7 @@ from eosin.evaluation.mask_folder import MaskedDataset
 from eosin.evaluation.open_task import dataset_uri, open_task
 from eosin.evaluation.outcome import Outcome
 from eosin.evaluation.protocol import protocol_of, task_identity
-from eosin.evaluation.subject import Subject, find_subject
+from eosin.evaluation.subject import Subject, find_subject, lost_subject
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
@@ -50,7 +50,7 @@ def evaluate(run_uri: str, model: str, task: str, *, log: RunLog) -> MetricRecor
     store = open_store(run_uri)
     config = load_run(run_uri, store=store)
     wanted = _find_task(run_uri, config, task)
-    subject = find_subject(run_uri, config, model, store)
+    subject = _find_model(run_uri, config, model, store)
     # A task that embeds several times reads the weights once.
     subject = replace(subject, load=cache(subject.load))
     started_s = time.monotonic()
@@ -71,6 +71,16 @@ def evaluate(run_uri: str, model: str, task: str, *, log: RunLog) -> MetricRecor
     figures = {name: value.mean for name, value in record.metrics.items()}
     log.event("evaluated", model=model, task=task, seconds=round(record.wall_s, 2), **figures)
     return record
+
+
+def _find_model(run_uri: str, config: RunConfig, name: str, store: Store) -> Subject:
+    """A baseline that the configuration names and nobody can find fails when it is judged, as a record."""
+    try:
+        return find_subject(run_uri, config, name, store)
+    except UserError as error:
+        if name not in config.evaluate.baselines:
+            raise
+        return lost_subject(name, error)
 
 
 def _find_task(run_uri: str, config: RunConfig, name: str) -> TaskConfig:
@@ -187,10 +197,10 @@ class _Evaluation:
         )
 
     def _leaked(self, dataset: Dataset) -> tuple[str, ...]:
-        """Of a teacher on a labelled dataset; other models saw none of the run's slides."""
-        if not self.subject.step or isinstance(self.task, UnsupervisedTask | RobustnessTask):
+        """Of a teacher on a labelled dataset; of other models it is not known what they saw."""
+        if not self.subject.trained_by or isinstance(self.task, UnsupervisedTask | RobustnessTask):
             return ()
-        return leaked_patients(self.run_uri, self.config, dataset)
+        return leaked_patients(self.subject.trained_by, dataset)
 
     def _inputs_digest(self, dataset: Dataset) -> str:
         protocol = protocol_of(self.task)

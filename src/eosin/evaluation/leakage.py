@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.evaluation.dataset import Dataset
+from eosin.evaluation.patients import tcga_patient
 from eosin.index.snapshot import open_snapshot
 from eosin.patches.eligible import find_eligible
-from eosin.runs import load_pin
+from eosin.runs import load_pin, load_run
 
 _MAX_NAMED = 10
 
 
-def leaked_patients(run_uri: str, config: RunConfig, dataset: Dataset) -> tuple[str, ...]:
-    """Patients of `dataset` whose slides this run trains on, by name, sorted.
+def leaked_patients(run_uri: str, dataset: Dataset) -> tuple[str, ...]:
+    """Patients of `dataset` whose slides the run at `run_uri` trains on, by name, sorted.
 
-    Empty where the dataset or the index names no patients: then nothing can be said.
+    A TCGA file name says whose it is where no patient is given. Empty where the dataset or the index
+    names no patients, or there is no such run: then nothing can be said.
     """
-    patients = {sample.patient for sample in dataset.samples} - {""}
+    patients = {sample.patient or tcga_patient(sample.source) for sample in dataset.samples} - {""}
     if not patients:
+        return ()
+    try:
+        config = load_run(run_uri)
+    except UserError:  # a teacher that was copied away from its run
         return ()
     try:
         pin = load_pin(run_uri)
@@ -29,7 +34,8 @@ def leaked_patients(run_uri: str, config: RunConfig, dataset: Dataset) -> tuple[
             trained = find_eligible(snapshot, config.patches, "all").rows
     except UserError:  # no index, or no slide in it that serves: nothing was trained on
         return ()
-    return tuple(sorted(patients & {snapshot.rows[int(number)].patient for number in trained}))
+    rows = (snapshot.rows[int(number)] for number in trained)
+    return tuple(sorted(patients & {row.patient or tcga_patient(row.slide) for row in rows}))
 
 
 def leakage_note(patients: tuple[str, ...]) -> str:

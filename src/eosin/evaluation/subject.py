@@ -32,6 +32,8 @@ class Subject:
     digest: str
     """SHA-256 of all that decides its embeddings."""
     load: Callable[[], tuple[nn.Module, TeacherCard]]
+    trained_by: str = ""
+    """URI of the run that trained it, where one is known: its slides are what the model has seen."""
 
     @property
     def key(self) -> str:
@@ -43,6 +45,15 @@ def find_subject(run_uri: str, config: RunConfig, name: str, store: Store) -> Su
     """The model called `name`. Raises `UserError` naming what is there where it is not exported."""
     subject = _find(run_uri, config, name, store)
     return subject if config.evaluate.img_px is None else _at_size(subject, config.evaluate.img_px)
+
+
+def lost_subject(name: str, error: UserError) -> Subject:
+    """A model that cannot be had: loading it raises `error`."""
+
+    def load() -> tuple[nn.Module, TeacherCard]:
+        raise error
+
+    return Subject(name, None, _digest({"lost": name}), load)
 
 
 def _at_size(subject: Subject, img_px: int) -> Subject:
@@ -65,7 +76,7 @@ def _find(run_uri: str, config: RunConfig, name: str, store: Store) -> Subject:
     except NotFound:
         raise _unknown(run_uri, name, store) from None
     card = TeacherCard.from_json(data, source=join_uri(run_uri, RunLayout.teacher_card(name)))
-    return Subject(name, step_of(name), _card_digest(card), lambda: _load_teacher(run_uri, name))
+    return Subject(name, step_of(name), _card_digest(card), lambda: _load_teacher(run_uri, name), run_uri)
 
 
 _IDENTITY = {"arch", "arch_args", "img_px", "num_features", "mean", "std", "weights_sha256"}
@@ -86,7 +97,8 @@ def _foreign_teacher(folder: str) -> Subject:
         ) from None
     card = TeacherCard.from_json(data, source=join_uri(folder, TEACHER_CARD))
     # No step: it is not one of this run's, whatever its own run called it.
-    return Subject(folder, None, _card_digest(card), lambda: _load_teacher(folder, card.name))
+    digest, (run, _, inside) = _card_digest(card), folder.rpartition("/" + RunLayout.TEACHERS)
+    return Subject(folder, None, digest, lambda: _load_teacher(folder, card.name), run if inside else "")
 
 
 def _unknown(run_uri: str, name: str, store: Store) -> UserError:
@@ -126,12 +138,34 @@ def _random_init(config: RunConfig) -> Subject:
 
 
 def _from_timm(name: str) -> Subject:
+    arch, _, uri = name.removeprefix(TIMM).partition("@")
+    if uri:
+        return _from_file(name, arch, uri)
     identity = {"timm": name, "version": importlib.metadata.version("timm")}
 
     def load() -> tuple[nn.Module, TeacherCard]:
         from eosin.evaluation.timm_model import load_timm
 
         return load_timm(name.removeprefix(TIMM))
+
+    return Subject(name, None, _digest(identity), load)
+
+
+def _from_file(name: str, arch: str, uri: str) -> Subject:
+    """timm's architecture with the weights of a safetensors file: told apart by etag, not by reading it."""
+    folder, _, key = uri.rpartition("/")
+    try:
+        info = open_store(folder or ".").head(key)
+    except NotFound:
+        raise UserError(
+            f"no weights at {uri}", hint="a baseline may be timm:ARCH@URI of a safetensors file"
+        ) from None
+    identity = {"timm": arch, "uri": uri, "etag": info.etag, "version": importlib.metadata.version("timm")}
+
+    def load() -> tuple[nn.Module, TeacherCard]:
+        from eosin.evaluation.timm_model import load_timm_file
+
+        return load_timm_file(arch, uri)
 
     return Subject(name, None, _digest(identity), load)
 
