@@ -56,6 +56,7 @@ compile: $(VENV)/.dev ## Compile the pipelines and generate the reference docs
 	@$(BIN)/python -m eosin_pipelines.pretrain
 	@$(BIN)/python -m eosin_pipelines.evaluate
 	@$(BIN)/python -m eosin_pipelines.retrain
+	@$(BIN)/python -m eosin_pipelines.scaling_study
 	@$(BIN)/python helm/generate.py
 	@$(BIN)/python docs/generate.py
 

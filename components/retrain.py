@@ -4,6 +4,14 @@ from kfp import dsl
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
+def name_run(run: str) -> str:
+    """The run's URI with the day in the place of {date}: the same for every later task and its retries."""
+    from eosin.runs import dated
+
+    return dated(run)
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
 def plan_retrain(
     run: str, registry: str, name: str, recipe: str, settings: list, slides: str, index: str,
     num_index_shards: int,

@@ -47,6 +47,7 @@ _KNOWN: dict[str, dict[str, Any]] = {
     },
     "networkPolicy.storeCidrs": {"type": "array", "minItems": 1, "items": {"type": "string"}},
     "schedule.cron": {"type": "string", "pattern": "^\\S+( \\S+){4}$"},
+    "schedule.checkedAt": {"type": "string", "pattern": "^\\S+( \\S+){4}$"},
     "schedule.run": {"type": "string", "pattern": "^($|s3://.*\\{date\\})"},
     "schedule.parameters": {"type": "object"},
     "kubeflow.endpoint": {"type": "string", "pattern": "^https?://"},

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from eosin_components.promote import promote
-from eosin_components.retrain import judge_new_slides, plan_retrain, say_unchanged
+from eosin_components.retrain import judge_new_slides, name_run, plan_retrain, say_unchanged
 from eosin_components.train import train
 from eosin_pipelines.defaults import EVALUATE_IMAGE, INDEX_IMAGE, TRAIN_IMAGE, prepare
 from eosin_pipelines.graph import decode_held_out, index_slides, judge_and_report
@@ -44,7 +44,7 @@ def retrain(
     Returns promoted, refused or unchanged.
 
     Args:
-        run: URI of the run, s3://bucket/runs/NAME. The same URI again continues it.
+        run: URI of the run, s3://bucket/runs/NAME; {date} becomes the day. The same URI again continues it.
         registry: URI of the model registry, s3://bucket/registry.
         name: Name of the model in it. Where there is none yet, the run becomes its first version.
         recipe: Name of a recipe, or the URI of a configuration; empty: that of the current model's run.
@@ -63,28 +63,31 @@ def retrain(
         evaluate_image: Image of evaluate.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
     """
+    named = name_run(run=run).set_container_image(index_image)
+    uri = named.outputs["Output"]
     planned = plan_retrain(
-        run=run, registry=registry, name=name, recipe=recipe, settings=settings, slides=slides, index=index,
+        run=uri, registry=registry, name=name, recipe=recipe, settings=settings, slides=slides, index=index,
         num_index_shards=num_index_shards,
     ).set_container_image(index_image)  # fmt: skip
-    scanned, snapshot = index_slides(run, planned, num_decode_shards, index_image)
+    scanned, snapshot = index_slides(uri, planned, num_decode_shards, index_image)
     gate = judge_new_slides(
-        run=run, min_new_slides=min_new_slides, decode_shards=snapshot.outputs["Output"]
+        run=uri, min_new_slides=min_new_slides, decode_shards=snapshot.outputs["Output"]
     ).set_container_image(index_image)
     with dsl.If(gate.outputs["Output"] == "train", name="enough-is-new"):
-        decoded = decode_held_out(run, snapshot, train_image)
-        trained = train(run=run, backend=backend).set_container_image(train_image)
+        decoded = decode_held_out(uri, snapshot, train_image)
+        trained = train(run=uri, backend=backend).set_container_image(train_image)
         judged, report = judge_and_report(
-            run, trained, "checkpoint-x-task", decoded, index_image, evaluate_image
+            uri, trained, "checkpoint-x-task", decoded, index_image, evaluate_image
         )
         promoted = promote(
-            run=run, registry=registry, name=name, judge_by=judge_by, margin=margin, alpha=alpha,
+            run=uri, registry=registry, name=name, judge_by=judge_by, margin=margin, alpha=alpha,
             report=report.outputs["Output"],
         ).set_container_image(index_image)  # fmt: skip
     with dsl.Else(name="too-little-is-new"):
         unchanged = say_unchanged(name=name).set_container_image(index_image)
     prepare(
-        (planned, scanned, snapshot, gate, decoded, trained, judged, report, promoted, unchanged), s3_secret
+        (named, planned, scanned, snapshot, gate, decoded, trained, judged, report, promoted, unchanged),
+        s3_secret,
     )
     return dsl.OneOf(promoted.outputs["Output"], unchanged.outputs["Output"])
 

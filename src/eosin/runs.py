@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+from datetime import UTC, date, datetime
 
 from eosin.config import RunConfig, difference, dump_config, load_config
 from eosin.errors import UserError
 from eosin.layout import RunLayout
 from eosin.records import IndexPin, TrainingDone
 from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store
+
+
+def dated(run_uri: str, day: date | None = None) -> str:
+    """`run_uri` with `day` (today, UTC) as YYYY-MM-DD in the place of `{date}`."""
+    return run_uri.replace("{date}", (day or datetime.now(UTC).date()).isoformat())
 
 
 def resolve(config: RunConfig, run_uri: str) -> RunConfig:

@@ -27,6 +27,7 @@ from eosin.records import (
     PatchSetManifest,
     RetrainBase,
     SnapshotManifest,
+    Study,
     TrainingDone,
 )
 from eosin.runs import load_pin, load_run, pin_index, prepare_run
@@ -35,6 +36,7 @@ from eosin.storage import join_uri, open_store
 if TYPE_CHECKING:
     from eosin.registry.promote import Promotion
     from eosin.registry.retrain import Gate
+    from eosin.summary.study_report import StudyResult
     from eosin.summary.summarize import SummaryResult
 
 P = ParamSpec("P")
@@ -125,6 +127,48 @@ def retrain_config(
         )
     recipe = recipe or own_recipe(base.run)
     return warm_started(resolve_config(recipe, settings=settings, slides=slides, index=index), base), base
+
+
+def plan_study(
+    study_uri: str,
+    vary: str,
+    values: Iterable[Any] = (),
+    *,
+    recipe: str,
+    settings: Iterable[str] = (),
+    slides: str = "",
+    index: str = "",
+) -> Study:
+    """Publish a study and the configuration of each of its runs."""
+    from eosin import study
+
+    recipe = recipe or own_recipe(study_uri)
+    config = resolve_config(recipe, settings=settings, slides=slides, index=index)
+    return study.plan_study(study_uri, config, vary, list(values))
+
+
+def pin_variants(study_uri: str) -> list[str]:
+    """Pin the study's snapshot to each of its runs; returns their URIs."""
+    from eosin import study
+
+    return study.pin_variants(study_uri)
+
+
+def study_evaluations(study_uri: str) -> list[dict[str, str]]:
+    """Every {"run": …, "model": …, "task": …} of a study's runs."""
+    from eosin.evaluation.plan import list_evaluations
+    from eosin.study import load_study
+
+    runs = [variant.run for variant in load_study(study_uri).variants]
+    return [{"run": run, **pair} for run in runs for pair in list_evaluations(run)]
+
+
+def study_report(study_uri: str) -> StudyResult:
+    """Write one report over all runs of a study."""
+    from eosin.summary.study_report import report_study
+
+    with RunLog("summarize", open_store(study_uri)) as log:
+        return report_study(study_uri, log=log)
 
 
 def own_recipe(run_uri: str) -> str:
@@ -270,7 +314,6 @@ def summarize(run_uri: str) -> SummaryResult:
         return write_report(run_uri, log=log)
 
 
-def promote(
 def judge_new_slides(run_uri: str, min_new_slides: int) -> Gate:
     """Whether a planned and indexed retraining has new slides enough to go on."""
     from eosin.registry.retrain import judge_new_slides as judge
@@ -279,6 +322,7 @@ def judge_new_slides(run_uri: str, min_new_slides: int) -> Gate:
         return judge(run_uri, min_new_slides, log=log)
 
 
+def promote(
     registry_uri: str,
     name: str,
     run_uri: str,

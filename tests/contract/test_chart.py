@@ -20,6 +20,7 @@ from eosin.cluster.jobset import render_jobset
 from eosin.cluster.site import CONFIG_MAP, KEY, with_site_defaults
 from eosin.config import RunConfig, load_config
 from eosin.config.cluster import ClusterConfig
+from tests.support.kubeflow import kubeflow_server
 from tests.support.kubernetes import built_in_errors, check_golden, crd_errors, load_all
 from tests.support.tools import run
 
@@ -36,7 +37,9 @@ FULL: dict[str, Any] = {
     "cluster": {"shm_size": "32Gi", "s3": {"region": "eu-2"}, "pools": [
         {"name": "anchor", "gpus_per_node": 8}, {"name": "spot", "spot": True, "max_nodes": 4}]},
     "queue": {"create": True, "name": "gpus", "clusterQueue": "all"},
-    "schedule": {"enabled": True, "parameters": {"recipe": "vits16-dinov2", "settings": ["seed=1"]}},
+    "schedule": {"enabled": True, "parameters": {
+        "registry": "s3://b/registry", "name": "he", "recipe": "vits16-dinov2", "settings": ["seed=1"],
+        "min_new_slides": 50}},
     "kubeflow": {"userNamespace": "pathology"},
     "monitoring": {"podMonitor": {"enabled": True, "labels": {"release": "prom"}},
                    "rules": {"enabled": True, "labels": {"release": "prom"}}, "dashboard": {"enabled": True}},
@@ -149,7 +152,14 @@ def test_misspelt_or_impossible_value_fails_by_name(
     ("values", "words"),
     [
         ({"schedule": {"enabled": True}, "images": IMAGES}, "s3.runs"),
-        ({"schedule": {"enabled": True}, "s3": {"runs": "s3://b/r"}}, "make publish"),
+        ({"schedule": {"enabled": True}, "s3": {"runs": "s3://b/r"}}, "registry and name"),
+        (
+            {
+                "schedule": {"enabled": True, "parameters": {"registry": "s3://b/r", "name": "x"}},
+                "s3": {"runs": "s3://b/r"},
+            },
+            "make publish",
+        ),
         ({"s3": {"accessKeyId": "AK"}}, "s3.secretAccessKey"),
     ],
 )
@@ -228,19 +238,52 @@ def test_restricted_pod_security_of_the_charts_own_pods(tmp_path: Path) -> None:
             assert container["resources"]["limits"]["memory"]
 
 
-def test_schedule_passes_what_the_pipeline_takes(tmp_path: Path) -> None:
-    pod = only(render(FULL, tmp_path), "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    command = pod["containers"][0]["command"]
-    (given,) = [part for part in command if part.startswith("--parameters=")]
-    parameters = json.loads(given.removeprefix("--parameters="))
-    compiled = next(iter(yaml.safe_load_all((ROOT / "pipelines" / "pretrain.yaml").read_text())))
-    assert parameters.keys() <= compiled["root"]["inputDefinitions"]["parameters"].keys()
-    assert "--run=s3://b/runs/scheduled-{date}" in command
+def test_schedule_is_kept_by_the_very_command_of_its_pod(tmp_path: Path) -> None:
+    objects = render(FULL, tmp_path)
+    (create,) = only(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    (delete,) = only(objects, "Job")["spec"]["template"]["spec"]["containers"]
+    seen: list[dict[str, Any]] = []
+    with kubeflow_server() as kubeflow:
+        for command, number in ((create, 1), (create, 1), (delete, 0)):
+            done = subprocess.run(
+                [sys.executable, "-m", "eosin", *command["command"][1:], f"--host={kubeflow.host}"],
+                env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            assert len(kubeflow.schedules) == number
+            seen += kubeflow.schedules
+    made = seen[0]
+    parameters = made["runtime_config"]["parameters"]
+    assert (
+        seen == [made, made]
+        and made["display_name"] == "eosin"
+        and made["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 0"
+    )
+    assert parameters == {
+        "run": "s3://b/runs/scheduled-{date}", "registry": "s3://b/registry", "name": "he",
+        "recipe": "vits16-dinov2", "settings": ["seed=1"], "min_new_slides": 50, "s3_secret": "keys",
+        **{f"{name}_image": image for name, image in IMAGES.items()},
+    }  # fmt: skip
+
+
+def test_upgrade_and_rollback_rename_nothing(tmp_path: Path) -> None:
+    """What a schedule or a user holds on to has the same name before and after any change of values."""
+    changed = json.loads(json.dumps(FULL))
+    changed["images"] = {name: image.replace("0" * 64, "1" * 64) for name, image in IMAGES.items()}
+    changed["schedule"] |= {"cron": "1 1 * * *", "paused": True}
+    changed["cluster"]["shm_size"] = "8Gi"
+    kept = [
+        {(item["kind"], item["metadata"]["name"]) for item in render(values, tmp_path)}
+        for values in (FULL, changed)
+    ]
+    assert kept[0] == kept[1]
+    # Nothing of the chart holds data: no claim that an uninstall or a rollback could take along.
+    assert not {"PersistentVolumeClaim", "PersistentVolume"} & {kind for kind, _ in kept[0]}
 
 
 def test_alerts_and_dashboard_speak_of_metrics_that_training_exports(tmp_path: Path) -> None:
     source = (ROOT / "src/eosin/training/progress.py").read_text()
-    exported = set(re.findall(r'^ {12}"(\w+)":', source, flags=re.M))
+    exported = set(re.findall(r'"(\w+)":', source))
     objects = render(FULL, tmp_path)
     rules = json.dumps(only(objects, "PrometheusRule"))
     board = only(objects, "ConfigMap", "dashboard")["data"]["eosin.json"]
@@ -253,7 +296,7 @@ def test_alerts_and_dashboard_speak_of_metrics_that_training_exports(tmp_path: P
 def test_notes_give_the_two_next_commands(tmp_path: Path) -> None:
     notes = run("helm", "install", "eosin", str(CHART), "--dry-run=client", "--namespace", "pathology")
     assert "helm test eosin --namespace pathology" in notes.stdout
-    assert "run create" in notes.stdout
+    assert "eosin submit pretrain" in notes.stdout
     assert "make publish" in notes.stdout
 
 

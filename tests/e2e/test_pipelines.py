@@ -115,3 +115,19 @@ def test_retrain_stops_early_then_trains_on_and_promotes_only_what_is_better(
     assert {row["model"] for row in rows if row["status"] == "ok"} == {current, "step-00000006"}
     shown = json.loads(eosin("registry", "show", registry, "--json").stdout)["models"][0]
     assert (shown["current"], len(shown["versions"])) == (1, 1)
+
+
+def test_a_scaling_study_is_one_command_and_one_report(dataset: Path, tmp_path: Path) -> None:
+    study_uri = (tmp_path / "studies" / "patches").as_uri()
+    place = ["--local", "--run", study_uri, "--slides", (dataset / "slides").as_uri()]
+    vary = ["--param", "vary=patches", "--param", "values=[4, all]"]
+    settings = [*settings_of(dataset), "--set", "evaluate.checkpoints=last"]
+    done = eosin("run", "demo", "--pipeline", "scaling_study", *place, *vary, *settings)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(open_store(study_uri).get(RunLayout.SUMMARY_JSON))
+    assert [(v["name"], v["value"], v["step"]) for v in told["variants"]] == [("4", 4, 6), ("all", None, 6)]
+    assert told["problems"] == []
+    figures = [{(f["task"], f["metric"]) for f in v["figures"]} for v in told["variants"]]
+    assert figures[0] == figures[1] >= {("heldout", "rankme"), ("textures-knn", "balanced_accuracy")}
+    assert open_store(study_uri).exists(RunLayout.patch_set_manifest("heldout"))
+    assert all(not list(open_store(v["run"]).list(RunLayout.PATCH_SETS)) for v in told["variants"])

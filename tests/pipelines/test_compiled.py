@@ -16,6 +16,7 @@ PIPELINES = {
     "pretrain": ["run"],
     "evaluate": ["run", "teacher"],
     "retrain": ["name", "registry", "run"],
+    "scaling_study": ["run"],
 }
 """Each with the parameters it cannot do without."""
 

@@ -32,6 +32,7 @@ def test_texts_are_read_by_the_type_of_the_parameter_and_win() -> None:
         ("min_new_slides=1.5", "is a whole number"),
         ("min_new_slides=true", "is a whole number, not True"),
         ("judge_by=a/b", "is a list, not 'a/b'"),
+        ("judge_by=[a/b, null]", "takes no null"),
         ("margin", "not of the form"),
         ("judge_by=[", "not YAML"),
     ],

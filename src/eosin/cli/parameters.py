@@ -104,6 +104,8 @@ def _check(name: str, value: Any, declared: dict[str, dict[str, Any]], pipeline:
     # A bool is an int to Python, never to a person.
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "BOOLEAN"):
         raise UserError(f"parameter {name} of {pipeline.stem} is a {_word(kind)}, not {value!r}")
+    if isinstance(value, list) and None in value:
+        raise UserError(f"parameter {name} of {pipeline.stem}: Kubeflow takes no null in a list")
 
 
 def _word(kind: str) -> str:

@@ -10,6 +10,7 @@ from eosin.cli.output import AsJson, Settings, emit
 from eosin.cli.parameters import Param, arguments_of, compiled_pipeline, takes
 from eosin.config import RunConfig
 from eosin.errors import UserError
+from eosin.runs import dated
 
 Pipeline = Literal["pretrain", "evaluate", "retrain", "scaling_study"]
 
@@ -44,6 +45,7 @@ def run(
     """
     if (pipeline == "evaluate") != bool(teacher):
         raise UserError("--pipeline evaluate and --teacher go together", hint="give both, or neither")
+    run_uri = dated(run_uri)
     given = {
         "run": run_uri, "recipe": recipe, "slides": slides, "index": index, "settings": list(settings or ()),
         "teacher": teacher or None,
@@ -80,7 +82,12 @@ def _config(pipeline: str, arguments: dict[str, Any]) -> RunConfig:
     if pipeline == "retrain":
         registry, name = arguments["registry"], arguments["name"]
         return steps.retrain_config(run, registry, name, recipe=recipe, **chosen)[0]
-    return steps.resolve_config(recipe or steps.own_recipe(run), **chosen)
+    config = steps.resolve_config(recipe or steps.own_recipe(run), **chosen)
+    if pipeline == "scaling_study":
+        from eosin.study import study_of
+
+        study_of(run, config, arguments.get("vary", "slides"), arguments.get("values", ()))
+    return config
 
 
 def _here(config: RunConfig, names: frozenset[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _TITLES = {
     "plan": "plan · resolve the configuration",
     "index-shard": "index · read slide headers and find tissue",
     "index-snapshot": "index · publish the snapshot",
+    "name-run": "name · the day's run",
     "plan-retrain": "plan · from the current model of the registry",
     "plan-study": "plan · one run for each value",
     "judge-new-slides": "gate · are there new slides enough",

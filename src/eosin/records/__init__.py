@@ -5,6 +5,7 @@ from eosin.records.patchset import PatchSetManifest, PatchSetShard, RejectedPatc
 from eosin.records.registry import RegisteredModel, RegistryEntry, RegistryMove
 from eosin.records.retrain import RetrainBase
 from eosin.records.snapshot import IndexPin, SnapshotManifest, TrainingDone
+from eosin.records.study import Study, Variant
 from eosin.records.teacher import TeacherCard
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "RejectedPatch",
     "RetrainBase",
     "SnapshotManifest",
+    "Study",
     "TeacherCard",
     "TrainingDone",
+    "Variant",
 ]

@@ -53,6 +53,8 @@ class Chart:
     """Vertical lines: something that happened at x."""
     y_from_zero: bool = False
     log_y: bool = False
+    x_names: tuple[str, ...] = ()
+    """Where x is no quantity: the names of x = 0, 1, 2, …"""
     note: str = field(default="")
 
 
@@ -112,6 +114,11 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _axes(chart: Chart, series: Sequence[Series]) -> tuple[_Axis, _Axis]:
+    x_axis, y_axis = _quantities(chart, series)
+    return (_Axis(-0.4, len(chart.x_names) - 0.6) if chart.x_names else x_axis), y_axis
+
+
+def _quantities(chart: Chart, series: Sequence[Series]) -> tuple[_Axis, _Axis]:
     xs = [p.x for s in series for p in s.points] + [x for _, x in chart.marks]
     ys = [v for s in series for p in s.points for v in (p.y - p.spread, p.y + p.spread)]
     ys += [value for _, value in chart.levels]
@@ -168,10 +175,10 @@ def _grid(chart: Chart, x_axis: _Axis, y_axis: _Axis) -> list[str]:
         parts.append(
             f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5}" text-anchor="end">{_tick(tick)}</text>'
         )
-    for tick in x_axis.ticks():
+    for tick, name in _x_ticks(chart, x_axis):
         x = _x(x_axis, tick)
         parts.append(f'<line class="axis" x1="{x}" y1="{floor}" x2="{x}" y2="{floor + 4}"/>')
-        parts.append(f'<text class="tick" x="{x}" y="{floor + 16}" text-anchor="middle">{_tick(tick)}</text>')
+        parts.append(f'<text class="tick" x="{x}" y="{floor + 16}" text-anchor="middle">{name}</text>')
     middle = (_TOP + floor) / 2
     parts += [
         f'<line class="axis" x1="{_LEFT}" y1="{floor}" x2="{WIDTH - _RIGHT}" y2="{floor}"/>',
@@ -181,6 +188,12 @@ def _grid(chart: Chart, x_axis: _Axis, y_axis: _Axis) -> list[str]:
         f"{escape(chart.y_label)}</text>",
     ]
     return parts
+
+
+def _x_ticks(chart: Chart, x_axis: _Axis) -> list[tuple[float, str]]:
+    if chart.x_names:
+        return [(float(place), escape(name)) for place, name in enumerate(chart.x_names)]
+    return [(tick, _tick(tick)) for tick in x_axis.ticks()]
 
 
 def _tick(value: float) -> str:

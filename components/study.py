@@ -1,0 +1,54 @@
+"""The components that a study adds: one run for each value, one report over all."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def plan_study(
+    run: str, vary: str, values: list, recipe: str, settings: list, slides: str, index: str,
+    num_index_shards: int,
+) -> list:  # fmt: skip
+    """Publish the study and the configuration of each of its runs; returns the shards of indexing."""
+    from eosin import steps
+
+    steps.as_step(
+        steps.plan_study, run, vary, values, recipe=recipe, settings=settings, slides=slides, index=index
+    )
+    return [{"shard": shard, "num_shards": num_index_shards} for shard in range(num_index_shards)]
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def pin_variants(run: str, decode_shards: list) -> list:
+    """Pin the study's snapshot to each of its runs; returns them."""
+    from eosin import steps
+
+    return [{"variant": uri} for uri in steps.as_step(steps.pin_variants, run)]
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def list_evaluations(run: str, trained: list) -> list:
+    """Every (run, model, task) of a study whose runs are trained."""
+    from eosin import steps
+
+    print(f"{len(trained)} runs are trained")
+    found = steps.as_step(steps.study_evaluations, run)
+    return [{"variant": each["run"], "model": each["model"], "judged_on": each["task"]} for each in found]
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def study_report(
+    run: str, statuses: list, report: dsl.Output[dsl.HTML], metrics: dsl.Output[dsl.Metrics]
+) -> str:
+    """Publish one report over all runs and show it as an artifact; returns its URI."""
+    from pathlib import Path
+
+    from eosin import steps
+    from eosin.layout import RunLayout
+    from eosin.storage import join_uri, open_store
+
+    print(f"{statuses.count('ok')} of {len(statuses)} evaluations are ok")
+    result = steps.as_step(steps.study_report, run)
+    for name, value in result.headline.items():
+        metrics.log_metric(name, value)
+    Path(report.path).write_bytes(open_store(run).get(RunLayout.SUMMARY_HTML))
+    return join_uri(run, RunLayout.SUMMARY_HTML)

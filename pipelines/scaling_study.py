@@ -1,0 +1,89 @@
+"""One submission, one key varied: index → a run for each value → evaluation → one report.
+
+`python -m eosin_pipelines.scaling_study` compiles it to `scaling_study.yaml`.
+"""
+
+from pathlib import Path
+
+from eosin_components.evaluate import evaluate
+from eosin_components.study import list_evaluations, pin_variants, plan_study, study_report
+from eosin_components.train import train
+from eosin_pipelines.defaults import EVALUATE_IMAGE, INDEX_IMAGE, TRAIN_IMAGE, prepare
+from eosin_pipelines.graph import index_and_decode
+from kfp import compiler, dsl
+
+COMPILED = Path(__file__).with_suffix(".yaml")
+# kfp takes no parameter here. More trainings at once share the same GPUs, and each holds some while it
+# waits for the rest.
+_TRAININGS_AT_ONCE = 2
+
+
+@dsl.pipeline(
+    name="eosin-scaling-study",
+    description="Train once for each value of one key, judge all on the same data, compare in one report.",
+)
+def scaling_study(
+    run: str,
+    vary: str = "slides",
+    values: list = [],  # noqa: B006  (kfp compiles the literal into the YAML)
+    recipe: str = "vits16-dino",
+    slides: str = "",
+    index: str = "",
+    settings: list = [],  # noqa: B006
+    backend: str = "jobset",
+    num_index_shards: int = 2,
+    num_decode_shards: int = 1,
+    index_image: str = INDEX_IMAGE,
+    train_image: str = TRAIN_IMAGE,
+    evaluate_image: str = EVALUATE_IMAGE,
+    s3_secret: str = "eosin-s3",
+) -> str:
+    """Index and decode once, train each variant, evaluate all, write one report.
+
+    Args:
+        run: URI of the study, s3://bucket/studies/NAME. The same URI again continues it.
+        vary: slides, patches, init, magnifications or method; or any key, "section.key".
+        values: Its values, "all" for no limit; empty: those usual for the first five.
+        recipe: Name of a recipe, or the URI of a configuration.
+        slides: URI of the folder of slides; empty: the recipe's, or those of the index.
+        index: URI of the index; empty: one a folder of slides, beside the folder of the study.
+        settings: Overrides of the recipe for every run, each "section.key=value".
+        backend: Where training runs: "jobset" (a JobSet across node pools) or "local" (torchrun in the pod).
+        num_index_shards: How many pods scan slides at once.
+        num_decode_shards: How many pods decode held-out patches at once.
+        index_image: Image of plan, index and the report, by tag or digest.
+        train_image: Image of decode and train.
+        evaluate_image: Image of evaluate.
+        s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
+    """
+    planned = plan_study(
+        run=run, vary=vary, values=values, recipe=recipe, settings=settings, slides=slides, index=index,
+        num_index_shards=num_index_shards,
+    ).set_container_image(index_image)  # fmt: skip
+    data = index_and_decode(run, planned, num_decode_shards, index_image, train_image)
+    pinned = pin_variants(run=run, decode_shards=data.snapshot.outputs["Output"])
+    pinned.set_container_image(index_image)
+    with dsl.ParallelFor(pinned.outputs["Output"], name="variants", parallelism=_TRAININGS_AT_ONCE) as each:
+        trained = train(run=each.variant, backend=backend).set_container_image(train_image)
+    pairs = list_evaluations(run=run, trained=dsl.Collected(trained.outputs["Output"]))
+    pairs.set_container_image(evaluate_image)
+    with dsl.ParallelFor(pairs.outputs["Output"], name="variant-x-checkpoint-x-task") as pair:
+        judged = evaluate(
+            run=pair.variant, model=pair.model, task=pair.judged_on,
+            decoded=dsl.Collected(data.decoded.output),
+        ).set_container_image(evaluate_image)  # fmt: skip
+    report = study_report(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
+    report.set_container_image(index_image)
+    tasks = (planned, data.scanned, data.snapshot, data.decoded, pinned, trained, pairs, judged, report)
+    prepare(tasks, s3_secret)
+    return report.outputs["Output"]
+
+
+def compile_to(path: Path = COMPILED) -> Path:
+    """Write the pipeline's YAML to `path`."""
+    compiler.Compiler().compile(scaling_study, str(path))
+    return path
+
+
+if __name__ == "__main__":
+    print(compile_to())

@@ -1,0 +1,141 @@
+"""eosin submit and eosin schedule: pipelines on a Kubeflow cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from eosin.cli.output import AsJson, Settings, emit
+from eosin.cli.parameters import Param, arguments_of, compiled_pipeline, takes
+from eosin.errors import UserError
+
+_MAX_NAME = 63
+schedule_app = typer.Typer(no_args_is_help=True, help="Recurring pipelines: create, list, delete.")
+
+Host = Annotated[
+    str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Address of the Kubeflow Pipelines API.")
+]
+Namespace = Annotated[str, typer.Option(help="Profile, on a Kubeflow of many users.")]
+Experiment = Annotated[str, typer.Option(help="Kubeflow experiment the runs belong to.")]
+Account = Annotated[str, typer.Option(help="Service account of all tasks; none: Kubeflow's default.")]
+Pipeline = Annotated[
+    str, typer.Argument(metavar="PIPELINE", help="pretrain, evaluate, retrain, scaling_study, or a file.")
+]
+RunUri = Annotated[str, typer.Option("--run", help="The run's URI; {date} becomes the day.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to `app`."""
+    app.command()(submit)
+    app.add_typer(schedule_app, name="schedule")
+
+
+def submit(
+    pipeline: Pipeline,
+    run: RunUri,
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or the URI of a configuration.")] = "",
+    slides: Annotated[str, typer.Option(help="Folder of slides.")] = "",
+    index: Annotated[str, typer.Option(help="URI of the index.")] = "",
+    settings: Settings = None,
+    params: Param = None,
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = "eosin",
+    service_account: Account = "",
+    as_json: AsJson = False,
+) -> None:
+    """Submit a pipeline to Kubeflow. The same again, while it is going, finds it."""
+    from eosin.cli.kubeflow import kubeflow_errors, submit_run
+    from eosin.runs import dated
+
+    path = compiled_pipeline(pipeline)
+    given = {"run": dated(run), "recipe": recipe or None, "slides": slides or None, "index": index or None,
+             "settings": list(settings) if settings else None}  # fmt: skip
+    arguments = arguments_of(path, given, params or ())
+    with kubeflow_errors(host):
+        client = _client(host, namespace)
+        made = submit_run(client, path, arguments, experiment=experiment, service_account=service_account)
+    emit(made, as_json=as_json, text=f"{made}\nnext: eosin status {given['run']}")
+
+
+@schedule_app.command()
+def create(
+    name: Name,
+    pipeline: Pipeline,
+    run: RunUri,
+    cron: Annotated[str, typer.Option(help="Five fields, in Kubeflow's time zone: '0 3 * * 0'.")],
+    settings: Settings = None,
+    params: Param = None,
+    paused: Annotated[bool, typer.Option("--paused", help="There, but off.")] = False,
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = "eosin",
+    service_account: Account = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make a pipeline recur, one run at a time and none made up for. The same again changes nothing.
+
+    Where anything differs, the pipeline included, the schedule is made anew; what runs goes on.
+    """
+    from eosin.cli.kubeflow import ScheduleSpec, ensure_schedule, kubeflow_errors, six_fields
+
+    if not 0 < len(name) <= _MAX_NAME:
+        raise UserError(f"a schedule's name has 1 to {_MAX_NAME} characters, not {len(name)}")
+    path = compiled_pipeline(pipeline)
+    _require_a_new_run_each_time(pipeline, run, takes(path))
+    given = {"run": run, "settings": list(settings) if settings else None}
+    arguments = arguments_of(path, given, params or ())
+    spec = ScheduleSpec(name, path, six_fields(cron), arguments, not paused, service_account)
+    with kubeflow_errors(host):
+        made, done = ensure_schedule(_client(host, namespace), experiment, spec)
+    emit({"done": done, "schedule": made}, as_json=as_json, text=f"{done}: {made}")
+
+
+@schedule_app.command("list")
+def list_(
+    host: Host = "", namespace: Namespace = "", experiment: Experiment = "eosin", as_json: AsJson = False
+) -> None:
+    """The schedules of an experiment."""
+    from eosin.cli.kubeflow import kubeflow_errors, list_schedules
+
+    with kubeflow_errors(host):
+        found = list_schedules(_client(host, namespace), experiment)
+    text = "\n".join(map(str, found)) or f"no schedule in experiment {experiment}"
+    emit({"schedules": found}, as_json=as_json, text=text)
+
+
+@schedule_app.command()
+def delete(
+    name: Name,
+    host: Host = "",
+    namespace: Namespace = "",
+    experiment: Experiment = "eosin",
+    as_json: AsJson = False,
+) -> None:
+    """Delete a schedule; runs that are going go on. One that is not there is no error."""
+    from eosin.cli.kubeflow import delete_schedule, kubeflow_errors
+
+    with kubeflow_errors(host):
+        number = delete_schedule(_client(host, namespace), experiment, name)
+    emit({"deleted": number}, as_json=as_json, text=f"{name}: {number} deleted")
+
+
+def _require_a_new_run_each_time(pipeline: str, run: str, names: frozenset[str]) -> None:
+    if "registry" not in names:
+        raise UserError(
+            f"pipeline {pipeline} cannot recur: its run has one name",
+            hint="retrain can: it names each run after its day",
+        )
+    if "{date}" not in run:
+        raise UserError(
+            f"every run of the schedule would be {run}",
+            hint="put {date} in it: s3://bucket/runs/weekly-{date}",
+        )
+
+
+def _client(host: str, namespace: str) -> Any:
+    from eosin.cli.pipeline import kubeflow_client
+
+    return kubeflow_client(host, namespace)

@@ -1,0 +1,280 @@
+"""The report of a study: each metric against what was varied, over all runs, in three formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from eosin.errors import EosinError, TransientError, UserError
+from eosin.layout import RunLayout, step_of
+from eosin.observability import RunLog
+from eosin.records import MetricRecord, MetricValue, Study, Variant
+from eosin.storage import NotFound, Store, join_uri, open_store
+from eosin.summary import svg
+from eosin.summary.names import metric_name, model_label, number
+from eosin.summary.results import metric_order
+
+SCHEMA_VERSION = 1
+_BEFORE = "before training"
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    report: str
+    """URI of summary.html."""
+    headline: dict[str, float]
+    """`VARIANT TASK METRIC` of each run's newest teacher."""
+    num_ok: int
+    num_not_ok: int
+
+
+@dataclass(frozen=True)
+class VariantRun:
+    """What one run of the study has published."""
+
+    variant: Variant
+    records: tuple[MetricRecord, ...]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest teacher that was judged."""
+        return max((r.step for r in self.records if _is_teacher(r)), default=None)  # type: ignore[type-var]
+
+    def value(self, task: str, metric: str, step: int | None = None) -> MetricValue | None:
+        """Of the teacher of `step`, or of the newest."""
+        wanted = self.newest if step is None else step
+        found = (r for r in self.records if _is_teacher(r) and (r.step, r.task) == (wanted, task))
+        return next((r.metrics[metric] for r in found if metric in r.metrics), None)
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    uri: str
+    study: Study
+    runs: tuple[VariantRun, ...]
+    figures: tuple[tuple[str, str], ...]
+    """(task, metric) of every figure that any run has."""
+    charts: tuple[svg.Chart, ...] = ()
+    curves: tuple[svg.Chart, ...] = ()
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        return self.uri.rstrip("/").rpartition("/")[2]
+
+    def untrained(self, run: VariantRun, task: str, metric: str) -> MetricValue | None:
+        """Of the model that a run began with, judged in any run of the study."""
+        found = (r for each in self.runs for r in each.records
+                 if r.status == "ok" and (r.model, r.task) == (run.variant.untrained, task))  # fmt: skip
+        return next((r.metrics[metric] for r in found if metric in r.metrics), None)
+
+
+def report_study(study_uri: str, *, log: RunLog) -> StudyResult:
+    """Publish summary.json, summary.md and summary.html of a study, over those that are there.
+
+    Half a study still gives a report, which says what is missing. Raises `UserError` where no study is.
+    """
+    store = open_store(study_uri)
+    report = build_study_report(study_uri, store)
+    # The page goes last: whoever sees it finds the two others beside it.
+    store.put(RunLayout.SUMMARY_JSON, _to_json(report))
+    store.put(RunLayout.SUMMARY_MD, _to_markdown(report).encode())
+    store.put(RunLayout.SUMMARY_HTML, _to_html(report).encode())
+    failed = sum(record.status != "ok" for run in report.runs for record in run.records)
+    total = sum(len(run.records) for run in report.runs)
+    result = StudyResult(
+        join_uri(study_uri, RunLayout.SUMMARY_HTML), _headline(report), total - failed, failed
+    )
+    log.event("report", uri=result.report, ok=result.num_ok, not_ok=failed, runs=len(report.runs))
+    return result
+
+
+def build_study_report(study_uri: str, store: Store) -> StudyReport:
+    """All that the runs of a study have published, and the charts of it."""
+    source = join_uri(study_uri, RunLayout.STUDY)
+    try:
+        study = Study.from_json(store.get(RunLayout.STUDY), source=source)
+    except NotFound:
+        raise UserError(f"no study at {study_uri}: {RunLayout.STUDY} is not there") from None
+    runs = tuple(_read(variant) for variant in study.variants)
+    found = {
+        (record.task, metric) for run in runs for record in run.records if record.status == "ok"
+        for metric in record.metrics
+    }  # fmt: skip
+    figures = tuple(sorted(found, key=lambda pair: (pair[0], metric_order(pair[1]))))
+    report = StudyReport(
+        study_uri, study, runs, figures, problems=tuple(line for run in runs for line in run.problems)
+    )
+    return replace(
+        report,
+        charts=_drawable(_chart(report, *pair) for pair in figures),
+        curves=_drawable(_curves(report, *pair) for pair in figures),
+    )
+
+
+def _drawable(charts: Iterable[svg.Chart]) -> tuple[svg.Chart, ...]:
+    return tuple(chart for chart in charts if any(series.points for series in chart.series))
+
+
+def _read(variant: Variant) -> VariantRun:
+    store = open_store(variant.run)
+    records, problems = [], []
+    for info in store.list(RunLayout.METRICS):
+        try:
+            source = join_uri(variant.run, info.key)
+            records.append(MetricRecord.from_json(store.get(info.key), source=source))
+        except TransientError:
+            raise
+        except (EosinError, NotFound) as error:
+            problems.append(f"{variant.name}: {error}")
+    failed = [r for r in records if r.status != "ok"]
+    problems += [f"{variant.name}: {r.model} on {r.task} failed: {r.reason}" for r in failed]
+    if not any(map(_is_teacher, records)):
+        problems.append(f"{variant.name}: no teacher of it has been judged")
+    return VariantRun(variant, tuple(records), tuple(problems))
+
+
+def _is_teacher(record: MetricRecord) -> bool:
+    return record.status == "ok" and bool(step_of(record.model))
+
+
+def _chart(report: StudyReport, task: str, metric: str) -> svg.Chart:
+    """The newest teacher of each run, and what its training began with, value by value."""
+    trained, before = [], []
+    for place, run in enumerate(report.runs):
+        value, start = run.value(task, metric), report.untrained(run, task, metric)
+        trained += [_point(place, value, run.variant.name)] if value else []
+        before += [_point(place, start, f"{run.variant.name}, {_BEFORE}")] if start else []
+    series = (svg.Series("trained", tuple(trained)), svg.Series(_BEFORE, tuple(before)))
+    return svg.Chart(
+        title=f"{task}: {metric_name(metric)}",
+        x_label=report.study.key,
+        y_label=f"{metric_name(metric)} {_arrow(report, task, metric)}",
+        series=series,
+        x_names=tuple(run.variant.name for run in report.runs),
+    )
+
+
+def _curves(report: StudyReport, task: str, metric: str) -> svg.Chart:
+    """Every judged teacher of each run over its steps."""
+    series = []
+    for run in report.runs:
+        steps = sorted({r.step for r in run.records if _is_teacher(r) and r.step})
+        values = [(step, run.value(task, metric, step)) for step in steps]
+        start = report.untrained(run, task, metric)
+        points = [svg.Point(0.0, start.mean, start.std, _BEFORE)] if start else []
+        points += [svg.Point(float(step), each.mean, each.std) for step, each in values if each]
+        series.append(svg.Series(run.variant.name, tuple(points)))
+    return svg.Chart(
+        title=f"{task}: {metric_name(metric)}",
+        x_label="training step",
+        y_label=f"{metric_name(metric)} {_arrow(report, task, metric)}",
+        series=tuple(series),
+    )
+
+
+def _point(place: int, value: MetricValue, label: str) -> svg.Point:
+    return svg.Point(float(place), value.mean, value.std, label)
+
+
+def _arrow(report: StudyReport, task: str, metric: str) -> str:
+    values = (r.metrics.get(metric) for run in report.runs for r in run.records if r.task == task)
+    return "↑" if next((v.higher_is_better for v in values if v), True) else "↓"
+
+
+def _rows(report: StudyReport) -> list[dict[str, Any]]:
+    """A row a figure: its cells in the order of the variants, and the place of the best."""
+    rows = []
+    for task, metric in report.figures:
+        values = [run.value(task, metric) for run in report.runs]
+        higher = _arrow(report, task, metric) == "↑"
+        means = [v.mean for v in values if v]
+        best = (max if higher else min)(means) if len(means) > 1 else None
+        cells = [{"text": _text(v), "best": v is not None and v.mean == best} for v in values]
+        name = f"{metric_name(metric)} {'↑' if higher else '↓'}"
+        rows.append({"task": task, "metric": name, "cells": cells})
+    return rows
+
+
+def _text(value: MetricValue | None) -> str:
+    if value is None:
+        return "–"
+    spread = f" ± {number(value.std)}" if len(value.values) > 1 else ""
+    return number(value.mean) + spread
+
+
+def _headline(report: StudyReport) -> dict[str, float]:
+    return {
+        f"{run.variant.name} {task} {metric}": value.mean
+        for task, metric in report.figures
+        for run in report.runs
+        if (value := run.value(task, metric))
+    }
+
+
+def _to_json(report: StudyReport) -> bytes:
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "study": report.uri,
+        "key": report.study.key,
+        "variants": [
+            {
+                "name": run.variant.name, "value": run.variant.value, "run": run.variant.run,
+                "step": run.newest, "figures": _figures(report, run),
+            }
+            for run in report.runs
+        ],
+        "problems": list(report.problems),
+    }  # fmt: skip
+    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _figures(report: StudyReport, run: VariantRun) -> list[dict[str, Any]]:
+    found = []
+    for task, metric in report.figures:
+        value, before = run.value(task, metric), report.untrained(run, task, metric)
+        if value:
+            found.append({
+                "task": task, "metric": metric, "mean": value.mean, "std": value.std,
+                "values": list(value.values), "higher_is_better": value.higher_is_better,
+                "before_training": before.mean if before else None,
+            })  # fmt: skip
+    return found
+
+
+def _to_markdown(report: StudyReport) -> str:
+    names = [run.variant.name for run in report.runs]
+    lines = [f"# {report.name}", "", f"`{report.study.key}` varied.", ""]
+    lines += [f"| task | metric | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    for row in _rows(report):
+        cells = (f"**{c['text']}**" if c["best"] else c["text"] for c in row["cells"])
+        lines.append(f"| {row['task']} | {row['metric']} | {' | '.join(cells)} |")
+    if report.problems:
+        lines += ["", "## Not there", "", *(f"- {' '.join(line.split())}" for line in report.problems)]
+    return "\n".join(lines) + "\n"
+
+
+def _to_html(report: StudyReport) -> str:
+    loader = PackageLoader("eosin.summary")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals |= {
+        "draw": _draw,
+        "legend": svg.legend,
+        "markup": Markup,
+        "model_label": model_label,
+    }
+    style = Markup(loader.get_source(environment, "summary.css")[0])
+    page = environment.get_template("study.html.j2").render(report=report, rows=_rows(report), style=style)
+    return page + "\n"
+
+
+def _draw(chart: svg.Chart) -> Markup:
+    return Markup(svg.render(chart))  # every name in it is escaped where it is drawn

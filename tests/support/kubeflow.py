@@ -1,0 +1,155 @@
+"""The part of the Kubeflow Pipelines API (v2beta1) that eosin uses, over HTTP for kfp's own client."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+_PAGE = 2
+_PREFIX = "/apis/v2beta1/"
+
+
+class Kubeflow:
+    """Holds experiments, runs and recurring runs; `failures` are answered, one a request, before anything."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, list[dict[str, Any]]] = {"experiments": [], "runs": [], "recurringruns": []}
+        self.failures: list[tuple[int, str]] = []
+        self.fail_creation = False
+        """Of recurring runs."""
+        self.requests: list[str] = []
+        self._made = 0
+        self.host = ""
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        return self.kinds["runs"]
+
+    @property
+    def schedules(self) -> list[dict[str, Any]]:
+        return self.kinds["recurringruns"]
+
+    def create(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        self._made += 1
+        name = {"experiments": "experiment_id", "runs": "run_id", "recurringruns": "recurring_run_id"}[kind]
+        made = {**body, name: f"{kind}-{self._made}"}
+        if kind == "runs":
+            made["state"] = "PENDING"
+        if kind == "recurringruns":
+            made["status"] = "ENABLED" if body["mode"] == "ENABLE" else "DISABLED"
+        self.kinds[kind].append(made)
+        return made
+
+    def refusal(self, kind: str, body: dict[str, Any]) -> str:
+        """As the real API: parameters are those of the pipeline, a cron has six fields."""
+        if kind == "experiments":
+            return ""
+        spec = body["pipeline_spec"].get("pipeline_spec", body["pipeline_spec"])
+        declared = spec["root"]["inputDefinitions"]["parameters"]
+        unknown = set(body["runtime_config"]["parameters"]) - set(declared)
+        if unknown:
+            return f"parameter {sorted(unknown)} is not declared"
+        if kind == "recurringruns":
+            cron = body["trigger"]["cron_schedule"]["cron"]
+            return "" if len(cron.split()) == 6 else f"cron {cron} does not parse"
+        return ""
+
+    def listed(self, kind: str, query: dict[str, list[str]]) -> dict[str, Any]:
+        found = self.kinds[kind]
+        if "experiment_id" in query:
+            found = [each for each in found if each["experiment_id"] == query["experiment_id"][0]]
+        for predicate in json.loads(query["filter"][0])["predicates"] if "filter" in query else []:
+            key = {"name": "display_name"}.get(predicate["key"], predicate["key"])
+            wanted = predicate.get("string_value", predicate.get("stringValue"))
+            found = [each for each in found if each.get(key) == wanted]
+        start = int(query.get("page_token", ["0"])[0] or 0)
+        field = {"recurringruns": "recurringRuns"}.get(kind, kind)
+        page: dict[str, Any] = {field: found[start : start + _PAGE], "total_size": len(found)}
+        if start + _PAGE < len(found):
+            page["next_page_token"] = str(start + _PAGE)
+        return page
+
+
+@contextmanager
+def kubeflow_server() -> Iterator[Kubeflow]:
+    """The API on a free port of this machine."""
+    kubeflow = Kubeflow()
+
+    class Handler(_Handler):
+        api = kubeflow
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    kubeflow.host = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield kubeflow
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    api: Kubeflow
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        kind = url.path.removeprefix(_PREFIX)
+        if kind == "healthz":  # the client asks it over and over where it fails
+            self._answer(200, {"multi_user": False})
+            return
+        if self._fails():
+            return
+        if kind in self.api.kinds:
+            self._answer(200, self.api.listed(kind, parse_qs(url.query)))
+        else:
+            self._answer(404, {"message": f"no {url.path}"})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        kind = self.path.removeprefix(_PREFIX)
+        if self._fails():
+            return
+        if kind == "recurringruns" and self.api.fail_creation:
+            self._answer(500, {"error_message": "the database is away"})
+            return
+        refusal = self.api.refusal(kind, body)
+        if refusal:
+            self._answer(400, {"error_message": refusal})
+        else:
+            self._answer(200, self.api.create(kind, body))
+
+    def do_DELETE(self) -> None:
+        found = re.fullmatch(rf"{_PREFIX}recurringruns/(\S+)", self.path)
+        if self._fails():
+            return
+        kept = [each for each in self.api.schedules if found and each["recurring_run_id"] != found[1]]
+        gone = len(self.api.schedules) - len(kept)
+        self.api.schedules[:] = kept
+        self._answer(200 if gone else 404, {})
+
+    def _fails(self) -> bool:
+        self.api.requests.append(f"{self.command} {urlsplit(self.path).path}")
+        if self.api.failures:
+            status, message = self.api.failures.pop(0)
+            self._answer(status, {"error_message": message})
+            return True
+        return False
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
