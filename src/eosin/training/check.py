@@ -10,18 +10,20 @@ from eosin.errors import UserError
 from eosin.models.arch import require_multiple
 from eosin.models.flops import Views, flops_per_patch
 from eosin.models.network import Network, build_network
-from eosin.training.losses.cross_entropy import CHUNK_ELEMENTS
+from eosin.training.device_memory import DeviceMemory, device_memory
 from eosin.training.masks import mask_counts
 
-_FLOAT32 = 4
 
-
-def check_training(config: RunConfig, *, memory_bytes: int | None = None) -> dict[str, Any]:
+def check_training(
+    config: RunConfig, *, memory_bytes: int | None = None, num_ranks: int | None = None
+) -> dict[str, Any]:
     """Planned figures of a training: parameters, memory of a rank, FLOPs of an image and of the run.
 
-    `memory_bytes`: of the device a rank runs on, where it is known. Builds the network without memory,
-    touches nothing else. Raises `UserError`, with the arithmetic, for what cannot work.
+    `memory_bytes`: of the device a rank runs on, where it is known; `num_ranks`: of the smallest world
+    (None: as `train.elastic` says). Builds the network without memory, touches nothing else. Raises
+    `UserError`, with the arithmetic, for what cannot work.
     """
+    num_ranks = num_ranks or smallest_world(config)
     network = build_network(config, meta=True)
     backbone, augment = network.backbone, config.augment
     require_multiple(augment.global_px, backbone.patch_size, "augment.global_px")
@@ -29,17 +31,17 @@ def check_training(config: RunConfig, *, memory_bytes: int | None = None) -> dic
     _check_slots(config)
     _check_schedules(config)
     _check_masks(config, (augment.global_px // backbone.patch_size) ** 2)
-    memory = memory_estimate(config, network)
-    if memory_bytes is not None and memory["state_bytes"] > memory_bytes:
-        raise UserError(_too_large(memory, memory_bytes), hint="fewer prototypes, or a smaller model")
+    memory = device_memory(config, network, num_ranks)
+    if memory_bytes is not None and memory.certain_bytes > memory_bytes:
+        raise _too_large(config, network, memory, memory_bytes)
     gflop = flops_per_image(config, network) / 1e9
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
         "backbone_parameters": sum(p.numel() for p in backbone.parameters()),
         "head_parameters": sum(p.numel() for p in network.parameters())
         - sum(p.numel() for p in backbone.parameters()),
-        "state_gib": round(memory["state_bytes"] / 2**30, 3),
-        "activations_gib": round(memory["activation_bytes"] / 2**30, 3),
+        "state_gib": round(memory.certain_bytes / 2**30, 3),
+        "activations_gib": round(memory.activation_bytes / 2**30, 3),
         "gflop_per_image": round(gflop, 3),
         "gflop_per_image_with_drop_path": round(
             flops_per_image(config, network, with_drop_path=True) / 1e9, 3
@@ -51,21 +53,9 @@ def check_training(config: RunConfig, *, memory_bytes: int | None = None) -> dic
     }
 
 
-def memory_estimate(config: RunConfig, network: Network) -> dict[str, int]:
-    """Bytes a rank holds. State: student, gradient, two moments and teacher in float32, with 512 MiB of
-    logits at most twice; activations: 34 values of the stream a token and block (a rule for ViTs with
-    fused attention), for one micro-batch."""
-    parameters = sum(p.numel() for p in network.parameters())
-    width = 2 if config.train.precision == "bf16" else _FLOAT32
-    tokens = sum(_tokens(config, network))
-    activations = 34 * tokens * network.backbone.depth * network.backbone.num_features * width // 2
-    prototypes = config.model.dino_head.num_prototypes
-    logits = min((10 * config.train.slot_size) * prototypes, CHUNK_ELEMENTS) * _FLOAT32 * 4
-    return {
-        "state_bytes": 5 * _FLOAT32 * parameters,
-        "activation_bytes": activations + logits,
-        "parameters": parameters,
-    }
+def smallest_world(config: RunConfig) -> int:
+    """Ranks without which training does not start on this machine."""
+    return config.train.elastic.min_nodes * config.train.elastic.workers_per_node
 
 
 def flops_per_image(config: RunConfig, network: Network, *, with_drop_path: bool = False) -> float:
@@ -80,23 +70,13 @@ def flops_per_image(config: RunConfig, network: Network, *, with_drop_path: bool
     return flops_per_patch(network, views, drop_path=config.model.drop_path if with_drop_path else 0.0)
 
 
-def local_memory_bytes() -> int:
-    """Memory of this machine's first GPU, or of the machine itself where it has none."""
+def local_memory_bytes(config: RunConfig) -> int:
+    """Memory of this machine's first GPU, or a worker's part of the machine's own where it has none."""
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _tokens(config: RunConfig, network: Network) -> tuple[int, int]:
-    """Tokens of all global and of all local crops of a micro-batch."""
-    backbone, augment, size = network.backbone, config.augment, config.train.slot_size
-
-    def each(side_px: int) -> int:
-        return (side_px // backbone.patch_size) ** 2 + backbone.num_prefix_tokens
-
-    return 2 * size * each(augment.global_px), augment.num_local * size * each(augment.local_px)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // smallest_world(config)
 
 
 def _check_slots(config: RunConfig) -> None:
@@ -144,8 +124,17 @@ def _check_masks(config: RunConfig, num_patches: int) -> None:
         )
 
 
-def _too_large(memory: dict[str, int], memory_bytes: int) -> str:
-    return (
-        f"{memory['parameters'] / 1e6:.1f} M parameters × 5 float32 copies (student, gradient, two moments,"
-        f" teacher) = {memory['state_bytes'] / 2**30:.1f} GiB, and there are {memory_bytes / 2**30:.1f} GiB"
-    )
+def _too_large(config: RunConfig, network: Network, memory: DeviceMemory, memory_bytes: int) -> UserError:
+    """The arithmetic, and what would do."""
+    message = f"{memory.arithmetic()} a rank, and there are {memory_bytes / 2**30:.1f} GiB"
+    sharded = config.model_copy(update={"train": config.train.model_copy(update={"parallel": "fsdp"})})
+    for num_ranks in (2**n for n in range(1, 11)):
+        enough = device_memory(sharded, network, num_ranks)
+        if num_ranks <= config.train.num_slots and enough.certain_bytes < memory_bytes:
+            return UserError(
+                message,
+                hint=f"train.parallel=fsdp over {num_ranks} ranks or more needs"
+                f" {enough.certain_bytes / 2**30:.1f} GiB a rank and activations; or fewer prototypes, or a"
+                " smaller model",
+            )
+    return UserError(message, hint="fewer prototypes, or a smaller model")

@@ -55,7 +55,7 @@ def train(run_uri: str, *, log: RunLog, worker: str = WORKER) -> TrainingDone:
         log.event("skipped", reason="training has ended before", num_steps=done.num_steps)
         return done
     load_pin(run_uri, store=store)
-    log.event("plan", **check_training(config, memory_bytes=local_memory_bytes()))
+    log.event("plan", **check_training(config, memory_bytes=local_memory_bytes(config)))
     with tempfile.TemporaryDirectory(prefix="eosin-train-") as folder, sigterm_raises(KeyboardInterrupt):
         _run_agents(config, run_uri, worker, Path(folder))
     done = load_training_done(store, config)

@@ -8,7 +8,13 @@ import pytest
 
 from eosin.config import RunConfig
 from eosin.errors import UserError
+from eosin.models.network import build_network
 from eosin.training.check import check_training
+from eosin.training.device_memory import device_memory
+from eosin.training.parallel import local
+from eosin.training.state import flat_parts
+from eosin.training.step import Learner
+from eosin.training.world import World
 from tests.support.training_run import tiny_config
 
 
@@ -83,6 +89,40 @@ def test_more_prototypes_than_memory() -> None:
     huge = tiny_config(model={"dino_head": {"num_prototypes": 10**8, "bottleneck_dim": 16, "hidden_dim": 32}})
     assert check_training(huge)["state_gib"] > 30
     with pytest.raises(
-        UserError, match=r"1700\.0 M parameters × 5 float32 copies .* = 31\.7 GiB, and there are 16\.0"
+        UserError, match=r"1700\.0 M parameters × 5 float32 copies .* = 31\.7 GiB a rank, and there are 16\.0"
     ):
         check_training(huge, memory_bytes=16 * 2**30)
+
+
+def learner_bytes(learner: Learner) -> int:
+    state = [value for name, value in flat_parts(learner).items() if not name.startswith("loss/")]
+    gradients = [p.grad for p in learner.student.parameters() if p.grad is not None]
+    return sum(local(value).nbytes for value in [*state, *gradients])
+
+
+def test_the_copies_that_are_counted_are_those_that_are_held() -> None:
+    learner = Learner(tiny_config(), build_network(tiny_config()), World(8))
+    expected = device_memory(tiny_config(), build_network(tiny_config(), meta=True), 1)
+    assert learner_bytes(learner) == expected.state_bytes == expected.certain_bytes
+
+
+def test_what_does_not_fit_whole_is_told_over_how_many_ranks_shards_would_fit() -> None:
+    wide = config(model={"arch": "vit_giant_patch14_reg4_dinov2", "arch_args": {}, "drop_path": 0.0},
+                  augment={"global_px": 224, "local_px": 98}, patches={"patch_px": 512})  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"M parameters × 5 float32 copies .* and there are 16\.0 GiB"
+    ) as raised:
+        check_training(wide, memory_bytes=16 * 2**30)
+    assert "train.parallel=fsdp over 2 ranks or more needs" in raised.value.hint
+    sharded = wide.model_copy(update={"train": wide.train.model_copy(update={"parallel": "fsdp"})})
+    assert check_training(sharded, memory_bytes=16 * 2**30, num_ranks=2)["state_gib"] < 16
+    with pytest.raises(UserError, match=r"÷ 2 ranks \+ .* GiB gathered"):
+        check_training(sharded, memory_bytes=8 * 2**30, num_ranks=2)
+
+
+def test_deterministic_mode_counts_a_gradient_a_slot() -> None:
+    network = build_network(tiny_config(), meta=True)
+    plain = device_memory(tiny_config(), network, 3)
+    kept = device_memory(tiny_config(deterministic=True), network, 3)
+    # Three of the eight slots, four bytes a parameter each.
+    assert kept.certain_bytes - plain.certain_bytes == 3 * 4 * plain.parameters
