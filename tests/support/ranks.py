@@ -23,7 +23,7 @@ from eosin.training.checkpoint import load_part, save_checkpoint, save_share
 from eosin.training.loop import Trainer
 from eosin.training.share import take_share
 from eosin.training.world import World
-from tests.support.training_run import ArraySource
+from tests.support.training_run import STEP_DELAY_S, ArraySource, poison
 
 # Ranks are forked from a server that has imported torch and timm once.
 import_timm()
@@ -38,6 +38,8 @@ class Leg:
     until: int
     parallel: str = ""
     """ddp or fsdp; empty: as the configuration says."""
+    slow_rank: int | None = None
+    """A rank whose every slot takes 150 ms more."""
 
 
 def in_ranks(function: Callable[..., None], num_ranks: int, *arguments: object) -> None:
@@ -100,6 +102,9 @@ def _in_group(
 
 
 def _train_leg(rank: int, num_ranks: int, leg: Leg, config: RunConfig, folder: Path) -> None:
+    if rank == leg.slow_rank:
+        os.environ[STEP_DELAY_S] = "0.15"
+        poison()
     world = World(config.train.num_slots, rank, num_ranks, config.train.deterministic)
     store = open_store(str(folder))
     trainer = Trainer(config, world, RunLog("test"))

@@ -12,19 +12,22 @@ import torch
 from eosin.config import RunConfig
 from eosin.errors import PermanentError
 from eosin.layout import model_name
-from eosin.models.network import Network, build_network, starting_network
+from eosin.models.network import build_network
 from eosin.observability import RunLog
 from eosin.patches.augment import MultiCrop
 from eosin.patches.request import PatchBatch, PatchRequest, PatchSource
 from eosin.storage import Store
 from eosin.training.checkpoint import take_newest
+from eosin.training.hang import Pulse
 from eosin.training.memory import Memory
+from eosin.training.pace import Dealer
 from eosin.training.progress import Progress
 from eosin.training.publisher import Publisher
 from eosin.training.share import take_share
 from eosin.training.slots import Slot, SlotMaker, batch_indices
 from eosin.training.state import Parts, hand_out, set_step, take_snapshot, teacher_copy
 from eosin.training.step import Learner, NonFinite, StepResult
+from eosin.training.warm_start import first_networks
 from eosin.training.world import World
 
 _SHOWN_PATCHES = 4
@@ -48,7 +51,11 @@ class Trainer:
         self.log = log
         self.memory: Memory | None = None
         """Where this rank's snapshots are kept beside the checkpoints."""
-        self.learner = Learner(config, self._network(), world)
+        student, teacher = first_networks(config, world, log)
+        self.learner = Learner(config, student, world, teacher)
+        self.dealer = Dealer(config.train.elastic, world, log, in_step=self.learner.spread.is_sharded)
+        self.learner.spread.stopwatch = self.dealer.stopwatch
+        self._pulse = Pulse()
         backbone = self.learner.student.backbone
         self._maker = SlotMaker(
             config,
@@ -83,41 +90,37 @@ class Trainer:
         """Train from `start` to step `until` (None: the last one)."""
         set_step(self.learner, start.step)
         end = self.config.train.num_steps if until is None else until
-        batches = source.batches(self._wanted(start.step, end))
+        batches = self._batches(source, start.step, end)
         outcome = start
         with closing(Progress(self.config, self.world, self.log, start.step, self.learner)) as progress:
             for step in range(start.step, end):
                 waiting_s = time.monotonic()
                 batch = next(batches)
-                progress.waited(time.monotonic() - waiting_s)
+                waited_s = time.monotonic() - waiting_s
+                progress.waited(waited_s)
                 result = self._step(step, batch, slide_name)
                 outcome = Outcome(step + 1, result.loss)
                 progress.step(outcome.step, result)
+                self.dealer.stepped(waited_s)
                 self._save(publisher, outcome, result)
+                self._pulse.beat()
+        self._pulse.stop()
         return outcome
 
     def _step(self, step: int, batch: PatchBatch, slide_name: SlideName) -> StepResult:
         try:
-            return self.learner.step(step, self._slots(step, batch))
+            with self.dealer.working():
+                slots = self._slots(step, batch)
+            return self.learner.step(step, slots)
         except NonFinite as error:
             raise self._explain(error, batch, slide_name) from error
 
-    def _network(self) -> Network:
-        """Rank 0 loads a warm start, the others get it from rank 0, before it is cut into shards."""
-        if self.config.model.init == "random":
-            return build_network(self.config)
-        if self.world.rank:
-            network = build_network(self.config)
-        else:
-            network, report = starting_network(self.config)
-            self.log.event("init", **report.summary())
-        for value in network.state_dict().values():
-            self.world.broadcast(value)
-        return network
-
-    def _wanted(self, start: int, end: int) -> Iterator[tuple[int, list[int]]]:
-        indices = batch_indices(self.world.own_slots, self.config.train.slot_size)
-        return ((step, indices) for step in range(start, end))
+    def _batches(self, source: PatchSource, start: int, end: int) -> Iterator[PatchBatch]:
+        """This rank's patches of every step; slots are dealt anew between two stretches of steps."""
+        for stretch in self.dealer.stretches(start, end):
+            self.dealer.deal()
+            indices = batch_indices(self.world.own_slots, self.config.train.slot_size)
+            yield from source.batches((step, indices) for step in stretch)
 
     def _slots(self, step: int, batch: PatchBatch) -> dict[int, Slot]:
         """Crops slot by slot, so that their bits do not depend on who owns which."""

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from eosin.config.train import TrainConfig
 from eosin.models.heads import ProjectionHead
 from eosin.models.network import Network
+from eosin.training.pace import Stopwatch
 from eosin.training.world import World
 
 # As torch.nn.utils.clip_grad_norm_.
@@ -35,6 +36,8 @@ class Spread(Protocol):
     """Where the parameters are and how the gradients of a step come together."""
 
     is_sharded: bool
+    stopwatch: Stopwatch | None
+    """Where one is set, it runs while this rank works on its own slots without waiting for others."""
 
     def passes(self) -> list[int | None]:
         """Slots in the order in which this rank runs the student; None: a pass of zero weight."""
@@ -95,6 +98,7 @@ class Replicas:
     def __init__(self, student: Network, world: World) -> None:
         self._student = student
         self._world = world
+        self.stopwatch: Stopwatch | None = None
         self._gradients = _flat_gradients(student)
         self._kept: dict[int, Tensor] = {}
 
@@ -107,6 +111,8 @@ class Replicas:
     def begin(self) -> None:
         self._kept.clear()
         self._gradients.zero_()
+        if self.stopwatch is not None:
+            self.stopwatch.start()
 
     def end_pass(self, slot: int | None) -> None:
         if self._world.deterministic and slot is not None:
@@ -114,6 +120,8 @@ class Replicas:
             self._gradients.zero_()
 
     def finish(self) -> None:
+        if self.stopwatch is not None:
+            self.stopwatch.stop()
         if self._world.deterministic:
             self._gradients.copy_(self._world.sum_over_slots(self._kept, self._gradients))
         else:
@@ -136,6 +144,7 @@ class Shards:
     def __init__(self, student: Network, teacher: Network, config: TrainConfig, world: World) -> None:
         self._student = student
         self._world = world
+        self.stopwatch: Stopwatch | None = None
         self._sums: dict[nn.Parameter, Tensor] = {}
         for network in (student, teacher):
             _shard(network, config, world, keeps_roots=network is student)

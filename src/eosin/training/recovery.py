@@ -6,14 +6,9 @@ hold the chosen pieces hand them out.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-import torch.distributed as dist
 
 from eosin.config import RunConfig
 from eosin.errors import PermanentError
@@ -23,7 +18,6 @@ from eosin.storage import Store
 from eosin.training.checkpoint import complete_steps
 from eosin.training.shm import Piece, ShmFolder, unflatten
 from eosin.training.state import Parts
-from eosin.training.world import World
 
 
 @dataclass(frozen=True)
@@ -43,22 +37,6 @@ class Choice:
     world: str
     holders: tuple[int, ...]
     loss: float | None = None
-
-
-def gather_json(world: World, value: Any) -> list[Any]:
-    """`value` of every rank, by rank. JSON, since what comes from a network is never unpickled."""
-    if world.size == 1:
-        return [value]
-    own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(world.device)
-    lengths = [torch.zeros(1, dtype=torch.int64, device=world.device) for _ in range(world.size)]
-    dist.all_gather(lengths, torch.tensor([len(own)], dtype=torch.int64, device=world.device))
-    longest = max(int(length) for length in lengths)
-    padded = torch.zeros(longest, dtype=torch.uint8, device=world.device)
-    padded[: len(own)] = own
-    texts = [torch.empty_like(padded) for _ in range(world.size)]
-    dist.all_gather(texts, padded)
-    pairs = zip(texts, lengths, strict=True)
-    return [json.loads(bytes(text[: int(length)].cpu().tolist())) for text, length in pairs]
 
 
 def bounds(store: Store, config: RunConfig, models: Iterable[str]) -> Bounds:

@@ -16,7 +16,7 @@ from eosin.training.loop import Outcome, Trainer, exported_models
 from eosin.training.memory import Memory, Push, is_possible
 from eosin.training.neighbour import Address, Receiver, neighbour_of, own_host, send
 from eosin.training.parallel import local
-from eosin.training.recovery import Bounds, Choice, bounds, choose, gather_json, load_held
+from eosin.training.recovery import Bounds, Choice, bounds, choose, load_held
 from eosin.training.secret import known_secret, run_secret
 from eosin.training.shm import Piece, ShmFolder, shm_root
 from eosin.training.state import Parts, flat_parts
@@ -64,7 +64,7 @@ def resume(trainer: Trainer, store: Store, folder: ShmFolder | None, log: RunLog
     limits = bounds(store, config, exported_models(config)) if world.rank == 0 else None
     while (choice := _agree(world, config, folder, limits)) is not None:
         pieces = load_held(folder, choice, world.rank, log) if folder is not None else {}
-        if all(gather_json(world, pieces is not None)):
+        if all(world.gather_json(pieces is not None)):
             return _take(trainer, choice, pieces or {}, folder), "memory"
     start = trainer.resume(store)
     return start, "bucket" if start.step else "nothing"
@@ -94,7 +94,7 @@ def _neighbour(
     """How to leave this rank's pieces on another node, and what takes those of others. A collective."""
     host = own_host(os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "1")))
     receiver = Receiver(folder, secret, 2 * num_bytes + _FILE_OVERHEAD_BYTES, host)
-    told = [Address(**each) for each in gather_json(world, asdict(receiver.address))]
+    told = [Address(**each) for each in world.gather_json(asdict(receiver.address))]
     neighbour = neighbour_of(world.rank, [address.host for address in told])
     if neighbour is None:
         receiver.close()
@@ -104,7 +104,7 @@ def _neighbour(
 
 def _agree(world: World, config: RunConfig, folder: ShmFolder | None, limits: Bounds | None) -> Choice | None:
     mine = [piece.model_dump(mode="json") for piece in folder.pieces()] if folder is not None else []
-    told = gather_json(world, {"pieces": mine, "limits": asdict(limits) if limits else None})
+    told = world.gather_json({"pieces": mine, "limits": asdict(limits) if limits else None})
     held = [[Piece.model_validate(piece) for piece in each["pieces"]] for each in told]
     return choose(held, Bounds(**told[0]["limits"]), config.digest())
 

@@ -37,7 +37,6 @@ from eosin.training.failures import FAILURES_DIR, report_failure, report_start
 from eosin.training.lease import Lease
 from eosin.training.loop import Outcome, SlideName, Trainer, exported_models
 from eosin.training.publisher import Publisher
-from eosin.training.recovery import gather_json
 from eosin.training.resume import resume, shared_memory, start_memory
 from eosin.training.world import World
 
@@ -120,7 +119,7 @@ def _train(
 ) -> None:  # fmt: skip
     # Before a checkpoint is read: what another world publishes later would be a second trajectory.
     lease = Lease.take(store) if world.rank == 0 else None
-    token = str(gather_json(world, lease.token if lease else "")[0])
+    token = str(world.gather_json(lease.token if lease else "")[0])
     publisher = Publisher(store, config, pin.snapshot_id, log, lease, token)
     _exit_on_sigterm(publisher, log, config.train.elastic.shutdown_timeout_s)
     trainer = Trainer(config, world, log)
@@ -132,6 +131,8 @@ def _train(
                       device=str(world.device),
                       slots=[len(world.slots_of(rank)) for rank in range(world.size)])  # fmt: skip
         trainer.memory = start_memory(trainer, store, folder, token)
+        if folder is not None:
+            trainer.dealer.memory = folder.path / f"pace-of-{os.environ.get('LOCAL_RANK', '0')}"
         feed = open_feed(config, pin, log)
         try:
             outcome = trainer.run(feed.source, start, publisher, feed.slide_name)
@@ -140,7 +141,7 @@ def _train(
         publisher.close()
         if world.rank == 0:
             _finish(publisher, config, pin, outcome, log, started_s)
-        gather_json(world, "published")  # until then nobody leaves or forgets: rank 0 may still be lost
+        world.gather_json("published")  # until then nobody leaves or forgets: rank 0 may still be lost
         if trainer.memory is not None:
             trainer.memory.close(forget=True)
 

@@ -6,8 +6,10 @@ must. Whatever crosses samples is a sum or a maximum over slots, taken here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -93,6 +95,20 @@ class World:
         if self.rank:
             found = torch.empty(int(count), dtype=torch.int64, device=self.device)
         return [int(number) for number in self.broadcast(found).tolist()]
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """`value` of every rank, by rank. JSON, since what comes over a network is never unpickled."""
+        if self.size == 1:
+            return [value]
+        own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(own)], dtype=torch.int64, device=self.device))
+        padded = torch.zeros(max(map(int, lengths)), dtype=torch.uint8, device=self.device)
+        padded[: len(own)] = own
+        texts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(texts, padded)
+        pairs = zip(texts, lengths, strict=True)
+        return [json.loads(bytes(text[: int(length)].tolist())) for text, length in pairs]
 
     def broadcast(self, tensor: Tensor, source: int = 0) -> Tensor:
         """`tensor` of rank `source` on every rank, in place."""
