@@ -383,11 +383,14 @@ def test_own_pod_names_the_workflow_and_the_image(server: ApiServer) -> None:
     assert find_launcher(server.cluster, pod_name="nobody") == Launcher()
 
 
-@pytest.mark.parametrize("shutdown", ["Terminate", "Stop", None])
+@pytest.mark.parametrize(
+    "spec",
+    [{"shutdown": "Terminate"}, {"shutdown": "Stop"}, {"activeDeadlineSeconds": 0}, {}],
+    ids=["argo terminate", "argo stop", "kubeflow terminate", "evicted"],
+)
 def test_sigterm_deletes_when_cancelled_and_leaves_when_evicted(
-    server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch, shutdown: str | None
+    server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch, spec: dict[str, Any]
 ) -> None:
-    spec = {"shutdown": shutdown} if shutdown else {}
     server.add(WORKFLOWS, {"metadata": {"name": "w", "uid": "w-uid"}, "spec": spec})
     monkeypatch.setattr(submit, "find_launcher", lambda cluster: Launcher(workflow="w"))
 
@@ -398,16 +401,17 @@ def test_sigterm_deletes_when_cancelled_and_leaves_when_evicted(
 
     threading.Thread(target=stop_once_running, daemon=True).start()
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(UserError if shutdown else TransientError):
+    with pytest.raises(UserError if spec else TransientError):
         submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
-    assert (server.cluster.get_jobset(NAME) is None) is bool(shutdown)
+    assert (server.cluster.get_jobset(NAME) is None) is bool(spec)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_cancel_and_live_state(server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "load_run", lambda uri: CONFIG)
     assert submit.live_state(RUN, cluster=server.cluster) is None
-    assert submit.cancel_training(RUN, cluster=server.cluster) is False
+    nothing = submit.cancel_training(RUN, cluster=server.cluster)
+    assert (nothing.jobset, nothing.workflow) == ("", "") and "nothing of the run" in str(nothing)
     live(server)
     server.pod(NAME, "anchor", phase="Running")
     server.pod(NAME, "spot", 0, phase="Running")
@@ -417,5 +421,18 @@ def test_cancel_and_live_state(server: ApiServer, run: Store, monkeypatch: pytes
     assert state == submit.LiveState(
         NAME, "Running", 2, {"anchor": {"Running": 1}, "spot": {"Pending": 1, "Running": 1}}
     )
-    assert submit.cancel_training(RUN, cluster=server.cluster) is True
+    assert "running, 2 restarts · anchor 1 running · spot 1 pending, 1 running" in str(state)
+    assert submit.cancel_training(RUN, cluster=server.cluster) == submit.Cancelled(NAME, "")
     assert server.cluster.get_jobset(NAME) is None
+
+
+def test_cancelling_stops_the_workflow_that_would_submit_it_again(
+    server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "load_run", lambda uri: CONFIG)
+    server.add(WORKFLOWS, {"metadata": {"name": "w", "uid": "w-uid"}, "spec": {"entrypoint": "x"}})
+    live(server)
+    owner = names.OwnerReference("argoproj.io/v1alpha1", "Workflow", "w", "w-uid").manifest()
+    server.patch_jobset(NAME, {"metadata": {"ownerReferences": [owner]}})
+    assert submit.cancel_training(RUN, cluster=server.cluster) == submit.Cancelled(NAME, "w")
+    assert Launcher(workflow="w").was_cancelled(server.cluster) is True

@@ -1,26 +1,60 @@
-"""status and logs: what a run has come to, from its URI alone."""
+"""status, logs and cancel: what a run has come to, from its URI alone, and an end to it."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from eosin.cli.output import AsJson, Run, emit
+from eosin.cli.output import AsJson, Run, emit, plain
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to `app`."""
     app.command()(status)
     app.command()(logs)
+    app.command()(cancel)
 
 
-def status(run: Run, as_json: AsJson = False) -> None:
-    """How far a run has come, long after its pods are gone."""
+def status(
+    run: Run,
+    live: Annotated[
+        bool | None, typer.Option("--live/--no-live", help="Ask the cluster too; neither: if one answers.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How far a run has come, long after its pods are gone; and its JobSet, where a cluster is in reach."""
     from eosin.status import run_status
 
     result = run_status(run)
-    emit(result, as_json=as_json, text=str(result))
+    on_cluster = None if live is False else _live(run, required=bool(live))
+    text = f"{result}\n   cluster    {on_cluster}" if on_cluster else str(result)
+    emit({**plain(result), "live": on_cluster}, as_json=as_json, text=text)
+
+
+def cancel(run: Run, as_json: AsJson = False) -> None:
+    """Stop a run's training on the cluster; what it saved stays, and the same run URI continues it."""
+    from eosin.cluster.submit import cancel_training
+
+    done = cancel_training(run)
+    emit(done, as_json=as_json, text=str(done))
+
+
+def _live(run: str, *, required: bool) -> Any:
+    """The state of the run's JobSet; None where there is none, or no cluster answers."""
+    from eosin.cluster.api import is_configured
+    from eosin.cluster.submit import live_state
+    from eosin.errors import EosinError
+
+    # A run in a folder was never on a cluster.
+    if not required and not (run.startswith("s3://") and is_configured()):
+        return None
+    try:
+        return live_state(run)
+    except EosinError:
+        if required:
+            raise
+        return None
 
 
 def logs(

@@ -49,11 +49,19 @@ class Cluster:
     object and the fix; `TransientError` when the server stays out of reach.
     """
 
-    def __init__(self, client: Any, namespace: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        client: Any,
+        namespace: str,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        attempts: int = _ATTEMPTS,
+    ) -> None:
         from kubernetes.client import AuthorizationV1Api, CoreV1Api, CustomObjectsApi, PolicyV1Api, VersionApi
 
         self.namespace = namespace
         self._sleep = sleep
+        self._attempts = attempts
         self.core = CoreV1Api(client)
         self.custom = CustomObjectsApi(client)
         self._policy = PolicyV1Api(client)
@@ -211,6 +219,19 @@ class Cluster:
         )
         return self._read(f"reading {plural} {name}", function, group, version, *where, plural, name)
 
+    def patch_object(self, group: str, version: str, plural: str, name: str, patch: Manifest) -> Manifest:
+        """Merge `patch` into a custom object of the namespace. Raises `Missing`."""
+        return self._read(
+            f"changing {plural} {name}",
+            self.custom.patch_namespaced_custom_object,
+            group,
+            version,
+            self.namespace,
+            plural,
+            name,
+            patch,
+        )
+
     def list_nodes(self) -> list[Manifest]:
         return list(self._read("listing nodes", self.core.list_node)["items"])
 
@@ -258,19 +279,19 @@ class Cluster:
     def _call(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
         """One request, retried while the server is out of reach or asks for patience."""
         more = {"_preload_content": False, "_request_timeout": _REQUEST_TIMEOUT_S, **more}
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(self._attempts):
             try:
                 return function(*args, **more)
             except Exception as error:
                 failure = _failure(error, doing, self.namespace)
-                if not isinstance(failure, TransientError) or attempt == _ATTEMPTS - 1:
+                if not isinstance(failure, TransientError) or attempt == self._attempts - 1:
                     raise failure from error
             self._sleep(_BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5))
         raise AssertionError("unreachable")
 
 
-def connect(namespace: str = "") -> Cluster:
-    """Connect from inside a pod, or as kubectl would from here.
+def connect(namespace: str = "", *, attempts: int = _ATTEMPTS) -> Cluster:
+    """Connect from inside a pod, or as kubectl would from here; each call is tried `attempts` times.
 
     `namespace` defaults to that of the pod, then to the context's, then to `eosin`. Raises `UserError`
     where no cluster is configured.
@@ -294,12 +315,18 @@ def connect(namespace: str = "") -> Cluster:
         ) from error
     settings.retries = False
     settings.connection_pool_maxsize = 64
-    return Cluster(client.ApiClient(settings), namespace or default or "eosin")
+    return Cluster(client.ApiClient(settings), namespace or default or "eosin", attempts=attempts)
 
 
 def inside_a_pod() -> bool:
     """Whether this process has a service account's token."""
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST")) and (_SERVICE_ACCOUNT / "token").exists()
+
+
+def is_configured() -> bool:
+    """Whether `connect` would find a cluster to try, without trying or importing its client."""
+    files = os.environ.get("KUBECONFIG", "~/.kube/config").split(os.pathsep)
+    return inside_a_pod() or any(Path(file).expanduser().is_file() for file in files if file)
 
 
 def _context_namespace(config: Any) -> str:

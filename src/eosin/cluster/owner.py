@@ -29,7 +29,9 @@ class Launcher:
             workflow = cluster.get_object(_GROUP, _VERSION, _PLURAL, self.workflow)
         except Missing:
             return True
-        return workflow.get("spec", {}).get("shutdown") in {"Stop", "Terminate"}
+        spec = workflow.get("spec", {})
+        # Argo's own command sets `shutdown`; Kubeflow's Terminate moves the deadline to now.
+        return spec.get("shutdown") in {"Stop", "Terminate"} or spec.get("activeDeadlineSeconds") == 0
 
 
 def find_launcher(cluster: Cluster, *, pod_name: str = "") -> Launcher:
@@ -44,6 +46,21 @@ def find_launcher(cluster: Cluster, *, pod_name: str = "") -> Launcher:
         return Launcher()
     workflow = pod["metadata"].get("labels", {}).get(_WORKFLOW_LABEL, "")
     return Launcher(_image(pod), workflow, _reference(cluster, workflow))
+
+
+def stop_owner(cluster: Cluster, owned: Manifest) -> str:
+    """Stop the Workflow that owns `owned`, as Kubeflow's Terminate does; its name, empty where it has none.
+
+    Raises `UserError` where this identity may not.
+    """
+    owners = owned["metadata"].get("ownerReferences") or []
+    name = next((str(owner["name"]) for owner in owners if owner["kind"] == "Workflow"), "")
+    if name:
+        try:
+            cluster.patch_object(_GROUP, _VERSION, _PLURAL, name, {"spec": {"activeDeadlineSeconds": 0}})
+        except Missing:
+            return ""
+    return name
 
 
 def _image(pod: Manifest) -> str:

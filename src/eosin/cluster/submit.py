@@ -10,7 +10,7 @@ from eosin.cluster.api import Cluster, Manifest, connect
 from eosin.cluster.follow import Follower, phases
 from eosin.cluster.jobset import render_disruption_budget, render_jobset
 from eosin.cluster.names import OwnerReference, jobset_name
-from eosin.cluster.owner import Launcher, find_launcher
+from eosin.cluster.owner import Launcher, find_launcher, stop_owner
 from eosin.cluster.podlogs import PodLogMirror, echo_prefix
 from eosin.cluster.site import load_site, with_site_defaults
 from eosin.config import RunConfig
@@ -60,14 +60,29 @@ def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = Non
             raise
 
 
-def cancel_training(run_uri: str, *, cluster: Cluster | None = None) -> bool:
-    """Delete the run's JobSet and its pods; what is in the bucket stays. False: there was none."""
+@dataclass(frozen=True)
+class Cancelled:
+    """What was stopped; both empty: nothing of the run was there."""
+
+    jobset: str
+    workflow: str
+    """The Kubeflow run's Workflow: while it goes on, it would submit the training again."""
+
+    def __str__(self) -> str:
+        stopped = [f"JobSet {self.jobset}"] if self.jobset else []
+        stopped += [f"Workflow {self.workflow}"] if self.workflow else []
+        return f"{' and '.join(stopped)} stopped" if stopped else "nothing of the run is on the cluster"
+
+
+def cancel_training(run_uri: str, *, cluster: Cluster | None = None) -> Cancelled:
+    """Stop the run's Workflow, delete its JobSet and pods; what is in the bucket stays."""
     cluster = cluster or connect(load_run(run_uri).cluster.namespace)
     jobset = cluster.get_jobset(jobset_name(run_uri))
     if jobset is None:
-        return False
+        return Cancelled("", "")
+    workflow = stop_owner(cluster, jobset)
     create.delete_and_wait(cluster, jobset)
-    return True
+    return Cancelled(jobset["metadata"]["name"], workflow)
 
 
 @dataclass(frozen=True)
@@ -81,10 +96,18 @@ class LiveState:
     pods: dict[str, dict[str, int]]
     """Pool → phase → number of pods."""
 
+    def __str__(self) -> str:
+        pools = (
+            f"{pool} {', '.join(f'{number} {phase.lower()}' for phase, number in sorted(each.items()))}"
+            for pool, each in sorted(self.pods.items())
+        )
+        restarts = f", {self.restarts} restarts" if self.restarts else ""
+        return " · ".join([f"JobSet {self.jobset}: {self.state.lower()}{restarts}", *pools])
+
 
 def live_state(run_uri: str, *, cluster: Cluster | None = None) -> LiveState | None:
-    """The run's JobSet as the cluster shows it; None where there is none."""
-    cluster = cluster or connect(load_run(run_uri).cluster.namespace)
+    """The run's JobSet as the cluster shows it; None where there is none. Every call is tried once."""
+    cluster = cluster or connect(load_run(run_uri).cluster.namespace, attempts=1)
     jobset = cluster.get_jobset(jobset_name(run_uri))
     if jobset is None:
         return None
