@@ -24,7 +24,8 @@ class ModelConfig(Section):
     arch_args: dict[str, Any] = {}
     """Keyword arguments for timm.create_model: embed_dim, depth, num_heads, patch_size, reg_tokens…"""
     init: str = "random"
-    """random, timm:NAME, or a URI of a safetensors file."""
+    """random; timm:NAME; the URI of a safetensors file; or run:URI, the student, teacher and heads of
+    another run's newest checkpoint, to go on at another crop size."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     layer_scale: float | None = Field(default=1e-5)
     dino_head: HeadConfig = HeadConfig()

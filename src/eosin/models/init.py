@@ -20,6 +20,10 @@ _PREFIXES = ("teacher.backbone.", "student.backbone.", "backbone.vit.", "module.
              "teacher.", "backbone.", "module.", "model.")  # fmt: skip
 
 
+RUN_PREFIX = "run:"
+"""What `model.init` begins with where another run's student, teacher and heads are to be taken."""
+
+
 @dataclass(frozen=True)
 class InitReport:
     """What `model.init` did, tensor by tensor (names of the timm model)."""
@@ -49,7 +53,8 @@ class InitReport:
 def initialize(backbone: Backbone, source: str) -> InitReport:
     """Load `source` (`random`, `timm:NAME`, or the URI of a safetensors file) into `backbone`.
 
-    Raises `UserError` where the name or file is not there, is not safetensors, or fits nothing.
+    A run (`run:URI`) is more than a backbone: `eosin.training.warm_start` takes it. Raises `UserError`
+    where the name or file is not there, is not safetensors, or fits nothing.
     """
     if source == "random":
         return InitReport(source)
@@ -123,6 +128,12 @@ def _from_uri(uri: str) -> dict[str, Tensor]:
         raise UserError(f"model.init: {uri} is not a safetensors file: {error}") from error
 
 
+def _hub_page(name: str) -> str:
+    """Where timm would have looked."""
+    pretrained = import_timm().models.get_pretrained_cfg(name)
+    return f"https://huggingface.co/{getattr(pretrained, 'hf_hub_id', None) or f'timm/{name}'}"
+
+
 def _from_timm(name: str) -> dict[str, Tensor]:
     timm = import_timm()
     if not timm.is_model(name.split(".")[0]):
@@ -134,6 +145,7 @@ def _from_timm(name: str) -> dict[str, Tensor]:
     except Exception as error:  # whatever the hub's client raises: no network, throttled, gone
         raise TransientError(
             f"model.init timm:{name}: the weights could not be fetched: {error}",
-            hint="without internet, put the safetensors file in the bucket and give its URI",
+            hint=f"without internet, put model.safetensors of {_hub_page(name)} into the bucket and set"
+            " model.init to its URI",
         ) from error
     return dict(model.state_dict())

@@ -49,12 +49,15 @@ class StepResult:
 class Learner:
     """Student, teacher, optimizer and loss state on this rank, whole or in shards."""
 
-    def __init__(self, config: RunConfig, student: Network, world: World) -> None:
+    def __init__(
+        self, config: RunConfig, student: Network, world: World, teacher: Network | None = None
+    ) -> None:
+        """`teacher`: the one to begin with; None: a copy of `student`."""
         self.world = world
         self.config = config.train
         self.student = student.train()
         self.student.backbone.mask_token.requires_grad_(config.train.uses_ibot)
-        self.teacher = teacher_of(self.student)
+        self.teacher = teacher_of(self.student if teacher is None else teacher)
         self._blank = blank_slot(config, student.backbone.patch_size, world.device)
         self.spread = spread(self.student, self.teacher, config.train, world)
         for network in (self.student, self.teacher):
