@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eosin.errors import UserError
-from eosin.models.arch import create_vit
+from eosin.errors import TransientError, UserError
+from eosin.models.arch import create_vit, import_timm
 from eosin.models.backbone import Backbone, build_backbone
 from eosin.models.init import initialize
 from tests.support.golden import part, tensors
@@ -81,6 +82,49 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         initialize(backbone(), str(tmp_path / "absent.safetensors"))
     with pytest.raises(UserError, match=r"has no model 'vit_nowhere\.tag'"):
         initialize(backbone(), "timm:vit_nowhere.tag")
+
+
+@pytest.fixture
+def timm_from(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let timm find its pretrained weights elsewhere than on the hub."""
+
+    def point(**overlay: Any) -> None:
+        timm = import_timm()
+        create = timm.create_model
+        monkeypatch.setattr(
+            timm,
+            "create_model",
+            lambda *args, **options: create(*args, **options, pretrained_cfg_overlay=overlay),
+        )
+
+    return point
+
+
+def test_timms_own_weights_at_another_crop_size(tmp_path: Path, timm_from: Callable[..., None]) -> None:
+    """A checkpoint as timm publishes it, classifier and all, by its name."""
+    name = "test_vit.r160_in1k"
+    source = import_timm().create_model("test_vit", pretrained=False, num_classes=1000)
+    save_file(
+        {key: value.contiguous() for key, value in source.state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    timm_from(file=str(tmp_path / "w.safetensors"), num_classes=1000)
+    target = build_backbone(
+        tiny_config(model={"arch": "test_vit", "arch_args": {}, "layer_scale": None}).model, 96
+    )
+    report = initialize(target, f"timm:{name}")
+    assert report.interpolated == ("pos_embed",) and not report.missing
+    ours, theirs = target.vit.state_dict(), source.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours if key != "pos_embed")
+    assert ours["pos_embed"].shape == (1, 1 + 6 * 6, 64)
+
+
+def test_weights_that_cannot_be_fetched_say_what_to_do(timm_from: Callable[..., None]) -> None:
+    timm_from(url="http://127.0.0.1:9/model.safetensors", hf_hub_id=None)
+    target = build_backbone(tiny_config(model={"arch": "test_vit", "arch_args": {}}).model, 96)
+    with pytest.raises(TransientError) as caught:
+        initialize(target, "timm:test_vit.r160_in1k")
+    assert "could not be fetched" in str(caught.value)
+    assert "huggingface.co/timm/test_vit.r160_in1k" in (caught.value.hint or "")
 
 
 def test_random_changes_nothing() -> None:
