@@ -25,8 +25,9 @@ class IndexLayout:
     THUMBNAILS = "thumbnails/"
 
     @staticmethod
-    def shard(scan_id: str, shard: int, num_shards: int) -> str:
-        return f"scans/{scan_id}/{shard:05d}-of-{num_shards:05d}.parquet"
+    def shard_marker(scan_id: str, shard: int, num_shards: int) -> str:
+        """Published last, once every part of the shard is there."""
+        return f"scans/{scan_id}/{shard:05d}-of-{num_shards:05d}.json"
 
     @staticmethod
     def shard_part(scan_id: str, shard: int, num_shards: int, part: int) -> str:

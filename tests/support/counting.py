@@ -49,8 +49,9 @@ class CountingStore:
         self.puts.append(key)
         return self._inner.put(key, data, if_none_match=if_none_match, if_match=if_match)
 
-    def put_file(self, key: str, path: Path) -> ObjectInfo:
-        return self._inner.put_file(key, path)
+    def put_file(self, key: str, path: Path, *, if_none_match: bool = False) -> ObjectInfo:
+        self.puts.append(key)
+        return self._inner.put_file(key, path, if_none_match=if_none_match)
 
     def download(self, key: str, path: Path) -> ObjectInfo:
         self.downloads.append(key)

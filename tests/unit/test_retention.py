@@ -102,8 +102,8 @@ def world(tmp_path: Path) -> World:
     world.snapshot("stale", "abc")
     world.snapshot("pinned", "bd")
     world.snapshot("new", "be")
-    world.index.put(IndexLayout.shard("scan-old", 0, 1), rows("abc"))
-    world.index.put(IndexLayout.shard("scan-new", 0, 1), rows("be"))
+    world.index.put(IndexLayout.shard_part("scan-old", 0, 1, 0), rows("abc"))
+    world.index.put(IndexLayout.shard_part("scan-new", 0, 1, 0), rows("be"))
     world.latest("new")
     world.run("done", pin="pinned")
     world.grow_old()
@@ -115,7 +115,7 @@ def test_a_stale_snapshot_goes_with_its_scan_and_the_tables_only_it_used(world: 
     assert gone == {
         "indexes/tcga/snapshots/stale/slides.parquet",
         "indexes/tcga/snapshots/stale/COMPLETE.json",
-        "indexes/tcga/scans/scan-old/00000-of-00001.parquet",
+        "indexes/tcga/scans/scan-old/00000-of-00001/00000.parquet",
         *tables_of("ac"),
     }
     assert world.gc()[0].doomed == ()
@@ -142,7 +142,7 @@ def test_what_is_young_stays_and_keeps_what_it_names(world: World) -> None:
 def test_a_young_object_makes_its_whole_snapshot_young(world: World) -> None:
     world.index.put(IndexLayout.snapshot_marker("stale"), b"{}")
     _, gone = world.gc()
-    assert gone == {"indexes/tcga/scans/scan-old/00000-of-00001.parquet"}
+    assert gone == {"indexes/tcga/scans/scan-old/00000-of-00001/00000.parquet"}
 
 
 @pytest.mark.parametrize("text", ["not: a: config", "unknown_key: 1\n", "\x00", ""])

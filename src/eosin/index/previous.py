@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from eosin.config.index import IndexConfig
 from eosin.index.latest import load_manifest, read_latest
 from eosin.index.listing import Unit
 from eosin.index.plan import ScanPlan
 from eosin.index.read_slide import INDEXER_VERSION, reuse_digest, slide_digest, with_override
-from eosin.index.rows import FLEETING, Rows, SlideRow, decode_rows
+from eosin.index.rows import FLEETING, Rows, SlideRow, load_rows
 from eosin.index.tissue_model import model_digest
 from eosin.layout import IndexLayout
-from eosin.storage import NotFound, ObjectInfo, Store
+from eosin.storage import ObjectInfo, Store
 
 
 class PreviousRows:
-    """The newest snapshot's rows, by the objects they were made of."""
+    """The newest snapshot's rows, by the objects they were made of; each is made when it is asked for."""
 
-    def __init__(self, rows: Rows | Sequence[SlideRow]) -> None:
-        self._by_object = {each.key: row for row in rows for each in row.header.objects}
+    def __init__(self, rows: Rows | None) -> None:
+        self._rows = rows
+        self._by_object: dict[str, int] = {}
+        for i, objects in enumerate(rows.column("objects") if rows is not None else ()):
+            self._by_object.update((each["key"], i) for each in objects)
 
     def reusable(self, plan: ScanPlan, config: IndexConfig, unit: Unit) -> list[SlideRow] | None:
         """The unit's rows with the overrides joined anew; None where any of it must be read again."""
-        rows = {row.slide: row for each in unit.objects if (row := self._by_object.get(each.key))}
-        covered = {(each.key, each.etag) for row in rows.values() for each in row.header.objects}
+        rows = self._rows_of(unit)
+        covered = {(each.key, each.etag) for row in rows for each in row.header.objects}
         if covered != {(each.key, each.etag) for each in unit.objects}:
             return None
-        if not all(_current(plan, config, row) for row in rows.values()):
+        if not all(_current(plan, config, row) for row in rows):
             return None
-        return [with_override(row, plan.override(row.header.objects)) for row in rows.values()]
+        return [with_override(row, plan.override(row.header.objects)) for row in rows]
 
     def groups(self, unit: Unit) -> list[tuple[ObjectInfo, ...]] | None:
         """Which of the unit's objects made up a slide; None where any is new, changed or to be read again."""
-        slides: dict[str, list[ObjectInfo]] = {}
-        for each in unit.objects:
-            row = self._by_object.get(each.key)
-            if row is None or row.read_status in FLEETING or not _holds(row, each):
+        known = {each.key: each for each in unit.objects}
+        groups: list[tuple[ObjectInfo, ...]] = []
+        for row in self._rows_of(unit):
+            members = [known.get(each.key) for each in row.header.objects]
+            same = [info for info, each in zip(members, row.header.objects, strict=True)
+                    if info is not None and info.etag == each.etag]  # fmt: skip
+            if len(same) != len(members) or row.read_status in FLEETING:
                 return None
-            slides.setdefault(row.slide, []).append(each)
-        return [tuple(group) for group in slides.values()]
+            groups.append(tuple(same))
+        return groups if sum(map(len, groups)) == len(unit.objects) else None
 
-
-def _holds(row: SlideRow, info: ObjectInfo) -> bool:
-    return any((each.key, each.etag) == (info.key, info.etag) for each in row.header.objects)
+    def _rows_of(self, unit: Unit) -> list[SlideRow]:
+        """Rows that any of the unit's objects was part of."""
+        if self._rows is None:
+            return []
+        found = {self._by_object[each.key]: None for each in unit.objects if each.key in self._by_object}
+        return [self._rows.alone(i) for i in found]
 
 
 def load_previous(store: Store) -> PreviousRows:
@@ -51,12 +58,9 @@ def load_previous(store: Store) -> PreviousRows:
     latest = read_latest(store)
     manifest = load_manifest(store, latest.snapshot_id) if latest else None
     if manifest is None or manifest.indexer_version != INDEXER_VERSION:
-        return PreviousRows([])
+        return PreviousRows(None)
     key = IndexLayout.snapshot_rows(manifest.snapshot_id)
-    try:
-        return PreviousRows(decode_rows(store.get(key), source=f"{store.uri}/{key}"))
-    except NotFound:
-        return PreviousRows([])
+    return PreviousRows(load_rows(store, key))
 
 
 def _current(plan: ScanPlan, config: IndexConfig, row: SlideRow) -> bool:

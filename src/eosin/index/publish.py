@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from eosin import __version__
 from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.index.latest import Latest, load_manifest, move_latest, read_latest
+from eosin.index.merge import MergedRows
 from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.read_slide import INDEXER_VERSION
-from eosin.index.rows import FLEETING, OK, SlideRow, encode_rows
-from eosin.index.scan import ScanResult, count, load_rows
+from eosin.index.rows import FLEETING, OK, SlideRow, load_rows, write_rows
+from eosin.index.scan import by_frequency, load_shard
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.records import SnapshotManifest
 from eosin.storage import PreconditionFailed, Store
 
 _NAMED_SLIDES = 5
+_SPARE_PARTS = 4
 
 
 def publish_snapshot(config: RunConfig, num_shards: int, log: RunLog) -> SnapshotManifest:
@@ -41,14 +49,15 @@ def publish_snapshot(config: RunConfig, num_shards: int, log: RunLog) -> Snapsho
     return _checked(plan, manifest, log)
 
 
-def _merged(plan: ScanPlan, num_shards: int) -> list[SlideRow]:
-    rows: list[SlideRow] = []
+def _merged(plan: ScanPlan, num_shards: int) -> MergedRows:
+    keys: list[str] = []
     missing: list[int] = []
     for shard in range(num_shards):
-        part = load_rows(plan.index, IndexLayout.shard(plan.scan_id, shard, num_shards))
-        if part is None:
+        found = load_shard(plan, shard, num_shards)
+        if found is None:
             missing.append(shard)
-        rows += part or []
+            continue
+        keys += [IndexLayout.shard_part(plan.scan_id, shard, num_shards, i) for i in range(found.num_parts)]
     if missing:
         names = ", ".join(f"{shard}/{num_shards}" for shard in missing[:10])
         raise UserError(
@@ -56,46 +65,64 @@ def _merged(plan: ScanPlan, num_shards: int) -> list[SlideRow]:
             f"{names}",
             hint="run `eosin index --shard I/N` for each; where slides came or went meanwhile, for all",
         )
-    return sorted(rows, key=lambda row: row.slide)
+    return MergedRows(plan.index, keys, num_held=num_shards + _SPARE_PARTS)
 
 
-def _publish(plan: ScanPlan, rows: list[SlideRow]) -> SnapshotManifest:
-    snapshot_id = _snapshot_id(plan, rows)
-    published = load_manifest(plan.index, snapshot_id)
-    if published is not None:
-        return published
-    data = _put_once(plan.index, IndexLayout.snapshot_rows(snapshot_id), encode_rows(rows))
-    result = count(rows)
+@dataclass
+class _Tally:
+    """What the rows that pass through add up to."""
+
+    digest: Any
+    statuses: Counter[str] = field(default_factory=Counter)
+    tissue_mm2: float = 0.0
+
+    def counted(self, rows: Iterable[SlideRow]) -> Iterator[SlideRow]:
+        for row in rows:
+            self.digest.update(repr(row_identity(row)).encode())
+            self.statuses[row.status] += 1
+            self.tissue_mm2 += row.tissue_mm2 if row.status == OK else 0.0
+            yield row
+
+
+def _publish(plan: ScanPlan, rows: MergedRows) -> SnapshotManifest:
+    # The digest is of what the rows say, independent of how Parquet writes them.
+    tally = _Tally(hashlib.sha256(json.dumps([plan.slides.uri, INDEXER_VERSION]).encode()))
+    with tempfile.TemporaryDirectory(prefix="eosin-index-") as folder:
+        path = Path(folder, "slides.parquet")
+        with path.open("wb") as file:
+            write_rows(tally.counted(rows), file)
+        snapshot_id = tally.digest.hexdigest()[:16]
+        published = load_manifest(plan.index, snapshot_id)
+        if published is not None:
+            return published
+        rows_sha256 = _put_rows(plan.index, IndexLayout.snapshot_rows(snapshot_id), path)
     manifest = SnapshotManifest(
         snapshot_id=snapshot_id,
-        rows_sha256=hashlib.sha256(data).hexdigest(),
+        rows_sha256=rows_sha256,
         slides_uri=plan.slides.uri,
         indexer_version=INDEXER_VERSION,
-        num_slides=result.num_slides,
-        num_ok=result.num_ok,
-        tissue_mm2=sum(row.tissue_mm2 for row in rows if row.status == OK),
-        reasons=result.reasons,
+        num_slides=len(rows),
+        num_ok=tally.statuses[OK],
+        tissue_mm2=tally.tissue_mm2,
+        reasons=by_frequency(tally.statuses),
         eosin_version=__version__,
     )
-    marker = _put_once(plan.index, IndexLayout.snapshot_marker(snapshot_id), manifest.to_json())
-    return SnapshotManifest.from_json(marker, source=IndexLayout.snapshot_marker(snapshot_id))
-
-
-def _put_once(store: Store, key: str, data: bytes) -> bytes:
-    """Publish `data` unless something is there; what is there then."""
+    key = IndexLayout.snapshot_marker(snapshot_id)
     try:
-        store.put(key, data, if_none_match=True)
-        return data
+        plan.index.put(key, manifest.to_json(), if_none_match=True)
+        return manifest
     except PreconditionFailed:
-        return store.get(key)
+        return SnapshotManifest.from_json(plan.index.get(key), source=key)
 
 
-def _snapshot_id(plan: ScanPlan, rows: list[SlideRow]) -> str:
-    """Digest of what the rows say, independent of how Parquet writes them."""
-    digest = hashlib.sha256(json.dumps([plan.slides.uri, INDEXER_VERSION]).encode())
-    for row in rows:
-        digest.update(repr(row_identity(row)).encode())
-    return digest.hexdigest()[:16]
+def _put_rows(store: Store, key: str, path: Path) -> str:
+    """Publish the rows unless some are there; SHA-256 of what is there then."""
+    try:
+        store.put_file(key, path, if_none_match=True)
+    except PreconditionFailed:
+        return hashlib.sha256(store.get(key)).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def row_identity(row: SlideRow) -> tuple[object, ...]:
@@ -126,28 +153,27 @@ def _checked(plan: ScanPlan, manifest: SnapshotManifest, log: RunLog) -> Snapsho
     )
     if manifest.num_ok:
         return manifest
-    rows = load_rows(plan.index, IndexLayout.snapshot_rows(manifest.snapshot_id)) or []
-    raise no_usable_slide(plan.slides.uri, rows)
+    rows: Sequence[SlideRow] = load_rows(plan.index, IndexLayout.snapshot_rows(manifest.snapshot_id)) or ()
+    raise no_usable_slide(plan.slides.uri, rows, manifest.reasons)
 
 
-def no_usable_slide(slides_uri: str, rows: list[SlideRow]) -> UserError:
+def no_usable_slide(slides_uri: str, rows: Sequence[SlideRow], reasons: dict[str, int]) -> UserError:
     """What to tell where nothing can be used: reasons by count, slides by name, and the cure."""
     if not rows:
         return UserError(
             f"there is no slide in {slides_uri}",
             hint="check slides.uri and slides.include; the folder is empty",
         )
-    result: ScanResult = count(rows)
-    counts = ", ".join(f"{number} {reason}" for reason, number in result.reasons.items())
+    counts = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
     named = "".join(f"\n  {row.slide}: {row.status}: {row.detail}" for row in rows[:_NAMED_SLIDES])
     more = f"\n  … and {len(rows) - _NAMED_SLIDES} more" if len(rows) > _NAMED_SLIDES else ""
     return UserError(
         f"none of the {len(rows)} slides in {slides_uri} can be used ({counts}):{named}{more}",
-        hint=_cure(result),
+        hint=_cure(reasons),
     )
 
 
-def _cure(result: ScanResult) -> str:
+def _cure(reasons: dict[str, int]) -> str:
     cures = {
         "no-mpp": "give their resolution in a CSV with the columns slide,mpp: slides.overrides=URI",
         "too-coarse": "raise index.max_mpp if such coarse slides are meant",
@@ -155,5 +181,5 @@ def _cure(result: ScanResult) -> str:
         "excluded": "the overrides exclude them",
         "denied": "give the credentials in use the right to read these objects, and index again",
     }
-    found = [cures[reason] for reason in result.reasons if reason in cures]
+    found = [cures[reason] for reason in reasons if reason in cures]
     return "; ".join(found) or "check that slides.uri holds whole-slide images that arrived whole"

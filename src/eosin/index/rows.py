@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from eosin.errors import PermanentError
 from eosin.index.tissue_mask import TissueMask
 from eosin.slides.model import Level, SlideHeader, SlideObject
+from eosin.storage import NotFound, Store
 
 OK = "ok"
 FLEETING = frozenset({"changed", "denied", "unreadable"})
@@ -92,11 +93,25 @@ SCHEMA = pa.schema(
 
 def encode_rows(rows: Iterable[SlideRow]) -> bytes:
     """Parquet of `rows` sorted by slide: the same rows, the same bytes."""
-    records = [_to_record(row) for row in sorted(rows, key=lambda row: row.slide)]
-    table = pa.Table.from_pylist(records, schema=SCHEMA)
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_statistics=False, row_group_size=4096)
+    write_rows(sorted(rows, key=lambda row: row.slide), buffer)
     return buffer.getvalue()
+
+
+def write_rows(rows: Iterable[SlideRow], file: BinaryIO) -> None:
+    """Parquet of `rows` in the order given, 512 in memory at a time."""
+    left = iter(rows)
+    with pq.ParquetWriter(file, SCHEMA, compression="zstd", write_statistics=False) as writer:
+        while group := list(itertools.islice(left, _ROWS_AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist([_to_record(row) for row in group], schema=SCHEMA))
+
+
+def load_rows(store: Store, key: str) -> Rows | None:
+    """Published rows, or None where they are not there."""
+    try:
+        return decode_rows(store.get(key), source=f"{store.uri}/{key}")
+    except NotFound:
+        return None
 
 
 class Rows(Sequence[SlideRow]):
@@ -126,6 +141,10 @@ class Rows(Sequence[SlideRow]):
     def __iter__(self) -> Iterator[SlideRow]:
         return (self[i] for i in range(len(self)))
 
+    def alone(self, index: int) -> SlideRow:
+        """One row, not kept: for one pass over rows that together would fill memory."""
+        return _made(self._table.slice(index, 1))[0]
+
     def column(self, name: str) -> list[Any]:
         """One column of all rows, without making the rows."""
         values: list[Any] = self._table.column(name).to_pylist()
@@ -133,11 +152,14 @@ class Rows(Sequence[SlideRow]):
 
     def _block(self, block: int) -> list[SlideRow]:
         if block not in self._made:
-            part = self._table.slice(block * _ROWS_AT_ONCE, _ROWS_AT_ONCE)
-            masks = _masks(part.column("tissue"))
-            records = part.drop_columns(["tissue"]).to_pylist()
-            self._made[block] = [_from_record(*each) for each in zip(records, masks, strict=True)]
+            self._made[block] = _made(self._table.slice(block * _ROWS_AT_ONCE, _ROWS_AT_ONCE))
         return self._made[block]
+
+
+def _made(part: pa.Table) -> list[SlideRow]:
+    masks = _masks(part.column("tissue"))
+    records = part.drop_columns(["tissue"]).to_pylist()
+    return [_from_record(*each) for each in zip(records, masks, strict=True)]
 
 
 def decode_rows(data: bytes, *, source: str) -> Rows:

@@ -15,15 +15,27 @@ from eosin.index.listing import Unit, in_shard
 from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.previous import PreviousRows, load_previous
 from eosin.index.read_slide import Reading, read_slide
-from eosin.index.rows import FLEETING, OK, SlideRow, decode_rows, encode_rows
+from eosin.index.rows import FLEETING, OK, SlideRow, encode_rows, load_rows
 from eosin.index.series import divided, split_series
 from eosin.index.tissue_model import load_tissue_model, model_digest
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
-from eosin.storage import NotFound, Store
+from eosin.records.base import Record
+from eosin.storage import NotFound
 
 _UNITS_A_PART = 128
 _PROGRESS_EVERY_S = 2.0
+
+
+class ScanShard(Record):
+    """Marker of a shard: how many parts it has, and what they hold."""
+
+    num_parts: int
+    num_slides: int
+    num_ok: int
+    reasons: dict[str, int]
+    num_fleeting: int
+    """Rows that the next scan makes again."""
 
 
 @dataclass(frozen=True)
@@ -37,43 +49,43 @@ class ScanResult:
 
 
 def scan_shard(config: RunConfig, shard: int, num_shards: int, log: RunLog) -> ScanResult:
-    """Read the slides of one shard and publish their rows. A shard already there is not read again, but
-    for slides that could not be read for want of a right, or were replaced meanwhile.
+    """Read the slides of one shard and publish their rows, in parts of 128 slides and a marker last.
 
-    Rows of the newest snapshot are reused where neither the slide nor what its reading depended on has
-    changed. Killed and run again, it goes on after the last part it published. Raises `UserError` for a
-    shard number or a configuration that cannot be, `TransientError` where the store stays away.
+    A shard already there is not read again, but for slides that could not be read for want of a right, or
+    were replaced meanwhile. Rows of the newest snapshot are reused where neither the slide nor what its
+    reading depended on has changed. Killed and run again, it goes on after the last part it published.
+    Memory is that of one part and of the slides in flight. Raises `UserError` for a shard number or a
+    configuration that cannot be, `TransientError` where the store stays away.
     """
     if not 0 <= shard < num_shards:
         raise UserError(f"shard {shard} of {num_shards}: it must be from 0 to {num_shards - 1}")
     plan = plan_scan(config)
-    key = IndexLayout.shard(plan.scan_id, shard, num_shards)
-    rows = load_rows(plan.index, key)
-    if rows is None or has_fleeting(rows):
-        rows = _scan(config, plan, shard, num_shards, log)
-        plan.index.put(key, encode_rows(rows))
-    result = count(rows)
+    found = load_shard(plan, shard, num_shards)
+    if found is None or found.num_fleeting:
+        found = _scan(config, plan, shard, num_shards, log)
+        plan.index.put(IndexLayout.shard_marker(plan.scan_id, shard, num_shards), found.to_json())
+    result = ScanResult(found.num_slides, found.num_ok, found.reasons)
     log.event("shard-scanned", shard=shard, num_shards=num_shards, scan_id=plan.scan_id,
               num_slides=result.num_slides, num_ok=result.num_ok, reasons=result.reasons)  # fmt: skip
     return result
 
 
-def count(rows: Sequence[SlideRow]) -> ScanResult:
-    """Rows by status; reasons sorted by how often they occur."""
-    statuses = Counter(row.status for row in rows)
-    num_ok = statuses.pop(OK, 0)
-    return ScanResult(len(rows), num_ok, dict(sorted(statuses.items(), key=lambda item: (-item[1], item[0]))))
-
-
-def load_rows(store: Store, key: str) -> list[SlideRow] | None:
-    """Published rows, or None where they are not there."""
+def load_shard(plan: ScanPlan, shard: int, num_shards: int) -> ScanShard | None:
+    """The marker of a shard; None where it was never completed."""
+    key = IndexLayout.shard_marker(plan.scan_id, shard, num_shards)
     try:
-        return list(decode_rows(store.get(key), source=f"{store.uri}/{key}"))
+        return ScanShard.from_json(plan.index.get(key), source=f"{plan.index.uri}/{key}")
     except NotFound:
         return None
 
 
-def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: RunLog) -> list[SlideRow]:
+def by_frequency(statuses: Counter[str]) -> dict[str, int]:
+    """Reasons why slides are not used, the most frequent first."""
+    unused = [(status, number) for status, number in statuses.items() if status != OK]
+    return dict(sorted(unused, key=lambda item: (-item[1], item[0])))
+
+
+def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: RunLog) -> ScanShard:
     previous = load_previous(plan.index)
     every = divided(plan, previous, config.index.slides_in_flight)
     units = [unit for unit in every if in_shard(unit, shard, num_shards)]
@@ -82,23 +94,22 @@ def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: R
         load_tissue_model(config.index.tissue.onnx, plan.tissue_model), model_digest(plan.tissue_model),
     )  # fmt: skip
     progress = _Progress(log, len(units))
-    rows: list[SlideRow] = []
+    starts = range(0, len(units), _UNITS_A_PART)
     with ThreadPoolExecutor(config.index.slides_in_flight, "scan") as pool:
-        for number, start in enumerate(range(0, len(units), _UNITS_A_PART)):
+        for number, start in enumerate(starts):
             key = IndexLayout.shard_part(plan.scan_id, shard, num_shards, number)
             part = units[start : start + _UNITS_A_PART]
-            made = load_rows(plan.index, key)
-            if made is None or has_fleeting(made):
-                made = _flat(
+            rows: Sequence[SlideRow] | None = load_rows(plan.index, key)
+            if rows is None or has_fleeting(rows):
+                rows = _flat(
                     pool.map(lambda unit: _rows_of(reading, plan, previous, unit, progress, log), part)
                 )
-                if len(units) > _UNITS_A_PART:
-                    plan.index.put(key, encode_rows(made))
+                plan.index.put(key, encode_rows(rows))
             else:
-                progress.add(len(part), made)
-            rows += made
-            _refuse_a_wall(reading, rows)
-    return rows
+                progress.add(len(part), rows)
+            progress.count(rows)
+            _refuse_a_wall(reading, progress, rows)
+    return progress.result(len(starts))
 
 
 def has_fleeting(rows: Iterable[SlideRow]) -> bool:
@@ -106,11 +117,12 @@ def has_fleeting(rows: Iterable[SlideRow]) -> bool:
     return any(row.read_status in FLEETING for row in rows)
 
 
-def _refuse_a_wall(reading: Reading, rows: Sequence[SlideRow]) -> None:
+def _refuse_a_wall(reading: Reading, progress: _Progress, rows: Sequence[SlideRow]) -> None:
     """One slide that may not be read is its own affair; where none of many may, the credentials are wrong."""
-    if len(rows) >= _UNITS_A_PART and all(row.read_status == "denied" for row in rows):
+    num_read = sum(progress.read_statuses.values())
+    if num_read >= _UNITS_A_PART and progress.read_statuses["denied"] == num_read:
         raise UserError(
-            f"none of {len(rows)} slides in {reading.slides.uri} may be read: {rows[0].read_detail}",
+            f"none of {num_read} slides in {reading.slides.uri} may be read: {rows[0].read_detail}",
             hint="give the credentials in use the right to read (s3:GetObject) under this prefix",
         )
 
@@ -142,6 +154,20 @@ class _Progress:
         self._done = self._num_ok = 0
         self._reported_s = 0.0
         self._lock = threading.Lock()
+        self.statuses, self.read_statuses = Counter[str](), Counter[str]()
+
+    def count(self, rows: Iterable[SlideRow]) -> None:
+        """Take a whole part into account."""
+        for row in rows:
+            self.statuses[row.status] += 1
+            self.read_statuses[row.read_status] += 1
+
+    def result(self, num_parts: int) -> ScanShard:
+        return ScanShard(
+            num_parts=num_parts, num_slides=sum(self.statuses.values()), num_ok=self.statuses[OK],
+            reasons=by_frequency(self.statuses),
+            num_fleeting=sum(self.read_statuses[each] for each in FLEETING),
+        )  # fmt: skip
 
     def add(self, num_units: int, rows: Sequence[SlideRow]) -> None:
         with self._lock:

@@ -73,7 +73,7 @@ class Store(Protocol):
         """Publish `data` whole: a reader sees all of it or the object before it, never a part."""
         ...
 
-    def put_file(self, key: str, path: Path) -> ObjectInfo:
+    def put_file(self, key: str, path: Path, *, if_none_match: bool = False) -> ObjectInfo:
         """Publish a local file whole, in parts where it is large."""
         ...
 
