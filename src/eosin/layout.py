@@ -142,6 +142,11 @@ class RunLayout:
         return f"pictures/{model}/{task}.jpg"
 
     @staticmethod
+    def example(model: str, task: str, kind: str) -> str:
+        """JPEG of examples beside a task's figures: `kind` is neighbours or maps."""
+        return f"pictures/{model}/{task}.{kind}.jpg"
+
+    @staticmethod
     def embeddings(digest: str) -> str:
         return f"embeddings/{digest}.safetensors"
 

@@ -156,7 +156,22 @@ class _Evaluation:
             "dropped": list(embeddings.dropped),
             "transform": f"{TRANSFORM} v{TRANSFORM_VERSION}",
         }
-        return replace(outcome, details={**outcome.details, **dropped}), len(embeddings.rows)
+        shown = self._examples(dataset, embeddings)
+        details = {**outcome.details, **dropped, **({"examples": shown} if shown else {})}
+        return replace(outcome, details=details), len(embeddings.rows)
+
+    def _examples(self, dataset: Dataset, embeddings: Embeddings) -> list[dict[str, str]]:
+        """Pictures of a few patches, published before the record names them."""
+        if not isinstance(self.task, UnsupervisedTask | KnnTask):
+            return []
+        from eosin.evaluation.show import examples_of
+
+        shown = []
+        for each in examples_of(self.task, dataset, embeddings, self.subject):
+            key = RunLayout.example(self.subject.key, self.task.name, each.kind)
+            self.store.put(key, each.jpeg)
+            shown.append({"kind": each.kind, "key": key, "caption": each.caption})
+        return shown
 
     def _segment(self, task: SegmentationTask) -> tuple[Outcome, int]:
         """As `_run_embedded`, on patch tokens; the picture is there before the record names it."""

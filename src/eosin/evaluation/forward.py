@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ from torch import nn
 
 from eosin.errors import PermanentError
 from eosin.records import TeacherCard
+
+_ATTENTION_PARTS = ("qkv", "q_norm", "k_norm", "num_heads", "scale")
 
 
 class Forward:
@@ -63,6 +66,30 @@ class Forward:
             token_map = patches.transpose(1, 2).reshape(len(pixels), -1, side, side)
         return np.asarray(token_map.half().cpu().numpy())
 
+    @torch.inference_mode()
+    def class_attention(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32] | None:
+        """How much the class token attends to each patch in the last block, [N, h, w], mean over heads.
+
+        Register tokens are left out and what is left sums to 1. None for a network without a class token
+        or with another kind of attention than timm's plain one.
+        """
+        attention = getattr(getattr(self._module, "blocks", [None])[-1], "attn", None)
+        if attention is None or not all(hasattr(attention, name) for name in _ATTENTION_PARTS):
+            return None
+        seen: list[torch.Tensor] = []
+        hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self._module.forward_features(self._normalised(pixels))  # type: ignore[operator]
+        finally:
+            hook.remove()
+        prefix = int(getattr(self._module, "num_prefix_tokens", 0))
+        side = math.isqrt(seen[0].shape[1] - prefix) if seen and prefix else 0
+        if not side or side * side != seen[0].shape[1] - prefix:
+            return None
+        weights = _attention_of_first(attention, seen[0])[:, prefix:]
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        return np.asarray(weights.view(len(pixels), side, side).float().cpu().numpy())
+
     def _normalised(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
         images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div_(255)
         return images.sub_(self._mean).div_(self._std)
@@ -72,3 +99,12 @@ class Forward:
             f"model {self.card.name} gives no map of patch tokens: {why}",
             hint="segmentation needs a network with timm's forward_features",
         )
+
+
+def _attention_of_first(attention: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Softmax weights of the first token over all, [n, tokens], mean over heads; `tokens` [n, tokens, D]."""
+    num, length, _ = tokens.shape
+    parts = attention.qkv(tokens).reshape(num, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    query, key = attention.q_norm(parts[0][:, :, :1]), attention.k_norm(parts[1])
+    weights: torch.Tensor = (attention.scale * query @ key.transpose(-2, -1)).softmax(dim=-1)
+    return weights[:, :, 0].mean(dim=1)

@@ -14,7 +14,7 @@ from eosin.errors import UserError
 from eosin.evaluation.dataset import Dataset, Sample
 from eosin.evaluation.embed import Embeddings, Features
 from eosin.evaluation.splits import split_samples
-from eosin.metrics.bootstrap import balanced_accuracy_interval
+from eosin.metrics.bootstrap import Figure, group_confusions, interval
 from eosin.metrics.classification import (
     balanced_accuracy,
     calibration_error,
@@ -26,6 +26,7 @@ from eosin.records import MetricValue
 
 Classes = npt.NDArray[np.int64]
 _MAX_PREDICTIONS = 20_000
+_FIGURES: tuple[Figure, ...] = ("balanced_accuracy", "top1", "f1_macro")
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,16 @@ def judge(
     num_classes = len(parts.class_names)
     confusions = [confusion_matrix(parts.judged.classes, run, num_classes) for run in predictions]
     patients = parts.judged.patients
-    interval = balanced_accuracy_interval(parts.judged.classes, predictions[0], groups=patients)
+    counts = group_confusions(parts.judged.classes, predictions[0], groups=patients, num_classes=num_classes)
+    found = {figure: interval(counts, figure) for figure in _FIGURES}
     total = np.sum(confusions, axis=0)
     details = {
         **parts.details,
         "confusion": total.tolist(),
         "recall": dict(zip(parts.class_names, recalls(total), strict=True)),
-        "balanced_accuracy_interval": [interval.low, interval.high],
-        "interval_over": f"{interval.num_groups} {'patients' if patients else 'images'}",
+        "balanced_accuracy_interval": [found["balanced_accuracy"].low, found["balanced_accuracy"].high],
+        "intervals": {figure: [each.low, each.high] for figure, each in found.items()},
+        "interval_over": f"{len(counts)} {'patients' if patients else 'images'}",
     }
     if len(parts.judged.classes) <= _MAX_PREDICTIONS:
         details["truth"] = parts.judged.classes.tolist()

@@ -29,12 +29,14 @@ from eosin.evaluation.subject import Subject
 from eosin.evaluation.tiles import TILES_VERSION, Tile, cut
 from eosin.evaluation.tokens import TileTokens, tile_tokens
 from eosin.evaluation.transform import decode_image
+from eosin.metrics.bootstrap import interval
 from eosin.metrics.classification import recalls
 from eosin.metrics.segmentation import dice
 from eosin.observability import RunLog
 from eosin.records import MetricValue
 
 _MAX_SHOWN = 4
+_MAX_COUNTS = 50_000
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,12 @@ def run_segmentation(
     assert shown is not None
     return SegmentationOutcome(
         metrics=_metrics(parts, confusions),
-        details={**parts.details, **_trained_details(parts, runs, confusions), **_decoder(task)},
+        details={
+            **parts.details,
+            **_trained_details(parts, runs, confusions),
+            **_interval(dataset, parts, shown),
+            **_decoder(task),
+        },
         picture=_picture(task, dataset, found, parts, shown),
         num_tiles=len(found.tiles),
     )
@@ -198,6 +205,33 @@ def _trained_details(
         "best_step": [run.best_step for run in runs],
         "validation_dice": [run.best_score for run in runs],
     }
+
+
+def _interval(dataset: MaskedDataset, parts: _Parts, predicted: Classes) -> dict[str, Any]:
+    """Of the first run's mean Dice, over patients, or images where not all patients are known.
+
+    The counts of each group are told too, so that two models can be compared on the same ones.
+    """
+    samples = [dataset.samples[tile.row] for tile in parts.judged_tiles]
+    by_patient = all(sample.patient for sample in samples)
+    names = [sample.patient if by_patient else sample.source for sample in samples]
+    groups = sorted(set(names))
+    num_classes = len(parts.class_names)
+    counts = np.zeros((len(groups), num_classes, num_classes), dtype=np.int64)
+    for i, name in enumerate(names):
+        tile = slice(i, i + 1)
+        counts[groups.index(name)] += pixel_confusion(
+            parts.judged.classes[tile], predicted[tile], num_classes
+        )
+    found = interval(counts, "dice", counted=parts.counted)
+    details: dict[str, Any] = {
+        "dice_interval": [found.low, found.high],
+        "interval_over": f"{len(groups)} {'patients' if by_patient else 'images'}",
+        "counted_classes": list(parts.counted),
+    }
+    if counts.size <= _MAX_COUNTS:
+        details["group_confusions"] = dict(zip(groups, counts.tolist(), strict=True))
+    return details
 
 
 def _decoder(task: SegmentationTask) -> dict[str, Any]:

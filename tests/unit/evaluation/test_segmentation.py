@@ -192,3 +192,13 @@ def test_real_nuclei_give_figures_and_a_picture(tmp_path: Path) -> None:
     assert 0.2 < record.metrics["dice_nucleus"].mean < 1
     assert record.details["num_images"] == 10
     assert "picture" in record.details
+
+
+def test_dice_has_an_interval_over_images_and_counts_to_compare_by(tmp_path: Path) -> None:
+    record = _judge(tmp_path, write_masked(tmp_path / "data"))
+    low, high = record.details["dice_interval"]
+    assert 0 <= low <= record.metrics["dice"].values[0] <= high <= 1
+    counts = np.array(list(record.details["group_confusions"].values()))
+    assert record.details["interval_over"] == f"{len(counts)} images"
+    pixels = sum(record.details["class_pixels"].values())
+    assert counts.sum() == pixels

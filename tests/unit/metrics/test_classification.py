@@ -76,5 +76,5 @@ def test_a_better_model_is_told_from_an_equal_one() -> None:
 
 
 def test_groups_must_name_every_sample() -> None:
-    with pytest.raises(ValueError, match="2 groups for 3 samples"):
+    with pytest.raises(ValueError, match="2 groups and 3 predictions for 3 samples"):
         balanced_accuracy_interval([0, 1, 1], [0, 1, 1], groups=["a", "b"])
