@@ -14,6 +14,7 @@ from eosin.index.snapshot import open_snapshot, publish_snapshot
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.records import SnapshotManifest
+from eosin.slides.model import SlideHeader
 from eosin.storage import Store, open_store
 from tests.support.counting import CountingStore
 from tests.support.slide_files import halved, tissue_picture, write_aperio
@@ -28,6 +29,12 @@ def make_slides(folder: Path, num: int = 4) -> Path:
         pixels = tissue_picture(600 + 20 * i, 700, seed=i)
         write_aperio(folder / f"slide-{i}.svs", [pixels, halved(pixels, 1)], mpp=0.5, compression="jpeg")
     return folder
+
+
+def bare_row(slide: str, patient: str = "", content: str = "") -> SlideRow:
+    """A usable slide of which nothing is known but what is given."""
+    header = SlideHeader((), "", "", (), None, None)
+    return SlideRow(slide, "ok", "", header, patient=patient, content=content)
 
 
 def upload(folder: Path, uri: str) -> None:

@@ -8,21 +8,14 @@ from pathlib import Path
 import pytest
 
 from eosin.index.inspect import Inspection, inspect_index
-from eosin.index.rows import SlideRow
 from eosin.index.split import copies, linked_patients, patient_of, split_patients
-from eosin.slides.model import SlideHeader
-from tests.support.indexing import config_for, index, make_slides, rows_of
+from tests.support.indexing import bare_row, config_for, index, make_slides, rows_of
 from tests.support.slide_files import picture, tissue_picture, write_aperio, write_tiff
-
-
-def row(slide: str, patient: str = "", content: str = "") -> SlideRow:
-    header = SlideHeader((), "", "", (), None, None)
-    return SlideRow(slide, "ok", "", header, patient=patient, content=content)
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_copies_fall_on_one_side_whatever_they_are_called(seed: int) -> None:
-    rows = [row(f"{i}.svs", content=f"c{i % 10}") for i in range(20)]
+    rows = [bare_row(f"{i}.svs", content=f"c{i % 10}") for i in range(20)]
     held = split_patients(rows, 0.4, seed)
     sides = {row.content: set[bool]() for row in rows}
     for each in rows:
@@ -32,11 +25,11 @@ def test_copies_fall_on_one_side_whatever_they_are_called(seed: int) -> None:
 
 def test_patients_that_share_a_slide_are_linked_through_others() -> None:
     rows = [
-        row("a", "P3", "x"),
-        row("b", "P1", "x"),
-        row("c", "P1", "y"),
-        row("d", "P2", "y"),
-        row("e", "P4"),
+        bare_row("a", "P3", "x"),
+        bare_row("b", "P1", "x"),
+        bare_row("c", "P1", "y"),
+        bare_row("d", "P2", "y"),
+        bare_row("e", "P4"),
     ]
     expected = dict.fromkeys(("patient:P1", "patient:P2", "patient:P3"), "patient:P1")
     assert linked_patients(rows) == linked_patients(rows[::-1]) == {**expected, "patient:P4": "patient:P4"}
@@ -44,15 +37,15 @@ def test_patients_that_share_a_slide_are_linked_through_others() -> None:
 
 
 def test_a_copy_that_comes_later_moves_nobody_else() -> None:
-    rows = [row(f"{i}.svs", content=str(i)) for i in range(200)]
+    rows = [bare_row(f"{i}.svs", content=str(i)) for i in range(200)]
     before = split_patients(rows, 0.3)
-    after = split_patients([*rows, row("z-copy.svs", content="7")], 0.3)
+    after = split_patients([*rows, bare_row("z-copy.svs", content="7")], 0.3)
     assert after - {"slide:z-copy.svs"} == before
     assert ("slide:z-copy.svs" in after) == ("slide:7.svs" in after)
 
 
 def test_slides_of_unknown_content_are_no_copies() -> None:
-    rows = [row(f"{i}.svs") for i in range(5)]
+    rows = [bare_row(f"{i}.svs") for i in range(5)]
     assert not copies(rows) and len(set(linked_patients(rows).values())) == 5
 
 

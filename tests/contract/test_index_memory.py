@@ -1,0 +1,82 @@
+"""What indexing holds in memory: a part of the slides, whatever their number."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import eosin.index.rows as rows_module
+import eosin.index.scan as scan_module
+from eosin.index.merge import MergedRows
+from eosin.index.rows import SlideRow, encode_rows
+from eosin.index.scan import scan_shard
+from eosin.index.snapshot import publish_snapshot
+from eosin.storage import open_store
+from tests.support.counting import CountingStore
+from tests.support.indexing import LOG, bare_row, config_for, make_slides, statuses
+
+
+class Alive:
+    """How many rows there are at once, at most."""
+
+    def __init__(self) -> None:
+        self.rows: weakref.WeakSet[SlideRow] = weakref.WeakSet()
+        self.most = 0
+
+    def count(self, made: SlideRow) -> None:
+        self.rows.add(made)
+        self.most = max(self.most, len(self.rows))
+
+
+@pytest.fixture
+def alive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Alive]:
+    """Counts every row from its making to its end."""
+    found = Alive()
+    monkeypatch.setattr(SlideRow, "__hash__", object.__hash__)
+    monkeypatch.setattr(SlideRow, "__eq__", object.__eq__)
+    real = SlideRow.__init__
+
+    def counted(self: SlideRow, *args: object, **kwargs: object) -> None:
+        real(self, *args, **kwargs)  # type: ignore[arg-type]
+        found.count(self)
+
+    monkeypatch.setattr(SlideRow, "__init__", counted)
+    gc.collect()
+    yield found
+
+
+@pytest.mark.parametrize("num_slides", [40, 80])
+def test_rows_of_a_few_parts_are_alive_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: Alive, num_slides: int
+) -> None:
+    monkeypatch.setattr(scan_module, "_UNITS_A_PART", 4)
+    monkeypatch.setattr(rows_module, "_ROWS_AT_ONCE", 4)
+    (source,) = make_slides(tmp_path / "one", 1).iterdir()
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for i in range(num_slides):
+        shutil.copy(source, slides / f"{i:03d}.svs")
+    config = config_for(slides, tmp_path / "index", "index.slides_in_flight=2")
+    for shard in range(2):
+        scan_shard(config, shard, 2, LOG)
+    assert 0 < alive.most < 30
+    publish_snapshot(config, 2, LOG)
+    assert alive.most <= 40, "merging holds a few parts a shard"
+    assert len(statuses(tmp_path / "index")) == num_slides
+
+
+def test_parts_in_any_order_are_merged_by_slide_and_seldom_read_again(tmp_path: Path) -> None:
+    store = CountingStore(open_store(str(tmp_path)))
+    names = [f"{i:03d}" for i in range(60)]
+    parts = {f"{shard}-{i}": names[shard::2][i * 5 : i * 5 + 5] for shard in range(2) for i in range(6)}
+    parts["late"] = ["002b", "058b"]
+    for key, slides in parts.items():
+        store.put(key, encode_rows([bare_row(slide) for slide in slides]))
+    merged = MergedRows(store, sorted(parts, reverse=True), num_held=4)
+    assert [each.slide for each in merged] == sorted([*names, "002b", "058b"])
+    assert len(merged) == 62 and len(store.gets) <= 2 * len(parts) + 1
