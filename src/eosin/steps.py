@@ -282,10 +282,24 @@ def train(run_uri: str, backend: str = "local") -> TrainingDone:
         if backend == "jobset":
             from eosin.cluster.submit import train_on_cluster
 
+            _refuse_impossible(load_run(run_uri))
             return train_on_cluster(run_uri, log=log)
         from eosin.training.launch import train as train_here
 
         return train_here(run_uri, log=log)
+
+
+def _refuse_impossible(config: RunConfig) -> None:
+    """What cannot be trained is refused before a GPU is asked for, where this image can tell."""
+    try:
+        from eosin.training.check import check_training
+    except ImportError:  # an image without torch: the workers refuse it
+        return
+    pools, on_cores = config.cluster.pools, config.train.elastic.workers_per_node
+    num_ranks = sum(pool.min_nodes * (pool.gpus_per_node or on_cores) for pool in pools)
+    known = [pool.gpu_memory_gib for pool in pools if pool.gpu_memory_gib is not None]
+    memory_bytes = int(min(known) * 2**30) if known else None
+    check_training(config, memory_bytes=memory_bytes, num_ranks=max(num_ranks, 1))
 
 
 def evaluations(run_uri: str, teacher: str = "") -> list[dict[str, str]]:

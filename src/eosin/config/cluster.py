@@ -38,6 +38,8 @@ class NodePoolConfig(Section):
     """Workers a node; 0: no GPU, `train.elastic.workers_per_node` processes on its cores."""
     gpu_resource: str = "nvidia.com/gpu"
     """Resource that a worker takes; a MIG slice is named as the device plugin names it."""
+    gpu_memory_gib: float | None = Field(default=None, gt=0)
+    """Of one GPU (an H200 has 139): with it, a model that cannot fit is refused before it is submitted."""
     spot: bool = False
     """May be taken away at any time: lower priority, short tolerations, unlimited replacements."""
     cpu: Quantity = "8"
