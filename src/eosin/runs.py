@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 
 from eosin.config import RunConfig, difference, dump_config, load_config
 from eosin.errors import UserError
-from eosin.layout import RunLayout
+from eosin.layout import RunLayout, step_of
 from eosin.records import IndexPin, TrainingDone
 from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store
 
@@ -105,6 +105,22 @@ def load_training_done(store: Store, config: RunConfig) -> TrainingDone | None:
         return None
     done = TrainingDone.from_json(data, source=join_uri(store.uri, RunLayout.TRAINING_DONE))
     return done if done.config_digest == config.digest() else None
+
+
+def has_teacher(store: Store, name: str) -> bool:
+    """Whether the exported teacher `name` is whole."""
+    return store.exists(RunLayout.teacher_card(name)) and store.exists(RunLayout.teacher_weights(name))
+
+
+def missing_teachers(store: Store, done: TrainingDone) -> list[str]:
+    """Teachers of a run that has ended that are not whole any more, and could be made again or are needed:
+    those whose checkpoint is there, and the last one."""
+    return [
+        name
+        for name in done.models
+        if not has_teacher(store, name)
+        and (name == done.models[-1] or store.exists(RunLayout.checkpoint_marker(step_of(name) or 0)))
+    ]
 
 
 def _refuse_difference(run_uri: str, old: RunConfig, new: RunConfig) -> None:

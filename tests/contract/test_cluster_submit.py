@@ -118,7 +118,36 @@ def test_created_followed_to_its_end_and_read_from_the_bucket(server: ApiServer,
 
 def test_training_that_has_ended_touches_no_cluster(server: ApiServer, run: Store) -> None:
     run.put(RunLayout.TRAINING_DONE, DONE.to_json())
+    run.put(RunLayout.teacher_card(DONE.models[-1]), b"{}")
+    run.put(RunLayout.teacher_weights(DONE.models[-1]), b"weights")
     assert submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster) == DONE
+    assert list(server.mock) == []
+
+
+def test_teachers_deleted_after_the_end_are_made_again_by_pods(server: ApiServer, run: Store) -> None:
+    done = DONE.model_copy(update={"models": ("step-00000010", "step-00000020")})
+    run.put(RunLayout.TRAINING_DONE, done.to_json())
+    for name in done.models:
+        run.put(RunLayout.teacher_card(name), b"{}")
+    run.put(RunLayout.teacher_weights(done.models[0]), b"weights")
+    live(server)
+    server.end(NAME, "Completed")  # of the training itself: it must not be taken for the making again
+    training = Training(server, RunLog("launch", run))
+    eventually(lambda: made(server)["metadata"].get("uid") != "before")
+    run.put(RunLayout.teacher_weights(done.models[1]), b"weights")
+    server.end(NAME, "Completed")
+    assert training.join() == done
+    assert [event["models"] for event in events(run) if event["event"] == "missing-teachers"] == [
+        ["step-00000020"]
+    ]
+
+
+def test_a_teacher_that_nothing_can_make_again_takes_no_gpu(server: ApiServer, run: Store) -> None:
+    done = DONE.model_copy(update={"models": ("step-00000010", "step-00000020")})
+    run.put(RunLayout.TRAINING_DONE, done.to_json())
+    run.put(RunLayout.teacher_card(done.models[1]), b"{}")
+    run.put(RunLayout.teacher_weights(done.models[1]), b"weights")
+    assert submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster) == done
     assert list(server.mock) == []
 
 

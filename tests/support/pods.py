@@ -40,6 +40,7 @@ _PASSED = (STEP_DELAY_S, POISONED_STEP, CONSUMED, "EOSIN_TEST_SLOW_ADDRESS")
 class Pod:
     process: subprocess.Popen[bytes]
     job: str
+    index: int
     host: Host
     shm: Path
     log: Path
@@ -47,6 +48,10 @@ class Pod:
     @property
     def ended(self) -> bool:
         return self.process.poll() is not None
+
+    def step(self) -> int:
+        """The newest step of which its memory holds a piece."""
+        return max((int(path.name[5:13]) for path in self.shm.glob("*/step-*.json")), default=0)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Events that its processes have told of, oldest first."""
@@ -69,7 +74,7 @@ class Pods:
         self.pods: list[Pod] = []
         self._run_uri = run_uri
         self._folder = folder
-        self._rendezvous = rendezvous
+        self.rendezvous = rendezvous
         self._port = config.cluster.rendezvous.port
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -100,7 +105,7 @@ class Pods:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
-        self.pods.append(Pod(process, job, host, shm, log))
+        self.pods.append(Pod(process, job, index, host, shm, log))
         return self.pods[-1]
 
     def lose(self, pod: Pod) -> None:
@@ -117,9 +122,13 @@ class Pods:
 
     def step(self) -> int:
         """The newest step that is kept in memory anywhere or lies in the bucket."""
-        names = [path.name for pod in self.pods for path in pod.shm.glob("*/step-*.json")]
-        names += [path.parent.name for path in Path(self._run_uri).glob("checkpoints/*/COMPLETE.json")]
-        return max((int(name[5:13]) for name in names), default=0)
+        markers = Path(self._run_uri).glob("checkpoints/*/COMPLETE.json")
+        durable = (int(path.parent.name.removeprefix("step-")) for path in markers)
+        return max([0, *durable, *(pod.step() for pod in self.pods)])
+
+    def has_ended(self) -> bool:
+        """Whether training has."""
+        return (Path(self._run_uri) / RunLayout.TRAINING_DONE).exists()
 
     def worlds(self) -> list[dict[str, Any]]:
         """Every start of training: world size, step, and where the state was found; in order of time."""
@@ -165,7 +174,7 @@ class Pods:
 
     def _local(self, part: str, environment: dict[str, str], address: str) -> str:
         part = _expand(part, environment)
-        store = f"{self._rendezvous.address}:{self._port}"
+        store = f"{self.rendezvous.address}:{self._port}"
         part = part.replace(f"{self.name}-rdzv-0-0.{self.name}:{self._port}", store)
         part = re.sub(r"^--local-addr=.*", f"--local-addr={address}", part)
         swapped = {"python": sys.executable, "eosin.training.worker": WORKER, RENDERED_RUN: self._run_uri}

@@ -19,7 +19,7 @@ from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.process import sigterm_raises
 from eosin.records import TrainingDone
-from eosin.runs import load_pin, load_run, load_training_done
+from eosin.runs import load_pin, load_run, load_training_done, missing_teachers
 from eosin.storage import Store, join_uri, open_store
 
 
@@ -28,7 +28,8 @@ class _Terminated(BaseException):
 
 
 def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = None) -> TrainingDone:
-    """Train `run_uri` to the end as a JobSet; a no-op where training has ended before.
+    """Train `run_uri` to the end as a JobSet; a no-op where training has ended before and its teachers are
+    there. Where some have been deleted since, pods make them again from their checkpoints.
 
     Safe to kill and call again: the JobSet has one name a run and is adopted. On SIGTERM it is deleted
     where the run's Workflow was cancelled, and left to train where only this pod is evicted
@@ -41,8 +42,11 @@ def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = Non
     config = load_run(run_uri, store=store)
     done = load_training_done(store, config)
     if done is not None:
-        log.event("skipped", reason="training has ended before", num_steps=done.num_steps)
-        return done
+        missing = missing_teachers(store, done)
+        if not missing:
+            log.event("skipped", reason="training has ended before", num_steps=done.num_steps)
+            return done
+        log.event("missing-teachers", models=missing)
     load_pin(run_uri, store=store)
     cluster = cluster or connect(config.cluster.namespace)
     placement = with_site_defaults(config.cluster, load_site(cluster))
@@ -146,13 +150,16 @@ def _submit(
 ) -> Manifest:
     image = config.cluster.image or os.environ.get("EOSIN_TRAIN_IMAGE", "") or launcher.image
     manifest = render_jobset(config, run_uri, image=image, namespace=cluster.namespace, owner=launcher.owner)
-    jobset = create.create_or_adopt(
-        cluster, manifest, log=log, is_done=lambda: load_training_done(store, config) is not None
-    )
+    jobset = create.create_or_adopt(cluster, manifest, log=log, is_done=lambda: _has_result(store, config))
     metadata = jobset["metadata"]
     owner = OwnerReference(jobset["apiVersion"], "JobSet", metadata["name"], metadata.get("uid", ""))
     cluster.create_budget(render_disruption_budget(config, run_uri, namespace=cluster.namespace, owner=owner))
     return jobset
+
+
+def _has_result(store: Store, config: RunConfig) -> bool:
+    done = load_training_done(store, config)
+    return done is not None and not missing_teachers(store, done)
 
 
 def _finished(store: Store, config: RunConfig, name: str) -> TrainingDone:

@@ -9,6 +9,7 @@ from eosin.models.export import export_teacher
 from eosin.models.network import build_network
 from eosin.observability import RunLog
 from eosin.records import TrainingDone
+from eosin.runs import has_teacher
 from eosin.storage import NotFound, Store, join_uri
 from eosin.training.checkpoint import load_part
 
@@ -22,7 +23,7 @@ def export_missing(store: Store, config: RunConfig, done: TrainingDone, log: Run
     """
     made, lost = [], []
     for name in done.models:
-        if _is_whole(store, name):
+        if has_teacher(store, name):
             continue
         try:
             _export(store, config, done, name)
@@ -35,10 +36,6 @@ def export_missing(store: Store, config: RunConfig, done: TrainingDone, log: Run
     if model_name(done.num_steps) in lost:
         raise _nothing_left(store, model_name(done.num_steps))
     return made
-
-
-def _is_whole(store: Store, name: str) -> bool:
-    return store.exists(RunLayout.teacher_card(name)) and store.exists(RunLayout.teacher_weights(name))
 
 
 def _export(store: Store, config: RunConfig, done: TrainingDone, name: str) -> None:

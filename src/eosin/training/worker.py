@@ -31,12 +31,13 @@ from eosin.errors import (
 from eosin.observability import RunLog
 from eosin.patches.request import PatchSource
 from eosin.records import IndexPin, TrainingDone
-from eosin.runs import load_pin, load_run
+from eosin.runs import load_pin, load_run, load_training_done
 from eosin.storage import Store, open_store
 from eosin.training.failures import FAILURES_DIR, report_failure, report_start
 from eosin.training.lease import Lease
 from eosin.training.loop import Outcome, SlideName, Trainer, exported_models
 from eosin.training.publisher import Publisher
+from eosin.training.reexport import export_missing
 from eosin.training.resume import resume, shared_memory, start_memory
 from eosin.training.world import World
 
@@ -69,7 +70,11 @@ def open_stream(config: RunConfig, pin: IndexPin, log: RunLog) -> Feed:
         return Feed(patches, patches.slide_name)
     sampler = Sampler(snapshot, config.patches, seed=config.seed, split="train")
     quarantine = Quarantine(log.store, snapshot)
-    return Feed(PatchStream(sampler, log, quarantine=quarantine), lambda row: str(snapshot.rows[row].slide))
+    # What a GPU decodes stays there for the crops.
+    on_gpu = config.patches.decoder != "cpu" and torch.cuda.is_available()
+    device = f"cuda:{torch.cuda.current_device()}" if on_gpu else None
+    stream = PatchStream(sampler, log, quarantine=quarantine, device=device)
+    return Feed(stream, lambda row: str(snapshot.rows[row].slide))
 
 
 def run_worker(run_uri: str, open_feed: OpenFeed = open_stream) -> None:
@@ -117,6 +122,8 @@ def _train(
     config: RunConfig, pin: IndexPin, world: World, store: Store, log: RunLog, open_feed: OpenFeed,
     started_s: float,
 ) -> None:  # fmt: skip
+    if _has_ended(config, world, store, log):
+        return
     # Before a checkpoint is read: what another world publishes later would be a second trajectory.
     lease = Lease.take(store) if world.rank == 0 else None
     token = str(world.gather_json(lease.token if lease else "")[0])
@@ -144,6 +151,16 @@ def _train(
         world.gather_json("published")  # until then nobody leaves or forgets: rank 0 may still be lost
         if trainer.memory is not None:
             trainer.memory.close(forget=True)
+
+
+def _has_ended(config: RunConfig, world: World, store: Store, log: RunLog) -> bool:
+    """Whether training has ended before, on every rank alike. Then rank 0 makes teachers again that have
+    been deleted since; whoever comes too late, or for that alone, has no more to do."""
+    done = load_training_done(store, config) if world.rank == 0 else None
+    if done is not None:
+        export_missing(store, config, done, log)
+        log.event("skipped", reason="training has ended before", num_steps=done.num_steps)
+    return bool(world.gather_json(done is not None)[0])
 
 
 def _finish(

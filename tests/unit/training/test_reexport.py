@@ -17,6 +17,7 @@ from eosin.training.launch import train
 from eosin.training.publisher import Publisher
 from eosin.training.state import take_snapshot
 from eosin.training.step import Learner
+from eosin.training.worker import run_worker
 from eosin.training.world import World
 from tests.support.training_run import begin, tiny_config
 
@@ -86,3 +87,13 @@ def test_the_last_teacher_without_its_checkpoint_is_an_error_that_says_what_to_d
 def test_a_whole_run_is_left_alone(ended: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eosin.training.reexport.export_teacher", lambda *_, **__: pytest.fail("exported"))
     assert train(ended.uri, log=RunLog("test")).models == (FIRST, LAST)
+
+
+def test_a_worker_that_comes_after_the_end_makes_what_is_missing_and_trains_nothing(
+    ended: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ended.get(RunLayout.teacher_weights(LAST))
+    ended.delete([RunLayout.teacher_weights(LAST)])
+    run_worker(ended.uri, lambda *_: pytest.fail("asked for patches"))
+    assert ended.get(RunLayout.teacher_weights(LAST)) == before
+    assert not ended.exists(RunLayout.LEASE)
