@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import queue
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
-
 from eosin.errors import EosinError, PermanentError, TransientError
 from eosin.patches.decoder_process import InSlab, Pixels, Rest, Work
 from eosin.patches.quarantine import DecoderDied
+from eosin.patches.slab import DeviceSlab, HostSlab
 from eosin.slides.errors import SlideError
 
 START_TIMEOUT_S = 120.0
 _PROGRAM = "from eosin.patches.decoder_process import main; main()"
-_SLAB_BYTES = 64 * 2**20
 # Signals that somebody else sent (a machine out of memory, an operator): no fault of the patch.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TRIES_FROM_OUTSIDE = 3
@@ -65,15 +61,27 @@ class DecoderPool:
     the error `DecoderDied`, and all else its pixels. A process that was killed from outside is replaced.
     """
 
-    def __init__(self, name: str, factory: str, *, timeout_s: float, argument: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        factory: str,
+        *,
+        timeout_s: float,
+        argument: str | None = None,
+        device: int | None = None,
+    ) -> None:
         """As many processes as there are threads that call.
 
-        `factory`: `module:function` that makes the `Worker` from `argument` (None: `name`).
+        `factory`: `module:function` that makes the `Worker` from `argument` (None: `name`). `device`:
+        the GPU on which pixels are handed over; None: as arrays.
         """
         self.name = name
         self._command = [factory, name if argument is None else argument]
         self._timeout_s = timeout_s
+        self._device = device
         self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
+        # The memory of a process that died serves the next one.
+        self._slabs: queue.LifoQueue[HostSlab | DeviceSlab] = queue.LifoQueue()
         self._closed = False
 
     def run(self, items: Sequence[Any]) -> list[Pixels | SlideError]:
@@ -106,7 +114,18 @@ class DecoderPool:
         try:
             return self._idle.get_nowait()
         except queue.Empty:
-            return _Process(self._command, self._timeout_s)
+            return _Process(self._command, self._timeout_s, self._slab())
+
+    def discard(self, process: _Process) -> None:
+        """End a process that does not serve any more."""
+        process.stop()
+        self._slabs.put(process.slab)
+
+    def _slab(self) -> HostSlab | DeviceSlab:
+        try:
+            return self._slabs.get_nowait()
+        except queue.Empty:
+            return HostSlab() if self._device is None else DeviceSlab(self._device)
 
     def give_back(self, process: _Process) -> None:
         if self._closed:
@@ -156,20 +175,18 @@ class Session:
         try:
             return self._process.call(items)
         except BaseException:  # a call cut short leaves an answer behind that would be taken for the next
-            self._process.stop()
+            self._pool.discard(self._process)
             self._process = None
             raise
 
 
 class _Process:
-    def __init__(self, command: Sequence[str], timeout_s: float) -> None:
+    def __init__(self, command: Sequence[str], timeout_s: float, slab: HostSlab | DeviceSlab) -> None:
+        self.slab = slab
         ours, theirs = socket.socketpair()
         self._timeout_s = timeout_s
-        self._slab_file = tempfile.TemporaryFile(dir=_memory_folder())  # noqa: SIM115  (lives as long)
-        self._slab_file.truncate(_SLAB_BYTES)
-        self._slab = mmap.mmap(self._slab_file.fileno(), _SLAB_BYTES)
-        fds = theirs.fileno(), self._slab_file.fileno()
-        numbers = [str(number) for number in (*fds, os.getpid())]
+        fds = [theirs.fileno(), *([slab.descriptor] if isinstance(slab, HostSlab) else [])]
+        numbers = [str(number) for number in (fds[0], fds[-1], os.getpid())]
         with theirs:
             self._child = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, *numbers, *command],
@@ -187,7 +204,7 @@ class _Process:
         """Raises `_Died`."""
         if not self._started:
             self._await_start()
-        self._send(Work(items, _SLAB_BYTES))
+        self._send(Work(items))
         return [self._pixels(answer) for answer in self._receive(self._timeout_s)]
 
     def _await_start(self) -> None:
@@ -199,6 +216,7 @@ class _Process:
             raise PermanentError(f"the process of a decoder cannot start: {death.what}") from death
         if isinstance(failure, EosinError):
             raise PermanentError(f"the process of a decoder cannot start: {failure.message}")
+        self._send(self.slab.handle())
         self._started = True
 
     def rest(self) -> None:
@@ -209,7 +227,7 @@ class _Process:
         """Kill the process and reap it."""
         self._stop()
 
-    def _send(self, message: Work | Rest) -> None:
+    def _send(self, message: Any) -> None:
         try:
             self._connection.send(message)
         except OSError as error:
@@ -233,16 +251,11 @@ class _Process:
     def _pixels(self, answer: InSlab | SlideError | Pixels) -> Pixels | SlideError:
         if not isinstance(answer, InSlab):
             return answer
-        num_bytes = int(np.prod(answer.shape))
-        return np.frombuffer(self._slab, np.uint8, num_bytes, answer.offset).reshape(answer.shape).copy()
+        pixels: Pixels = self.slab.read(answer.offset, answer.shape)
+        return pixels
 
 
 def _stop(child: subprocess.Popen[bytes], connection: Connection) -> None:
     child.kill()
     child.wait()
     connection.close()
-
-
-def _memory_folder() -> str | None:
-    """Where a file without a name is memory, if there is such a place."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

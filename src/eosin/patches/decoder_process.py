@@ -7,7 +7,6 @@ the parent does. What it is sent comes from the parent alone, over a socket that
 from __future__ import annotations
 
 import importlib
-import mmap
 import os
 import resource
 import signal
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import EosinError, describe
+from eosin.patches.slab import open_device_slab, open_host_slab
 from eosin.process import follow
 from eosin.slides.errors import SlideError
 
@@ -39,10 +39,11 @@ class Worker(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class Work:
-    items: Sequence[Any]
-    slab_bytes: int
+    """A message: decode these."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ def _run() -> int:
         connection.send(error if isinstance(error, EosinError) else EosinError(describe(error)))
         return 1
     connection.send(None)
-    _serve(connection, slab_fd, worker)
+    handle = connection.recv()
+    _serve(connection, open_host_slab(slab_fd) if handle is None else open_device_slab(handle), worker)
     return 0
 
 
-def _serve(connection: Connection, slab_fd: int, worker: Worker) -> None:
-    slab = mmap.mmap(-1, 1)
+def _serve(connection: Connection, slab: Any, worker: Worker) -> None:
     while True:
         try:
             message = connection.recv()
@@ -97,21 +98,29 @@ def _serve(connection: Connection, slab_fd: int, worker: Worker) -> None:
         if isinstance(message, Rest):
             worker.rest()
             continue
-        if len(slab) != message.slab_bytes:
-            slab = mmap.mmap(slab_fd, message.slab_bytes)
         connection.send(_answer(worker, message, slab))
 
 
-def _answer(worker: Worker, message: Work, slab: mmap.mmap) -> list[InSlab | SlideError | Pixels]:
+def _answer(worker: Worker, message: Work, slab: Any) -> list[InSlab | SlideError | Pixels]:
     """What became of each item; pixels that the slab has no room for go through the socket."""
     answers: list[InSlab | SlideError | Pixels] = []
     offset = 0
     for result in worker.work(message.items):
-        if isinstance(result, SlideError) or offset + result.nbytes > len(slab):
+        if isinstance(result, SlideError):
             answers.append(result)
-            continue
-        place = np.frombuffer(slab, np.uint8, result.nbytes, offset).reshape(result.shape)
-        np.copyto(place, result)
-        answers.append(InSlab(offset, result.shape))
-        offset += result.nbytes
+        elif offset + result.nbytes > len(slab):
+            answers.append(result if isinstance(result, np.ndarray) else result.cpu().numpy())
+        else:
+            slab[offset : offset + result.nbytes].reshape(result.shape)[:] = _like(slab, result)
+            answers.append(InSlab(offset, tuple(result.shape)))
+            offset += result.nbytes
+    if not isinstance(slab, np.ndarray):
+        sys.modules["torch"].cuda.synchronize()  # the parent reads as soon as it hears
     return answers
+
+
+def _like(slab: Any, pixels: Any) -> Any:
+    """`pixels` as an array or tensor, as the slab is one; a tile that the CPU decoded joins the others."""
+    if isinstance(slab, np.ndarray) or not isinstance(pixels, np.ndarray):
+        return pixels
+    return sys.modules["torch"].from_numpy(np.ascontiguousarray(pixels)).to(slab.device)

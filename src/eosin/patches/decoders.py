@@ -53,12 +53,14 @@ class NvImageCodecDecoder:
     """nvImageCodec, whole tiles in batches: on the GPU where there is one, else on the CPU.
 
     Tiles it would show in wrong colours (YCbCr JPEG 2000, gray) or cannot read go to the CPU decoder.
-    Pixels come back to host memory. The GPU path has not been run yet.
+    Pixels come back to host memory, or stay on the GPU as tensors. The GPU path has not been run yet.
     """
 
     max_denominator = 1
 
-    def __init__(self) -> None:
+    def __init__(self, device: int | None = None) -> None:
+        """`device`: the GPU on which pixels stay, as tensors; None: they come as arrays."""
+        self._device = device
         self._library = _nvimgcodec()
         self._threads = threading.local()
 
@@ -76,12 +78,13 @@ class NvImageCodecDecoder:
         except SlideError:  # one damaged tile must not cost the others theirs
             return [decode_one(tile) for tile in tiles]
         images = self._decoder().decode(streams, params=parameters)
-        return [_to_host(image, tile) for image, tile in zip(images, tiles, strict=True)]
+        keep = _to_host if self._device is None else _to_tensor
+        return [keep(image, tile) for image, tile in zip(images, tiles, strict=True)]
 
     def _decoder(self) -> Any:
         """One a thread: a decoder may not be shared."""
         if not hasattr(self._threads, "decoder"):
-            self._threads.decoder = _open_decoder(self._library)
+            self._threads.decoder = _open_decoder(self._library, self._device)
         return self._threads.decoder
 
 
@@ -101,10 +104,12 @@ def _nvimgcodec() -> Any:
     return nvimgcodec
 
 
-def _open_decoder(library: Any) -> Any:
-    """On the current GPU; without one both arguments are needed, or it looks for a driver and fails."""
+def _open_decoder(library: Any, device: int | None) -> Any:
+    """On `device`, or this rank's GPU; without one both arguments are needed, or it wants a driver."""
     if num_gpus():
-        return library.Decoder(device_id=int(os.environ.get("LOCAL_RANK", "0")) % num_gpus())
+        number = int(os.environ.get("LOCAL_RANK", "0")) % num_gpus() if device is None else device
+        # Chroma is interpolated as the CPU decoder does it.
+        return library.Decoder(device_id=number, options=":fancy_upsampling=1")
     backend = library.Backend(library.BackendKind.CPU_ONLY)
     return library.Decoder(
         device_id=library.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[backend], max_num_cpu_threads=1
@@ -139,4 +144,16 @@ def _to_host(image: Any, tile: EncodedTile) -> Pixels | SlideError:
     pixels = np.array(image.cpu(), dtype=np.uint8)
     if pixels.shape != (tile.level.tile_height_px, tile.level.tile_width_px, 3):
         return SlideError("corrupt-tile", f"a tile decodes to {pixels.shape}")
+    return pixels
+
+
+def _to_tensor(image: Any, tile: EncodedTile) -> Any:
+    """The image on the device, as a tensor of its own."""
+    import torch.utils.dlpack
+
+    if image is None:
+        return SlideError("corrupt-tile", "nvImageCodec cannot decode a tile")
+    pixels = torch.utils.dlpack.from_dlpack(image.to_dlpack())
+    if tuple(pixels.shape) != (tile.level.tile_height_px, tile.level.tile_width_px, 3):
+        return SlideError("corrupt-tile", f"a tile decodes to {tuple(pixels.shape)}")
     return pixels

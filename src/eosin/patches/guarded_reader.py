@@ -45,6 +45,10 @@ class GuardedReader:
         if isinstance(outcome, DecoderDied):
             self._quarantine.add(request, outcome)
 
+    def empty(self, num: int) -> Pixels:
+        """Room for `num` patches, where the reader puts them."""
+        return self._reader.empty(num)
+
     def close(self) -> None:
         """End the decoders' processes."""
         self._reader.close()

@@ -9,10 +9,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from eosin.config.patches import PatchesConfig
 from eosin.errors import MissingDependency
 from eosin.patches.decoder_pool import DecoderPool, Session
+from eosin.patches.decoder_process import Worker
 from eosin.patches.decoders import EncodedTile, NvImageCodecDecoder, Pixels, TileDecoder
 from eosin.patches.geometry import Box
 from eosin.patches.request import PatchRequest
@@ -25,6 +26,9 @@ from eosin.patches.whole_slide import (
 )
 from eosin.slides.errors import SlideError
 from eosin.slides.model import SlideHeader
+
+if TYPE_CHECKING:  # a decoder's process starts the sooner for it
+    from eosin.config.patches import PatchesConfig
 
 # What makes the worker of each decoder in its process; tests put their own crashing ones here.
 WORKERS = {
@@ -48,8 +52,12 @@ class Region:
 class Isolation:
     """Processes for the decoders that a reader may need; none runs before it is needed."""
 
-    def __init__(self, config: PatchesConfig) -> None:
-        """Raises `MissingDependency` where the configured decoder is absent."""
+    def __init__(self, config: PatchesConfig, device: int | None = None) -> None:
+        """`device`: the GPU that decodes and keeps pixels; None: they come as arrays.
+
+        Raises `MissingDependency` where the configured decoder is absent.
+        """
+        self._device = device
         self._timeout_s = config.decoder_timeout_s
         self._pools: dict[str, DecoderPool] = {}
         self._lock = threading.Lock()
@@ -64,6 +72,11 @@ class Isolation:
         """Regions by a library that opens whole slides."""
         return through_pool(self._pool(decoder))
 
+    def regions(self, decoder: str, regions: Sequence[Region]) -> list[Any]:
+        """Regions of one slide together: pixels, or why there are none."""
+        with self._pool(decoder).session() as session:
+            return session.run(regions)
+
     def close(self) -> None:
         """End the processes."""
         for pool in self._pools.values():
@@ -72,7 +85,7 @@ class Isolation:
     def _pool(self, decoder: str) -> DecoderPool:
         with self._lock:
             if decoder not in self._pools:
-                self._pools[decoder] = open_pool(decoder, timeout_s=self._timeout_s)
+                self._pools[decoder] = open_pool(decoder, timeout_s=self._timeout_s, device=self._device)
             return self._pools[decoder]
 
 
@@ -88,13 +101,20 @@ class IsolatedTiles:
         return self._pool.run(tiles)
 
 
-def open_pool(decoder: str, *, timeout_s: float) -> DecoderPool:
-    """Processes of `decoder`, none started yet. Raises `MissingDependency` where its library is absent."""
+def open_pool(decoder: str, *, timeout_s: float, device: int | None = None) -> DecoderPool:
+    """Processes of `decoder` (on GPU `device`), none started yet.
+
+    Raises `MissingDependency` where its library is absent.
+    """
     if decoder in _LIBRARIES:
         module, name = _LIBRARIES[decoder]
         if not _is_installed(module):
             raise MissingDependency(name, "gpu")
-    return DecoderPool(decoder, WORKERS[decoder], timeout_s=timeout_s)
+    on_device = device if decoder != "openslide" else None
+    return DecoderPool(
+        decoder, WORKERS[decoder], timeout_s=timeout_s, device=on_device,
+        argument=decoder if on_device is None else f"{decoder} {device}",
+    )  # fmt: skip
 
 
 def through_pool(pool: DecoderPool) -> OpenSlideFile:
@@ -119,15 +139,20 @@ class _Regions:
         return found
 
 
-def tiles_worker(decoder: str) -> TilesWorker:
-    """In the decoder's process: whole tiles by nvImageCodec."""
-    assert decoder == "nvimgcodec"
-    return TilesWorker(NvImageCodecDecoder().decode)
+def tiles_worker(decoder: str) -> Worker:
+    """In the decoder's process: whole tiles by nvImageCodec; "nvimgcodec 0" keeps them on GPU 0."""
+    _, _, device = decoder.partition(" ")
+    return TilesWorker(NvImageCodecDecoder(int(device) if device else None).decode)
 
 
-def regions_worker(decoder: str) -> RegionsWorker:
-    """In the decoder's process: regions of staged slides by cuCIM or OpenSlide."""
-    return RegionsWorker(through_cucim(load_cucim()) if decoder == "cucim" else through_openslide)
+def regions_worker(decoder: str) -> Worker:
+    """In the decoder's process: regions of staged slides by OpenSlide or cuCIM; "cucim 0": on GPU 0."""
+    name, _, device = decoder.partition(" ")
+    if device:
+        from eosin.patches.cucim_batches import CucimBatches
+
+        return CucimBatches(load_cucim(), device=int(device))
+    return RegionsWorker(through_cucim(load_cucim()) if name == "cucim" else through_openslide)
 
 
 class TilesWorker:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from typing import TYPE_CHECKING
 
-from eosin.index.snapshot import Snapshot
 from eosin.layout import RunLayout
 from eosin.patches.request import PatchRequest
 from eosin.records.quarantine import QuarantinedPatch
 from eosin.slides.errors import SlideError
 from eosin.storage import Store, join_uri
+
+if TYPE_CHECKING:  # a decoder's process starts the sooner for it
+    from eosin.index.snapshot import Snapshot
 
 _Position = tuple[str, int, int, float]
 

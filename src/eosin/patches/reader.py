@@ -69,8 +69,7 @@ class PatchReader:
 
     def read(self, requests: Sequence[PatchRequest]) -> list[Pixels | SlideError]:
         """Each patch as [patch_px, patch_px, 3] RGB, or why its slide cannot give it; see `read_into`."""
-        side_px = self.config.patch_px
-        patches = np.empty((len(requests), side_px, side_px, 3), np.uint8)
+        patches = self.empty(len(requests))
         errors = self.read_into(requests, patches)
         return [error or patch for error, patch in zip(errors, patches, strict=True)]
 
@@ -91,6 +90,11 @@ class PatchReader:
                 errors |= self._read_slide(way, slide, {place: requests[place] for place in mine}, patches)
         errors |= self._read_tiled({place: requests[place] for place in tiled}, patches)
         return [errors[place] for place in range(len(requests))]
+
+    def empty(self, num: int) -> Pixels:
+        """Room for `num` patches: uint8 [num, patch_px, patch_px, 3], where this reader puts them."""
+        side_px = self.config.patch_px
+        return np.empty((num, side_px, side_px, 3), np.uint8)
 
     def close(self) -> None:
         """End the processes of decoders, if any run."""

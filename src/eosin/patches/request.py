@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,19 @@ class PatchRequest:
 class PatchBatch:
     """Decoded patches, in the order asked for."""
 
-    pixels: npt.NDArray[np.uint8]
-    """[n, patch_px, patch_px, 3], RGB."""
+    pixels: Any
+    """uint8 [n, patch_px, patch_px, 3], RGB: an array, or a tensor on the device that decoded it."""
     requests: tuple[PatchRequest, ...]
+
+
+def on_host(pixels: Any) -> npt.NDArray[np.uint8]:
+    """An array or tensor of pixels as an array."""
+    return pixels if isinstance(pixels, np.ndarray) else np.asarray(pixels.cpu())
+
+
+def copied(pixels: Any) -> Any:
+    """A copy of an array or tensor, where it lies."""
+    return pixels.copy() if isinstance(pixels, np.ndarray) else pixels.clone()
 
 
 class PatchSource(Protocol):

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Self
 
 import cv2
-import numpy as np
 
 from eosin.config.patches import PatchesConfig
 from eosin.errors import PermanentError, UserError
@@ -24,7 +23,7 @@ from eosin.patches.hsv_filter import HsvFilter, share_in_range
 from eosin.patches.quarantine import Quarantine
 from eosin.patches.reader import PatchReader, Pixels
 from eosin.patches.redraw import Redraws
-from eosin.patches.request import PatchBatch, PatchRequest
+from eosin.patches.request import PatchBatch, PatchRequest, copied, on_host
 from eosin.patches.sampler import Sampler
 from eosin.patches.sources import ByteSource, RangeSource, StageSource
 from eosin.patches.stage import StagePool
@@ -63,15 +62,17 @@ class PatchStream:
         num_threads: int | None = None,
         on_reject: OnReject | None = None,
         quarantine: Quarantine | None = None,
+        device: str | None = None,
     ) -> None:
         """`store`: where the slides lie (None: opened at the snapshot's slides URI). `num_threads`: None
         for one a core this process may use, at least two, so that requests and decoding overlap.
         `on_reject` is told every patch that could not be read, from any thread. `quarantine`: positions
-        that crash a decoder (None: remembered by this stream alone).
+        that crash a decoder (None: remembered by this stream alone). `device`: batches are tensors there
+        (None: arrays), decoded there where the configured decoder can.
         """
         self.sampler = sampler
         self.config = sampler.config
-        self._reader = open_reader(sampler.snapshot, self.config, store, quarantine=quarantine)
+        self._reader = open_reader(sampler.snapshot, self.config, store, quarantine=quarantine, device=device)
         self._redraws = Redraws(sampler.snapshot, log)
         wanted_colors = self.config.hsv_filter
         self.hsv_filter = HsvFilter(wanted_colors, log) if wanted_colors is not None else None
@@ -114,8 +115,7 @@ class PatchStream:
 
     def _submit(self, step: int, indices: Sequence[int]) -> _Ahead:
         """Tasks write into the batch itself: a copy of each patch would cost a tenth of its decoding."""
-        side_px = self.config.patch_px
-        pixels = np.empty((len(indices), side_px, side_px, 3), np.uint8)
+        pixels = self._reader.empty(len(indices))
         parts = [slice(at, at + _PATCHES_PER_TASK) for at in range(0, len(indices), _PATCHES_PER_TASK)]
         return pixels, [self._threads.submit(self._read, step, indices[part], pixels[part]) for part in parts]
 
@@ -127,7 +127,7 @@ class PatchStream:
         wanted = list(range(len(indices)))
         for attempt in range(MAX_ATTEMPTS):
             requests = self.sampler.draw_batch(step, [indices[place] for place in wanted], attempt)
-            patches = out if attempt == 0 else np.empty((len(wanted), *out.shape[1:]), np.uint8)
+            patches = out if attempt == 0 else self._reader.empty(len(wanted))
             errors = self._try(requests, patches)
             for place, request, patch, error in zip(wanted, requests, patches, errors, strict=True):
                 if error is not None:
@@ -149,11 +149,11 @@ class PatchStream:
         """Whether the patch serves; of those of a sample that do not, the best is put in `second_best`."""
         if self.hsv_filter is None:
             return True
-        share = share_in_range(patch, self.hsv_filter.config)
+        share = share_in_range(on_host(patch), self.hsv_filter.config)
         if self.hsv_filter.passes(share):
             return True
         if request.index not in second_best or share > second_best[request.index][0]:
-            second_best[request.index] = share, request, patch.copy()
+            second_best[request.index] = share, request, copied(patch)
         return False
 
     def _second_best(
@@ -200,18 +200,27 @@ def open_reader(
     *,
     share_tiles: bool = False,
     quarantine: Quarantine | None = None,
+    device: str | None = None,
 ) -> GuardedReader:
     """A reader of the snapshot's patches, the way `config` wants it: by range or staged.
 
     `store`: where the slides lie (None: opened at the snapshot's slides URI). `share_tiles`: patches are
-    neighbours, so tiles are kept. `quarantine`: positions that are not read. Raises `UserError` for a
-    decoder that cannot read that way.
+    neighbours, so tiles are kept. `quarantine`: positions that are not read. `device`: patches are
+    tensors there. Raises `UserError` for a decoder that cannot read that way.
     """
     cv2.setNumThreads(1)  # patches are resized in threads of our own; OpenCV's would get in their way
     store = store or open_store(snapshot.slides_uri)
     pool = _pool(store, snapshot, config)
-    reader = PatchReader(snapshot, config, _source(store, config, pool), pool, share_tiles=share_tiles)
-    return GuardedReader(reader, quarantine or Quarantine(None, snapshot))
+    source = _source(store, config, pool)
+    if device is None:
+        reader = PatchReader(snapshot, config, source, pool, share_tiles=share_tiles)
+    else:
+        import torch
+
+        from eosin.patches.device_reader import DeviceReader
+
+        reader = DeviceReader(snapshot, config, source, pool, device=torch.device(device))
+    return GuardedReader(reader, Quarantine(None, snapshot) if quarantine is None else quarantine)
 
 
 def num_cores() -> int:

@@ -128,7 +128,7 @@ class Trainer:
         slots = {}
         for place, slot in enumerate(self.world.own_slots):
             rows = slice(place * size, (place + 1) * size)
-            pixels = torch.from_numpy(batch.pixels[rows]).to(self.world.device, non_blocking=True)
+            pixels = torch.as_tensor(batch.pixels[rows]).to(self.world.device, non_blocking=True)
             crops = self._crops(pixels, step, [request.index for request in batch.requests[rows]])
             slots[slot] = self._maker.make(step, slot, crops.global_crops, crops.local_crops)
         return slots
