@@ -22,6 +22,7 @@ from eosin.training.world import World
 _FIRST_STRETCH = 10
 # A change of the deal lets the queue of patches run empty once.
 _WORTH_IT = 0.95
+_WISE_SLOTS = 4
 
 
 class Stopwatch:
@@ -132,6 +133,16 @@ class Dealer:
             part.replace(self.memory)
         except OSError:  # a full or vanished folder costs an even start, nothing more
             return
+
+
+def slots_advice(num_slots: int, world_size: int) -> str:
+    """What to say where shares are too coarse to follow speed; empty where they are not."""
+    if world_size == 1 or num_slots >= _WISE_SLOTS * world_size:
+        return ""
+    return (
+        f"{num_slots} micro-batches for {world_size} ranks: with fewer than {_WISE_SLOTS} each, shares are"
+        f" too coarse to follow the ranks' speed; begin a new run with train.num_slots={_WISE_SLOTS * world_size}"
+    )
 
 
 def known_paces(paces: Sequence[float | None]) -> list[float]:

@@ -36,6 +36,7 @@ from eosin.storage import Store, open_store
 from eosin.training.failures import FAILURES_DIR, report_failure, report_start
 from eosin.training.lease import Lease
 from eosin.training.loop import Outcome, SlideName, Trainer, exported_models
+from eosin.training.pace import slots_advice
 from eosin.training.publisher import Publisher
 from eosin.training.reexport import export_missing
 from eosin.training.resume import resume, shared_memory, start_memory
@@ -137,6 +138,9 @@ def _train(
             log.event("world", world_size=world.size, start_step=start.step, found_in=found_in,
                       device=str(world.device),
                       slots=[len(world.slots_of(rank)) for rank in range(world.size)])  # fmt: skip
+            advice = slots_advice(world.num_slots, world.size)
+            if advice:
+                log.event("warning", message=advice)
         trainer.memory = start_memory(trainer, store, folder, token)
         if folder is not None:
             trainer.dealer.memory = folder.path / f"pace-of-{os.environ.get('LOCAL_RANK', '0')}"

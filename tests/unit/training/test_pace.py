@@ -9,7 +9,7 @@ import pytest
 
 from eosin.config.train import ElasticConfig
 from eosin.observability import RunLog
-from eosin.training.pace import Dealer, Stopwatch, known_paces, shares_by_pace
+from eosin.training.pace import Dealer, Stopwatch, known_paces, shares_by_pace, slots_advice
 from eosin.training.world import World
 from tests.support.ranks import Leg, norm_difference, train_legs
 from tests.support.training_run import tiny_config
@@ -34,6 +34,13 @@ def test_the_slowest_ends_as_early_as_it_can(paces: list[float], num_slots: int,
 def test_a_new_rank_is_taken_for_a_middling_one() -> None:
     assert known_paces([1.0, None, 3.0, 2.0]) == [1.0, 2.0, 3.0, 2.0]
     assert known_paces([None, None]) == []
+
+
+@pytest.mark.parametrize(("num_slots", "world_size", "says"), [(8, 2, False), (8, 3, True), (1, 1, False)])
+def test_fewer_than_four_slots_a_rank_are_advised_against(
+    num_slots: int, world_size: int, says: bool
+) -> None:
+    assert (f"train.num_slots={4 * world_size}" in slots_advice(num_slots, world_size)) == says
 
 
 def test_stretches_cover_all_steps_and_the_first_is_short() -> None:
