@@ -139,9 +139,10 @@ def slots_advice(num_slots: int, world_size: int) -> str:
     """What to say where shares are too coarse to follow speed; empty where they are not."""
     if world_size == 1 or num_slots >= _WISE_SLOTS * world_size:
         return ""
+    wise = _WISE_SLOTS * world_size
     return (
         f"{num_slots} micro-batches for {world_size} ranks: with fewer than {_WISE_SLOTS} each, shares are"
-        f" too coarse to follow the ranks' speed; begin a new run with train.num_slots={_WISE_SLOTS * world_size}"
+        f" too coarse to follow the ranks' speed; begin a new run with train.num_slots={wise}"
     )
 
 
