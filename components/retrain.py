@@ -1,14 +1,16 @@
 """Plan a retraining from the registry's current model, and stop where too little is new."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
-def name_run(run: str) -> str:
+def name_run(run: str) -> NamedTuple("Named", uri=str):
     """The run's URI with the day in the place of {date}: the same for every later task and its retries."""
     from eosin.runs import dated
 
-    return dated(run)
+    return (dated(run),)
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)

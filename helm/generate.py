@@ -61,6 +61,7 @@ _KNOWN: dict[str, dict[str, Any]] = {
     "monitoring.podMonitor.interval": _DURATION,
     "monitoring.rules.labels": _STRINGS,
     "monitoring.rules.noProgress": _DURATION,
+    "monitoring.rules.checkpointAgeSeconds": {"type": "integer", "minimum": 1},
     "monitoring.rules.dataWaitShare": _SHARE,
     "monitoring.rules.teacherEntropy": {"type": "number", "minimum": 0},
     "monitoring.dashboard.labels": _STRINGS,

@@ -80,7 +80,8 @@ def retrain(
         gpu_node_selector: Labels of the nodes these pods run on; empty: any that has the resource.
     """
     named = name_run(run=run).set_container_image(index_image)
-    uri = named.outputs["Output"]
+    # A name of its own: in a loop, kfp.local takes every input called "Output" for the loop's item.
+    uri = named.outputs["uri"]
     planned = plan_retrain(
         run=uri, registry=registry, name=name, recipe=recipe, settings=settings, slides=slides, index=index,
         num_index_shards=num_index_shards,

@@ -294,9 +294,27 @@ def test_alerts_and_dashboard_speak_of_metrics_that_training_exports(tmp_path: P
     rules = json.dumps(only(objects, "PrometheusRule"))
     board = only(objects, "ConfigMap", "dashboard")["data"]["eosin.json"]
     used = set(re.findall(r"eosin_train_(\w+)", rules + board))
-    assert {"step", "loss", "teacher_entropy"} <= used
+    exported |= set(re.findall(r'fields\["(\w+)"\]', source))
+    assert {"step", "loss", "teacher_entropy", "checkpoint_age_s", "data_wait_share"} <= used
     assert used <= exported
     assert json.loads(board)["panels"]
+
+
+def test_every_query_is_promql(tmp_path: Path) -> None:
+    promql_parser = pytest.importorskip("promql_parser", reason="pip install promql-parser")
+    objects = render(FULL, tmp_path)
+    (group,) = only(objects, "PrometheusRule")["spec"]["groups"]
+    board = json.loads(only(objects, "ConfigMap", "dashboard")["data"]["eosin.json"])
+    queries = [rule["expr"] for rule in group["rules"]]
+    # Grafana puts the chosen names in the place of its variables.
+    queries += [
+        re.sub(r"\$\w+", "x", target["expr"]) for panel in board["panels"] for target in panel["targets"]
+    ]
+    for query in queries:
+        promql_parser.parse(query)
+    assert len(queries) > len(group["rules"]) >= 6
+    for rule in group["rules"]:
+        assert rule["annotations"].keys() == {"summary", "description"} and rule["labels"]["severity"]
 
 
 def test_notes_give_the_two_next_commands(tmp_path: Path) -> None:

@@ -92,7 +92,10 @@ class Trainer:
         end = self.config.train.num_steps if until is None else until
         batches = self._batches(source, start.step, end)
         outcome = start
-        with closing(Progress(self.config, self.world, self.log, start.step, self.learner)) as progress:
+        age_s = publisher.checkpoint_age_s if publisher is not None else None
+        with closing(
+            Progress(self.config, self.world, self.log, start.step, self.learner, age_s)
+        ) as progress:
             for step in range(start.step, end):
                 waiting_s = time.monotonic()
                 batch = next(batches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +29,17 @@ class Progress:
     Every rank calls `step` after every step: where a collapse is to stop training, all stop alike.
     """
 
-    def __init__(self, config: RunConfig, world: World, log: RunLog, start: int, learner: Learner) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        world: World,
+        log: RunLog,
+        start: int,
+        learner: Learner,
+        checkpoint_age_s: Callable[[], float] | None = None,
+    ) -> None:
+        """`checkpoint_age_s`: seconds since the state was last durable, where this rank knows."""
+        self._checkpoint_age_s = checkpoint_age_s
         self._config = config.train
         self._world = world
         self._log = log
@@ -77,6 +88,8 @@ class Progress:
     def _report(self, done: int, result: StepResult) -> str:
         signals = self._signals(result)
         fields = self._fields(done, result) | signals
+        if self._checkpoint_age_s is not None:
+            fields["checkpoint_age_s"] = round(self._checkpoint_age_s(), 1)
         self._log.event("step", **fields)
         for sink in self._sinks:
             sink.show(done, fields)

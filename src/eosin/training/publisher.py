@@ -60,6 +60,7 @@ class Publisher:
         self._error: BaseException | None = None
         self._newest: Snapshot | None = None
         self._durable_step = 0
+        self._durable_s = time.monotonic()
         self._saving = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="eosin-publisher", daemon=True)
         self._thread.start()
@@ -67,6 +68,10 @@ class Publisher:
     def offer(self, snapshot: Snapshot) -> None:
         """Remember the newest copy of the state, for `rescue`."""
         self._newest = snapshot
+
+    def checkpoint_age_s(self) -> float:
+        """Seconds since this process last made a checkpoint whole; before its first, since it began."""
+        return time.monotonic() - self._durable_s
 
     def checkpoint(self, snapshot: Snapshot) -> None:
         """Publish this rank's share of a checkpoint; waits only while two publications are under way."""
@@ -152,7 +157,7 @@ class Publisher:
                 before_marker=self._check_lease,
                 timeout_s=timeout_s or self._config.train.elastic.process_group_timeout_s,
             )
-            self._durable_step = snapshot.step
+            self._durable_step, self._durable_s = snapshot.step, time.monotonic()
             deleted = delete_old(self._store, self._config.train.keep_checkpoints)
         seconds = time.monotonic() - started_s
         self._log.event(

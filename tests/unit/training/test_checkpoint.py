@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -216,9 +217,11 @@ def test_files_are_cut_at_a_size_and_come_back(store: Store, monkeypatch: pytest
 def test_a_teacher_is_durable_before_the_checkpoint_that_follows_it(store: Store) -> None:
     log = Log()
     publisher = Publisher(store, CONFIG, "snap", log)
+    began_s = time.monotonic()
     publisher.export(10, copy.deepcopy(learner().teacher.backbone))
     publisher.checkpoint(snapshot(10))
     publisher.close()
+    assert 0 <= publisher.checkpoint_age_s() <= time.monotonic() - began_s
     assert [name for name, _ in log.events] == ["export", "checkpoint"]
     card = json.loads(store.get(RunLayout.teacher_card("step-00000010")))
     assert card["snapshot_id"] == "snap" and card["step"] == 10
