@@ -23,7 +23,7 @@ _LIBRARIES = {
     "evaluate": ("kfp", "obstore", "scipy", "timm", "torch", "torchvision"),
 }
 # GPU libraries look for a driver when they are imported, which a build machine lacks.
-_PRESENT = {"index": (), "train": ("cucim", "nvidia.nvimgcodec"), "evaluate": ()}
+_PRESENT = {"index": (), "train": ("cucim", "nvidia.nvimgcodec", "eosin.slides._jpeg_part"), "evaluate": ()}
 _ABSENT = {"index": ("torch", "timm", "torchvision"), "train": (), "evaluate": ()}
 
 

@@ -7,6 +7,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 RUN python -m venv /opt/eosin
 ENV PATH=/opt/eosin/bin:$PATH
 WORKDIR /src
+# For the one compiled module, which decodes parts of JPEG tiles.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev libjpeg62-turbo-dev \
+ && rm -rf /var/lib/apt/lists/*
 COPY images/requirements-build.txt images/requirements-train.txt ./
 RUN pip install --require-hashes -r requirements-build.txt \
  && pip install --require-hashes --no-build-isolation -r requirements-train.txt
@@ -23,9 +27,10 @@ LABEL org.opencontainers.image.title="eosin-train" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# Triton compiles its launchers with the system's C compiler when torch.compile first runs.
+# Triton compiles its launchers with the system's C compiler when torch.compile first runs; the compiled
+# module needs libjpeg-turbo.
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev libjpeg62-turbo \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/eosin /opt/eosin
 # The root filesystem may be read-only: whatever wants a home gets the emptyDir at /tmp.
