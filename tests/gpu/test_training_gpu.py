@@ -1,15 +1,21 @@
-"""The same step on a GPU: close to the CPU in float32, finite and learning in bf16."""
+"""The same step on a GPU: as on the CPU in float32, learning in bf16, and the same in every faster way."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 
 from eosin.config import RunConfig
+from eosin.models.arch import import_timm
+from eosin.models.backbone import Crops, build_backbone
 from eosin.observability import RunLog
 from eosin.training.loop import Trainer
+from eosin.training.matrix_rate import measure_matrix_rate
 from eosin.training.slots import batch_indices
 from eosin.training.step import Learner, StepResult
 from eosin.training.world import World
@@ -19,6 +25,10 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
 ]
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "training.py"
+# Any drop path above 0.1 runs branches on a subset of the crops.
+SUBSET = {"drop_path": 0.3}
 
 
 def steps(config: RunConfig, device: str, num_steps: int) -> tuple[list[StepResult], Learner]:
@@ -35,20 +45,94 @@ def vector(state: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([value.double().cpu().flatten() for value in state.values()])
 
 
+def distance(ours: Learner, theirs: Learner) -> float:
+    one, other = vector(ours.student.state_dict()), vector(theirs.student.state_dict())
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.fixture(autouse=True)
+def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.mark.parametrize("method", ["dino", "dinov2"])
 def test_float32_steps_agree_with_the_cpu(method: str) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
     config = tiny_config(method=method, optimizer={"lr": 1e-3})
     ours, learner = steps(config, "cuda", 3)
     theirs, reference = steps(config, "cpu", 3)
     for one, other in zip(ours, theirs, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
-    one, other = vector(learner.student.state_dict()), vector(reference.student.state_dict())
-    assert float((one - other).norm() / other.norm()) < 1e-4
+    assert distance(learner, reference) < 1e-4
 
 
-def test_bf16_learns_and_keeps_float32_state() -> None:
-    config = tiny_config(precision="bf16", num_steps=40)
+@pytest.mark.parametrize("change", [{"pack": False}, {"compile": True}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize("model", [{}, SUBSET], ids=["bernoulli", "subset"])
+def test_every_way_to_be_faster_takes_the_same_steps(
+    change: dict[str, bool], model: dict[str, float]
+) -> None:
+    """Fused AdamW is used throughout; it is compared with the CPU's above."""
+    torch._dynamo.reset()
+    plain, reference = steps(tiny_config(model=dict(model), optimizer={"lr": 1e-3}), "cuda", 3)
+    fast, learner = steps(tiny_config(model=dict(model), optimizer={"lr": 1e-3}, **change), "cuda", 3)
+    for one, other in zip(fast, plain, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+    assert distance(learner, reference) < 1e-4
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bf16_learns_and_keeps_float32_state(compiled: bool) -> None:
+    torch._dynamo.reset()
+    config = tiny_config(precision="bf16", num_steps=40, compile=compiled)
     results, learner = steps(config, "cuda", 40)
     assert all(parameter.dtype == torch.float32 for parameter in learner.student.parameters())
     assert results[-1].loss < results[0].loss
+
+
+def test_packed_crops_of_a_real_size_in_bf16_are_those_of_a_pass_each() -> None:
+    import_timm()
+    config = RunConfig.model_validate({"model": {"arch": "vit_small_patch16_224"}})
+    backbone = build_backbone(config.model, 224).cuda().eval()
+    generator = torch.Generator("cuda").manual_seed(1)
+    groups = [
+        Crops(torch.randn(num, 3, side, side, device="cuda", generator=generator))
+        for num, side in ((8, 224), (32, 96))
+    ]
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        packed = backbone(groups)
+        apart = [backbone(crops.images) for crops in groups]
+    for ours, theirs in zip(packed, apart, strict=True):
+        assert torch.nn.functional.cosine_similarity(ours.float(), theirs.float(), dim=-1).min() > 0.999
+
+
+def test_a_step_waits_for_the_device_only_at_its_end() -> None:
+    """Masks, drop path and losses of a slot are launched without a synchronisation."""
+    config = tiny_config(model=dict(SUBSET))
+    world = World(config.train.num_slots, device=torch.device("cuda"))
+    trainer = Trainer(config, world, RunLog("gpu"))
+    indices = batch_indices(world.own_slots, config.train.slot_size)
+    batch = next(iter(ArraySource().batches([(0, indices)])))
+    slots = trainer._slots(0, batch)
+    learner = trainer.learner
+    learner.step(0, slots)
+    targets = learner.objective.targets(learner.teacher, slots, learner.centers, 0.05)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learner.objective.slot_terms(learner.student, 0, slots[0], targets)[:5].sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_device_multiplies_bf16_faster_than_float32() -> None:
+    device = torch.device("cuda")
+    assert measure_matrix_rate(device, torch.bfloat16) > 2 * measure_matrix_rate(device, torch.float32)
+
+
+def test_utilisation_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures, not an assertion on them: how fast a machine is decides no test."""
+    command = [sys.executable, str(BENCHMARK), "--rounds", "5", "--network", "S/16", "--network", "L/16"]
+    for options in ([], ["--compile"], ["--compile", "--drop-path", "0.3"]):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        with capsys.disabled():
+            print(f"\n{' '.join(options) or 'eager'}\n{done.stdout}")

@@ -120,10 +120,11 @@ class Objective:
             targets.dino,
         )
         num_pairs = 2 + 2 * local.shape[0]
-        dino = dino / torch.tensor([num_pairs, num_pairs, 2], device=dino.device) / config.batch_size
+        local_pairs, crossed = (dino[:2] / (num_pairs * config.batch_size)).unbind()
+        entropy = dino[2] / (2 * config.batch_size)
         ibot = self._ibot(student, index, tokens, slot, targets)
         spread = [self._koleo(views), self._kde(views)]
-        return torch.stack([dino[0], dino[1], ibot, *spread, dino[2]])
+        return torch.stack([local_pairs, crossed, ibot, *spread, entropy])
 
     def _ibot(self, student: Network, index: int, tokens: Tensor, slot: Slot, targets: Targets) -> Tensor:
         if slot.masked is None:

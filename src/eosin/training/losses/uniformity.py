@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,4 +39,4 @@ def kde(features: Tensor, concentration: float) -> Tensor:
         n = z.shape[0]
         others = ~torch.eye(n, dtype=torch.bool, device=z.device)
         scores = (concentration * (z @ z.T)).masked_fill(~others, -torch.inf)
-        return (scores.logsumexp(dim=1) - torch.log(torch.tensor(n - 1.0))).mean()
+        return (scores.logsumexp(dim=1) - math.log(n - 1)).mean()
