@@ -123,3 +123,14 @@ def test_each_run_learns_from_its_own_shots_alone() -> None:
 def test_more_shots_than_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="shots are wanted"):
         train_probes(_data(1, 20), _data(2, 10), 4, ProbeConfig(num_steps=1, num_shots=15), seed=0)
+
+
+def test_fewer_looks_at_validation_and_the_last_epoch_among_them() -> None:
+    train, val = _data(1, 100), _data(2, 30)
+    config = ProbeConfig(num_steps=23, batch_size=50, num_runs=3, validate_every_epochs=5, lr=1e-2)
+    probes = train_probes(train, val, 4, config, seed=0)
+    assert probes.num_epochs == 12
+    # Two steps an epoch: looks after epochs 4 and 9, and at the last step, within epoch 11.
+    assert set(probes.best_epoch) <= {4, 9, 11}
+    every = train_probes(train, val, 4, config.model_copy(update={"validate_every_epochs": 1}), seed=0)
+    assert all(often >= seldom for often, seldom in zip(every.best_score, probes.best_score, strict=True))
