@@ -136,6 +136,7 @@ def write_log(store: Store) -> None:
             "step": step, "num_steps": 300, "loss": 6.9 - step / 400, "dino": 4.1 - step / 500,
             "ibot": 2.7 - step / 2000, "koleo": 0.1, "lr": 1e-3 * min(1, step / 60), "world_size": world,
             "patches_per_s": 90.0 * world + step % 7, "data_wait_share": 0.1, "grad_norm": 1.0,
+            "rankme": 3 + step / 10, "teacher_entropy": 5.0, "mfu": 0.01 * world, "memory_gib": 1.5,
         }  # fmt: skip
         lines.append(_line(seconds, "step", **fields))
         if number in (0, 16, 22):

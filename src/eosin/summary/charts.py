@@ -97,25 +97,43 @@ def _spectrum(record: MetricRecord) -> Series:
     return Series(model_label(record.model), points, marked=False)
 
 
+_HEALTH = {
+    "rankme": ("RankMe of the teacher's features", "RankMe"),
+    "teacher_entropy": ("Entropy of the teacher's assignments", "nats"),
+    "feature_center_norm": ("Length of the mean feature", "1: all alike"),
+    "center_norm": ("Norm of the centre", "norm"),
+    "grad_norm": ("Largest gradient norm", "norm before clipping"),
+}
+_MACHINE = {
+    "patches_per_s": ("Throughput", "patches a second"),
+    "mfu": ("Model FLOP utilisation", "share of the peak"),
+    "data_wait_share": ("Waiting for patches", "share of the time"),
+    "memory_gib": ("Peak memory of the first worker", "GiB"),
+    "world_size": ("World size", "workers"),
+}
+
+
 def training_charts(log: TrainingLog) -> list[Chart]:
-    """Loss and its terms, learning rate, throughput and world size."""
-    marks = tuple(_world_changes(log.world_size))
+    """Loss and its terms, learning rate, signals of collapse, then the machine with each change of world."""
     charts = [
-        Chart("Loss", "training step", "loss", (_series("loss", log.terms["loss"]),)),
-        *(
-            Chart(f"Loss term: {name}", "training step", name, (_series(name, points),))
-            for name, points in log.terms.items()
-            if name != "loss" and points
-        ),
-        Chart("Learning rate", "training step", "learning rate", (_series("learning rate", log.lr),),
-              y_from_zero=True),
-        Chart("Throughput", "minutes since the first step", "patches a second",
-              (_series("patches a second", log.patches_per_s),), marks=marks, y_from_zero=True),
-        Chart("World size", "minutes since the first step", "workers",
-              (Series("workers", _points(log.world_size), stepped=True, marked=False),), marks=marks,
-              y_from_zero=True),
-    ]  # fmt: skip
+        _by_step("Loss", "loss", log.terms["loss"]),
+        *(_by_step(f"Loss term: {n}", n, points) for n, points in log.terms.items() if n != "loss"),
+        _by_step("Learning rate", "learning rate", log.lr, y_from_zero=True),
+        *(_by_step(title, label, log.health[name]) for name, (title, label) in _HEALTH.items()),
+        *(_by_time(log, name, title, label) for name, (title, label) in _MACHINE.items()),
+    ]
     return [chart for chart in charts if any(series.points for series in chart.series)]
+
+
+def _by_step(title: str, label: str, points: Points, *, y_from_zero: bool = False) -> Chart:
+    series = Series(label, _points(points), marked=False)
+    return Chart(title, "training step", label, (series,), y_from_zero=y_from_zero)
+
+
+def _by_time(log: TrainingLog, name: str, title: str, label: str) -> Chart:
+    series = Series(label, _points(log.machine[name]), stepped=name == "world_size", marked=False)
+    marks = tuple(_world_changes(log.machine["world_size"]))
+    return Chart(title, "minutes since the first step", label, (series,), marks=marks, y_from_zero=True)
 
 
 def _world_changes(points: Points) -> list[tuple[str, float]]:
@@ -124,10 +142,6 @@ def _world_changes(points: Points) -> list[tuple[str, float]]:
         for (_, before), (minutes, after) in pairwise(points)
         if before != after
     ]
-
-
-def _series(name: str, points: Points) -> Series:
-    return Series(name, _points(points), marked=False)
 
 
 def _points(points: Points) -> tuple[Point, ...]:

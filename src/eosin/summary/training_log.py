@@ -11,9 +11,10 @@ from eosin.summary.events import Event
 Points = list[tuple[float, float]]
 
 # Numeric fields of a step event that are no terms of the loss.
-_NOT_TERMS = {"step", "num_steps", "loss", "lr", "teacher_entropy", "grad_norm", "images_per_s",
-              "patches_per_s", "data_wait_share", "world_size", "memory_gib", "eta_s",
-              "mfu", "rankme", "center_norm", "feature_center_norm"}  # fmt: skip
+# What a step says of its health, by step, and of the machine, by time; each in the order of the report.
+HEALTH = ("rankme", "teacher_entropy", "feature_center_norm", "center_norm", "grad_norm")
+MACHINE = ("patches_per_s", "mfu", "data_wait_share", "memory_gib", "world_size")
+_NOT_TERMS = {*HEALTH, *MACHINE, "step", "num_steps", "loss", "lr", "images_per_s", "eta_s"}
 _ROUTINE = {"step", "speed", "progress", "checkpoint", "export", "init", "plan", "patch-redrawn"}
 _SOURCES = ("train", "launch")
 _MAX_EVENTS = 60
@@ -33,10 +34,10 @@ class TrainingLog:
     terms: dict[str, Points]
     """Loss and its terms by step."""
     lr: Points
-    patches_per_s: Points
-    """By minutes since the first step event."""
-    world_size: Points
-    """By minutes; holds until the next point."""
+    health: dict[str, Points]
+    """Signals of collapse and the gradient's norm, by step."""
+    machine: dict[str, Points]
+    """Speed, utilisation, waiting, memory and world size, by minutes since the first step event."""
     world_events: tuple[WorldEvent, ...]
     num_more_events: int
     num_checkpoints: int
@@ -63,8 +64,8 @@ def read_training_log(events: Sequence[Event]) -> TrainingLog | None:
     return TrainingLog(
         terms={name: _by_step(ordered, name) for name in _terms(ordered)},
         lr=_by_step(ordered, "lr"),
-        patches_per_s=_by_time(steps, "patches_per_s", began_s),
-        world_size=_by_time(steps, "world_size", began_s),
+        health={name: _by_step(ordered, name) for name in HEALTH},
+        machine={name: _by_time(steps, name, began_s) for name in MACHINE},
         world_events=tuple(world[-_MAX_EVENTS:]),
         num_more_events=max(0, len(world) - _MAX_EVENTS),
         num_checkpoints=sum(event.name == "checkpoint" for event in events),

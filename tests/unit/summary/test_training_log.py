@@ -8,6 +8,7 @@ from typing import Any
 
 from eosin.layout import RunLayout
 from eosin.storage import open_store
+from eosin.summary.charts import training_charts
 from eosin.summary.events import Event, read_events
 from eosin.summary.training_log import read_training_log
 
@@ -54,7 +55,7 @@ def test_time_counts_from_the_first_step() -> None:
     ]
     log = read_training_log(events)
     assert log is not None
-    assert log.world_size == [(0.0, 2.0), (1.0, 1.0)]
+    assert log.machine["world_size"] == [(0.0, 2.0), (1.0, 1.0)]
     assert [(event.minutes, event.name) for event in log.world_events] == [
         (0.0, "world"),
         (0.5, "node-lost"),
@@ -92,4 +93,19 @@ def test_lines_that_are_no_events_are_passed_over(tmp_path: Path) -> None:
     assert [(event.source, event.name) for event in read_events(store)] == [
         ("index", "done"),
         ("train", "step"),
+    ]
+
+
+def test_signals_of_collapse_are_charts_of_their_own_and_no_terms_of_the_loss() -> None:
+    signals = {"rankme": 3.0, "teacher_entropy": 5.0, "feature_center_norm": 0.2, "mfu": 0.4}
+    log = read_training_log([_step(t, t + 1, 3.0, **signals) for t in range(3)])
+    assert log is not None
+    assert list(log.terms) == ["loss"]
+    titles = [chart.title for chart in training_charts(log)]
+    assert titles == [
+        "Loss",
+        "RankMe of the teacher's features",
+        "Entropy of the teacher's assignments",
+        "Length of the mean feature",
+        "Model FLOP utilisation",
     ]
