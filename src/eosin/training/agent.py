@@ -49,6 +49,7 @@ from eosin.training.failures import (
     transient_rounds,
 )
 from eosin.training.hang import watch_for_hangs
+from eosin.training.lost_nodes import notice_lost_nodes
 from eosin.training.rejoin import is_lost_rendezvous, may_rejoin, rejoin
 
 REASON = "reason.json"
@@ -145,6 +146,7 @@ def _torchrun(flags: list[str], folder: Path) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    notice_lost_nodes()
     try:
         run(parse_args(flags))  # type: ignore[no-untyped-call]
         return 0
