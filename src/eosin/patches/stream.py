@@ -34,6 +34,9 @@ MAX_ATTEMPTS = 32
 # Patches that one task fetches in one request batch and decodes: enough for the request to be worth
 # sending, few enough for several tasks a batch.
 _PATCHES_PER_TASK = 16
+# A request to S3 takes several times as long as decoding what it brings. From a store that takes 40 ms, three
+# a core read twice the patches a second of one a core; what is in flight is bounded by the batches ahead.
+_THREADS_PER_CORE = 3
 
 OnReject = Callable[[PatchRequest, SlideError], None]
 # Of a patch that the filter rejects: its share of pixels in range, its name, its pixels.
@@ -65,7 +68,7 @@ class PatchStream:
         device: str | None = None,
     ) -> None:
         """`store`: where the slides lie (None: opened at the snapshot's slides URI). `num_threads`: None
-        for one a core this process may use, at least two, so that requests and decoding overlap.
+        for three a core this process may use, so that some decode while others wait for their bytes.
         `on_reject` is told every patch that could not be read, from any thread. `quarantine`: positions
         that crash a decoder (None: remembered by this stream alone). `device`: batches are tensors there
         (None: arrays), decoded there where the configured decoder can.
@@ -77,7 +80,7 @@ class PatchStream:
         wanted_colors = self.config.hsv_filter
         self.hsv_filter = HsvFilter(wanted_colors, log) if wanted_colors is not None else None
         self._on_reject = on_reject or _ignore
-        workers = num_threads or max(2, num_cores())
+        workers = num_threads or _THREADS_PER_CORE * num_cores()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="eosin-patches")
 
     def batches(self, wanted: Iterable[tuple[int, Sequence[int]]]) -> Iterator[PatchBatch]:
