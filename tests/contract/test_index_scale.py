@@ -1,0 +1,73 @@
+"""As many slides as a large archive has: what a worker holds before its first patch, and what it reads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eosin.index.snapshot import open_snapshot
+from tests.support.large_snapshot import write_large_snapshot, write_table
+
+# The masks, some 45 kB a slide, and a fifth of that for everything else.
+MIB_A_SLIDE = 0.06
+
+_START = """
+import json, resource, sys, time
+from pathlib import Path
+from eosin.config.patches import PatchesConfig
+from eosin.index.snapshot import open_snapshot
+from eosin.patches.sampler import Sampler
+
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+open_snapshot, Sampler
+begin_mib, begin_s = resident_mib(), time.perf_counter()
+snapshot = open_snapshot(sys.argv[1])
+opened_s = time.perf_counter() - begin_s
+sampler = Sampler(snapshot, PatchesConfig(), seed=0, split="train")
+start_s, start_mib = time.perf_counter() - begin_s, resident_mib()
+num_drawn = sum(len(sampler.draw_batch(step, range(64))) for step in range(8))
+print(json.dumps({
+    "num_slides": len(snapshot.rows), "num_eligible": len(sampler.slides), "open_s": opened_s,
+    "start_s": start_s, "start_mib": start_mib - begin_mib, "drawn_mib": resident_mib() - begin_mib,
+    "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - begin_mib, "num_drawn": num_drawn,
+}))
+"""
+
+
+def start_sampler(folder: Path) -> dict[str, float]:
+    """Open the snapshot and start a sampler in a process of its own: seconds, and MiB above the imports."""
+    result = subprocess.run(
+        [sys.executable, "-c", _START, str(folder)], check=True, capture_output=True, text=True
+    )
+    found: dict[str, float] = json.loads(result.stdout)
+    return found
+
+
+def test_a_worker_starts_with_a_bounded_share_of_memory_a_slide(tmp_path: Path) -> None:
+    size_bytes = write_large_snapshot(tmp_path, 1000)
+    found = start_sampler(tmp_path)
+    assert found["num_slides"] == 1000 and 700 < found["num_eligible"] < 900 and found["num_drawn"] == 512
+    assert found["start_mib"] < MIB_A_SLIDE * 1000 + 100, f"{size_bytes / 1000:.0f} bytes a row are published"
+
+
+@pytest.mark.long
+def test_thirty_thousand_slides_start_in_bounded_memory(tmp_path: Path) -> None:
+    write_large_snapshot(tmp_path, 30_000)
+    found = start_sampler(tmp_path)
+    print(json.dumps(found))
+    assert found["num_slides"] == 30_000 and found["start_mib"] < MIB_A_SLIDE * 30_000 + 100
+
+
+def test_of_a_table_of_megabytes_only_the_level_is_read(tmp_path: Path) -> None:
+    write_large_snapshot(tmp_path, 40)
+    row = open_snapshot(str(tmp_path)).rows[0]
+    write_table(tmp_path, row)
+    snapshot = open_snapshot(str(tmp_path))
+    assert [len(snapshot.load_tiles(row, level)) for level in range(4)] == [139_278, 8_820, 567, 42]
+    assert int(snapshot.load_tiles(row, 1)["offset"][0]) == 4096 + 14_000 * 139_278

@@ -1,0 +1,109 @@
+"""Snapshots of as many slides as a large archive has, with masks and tile tables of real sizes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eosin.index.latest import Latest
+from eosin.index.rows import SCHEMA, SlideRow, decode_rows, encode_rows
+from eosin.index.tissue_mask import TissueMask
+from eosin.layout import IndexLayout
+from eosin.records import SnapshotManifest
+from eosin.slides.model import TILE_DTYPE, Level, SlideHeader, SlideObject
+from eosin.storage import open_store
+
+WIDTH_PX, HEIGHT_PX, TILE_PX, MPP = 100_000, 80_000, 240, 0.25
+MASK_MPP = 8.0
+NUM_DRAWN = 4
+
+
+def large_header(name: str) -> SlideHeader:
+    """An Aperio slide of 100,000 × 80,000 px with levels 1, 4, 16 and 64: 148,000 tiles."""
+    levels: list[Level] = []
+    for down in (1, 4, 16, 64):
+        levels.append(
+            Level(
+                WIDTH_PX // down,
+                HEIGHT_PX // down,
+                float(down),
+                TILE_PX,
+                TILE_PX,
+                "jpeg",
+                "ycbcr",
+                sum(each.num_tiles for each in levels),
+                jpeg_tables=bytes(580),
+            )
+        )
+    stored = SlideObject(name, hashlib.md5(name.encode()).hexdigest(), 1_200_000_000)
+    return SlideHeader((stored,), "aperio", "svs", tuple(levels), MPP, MPP)
+
+
+def large_mask(seed: int) -> TissueMask:
+    """Ragged pieces of tissue at 8 µm a pixel: some 45 kB packed, more than most real masks have."""
+    rng = np.random.default_rng(seed)
+    down = MASK_MPP / MPP
+    height, width = round(HEIGHT_PX / down), round(WIDTH_PX / down)
+    rough = rng.random((height // 250, width // 250), np.float32)
+    fine = rng.random((height // 25, width // 25), np.float32)
+    size = (width, height)
+    field = cv2.resize(rough, size, interpolation=cv2.INTER_CUBIC)
+    field += 0.15 * cv2.resize(fine, size, interpolation=cv2.INTER_CUBIC)
+    return TissueMask.from_array(field > 0.75, down, down)
+
+
+def write_large_snapshot(folder: Path, num_slides: int) -> int:
+    """A snapshot of `num_slides` in `folder`, two slides a patient; bytes of its rows. Tables are apart."""
+    masks = [large_mask(seed) for seed in range(NUM_DRAWN)]
+    drawn = [_row(i, mask) for i, mask in enumerate(masks)]
+    table = pq.read_table(pa.BufferReader(encode_rows(drawn)), schema=SCHEMA)
+    copies = -(-num_slides // NUM_DRAWN)
+    names = [f"cohort/slide-{i:06d}.svs" for i in range(num_slides)]
+    whole = pa.concat_tables([table] * copies).slice(0, num_slides)
+    for column, values in (
+        ("slide", names),
+        ("patient", [f"P{i // 2:06d}" for i in range(num_slides)]),
+        ("digest", [hashlib.sha256(name.encode()).hexdigest()[:32] for name in names]),
+        ("content", [hashlib.md5(name.encode()).hexdigest() for name in names]),
+    ):
+        whole = whole.set_column(SCHEMA.get_field_index(column), column, pa.array(values))
+    buffer = pa.BufferOutputStream()
+    pq.write_table(whole, buffer, compression="zstd", write_statistics=False, row_group_size=512)
+    data = buffer.getvalue().to_pybytes()
+    _publish(folder, data, num_slides)
+    return len(data)
+
+
+def write_table(folder: Path, row: SlideRow) -> None:
+    """The tile table of one slide, at its real size."""
+    num_tiles = sum(level.num_tiles for level in row.header.levels)
+    table = np.zeros(num_tiles, TILE_DTYPE)
+    table["size_bytes"] = 14_000
+    table["offset"] = 4096 + 14_000 * np.arange(num_tiles)
+    open_store(str(folder)).put(IndexLayout.tiles(row.digest), table.tobytes())
+
+
+def _row(number: int, mask: TissueMask) -> SlideRow:
+    header = large_header(f"{number}.svs")
+    tissue_mm2 = mask.area * MPP**2 / 1e6
+    return SlideRow(
+        f"{number}.svs", "ok", "", header, mpp_source="header", tissue=mask, tissue_mm2=tissue_mm2,
+        read_status="ok", has_thumbnail=True,
+    )  # fmt: skip
+
+
+def _publish(folder: Path, data: bytes, num_slides: int) -> None:
+    store, name = open_store(str(folder)), "0123456789abcdef"
+    store.put(IndexLayout.snapshot_rows(name), data)
+    manifest = SnapshotManifest(
+        snapshot_id=name, rows_sha256=hashlib.sha256(data).hexdigest(), slides_uri="s3://slides/all",
+        indexer_version=2, num_slides=num_slides, num_ok=num_slides,
+        tissue_mm2=sum(decode_rows(data, source="test").column("tissue_mm2")),
+    )  # fmt: skip
+    store.put(IndexLayout.snapshot_marker(name), manifest.to_json())
+    store.put(IndexLayout.LATEST, Latest(snapshot_id=name, scan_id="scan").to_json())
