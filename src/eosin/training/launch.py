@@ -57,8 +57,13 @@ def train(run_uri: str, *, log: RunLog, worker: str = WORKER) -> TrainingDone:
     load_pin(run_uri, store=store)
     log.event("plan", **check_training(config, memory_bytes=local_memory_bytes(config)))
     with tempfile.TemporaryDirectory(prefix="eosin-train-") as folder, sigterm_raises(KeyboardInterrupt):
-        _run_agents(config, run_uri, worker, Path(folder))
+        failed = _run_agents_to_their_end(config, run_uri, worker, Path(folder))
     done = load_training_done(store, config)
+    if failed is not None:
+        if done is None:
+            raise failed
+        # An agent that stumbles on its way out is no reason to run a step again that has its result.
+        log.event("warning", message=f"training has ended, and then: {failed.message}")
     if done is None:
         raise TransientError(f"training of {run_uri} ended without its record", hint="run it again")
     return done
@@ -83,6 +88,15 @@ def agent_command(config: RunConfig, run_uri: str, worker: str, endpoint: str) -
         f"--shutdown-timeout={math.ceil(elastic.shutdown_timeout_s)}",
         "-m", worker, run_uri,
     ]  # fmt: skip
+
+
+def _run_agents_to_their_end(config: RunConfig, run_uri: str, worker: str, folder: Path) -> EosinError | None:
+    """Run the agents; what one of them failed of is returned."""
+    try:
+        _run_agents(config, run_uri, worker, folder)
+    except EosinError as error:
+        return error
+    return None
 
 
 def _run_agents(config: RunConfig, run_uri: str, worker: str, folder: Path) -> None:
