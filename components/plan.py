@@ -11,4 +11,5 @@ def plan(
     from eosin import steps
 
     steps.as_step(steps.plan, run, recipe=recipe, settings=settings, slides=slides, index=index)
-    return [{"shard": shard, "num_shards": num_index_shards} for shard in range(num_index_shards)]
+    part = {"run_uri": run, "num_shards": num_index_shards}
+    return [{**part, "shard": shard} for shard in range(num_index_shards)]

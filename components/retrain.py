@@ -1,16 +1,14 @@
 """Plan a retraining from the registry's current model, and stop where too little is new."""
 
-from typing import NamedTuple
-
 from kfp import dsl
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
-def name_run(run: str) -> NamedTuple("Named", uri=str):
+def name_run(run: str) -> str:
     """The run's URI with the day in the place of {date}: the same for every later task and its retries."""
     from eosin.runs import dated
 
-    return (dated(run),)
+    return dated(run)
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
@@ -24,7 +22,8 @@ def plan_retrain(
     steps.as_step(
         steps.plan_retrain, run, registry, name, recipe=recipe, settings=settings, slides=slides, index=index
     )
-    return [{"shard": shard, "num_shards": num_index_shards} for shard in range(num_index_shards)]
+    part = {"run_uri": run, "num_shards": num_index_shards}
+    return [{**part, "shard": shard} for shard in range(num_index_shards)]
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)

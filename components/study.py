@@ -14,7 +14,8 @@ def plan_study(
     steps.as_step(
         steps.plan_study, run, vary, values, recipe=recipe, settings=settings, slides=slides, index=index
     )
-    return [{"shard": shard, "num_shards": num_index_shards} for shard in range(num_index_shards)]
+    part = {"run_uri": run, "num_shards": num_index_shards}
+    return [{**part, "shard": shard} for shard in range(num_index_shards)]
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)

@@ -23,9 +23,10 @@ def index_slides(
     after: tuple[dsl.PipelineTask, ...] = (),
 ) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:  # fmt: skip
     """Scan in shards and merge; `after`: what must have succeeded before a slide is read."""
-    # kfp.local loops only over the output of a task that has the name "Output".
+    # kfp.local loops only over the output of a task that has the name "Output", and takes every other
+    # task's output that enters a loop for the loop's item: so the item brings the run along.
     with dsl.ParallelFor(planned.outputs["Output"], name="index-shards") as part:
-        scanned = index_shard(run=run, shard=part.shard, num_shards=part.num_shards).after(*after)
+        scanned = index_shard(run=part.run_uri, shard=part.shard, num_shards=part.num_shards).after(*after)
         scanned.set_container_image(index_image)
     snapshot = index_snapshot(
         run=run, shards=dsl.Collected(scanned.output), num_decode_shards=num_decode_shards

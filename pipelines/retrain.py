@@ -80,8 +80,7 @@ def retrain(
         gpu_node_selector: Labels of the nodes these pods run on; empty: any that has the resource.
     """
     named = name_run(run=run).set_container_image(index_image)
-    # A name of its own: in a loop, kfp.local takes every input called "Output" for the loop's item.
-    uri = named.outputs["uri"]
+    uri = named.outputs["Output"]
     planned = plan_retrain(
         run=uri, registry=registry, name=name, recipe=recipe, settings=settings, slides=slides, index=index,
         num_index_shards=num_index_shards,
