@@ -10,7 +10,8 @@ class SlideError(PermanentError):
 
     Reasons: `empty-file`, `not-a-slide`, `truncated`, `corrupt-header`, `not-tiled`,
     `unsupported-compression`, `unsupported-pixels`, `unsupported-layout`, `tile-out-of-range`,
-    `corrupt-tile`, `changed`; the index adds `no-mpp`, `too-coarse`, `no-tissue` and `excluded`.
+    `corrupt-tile`, `changed`; the index adds `no-mpp`, `too-coarse`, `no-tissue`, `denied`,
+    `unreadable` and `excluded`.
     """
 
     def __init__(self, reason: str, message: str) -> None:
