@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.layout import RunLayout, record_key
-from eosin.metrics.bootstrap import paired_difference
-from eosin.metrics.permutation import permutation_p_value
+from eosin.metrics.significance import Significance, significance
 from eosin.records import MetricRecord
 from eosin.storage import NotFound, Store, join_uri
 
-_BALANCED, _TOP1 = "balanced_accuracy", "top1"
-"""Metrics of the predictions that are kept, so that two models can be compared sample by sample."""
+_BALANCED = "balanced_accuracy"
 
 
 @dataclass(frozen=True)
@@ -95,21 +93,14 @@ def _judge(
         raise UserError(f"task {task} has no metric {metric!r}", hint=f"it has {', '.join(new.metrics)}")
     better = new.metrics[metric].mean - old.metrics[metric].mean
     better = better if new.metrics[metric].higher_is_better else -better
-    test = _test(new, old, metric)
+    test = significance(old, new, metric)
     passed, why = _verdict(better, test, rule)
     means = new.metrics[metric].mean, old.metrics[metric].mean
     text = f"{task}/{metric}: {means[0]:.4g} against {means[1]:.4g}, {why}"
     return Judgement(task, metric, passed, text, *means, test.p_value if test else None)
 
 
-@dataclass(frozen=True)
-class _Test:
-    p_value: float
-    how: str
-    """What was exchanged or resampled."""
-
-
-def _verdict(better: float, test: _Test | None, rule: Rule) -> tuple[bool, str]:
+def _verdict(better: float, test: Significance | None, rule: Rule) -> tuple[bool, str]:
     """Whether an improvement by `better` passes, and a clause that says why (not)."""
     if better <= 0:
         return False, "no better" if better == 0 else f"worse by {-better:.4g}"
@@ -126,32 +117,6 @@ def _verdict(better: float, test: _Test | None, rule: Rule) -> tuple[bool, str]:
     if test.p_value > rule.alpha:
         return False, f"{by}, which may be chance ({p_value}, not below {rule.alpha:g})"
     return True, f"{by} ({p_value})"
-
-
-def _test(new: MetricRecord, old: MetricRecord, metric: str) -> _Test | None:
-    """By sample where both kept their predictions on the same ones, else by run; None for single values."""
-    by_sample = _test_by_sample(new, old, metric)
-    if by_sample is not None:
-        return by_sample
-    first, second = old.metrics[metric].values, new.metrics[metric].values
-    if min(len(first), len(second)) < 2:
-        return None
-    how = f"permutation of {len(first)} and {len(second)} runs"
-    return _Test(permutation_p_value(first, second), how)
-
-
-def _test_by_sample(new: MetricRecord, old: MetricRecord, metric: str) -> _Test | None:
-    truth, patients = new.details.get("truth"), new.details.get("patients")
-    first, second = old.details.get("predicted"), new.details.get("predicted")
-    if metric not in (_BALANCED, _TOP1) or not truth or not first or not second:
-        return None
-    if old.details.get("truth") != truth or old.details.get("patients") != patients:
-        return None
-    if metric == _TOP1:  # as the balanced accuracy of a single class: right, or not
-        first, second = ([int(p != t) for p, t in zip(each, truth, strict=True)] for each in (first, second))
-        truth = [0] * len(truth)
-    p_value = paired_difference(truth, first, second, groups=patients).p_value
-    return _Test(p_value, f"paired bootstrap over {'patients' if patients else 'images'}")
 
 
 def _basis(record: MetricRecord) -> tuple[object, ...]:

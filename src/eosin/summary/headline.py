@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eosin.layout import RANDOM_INIT
-from eosin.metrics.bootstrap import PairedDifference, paired_difference
+from eosin.metrics.significance import Significance, significance
 from eosin.records import MetricRecord
 from eosin.summary.result import Result
 from eosin.summary.results import metric_order, model_order
 
 _PER_TASK = {"unsupervised": ("rankme", "odcorr"), "knn": ("balanced_accuracy", "top1"),
              "linear-probe": ("balanced_accuracy",),
-             "segmentation": ("dice",),
+             "segmentation": ("dice",), "slide": ("balanced_accuracy",),
              "robustness": ("stain_retrieval", "rotation_retrieval")}  # fmt: skip
 
 
@@ -31,8 +31,8 @@ class Line:
     """Of the newest teacher judged."""
     best: Result | None
     """The teacher with the best mean; chosen on the very data it is judged on, so it flatters."""
-    significance: PairedDifference | None = None
-    """Of balanced accuracy, newest teacher against random-init, on the same samples."""
+    significance: Significance | None = None
+    """Of the newest teacher against random-init."""
 
     @property
     def change(self) -> float | None:
@@ -76,9 +76,6 @@ def _line(task: str, metric: str, results: Sequence[Result], records: Sequence[M
     teachers = [r for r in ordered if r.step is not None and r.model != RANDOM_INIT]
     higher = ordered[0].higher_is_better is not False
     last = teachers[-1] if teachers else None
-    significance = None
-    if metric == "balanced_accuracy" and start and last:
-        significance = _significance(records, task, start.model, last.model)
     return Line(
         task=task,
         metric=metric,
@@ -87,20 +84,19 @@ def _line(task: str, metric: str, results: Sequence[Result], records: Sequence[M
         baselines=tuple(r for r in ordered if r.step is None),
         last=last,
         best=max(teachers, key=lambda r: _mean(r) if higher else -_mean(r), default=None),
-        significance=significance,
+        significance=_significance(records, task, metric, start.model, last.model)
+        if start and last
+        else None,
     )
 
 
 def _significance(
-    records: Sequence[MetricRecord], task: str, first: str, second: str
-) -> PairedDifference | None:
-    """None unless both models kept their predictions on the same samples."""
-    details = {r.model: r.details for r in records if r.task == task and r.status == "ok"}
-    before, after = details.get(first, {}), details.get(second, {})
-    truth, patients = after.get("truth"), after.get("patients")
-    if not truth or before.get("truth") != truth or "predicted" not in before or "predicted" not in after:
+    records: Sequence[MetricRecord], task: str, metric: str, before: str, after: str
+) -> Significance | None:
+    of_model = {r.model: r for r in records if r.task == task and r.status == "ok"}
+    if before not in of_model or after not in of_model:
         return None
-    return paired_difference(truth, before["predicted"], after["predicted"], groups=patients)
+    return significance(of_model[before], of_model[after], metric)
 
 
 def _mean(result: Result) -> float:

@@ -14,8 +14,9 @@ from markupsafe import Markup
 from eosin.records import MetricRecord
 from eosin.summary import charts, names, svg
 from eosin.summary.markdown import arrow
+from eosin.summary.published import named_examples
 from eosin.summary.report import Report
-from eosin.summary.results import model_order, protocol_changes
+from eosin.summary.results import intervals, model_order, protocol_changes
 
 _COLOR = re.compile(r"#[0-9a-f]{6}")
 
@@ -84,7 +85,8 @@ def _task_details(record: MetricRecord, report: Report) -> dict[str, Any]:
         "classes": classes,
         "confusion": [[(int(n), int(n) / max(1, sum(row))) for n in row] for row in confusion],
         "recall": details.get("recall") or {},
-        "interval": details.get("balanced_accuracy_interval"),
+        "intervals": intervals(details),
+        "examples": _examples(record, report),
         "interval_over": details.get("interval_over", ""),
         "counts": {key: details[key] for key in ("num_train", "num_val", "num_judged") if key in details},
         "judged_on": details.get("judged_on", ""),
@@ -119,6 +121,16 @@ def _segmentation(record: MetricRecord, report: Report) -> dict[str, Any]:
         "picture": report.published.pictures.get(str(record.details.get("picture", ""))),
         "colors": {str(name): str(color) for name, color in colors.items() if _COLOR.fullmatch(str(color))},
     }
+
+
+def _examples(record: MetricRecord, report: Report) -> list[dict[str, Any]]:
+    """Pictures of neighbours, components and attention that are still there."""
+    pictures = report.published.pictures
+    return [
+        {"jpeg": pictures[each["key"]], "caption": str(each.get("caption", ""))}
+        for each in named_examples(record)
+        if each["key"] in pictures
+    ]
 
 
 def _by_mpp(figures: dict[str, dict[str, float]]) -> dict[str, Any]:

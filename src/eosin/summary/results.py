@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from eosin.layout import RANDOM_INIT, step_of
 from eosin.records import MetricRecord
@@ -75,17 +76,28 @@ def _of_pair(
 def _of_record(record: MetricRecord, disagreement: str) -> list[Result]:
     if record.status == "failed" or not record.metrics:
         return [_empty(record.model, record.step, record.task, record.kind, "failed", record.reason)]
-    interval = record.details.get("balanced_accuracy_interval")
+    found = {name: (low, high) for name, low, high in intervals(record.details)}
     return [
         Result(
             model=record.model, step=record.step, task=record.task, kind=record.kind, metric=name,
             mean=value.mean, std=value.std, num_runs=len(value.values),
             status="disagreeing" if disagreement else "ok", higher_is_better=value.higher_is_better,
-            interval=interval if name == "balanced_accuracy" else None, reason=disagreement,
+            interval=found.get(name), reason=disagreement,
             dataset_digest=record.dataset_digest, protocol=_protocol(record),
         )
         for name, value in sorted(record.metrics.items(), key=lambda item: metric_order(item[0]))
     ]  # fmt: skip
+
+
+def intervals(details: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """(metric, low, high) of each 95 % interval that a record tells."""
+    found = dict(details.get("intervals") or {})
+    for metric in ("balanced_accuracy", "dice"):
+        if details.get(f"{metric}_interval"):
+            found.setdefault(metric, details[f"{metric}_interval"])
+    return [
+        (metric, low, high) for metric, (low, high) in sorted(found.items(), key=lambda i: metric_order(i[0]))
+    ]
 
 
 def metric_order(name: str) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -12,13 +13,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+from PIL import Image
 
 from eosin.errors import UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.storage import open_store
 from eosin.summary.summarize import SummaryResult, summarize
-from tests.support.summary import HOSTILE, STEPS, TASKS, fake_run, put_record, record, report_file
+from tests.support.summary import HOSTILE, STEPS, TASKS, fake_run, jpeg, put_record, record, report_file
 
 SCHEMA = Path(__file__).parents[3] / "src/eosin/summary/templates/summary.schema.json"
 
@@ -125,7 +127,7 @@ def test_a_gain_that_chance_explains_is_called_that(tmp_path: Path) -> None:
     line = next(line for line in summary["headline"] if line["task"] == "textures-knn" and line["p_value"])
     assert line["improved"]
     assert line["p_value"] > 0.05
-    assert "1 of 2 tested gains beyond chance" in summary["verdict"]
+    assert "1 of 3 tested gains beyond chance" in summary["verdict"]
 
 
 def test_written_again_it_is_the_same_bytes(tmp_path: Path) -> None:
@@ -335,3 +337,33 @@ def test_summarizing_needs_no_torch() -> None:
 def test_hostile_is_hostile() -> None:
     """The name the other tests rely on would break a page that does not escape it."""
     assert "<script>" in HOSTILE
+
+
+def test_pictures_and_intervals_of_a_record_are_shown(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    store = open_store(run)
+    key = RunLayout.example("step-00000300", "heldout", "neighbours")
+    data = jpeg(Image.new("RGB", (30, 20), "teal"))
+    store.put(key, data)
+    shown = [
+        {"kind": "neighbours", "key": key, "caption": "Each row: <b>a patch</b>"},
+        {"kind": "maps", "key": key.replace("neighbours", "gone"), "caption": "not there"},
+        {"kind": "elsewhere", "key": "checkpoints/x.jpg", "caption": "not a picture"},
+        "nonsense",
+    ]
+    base = record("step-00000300", 300, TASKS[0], 0.7)
+    intervals = {"top1": [0.61, 0.72], "f1_macro": [0.51, 0.66]}
+    put_record(store, base.model_copy(update={"details": {**base.details, "examples": shown}}))
+    probe = record("step-00000300", 300, TASKS[2], 0.7)
+    put_record(store, probe.model_copy(update={"details": {**probe.details, "intervals": intervals}}))
+    summary = _summary(run)
+    page = report_file(run, RunLayout.SUMMARY_HTML)
+    assert base64.b64encode(data).decode() in page
+    assert "Each row: &lt;b&gt;a patch&lt;/b&gt;" in page
+    assert "not there" not in page and "not a picture" not in page
+    assert "macro F1 0.510 to 0.660" in page
+    found = {
+        r["metric"]: r["interval"] for r in summary["results"]
+        if (r["model"], r["task"]) == ("step-00000300", "textures-linear")
+    }  # fmt: skip
+    assert found["top1"] == [0.61, 0.72] and found["balanced_accuracy"] is not None
