@@ -259,13 +259,19 @@ def decode(
     run_uri: str,
     shard: int,
     num_shards: int,
-    name: str = "heldout",
+    name: str = "",
     settings: Iterable[str] = (),
     slides: Iterable[str] = (),
 ) -> PatchSetManifest | None:
-    """Decode one part of a patch set; whoever finishes last publishes the manifest (else None)."""
-    from eosin.patches.decode_set import decode_set
+    """Decode one part of a patch set; whoever finishes last publishes the manifest (else None).
 
+    Without a name: of the held-out set, and of each set of the run that one of its tasks names.
+    """
+    from eosin.patches.decode_set import decode_set, sets_of_tasks
+
+    if not name:
+        parts = [decode(run_uri, shard, num_shards, each) for each in sets_of_tasks(load_run(run_uri))]
+        return parts[0]
     source = f"decode-{shard:05d}" if name == "heldout" else f"decode-{name}-{shard:05d}"
     with RunLog(source, open_store(run_uri)) as log:
         return decode_set(

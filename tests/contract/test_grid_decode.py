@@ -142,7 +142,8 @@ def test_every_patch_is_what_a_plain_read_of_the_slide_gives(indexed: Path, tmp_
     run = begin(
         indexed,
         tmp_path / "run",
-        "{mpp: 0.25, min_foreground: 0.9, overlap_px: 5, patches_per_shard: 200, slides: ['slide-1.svs', 'slide-2.svs']}",
+        "{mpp: 0.25, min_foreground: 0.9, overlap_px: 5, patches_per_shard: 200,"
+        " slides: ['slide-1.svs', 'slide-2.svs']}",
     )
     decode(run)
     rows = rows_of(run)
@@ -264,6 +265,16 @@ def test_a_set_is_declared_when_it_is_decoded_and_then_stays_what_it_is(
         steps.decode(run, 0, 1, "other", ["mppp=0.5"])
     with pytest.raises(UserError, match="held-out set is what"):
         steps.decode(run, 0, 1, "heldout", [], ["a*"])
+
+
+def test_a_step_without_a_name_decodes_what_the_tasks_read(indexed: Path, tmp_path: Path) -> None:
+    tasks = "evaluate.tasks=[{kind: robustness, name: r, patch_set: tiles}]"
+    more = "patches.sets.unused={mpp: 1.0}"
+    run = begin(indexed, tmp_path / "run", "{mpp: 1.0}", tasks, more, "patches.heldout.num_patches=4")
+    made = steps.decode(run, 0, 1)
+    assert made is not None and made.name == "heldout"
+    assert {path.name for path in Path(run, "patches").iterdir()} == {"heldout", "tiles"}
+    assert read_manifest(str(folder_of(run))).num_patches
 
 
 def test_a_tar_holds_what_the_parquet_holds_by_the_convention_of_webdataset(

@@ -15,13 +15,15 @@ from eosin.observability import RunLog
 from eosin.patches.check import check_patches
 from eosin.patches.sampler import Sampler
 from eosin.patches.stream import PatchStream
+from eosin.patches.tables import TileTables
 from eosin.storage import ByteRange, Store, open_store
+from eosin.storage.bulk import GAP_BYTES
 from eosin.storage.coalesce import plan_requests
 from tests.support.patches import index_slides, paper_header, paper_row, paper_snapshot, write_slides
 
 
 class Counting:
-    """A store that counts what is read by range, and in how many requests of touching ranges."""
+    """A store that counts what is read by range, and in as many requests as the store of a bucket makes."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -31,8 +33,9 @@ class Counting:
         return getattr(self._store, name)
 
     def get_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
-        self.num_bytes += sum(each.length for each in ranges)
-        self.num_requests += len(plan_requests(ranges, gap_bytes=0))
+        requests = plan_requests(ranges, gap_bytes=GAP_BYTES)
+        self.num_bytes += sum(each.end - each.start for each in requests)
+        self.num_requests += len(requests)
         return self._store.get_ranges(ranges)
 
 
@@ -63,9 +66,32 @@ def test_staging_counts_a_slide_once_a_visit(snapshot: Snapshot) -> None:
         return check_patches(load_config("", overrides=[*settings, "train.batch_size=64"]), snapshot)
 
     one, eight = figures(1), figures(8)
-    assert one["stage_requests_per_step"] == 64 and eight["stage_requests_per_step"] == 8
+    assert one["stage_requests_per_step"] == 2 * 64 and eight["stage_requests_per_step"] == 2 * 8
     sizes = [row.size_bytes for row in snapshot.rows]
     assert 64 * min(sizes) <= one["stage_bytes_per_step"] <= 64 * max(sizes)
+
+
+def test_cost_is_requests_and_bytes_at_the_prices(snapshot: Snapshot) -> None:
+    prices = "patches.prices={usd_per_1000_requests: 2.0, usd_per_gb: 30.0}"
+    figures = check_patches(
+        load_config("", overrides=[prices, "train.num_steps=1000", "patches.mpp=[0.25]"]), snapshot
+    )
+    for way in ("range", "stage"):
+        num_bytes, requests = figures[f"{way}_bytes_per_run"], figures[f"{way}_requests_per_run"]
+        assert num_bytes == pytest.approx(1000 * figures[f"{way}_bytes_per_step"], rel=1e-3)
+        assert figures[f"{way}_usd_per_run"] == pytest.approx(requests / 500 + num_bytes / 1e9 * 30, abs=0.01)
+    assert figures["range_usd_per_run"] > 0
+
+
+def test_rows_of_large_tile_tables_are_counted(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    def requests() -> int:
+        config = load_config("", overrides=["patches.patch_px=96", "patches.mpp=[0.25]", "seed=5"])
+        return int(check_patches(config, snapshot)["range_requests_per_step"])
+
+    small = requests()
+    monkeypatch.setattr(TileTables.__init__, "__kwdefaults__", {"whole_up_to_tiles": 4})
+    large = requests()
+    assert large > 1.5 * small
 
 
 def test_excluded_slides_are_named_and_nothing_left_is_an_error(tmp_path: Path) -> None:

@@ -98,6 +98,16 @@ SetConfig = Annotated[
 ]
 
 
+class PricesConfig(Section):
+    """What reading costs, for `--dry-run`: by default AWS's list prices of S3 Standard in us-east-1, read
+    from the same region. Other regions and stores differ."""
+
+    usd_per_1000_requests: float = Field(default=0.0004, ge=0)
+    """GET requests."""
+    usd_per_gb: float = Field(default=0.0, ge=0)
+    """Data read: nothing within a region; 0.02 from another one of AWS, 0.09 from outside."""
+
+
 class PatchesConfig(Section):
     source: str = "slides"
     """slides, or the URI of a published patch set to train on: its patches are drawn uniformly, and what
@@ -137,6 +147,7 @@ class PatchesConfig(Section):
     """cuCIM, nvImageCodec and OpenSlide run in processes of their own: one that crashes, or does not answer
     for so long, costs the patch, which is drawn again and recorded under the run's quarantine/."""
     tile_cache_bytes: int = Field(default=256 * 2**20, ge=0)
+    prices: PricesConfig = PricesConfig()
     prefetch_batches: int = Field(default=2, ge=1)
     heldout: HeldOutConfig = HeldOutConfig()
     sets: dict[SetName, SetConfig] = {}

@@ -25,6 +25,7 @@ _NOT_IDENTITY: tuple[tuple[str, ...], ...] = (
     ("index", "num_shards"),
     ("index", "slides_in_flight"),
     ("patches", "decoder_timeout_s"),
+    ("patches", "prices"),
     ("patches", "prefetch_batches"),
     ("patches", "tile_cache_bytes"),
     ("patches", "stage_dir"),

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from eosin.config import RunConfig
-from eosin.index.snapshot import Snapshot
+from eosin.config.patches import PricesConfig
+from eosin.index.snapshot import SlideRow, Snapshot
 from eosin.patches.reading import Reading, plan_reading
 from eosin.patches.request import PatchRequest
 from eosin.patches.sampler import Sampler
 from eosin.patches.tables import TileTables
 from eosin.patches.training_set import check_training_set
+from eosin.storage import ByteRange
+from eosin.storage.bulk import GAP_BYTES
+from eosin.storage.coalesce import plan_requests
 
 # A random training patch is drawn so often for the estimate; standard errors are then some 5 %.
 _NUM_DRAWS = 256
 _DRAWS_STEP = 0
+# Neighbouring parts of an object that is brought whole share a request up to this size.
+_STAGED_AT_ONCE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,13 @@ class _Cost:
 
 
 def check_patches(config: RunConfig, snapshot: Snapshot) -> dict[str, Any]:
-    """Figures of Online Patching: slides, requests and bytes a step by range and by stage.
+    """Figures of Online Patching: slides, and requests, bytes and cost by range and by stage.
 
-    Estimated from 256 patches of the run's own sequence and the sizes of their tiles. `stage` counts a
-    slide once a visit, as if the pool kept none; a pool that holds the whole collection reads it once
-    (`stage_once_bytes`). A patch set to train on is checked and counted instead. Raises `UserError` where
-    no patch could be drawn at all.
+    Estimated from 256 patches of the run's own sequence and the sizes of their tiles. `range` counts rows
+    of large tile tables with the tiles. `stage` counts a slide once a visit, as if the pool kept none; a
+    pool that holds the whole collection reads it once (`stage_once_bytes`). `…_per_run` is of all steps.
+    A patch set to train on is checked and counted instead. Raises `UserError` where no patch could be
+    drawn at all.
     """
     if config.patches.source != "slides":
         manifest = check_training_set(config.patches, snapshot)
@@ -50,7 +56,9 @@ def check_patches(config: RunConfig, snapshot: Snapshot) -> dict[str, Any]:
     sampler = Sampler(snapshot, config.patches, seed=config.seed, split="train")
     cost = _average(sampler)
     batch = config.train.batch_size
-    sizes = [snapshot.rows[int(number)].size_bytes for number in sampler.slides]
+    slides = [snapshot.rows[int(number)] for number in sampler.slides]
+    total = batch * config.train.num_steps
+    once = sum(row.size_bytes for row in slides), sum(_requests_of(row) for row in slides)
     return {
         "num_slides": len(sampler.slides),
         "num_slides_excluded": len(sampler.excluded),
@@ -61,8 +69,24 @@ def check_patches(config: RunConfig, snapshot: Snapshot) -> dict[str, Any]:
         "range_requests_per_step": round(cost.requests_range * batch),
         "stage_bytes_per_step": round(cost.bytes_stage * batch),
         "stage_requests_per_step": round(cost.requests_stage * batch),
-        "stage_once_bytes": sum(sizes),
+        "stage_once_bytes": once[0],
+        **_of_run("range", config.patches.prices, cost.bytes_range * total, cost.requests_range * total),
+        **_of_run("stage", config.patches.prices, cost.bytes_stage * total, cost.requests_stage * total),
+        "stage_once_usd": _usd(config.patches.prices, *once),
     }
+
+
+def _of_run(way: str, prices: PricesConfig, num_bytes: float, num_requests: float) -> dict[str, Any]:
+    return {
+        f"{way}_bytes_per_run": round(num_bytes),
+        f"{way}_requests_per_run": round(num_requests),
+        f"{way}_usd_per_run": _usd(prices, num_bytes, num_requests),
+    }
+
+
+def _usd(prices: PricesConfig, num_bytes: float, num_requests: float) -> float:
+    usd = prices.usd_per_1000_requests * num_requests / 1e3 + prices.usd_per_gb * num_bytes / 1e9
+    return round(usd, 2)
 
 
 def _average(sampler: Sampler) -> _Cost:
@@ -78,16 +102,23 @@ def _average(sampler: Sampler) -> _Cost:
         bytes_range=float(read[:, 1].sum() / _NUM_DRAWS),
         requests_range=float(read[:, 2].sum() / _NUM_DRAWS),
         bytes_stage=sum(row.size_bytes for row in staged) / _NUM_DRAWS,
-        requests_stage=sum(len(row.header.objects) for row in staged) / _NUM_DRAWS,
+        requests_stage=sum(_requests_of(row) for row in staged) / _NUM_DRAWS,
     )
 
 
 def _ranges(sampler: Sampler, tables: TileTables, request: PatchRequest) -> tuple[int, int, int]:
-    """Tiles, bytes and requests of one patch; tiles that touch in their object share a request."""
-    places = [place for place in tables.locate(_reading(sampler, request).tiles) if place.size_bytes]
-    spans = sorted((place.object, place.offset, place.offset + place.size_bytes) for place in places)
-    breaks = sum(a[0] != b[0] or a[2] != b[1] for a, b in itertools.pairwise(spans))
-    return len(places), sum(place.size_bytes for place in places), breaks + bool(places)
+    """Tiles, bytes and requests of one patch, neighbours joined over small gaps as the store joins them."""
+    keys = _reading(sampler, request).tiles
+    places = [place for place in tables.locate(keys) if place.size_bytes]
+    wanted = [ByteRange(place.stored.key, place.offset, place.size_bytes) for place in places]
+    reads = plan_requests(wanted, gap_bytes=GAP_BYTES)
+    reads += plan_requests(tables.rows_read(keys), gap_bytes=GAP_BYTES)
+    return len(places), sum(each.end - each.start for each in reads), len(reads)
+
+
+def _requests_of(row: SlideRow) -> int:
+    """Of staging a slide: each object is looked at, then read in stretches."""
+    return sum(1 + -(-each.size_bytes // _STAGED_AT_ONCE_BYTES) for each in row.header.objects)
 
 
 def _reading(sampler: Sampler, request: PatchRequest) -> Reading:

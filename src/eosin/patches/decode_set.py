@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eosin.config.patches import GridConfig
+from eosin.config import RunConfig
+from eosin.config.patches import HELD_OUT, GridConfig
 from eosin.observability import RunLog
 from eosin.patches.decode import decode_held_out, held_out_shards
 from eosin.patches.grid_decode import decode_grid
@@ -12,6 +13,12 @@ from eosin.patches.publish import find_published, publish_manifest
 from eosin.patches.sampled_decode import decode_sampled
 from eosin.patches.set_spec import Decoding, open_decoding
 from eosin.records import PatchSetManifest
+
+
+def sets_of_tasks(config: RunConfig) -> list[str]:
+    """The held-out set, then those of the run's own sets that its evaluation reads."""
+    named = {getattr(task, "patch_set", HELD_OUT) for task in config.evaluate.tasks}
+    return [HELD_OUT, *sorted(named & set(config.patches.sets))]
 
 
 def decode_set(

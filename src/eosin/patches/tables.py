@@ -39,6 +39,10 @@ class TileTables:
         rows = dict(zip(large, self._read_rows(large), strict=True)) if large else {}
         return [self._bytes_of(key, rows.get(key) or self._row(key)) for key in tiles]
 
+    def rows_read(self, tiles: Sequence[TileKey]) -> list[ByteRange]:
+        """What `locate` reads each time: rows of tables too large to be kept."""
+        return [self._range_of(key) for key in tiles if self._is_large(key)]
+
     def _bytes_of(self, key: TileKey, place: _Place) -> TileBytes:
         offset, size_bytes, number = place
         return TileBytes(self.snapshot.rows[key.slide].header.objects, number, offset, size_bytes)
