@@ -37,7 +37,23 @@ SWIGLU = tiny_config(
 )
 
 
-@pytest.fixture(params=[PLAIN, REGISTERS, SWIGLU], ids=["plain", "registers", "swiglu"])
+NO_LAYER_SCALE = tiny_config(model={"layer_scale": None})
+GIANT = tiny_config(
+    model={
+        "arch": "vit_giant_patch14_dinov2",
+        "arch_args": {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    }
+)
+FAMILIES = {
+    "plain": PLAIN,
+    "no layer scale": NO_LAYER_SCALE,
+    "registers": REGISTERS,
+    "swiglu": GIANT,
+    "swiglu and registers": SWIGLU,
+}
+
+
+@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
 def config(request: pytest.FixtureRequest) -> RunConfig:
     return request.param  # type: ignore[no-any-return]
 
