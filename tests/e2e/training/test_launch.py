@@ -198,7 +198,7 @@ def test_killed_twenty_times_it_ends_with_the_bits_of_the_undisturbed_run(
     monkeypatch.setenv(STEP_DELAY_S, "0.05")
     rng = random.Random(4)
     kinds = rng.choices(["kill a worker", "kill the workers", "kill the launcher"], [10, 4, 6], k=20)
-    campaign(kinds, 240, run_uri, tmp_path, launched, parallel)
+    campaign(kinds, 300, run_uri, tmp_path, launched, parallel)
 
 
 @pytest.mark.e2e
