@@ -8,14 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eosin.config.patches import PatchesConfig
+from eosin.config import load_config
+from eosin.config.patches import GridConfig, PatchesConfig
 from eosin.demo.server import LocalS3
 from eosin.errors import TransientError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
+from eosin.patches.grid_decode import decode_grid
 from eosin.patches.request import PatchBatch
+from eosin.patches.sampled_decode import decode_sampled
 from eosin.patches.sampler import Sampler
+from eosin.patches.set_spec import Decoding
 from eosin.patches.stream import PatchStream
+from eosin.records import PatchSetManifest
 from eosin.storage import join_uri, open_store
 from tests.support.faults import Fault, FaultProxy, script, seeded
 from tests.support.patches import index_slides, paper_snapshot, write_slides
@@ -81,6 +86,35 @@ def test_faults_change_neither_the_patches_nor_their_order(
         harmed = read(remote, reader=reader, stage_dir=str(tmp_path / "stage"))
         assert sum(fault is not Fault.NONE for _, _, fault in proxy.seen) > (1 if reader == "stage" else 12)
     assert_same(harmed, read(local))
+
+
+@pytest.mark.parametrize("kind", ["grid", "sampled"])
+def test_faults_do_not_change_a_decoded_set(
+    local: Snapshot, remote: Snapshot, kind: str, tmp_path: Path, bucket_uri: str, s3: LocalS3,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("EOSIN_RETRY_BASE_S", "0.002")
+    monkeypatch.setenv("EOSIN_RETRY_CAP_S", "0.02")
+    whole = decode(local, str(tmp_path / "run"), kind)
+    with FaultProxy(s3.endpoint_url, seeded(5, 0.3, *EVERYTHING), delay_s=0.05) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint_url)
+        harmed = decode(remote, join_uri(bucket_uri, "run"), kind)
+        assert sum(fault is not Fault.NONE for _, _, fault in proxy.seen) > 5
+    assert harmed == whole and whole.num_patches > 20
+
+
+def decode(snapshot: Snapshot, run: str, kind: str) -> PatchSetManifest:
+    spec = {"grid": "{mpp: 0.5, patches_per_shard: 16}",
+            "sampled": "{kind: sampled, num_patches: 24, patches_per_shard: 10}"}[kind]  # fmt: skip
+    config = load_config("", overrides=["patches.patch_px=96", "patches.mpp=[0.5]", f"patches.sets.a={spec}"])
+    wanted = config.patches.sets["a"]
+    job = Decoding(open_store(run), config, snapshot, "a", wanted, 0, 1)
+    if isinstance(wanted, GridConfig):
+        manifest = decode_grid(job, wanted, RunLog("test"))
+    else:
+        manifest = decode_sampled(job, wanted, RunLog("test"))
+    assert manifest is not None
+    return manifest
 
 
 def test_a_store_that_stays_away_ends_the_stream_with_a_transient_error(
