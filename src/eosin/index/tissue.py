@@ -119,7 +119,7 @@ def pen_marks(pixels: Pixels) -> Bools:
     """
     hue, saturation, value = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV))
     green = (hue > 35) & (hue < 90) & (saturation > 60)
-    blue = (hue >= 90) & (hue < 122) & (saturation > 150)
+    blue = (hue >= 90) & (hue < 122) & (saturation > 120)
     red = ((hue < 8) | (hue > 174)) & (saturation > 200) & (value > 120)
     marks = (green | blue | red).astype(np.uint8)
     solid = cv2.morphologyEx(marks, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))

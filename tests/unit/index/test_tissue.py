@@ -64,6 +64,17 @@ def test_pen_is_no_tissue(pen: tuple[int, int, int]) -> None:
     assert mask[disc(300, 300, 95)].mean() > 0.97
 
 
+@pytest.mark.parametrize("pen", [(28, 60, 150), (30, 110, 60), (20, 90, 170)])
+@pytest.mark.parametrize("cover", [0.75, 0.9])
+def test_thin_ink_through_which_the_slide_shows_is_no_tissue(pen: tuple[int, int, int], cover: float) -> None:
+    pixels = tissue_picture(300, 300)
+    stroke = np.zeros((300, 300), bool)
+    stroke[20:30, 20:280] = stroke[100:110, 20:280] = True
+    pixels[stroke] = (pixels[stroke] * (1 - cover) + np.array(pen) * cover).astype(np.uint8)
+    mask = found(pixels)
+    assert not mask[stroke].any() and mask[disc(300, 300, 95) & ~stroke].mean() > 0.9
+
+
 @pytest.mark.parametrize(
     "stain", [(214, 130, 180), (90, 50, 130), (160, 100, 60), (185, 60, 90), (120, 125, 170)]
 )
