@@ -133,7 +133,19 @@ def _progress_line(event: dict[str, Any]) -> str:
 
 def _shown(key: str, value: Any) -> bool:
     return (
-        key in ("loss", "images_per_s", "world_size", "data_wait_share", "slide", "lr") and value is not None
+        key
+        in (
+            "loss",
+            "images_per_s",
+            "mfu",
+            "memory_gib",
+            "rankme",
+            "world_size",
+            "data_wait_share",
+            "slide",
+            "lr",
+        )
+        and value is not None
     )
 
 
