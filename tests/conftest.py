@@ -25,6 +25,14 @@ def _arithmetic_stays_whole() -> Iterator[None]:
     assert sys.float_info.min / 2 > 0, "this test left the processor flushing denormals to zero"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _shared_memory_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs that a test kills leave their snapshots here instead of in the machine's memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EOSIN_SHM_DIR", str(tmp_path_factory.mktemp("shm")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
     """A SeaweedFS server of this test session (of this worker under xdist)."""
