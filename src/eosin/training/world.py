@@ -91,6 +91,8 @@ class World:
     def agree(self, numbers: Sequence[int]) -> list[int]:
         """`numbers` of rank 0, on every rank."""
         count = self.broadcast(torch.tensor([len(numbers)], dtype=torch.int64, device=self.device))
+        if not int(count):
+            return []
         found = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         if self.rank:
             found = torch.empty(int(count), dtype=torch.int64, device=self.device)
