@@ -10,4 +10,4 @@ def choose(run: str, teacher: str) -> list:
 
     pairs = steps.as_step(steps.evaluations, run, teacher)
     # `.task` and `.task_name` of a loop item are taken by kfp itself.
-    return [{"model": pair["model"], "judged_on": pair["task"]} for pair in pairs]
+    return [{"run_uri": run, "model": pair["model"], "judged_on": pair["task"]} for pair in pairs]

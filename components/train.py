@@ -14,4 +14,4 @@ def train(run: str, backend: str, metrics: dsl.Output[dsl.Metrics]) -> list:
         metrics.log_metric("final loss", done.final_loss)
     pairs = steps.as_step(steps.evaluations, run)
     # `.task` and `.task_name` of a loop item are taken by kfp itself.
-    return [{"model": pair["model"], "judged_on": pair["task"]} for pair in pairs]
+    return [{"run_uri": run, "model": pair["model"], "judged_on": pair["task"]} for pair in pairs]

@@ -21,7 +21,6 @@ _STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
 _NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"}
 _IMAGE = {"type": "string", "pattern": "^($|\\S+(:[\\w][\\w.-]{0,127}|@sha256:[0-9a-f]{64})$)"}
 _DURATION = {"type": "string", "pattern": "^([0-9]+(ms|[smhdw]))+$"}
-_COUNT = {"type": "integer", "minimum": 0}
 _SHARE = {"type": "number", "minimum": 0, "maximum": 1}
 
 # What the type of a default does not tell.
@@ -38,11 +37,6 @@ _KNOWN: dict[str, dict[str, Any]] = {
     "serviceAccounts.train.annotations": _STRINGS,
     "serviceAccounts.steps.annotations": _STRINGS,
     "launcher.serviceAccounts": {"type": "array", "items": _NAME, "uniqueItems": True},
-    "steps.evaluateGpus": _COUNT,
-    "steps.decodeGpus": _COUNT,
-    "steps.gpuResource": {"type": "string", "pattern": "^[a-z0-9.-]+/[A-Za-z0-9._-]+$"},
-    "steps.gpuTolerations": {"type": "array", "items": {"type": "object"}},
-    "steps.gpuNodeSelector": _STRINGS,
     "queue.name": _NAME,
     "queue.clusterQueue": _NAME,
     "networkPolicy.monitoringNamespaceLabels": _STRINGS,

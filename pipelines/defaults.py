@@ -20,12 +20,3 @@ def prepare(tasks: Iterable[dsl.PipelineTask], s3_secret: object) -> None:
         task.set_caching_options(False)
         kubernetes.use_secret_as_env(task, s3_secret, S3_ENVIRONMENT, optional=True)
         task.set_retry(num_retries=2, backoff_duration="10s", backoff_factor=2)
-
-
-def place_on_gpu(
-    task: dsl.PipelineTask, number: object, resource: object, tolerations: object, node_selector: object
-) -> None:
-    """Let `task` take `number` of the extended resource `resource` (0: none) on nodes that carry it."""
-    task.set_accelerator_type(resource).set_accelerator_limit(number)
-    kubernetes.add_toleration_json(task, tolerations)
-    kubernetes.add_node_selector_json(task, node_selector)

@@ -11,7 +11,6 @@ from eosin_pipelines.defaults import (
     EVALUATE_IMAGE,
     INDEX_IMAGE,
     TRAIN_IMAGE,
-    place_on_gpu,
     prepare,
 )
 from eosin_pipelines.graph import index_and_decode, judge_and_report
@@ -37,11 +36,6 @@ def evaluate(
     train_image: str = TRAIN_IMAGE,
     evaluate_image: str = EVALUATE_IMAGE,
     s3_secret: str = "eosin-s3",
-    num_evaluate_gpus: int = 1,
-    num_decode_gpus: int = 0,
-    gpu_resource: str = "nvidia.com/gpu",
-    gpu_tolerations: list = [],  # noqa: B006
-    gpu_node_selector: dict = {},  # noqa: B006
 ) -> str:
     """Index and decode where the run has not yet, evaluate, summarize.
 
@@ -58,11 +52,6 @@ def evaluate(
         train_image: Image of decode.
         evaluate_image: Image of choose and evaluate.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
-        num_evaluate_gpus: GPUs of each evaluation pod; 0: it takes the processor.
-        num_decode_gpus: GPUs of each pod that decodes; more than 0 with patches.decoder on a GPU alone.
-        gpu_resource: Resource these pods take; a MIG slice or a time slice as the device plugin names it.
-        gpu_tolerations: Tolerations of these pods, each {key, operator, value, effect}.
-        gpu_node_selector: Labels of the nodes these pods run on; empty: any that has the resource.
     """
     planned = plan(
         run=run,
@@ -75,8 +64,6 @@ def evaluate(
     pairs = choose(run=run, teacher=teacher).after(planned).set_container_image(evaluate_image)
     data = index_and_decode(run, planned, num_decode_shards, index_image, train_image, (pairs,))
     judged, report = judge_and_report(run, pairs, "model-x-task", data.decoded, index_image, evaluate_image)
-    place_on_gpu(judged, num_evaluate_gpus, gpu_resource, gpu_tolerations, gpu_node_selector)
-    place_on_gpu(data.decoded, num_decode_gpus, gpu_resource, gpu_tolerations, gpu_node_selector)
     prepare((planned, pairs, data.scanned, data.snapshot, data.decoded, judged, report), s3_secret)
     return report.outputs["Output"]
 

@@ -34,10 +34,10 @@ def index_slides(
     return scanned, snapshot
 
 
-def decode_held_out(run: object, snapshot: dsl.PipelineTask, train_image: object) -> dsl.PipelineTask:
+def decode_held_out(snapshot: dsl.PipelineTask, train_image: object) -> dsl.PipelineTask:
     """Decode the held-out patches in the shards that the snapshot's task names."""
     with dsl.ParallelFor(snapshot.outputs["Output"], name="decode-shards") as part:
-        decoded = decode(run=run, shard=part.shard, num_shards=part.num_shards)
+        decoded = decode(run=part.run_uri, shard=part.shard, num_shards=part.num_shards)
         decoded.set_container_image(train_image)
     return decoded
 
@@ -48,7 +48,7 @@ def index_and_decode(
 ) -> Data:  # fmt: skip
     """Scan and decode in shards; `after`: what must have succeeded before a slide is read."""
     scanned, snapshot = index_slides(run, planned, num_decode_shards, index_image, after)
-    return Data(scanned, snapshot, decode_held_out(run, snapshot, train_image))
+    return Data(scanned, snapshot, decode_held_out(snapshot, train_image))
 
 
 def judge_and_report(
@@ -58,7 +58,7 @@ def judge_and_report(
     """Judge each (model, task) of the output of `pairs`, in a loop called `name`, then report on all."""
     with dsl.ParallelFor(pairs.outputs["Output"], name=name) as pair:
         judged = evaluate(
-            run=run, model=pair.model, task=pair.judged_on, decoded=dsl.Collected(decoded.output)
+            run=pair.run_uri, model=pair.model, task=pair.judged_on, decoded=dsl.Collected(decoded.output)
         ).set_container_image(evaluate_image)
     report = summarize(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
     report.set_container_image(index_image)

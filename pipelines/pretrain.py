@@ -11,7 +11,6 @@ from eosin_pipelines.defaults import (
     EVALUATE_IMAGE,
     INDEX_IMAGE,
     TRAIN_IMAGE,
-    place_on_gpu,
     prepare,
 )
 from eosin_pipelines.graph import index_and_decode, judge_and_report
@@ -37,11 +36,6 @@ def pretrain(
     train_image: str = TRAIN_IMAGE,
     evaluate_image: str = EVALUATE_IMAGE,
     s3_secret: str = "eosin-s3",
-    num_evaluate_gpus: int = 1,
-    num_decode_gpus: int = 0,
-    gpu_resource: str = "nvidia.com/gpu",
-    gpu_tolerations: list = [],  # noqa: B006
-    gpu_node_selector: dict = {},  # noqa: B006
 ) -> str:
     """Index, decode, train, evaluate and summarize.
 
@@ -58,11 +52,6 @@ def pretrain(
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
-        num_evaluate_gpus: GPUs of each evaluation pod; 0: it takes the processor.
-        num_decode_gpus: GPUs of each pod that decodes; more than 0 with patches.decoder on a GPU alone.
-        gpu_resource: Resource these pods take; a MIG slice or a time slice as the device plugin names it.
-        gpu_tolerations: Tolerations of these pods, each {key, operator, value, effect}.
-        gpu_node_selector: Labels of the nodes these pods run on; empty: any that has the resource.
     """
     planned = plan(
         run=run,
@@ -77,8 +66,6 @@ def pretrain(
     judged, report = judge_and_report(
         run, trained, "checkpoint-x-task", data.decoded, index_image, evaluate_image
     )
-    place_on_gpu(judged, num_evaluate_gpus, gpu_resource, gpu_tolerations, gpu_node_selector)
-    place_on_gpu(data.decoded, num_decode_gpus, gpu_resource, gpu_tolerations, gpu_node_selector)
     prepare((planned, data.scanned, data.snapshot, data.decoded, trained, judged, report), s3_secret)
     return report.outputs["Output"]
 

@@ -12,7 +12,6 @@ from eosin_pipelines.defaults import (
     EVALUATE_IMAGE,
     INDEX_IMAGE,
     TRAIN_IMAGE,
-    place_on_gpu,
     prepare,
 )
 from eosin_pipelines.graph import decode_held_out, index_slides, judge_and_report
@@ -44,11 +43,6 @@ def retrain(
     train_image: str = TRAIN_IMAGE,
     evaluate_image: str = EVALUATE_IMAGE,
     s3_secret: str = "eosin-s3",
-    num_evaluate_gpus: int = 1,
-    num_decode_gpus: int = 0,
-    gpu_resource: str = "nvidia.com/gpu",
-    gpu_tolerations: list = [],  # noqa: B006
-    gpu_node_selector: dict = {},  # noqa: B006
 ) -> str:
     """Index what is new, stop where it is too little, else train, evaluate, summarize and promote.
 
@@ -73,11 +67,6 @@ def retrain(
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
-        num_evaluate_gpus: GPUs of each evaluation pod; 0: it takes the processor.
-        num_decode_gpus: GPUs of each pod that decodes; more than 0 with patches.decoder on a GPU alone.
-        gpu_resource: Resource these pods take; a MIG slice or a time slice as the device plugin names it.
-        gpu_tolerations: Tolerations of these pods, each {key, operator, value, effect}.
-        gpu_node_selector: Labels of the nodes these pods run on; empty: any that has the resource.
     """
     named = name_run(run=run).set_container_image(index_image)
     uri = named.outputs["Output"]
@@ -90,7 +79,7 @@ def retrain(
         run=uri, min_new_slides=min_new_slides, decode_shards=snapshot.outputs["Output"]
     ).set_container_image(index_image)
     with dsl.If(gate.outputs["Output"] == "train", name="enough-is-new"):
-        decoded = decode_held_out(uri, snapshot, train_image)
+        decoded = decode_held_out(snapshot, train_image)
         trained = train(run=uri, backend=backend).set_container_image(train_image)
         judged, report = judge_and_report(
             uri, trained, "checkpoint-x-task", decoded, index_image, evaluate_image
@@ -101,8 +90,6 @@ def retrain(
         ).set_container_image(index_image)  # fmt: skip
     with dsl.Else(name="too-little-is-new"):
         unchanged = say_unchanged(name=name).set_container_image(index_image)
-    place_on_gpu(judged, num_evaluate_gpus, gpu_resource, gpu_tolerations, gpu_node_selector)
-    place_on_gpu(decoded, num_decode_gpus, gpu_resource, gpu_tolerations, gpu_node_selector)
     prepare(
         (named, planned, scanned, snapshot, gate, decoded, trained, judged, report, promoted, unchanged),
         s3_secret,

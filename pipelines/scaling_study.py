@@ -12,7 +12,6 @@ from eosin_pipelines.defaults import (
     EVALUATE_IMAGE,
     INDEX_IMAGE,
     TRAIN_IMAGE,
-    place_on_gpu,
     prepare,
 )
 from eosin_pipelines.graph import index_and_decode
@@ -43,11 +42,6 @@ def scaling_study(
     train_image: str = TRAIN_IMAGE,
     evaluate_image: str = EVALUATE_IMAGE,
     s3_secret: str = "eosin-s3",
-    num_evaluate_gpus: int = 1,
-    num_decode_gpus: int = 0,
-    gpu_resource: str = "nvidia.com/gpu",
-    gpu_tolerations: list = [],  # noqa: B006
-    gpu_node_selector: dict = {},  # noqa: B006
 ) -> str:
     """Index and decode once, train each variant, evaluate all, write one report.
 
@@ -66,11 +60,6 @@ def scaling_study(
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
-        num_evaluate_gpus: GPUs of each evaluation pod; 0: it takes the processor.
-        num_decode_gpus: GPUs of each pod that decodes; more than 0 with patches.decoder on a GPU alone.
-        gpu_resource: Resource these pods take; a MIG slice or a time slice as the device plugin names it.
-        gpu_tolerations: Tolerations of these pods, each {key, operator, value, effect}.
-        gpu_node_selector: Labels of the nodes these pods run on; empty: any that has the resource.
     """
     planned = plan_study(
         run=run, vary=vary, values=values, recipe=recipe, settings=settings, slides=slides, index=index,
@@ -90,8 +79,6 @@ def scaling_study(
         ).set_container_image(evaluate_image)  # fmt: skip
     report = study_report(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
     report.set_container_image(index_image)
-    place_on_gpu(judged, num_evaluate_gpus, gpu_resource, gpu_tolerations, gpu_node_selector)
-    place_on_gpu(data.decoded, num_decode_gpus, gpu_resource, gpu_tolerations, gpu_node_selector)
     tasks = (planned, data.scanned, data.snapshot, data.decoded, pinned, trained, pairs, judged, report)
     prepare(tasks, s3_secret)
     return report.outputs["Output"]

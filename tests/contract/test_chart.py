@@ -36,8 +36,6 @@ FULL: dict[str, Any] = {
     "launcher": {"serviceAccounts": ["pipeline-runner", "default-editor"], "listNodes": True},
     "cluster": {"shm_size": "32Gi", "s3": {"region": "eu-2"}, "pools": [
         {"name": "anchor", "gpus_per_node": 8}, {"name": "spot", "spot": True, "max_nodes": 4}]},
-    "steps": {"evaluateGpus": 2, "gpuResource": "nvidia.com/mig-1g.10gb",
-              "gpuNodeSelector": {"pool": "small"}},
     "queue": {"create": True, "name": "gpus", "clusterQueue": "all"},
     "schedule": {"enabled": True, "parameters": {
         "registry": "s3://b/registry", "name": "he", "recipe": "vits16-dinov2", "settings": ["seed=1"],
@@ -135,7 +133,6 @@ def test_lint_is_clean() -> None:
         ({"images": {"train": "reg/train:tag with space"}}, "train"),
         ({"images": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
         ({"schedule": {"cron": "daily"}}, "cron"),
-        ({"steps": {"gpuResource": "mig"}}, "gpuResource"),
         ({"schedule": {"run": "s3://b/runs/always-the-same"}}, "run"),
         ({"s3": {"runs": "/data/runs"}}, "runs"),
         ({"monitoring": {"rules": {"noProgress": "soon"}}}, "noProgress"),
@@ -265,9 +262,6 @@ def test_schedule_is_kept_by_the_very_command_of_its_pod(tmp_path: Path) -> None
     assert parameters == {
         "run": "s3://b/runs/scheduled-{date}", "registry": "s3://b/registry", "name": "he",
         "recipe": "vits16-dinov2", "settings": ["seed=1"], "min_new_slides": 50, "s3_secret": "keys",
-        "num_evaluate_gpus": 2, "num_decode_gpus": 0, "gpu_resource": "nvidia.com/mig-1g.10gb",
-        "gpu_tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        "gpu_node_selector": {"pool": "small"},
         **{f"{name}_image": image for name, image in IMAGES.items()},
     }  # fmt: skip
 
