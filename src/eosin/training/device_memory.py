@@ -4,9 +4,9 @@ With P parameters (backbone and heads) on W ranks, in bytes:
 
     copies     4 · 5 · P          student, gradient, two moments of AdamW, teacher, all float32
     ddp        copies             on every rank
-    fsdp       copies ÷ W + (3 · w + 4) · U + 12 · H
+    fsdp       copies ÷ W + 16 · U + 12 · H
 
-w is 2 in bf16 and 4 in float32. U is the largest block: two are gathered at once, beside the gradient of
+U is the largest block: two are gathered at once, beside the gradient of
 one and its float32 copy on the way to the others. H is what is gathered throughout a pass: embeddings and
 heads in float32, their gradient and its copy. Deterministic mode keeps one more gradient a slot (ddp) or a
 second shard of the gradient (fsdp).
@@ -68,16 +68,16 @@ def device_memory(config: RunConfig, network: Network, num_ranks: int) -> Device
         num_ranks,
         parameters,
         -(-copies // num_ranks) if sharded else copies,
-        _gathered_bytes(config, network) if sharded else 0,
+        _gathered_bytes(network) if sharded else 0,
         _kept_bytes(config, parameters, num_ranks if sharded else 1, slots_each),
         _activation_bytes(config, network),
     )
 
 
-def _gathered_bytes(config: RunConfig, network: Network) -> int:
+def _gathered_bytes(network: Network) -> int:
     blocks: list[int] = [sum(p.numel() for p in b.parameters()) for b in network.backbone.vit.blocks]
     rest = sum(p.numel() for p in network.parameters()) - sum(blocks)
-    return max(blocks) * (3 * _width(config) + _FLOAT32) + 3 * _FLOAT32 * rest
+    return 4 * _FLOAT32 * max(blocks) + 3 * _FLOAT32 * rest
 
 
 def _kept_bytes(config: RunConfig, parameters: int, num_shards: int, slots_each: int) -> int:

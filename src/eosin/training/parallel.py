@@ -193,25 +193,19 @@ class Shards:
 def _shard(network: Network, config: TrainConfig, world: World, *, keeps_roots: bool) -> None:
     """Cut `network` into units, each moved to the device as it is cut.
 
-    In bf16 a block or head is gathered in bf16, as autocast would cast its weights anyway (norms and
-    LayerScale are rounded too, as in DINOv2's own sharding); embeddings and prototypes in float32. With
+    All is gathered in float32, so that autocast casts what it casts of replicas. With
     `keeps_roots`, what a unit holds beside its inner units stays gathered between forward and backward;
     a teacher has no backward that would free it again.
     """
     mesh = init_device_mesh(world.device.type, (world.size,))
-    half = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if config.precision == "bf16" else None,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,
-    )
     plain = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in network.backbone.vit.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=half, reshard_after_forward=True)
+        fully_shard(block, mesh=mesh, mp_policy=plain, reshard_after_forward=True)
     fully_shard(network.backbone, mesh=mesh, mp_policy=plain, reshard_after_forward=not keeps_roots)
     for head in _heads(network):
         fully_shard(head.last_layer, mesh=mesh, mp_policy=plain, reshard_after_forward=not keeps_roots)
         register_fsdp_forward_method(head.last_layer, "weight")
-        fully_shard(head.mlp, mesh=mesh, mp_policy=half, reshard_after_forward=not keeps_roots)
+        fully_shard(head.mlp, mesh=mesh, mp_policy=plain, reshard_after_forward=not keeps_roots)
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
