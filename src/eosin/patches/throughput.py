@@ -33,7 +33,7 @@ class Throughput:
             self._log.progress(
                 self._done, self._total, self._unit, patches=self._num_patches,
                 patches_per_s=round(self._num_patches / seconds, 1),
-                eta_s=round(left * seconds / self._done) if self._done else None,
+                **({"eta_s": round(left * seconds / self._done)} if self._done else {}),
             )  # fmt: skip
 
     def report(self) -> None:
