@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from eosin.config.cluster import ClusterConfig
+from eosin.config.tasks import TaskPodConfig
 
 CHART = Path(__file__).parent / "eosin"
 
@@ -104,6 +105,10 @@ _INTRODUCTION = (
 def _schema_of(value: Any, path: str, cluster: dict[str, Any]) -> dict[str, Any]:
     if path == "cluster":
         return cluster
+    if path == "taskPods":
+        pod = _plain(TaskPodConfig.model_json_schema())
+        pod.pop("$defs")  # tolerations, which the cluster's pools define too
+        return {"type": "object", "additionalProperties": pod}
     if path in _KNOWN:
         return _KNOWN[path]
     if isinstance(value, dict):

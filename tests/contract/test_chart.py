@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from eosin.cli.app import invoke
 from eosin.cluster import names
 from eosin.cluster.checks import LAUNCHER_PERMISSIONS
 from eosin.cluster.jobset import render_jobset
@@ -36,6 +38,7 @@ FULL: dict[str, Any] = {
     "launcher": {"serviceAccounts": ["pipeline-runner", "default-editor"], "listNodes": True},
     "cluster": {"shm_size": "32Gi", "s3": {"region": "eu-2"}, "pools": [
         {"name": "anchor", "gpus_per_node": 8}, {"name": "spot", "spot": True, "max_nodes": 4}]},
+    "taskPods": {"evaluate": {"gpu_resource": "nvidia.com/mig-1g.10gb"}, "decode": {"gpus": 1}},
     "queue": {"create": True, "name": "gpus", "clusterQueue": "all"},
     "schedule": {"enabled": True, "parameters": {
         "registry": "s3://b/registry", "name": "he", "recipe": "vits16-dinov2", "settings": ["seed=1"],
@@ -59,13 +62,13 @@ MATRIX: dict[str, dict[str, Any]] = {
 _NO_SCHEMA_HERE = {"PodMonitor", "PrometheusRule"}
 
 
-def helm(values: dict[str, Any], tmp_path: Path, *, release: str = "eosin") -> Any:
+def helm(values: dict[str, Any], tmp_path: Path, *, release: str = "eosin", chart: Path = CHART) -> Any:
     file = tmp_path / "values.yaml"
     file.write_text(yaml.safe_dump(values))
-    return run("helm", "template", release, str(CHART), "--namespace", "pathology", "-f", str(file))
+    return run("helm", "template", release, str(chart), "--namespace", "pathology", "-f", str(file))
 
 
-def render(values: dict[str, Any], tmp_path: Path, **more: str) -> list[dict[str, Any]]:
+def render(values: dict[str, Any], tmp_path: Path, **more: Any) -> list[dict[str, Any]]:
     done = helm(values, tmp_path, **more)
     assert done.returncode == 0, done.stderr
     return load_all(done.stdout)
@@ -138,6 +141,8 @@ def test_lint_is_clean() -> None:
         ({"monitoring": {"rules": {"noProgress": "soon"}}}, "noProgress"),
         ({"networkPolicy": {"storePorts": [0]}}, "storePorts"),
         ({"priorityClasses": {"anchor": "high"}}, "anchor"),
+        ({"taskPods": {"evaluate": {"gpu": 1}}}, "gpu"),
+        ({"taskPods": {"evaluate": {"tolerations": [{"operator": "Maybe"}]}}}, "operator"),
     ],
 )
 def test_misspelt_or_impossible_value_fails_by_name(
@@ -264,6 +269,17 @@ def test_schedule_is_kept_by_the_very_command_of_its_pod(tmp_path: Path) -> None
         "recipe": "vits16-dinov2", "settings": ["seed=1"], "min_new_slides": 50, "s3_secret": "keys",
         **{f"{name}_image": image for name, image in IMAGES.items()},
     }  # fmt: skip
+    executors = _pipeline_spec(made)["deploymentSpec"]["executors"]
+    resource = {
+        task: executors[f"exec-{task}"]["container"]["resources"]["accelerator"]["resourceType"]
+        for task in ("decode", "evaluate")
+    }
+    assert resource == {"decode": "nvidia.com/gpu", "evaluate": "nvidia.com/mig-1g.10gb"}
+
+
+def _pipeline_spec(schedule: dict[str, Any]) -> dict[str, Any]:
+    spec = schedule["pipeline_spec"]
+    return spec.get("pipeline_spec", spec)
 
 
 def test_upgrade_and_rollback_rename_nothing(tmp_path: Path) -> None:
@@ -279,6 +295,61 @@ def test_upgrade_and_rollback_rename_nothing(tmp_path: Path) -> None:
     assert kept[0] == kept[1]
     # Nothing of the chart holds data: no claim that an uninstall or a rollback could take along.
     assert not {"PersistentVolumeClaim", "PersistentVolume"} & {kind for kind, _ in kept[0]}
+
+
+@pytest.fixture
+def next_chart(tmp_path: Path) -> Path:
+    """The chart as a later `make publish` would push it: another version, other images."""
+    chart = tmp_path / "next"
+    shutil.copytree(CHART, chart)
+    about = yaml.safe_load((chart / "Chart.yaml").read_text())
+    about |= {"version": "9.9.9", "appVersion": "9.9.9"}
+    (chart / "Chart.yaml").write_text(yaml.safe_dump(about))
+    values = (chart / "values.yaml").read_text()
+    for image in IMAGES:
+        values = values.replace(f'  {image}: ""\n', f"  {image}: reg/{image}@sha256:{'1' * 64}\n")
+    (chart / "values.yaml").write_text(values)
+    return chart
+
+
+def test_a_newer_chart_changes_nothing_that_an_api_server_refuses_to_change(
+    tmp_path: Path, next_chart: Path
+) -> None:
+    own = {key: value for key, value in FULL.items() if key != "images"}
+    old = render({**own, "images": IMAGES}, tmp_path)
+    new = render(own, tmp_path, chart=next_chart)
+    versions = [{item["metadata"]["labels"]["helm.sh/chart"] for item in objects} for objects in (old, new)]
+    assert versions[0] != versions[1] == {"eosin-9.9.9"}
+    assert [_fixed(item) for item in old] == [_fixed(item) for item in new]
+    hooks = {item["metadata"].get("annotations", {}).get("helm.sh/hook", "") for item in [*old, *new]}
+    assert hooks <= {"", "test", "pre-delete"}, "an upgrade or a rollback would run it"
+
+
+def _fixed(item: dict[str, Any]) -> tuple[Any, ...]:
+    """Identity and the fields that cannot be changed in place."""
+    fixed = [item.get(field) for field in ("roleRef", "value", "preemptionPolicy", "globalDefault", "type")]
+    return (item["kind"], item["metadata"]["name"], item["metadata"].get("namespace"), *fixed)
+
+
+def test_upgrade_and_rollback_between_two_charts_keep_one_schedule_and_its_runs(
+    tmp_path: Path, next_chart: Path
+) -> None:
+    own = {key: value for key, value in FULL.items() if key != "images"}
+    charts = [({**own, "images": IMAGES}, CHART), (own, next_chart), ({**own, "images": IMAGES}, CHART)]
+    seen: list[dict[str, Any]] = []
+    with kubeflow_server() as kubeflow:
+        going = {"run_id": "r", "display_name": "scheduled-2026-11-22", "state": "RUNNING"}
+        kubeflow.runs.append(going)
+        for values, chart in charts:
+            job = only(render(values, tmp_path, chart=chart), "CronJob")["spec"]["jobTemplate"]["spec"]
+            (container,) = job["template"]["spec"]["containers"]
+            arguments = [*container["command"][1:], f"--host={kubeflow.host}"]
+            assert invoke(arguments) == 0
+            seen += kubeflow.schedules
+            assert kubeflow.runs == [going]
+    images = [schedule["runtime_config"]["parameters"]["train_image"][-1] for schedule in seen]
+    assert images == ["0", "1", "0"], "one schedule at each time, with the images of the chart installed"
+    assert seen[0]["description"] == seen[2]["description"] != seen[1]["description"]
 
 
 def test_alerts_and_dashboard_speak_of_metrics_that_training_exports(tmp_path: Path) -> None:

@@ -166,3 +166,31 @@ def test_out_of_reach_is_worth_another_try(capsys: pytest.CaptureFixture[str]) -
         port = unused.getsockname()[1]
     assert invoke([*WEEKLY, "--host", f"http://127.0.0.1:{port}"]) == 75
     assert "port-forward" in capsys.readouterr().err
+
+
+def _evaluate_accelerator(uploaded: dict[str, Any]) -> Any:
+    spec = uploaded["pipeline_spec"].get("pipeline_spec", uploaded["pipeline_spec"])
+    container = spec["deploymentSpec"]["executors"]["exec-evaluate"]["container"]
+    return container.get("resources", {}).get("accelerator", {}).get("resourceType")
+
+
+def test_pods_asked_for_reach_kubeflow_with_the_pipeline(
+    kubeflow: Kubeflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    site = tmp_path / "pods.yaml"
+    site.write_text("evaluate: {gpus: 1, gpu_resource: nvidia.com/gpu.shared}\n")
+    monkeypatch.setenv("EOSIN_PODS", str(site))
+    eosin(kubeflow, "submit", "pretrain", "--run", "s3://b/runs/first")
+    assert _evaluate_accelerator(kubeflow.runs[0]) == "nvidia.com/gpu.shared"
+    eosin(kubeflow, *WEEKLY, "--pod", "evaluate.gpu_resource=nvidia.com/mig-1g.10gb")
+    assert _evaluate_accelerator(kubeflow.schedules[0]) == "nvidia.com/mig-1g.10gb"
+
+
+def test_a_schedule_is_made_anew_for_other_pods_and_only_then(
+    kubeflow: Kubeflow, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*WEEKLY, "--pod", "evaluate.gpus=1"]
+    assert as_json(kubeflow, capsys, *WEEKLY)["done"] == "created"
+    assert as_json(kubeflow, capsys, *asked)["done"] == "replaced"
+    assert as_json(kubeflow, capsys, *asked)["done"] == "unchanged"
+    eosin(kubeflow, *WEEKLY, "--pod", "evalute.gpus=1", code=2)

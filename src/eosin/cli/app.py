@@ -7,7 +7,7 @@ import sys
 import typer
 
 from eosin import __version__
-from eosin.cli import demo, doctor, gc, inspect, manifest, recipes, registry, run, step_verbs, submit
+from eosin.cli import demo, doctor, gc, inspect, manifest, place, recipes, registry, run, step_verbs, submit
 from eosin.cli.errors import render_error, show_failure
 from eosin.errors import EXIT_INTERRUPTED, EXIT_USER
 from eosin.observability import show_warnings
@@ -26,6 +26,7 @@ _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 step_verbs.register(app)
 run.register(app)
 submit.register(app)
+place.register(app)
 inspect.register(app)
 manifest.register(app)
 recipes.register(app)

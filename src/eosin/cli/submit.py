@@ -8,6 +8,7 @@ import typer
 
 from eosin.cli.output import AsJson, Settings, emit
 from eosin.cli.parameters import Param, arguments_of, compiled_pipeline, takes
+from eosin.cli.placement import PodSettings, PodsFile, placed, read_pods
 from eosin.errors import UserError
 
 _MAX_NAME = 63
@@ -40,6 +41,8 @@ def submit(
     index: Annotated[str, typer.Option(help="URI of the index.")] = "",
     settings: Settings = None,
     params: Param = None,
+    pod: PodSettings = None,
+    pods: PodsFile = None,
     host: Host = "",
     namespace: Namespace = "",
     experiment: Experiment = "eosin",
@@ -54,9 +57,9 @@ def submit(
     given = {"run": dated(run), "recipe": recipe or None, "slides": slides or None, "index": index or None,
              "settings": list(settings) if settings else None}  # fmt: skip
     arguments = arguments_of(path, given, params or ())
-    with kubeflow_errors(host):
+    with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
         client = _client(host, namespace)
-        made = submit_run(client, path, arguments, experiment=experiment, service_account=service_account)
+        made = submit_run(client, compiled, arguments, experiment=experiment, service_account=service_account)
     emit(made, as_json=as_json, text=f"{made}\nnext: eosin status {given['run']}")
 
 
@@ -68,6 +71,8 @@ def create(
     cron: Annotated[str, typer.Option(help="Five fields, in Kubeflow's time zone: '0 3 * * 0'.")],
     settings: Settings = None,
     params: Param = None,
+    pod: PodSettings = None,
+    pods: PodsFile = None,
     paused: Annotated[bool, typer.Option("--paused", help="There, but off.")] = False,
     host: Host = "",
     namespace: Namespace = "",
@@ -87,8 +92,8 @@ def create(
     _require_a_new_run_each_time(pipeline, run, takes(path))
     given = {"run": run, "settings": list(settings) if settings else None}
     arguments = arguments_of(path, given, params or ())
-    spec = ScheduleSpec(name, path, six_fields(cron), arguments, not paused, service_account)
-    with kubeflow_errors(host):
+    with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
+        spec = ScheduleSpec(name, compiled, six_fields(cron), arguments, not paused, service_account)
         made, done = ensure_schedule(_client(host, namespace), experiment, spec)
     emit({"done": done, "schedule": made}, as_json=as_json, text=f"{done}: {made}")
 
