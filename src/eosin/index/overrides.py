@@ -77,7 +77,8 @@ def load_overrides(uri: str | None) -> Overrides:
     """Read the CSV at `uri` (None: no overrides).
 
     Columns: slide; mpp, or mpp_x and mpp_y (µm a pixel); patient; cohort; label, or any `label:NAME`;
-    exclude (yes / no). Other columns are kept. Raises `UserError` with the line number of what is wrong.
+    exclude (yes / no). Other columns are kept. Cells are parted by commas, or by tabs, or by semicolons,
+    and then a decimal comma will do. Raises `UserError` with the line number of what is wrong.
     """
     if not uri:
         return Overrides({}, "")
@@ -94,13 +95,14 @@ def load_overrides(uri: str | None) -> Overrides:
 
 
 def _parse(text: str, uri: str) -> dict[str, Override]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    separator = _separator(text)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     columns = [name.strip() for name in reader.fieldnames or ()]
+    _refuse_near_misses(columns, uri)
     if "slide" not in columns:
         raise UserError(
             f"{uri} has no column `slide`", hint=f"its columns are: {', '.join(columns) or 'none'}"
         )
-    _refuse_near_misses(columns, uri)
     reader.fieldnames = columns
     lines: dict[str, Override] = {}
     try:
@@ -114,10 +116,16 @@ def _parse(text: str, uri: str) -> dict[str, Override]:
                 raise UserError(f"{where}: no slide named")
             if name in lines:
                 raise UserError(f"{where}: {name} is named twice")
-            lines[name] = _override(values, where)
+            lines[name] = _override(values, where, decimal="," if separator == ";" else ".")
     except csv.Error as error:
         raise UserError(f"{uri}:{reader.line_num}: {error}") from error
     return lines
+
+
+def _separator(text: str) -> str:
+    """A comma; or the semicolon or tab that a spreadsheet writes, where the first line says so."""
+    first = text.partition("\n")[0]
+    return max(",;\t", key=first.count)
 
 
 def _refuse_near_misses(columns: list[str], uri: str) -> None:
@@ -125,7 +133,8 @@ def _refuse_near_misses(columns: list[str], uri: str) -> None:
     absent = _KNOWN - set(columns)
     for column in columns:
         cutoff = 0.6 if len(column) < 4 else 0.8
-        near = [] if column in _KNOWN else difflib.get_close_matches(column.lower(), absent, 1, cutoff)
+        known = column in _KNOWN or column.startswith("label:")
+        near = [] if known else difflib.get_close_matches(column.lower(), absent, 1, cutoff)
         if near:
             raise UserError(
                 f"{uri}:1: column {column!r} is not known; did you mean {near[0]}?",
@@ -133,16 +142,16 @@ def _refuse_near_misses(columns: list[str], uri: str) -> None:
             )
 
 
-def _override(values: dict[str, str], where: str) -> Override:
-    mpp = _mpp(values, "mpp", where)
+def _override(values: dict[str, str], where: str, *, decimal: str) -> Override:
+    mpp, mpp_x, mpp_y = (_mpp(values, column, where, decimal) for column in ("mpp", "mpp_x", "mpp_y"))
     labels = {name.partition(":")[2].strip(): value for name, value in values.items()
               if name.startswith("label:") and value}  # fmt: skip
     plain = values.get("label") or values.get("labels")
     if plain:
         labels["label"] = plain
     return Override(
-        mpp_x=_mpp(values, "mpp_x", where) or mpp,
-        mpp_y=_mpp(values, "mpp_y", where) or mpp,
+        mpp_x=mpp_x or mpp,
+        mpp_y=mpp_y or mpp,
         patient=values.get("patient", ""),
         cohort=values.get("cohort", ""),
         labels=labels,
@@ -152,12 +161,12 @@ def _override(values: dict[str, str], where: str) -> Override:
     )  # fmt: skip
 
 
-def _mpp(values: dict[str, str], column: str, where: str) -> float | None:
+def _mpp(values: dict[str, str], column: str, where: str, decimal: str) -> float | None:
     text = values.get(column, "")
     if not text:
         return None
     try:
-        value = float(text)
+        value = float(text.replace(decimal, "."))
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):

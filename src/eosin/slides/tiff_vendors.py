@@ -72,6 +72,9 @@ def _tiled(directories: Sequence[Directory], *, padded: bool = False) -> list[Di
     tiled = [each for each in directories if each.has(tag.TILE_WIDTH) and each.has(tag.TILE_OFFSETS)]
     if not tiled:
         raise SlideError("not-tiled", "it is a TIFF without tiles")
+    for width, height in map(_size, tiled):
+        if min(width, height) <= 0:  # were it passed over, the next level would be taken for the finest
+            raise SlideError("corrupt-header", f"a level is {width} × {height} px")
     tiled.sort(key=lambda each: -each.integer(tag.IMAGE_WIDTH))
     kept: list[Directory] = []
     for each in tiled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -191,7 +192,9 @@ def _read_range(file: int, item: ByteRange) -> bytes:
 
 
 def _info(key: str, path: Path) -> ObjectInfo:
-    if path.is_dir():
+    """Raises FileNotFoundError for what is no plain file: a folder, a pipe (which would block), a link in
+    a circle."""
+    if not path.is_file():
         raise FileNotFoundError(str(path))
     return _info_of(key, path.stat())
 
@@ -223,12 +226,28 @@ def _entries(folder: Path, start: str) -> list[tuple[bytes, str]]:
     try:
         with os.scandir(folder) as entries:
             found = [
-                (os.fsencode(entry.name) + (b"/" if entry.is_dir() else b""), entry.name)
+                (os.fsencode(entry.name) + (b"/" if _is_folder(entry) else b""), entry.name)
                 for entry in entries
-                if entry.name.startswith(start) and not is_temporary(entry.name)
+                if entry.name.startswith(start) and not is_temporary(entry.name) and _is_text(entry)
             ]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise translate(error, "list", folder) from error
     return sorted(found)
+
+
+def _is_text(entry: os.DirEntry[str]) -> bool:
+    """Whether the name can be a key. One that is not UTF-8 is passed over, and said."""
+    if entry.name.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in entry.name):
+        return True
+    shown = os.fsencode(entry.path).decode(errors="backslashreplace")
+    warnings.warn(f"{shown} is passed over: its name is not UTF-8", UserWarning, stacklevel=2)
+    return False
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False

@@ -185,3 +185,23 @@ def test_a_key_cannot_leave_the_folder(key: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot name a file"):
             ask()
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_what_is_no_file_is_passed_over_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.svs").write_bytes(b"x")
+    (tmp_path / "b.svs").symlink_to("c.svs")
+    (tmp_path / "c.svs").symlink_to("b.svs")
+    (tmp_path / "dangling.svs").symlink_to("nowhere")
+    (tmp_path / "up").symlink_to("..")
+    os.mkfifo(tmp_path / "pipe.svs")
+    store = open_store(str(tmp_path))
+    assert [each.key for each in store.list() if not each.key.startswith("up/")] == ["a.svs"]
+    for key in ("b.svs", "pipe.svs"):
+        assert not store.exists(key)
+
+
+def test_a_name_that_is_no_text_is_passed_over_and_said(tmp_path: Path) -> None:
+    (tmp_path / "Präparat.svs").write_bytes(b"x")
+    (tmp_path / os.fsdecode(b"Pr\xe4parat.svs")).write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"Pr\\xe4parat.svs is passed over: its name is not UTF-8"):
+        assert [each.key for each in open_store(str(tmp_path)).list()] == ["Präparat.svs"]

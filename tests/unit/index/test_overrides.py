@@ -43,6 +43,7 @@ def test_a_malformed_mpp_is_named_with_its_line(tmp_path: Path, row: str, column
         ("slide,mmp\na,1\n", ":1: column 'mmp' is not known; did you mean mpp?"),
         ("slide,MPP\na,1\n", "did you mean mpp?"),
         ("slide,patient_id\na,p\n", "did you mean patient?"),
+        ("Slide,mpp\na,1\n", "did you mean slide?"),
         (b"slide\n\xff\xfe\n", "not UTF-8"),
     ],
 )
@@ -61,6 +62,19 @@ def test_excels_byte_order_mark_and_spaces_are_no_trouble(tmp_path: Path) -> Non
     table = loaded(tmp_path, "\ufeffslide, mpp_x , mpp_y\r\na.svs, 0.25,0.26\r\n")
     line = table.lines["a.svs"]
     assert (line.mpp_x, line.mpp_y) == (0.25, 0.26)
+
+
+@pytest.mark.parametrize(
+    "text", ["slide;mpp;cohort\na.svs;0,25;A, B\n", "slide\tmpp\tcohort\na.svs\t0.25\tA, B\n"]
+)
+def test_what_spreadsheets_write_in_place_of_commas(tmp_path: Path, text: str) -> None:
+    line = loaded(tmp_path, text).lines["a.svs"]
+    assert (line.mpp_x, line.cohort) == (0.25, "A, B")
+
+
+def test_labels_have_any_names_and_columns_of_ones_own_are_kept(tmp_path: Path) -> None:
+    line = loaded(tmp_path, "slide,label:x,label:mpp,scanner\na.svs,pos,high,GT450\n").lines["a.svs"]
+    assert (line.labels, line.extra) == ({"x": "pos", "mpp": "high"}, {"scanner": "GT450"})
 
 
 def test_a_key_wins_over_a_file_name_and_an_ambiguous_name_is_none(tmp_path: Path) -> None:

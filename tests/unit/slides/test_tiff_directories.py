@@ -157,3 +157,18 @@ def test_many_directories_that_share_one_table_do_not_fill_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**30
+
+
+def test_a_first_level_of_no_size_is_not_passed_over_for_the_next() -> None:
+    whole = bytearray(build(entries(), following=512))
+    reduced = [(254, LONG, 1, long(1)), *entries(width=250, height=200, num=6)]
+    second, body_bytes = build(reduced), 2 + 12 * len(reduced) + 4
+    whole[512 : 512 + body_bytes] = second[8 : 8 + body_bytes]
+    size_bytes = len(whole)
+    header, _ = read_tiff(
+        TiffFile(io.BytesIO(bytes(whole)), size_bytes), SlideObject("a.tif", "e", size_bytes)
+    )
+    assert [level.width_px for level in header.levels] == [500, 250]
+    struct.pack_into("<I", whole, 8 + 2 + 8, 0)
+    with pytest.raises(SlideError, match="a level is 0 × 400 px"):
+        read(bytes(whole))
