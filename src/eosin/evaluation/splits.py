@@ -114,7 +114,7 @@ def _by_patient(samples: Sequence[Sample], pool: list[int], shares: Shares) -> d
 def _gain(held: Counter[str], brings: Counter[str], total: Counter[str], share: float) -> float:
     """How much nearer a part comes to `share` of every class, relative to what it should hold."""
     gain = 0.0
-    for label, count in brings.items():
+    for label, count in sorted(brings.items()):  # in one order: sums of floats decide ties
         goal = share * total[label]
         before, after = (held[label] - goal) / goal, (held[label] + count - goal) / goal
         gain += before * before - after * after

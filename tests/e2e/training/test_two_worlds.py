@@ -14,6 +14,7 @@ import torch
 
 from eosin.errors import EXIT_TRANSIENT
 from eosin.observability import RunLog
+from eosin.runs import load_run
 from eosin.storage import open_store
 from eosin.training.checkpoint import complete_steps
 from eosin.training.launch import train
@@ -26,6 +27,7 @@ LAUNCHER = f"""
 import sys
 from eosin.cli.errors import render_error
 from eosin.observability import RunLog
+from eosin.runs import load_run
 from eosin.training.launch import train
 try:
     train(sys.argv[1], log=RunLog("launch"), worker="{WORKER}")
@@ -73,6 +75,6 @@ def test_the_older_world_stops_and_the_newer_ends_as_if_alone(
     assert said.count("train  world") == 1, said
     config = tiny_config(num_steps=NUM_STEPS, checkpoint_every_steps=3)
     undisturbed = train_legs(config, tmp_path / "undisturbed", [Leg(2, NUM_STEPS)])
-    ended = final_parameters(Path(run_uri), config, NUM_STEPS)
+    ended = final_parameters(Path(run_uri), load_run(run_uri), NUM_STEPS)
     assert ended.keys() == undisturbed.keys()
     assert all(torch.equal(ended[name], value) for name, value in undisturbed.items())
