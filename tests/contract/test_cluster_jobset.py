@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from eosin.cluster import names
 from eosin.cluster.jobset import render_disruption_budget, render_jobset
+from eosin.cluster.spotjobs import render_spot_jobs
 from eosin.config import RunConfig, load_config
 from eosin.errors import UserError
 from tests.support.kubernetes import built_in_errors, check_golden, crd_errors
@@ -56,7 +57,10 @@ CPU = """
 train: {elastic: {workers_per_node: 2}}
 cluster: {topology_key: "", ttl_s: null, s3: {region: eu-central-1}, pools: [{gpus_per_node: 0}]}
 """
-CONFIGS = {"one-node": ONE_NODE, "spot": SPOT, "cpu": CPU}
+ELASTIC_JOB = SPOT.replace(
+    "  queue: pathology\n", "  queue: pathology\n  spot_as: elastic-job\n  spot_queue_priority_class: trial\n"
+)
+CONFIGS = {"one-node": ONE_NODE, "spot": SPOT, "cpu": CPU, "elastic-job": ELASTIC_JOB}
 
 
 def render(text: str, **more: Any) -> dict[str, Any]:
@@ -75,9 +79,11 @@ def container(job: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("case", CONFIGS)
 def test_golden(case: str) -> None:
     config = load_config(CONFIGS[case])
+    jobset = render_jobset(config, RUN, image=IMAGE, owner=OWNER)
     objects = [
-        render_jobset(config, RUN, image=IMAGE, owner=OWNER),
+        jobset,
         render_disruption_budget(config, RUN, owner=OWNER),
+        *render_spot_jobs(config, RUN, image=IMAGE, jobset=jobset),
     ]
     # The digest covers every section; what the others hold is none of this file's business.
     text = yaml.safe_dump_all(objects, sort_keys=False, width=120).replace(config.digest(), "CONFIG-DIGEST")
@@ -260,3 +266,56 @@ def test_arguments_survive_a_shell_unquoted_uri() -> None:
     assert command[-1] == "s3://bucket/runs/my run; rm"
     assert not any(part in {"sh", "bash", "-c"} for part in command)
     assert shlex.split(shlex.join(command)) == command
+
+
+def spot_job(**metadata: Any) -> dict[str, Any]:
+    jobset = render(ELASTIC_JOB)
+    jobset["metadata"] |= metadata
+    (job,) = render_spot_jobs(load_config(ELASTIC_JOB), RUN, image=IMAGE, jobset=jobset)
+    return job
+
+
+def test_a_spot_pool_may_be_a_job_that_kueue_admits_apart() -> None:
+    jobset, job = render(ELASTIC_JOB), spot_job(uid="1-2")
+    assert built_in_errors(job) == []
+    assert "spot" not in jobs(jobset) and job["metadata"]["name"] == f"{jobset['metadata']['name']}-spot"
+    assert job["spec"]["parallelism"] == job["spec"]["completions"] == 6
+    assert job["metadata"]["annotations"]["kueue.x-k8s.io/elastic-job"] == "true"
+    labels = (jobset["metadata"]["labels"], job["metadata"]["labels"])
+    assert [each["kueue.x-k8s.io/queue-name"] for each in labels] == ["pathology", "pathology"]
+    assert [each["kueue.x-k8s.io/priority-class"] for each in labels] == ["training", "trial"]
+    (owner,) = job["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"], owner["controller"]) == ("JobSet", "1-2", False)
+
+
+def test_its_agents_join_the_world_of_the_jobset() -> None:
+    jobset, job = render(ELASTIC_JOB), spot_job()
+    name = jobset["metadata"]["name"]
+    anchor, spot = jobs(jobset)["anchor"], job["spec"]
+    shared = [
+        {flag for flag in container(each)["command"] if flag.startswith(("--rdzv", "--nnodes"))}
+        for each in (anchor, spot)
+    ]
+    assert shared[0] == shared[1] and f"--rdzv-id={name}" in shared[0]
+    assert "--nnodes=3:11" in shared[0], "the world counts the pool"
+    template = spot["template"]
+    # JobSet's Service selects by this label, and a host name under it is one of the pod's subdomain.
+    assert template["metadata"]["labels"][names.JOBSET_NAME_LABEL] == name == template["spec"]["subdomain"]
+    assert f"--local-addr=$(EOSIN_POD_HOST).{name}" in container(spot)["command"]
+    named = {
+        each["valueFrom"]["fieldRef"]["fieldPath"] for each in container(spot)["env"] if "valueFrom" in each
+    }
+    for label in (names.RESTART_ATTEMPT_LABEL, names.JOBSET_NAME_LABEL):
+        assert label in template["metadata"]["labels"]
+    assert f"metadata.labels['{names.RESTART_ATTEMPT_LABEL}']" in named
+
+
+def test_a_jobset_made_with_its_spot_pool_inside_gets_no_job_beside_it() -> None:
+    before = render(SPOT)
+    assert render_spot_jobs(load_config(ELASTIC_JOB), RUN, image=IMAGE, jobset=before) == []
+    assert render_spot_jobs(load_config(SPOT), RUN, image=IMAGE, jobset=before) == []
+
+
+def test_a_job_of_its_own_is_for_kueue() -> None:
+    with pytest.raises(UserError, match=r"no queue is named"):
+        render(ELASTIC_JOB.replace("  queue: pathology\n", ""))

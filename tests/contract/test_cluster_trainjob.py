@@ -14,6 +14,7 @@ from eosin.cli.app import invoke
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.trainjob import render_trainjob
 from eosin.config import load_config
+from eosin.errors import UserError
 from tests.support.kubernetes import check_golden, crd_errors, load_all
 
 GOLDEN = Path(__file__).parent / "golden" / "cluster"
@@ -77,6 +78,11 @@ def test_it_is_the_jobset_but_for_what_trainer_must_find() -> None:
     # Trainer sets both from numNodes: what it sets must be what is there.
     assert anchor["spec"]["parallelism"] == anchor["spec"]["completions"] == 2
     assert theirs["anchor"]["replicas"] == 1
+
+
+def test_spot_pools_in_jobs_of_their_own_are_refused() -> None:
+    with pytest.raises(UserError, match="the pods of all pools"):
+        render(SPOT.replace("queue: gpus", "queue: gpus\n  spot_as: elastic-job"))
 
 
 def test_the_trainjob_alone_is_queued() -> None:

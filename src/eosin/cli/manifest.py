@@ -26,6 +26,7 @@ def manifest(
 ) -> None:
     """Print what trains a planned and indexed run on a cluster; asks no cluster and changes nothing."""
     from eosin.cluster.jobset import render_disruption_budget, render_jobset
+    from eosin.cluster.spotjobs import render_spot_jobs
     from eosin.cluster.trainjob import render_trainjob
     from eosin.runs import load_pin, load_run
 
@@ -36,6 +37,7 @@ def manifest(
     if kind == "trainjob":
         objects += render_trainjob(config, run, image=image)
     else:
-        objects.append(render_jobset(config, run, image=image))
+        jobset = render_jobset(config, run, image=image)
+        objects += [jobset, *render_spot_jobs(config, run, image=image, jobset=jobset)]
     text = yaml.safe_dump_all(objects, sort_keys=False, width=120)
     emit({"objects": objects}, as_json=as_json, text=text.rstrip("\n"))

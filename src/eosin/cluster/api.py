@@ -69,7 +69,7 @@ class Cluster:
         self._version = VersionApi(client)
 
     def server_version(self) -> str:
-        return str(self._read("reading the server's version", self._version.get_code)["gitVersion"])
+        return str(self.read("reading the server's version", self._version.get_code)["gitVersion"])
 
     def create_jobset(self, manifest: Manifest) -> Manifest:
         """Raises `AlreadyExists` where the name is taken, `Missing` where JobSet is not installed."""
@@ -135,7 +135,7 @@ class Cluster:
     def create_budget(self, manifest: Manifest) -> None:
         """Create a PodDisruptionBudget; one of that name is left as it is."""
         try:
-            self._read(
+            self.read(
                 f"creating PodDisruptionBudget {manifest['metadata']['name']}",
                 self._policy.create_namespaced_pod_disruption_budget,
                 self.namespace,
@@ -145,7 +145,7 @@ class Cluster:
             return
 
     def list_pods(self, jobset: str) -> list[Manifest]:
-        listed = self._read(
+        listed = self.read(
             f"listing the pods of {jobset}",
             self.core.list_namespaced_pod,
             self.namespace,
@@ -154,18 +154,18 @@ class Cluster:
         return list(listed["items"])
 
     def get_pod(self, name: str) -> Manifest:
-        return self._read(f"reading pod {name}", self.core.read_namespaced_pod, name, self.namespace)
+        return self.read(f"reading pod {name}", self.core.read_namespaced_pod, name, self.namespace)
 
     def get_config_map(self, name: str) -> dict[str, str]:
         """Its data. Raises `Missing`."""
-        found = self._read(
+        found = self.read(
             f"reading ConfigMap {name}", self.core.read_namespaced_config_map, name, self.namespace
         )
         return dict(found.get("data") or {})
 
     def warnings(self, prefix: str) -> list[Manifest]:
         """Warning events of objects whose name starts with `prefix`."""
-        listed = self._read(
+        listed = self.read(
             "listing events",
             self.core.list_namespaced_event,
             self.namespace,
@@ -217,11 +217,11 @@ class Cluster:
         function = (
             self.custom.get_namespaced_custom_object if namespaced else self.custom.get_cluster_custom_object
         )
-        return self._read(f"reading {plural} {name}", function, group, version, *where, plural, name)
+        return self.read(f"reading {plural} {name}", function, group, version, *where, plural, name)
 
     def patch_object(self, group: str, version: str, plural: str, name: str, patch: Manifest) -> Manifest:
         """Merge `patch` into a custom object of the namespace. Raises `Missing`."""
-        return self._read(
+        return self.read(
             f"changing {plural} {name}",
             self.custom.patch_namespaced_custom_object,
             group,
@@ -233,10 +233,10 @@ class Cluster:
         )
 
     def list_nodes(self) -> list[Manifest]:
-        return list(self._read("listing nodes", self.core.list_node)["items"])
+        return list(self.read("listing nodes", self.core.list_node)["items"])
 
     def list_quotas(self) -> list[Manifest]:
-        listed = self._read("listing quotas", self.core.list_namespaced_resource_quota, self.namespace)
+        listed = self.read("listing quotas", self.core.list_namespaced_resource_quota, self.namespace)
         return list(listed["items"])
 
     def can_i(self, verb: str, group: str, resource: str, name: str = "") -> bool:
@@ -251,7 +251,7 @@ class Cluster:
             "subresource": subresource,
             "name": name,
         }
-        review = self._read(
+        review = self.read(
             "asking for permissions",
             self._authorization.create_self_subject_access_review,
             {
@@ -264,9 +264,10 @@ class Cluster:
 
     def _custom(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Manifest:
         where = (names.JOBSET_GROUP, names.JOBSET_VERSION, self.namespace)
-        return self._read(doing, function, *where, *args, **more)
+        return self.read(doing, function, *where, *args, **more)
 
-    def _read(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Manifest:
+    def read(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Manifest:
+        """Call `function` of the official client, retried; its answer as JSON."""
         response = self._call(doing, function, *args, **more)
         try:
             parsed: Manifest = json.loads(response.data)

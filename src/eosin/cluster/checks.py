@@ -23,6 +23,7 @@ _CRDS = (
 # chart's Role grants exactly these.
 LAUNCHER_PERMISSIONS = (
     (names.JOBSET_GROUP, "jobsets", ("create", "get", "list", "watch", "delete"), ""),
+    ("batch", "jobs", ("create", "get", "delete"), ""),
     ("policy", "poddisruptionbudgets", ("create",), ""),
     ("", "pods", ("get", "list", "watch"), ""),
     ("", "pods/log", ("get",), ""),

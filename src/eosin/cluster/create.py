@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from eosin.cluster import names
 from eosin.cluster.api import AlreadyExists, Cluster, Manifest, Missing
+from eosin.cluster.spotjobs import remove_spot_jobs
 from eosin.errors import TransientError, UserError
 from eosin.observability import RunLog
 
@@ -58,7 +59,8 @@ def create_or_adopt(
 def delete_and_wait(
     cluster: Cluster, jobset: Manifest, *, sleep: Callable[[float], None] = time.sleep
 ) -> None:
-    """Delete this very JobSet and wait until it and its pods are gone."""
+    """Delete this very JobSet, with the Jobs that belong to it, and wait until it and its pods are gone."""
+    remove_spot_jobs(cluster, jobset)
     name, uid = jobset["metadata"]["name"], jobset["metadata"].get("uid", "")
     if not jobset["metadata"].get("deletionTimestamp"):
         cluster.delete_jobset(name, uid)

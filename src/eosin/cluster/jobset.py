@@ -9,7 +9,7 @@ from eosin.config import RunConfig
 from eosin.config.cluster import RENDEZVOUS, NodePoolConfig
 from eosin.errors import EXIT_CONFIGURATION_IN_POD, EXIT_PERMANENT_IN_POD, UserError
 
-_UNLIMITED = 2**31 - 1
+UNLIMITED = 2**31 - 1
 _RENDEZVOUS_BACKOFF_LIMIT = 1000
 _TIME_TO_SAVE_S = 30
 
@@ -39,8 +39,8 @@ def render_jobset(
     jobs = [_replicated_job(RENDEZVOUS, _rendezvous_job(rendezvous))]
     for job, pool, num_pods, is_anchor in _shares(config):
         pod = agent_pod(config, run_uri, name, pool, image=image, service_account=account)
-        backoff_limit = cluster.anchor_backoff_limit * num_pods if is_anchor else _UNLIMITED
-        jobs.append(_replicated_job(job, _agent_job(pod, num_pods, backoff_limit), after=RENDEZVOUS))
+        backoff_limit = cluster.anchor_backoff_limit * num_pods if is_anchor else UNLIMITED
+        jobs.append(_replicated_job(job, agent_job(pod, num_pods, backoff_limit), after=RENDEZVOUS))
     return {
         "apiVersion": f"{names.JOBSET_GROUP}/{names.JOBSET_VERSION}",
         "kind": "JobSet",
@@ -88,6 +88,10 @@ def check_cluster_config(config: RunConfig, run_uri: str, image: str) -> None:
             f"train.elastic.shutdown_timeout_s plus {_TIME_TO_SAVE_S} s to save",
             hint=f"set cluster.grace_period_s to at least {needed_s:.0f}",
         )
+    if config.cluster.spot_as == "elastic-job" and not config.cluster.queue:
+        raise UserError(
+            "cluster.spot_as: elastic-job is for Kueue, and no queue is named", hint="set cluster.queue"
+        )
     _check_slots(config)
 
 
@@ -109,7 +113,8 @@ def _shares(config: RunConfig) -> list[tuple[str, NodePoolConfig, int, bool]]:
     shares = [(anchor.name, anchor, anchor.min_nodes, True)]
     if anchor.max_nodes > anchor.min_nodes:
         shares.append((f"{anchor.name}-more", anchor, anchor.max_nodes - anchor.min_nodes, False))
-    shares += [(pool.name, pool, pool.max_nodes, False) for pool in others]
+    apart = spot_job_pools(config)
+    shares += [(pool.name, pool, pool.max_nodes, False) for pool in others if pool not in apart]
     return shares
 
 
@@ -118,19 +123,31 @@ def _metadata(
 ) -> Manifest:
     cluster = config.cluster
     labels = names.labels(name)
-    if cluster.queue:
-        labels["kueue.x-k8s.io/queue-name"] = cluster.queue
-    if cluster.queue_priority_class:
-        labels["kueue.x-k8s.io/priority-class"] = cluster.queue_priority_class
+    labels |= queue_labels(cluster.queue, cluster.queue_priority_class)
+    annotations = {names.RUN_ANNOTATION: run_uri, names.CONFIG_ANNOTATION: config.digest()}
+    if apart := spot_job_pools(config):
+        annotations[names.SPOT_JOBS_ANNOTATION] = ",".join(f"{name}-{pool.name}" for pool in apart)
     metadata: Manifest = {
         "name": name,
         "namespace": namespace or cluster.namespace or "eosin",
         "labels": labels,
-        "annotations": {names.RUN_ANNOTATION: run_uri, names.CONFIG_ANNOTATION: config.digest()},
+        "annotations": annotations,
     }
     if owner is not None:
         metadata["ownerReferences"] = [owner.manifest()]
     return metadata
+
+
+def queue_labels(queue: str, priority_class: str) -> dict[str, str]:
+    """What tells Kueue where a workload queues and how important it is."""
+    labels = {"kueue.x-k8s.io/queue-name": queue, "kueue.x-k8s.io/priority-class": priority_class}
+    return {key: value for key, value in labels.items() if value}
+
+
+def spot_job_pools(config: RunConfig) -> list[NodePoolConfig]:
+    """Pools whose pods are a Job of their own; the anchor's never is."""
+    apart = config.cluster.spot_as == "elastic-job"
+    return [pool for pool in config.cluster.pools[1:] if apart and pool.spot]
 
 
 def _spec(config: RunConfig, jobs: list[Manifest]) -> Manifest:
@@ -171,8 +188,8 @@ def _rendezvous_job(pod: Manifest) -> Manifest:
     }
 
 
-def _agent_job(pod: Manifest, num_pods: int, backoff_limit: int) -> Manifest:
-    """What no retry mends fails the Job at once; an eviction costs it nothing."""
+def agent_job(pod: Manifest, num_pods: int, backoff_limit: int) -> Manifest:
+    """The spec of a Job of agents: what no retry mends fails it at once, an eviction costs it nothing."""
     stop = {
         "action": "FailJob",
         "onExitCodes": {

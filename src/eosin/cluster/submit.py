@@ -13,6 +13,12 @@ from eosin.cluster.names import OwnerReference, jobset_name
 from eosin.cluster.owner import Launcher, find_launcher, stop_owner
 from eosin.cluster.podlogs import PodLogMirror, echo_prefix
 from eosin.cluster.site import load_site, with_site_defaults
+from eosin.cluster.spotjobs import (
+    ensure_spot_jobs,
+    remove_leftovers,
+    remove_spot_jobs,
+    render_spot_jobs,
+)
 from eosin.config import RunConfig
 from eosin.errors import EosinError, PermanentError, TransientError, UserError
 from eosin.layout import RunLayout
@@ -45,6 +51,9 @@ def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = Non
         missing = missing_teachers(store, done)
         if not missing:
             log.event("skipped", reason="training has ended before", num_steps=done.num_steps)
+            if config.cluster.spot_as == "elastic-job":
+                name, namespace = jobset_name(run_uri), config.cluster.namespace
+                remove_leftovers(name, lambda: cluster or connect(namespace, attempts=1), log=log)
             return done
         log.event("missing-teachers", models=missing)
     load_pin(run_uri, store=store)
@@ -140,8 +149,10 @@ def _train(
             f"JobSet {name} was deleted while it trained",
             hint="run it again: it goes on from the last checkpoint",
         )
-    if create.terminal_state(ended) == "Failed":
-        raise follower.explain(ended)
+    failure = follower.explain(ended) if create.terminal_state(ended) == "Failed" else None
+    remove_spot_jobs(cluster, ended)
+    if failure is not None:
+        raise failure
     return _finished(store, config, name)
 
 
@@ -153,6 +164,9 @@ def _submit(
     jobset = create.create_or_adopt(cluster, manifest, log=log, is_done=lambda: _has_result(store, config))
     metadata = jobset["metadata"]
     owner = OwnerReference(jobset["apiVersion"], "JobSet", metadata["name"], metadata.get("uid", ""))
+    jobs = render_spot_jobs(config, run_uri, image=image, jobset=jobset)
+    if not create.terminal_state(jobset):
+        ensure_spot_jobs(cluster, jobs, log=log)
     cluster.create_budget(render_disruption_budget(config, run_uri, namespace=cluster.namespace, owner=owner))
     return jobset
 
@@ -177,6 +191,7 @@ def _terminated(run_uri: str, cluster: Cluster, launcher: Launcher, log: RunLog)
     if launcher.was_cancelled(cluster):
         jobset = cluster.get_jobset(name)
         if jobset is not None:
+            remove_spot_jobs(cluster, jobset)
             cluster.delete_jobset(name, jobset["metadata"].get("uid", ""))
         log.event("cancelled", jobset=name)
         return UserError(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 
-from eosin.cluster.jobset import render_jobset
+from eosin.cluster.jobset import render_jobset, spot_job_pools
 from eosin.cluster.names import CONTAINER, OwnerReference
 from eosin.cluster.pods import Manifest
 from eosin.config import RunConfig
+from eosin.errors import UserError
 
 GROUP = "trainer.kubeflow.org"
 VERSION = "v1alpha1"
@@ -25,8 +26,10 @@ def render_trainjob(
     as it stands, and the world stays elastic between the pools' minima and maxima by eosin's own agents.
     The runtime belongs to one run, since it holds the run's pools and commands.
 
-    Raises `UserError` as `render_jobset` does.
+    Raises `UserError` as `render_jobset` does, and for spot pools in Jobs of their own.
     """
+    if spot_job_pools(config):
+        raise UserError("a TrainJob holds the pods of all pools", hint="set cluster.spot_as to jobset")
     jobset = render_jobset(config, run_uri, image=image, namespace=namespace, owner=owner)
     metadata = jobset["metadata"]
     labels = {key: value for key, value in metadata["labels"].items() if not key.startswith("kueue.")}

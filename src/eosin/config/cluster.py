@@ -115,6 +115,14 @@ class ClusterConfig(Section):
     """Kueue LocalQueue; empty: no Kueue."""
     queue_priority_class: str = ""
     """Kueue WorkloadPriorityClass."""
+    spot_as: Literal["jobset", "elastic-job"] = "jobset"
+    """What the pods of spot pools belong to: the JobSet, or a Job of their own that Kueue admits apart.
+
+    elastic-job needs `queue`, and Kueue with the feature gate ElasticJobsViaWorkloadSlices. No spot pod that
+    stays away can then suspend the anchor, whatever `waitForPodsReady.recoveryTimeout` is.
+    """
+    spot_queue_priority_class: str = ""
+    """Kueue WorkloadPriorityClass of those Jobs, lower than `queue_priority_class`."""
     topology_key: str = "topology.kubernetes.io/zone"
     """Pods prefer to share a value of this node label; empty: anywhere."""
     max_restarts: int = Field(default=3, ge=0)
