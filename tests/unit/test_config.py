@@ -90,6 +90,15 @@ def test_unknown_override_names_the_nearest_key() -> None:
     assert "did you mean train.num_steps?" in refused("", "train.num_step=3")
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ('"off"', "off")]
+)
+def test_a_switch_is_what_is_written_though_yaml_reads_a_truth_value(written: str, meant: str) -> None:
+    config = load_config("recipe: demo", overrides=[f"train.elastic.memory_snapshots={written}"])
+    assert config.train.elastic.memory_snapshots == meant
+    assert load_config(dump_config(config)) == config
+
+
 def test_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().seed = 3  # type: ignore[misc]

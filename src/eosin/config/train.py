@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from eosin.config.base import Section
+from eosin.config.base import Section, Switch
 
 
 class DinoConfig(Section):
@@ -95,7 +95,7 @@ class ElasticConfig(Section):
     rendezvous_patience_s: float = Field(default=600, ge=0)
     """How long an agent that lost the rendezvous store tries to meet the others again, keeping its node's
     snapshots, before it ends and its pod is replaced."""
-    memory_snapshots: Literal["auto", "on", "off"] = "auto"
+    memory_snapshots: Switch = "auto"
     """Keep each snapshot in shared memory, where a lost process leaves it. auto: where there is room;
     on: refuse to train without."""
     deal: Literal["speed", "even"] = "speed"
