@@ -202,7 +202,8 @@ class _Evaluation:
             error = PermanentError(
                 f"{type(error).__name__}: {error}", hint="this is a defect of eosin: report it"
             )
-        return self._record(status="failed", reason=describe(error))
+        reason = " → ".join(line.strip() for line in describe(error).splitlines() if line.strip())
+        return self._record(status="failed", reason=reason)
 
     def _embed(self, change: str = "") -> Embeddings:
         assert self.dataset is not None

@@ -66,7 +66,8 @@ class Labelled:
 def labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
     """The labelled, readable samples of `dataset`, split by `split_samples`.
 
-    Raises `UserError` naming the dataset where fewer than two classes are left to learn or judge.
+    Raises `UserError` naming the dataset where fewer than two classes are left to learn or judge, or where
+    none that is judged is learnt.
     """
     names = _class_names(dataset)
     # Split before dropping: an image that cannot be read must not move another to the other side.
@@ -86,6 +87,7 @@ def labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
     bank = part(sorted(split.train + split.val)) if split.val_is_drawn else train
     _require_two_classes(dataset, train, names, "training")
     _require_two_classes(dataset, judged, names, split.judged)
+    _require_common_class(dataset, train, judged, names)
     details = {
         "classes": list(names),
         "judged_on": split.judged,
@@ -164,8 +166,25 @@ def _require_two_classes(dataset: Dataset, part: LabelledPart, names: Sequence[s
         found = ", ".join(names[i] for i in present) or "none"
         raise UserError(
             f"{dataset.uri}: the {where} split has {len(part.samples)} readable image(s) "
-            f"of {len(present)} class(es) ({found}); two classes are needed"
+            f"of {len(present)} class(es) ({found}); two classes are needed",
+            hint="where no split is given, each class needs some five images",
         )
+
+
+def _require_common_class(
+    dataset: Dataset, train: LabelledPart, judged: LabelledPart, names: Sequence[str]
+) -> None:
+    learnt, asked = set(train.classes.tolist()), set(judged.classes.tolist())
+    if not learnt & asked:
+        raise UserError(
+            f"{dataset.uri}: labels do not match: training has {_listed(learnt, names)}, "
+            f"the judged split {_listed(asked, names)}",
+            hint="call a class by the same name in every split",
+        )
+
+
+def _listed(classes: set[int], names: Sequence[str]) -> str:
+    return ", ".join(names[i] for i in sorted(classes))
 
 
 def _absent(train: LabelledPart, judged: LabelledPart, names: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from eosin.summary.results import metric_order, model_order
 
 _PER_TASK = {"unsupervised": ("rankme", "odcorr"), "knn": ("balanced_accuracy", "top1"),
              "linear-probe": ("balanced_accuracy",),
-             "segmentation": ("dice",), "slide": ("balanced_accuracy",),
+             "segmentation": ("dice",), "slide": ("balanced_accuracy",), "centres": ("robustness_index",),
              "robustness": ("stain_retrieval", "rotation_retrieval")}  # fmt: skip
 
 
@@ -33,6 +33,10 @@ class Line:
     """The teacher with the best mean; chosen on the very data it is judged on, so it flatters."""
     significance: Significance | None = None
     """Of the newest teacher against random-init."""
+
+    def of(self, model: str) -> Result | None:
+        """The figure of the foreign model of that name."""
+        return next((result for result in self.baselines if result.model == model), None)
 
     @property
     def change(self) -> float | None:
@@ -58,6 +62,11 @@ def headline(results: Sequence[Result], records: Sequence[MetricRecord]) -> list
         for name in wanted or sorted(names, key=metric_order):
             lines.append(_line(task, name, [r for r in usable if r.metric == name], records))
     return lines
+
+
+def baselines_of(lines: Sequence[Line]) -> tuple[str, ...]:
+    """Every foreign model that has a figure in any of `lines`: not each is judged on every task."""
+    return tuple(dict.fromkeys(result.model for line in lines for result in line.baselines))
 
 
 def all_lines(results: Sequence[Result], records: Sequence[MetricRecord]) -> list[Line]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -13,6 +12,8 @@ from markupsafe import Markup
 
 from eosin.records import MetricRecord
 from eosin.summary import charts, names, svg
+from eosin.summary.gaps import listed
+from eosin.summary.headline import baselines_of
 from eosin.summary.markdown import arrow
 from eosin.summary.published import named_examples
 from eosin.summary.report import Report
@@ -31,7 +32,7 @@ def to_html(report: Report) -> str:
         scatter_charts=charts.scatter_charts(report.results),
         spectrum_charts=charts.spectrum_charts(report.records),
         training_charts=charts.training_charts(report.log) if report.log else [],
-        details=[_task_details(record, report) for record in _newest(report.records)],
+        details=[_task_details(record, report) for record in _newest(report)],
     )
     return page + "\n"
 
@@ -52,7 +53,9 @@ def _template() -> tuple[Environment, Markup]:
         "picture": _data_uri,
         "markup": Markup,
     }
-    environment.globals |= {"arrow": arrow, "draw": _draw, "legend": svg.legend}
+    environment.globals |= {
+        "arrow": arrow, "draw": _draw, "legend": svg.legend, "baselines_of": baselines_of, "listed": listed,
+    }  # fmt: skip
     return environment, Markup(loader.get_source(environment, "summary.css")[0])
 
 
@@ -64,13 +67,14 @@ def _data_uri(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def _newest(records: Sequence[MetricRecord]) -> list[MetricRecord]:
-    """Of each task the record of the newest teacher judged (of a baseline, where there is none)."""
+def _newest(report: Report) -> list[MetricRecord]:
+    """Of each task, in the report's order, the record of the newest teacher judged (of a baseline, where
+    there is none)."""
     newest: dict[str, MetricRecord] = {}
-    for record in sorted(records, key=lambda r: model_order(r.model, r.step)):
+    for record in sorted(report.records, key=lambda r: model_order(r.model, r.step)):
         if record.status == "ok":
             newest[record.task] = record
-    return [newest[task] for task in sorted(newest)]
+    return [newest[task] for task in dict.fromkeys(r.task for r in report.results) if task in newest]
 
 
 def _task_details(record: MetricRecord, report: Report) -> dict[str, Any]:
@@ -93,7 +97,9 @@ def _task_details(record: MetricRecord, report: Report) -> dict[str, Any]:
         "unit": str(details.get("unit") or "images"),
         **_protocol(record),
         **_segmentation(record, report),
-        **_by_mpp(details.get("by_mpp") or details.get("retrieval_by_mpp") or {}),
+        **_by_mpp(record),
+        "centre_counts": details.get("counts") or {},
+        "patches_per_slide": details.get("patches_per_slide") or {},
         "notes": [str(note) for note in details.get("notes") or []],
         "num_dropped": details.get("num_dropped", 0),
         "dropped": details.get("dropped") or [],
@@ -133,7 +139,11 @@ def _examples(record: MetricRecord, report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _by_mpp(figures: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _by_mpp(record: MetricRecord) -> dict[str, Any]:
     """Figures of each magnification, and the names of those that any of them has."""
+    details = record.details
+    figures: dict[str, dict[str, float]] = details.get("by_mpp") or details.get("retrieval_by_mpp") or {}
+    for mpp, index in (details.get("robustness_index_by_mpp") or {}).items():
+        figures[mpp] = {} if index is None else {"robustness_index": index}
     names = {name: None for each in figures.values() for name in each if name != "num_samples"}
     return {"by_mpp": figures, "by_mpp_names": list(names)}

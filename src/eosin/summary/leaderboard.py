@@ -8,7 +8,7 @@ from typing import Literal
 
 from eosin.layout import RANDOM_INIT
 from eosin.summary.earlier import EarlierRun
-from eosin.summary.headline import Line
+from eosin.summary.headline import Line, baselines_of
 from eosin.summary.names import model_label
 from eosin.summary.published_figures import PublishedFigure
 from eosin.summary.result import Result
@@ -40,6 +40,15 @@ class Row:
 class Leaderboard:
     columns: tuple[Line, ...]
     rows: tuple[Row, ...]
+
+    def blocks(self, num_columns: int) -> list[Leaderboard]:
+        """Cut into tables of at most so many columns, each with the rows that have a figure in it."""
+        parts = [self.columns[i : i + num_columns] for i in range(0, len(self.columns), num_columns)]
+        blocks = []
+        for part in parts:
+            wanted = {line_column(line) for line in part}
+            blocks.append(Leaderboard(part, tuple(row for row in self.rows if wanted & set(row.cells))))
+        return blocks
 
 
 def leaderboard(
@@ -99,13 +108,10 @@ def _doubt(theirs: Result, ours: Result | None) -> str:
 
 
 def _baselines(lines: Sequence[Line]) -> list[Row]:
-    models = dict.fromkeys(result.model for line in lines for result in line.baselines)
     rows = [
-        _row(model_label(model), "baseline", {
-            line_column(line): next((r for r in line.baselines if r.model == model), None) for line in lines
-        })
-        for model in models
-    ]  # fmt: skip
+        _row(model_label(model), "baseline", {line_column(line): line.of(model) for line in lines})
+        for model in baselines_of(lines)
+    ]
     return [*rows, _row(RANDOM_INIT, "baseline", {line_column(line): line.random_init for line in lines})]
 
 
@@ -134,7 +140,7 @@ def _cell(result: Result, doubt: str = "") -> Cell:
 def _best(line: Line, rows: Sequence[Row]) -> float | None:
     column = line_column(line)
     means = [row.cells[column].mean for row in rows if column in row.cells and not row.cells[column].doubt]
-    if not means:
+    if not means or (len(means) > 1 and min(means) == max(means)):
         return None
     return max(means) if line.higher_is_better else min(means)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from eosin.summary.gaps import Gap, listed
 from eosin.summary.headline import Line
 from eosin.summary.leaderboard import Cell, Leaderboard, line_column
 from eosin.summary.names import figure, metric_name, model_label, number, signed
 from eosin.summary.report import Report
-from eosin.summary.result import Result
 
 
 def to_markdown(report: Report) -> str:
@@ -15,7 +15,7 @@ def to_markdown(report: Report) -> str:
         report.verdict,
         _headline(report.lines),
         _side_by_side(report.leaderboard),
-        _not_ok(report.not_ok),
+        _gaps(report.gaps),
         _data(report),
         _problems(report.published.problems),
         _origin(report),
@@ -65,10 +65,14 @@ def _mark(line: Line) -> str:
     return {True: " ✓", False: " ✗", None: ""}[line.improved]
 
 
-def _not_ok(results: list[Result]) -> str:
-    if not results:
+def _gaps(gaps: list[Gap]) -> str:
+    if not gaps:
         return ""
-    lines = [f"- **{r.status}** {_text(r.model)} · {_text(r.task)}: {_text(r.reason)}" for r in results]
+    lines = [
+        f"- **{gap.status}** {_text(listed(gap.models, 'models'))} · {_text(listed(gap.tasks, 'tasks'))}: "
+        f"{_text(gap.reason)}"
+        for gap in gaps
+    ]
     return "\n".join(["## Evaluations without a figure to rely on", "", *lines])
 
 

@@ -23,6 +23,8 @@ _METRICS = {
     "flip_agreement": "agreement under a flip",
     "stain_agreement": "agreement in another stain",
     "blur_agreement": "agreement when blurred",
+    "same_class_neighbours": "neighbours of the same tissue",
+    "same_centre_neighbours": "neighbours of the same centre",
 }
 
 _DICE_OF = "dice_"
@@ -35,7 +37,11 @@ def metric_name(metric: str) -> str:
 
 
 def model_label(model: str) -> str:
-    """`step 1,000` for a teacher, with its run where it is another's; any other model by its own name."""
+    """`step 1,000` for a teacher, with its run where it is another's; `timm:ARCH@FILE` without the folder
+    of the file; any other model by its own name."""
+    arch, file, uri = model.partition("@")
+    if file and model.startswith("timm:"):
+        return f"{arch}@{uri.rpartition('/')[2]}"
     run, teachers, name = model.partition("/teachers/")
     if teachers:
         return f"{model_label(name)} of {run.rpartition('/')[2]}"

@@ -13,6 +13,7 @@ from eosin.config import difference, dump_config
 from eosin.records import MetricRecord, TeacherCard
 from eosin.summary.draws_view import DrawsView, view_draws
 from eosin.summary.events import Event, date_of
+from eosin.summary.gaps import Gap, find_gaps
 from eosin.summary.headline import Line, all_lines, headline
 from eosin.summary.leaderboard import Leaderboard, leaderboard
 from eosin.summary.names import model_label
@@ -70,10 +71,11 @@ class Report:
         return self.published.teachers
 
     @property
-    def not_ok(self) -> list[Result]:
-        """One result for each evaluation that gave no figure to rely on."""
-        seen = {(r.model, r.task): r for r in reversed(self.results) if r.status != "ok"}
-        return list(reversed(seen.values()))
+    def gaps(self) -> list[Gap]:
+        """The evaluations that gave no figure to rely on."""
+        return find_gaps(
+            (model_label(r.model), r.task, r.status, r.reason) for r in self.results if r.status != "ok"
+        )
 
 
 def build_report(published: Published) -> Report:
@@ -125,10 +127,12 @@ def _verdict(lines: list[Line], *, training_ended: bool) -> str:
         start = "Training has ended" if training_ended else "Training has not ended"
         return f"{start}; no figure can be compared with random initialisation yet."
     better = [line for line in known if line.improved]
+    equal = sum(line.change == 0 for line in lines)
     newest = next(line.last for line in known if line.last)
     return (
         f"The teacher of {model_label(newest.model)} beats the same network at random initialisation "
-        f"on {len(better)} of {len(known)} headline figures{_tested(better)}."
+        f"on {len(better)} of {len(known) + equal} headline figures"
+        f"{f' and equals it on {equal}' if equal else ''}{_tested(better)}."
     )
 
 

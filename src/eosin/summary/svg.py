@@ -14,11 +14,12 @@ from html import escape
 from eosin.summary.names import number
 
 WIDTH, HEIGHT = 360, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 12, 14, 44
 _MARKERS = ("circle", "square", "triangle", "diamond")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _MAX_MARKED = 30
 _MAX_POINTS = 400
+_MAX_NAME = 38
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _tick(value: float) -> str:
         return "0"
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k" if abs(value) < 1e6 else f"{value / 1e6:g}M"
-    return f"{value:g}" if abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.9g}" if abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _levels(chart: Chart, y_axis: _Axis) -> list[str]:
@@ -209,9 +210,16 @@ def _levels(chart: Chart, y_axis: _Axis) -> list[str]:
     for name, value in chart.levels:
         y = _y(y_axis, value)
         parts.append(f'<line class="level" x1="{_LEFT}" y1="{y}" x2="{WIDTH - _RIGHT}" y2="{y}"/>')
-        parts.append(f'<text class="note" x="{WIDTH - _RIGHT - 2}" y="{y - 4}" text-anchor="end">'
-                     f"{escape(name)} {number(value)}</text>")  # fmt: skip
+        text = f"<title>{escape(name)}</title>{escape(_short(name))} {number(value)}"
+        parts.append(
+            f'<text class="note" x="{WIDTH - _RIGHT - 2}" y="{y - 4}" text-anchor="end">{text}</text>'
+        )
     return parts
+
+
+def _short(name: str) -> str:
+    """As much of a long name as a level's line has room for, its end included."""
+    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME // 2]}…{name[-(_MAX_NAME // 2 - 1) :]}"
 
 
 def _marks(chart: Chart, x_axis: _Axis) -> list[str]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eosin.errors import PermanentError
+from eosin.summary.gaps import find_gaps, listed
 from eosin.summary.names import metric_name, model_label, number, signed
 
 _WIDTH = 100
@@ -32,9 +33,9 @@ def terminal_table(summary_json: bytes) -> str:
     console = Console(file=io.StringIO(), width=_WIDTH, highlight=False, color_system=None)
     console.print(_table(lines))
     console.print(summary.get("verdict", ""), markup=False)
-    for result in _not_ok(results):
-        text = f"{result['status']}: {result['model']} · {result['task']}: {result['reason']}"
-        console.print(text, markup=False)
+    for gap in find_gaps((r["model"], r["task"], r["status"], r["reason"]) for r in _not_ok(results)):
+        names = f"{listed(gap.models, 'models')} · {listed(gap.tasks, 'tasks')}"
+        console.print(f"{gap.status}: {names}: {gap.reason}", markup=False)
     output = console.file
     assert isinstance(output, io.StringIO)
     return "\n".join(line.rstrip() for line in output.getvalue().strip("\n").splitlines())
@@ -74,5 +75,4 @@ def _figure(value: dict[str, Any] | None) -> str:
 
 
 def _not_ok(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    seen = {(result["model"], result["task"]): result for result in results if result["status"] != "ok"}
-    return list(seen.values())
+    return [result for result in results if result["status"] != "ok"]

@@ -111,6 +111,16 @@ def test_classes_that_one_split_lacks_are_noted(tmp_path: Path) -> None:
     assert record.details["recall"]["green"] < 0.5
 
 
+def test_labels_that_no_two_splits_share_are_a_failed_record(tmp_path: Path) -> None:
+    uri = write_folder(tmp_path / "set", {"train": {"red": 5, "blue": 5}, "test": {"red": 3, "blue": 3}})
+    for name, other in (("red", "Red"), ("blue", "Blue")):
+        (tmp_path / "set/test" / name).rename(tmp_path / "set/test" / other)
+    record = _probe(tmp_path, uri)
+    assert record.status == "failed"
+    assert "training has blue, red, the judged split Blue, Red" in record.reason
+    assert "\n" not in record.reason
+
+
 def test_fewer_images_than_seeds_or_shots(tmp_path: Path) -> None:
     uri = write_folder(tmp_path / "set", {"train": {"red": 2, "blue": 1}, "test": {"red": 1, "blue": 1}})
     few = _probe(tmp_path, uri, num_runs=20)

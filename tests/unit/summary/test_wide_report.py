@@ -1,0 +1,123 @@
+"""A report of many tasks and models: each figure under its own heading, each reason told once."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from pathlib import Path
+
+from eosin.layout import RunLayout
+from eosin.observability import RunLog
+from eosin.records import MetricRecord, MetricValue
+from eosin.storage import open_store
+from eosin.summary.gaps import Gap, find_gaps, listed
+from eosin.summary.headline import headline
+from eosin.summary.leaderboard import leaderboard
+from eosin.summary.names import model_label
+from eosin.summary.result import Result
+from eosin.summary.summarize import summarize
+from tests.support.summary import TASKS, fake_run, put_record, record, report_file
+
+
+def _page(run: str) -> str:
+    with RunLog("summarize", open_store(run)) as log:
+        summarize(run, log=log)
+    return report_file(run, RunLayout.SUMMARY_HTML)
+
+
+def _cells(row: str, tag: str) -> list[str]:
+    found = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", row, flags=re.DOTALL)
+    return [" ".join(unescape(re.sub(r"<[^>]+>", " ", cell)).split()) for cell in found]
+
+
+def test_a_baseline_judged_on_some_tasks_keeps_its_column(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    store = open_store(run)
+    put_record(store, record("timm:alpha", None, TASKS[0], 0.95))
+    put_record(store, record("timm:beta", None, TASKS[1], 0.95))
+    rows = _page(run).split("<tr>")
+    heads = next(cells for row in rows if "timm:alpha" in (cells := _cells(row, "th")))
+    for row in rows:
+        found = dict(zip(heads, _cells(row, "td"), strict=False))
+        if found.get("task") == "heldout" and found["metric"].startswith("RankMe"):
+            assert (found["timm:alpha"], found["timm:beta"]) == ("45.8", "–")
+            assert len(_cells(row, "td")) == len(heads)
+        if found.get("task") == "textures-linear":
+            assert (found["timm:alpha"], found["timm:beta"]) == ("–", "–")
+            assert len(_cells(row, "td")) == len(heads)
+
+
+def test_one_cause_is_one_line_whatever_it_struck() -> None:
+    pairs = [(model, task, "failed", "no data") for task in ("a", "b") for model in ("m", "n")]
+    alone = ("m", "c", "failed", "no data")
+    assert find_gaps([*pairs, alone, alone]) == [
+        Gap(("m", "n"), ("a", "b"), "failed", "no data"),
+        Gap(("m",), ("c",), "failed", "no data"),
+    ]
+
+
+def test_a_long_list_ends_in_a_count() -> None:
+    assert listed(tuple("abc"), "tasks") == "a, b, c"
+    assert listed(tuple("abcdefgh"), "tasks") == "a, b, c, d, e, f and 2 more tasks"
+
+
+def _result(task: str, model: str, step: int | None, mean: float, kind: str = "knn") -> Result:
+    return Result(
+        model=model, step=step, task=task, kind=kind, metric="balanced_accuracy", mean=mean, std=0.0,
+        num_runs=1, status="ok", dataset_digest="d", protocol="p",
+    )  # fmt: skip
+
+
+def test_a_wide_table_is_cut_and_rows_without_a_figure_stay_out() -> None:
+    tasks = [f"t{i}" for i in range(8)]
+    results = [_result(task, "random-init", 0, 0.5) for task in tasks]
+    results.append(_result("t7", "timm:alpha", None, 0.9))
+    lines = headline(results, [])
+    blocks = leaderboard(lines, results, [], []).blocks(6)
+    assert [[line.task for line in block.columns] for block in blocks] == [tasks[:6], tasks[6:]]
+    assert ["timm:alpha" in [row.label for row in block.rows] for block in blocks] == [False, True]
+
+
+def test_what_equals_its_beginning_is_counted_as_such(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    store = open_store(run)
+    for model, step in (("random-init", 0), ("step-00000300", 300)):
+        put_record(store, record(model, step, TASKS[1], 0.5))
+    page = _page(run)
+    assert "on 3 of 5 headline figures and equals it on 2" in page
+    assert "+0.000 equal" not in page
+
+
+def test_the_index_of_centres_heads_its_task_and_is_told_by_magnification(tmp_path: Path) -> None:
+    task = {"kind": "centres", "name": "hospitals", "dataset": "s3://bucket/patches.csv"}
+    run = fake_run(tmp_path, tasks=[*TASKS, task])
+    metrics = {
+        "robustness_index": MetricValue.of([0.81]),
+        "same_class_neighbours": MetricValue.of([0.6]),
+        "same_centre_neighbours": MetricValue.of([0.2], higher_is_better=False),
+    }
+    details = {
+        "counts": {"<b>TUM": {"A": 41, "B": 7}},
+        "robustness_index_by_mpp": {"0.5": 0.777, "1": None},
+    }
+    put_record(
+        open_store(run),
+        MetricRecord(
+            model="step-00000300", step=300, task="hospitals", kind="centres", status="ok", metrics=metrics,
+            details=details,
+        ),
+    )  # fmt: skip
+    page = _page(run)
+    rows = [_cells(row, "td") for row in page.split("<tr>")]
+    assert sum(row[:2] == ["hospitals", "robustness index ↑"] for row in rows) == 2, (
+        "headline and every metric"
+    )
+    assert sum(row[:1] == ["hospitals"] for row in rows) == 1 + len(metrics)
+    assert ["<b>TUM", "41", "7"] in rows
+    assert ["0.5", "0.777"] in rows
+    assert ["1", "–"] in rows
+
+
+def test_a_file_of_weights_is_called_by_its_name() -> None:
+    assert model_label("timm:vit_s@s3://models/deep/a.safetensors") == "timm:vit_s@a.safetensors"
+    assert model_label("timm:vit_s") == "timm:vit_s"
