@@ -109,6 +109,7 @@ _MACHINE = {
     "mfu": ("Model FLOP utilisation", "share of the peak"),
     "data_wait_share": ("Waiting for patches", "share of the time"),
     "memory_gib": ("Peak memory of the first worker", "GiB"),
+    "checkpoint_age_s": ("Age of the newest checkpoint", "seconds"),
     "world_size": ("World size", "workers"),
 }
 

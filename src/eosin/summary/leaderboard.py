@@ -41,6 +41,11 @@ class Leaderboard:
     columns: tuple[Line, ...]
     rows: tuple[Row, ...]
 
+    @property
+    def adds(self) -> bool:
+        """Whether it says more than the headline table: there is something else to stand beside."""
+        return any(row.source in ("earlier run", "published") for row in self.rows)
+
     def blocks(self, num_columns: int) -> list[Leaderboard]:
         """Cut into tables of at most so many columns, each with the rows that have a figure in it."""
         parts = [self.columns[i : i + num_columns] for i in range(0, len(self.columns), num_columns)]

@@ -139,7 +139,7 @@ def _train(
                       device=str(world.device),
                       slots=[len(world.slots_of(rank)) for rank in range(world.size)])  # fmt: skip
             advice = slots_advice(world.num_slots, world.size)
-            if advice:
+            if advice and config.train.elastic.deal == "speed":
                 log.event("warning", message=advice)
         trainer.memory = start_memory(trainer, store, folder, token)
         if folder is not None:
