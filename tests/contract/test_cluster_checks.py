@@ -26,6 +26,10 @@ def server() -> Iterator[ApiServer]:
         for resource in ("v1/nodes", "v1/resourcequotas", "kueue.x-k8s.io/v1beta2/localqueues", CRDS):
             mock.resources[resource] = {}
         crd(running, "jobsets.jobset.x-k8s.io", "v1alpha2")
+        crd(running, "workflows.argoproj.io", "v1alpha1")
+        for resource in ("v1/serviceaccounts", "v1/secrets"):
+            mock.resources[resource] = {}
+        running.add("v1/serviceaccounts", {"metadata": {"name": "eosin-train"}})
         yield running
 
 
@@ -70,6 +74,64 @@ def test_cluster_that_has_everything(server: ApiServer) -> None:
     assert found["kubernetes API"].detail == f"v1.34.1, namespace {NAMESPACE}"
 
 
+def preset(server: ApiServer, section: str) -> dict[str, ClusterCheck]:
+    """What is found where the chart presets `section`."""
+    data = {"cluster.yaml": section}
+    server.add("v1/configmaps", {"metadata": {"name": "eosin-cluster"}, "data": data})
+    return {check.name: check for check in run_cluster_checks(cluster=server.cluster)}
+
+
+def test_the_pools_that_the_chart_presets_are_those_checked(server: ApiServer) -> None:
+    allow(server)
+    node(server, "n1", 8, pool="h100")
+    found = preset(server, "{pools: [{name: big, gpus_per_node: 8, node_selector: {pool: h100}}]}")
+    assert found["pool big"].status == found["ConfigMap eosin-cluster"].status == "ok"
+
+
+def test_a_chart_that_is_not_installed_here_is_said(server: ApiServer) -> None:
+    allow(server)
+    (check,) = [
+        each for each in run_cluster_checks(cluster=server.cluster) if each.name == "ConfigMap eosin-cluster"
+    ]
+    assert check.status == "warn" and "helm install" in check.fix
+
+
+def test_a_preset_that_no_configuration_has_fails(server: ApiServer) -> None:
+    allow(server)
+    check = preset(server, "{quue: gpus}")["ConfigMap eosin-cluster"]
+    assert check.status == "fail" and "quue" in check.detail and check.fix
+
+
+def test_no_kubeflow_is_a_warning_since_training_needs_none(server: ApiServer) -> None:
+    allow(server)
+    server.mock.objects[CRDS, None, "workflows.argoproj.io"].delete()
+    check = checks(server)["API workflows"]
+    assert check.status == "warn" and "Kubeflow Pipelines" in check.fix
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("{service_account: nobody}", "serviceaccount nobody"),
+        ("{s3: {secret: keys}}", "secret keys"),
+        ("{image_pull_secrets: [registry]}", "secret registry"),
+        ("{s3: {ca_config_map: ca}}", "configmap ca"),
+    ],
+)
+def test_what_pods_refer_to_must_be_there(server: ApiServer, config: str, name: str) -> None:
+    allow(server)
+    kind, _, subject = name.partition(" ")
+    check = checks(server, config)[name]
+    assert check.status == "fail" and check.fix
+    server.add(f"v1/{kind}s", {"metadata": {"name": subject}})
+    assert checks(server, config)[name].status == "ok"
+
+
+def test_who_may_not_read_secrets_is_told_nothing_of_them(server: ApiServer) -> None:
+    allow(server, ("get", "secrets"))
+    assert "secret keys" not in checks(server, "{s3: {secret: keys}}")
+
+
 def test_missing_jobset_api_names_the_command(server: ApiServer) -> None:
     allow(server)
     server.mock.objects[CRDS, None, "jobsets.jobset.x-k8s.io"].delete()
@@ -100,6 +162,20 @@ def test_queue_that_is_not_there(server: ApiServer) -> None:
         {"metadata": {"name": "gpus"}, "spec": {"clusterQueue": "all"}, "status": {"pendingWorkloads": 2}},
     )
     assert checks(server, "{queue: gpus}")["queue"].detail == "gpus → all, 2 waiting"
+
+
+def test_queue_that_admits_nothing(server: ApiServer) -> None:
+    allow(server)
+    crd(server, "localqueues.kueue.x-k8s.io", "v1beta2")
+    stopped = {"type": "Active", "status": "False", "message": "ClusterQueue all is not there"}
+    queue = {
+        "metadata": {"name": "gpus"},
+        "spec": {"clusterQueue": "all"},
+        "status": {"conditions": [stopped]},
+    }
+    server.add("kueue.x-k8s.io/v1beta2/localqueues", queue)
+    check = checks(server, "{queue: gpus}")["queue"]
+    assert check.status == "fail" and "is not there" in check.detail and check.fix
 
 
 def test_kueue_is_needed_only_where_a_queue_is_named(server: ApiServer) -> None:

@@ -21,14 +21,16 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     uri: Annotated[str | None, typer.Option(help="A bucket or folder to try: s3://bucket/prefix.")] = None,
-    cluster: Annotated[bool, typer.Option("--cluster", help="Check the cluster as well.")] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Check the cluster as well, and --uri from a pod in it.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Check libraries, GPU, credentials and the bucket. Each failure comes with its fix."""
     from eosin.doctor import run_checks
 
     found: list[Any] = []
-    for check in chain(run_checks(uri), _cluster_checks() if cluster else ()):
+    for check in chain(run_checks(uri), _cluster_checks(uri) if cluster else ()):
         found.append(check)
         if not as_json:  # each as it is made: importing the libraries takes a while
             print(_line(check), flush=True)
@@ -37,10 +39,10 @@ def doctor(
     return EXIT_USER if any(check.status == "fail" for check in found) else EXIT_OK
 
 
-def _cluster_checks() -> Iterator[Any]:
+def _cluster_checks(uri: str | None) -> Iterator[Any]:
     from eosin.cluster.checks import run_cluster_checks
 
-    yield from run_cluster_checks()
+    yield from run_cluster_checks(uri=uri or "")
 
 
 def _line(check: Any) -> str:

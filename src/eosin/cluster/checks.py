@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from eosin.cluster import names
-from eosin.cluster.api import Cluster, Manifest, Missing, connect
-from eosin.cluster.site import CONFIG_MAP
+from eosin.cluster.api import Cluster, Manifest, Missing, connect, inside_a_pod
+from eosin.cluster.findings import ClusterCheck
+from eosin.cluster.inside import check_store_from_inside
+from eosin.cluster.site import CONFIG_MAP, load_site
 from eosin.config.cluster import ClusterConfig, NodePoolConfig
 from eosin.errors import EosinError
 
+_PREREQUISITES = "kubectl apply --server-side -k manifests/prerequisites"
+# (name, version that must be served, how to get it)
 _CRDS = (
-    ("jobsets.jobset.x-k8s.io", "v1alpha2", True),
-    ("workflows.argoproj.io", "v1alpha1", False),
-    ("localqueues.kueue.x-k8s.io", "", False),
+    ("jobsets.jobset.x-k8s.io", "v1alpha2", _PREREQUISITES),
+    ("workflows.argoproj.io", "v1alpha1", "install Kubeflow Pipelines 2.17; `eosin train` needs none"),
+    ("localqueues.kueue.x-k8s.io", "", "manifests/prerequisites/kueue-values.yaml says how"),
 )
 
 # Everything the launcher does, and nothing else (group, resource, verbs, the one object or any): the
@@ -35,37 +39,53 @@ _KUEUE = "kueue.x-k8s.io"
 _TESTED_MINOR = 29
 
 
-@dataclass(frozen=True)
-class ClusterCheck:
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    detail: str
-    fix: str = ""
-
-
 def run_cluster_checks(
-    config: ClusterConfig | None = None, *, cluster: Cluster | None = None
+    config: ClusterConfig | None = None, *, cluster: Cluster | None = None, uri: str = ""
 ) -> list[ClusterCheck]:
-    """Check API, JobSet, permissions, queue, nodes of each pool and quota, in the order one needs them.
+    """Check API, CRDs, permissions, what pods refer to, queue, nodes of each pool, quota and, from a pod of
+    its own where this is none, the store at `uri`; in the order one needs them.
 
-    Never raises for what it finds; where the API cannot be reached, that is the only check.
+    `config` defaults to what the chart presets on this cluster. Never raises for what it finds; where the
+    API cannot be reached, that is the only check.
     """
-    config = config or ClusterConfig()
     try:
-        cluster = cluster or connect(config.namespace)
+        cluster = cluster or connect(config.namespace if config else "")
         checks = [_check_version(cluster)]
     except EosinError as error:
         return [ClusterCheck("kubernetes API", "fail", error.message, error.hint)]
+    if config is None:
+        config, site = _site(cluster)
+        checks.append(site)
     groups: tuple[Callable[[Cluster, ClusterConfig], Iterator[ClusterCheck]], ...] = (
         _check_crds,
         _check_permissions,
+        _check_references,
         _check_queue,
         _check_nodes,
         _check_quota,
     )
     for group in groups:
         checks += _guarded(group, cluster, config)
+    if uri and not inside_a_pod():
+        image = config.image or os.environ.get("EOSIN_TRAIN_IMAGE", "")
+        checks += check_store_from_inside(cluster, config, uri, image=image)
     return checks
+
+
+def _site(cluster: Cluster) -> tuple[ClusterConfig, ClusterCheck]:
+    """What the chart presets, and whether it can be read."""
+    name = f"ConfigMap {CONFIG_MAP}"
+    try:
+        section = load_site(cluster)
+    except EosinError as error:
+        return ClusterConfig(), ClusterCheck(
+            name, "fail", error.message, "correct the chart's value `cluster`"
+        )
+    if section == ClusterConfig():
+        fix = "helm install eosin … in this namespace, or name another with kubectl's context"
+        return section, ClusterCheck(name, "warn", f"none in namespace {cluster.namespace}", fix)
+    pools = ", ".join(pool.name for pool in section.pools)
+    return section, ClusterCheck(name, "ok", f"presets pools {pools}")
 
 
 def _guarded(
@@ -91,28 +111,29 @@ def _check_version(cluster: Cluster) -> ClusterCheck:
 
 
 def _check_crds(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
-    for name, version, needed in _CRDS:
-        wanted = needed or (bool(config.queue) and name.endswith(_KUEUE))
-        yield from _check_crd(cluster, name, version, wanted)
+    for name, version, fix in _CRDS:
+        if name.endswith(_KUEUE) and not config.queue:
+            continue
+        yield _check_crd(
+            cluster, name, version, fix, lacking="warn" if name.startswith("workflows") else "fail"
+        )
 
 
-def _check_crd(cluster: Cluster, name: str, version: str, wanted: bool) -> Iterator[ClusterCheck]:
+def _check_crd(
+    cluster: Cluster, name: str, version: str, fix: str, *, lacking: Literal["warn", "fail"]
+) -> ClusterCheck:
     kind = name.split(".")[0]
     try:
         crd = cluster.get_object(
             "apiextensions.k8s.io", "v1", "customresourcedefinitions", name, namespaced=False
         )
     except Missing:
-        if wanted:
-            fix = "kubectl apply --server-side -k manifests/prerequisites"
-            yield ClusterCheck(f"API {kind}", "fail", f"{name} is not installed", fix)
-        return
+        return ClusterCheck(f"API {kind}", lacking, f"{name} is not installed", fix)
     served = [entry["name"] for entry in crd["spec"]["versions"] if entry["served"]]
     if version and version not in served:
-        fix = f"install a release that serves {version}"
-        yield ClusterCheck(f"API {kind}", "fail" if wanted else "warn", f"serves {', '.join(served)}", fix)
-    else:
-        yield ClusterCheck(f"API {kind}", "ok", f"serves {', '.join(served)}")
+        fix = f"install a release that serves {version}: {fix}"
+        return ClusterCheck(f"API {kind}", lacking, f"serves {', '.join(served)}", fix)
+    return ClusterCheck(f"API {kind}", "ok", f"serves {', '.join(served)}")
 
 
 def _check_permissions(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
@@ -125,6 +146,28 @@ def _check_permissions(cluster: Cluster, config: ClusterConfig) -> Iterator[Clus
             yield ClusterCheck(f"may {resource}", "ok", ", ".join(verbs))
 
 
+def _check_references(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+    """What the pods name must be there; whoever may not look, such as the launcher, is not told."""
+    core, s3 = cluster.core, config.s3
+    named = [("serviceaccounts", core.read_namespaced_service_account, config.service_account)]
+    named += [
+        ("secrets", core.read_namespaced_secret, name) for name in (s3.secret, *config.image_pull_secrets)
+    ]
+    named += [("configmaps", core.read_namespaced_config_map, s3.ca_config_map)]
+    for kind, read, name in named:
+        if name and cluster.can_i("get", "", kind, name):
+            yield _check_reference(cluster, kind.removesuffix("s"), read, name)
+
+
+def _check_reference(cluster: Cluster, kind: str, read: Callable[..., Any], name: str) -> ClusterCheck:
+    try:
+        cluster.read(f"reading {kind} {name}", read, name, cluster.namespace)
+    except Missing:
+        fix = "service accounts are the chart's (serviceAccounts.*); Secrets and ConfigMaps are yours to make"
+        return ClusterCheck(f"{kind} {name}", "fail", f"is not in namespace {cluster.namespace}", fix)
+    return ClusterCheck(f"{kind} {name}", "ok", f"is in namespace {cluster.namespace}")
+
+
 def _check_queue(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
     if not config.queue:
         return
@@ -134,13 +177,27 @@ def _check_queue(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterChe
         except Missing:
             continue
         points_at = queue["spec"].get("clusterQueue", "?")
-        pending = (queue.get("status") or {}).get("pendingWorkloads", 0)
+        status = queue.get("status") or {}
+        pending = status.get("pendingWorkloads", 0)
+        if stopped := _why_inactive(status):
+            fix = f"does ClusterQueue {points_at} exist, with a flavor for each resource?"
+            yield ClusterCheck(
+                "queue", "fail", f"{config.queue} → {points_at} admits nothing: {stopped}", fix
+            )
+            return
         yield ClusterCheck("queue", "ok", f"{config.queue} → {points_at}, {pending} waiting")
         return
     detail = f"LocalQueue {config.queue} is not in namespace {cluster.namespace}"
     yield ClusterCheck(
         "queue", "fail", detail, "kubectl apply -k manifests/overlays/YOURS, or clear cluster.queue"
     )
+
+
+def _why_inactive(status: Manifest) -> str:
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "Active" and condition["status"] == "False":
+            return str(condition.get("message") or condition.get("reason", ""))
+    return ""
 
 
 def _check_nodes(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:

@@ -73,6 +73,40 @@ def rendezvous_pod(config: RunConfig, name: str, *, image: str, service_account:
     return _template(name, spec)
 
 
+def doctor_pod(cluster: ClusterConfig, name: str, uri: str, *, image: str) -> Manifest:
+    """A pod that tries the store at `uri` as a training pod would reach it, and asks for no GPU."""
+    container: Manifest = {
+        "name": "doctor",
+        "image": image,
+        "imagePullPolicy": cluster.image_pull_policy,
+        "command": ["python", "-m", "eosin", "doctor", "--uri", uri, "--json"],
+        "env": _variables({"HOME": "/tmp", **_store_variables(cluster), **cluster.env}),
+        "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
+        "securityContext": _container_security(),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    spec = _base_spec(cluster, cluster.service_account)
+    spec |= {
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": 600,
+        "containers": [container],
+        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}],
+        "nodeSelector": dict(cluster.rendezvous.node_selector),
+        "tolerations": [_toleration(toleration) for toleration in cluster.rendezvous.tolerations],
+    }
+    if cluster.s3.secret:
+        container["envFrom"] = [{"secretRef": {"name": cluster.s3.secret}}]
+    if cluster.s3.ca_config_map:
+        container["volumeMounts"].append({"name": "ca", "mountPath": _CA_DIR, "readOnly": True})
+        spec["volumes"].append({"name": "ca", "configMap": {"name": cluster.s3.ca_config_map}})
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": names.labels(name)},
+        "spec": spec,
+    }
+
+
 def _template(name: str, spec: Manifest) -> Manifest:
     return {"metadata": {"labels": names.labels(name)}, "spec": spec}
 
