@@ -30,7 +30,15 @@ build_here() {
   done
 }
 
-# Build, push and print `  IMAGE: NAME@DIGEST`. A bill of materials and provenance go along.
+# Bytes that a node pulls: the layers and the configuration of the first image under a digest.
+pulled_bytes() {
+  inspect="docker buildx imagetools inspect --raw"
+  first="$($inspect "$1" | tr -d ' \n' | sed -n 's/.*"manifests":\[{[^}]*"digest":"\(sha256:[0-9a-f]*\)".*/\1/p')"
+  $inspect "${1%@*}@${first:-${1#*@}}" | tr -d ' \n' | tr ',{}' '\n' |
+    awk -F : '$1 == "\"size\"" { sum += $2 } END { if (sum) print sum; else print "unknown" }'
+}
+
+# Build, push and print `  IMAGE: NAME@DIGEST` with its size. A bill of materials and provenance go along.
 push_image() {
   name="$REGISTRY/$1"
   metadata="$DIST/$1.json"
@@ -38,6 +46,7 @@ push_image() {
     --sbom=true --provenance=mode=max --metadata-file "$metadata" >&2
   digest="$(sed -n 's/.*"containerimage.digest": *"\(sha256:[0-9a-f]*\)".*/\1/p' "$metadata" | head -n 1)"
   [ -n "$digest" ] || fail "buildx gave no digest for $name"
+  echo "  # bytes to pull: $(pulled_bytes "$name@$digest")"
   echo "  $1: $name@$digest"
 }
 
@@ -69,6 +78,7 @@ base="${PYTHON_TAG%:*}@$(docker buildx imagetools inspect --format '{{.Manifest.
 echo "▸ base image $base"
 {
   echo "# Written by \`make publish\` at $REVISION on $base"
+  echo "# The bill of materials of each: docker buildx imagetools inspect IMAGE --format '{{json .SBOM}}'"
   echo "images:"
 } > "$DIGESTS.new"
 for image in index train evaluate; do

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -81,11 +82,14 @@ def test_locks_cover_the_packages_that_pyproject_asks_for() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {
-        "index": ("kubeflow",),
+        "index": ("onnx", "kubeflow"),
         "train": ("train", "gpu", "kubeflow"),
-        "evaluate": ("evaluate", "kubeflow"),
+        "evaluate": ("evaluate", "datasets", "kubeflow"),
     }
+    script = (ROOT / "images/lock.sh").read_text()
     for image, names in extras.items():
+        (line,) = re.findall(rf"^lock {image} .*$", script, flags=re.M)
+        assert tuple(re.findall(r"--extra (\S+)", line)) == names
         wanted = [
             *project["dependencies"],
             *(r for extra in names for r in project["optional-dependencies"][extra]),
@@ -116,6 +120,21 @@ def test_context_holds_nothing_but_sources() -> None:
     assert all((ROOT / path).exists() for path in allowed if "*" not in path and path != "README.md")
 
 
+# As buildx pushes them: an image and its attestations under one digest.
+_INDEX = {
+    "manifests": [
+        {"mediaType": "application/x", "digest": "sha256:" + "cd" * 32, "size": 1,
+         "platform": {"architecture": "amd64", "os": "linux"}},
+        {"mediaType": "application/x", "digest": "sha256:" + "ef" * 32, "size": 2,
+         "platform": {"architecture": "unknown", "os": "unknown"}},
+    ]
+}  # fmt: skip
+_MANIFEST = {
+    "config": {"digest": "sha256:" + "1" * 64, "size": 5_000},
+    "layers": [{"digest": "sha256:" + "2" * 64, "size": 30_000_000}, {"digest": "x", "size": 400}],
+}
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A clean checkout with a docker and a helm that only write down how they were called."""
@@ -127,7 +146,11 @@ def checkout(tmp_path: Path) -> Path:
     tools.mkdir()
     docker = f"""#!/bin/sh
 echo "docker $*" >> {tmp_path}/calls
-case "$*" in *imagetools*) echo "{DIGEST}";; esac
+case "$*" in
+  *--raw*@sha256:cd*) echo '{json.dumps(_MANIFEST, indent=1)}';;
+  *--raw*) echo '{json.dumps(_INDEX, indent=1)}';;
+  *imagetools*) echo "{DIGEST}";;
+esac
 while [ $# -gt 0 ]; do
   [ "$1" = "--metadata-file" ] && echo '{{"containerimage.digest": "{DIGEST}"}}' > "$2"
   shift
@@ -157,6 +180,7 @@ def test_publish_pushes_by_digest_and_the_chart_carries_it(checkout: Path) -> No
     assert done.returncode == 0, done.stderr
     digests = yaml.safe_load((checkout / "images/digests.yaml").read_text())["images"]
     assert digests == {image: f"reg.example/me/{image}@{DIGEST}" for image in IMAGES}
+    assert (checkout / "images/digests.yaml").read_text().count("# bytes to pull: 30005400\n") == 3
     values = yaml.safe_load((checkout / "dist/chart/eosin/values.yaml").read_text())
     assert {image: values["images"][image] for image in IMAGES} == digests
     calls = (checkout.parent / "calls").read_text()
