@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eosin.config.evaluate import ProbeConfig
+from eosin.config.evaluate import AbmilConfig, ProbeConfig
 from eosin.evaluation.probe import Part, train_probes
 from eosin.models.torchvision_ops import define_missing_ops
 
@@ -89,6 +89,17 @@ def summary(scores: list[float]) -> dict[str, Any]:
 
 def eva_run(train: Part, val: Part, num_classes: int, config: ProbeConfig, run: int) -> float:
     """One run of eva's head on features, as its offline patch classification trains it."""
+    return eva_fit(
+        lambda: torch.nn.Linear(train.features.shape[1], num_classes), num_classes, config, run,
+        loader(train, config, shuffle=True), loader(val, config, shuffle=False), max_steps=config.num_steps,
+    )  # fmt: skip
+
+
+def eva_fit(
+    make_head: Callable[[], torch.nn.Module], num_classes: int, config: ProbeConfig | AbmilConfig, run: int,
+    train: Any, val: Any, **length: int,
+) -> float:  # fmt: skip
+    """Best validation accuracy (mean over classes) of eva's head module, trained by its trainer."""
     define_missing_ops()
     import lightning
     from eva.core.metrics import AverageLoss, MulticlassClassificationMetrics
@@ -97,9 +108,8 @@ def eva_run(train: Part, val: Part, num_classes: int, config: ProbeConfig, run: 
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     lightning.seed_everything(run, verbose=False)
-    head = torch.nn.Linear(train.features.shape[1], num_classes)
     module = HeadModule(
-        head=head,
+        head=make_head(),
         criterion=torch.nn.CrossEntropyLoss(),
         optimizer=lambda parameters: torch.optim.AdamW(
             parameters, lr=config.lr, weight_decay=config.weight_decay
@@ -111,10 +121,10 @@ def eva_run(train: Part, val: Part, num_classes: int, config: ProbeConfig, run: 
     with tempfile.TemporaryDirectory() as folder:
         best = ModelCheckpoint(folder, monitor="val/MulticlassAccuracy", mode="max")
         trainer = lightning.Trainer(
-            max_steps=config.num_steps, max_epochs=-1, accelerator="cpu", logger=False, callbacks=[best],
+            **{"max_epochs": -1, **length}, accelerator="cpu", logger=False, callbacks=[best],
             enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         )  # fmt: skip
-        trainer.fit(module, loader(train, config, shuffle=True), loader(val, config, shuffle=False))
+        trainer.fit(module, train, val)
         assert best.best_model_score is not None
         return float(best.best_model_score)
 

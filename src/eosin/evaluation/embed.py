@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +24,12 @@ from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.storage import NotFound, PreconditionFailed, Store
 
-_DECODE_THREADS = 4
+_DECODE_THREADS = min(16, max(4, os.cpu_count() or 1))
 _MAX_NAMED = 20
 
 Features = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,14 @@ def _compute(subject: Subject, dataset: Dataset, batch_size: int, log: RunLog, c
         image = _decode(data, forward.img_px)
         return image if isinstance(image, str) or not change else CHANGES[change](image)
 
+    batches = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
     with ThreadPoolExecutor(_DECODE_THREADS) as pool:
-        for start in range(0, total, batch_size):
-            indices = range(start, min(start + batch_size, total))
-            images = dict(zip(indices, pool.map(decode, dataset.read(indices)), strict=True))
+
+        def load(indices: range) -> list[Pixels | str]:
+            return list(pool.map(decode, dataset.read(indices)))
+
+        for indices, loaded in zip(batches, _one_ahead(load, batches), strict=True):
+            images = dict(zip(indices, loaded, strict=True))
             good = {i: image for i, image in images.items() if not isinstance(image, str)}
             for i, reason in images.items():
                 if isinstance(reason, str):
@@ -94,6 +102,19 @@ def _compute(subject: Subject, dataset: Dataset, batch_size: int, log: RunLog, c
                 rows += good
             log.progress(indices[-1] + 1, total, "images", model=subject.name)
     return _checked(subject, dataset, features, rows, dropped)
+
+
+def _one_ahead(load: Callable[[range], T], batches: Sequence[range]) -> Iterator[T]:
+    """What `load` gives for each of `batches`; the next is read while the model sees the one before."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead: Future[T] | None = None
+        for batch in batches:
+            begun = reader.submit(load, batch)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = begun
+        if ahead is not None:
+            yield ahead.result()
 
 
 def _decode(data: bytes | Missing, img_px: int) -> Pixels | str:

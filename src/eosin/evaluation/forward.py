@@ -13,6 +13,8 @@ from torch import nn
 from eosin.errors import PermanentError
 from eosin.records import TeacherCard
 
+# On a CPU the activations of a few images stay in its caches, those of a whole batch do not.
+_CPU_IMAGES = 8
 _ATTENTION_PARTS = ("qkv", "q_norm", "k_norm", "num_heads", "scale")
 
 
@@ -35,6 +37,11 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        at_once = len(pixels) if self.device.type == "cuda" else _CPU_IMAGES
+        parts = [self._features(pixels[i : i + at_once]) for i in range(0, len(pixels), at_once)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _features(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         features = self._module(self._normalised(pixels))
         if features.shape != (len(pixels), self.card.num_features):
             raise PermanentError(
