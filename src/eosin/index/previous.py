@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from eosin.config.index import IndexConfig
+from eosin.errors import PermanentError
 from eosin.index.latest import load_manifest, read_latest
 from eosin.index.listing import Unit
 from eosin.index.plan import ScanPlan
 from eosin.index.read_slide import INDEXER_VERSION, reuse_digest, slide_digest, with_override
-from eosin.index.rows import FLEETING, Rows, SlideRow, load_rows
+from eosin.index.rows import FLEETING, Rows, SlideRow
+from eosin.index.snapshot_rows import load_snapshot_rows
 from eosin.index.tissue_model import model_digest
-from eosin.layout import IndexLayout
-from eosin.storage import ObjectInfo, Store
+from eosin.storage import NotFound, ObjectInfo, Store
 
 
 class PreviousRows:
@@ -59,8 +60,10 @@ def load_previous(store: Store) -> PreviousRows:
     manifest = load_manifest(store, latest.snapshot_id) if latest else None
     if manifest is None or manifest.indexer_version != INDEXER_VERSION:
         return PreviousRows(None)
-    key = IndexLayout.snapshot_rows(manifest.snapshot_id)
-    return PreviousRows(load_rows(store, key))
+    try:
+        return PreviousRows(load_snapshot_rows(store, manifest))
+    except (NotFound, PermanentError):  # what cannot be read anew is made anew
+        return PreviousRows(None)
 
 
 def _current(plan: ScanPlan, config: IndexConfig, row: SlideRow) -> bool:

@@ -21,7 +21,7 @@ from eosin.storage import NotFound, Store
 OK = "ok"
 FLEETING = frozenset({"changed", "denied", "unreadable"})
 """What a slide is today without its bytes saying so: such a row is made again by the next scan."""
-_ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def write_rows(rows: Iterable[SlideRow], file: BinaryIO) -> None:
     """Parquet of `rows` in the order given, 512 in memory at a time."""
     left = iter(rows)
     with pq.ParquetWriter(file, SCHEMA, compression="zstd", write_statistics=False) as writer:
-        while group := list(itertools.islice(left, _ROWS_AT_ONCE)):
+        while group := list(itertools.islice(left, ROWS_AT_ONCE)):
             writer.write_table(pa.Table.from_pylist([_to_record(row) for row in group], schema=SCHEMA))
 
 
@@ -117,9 +117,11 @@ def load_rows(store: Store, key: str) -> Rows | None:
 class Rows(Sequence[SlideRow]):
     """Rows of a Parquet table, made on first use; what is never asked for stays compact."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table
+    def __init__(self, table: pa.Table, masks: Sequence[TissueMask | None] | None = None) -> None:
+        """`masks`: of all rows, where the table does not hold them."""
+        self._table, self._masks = table, masks
         self._made: dict[int, list[SlideRow]] = {}
+        self._jpeg_tables: dict[bytes, bytes] = {}
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -136,14 +138,14 @@ class Rows(Sequence[SlideRow]):
         at = index + len(self) if index < 0 else index
         if not 0 <= at < len(self):
             raise IndexError(index)
-        return self._block(at // _ROWS_AT_ONCE)[at % _ROWS_AT_ONCE]
+        return self._block(at // ROWS_AT_ONCE)[at % ROWS_AT_ONCE]
 
     def __iter__(self) -> Iterator[SlideRow]:
         return (self[i] for i in range(len(self)))
 
     def alone(self, index: int) -> SlideRow:
         """One row, not kept: for one pass over rows that together would fill memory."""
-        return _made(self._table.slice(index, 1))[0]
+        return self._make(index, 1)[0]
 
     def column(self, name: str) -> list[Any]:
         """One column of all rows, without making the rows."""
@@ -152,14 +154,22 @@ class Rows(Sequence[SlideRow]):
 
     def _block(self, block: int) -> list[SlideRow]:
         if block not in self._made:
-            self._made[block] = _made(self._table.slice(block * _ROWS_AT_ONCE, _ROWS_AT_ONCE))
+            self._made[block] = self._make(block * ROWS_AT_ONCE, ROWS_AT_ONCE)
         return self._made[block]
 
-
-def _made(part: pa.Table) -> list[SlideRow]:
-    masks = _masks(part.column("tissue"))
-    records = part.drop_columns(["tissue"]).to_pylist()
-    return [_from_record(*each) for each in zip(records, masks, strict=True)]
+    def _make(self, start: int, num: int) -> list[SlideRow]:
+        part = self._table.slice(start, num)
+        if self._masks is None:
+            masks: Sequence[TissueMask | None] = masks_of(part.column("tissue"))
+            part = part.drop_columns(["tissue"])
+        else:
+            masks = self._masks[start : start + num]
+        records = part.to_pylist()
+        for level in (level for record in records for level in record["levels"]):
+            # Slides of one scanner share them, and they are most of a row.
+            tables = level["jpeg_tables"]
+            level["jpeg_tables"] = tables and self._jpeg_tables.setdefault(tables, tables)
+        return [_from_record(*each) for each in zip(records, masks, strict=True)]
 
 
 def decode_rows(data: bytes, *, source: str) -> Rows:
@@ -178,13 +188,13 @@ def _to_record(row: SlideRow) -> dict[str, Any]:
         **{name: getattr(header, name) for name in ("vendor", "format", "access", "mpp_x", "mpp_y")},
         "objects": [vars(each) for each in header.objects],
         "levels": [vars(each) for each in header.levels],
-        "tissue": None if tissue is None else {each.name: getattr(tissue, each.name) for each in _TISSUE},
+        "tissue": tissue and {**vars(tissue), "packed": bytes(tissue.packed)},
         "labels": _json(row.labels),
         "extra": _json(row.extra),
     }
 
 
-def _masks(column: pa.ChunkedArray) -> list[TissueMask | None]:
+def masks_of(column: pa.ChunkedArray) -> list[TissueMask | None]:
     """The masks of a column; their bits are views of the column's memory, not copies of it."""
     masks: list[TissueMask | None] = []
     for chunk in column.chunks:

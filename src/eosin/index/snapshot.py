@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ import numpy as np
 from eosin.errors import PermanentError, UserError
 from eosin.index.latest import load_manifest, read_latest
 from eosin.index.publish import publish_snapshot
-from eosin.index.rows import OK, Rows, SlideRow, decode_rows
+from eosin.index.rows import OK, Rows, SlideRow
+from eosin.index.snapshot_rows import load_snapshot_rows
 from eosin.layout import IndexLayout
 from eosin.records import SnapshotManifest
 from eosin.slides.model import TILE_DTYPE, TileTable
@@ -82,10 +82,6 @@ def open_snapshot(index_uri: str, snapshot_id: str | None = None) -> Snapshot:
     manifest = load_manifest(store, snapshot_id)
     if manifest is None:
         raise UserError(f"index {index_uri} has no snapshot {snapshot_id}", hint="`eosin index inspect` it")
-    key = IndexLayout.snapshot_rows(snapshot_id)
-    data = store.get(key)
-    if hashlib.sha256(data).hexdigest() != manifest.rows_sha256:
-        raise PermanentError(f"{store.uri}/{key} is not what its marker says", hint="index again")
-    rows = decode_rows(data, source=f"{store.uri}/{key}")
+    rows = load_snapshot_rows(store, manifest)
     usable = tuple(i for i, status in enumerate(rows.column("status")) if status == OK)
     return Snapshot(manifest, rows, usable, store)

@@ -8,7 +8,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, SupportsBytes, TypeVar, overload
 
 import cv2
 import numpy as np
@@ -29,11 +29,11 @@ Number = TypeVar("Number", np.uint8, np.int32)
 class TissueMask:
     """A tissue mask over the level-0 frame, origin at the slide's top-left corner.
 
-    `packed`: zlib-compressed `numpy.packbits` along the rows, 5–30 kB for a large slide, so that 30,000
-    of them fit in memory. What is unpacked is kept in caches shared by all masks, bounded by bytes.
+    `packed`: zlib-compressed `numpy.packbits` along the rows, 5–30 kB for a large slide, in memory or
+    read where it lies. What is unpacked is kept in caches shared by all masks, bounded by bytes.
     """
 
-    packed: bytes | memoryview
+    packed: memoryview | SupportsBytes
     width: int
     height: int
     pixel_x_px: float
@@ -195,7 +195,7 @@ def _unpacked(mask: TissueMask) -> npt.NDArray[np.uint8]:
     row_bytes = -(-mask.width // 8)
     num_bytes = row_bytes * mask.height
     try:
-        bits = zlib.decompressobj().decompress(mask.packed, num_bytes)
+        bits = zlib.decompressobj().decompress(bytes(mask.packed), num_bytes)
     except zlib.error as error:
         raise PermanentError(f"a tissue mask is damaged: {error}", hint="index again") from error
     if len(bits) != num_bytes:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from eosin.errors import PermanentError
 from eosin.index.publish import row_identity
-from eosin.index.rows import SlideRow, decode_rows, encode_rows
+from eosin.index.rows import SCHEMA, SlideRow, decode_rows, encode_rows
+from eosin.index.snapshot_rows import read_rows
 from eosin.index.tissue_mask import TissueMask
 from eosin.slides.model import Level, SlideHeader, SlideObject
 
@@ -59,6 +64,57 @@ def test_no_rows_are_rows_too() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"rubbish", encode_rows([row(1)])[:-20]])
-def test_what_is_not_rows_is_named(data: bytes) -> None:
+def test_what_is_not_rows_is_named(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(PermanentError, match="s3://x does not hold index rows"):
         decode_rows(data, source="s3://x")
+    (path := tmp_path / "rows.parquet").write_bytes(data)
+    with pytest.raises(PermanentError, match="s3://x does not hold index rows"):
+        read_rows(path, source="s3://x")
+
+
+def test_rows_whose_masks_lie_on_the_disk_are_the_same_rows(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(1300)]
+    (path := tmp_path / "rows.parquet").write_bytes(encode_rows(rows))
+    found = read_rows(path, source="test")
+    path.unlink()
+    assert [row_identity(each) for each in found] == [row_identity(each) for each in rows]
+    assert row_identity(found.alone(1299)) == row_identity(rows[1299])
+    assert encode_rows(found) == encode_rows(rows)
+    masks = [(each.tissue, other.tissue) for each, other in zip(found, rows, strict=True)]
+    assert all(np.array_equal(ours.array, theirs.array) for ours, theirs in masks if ours and theirs)
+
+
+@pytest.mark.parametrize("num_fitting", [0, 3, 600])
+def test_masks_that_the_disk_has_no_room_for_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_fitting: int
+) -> None:
+    rows = [row(number) for number in range(1300)]
+    (path := tmp_path / "rows.parquet").write_bytes(encode_rows(rows))
+    masks = [each.tissue for each in rows if each.tissue]
+    room = sum(len(bytes(mask.packed)) for mask in masks[:num_fitting]) + 1
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: _Small(tmp_path / "masks", room))
+    with pytest.warns(RuntimeWarning, match="no room for them in TMPDIR"):
+        found = read_rows(path, source="test")
+    assert [row_identity(each) for each in found] == [row_identity(each) for each in rows]
+
+
+def test_rows_of_an_older_indexer_lack_its_newer_columns(tmp_path: Path) -> None:
+    table = pq.read_table(io.BytesIO(encode_rows([row(1)])), schema=SCHEMA).drop_columns(["content"])
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert [each.content for each in read_rows(tmp_path / "rows.parquet", source="test")] == [""]
+
+
+class _Small:
+    """A file on a disk with room for `room_bytes`: what goes beyond is written in part, as Linux does."""
+
+    def __init__(self, path: Path, room_bytes: int) -> None:
+        self._file, self._room_bytes = path.open("w+b", buffering=0), room_bytes
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def write(self, data: bytes) -> int:
+        return self._file.write(data[: self._room_bytes - self.tell()])
