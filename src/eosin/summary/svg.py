@@ -202,7 +202,7 @@ def _tick(value: float) -> str:
         return "0"
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k" if abs(value) < 1e6 else f"{value / 1e6:g}M"
-    return f"{value:.9g}" if abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.9g}" if abs(value) >= 1e-3 else f"{value:.3g}".replace("e-0", "e-")
 
 
 def _levels(chart: Chart, y_axis: _Axis) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -84,3 +85,18 @@ def test_series_differ_in_more_than_colour() -> None:
     root = ET.fromstring(render(_chart(*series)))
     dashes = [path.attrib.get("stroke-dasharray", "") for path in root.iter("path")]
     assert len(set(dashes)) == 4
+
+
+def test_a_tick_says_the_value_it_stands_at() -> None:
+    points = tuple(Point(float(i), 1.6e-5 * i / 4) for i in range(5))
+    drawn = render(Chart("rate", "step", "rate", (Series("rate", points),), y_from_zero=True))
+    assert ">1.5e-5<" in drawn
+    assert ">2e-5<" not in drawn
+
+
+def test_close_ticks_do_not_read_alike() -> None:
+    points = (Point(0.0, 0.9992189), Point(1.0, 0.9992206))
+    drawn = render(Chart("near one", "step", "odcorr", (Series("odcorr", points),)))
+    ticks = re.findall(r'text-anchor="end">([^<]+)<', drawn)
+    assert len(ticks) > 1
+    assert len(set(ticks)) == len(ticks)
