@@ -48,6 +48,7 @@ from eosin.training.failures import (
     starts_without_progress,
     transient_rounds,
 )
+from eosin.training.forked import Zygote, begin_zygote, fork_workers
 from eosin.training.hang import watch_for_hangs
 from eosin.training.lost_nodes import notice_lost_nodes
 from eosin.training.rejoin import is_lost_rendezvous, may_rejoin, rejoin
@@ -69,11 +70,12 @@ def main(arguments: list[str] | None = None) -> int:
     limit = int(own[_PROGRESS_FLAG] or 3)
     folder = Path(os.environ.setdefault(FAILURES_DIR, tempfile.mkdtemp(prefix="eosin-agent-")))
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    zygote = begin_zygote()  # first, since it imports while this process does
     threading.Thread(target=_watch, args=(folder, limit), name="eosin-agent", daemon=True).start()
     if own[_HANG_FLAG]:
-        watch_for_hangs(folder, float(own[_HANG_FLAG]))
+        watch_for_hangs(folder, float(own[_HANG_FLAG]), spared=zygote.pid if zygote else 0)
     try:
-        return _torchrun(flags, folder)
+        return _torchrun(flags, folder, zygote)
     except Exception as error:
         if not is_lost_rendezvous(error) or not may_rejoin(folder, float(own[_PATIENCE_FLAG] or 0)):
             raise
@@ -141,12 +143,14 @@ def _leave_reason(folder: Path, reason: Failure) -> None:
     part.replace(folder / REASON)
 
 
-def _torchrun(flags: list[str], folder: Path) -> int:
+def _torchrun(flags: list[str], folder: Path, zygote: Zygote | None) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
     notice_lost_nodes()
+    if zygote is not None:
+        fork_workers(zygote)
     try:
         run(parse_args(flags))  # type: ignore[no-untyped-call]
         return 0

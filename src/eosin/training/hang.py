@@ -32,16 +32,18 @@ class Pulse:
             self._path.unlink(missing_ok=True)
 
 
-def watch_for_hangs(folder: Path, timeout_s: float) -> None:
+def watch_for_hangs(folder: Path, timeout_s: float, *, spared: int = 0) -> None:
     """In an agent: kill its workers whenever one of them has finished no step for `timeout_s`.
 
     Before its first step a worker may take as long as it likes. torchrun starts killed workers again.
+    `spared`: the process id of a child that is no worker.
     """
 
     def watch() -> None:
         while True:
             time.sleep(min(1.0, timeout_s / 4))
-            kill_hanging(folder, children_of(os.getpid()), timeout_s)
+            workers = [pid for pid in children_of(os.getpid()) if pid != spared]
+            kill_hanging(folder, workers, timeout_s)
 
     threading.Thread(target=watch, name="eosin-hang", daemon=True).start()
 
