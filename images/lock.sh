@@ -17,5 +17,5 @@ lock() {
 lock build images/requirements-build.in
 # onnx: tissue models of one's own; datasets: public sets published as HDF5 or MATLAB files.
 lock index pyproject.toml --extra onnx --extra kubeflow --constraint constraints.txt
-lock train pyproject.toml --extra train --extra gpu --extra kubeflow --constraint constraints.txt
+lock train pyproject.toml --extra train --extra gpu --extra tensorboard --extra kubeflow --constraint constraints.txt
 lock evaluate pyproject.toml --extra evaluate --extra datasets --extra kubeflow --constraint constraints.txt
