@@ -83,7 +83,7 @@ def test_locks_cover_the_packages_that_pyproject_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {
         "index": ("onnx", "kubeflow"),
-        "train": ("train", "gpu", "kubeflow"),
+        "train": ("train", "gpu", "tensorboard", "kubeflow"),
         "evaluate": ("evaluate", "datasets", "kubeflow"),
     }
     script = (ROOT / "images/lock.sh").read_text()
