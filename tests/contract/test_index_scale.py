@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from eosin.index.snapshot import open_snapshot
+from eosin.layout import IndexLayout
+from eosin.patches.reading import TileKey
+from eosin.patches.tables import TileTables
+from tests.support.counting import CountingStore
 from tests.support.large_snapshot import write_large_snapshot, write_table
 
 # A fifth of the masks, which are some 45 kB a slide and stay on the disk.
@@ -79,3 +85,30 @@ def test_of_a_table_of_megabytes_only_the_level_is_read(tmp_path: Path) -> None:
     snapshot = open_snapshot(str(tmp_path))
     assert [len(snapshot.load_tiles(row, level)) for level in range(4)] == [139_278, 8_820, 567, 42]
     assert int(snapshot.load_tiles(row, 1)["offset"][0]) == 4096 + 14_000 * 139_278
+
+
+def test_tables_of_gigabytes_are_visited_in_bounded_memory(tmp_path: Path) -> None:
+    num_slides = 1000
+    write_large_snapshot(tmp_path, num_slides)
+    snapshot = open_snapshot(str(tmp_path))
+    write_table(tmp_path, snapshot.rows[0])
+    first = tmp_path / IndexLayout.tiles(snapshot.rows[0].digest)
+    for row in snapshot.rows[1:]:
+        link = tmp_path / IndexLayout.tiles(row.digest)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.hardlink_to(first)
+    assert first.stat().st_size * num_slides > 2e9
+    counting = CountingStore(snapshot.store)
+    tables = TileTables(replace(snapshot, store=counting))
+    tracemalloc.start()
+    try:
+        for slide in range(num_slides):
+            levels = snapshot.rows[slide].header.levels
+            keys = [TileKey(slide, number, level.num_tiles - 1, 1) for number, level in enumerate(levels)]
+            assert [place.size_bytes for place in tables.locate(keys)] == [14_000] * 4
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The two small levels are kept, 10 kB a slide, up to 64 MiB; of the others only rows are read.
+    assert peak_bytes < 40e6
+    assert sum(each.length for each in counting.ranges) < 12_000 * num_slides
