@@ -112,7 +112,7 @@ def test_a_placed_pipeline_is_one_that_kfp_loads(pipeline: str, tmp_path: Path) 
     ), "placing adds no parameter"
 
 
-def test_a_placed_loop_runs_here(tmp_path: Path) -> None:
+def test_a_placed_loop_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kfp.local takes no notice of resources; it must not stumble over them either."""
     kfp = pytest.importorskip("kfp", reason="pip install 'eosin[kubeflow]'")
     from kfp import local
@@ -136,6 +136,7 @@ def test_a_placed_loop_runs_here(tmp_path: Path) -> None:
     pod = TaskPodConfig.model_validate(SLICE)
     with placed(compiled, {"decode": pod, "evaluate": pod}) as path:
         assert path != compiled
+        monkeypatch.setattr(local.config.LocalExecutionConfig, "instance", None)
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
         assert kfp.components.load_component_from_file(str(path))().output == 30
 
