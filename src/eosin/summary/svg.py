@@ -20,6 +20,8 @@ _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _MAX_MARKED = 30
 _MAX_POINTS = 400
 _MAX_NAME = 38
+# Width of a character of a tick, about.
+_CHARACTER = 6.5
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,18 @@ def render(chart: Chart) -> str:
 
 
 def legend(chart: Chart) -> list[tuple[str, str]]:
-    """(swatch as an `<svg>` element, name) of each series, where there is more than one."""
+    """(swatch as markup, name) of each series, where there is more than one; then what numbers on the x axis
+    stand for, where its names are too long to be written there."""
     drawn = [s for s in chart.series if s.points]
-    return [(_swatch(i, s), s.name) for i, s in enumerate(drawn)] if len(drawn) > 1 else []
+    swatches = [(_swatch(i, s), s.name) for i, s in enumerate(drawn)] if len(drawn) > 1 else []
+    names = chart.x_names if _are_numbered(chart.x_names) else ()
+    return swatches + [(f"<b>{place}</b>", name) for place, name in enumerate(names, 1)]
+
+
+def _are_numbered(names: Sequence[str]) -> bool:
+    """Whether names side by side under the axis would run into one another."""
+    room = (WIDTH - _LEFT - _RIGHT) / max(1, len(names))
+    return any(len(name) * _CHARACTER > room for name in names)
 
 
 def nice_ticks(low: float, high: float, *, target: int = 4) -> list[float]:
@@ -193,7 +204,9 @@ def _grid(chart: Chart, x_axis: _Axis, y_axis: _Axis) -> list[str]:
 
 def _x_ticks(chart: Chart, x_axis: _Axis) -> list[tuple[float, str]]:
     if chart.x_names:
-        return [(float(place), escape(name)) for place, name in enumerate(chart.x_names)]
+        names = chart.x_names
+        shown = map(str, range(1, len(names) + 1)) if _are_numbered(names) else map(escape, names)
+        return [(float(place), name) for place, name in enumerate(shown)]
     return [(tick, _tick(tick)) for tick in x_axis.ticks()]
 
 

@@ -100,3 +100,14 @@ def test_close_ticks_do_not_read_alike() -> None:
     ticks = re.findall(r'text-anchor="end">([^<]+)<', drawn)
     assert len(ticks) > 1
     assert len(set(ticks)) == len(ticks)
+
+
+def test_names_too_long_for_the_axis_are_numbered_and_explained() -> None:
+    series = (Series("trained", (Point(0.0, 0.1), Point(1.0, 0.2))),)
+    short = Chart("a", "init", "b", series, x_names=("random", "timm"))
+    assert legend(short) == []
+    assert ">random</text>" in render(short)
+    long = Chart("a", "init", "b", series, x_names=("random", "timm-vit_small_patch16_224.<augreg>_in21k"))
+    assert legend(long) == [("<b>1</b>", long.x_names[0]), ("<b>2</b>", long.x_names[1])]
+    assert ">1</text>" in render(long)
+    assert "augreg" not in render(long)
