@@ -269,17 +269,10 @@ def test_schedule_is_kept_by_the_very_command_of_its_pod(tmp_path: Path) -> None
         "recipe": "vits16-dinov2", "settings": ["seed=1"], "min_new_slides": 50, "s3_secret": "keys",
         **{f"{name}_image": image for name, image in IMAGES.items()},
     }  # fmt: skip
-    executors = _pipeline_spec(made)["deploymentSpec"]["executors"]
-    resource = {
-        task: executors[f"exec-{task}"]["container"]["resources"]["accelerator"]["resourceType"]
-        for task in ("decode", "evaluate")
-    }
-    assert resource == {"decode": "nvidia.com/gpu", "evaluate": "nvidia.com/mig-1g.10gb"}
-
-
-def _pipeline_spec(schedule: dict[str, Any]) -> dict[str, Any]:
-    spec = schedule["pipeline_spec"]
-    return spec.get("pipeline_spec", spec)
+    executors = made["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
+    for task, resource in (("decode", "nvidia.com/gpu"), ("evaluate", "nvidia.com/mig-1g.10gb")):
+        accelerator = executors[f"exec-{task}"]["container"]["resources"]["accelerator"]
+        assert accelerator["resourceType"] == resource
 
 
 def test_upgrade_and_rollback_rename_nothing(tmp_path: Path) -> None:
