@@ -175,9 +175,24 @@ class Rows(Sequence[SlideRow]):
 def decode_rows(data: bytes, *, source: str) -> Rows:
     """The rows in Parquet bytes. Raises `PermanentError` naming `source` where they are not rows."""
     try:
-        return Rows(pq.read_table(io.BytesIO(data), schema=SCHEMA))
+        with pq.ParquetFile(io.BytesIO(data), pre_buffer=False) as file:
+            return Rows(conformed(file.read(use_threads=False)))
     except (pa.ArrowException, OSError) as error:
         raise PermanentError(f"{source} does not hold index rows: {error}", hint="index again") from error
+
+
+def conformed(part: pa.Table) -> pa.Table:
+    """With all columns of today; those that an older indexer did not write hold nulls.
+
+    Raises `pyarrow.ArrowInvalid` where a column is not of its kind.
+    """
+    found = {name: part.column(name) for name in part.column_names}
+    for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
+        column = found.setdefault(name, pa.nulls(len(part), kind))
+        if not column.type.equals(kind):
+            raise pa.ArrowInvalid(f"column {name} holds {column.type}, not {kind}")
+    columns = [found[name] for name in SCHEMA.names]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
 def _to_record(row: SlideRow) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from eosin.errors import PermanentError
 from eosin.index.mask_file import MaskFile
-from eosin.index.rows import ROWS_AT_ONCE, SCHEMA, Rows, masks_of
+from eosin.index.rows import ROWS_AT_ONCE, SCHEMA, Rows, conformed, masks_of
 from eosin.index.tissue_mask import TissueMask
 from eosin.layout import IndexLayout
 from eosin.records import SnapshotManifest
@@ -42,7 +42,7 @@ def read_rows(path: Path, *, source: str) -> Rows:
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(ROWS_AT_ONCE, use_threads=False):
-                part = _conformed(batch)
+                part = conformed(pa.Table.from_batches([batch]))
                 masks += [mask and kept.keep(mask) for mask in masks_of(part.column("tissue"))]
                 parts.append(part.drop_columns(["tissue"]))
                 del batch, part
@@ -50,12 +50,3 @@ def read_rows(path: Path, *, source: str) -> Rows:
     except (pa.ArrowException, OSError) as error:
         raise PermanentError(f"{source} does not hold index rows: {error}", hint="index again") from error
     return Rows(pa.concat_tables(parts), masks)
-
-
-def _conformed(batch: pa.RecordBatch) -> pa.Table:
-    """With all columns of today; those that an older indexer did not write hold nulls."""
-    columns = [
-        batch.column(field.name) if field.name in batch.schema.names else pa.nulls(len(batch), field.type)
-        for field in SCHEMA
-    ]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -102,6 +103,14 @@ def test_rows_of_an_older_indexer_lack_its_newer_columns(tmp_path: Path) -> None
     table = pq.read_table(io.BytesIO(encode_rows([row(1)])), schema=SCHEMA).drop_columns(["content"])
     pq.write_table(table, tmp_path / "rows.parquet")
     assert [each.content for each in read_rows(tmp_path / "rows.parquet", source="test")] == [""]
+
+
+def test_a_table_of_other_columns_is_not_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"slide": [1, 2], "x": [1.0, 2.0]}), tmp_path / "other.parquet")
+    with pytest.raises(PermanentError, match="does not hold index rows"):
+        read_rows(tmp_path / "other.parquet", source="test")
+    with pytest.raises(PermanentError, match="does not hold index rows"):
+        decode_rows((tmp_path / "other.parquet").read_bytes(), source="test")
 
 
 class _Small:
