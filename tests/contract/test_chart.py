@@ -17,7 +17,7 @@ import yaml
 
 from eosin.cli.app import invoke
 from eosin.cluster import names
-from eosin.cluster.checks import LAUNCHER_PERMISSIONS
+from eosin.cluster.checks import LAUNCHER_PERMISSIONS, TRAINER_PERMISSIONS
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.site import CONFIG_MAP, KEY, with_site_defaults
 from eosin.config import RunConfig, load_config
@@ -182,7 +182,8 @@ def test_launcher_may_do_exactly_what_it_does(tmp_path: Path) -> None:
         for resource in rule["resources"]
     }
     assert granted == {
-        (group, res, frozenset(verbs), name) for group, res, verbs, name in LAUNCHER_PERMISSIONS
+        (group, res, frozenset(verbs), name)
+        for group, res, verbs, name in (*LAUNCHER_PERMISSIONS, *TRAINER_PERMISSIONS)
     }
 
 

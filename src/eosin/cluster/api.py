@@ -5,6 +5,7 @@ Objects are plain JSON: what a newer server adds is carried along instead of fai
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -45,6 +46,8 @@ class Interrupted(Exception):
 class Cluster:
     """A connection to one namespace. Calls that only read are retried; so is all that is idempotent.
 
+    What its methods call a JobSet is an object of `job_api`: of a cluster `through` Trainer, a TrainJob.
+
     Raises `UserError` for what a person must change (credentials, RBAC, a refused object), with the
     object and the fix; `TransientError` when the server stays out of reach.
     """
@@ -60,6 +63,7 @@ class Cluster:
         from kubernetes.client import AuthorizationV1Api, CoreV1Api, CustomObjectsApi, PolicyV1Api, VersionApi
 
         self.namespace = namespace
+        self.job_api = names.JOBSET
         self._sleep = sleep
         self._attempts = attempts
         self.core = CoreV1Api(client)
@@ -68,24 +72,27 @@ class Cluster:
         self._authorization = AuthorizationV1Api(client)
         self._version = VersionApi(client)
 
+    def through(self, job_api: names.JobApi) -> Cluster:
+        """The same connection, training by objects of `job_api`."""
+        other = copy.copy(self)
+        other.job_api = job_api
+        return other
+
     def server_version(self) -> str:
         return str(self.read("reading the server's version", self._version.get_code)["gitVersion"])
 
     def create_jobset(self, manifest: Manifest) -> Manifest:
-        """Raises `AlreadyExists` where the name is taken, `Missing` where JobSet is not installed."""
-        return self._custom(
-            f"creating JobSet {manifest['metadata']['name']}",
-            self.custom.create_namespaced_custom_object,
-            names.JOBSET_PLURAL,
-            manifest,
-        )
+        """Raises `AlreadyExists` where the name is taken, `Missing` where the API is not installed."""
+        doing = f"creating {self.job_api.kind} {manifest['metadata']['name']}"
+        create = self.custom.create_namespaced_custom_object
+        return self._custom(doing, create, self.job_api.plural, manifest)
 
     def get_jobset(self, name: str) -> Manifest | None:
         try:
             return self._custom(
-                f"reading JobSet {name}",
+                f"reading {self.job_api.kind} {name}",
                 self.custom.get_namespaced_custom_object,
-                names.JOBSET_PLURAL,
+                self.job_api.plural,
                 name,
             )
         except Missing:
@@ -98,9 +105,9 @@ class Cluster:
         body = V1DeleteOptions(propagation_policy="Foreground", preconditions=V1Preconditions(uid=uid))
         try:
             self._custom(
-                f"deleting JobSet {name}",
+                f"deleting {self.job_api.kind} {name}",
                 self.custom.delete_namespaced_custom_object,
-                names.JOBSET_PLURAL,
+                self.job_api.plural,
                 name,
                 body=body,
             )
@@ -113,12 +120,12 @@ class Cluster:
         Raises `Expired` and `Interrupted`; the caller reads the object again and goes on.
         """
         response = self._call(
-            f"watching JobSet {name}",
+            f"watching {self.job_api.kind} {name}",
             self.custom.list_namespaced_custom_object,
-            names.JOBSET_GROUP,
-            names.JOBSET_VERSION,
+            self.job_api.group,
+            self.job_api.version,
             self.namespace,
-            names.JOBSET_PLURAL,
+            self.job_api.plural,
             field_selector=f"metadata.name={name}",
             resource_version=resource_version,
             watch="true",
@@ -263,7 +270,7 @@ class Cluster:
         return bool(review["status"]["allowed"])
 
     def _custom(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Manifest:
-        where = (names.JOBSET_GROUP, names.JOBSET_VERSION, self.namespace)
+        where = (self.job_api.group, self.job_api.version, self.namespace)
         return self.read(doing, function, *where, *args, **more)
 
     def read(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Manifest:

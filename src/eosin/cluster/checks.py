@@ -16,10 +16,13 @@ from eosin.config.cluster import ClusterConfig, NodePoolConfig
 from eosin.errors import EosinError
 
 _PREREQUISITES = "kubectl apply --server-side -k manifests/prerequisites"
+_TRAINER = "install Kubeflow Trainer 2, or set cluster.job_api to jobset"
 # (name, version that must be served, how to get it)
 _CRDS = (
     ("jobsets.jobset.x-k8s.io", "v1alpha2", _PREREQUISITES),
     ("workflows.argoproj.io", "v1alpha1", "install Kubeflow Pipelines 2.17; `eosin train` needs none"),
+    ("trainjobs.trainer.kubeflow.org", "v1alpha1", _TRAINER),
+    ("trainingruntimes.trainer.kubeflow.org", "v1alpha1", _TRAINER),
     ("localqueues.kueue.x-k8s.io", "", "manifests/prerequisites/kueue-values.yaml says how"),
 )
 
@@ -34,6 +37,11 @@ LAUNCHER_PERMISSIONS = (
     ("", "events", ("list",), ""),
     ("", "configmaps", ("get",), CONFIG_MAP),
     ("argoproj.io", "workflows", ("get",), ""),
+)
+# The same where `cluster.job_api` is trainjob; the Role grants these as well.
+TRAINER_PERMISSIONS = (
+    (names.TRAINJOB.group, names.TRAINJOB.plural, ("create", "get", "list", "watch", "delete"), ""),
+    (names.TRAINJOB.group, names.RUNTIME_PLURAL, ("create", "get", "delete"), ""),
 )
 _KUEUE = "kueue.x-k8s.io"
 _TESTED_MINOR = 29
@@ -114,6 +122,8 @@ def _check_crds(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterChec
     for name, version, fix in _CRDS:
         if name.endswith(_KUEUE) and not config.queue:
             continue
+        if name.endswith(names.TRAINJOB.group) and config.job_api != "trainjob":
+            continue
         yield _check_crd(
             cluster, name, version, fix, lacking="warn" if name.startswith("workflows") else "fail"
         )
@@ -137,7 +147,8 @@ def _check_crd(
 
 
 def _check_permissions(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
-    for group, resource, verbs, name in LAUNCHER_PERMISSIONS:
+    through_trainer = TRAINER_PERMISSIONS if config.job_api == "trainjob" else ()
+    for group, resource, verbs, name in (*LAUNCHER_PERMISSIONS, *through_trainer):
         lacking = [verb for verb in verbs if not cluster.can_i(verb, group, resource, name)]
         if lacking:
             fix = "bind the chart's launcher Role to this service account (values: launcher.serviceAccounts)"

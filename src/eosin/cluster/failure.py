@@ -57,11 +57,11 @@ def explain(
 ) -> EosinError:
     """The error to raise for a JobSet that failed; `last_lines` reads the end of a container's log."""
     failures = pod_failures(pods)
-    name = jobset["metadata"]["name"]
+    name, kind = jobset["metadata"]["name"], jobset.get("kind", "JobSet")
     if not failures:
         return PermanentError(
-            f"JobSet {name} failed: {_condition(jobset)}",
-            hint=f"kubectl -n {jobset['metadata']['namespace']} describe jobset {name}",
+            f"{kind} {name} failed: {_condition(jobset)}",
+            hint=f"kubectl -n {jobset['metadata']['namespace']} describe {kind.lower()} {name}",
         )
     failure = failures[0]
     lines = list(last_lines(failure))

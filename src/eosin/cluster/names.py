@@ -12,6 +12,7 @@ JOBSET_PLURAL = "jobsets"
 
 RUN_ANNOTATION = "eosin.dev/run"
 CONFIG_ANNOTATION = "eosin.dev/config-digest"
+SPEC_ANNOTATION = "eosin.dev/spec-digest"
 SPOT_JOBS_ANNOTATION = "eosin.dev/spot-jobs"
 """On a JobSet: names of the Jobs that belong to it, joined by commas."""
 ELASTIC_ANNOTATION = "kueue.x-k8s.io/elastic-job"
@@ -24,6 +25,21 @@ CONTAINER = "trainer"
 RENDEZVOUS_CONTAINER = "rendezvous"
 
 _SLUG_CHARS = 14
+
+
+@dataclass(frozen=True)
+class JobApi:
+    """A kind of object that a cluster turns into the pods of a training."""
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+
+
+JOBSET = JobApi(JOBSET_GROUP, JOBSET_VERSION, JOBSET_PLURAL, "JobSet")
+TRAINJOB = JobApi("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
+RUNTIME_PLURAL, RUNTIME_KIND = "trainingruntimes", "TrainingRuntime"
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from typing import Any
 from eosin.cluster import names
 from eosin.cluster.api import AlreadyExists, Cluster, Manifest, Missing
 from eosin.cluster.jobset import UNLIMITED, agent_job, queue_labels, spot_job_pools
+from eosin.cluster.ours import check_ours
 from eosin.cluster.pods import agent_pod
 from eosin.config import RunConfig
 from eosin.config.cluster import NodePoolConfig
-from eosin.errors import EosinError, TransientError, UserError
+from eosin.errors import EosinError, TransientError
 from eosin.observability import RunLog
 
 _GONE_TIMEOUT_S = 300
@@ -120,7 +121,7 @@ def _ensure(cluster: Cluster, manifest: Manifest, log: RunLog, sleep: Callable[[
             return
         if existing is None:
             continue
-        _check_ours(existing, manifest)
+        check_ours(existing, manifest)
         going = not existing["metadata"].get("deletionTimestamp")
         if going and _owner_uid(existing) == _owner_uid(manifest):
             log.event("spot-job-adopted", job=name)
@@ -128,17 +129,6 @@ def _ensure(cluster: Cluster, manifest: Manifest, log: RunLog, sleep: Callable[[
         _delete(cluster, existing)
         _wait_until_gone(cluster, existing, sleep)
     raise TransientError(f"Job {name} is made and deleted by somebody else at the same time")
-
-
-def _check_ours(existing: Manifest, wanted: Manifest) -> None:
-    run = wanted["metadata"]["annotations"][names.RUN_ANNOTATION]
-    found = (existing["metadata"].get("annotations") or {}).get(names.RUN_ANNOTATION)
-    if found != run:
-        name = existing["metadata"]["name"]
-        raise UserError(
-            f"Job {name} is there already and belongs to {found or 'something else'}",
-            hint=f"delete it, or take another run URI than {run}",
-        )
 
 
 def _wait_until_gone(cluster: Cluster, job: Manifest, sleep: Callable[[float], None]) -> None:

@@ -1,15 +1,17 @@
-"""Train a run on a cluster: submit or adopt its JobSet, follow it, and say how it ended."""
+"""Train a run on a cluster: submit or adopt its JobSet or TrainJob, follow it, and say how it ended."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from eosin.cluster import create
+from eosin.cluster import create, names
 from eosin.cluster.api import Cluster, Manifest, connect
 from eosin.cluster.follow import Follower, phases
 from eosin.cluster.jobset import render_disruption_budget, render_jobset
 from eosin.cluster.names import OwnerReference, jobset_name
+from eosin.cluster.ours import with_digest
 from eosin.cluster.owner import Launcher, find_launcher, stop_owner
 from eosin.cluster.podlogs import PodLogMirror, echo_prefix
 from eosin.cluster.site import load_site, with_site_defaults
@@ -19,6 +21,8 @@ from eosin.cluster.spotjobs import (
     remove_spot_jobs,
     render_spot_jobs,
 )
+from eosin.cluster.trainer import check_kind, ensure_runtime, find_training
+from eosin.cluster.trainjob import render_trainjob
 from eosin.config import RunConfig
 from eosin.errors import EosinError, PermanentError, TransientError, UserError
 from eosin.layout import RunLayout
@@ -34,11 +38,11 @@ class _Terminated(BaseException):
 
 
 def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = None) -> TrainingDone:
-    """Train `run_uri` to the end as a JobSet; a no-op where training has ended before and its teachers are
-    there. Where some have been deleted since, pods make them again from their checkpoints.
+    """Train `run_uri` to the end as `cluster.job_api` says; a no-op where training has ended before and its
+    teachers are there. Where some have been deleted since, pods make them again from their checkpoints.
 
-    Safe to kill and call again: the JobSet has one name a run and is adopted. On SIGTERM it is deleted
-    where the run's Workflow was cancelled, and left to train where only this pod is evicted
+    Safe to kill and call again: the JobSet (or TrainJob) has one name a run and is adopted. On SIGTERM it is
+    deleted where the run's Workflow was cancelled, and left to train where only this pod is evicted
     (`TransientError`: call again). Ctrl-C leaves it training.
 
     Raises `UserError` (configuration, credentials, image), `PermanentError` and `TransientError`, each
@@ -60,6 +64,7 @@ def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = Non
     cluster = cluster or connect(config.cluster.namespace)
     placement = with_site_defaults(config.cluster, load_site(cluster))
     config = config.model_copy(update={"cluster": placement})
+    cluster = cluster.through(names.TRAINJOB if placement.job_api == "trainjob" else names.JOBSET)
     launcher = find_launcher(cluster)
     with sigterm_raises(_Terminated):
         try:
@@ -80,22 +85,24 @@ class Cancelled:
     jobset: str
     workflow: str
     """The Kubeflow run's Workflow: while it goes on, it would submit the training again."""
+    kind: str = names.JOBSET.kind
 
     def __str__(self) -> str:
-        stopped = [f"JobSet {self.jobset}"] if self.jobset else []
+        stopped = [f"{self.kind} {self.jobset}"] if self.jobset else []
         stopped += [f"Workflow {self.workflow}"] if self.workflow else []
         return f"{' and '.join(stopped)} stopped" if stopped else "nothing of the run is on the cluster"
 
 
 def cancel_training(run_uri: str, *, cluster: Cluster | None = None) -> Cancelled:
-    """Stop the run's Workflow, delete its JobSet and pods; what is in the bucket stays."""
+    """Stop the run's Workflow, delete its JobSet or TrainJob and pods; what is in the bucket stays."""
     cluster = cluster or connect(load_run(run_uri).cluster.namespace)
-    jobset = cluster.get_jobset(jobset_name(run_uri))
-    if jobset is None:
+    found = find_training(cluster, jobset_name(run_uri))
+    if found is None:
         return Cancelled("", "")
+    cluster, jobset = found
     workflow = stop_owner(cluster, jobset)
     create.delete_and_wait(cluster, jobset)
-    return Cancelled(jobset["metadata"]["name"], workflow)
+    return Cancelled(jobset["metadata"]["name"], workflow, cluster.job_api.kind)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,7 @@ class LiveState:
     restarts: int
     pods: dict[str, dict[str, int]]
     """Pool → phase → number of pods."""
+    kind: str = names.JOBSET.kind
 
     def __str__(self) -> str:
         pools = (
@@ -115,20 +123,21 @@ class LiveState:
             for pool, each in sorted(self.pods.items())
         )
         restarts = f", {self.restarts} restarts" if self.restarts else ""
-        return " · ".join([f"JobSet {self.jobset}: {self.state.lower()}{restarts}", *pools])
+        return " · ".join([f"{self.kind} {self.jobset}: {self.state.lower()}{restarts}", *pools])
 
 
 def live_state(run_uri: str, *, cluster: Cluster | None = None) -> LiveState | None:
-    """The run's JobSet as the cluster shows it; None where there is none. Every call is tried once."""
+    """The run's JobSet or TrainJob as the cluster shows it, if there is one. Every call is tried once."""
     cluster = cluster or connect(load_run(run_uri).cluster.namespace, attempts=1)
-    jobset = cluster.get_jobset(jobset_name(run_uri))
-    if jobset is None:
+    found = find_training(cluster, jobset_name(run_uri))
+    if found is None:
         return None
+    cluster, jobset = found
     suspended = jobset["spec"].get("suspend") is True
     state = create.terminal_state(jobset) or ("Suspended" if suspended else "Running")
     restarts = int((jobset.get("status") or {}).get("restarts", 0))
     pods = phases(cluster.list_pods(jobset["metadata"]["name"]))
-    return LiveState(jobset["metadata"]["name"], state, restarts, pods)
+    return LiveState(jobset["metadata"]["name"], state, restarts, pods, cluster.job_api.kind)
 
 
 def _train(
@@ -146,29 +155,52 @@ def _train(
     mirror.close()
     if ended is None:
         raise TransientError(
-            f"JobSet {name} was deleted while it trained",
+            f"{cluster.job_api.kind} {name} was deleted while it trained",
             hint="run it again: it goes on from the last checkpoint",
         )
     failure = follower.explain(ended) if create.terminal_state(ended) == "Failed" else None
     remove_spot_jobs(cluster, ended)
     if failure is not None:
         raise failure
-    return _finished(store, config, name)
+    return _finished(store, config, f"{cluster.job_api.kind} {name}")
 
 
 def _submit(
     run_uri: str, config: RunConfig, store: Store, cluster: Cluster, launcher: Launcher, log: RunLog
 ) -> Manifest:
     image = config.cluster.image or os.environ.get("EOSIN_TRAIN_IMAGE", "") or launcher.image
-    manifest = render_jobset(config, run_uri, image=image, namespace=cluster.namespace, owner=launcher.owner)
-    jobset = create.create_or_adopt(cluster, manifest, log=log, is_done=lambda: _has_result(store, config))
-    metadata = jobset["metadata"]
-    owner = OwnerReference(jobset["apiVersion"], "JobSet", metadata["name"], metadata.get("uid", ""))
+    prepare, manifest = _wanted(config, run_uri, image, cluster, launcher, log)
+    check_kind(cluster, manifest["metadata"]["name"])
+    jobset = create.create_or_adopt(
+        cluster, manifest, log=log, is_done=lambda: _has_result(store, config), prepare=prepare
+    )
+    name, uid = jobset["metadata"]["name"], jobset["metadata"].get("uid", "")
+    owner = OwnerReference(jobset["apiVersion"], cluster.job_api.kind, name, uid)
     jobs = render_spot_jobs(config, run_uri, image=image, jobset=jobset)
     if not create.terminal_state(jobset):
         ensure_spot_jobs(cluster, jobs, log=log)
     cluster.create_budget(render_disruption_budget(config, run_uri, namespace=cluster.namespace, owner=owner))
     return jobset
+
+
+def _wanted(
+    config: RunConfig, run_uri: str, image: str, cluster: Cluster, launcher: Launcher, log: RunLog
+) -> tuple[Callable[[], None], Manifest]:
+    """What makes the objects that the JobSet or TrainJob refers to, and the JobSet or TrainJob itself."""
+    if cluster.job_api == names.JOBSET:
+        return _nothing, render_jobset(
+            config, run_uri, image=image, namespace=cluster.namespace, owner=launcher.owner
+        )
+    runtime, job = render_trainjob(
+        config, run_uri, image=image, namespace=cluster.namespace, owner=launcher.owner
+    )
+    # The pods are the runtime's: by its spec one tells whether they would be others now.
+    runtime, job = with_digest(runtime), with_digest(job, runtime["spec"])
+    return lambda: ensure_runtime(cluster, runtime, log=log), job
+
+
+def _nothing() -> None:
+    """A JobSet refers to nothing that must be there before it."""
 
 
 def _has_result(store: Store, config: RunConfig) -> bool:
@@ -180,7 +212,7 @@ def _finished(store: Store, config: RunConfig, name: str) -> TrainingDone:
     done = load_training_done(store, config)
     if done is None:
         raise PermanentError(
-            f"JobSet {name} completed, but {join_uri(store.uri, RunLayout.TRAINING_DONE)} is not there",
+            f"{name} completed, but {join_uri(store.uri, RunLayout.TRAINING_DONE)} is not there",
             hint="look at `eosin logs`; run it again: it goes on from the last checkpoint",
         )
     return done
@@ -188,16 +220,18 @@ def _finished(store: Store, config: RunConfig, name: str) -> TrainingDone:
 
 def _terminated(run_uri: str, cluster: Cluster, launcher: Launcher, log: RunLog) -> EosinError:
     name = jobset_name(run_uri)
+    called = f"{cluster.job_api.kind} {name}"
     if launcher.was_cancelled(cluster):
         jobset = cluster.get_jobset(name)
         if jobset is not None:
-            remove_spot_jobs(cluster, jobset)
-            cluster.delete_jobset(name, jobset["metadata"].get("uid", ""))
+            create.delete(cluster, jobset)
         log.event("cancelled", jobset=name)
         return UserError(
-            f"the run was cancelled; JobSet {name} is deleted", hint="what it saved stays in the run"
+            f"the run was cancelled; {called} is deleted",
+            hint="what it saved stays in the run",
         )
     log.event("detached", jobset=name, note="this pod is evicted; training goes on")
     return TransientError(
-        f"the launcher was stopped while JobSet {name} trains", hint="run it again to follow it"
+        f"the launcher was stopped while {called} trains",
+        hint="run it again to follow it",
     )

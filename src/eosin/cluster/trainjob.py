@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 
 from eosin.cluster.jobset import render_jobset, spot_job_pools
-from eosin.cluster.names import CONTAINER, OwnerReference
+from eosin.cluster.names import CONTAINER, RUNTIME_KIND, TRAINJOB, OwnerReference
 from eosin.cluster.pods import Manifest
 from eosin.config import RunConfig
 from eosin.errors import UserError
 
-GROUP = "trainer.kubeflow.org"
-VERSION = "v1alpha1"
 _STEP_LABEL = "trainer.kubeflow.org/trainjob-ancestor-step"
 # Trainer looks for its container by this name.
 _CONTAINER = "node"
@@ -35,8 +33,8 @@ def render_trainjob(
     labels = {key: value for key, value in metadata["labels"].items() if not key.startswith("kueue.")}
     anchor = config.cluster.pools[0]
     runtime: Manifest = {
-        "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": "TrainingRuntime",
+        "apiVersion": f"{TRAINJOB.group}/{TRAINJOB.version}",
+        "kind": RUNTIME_KIND,
         "metadata": {**metadata, "labels": labels},
         "spec": {
             "mlPolicy": {"numNodes": anchor.min_nodes},
@@ -47,12 +45,12 @@ def render_trainjob(
         },
     }
     job: Manifest = {
-        "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": "TrainJob",
+        "apiVersion": f"{TRAINJOB.group}/{TRAINJOB.version}",
+        "kind": TRAINJOB.kind,
         # A queue is named by the TrainJob: Kueue would else admit the JobSet a second time.
         "metadata": metadata,
         "spec": {
-            "runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": metadata["name"]},
+            "runtimeRef": {"apiGroup": TRAINJOB.group, "kind": RUNTIME_KIND, "name": metadata["name"]},
             "trainer": {"numNodes": anchor.min_nodes},
         },
     }
