@@ -59,7 +59,7 @@ MATRIX: dict[str, dict[str, Any]] = {
     },
     "dashboard-alone": {"monitoring": {"dashboard": {"enabled": True}}},
 }
-_NO_SCHEMA_HERE = {"PodMonitor", "PrometheusRule"}
+_OF_THE_PROMETHEUS_OPERATOR = {"PodMonitor": "podmonitors", "PrometheusRule": "prometheusrules"}
 
 
 def helm(values: dict[str, Any], tmp_path: Path, *, release: str = "eosin", chart: Path = CHART) -> Any:
@@ -89,8 +89,14 @@ def test_every_object_is_valid(case: str, tmp_path: Path) -> None:
     for manifest in render(MATRIX[case], tmp_path):
         if manifest["kind"] == "LocalQueue":
             assert crd_errors(manifest, "kueue.x-k8s.io_localqueues.yaml") == []
-        elif manifest["kind"] not in _NO_SCHEMA_HERE:
+        elif manifest["kind"] not in _OF_THE_PROMETHEUS_OPERATOR:
             assert built_in_errors(manifest) == [], manifest["kind"]
+
+
+@pytest.mark.parametrize("kind", _OF_THE_PROMETHEUS_OPERATOR)
+def test_what_monitoring_installs_is_valid_for_its_crd(kind: str, tmp_path: Path) -> None:
+    crd = f"monitoring.coreos.com_{_OF_THE_PROMETHEUS_OPERATOR[kind]}.yaml"
+    assert crd_errors(only(render(FULL, tmp_path), kind), crd) == []
 
 
 @pytest.mark.parametrize("case", ["default", "full"])
