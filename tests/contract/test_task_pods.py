@@ -137,6 +137,8 @@ def test_a_placed_loop_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with placed(compiled, {"decode": pod, "evaluate": pod}) as path:
         assert path != compiled
         monkeypatch.setattr(local.config.LocalExecutionConfig, "instance", None)
+        # kfp's loops, threads of this process, can leave print indented for good: it is put back afterwards.
+        monkeypatch.setattr(builtins, "print", print)
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
         assert kfp.components.load_component_from_file(str(path))().output == 30
 
