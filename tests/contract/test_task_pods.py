@@ -1,5 +1,6 @@
 """GPUs, memory and nodes of a pipeline's tasks: what is written into the compiled file, and who reads it."""
 
+import builtins
 import copy
 import json
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_a_placed_loop_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with placed(compiled, {"decode": pod, "evaluate": pod}) as path:
         assert path != compiled
         monkeypatch.setattr(local.config.LocalExecutionConfig, "instance", None)
-        # kfp's loops, threads of this process, can leave print indented for good: it is put back afterwards.
+        # kfp runs loops in threads, which can leave print indented for good: put it back afterwards.
         monkeypatch.setattr(builtins, "print", print)
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
         assert kfp.components.load_component_from_file(str(path))().output == 30
