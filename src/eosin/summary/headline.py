@@ -52,16 +52,16 @@ class Line:
         return None if not change else (change > 0) == self.higher_is_better
 
 
-def headline(results: Sequence[Result], records: Sequence[MetricRecord]) -> list[Line]:
-    """The main metrics of every task that has at least one figure."""
-    lines = []
+def headline(lines: Sequence[Line], results: Sequence[Result]) -> list[Line]:
+    """Of `lines` the main metrics of every task, in the order of `results`."""
+    found = {(line.task, line.metric): line for line in lines}
+    chosen = []
     for task in dict.fromkeys(result.task for result in results):
         usable = [r for r in results if r.task == task and r.status == "ok" and r.metric]
         names = {str(r.metric) for r in usable}
         wanted = [name for name in _PER_TASK.get(usable[0].kind, ()) if name in names] if usable else []
-        for name in wanted or sorted(names, key=metric_order):
-            lines.append(_line(task, name, [r for r in usable if r.metric == name], records))
-    return lines
+        chosen += [found[task, name] for name in wanted or sorted(names, key=metric_order)]
+    return chosen
 
 
 def baselines_of(lines: Sequence[Line]) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ def baselines_of(lines: Sequence[Line]) -> tuple[str, ...]:
 
 
 def all_lines(results: Sequence[Result], records: Sequence[MetricRecord]) -> list[Line]:
-    """As `headline`, of every metric there is."""
+    """Every metric of every task that has at least one figure, in the order of `results`."""
     figures = [r for r in results if r.status == "ok" and r.metric]
     pairs = dict.fromkeys((r.task, str(r.metric)) for r in figures)
     return [

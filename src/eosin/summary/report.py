@@ -81,7 +81,8 @@ class Report:
 def build_report(published: Published) -> Report:
     results = collect_results(published)
     records = [record for _, record in published.records]
-    lines = headline(results, records)
+    every = all_lines(results, records)
+    lines = headline(every, results)
     pairs = {(r.model, r.task): r.status for r in results}
     config = published.config
     differences = None
@@ -92,7 +93,7 @@ def build_report(published: Published) -> Report:
         published=published,
         results=tuple(results),
         lines=tuple(lines),
-        more_lines=tuple(all_lines(results, records)),
+        more_lines=tuple(every),
         leaderboard=leaderboard(lines, results, published.earlier, published_figures(results)),
         verdict=_verdict(lines, training_ended=published.training is not None),
         statuses=dict(sorted(Counter(pairs.values()).items(), key=lambda item: _STATUS_ORDER.index(item[0]))),

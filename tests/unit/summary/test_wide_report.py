@@ -11,7 +11,7 @@ from eosin.observability import RunLog
 from eosin.records import MetricRecord, MetricValue
 from eosin.storage import open_store
 from eosin.summary.gaps import Gap, find_gaps, listed
-from eosin.summary.headline import headline
+from eosin.summary.headline import all_lines, headline
 from eosin.summary.leaderboard import leaderboard
 from eosin.summary.names import model_label
 from eosin.summary.result import Result
@@ -72,7 +72,7 @@ def test_a_wide_table_is_cut_and_rows_without_a_figure_stay_out() -> None:
     tasks = [f"t{i}" for i in range(8)]
     results = [_result(task, "random-init", 0, 0.5) for task in tasks]
     results.append(_result("t7", "timm:alpha", None, 0.9))
-    lines = headline(results, [])
+    lines = headline(all_lines(results, []), results)
     blocks = leaderboard(lines, results, [], []).blocks(6)
     assert [[line.task for line in block.columns] for block in blocks] == [tasks[:6], tasks[6:]]
     assert ["timm:alpha" in [row.label for row in block.rows] for block in blocks] == [False, True]
