@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eosin.evaluation.embed import embed
-from eosin.evaluation.open_dataset import open_dataset
+from eosin.evaluation.datasets.open_dataset import open_dataset
+from eosin.evaluation.embeddings.embed import embed
 from eosin.evaluation.subject import Subject
 from eosin.models.arch import import_timm
 from eosin.observability import RunLog

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from eosin.config.evaluate import AbmilConfig, ProbeConfig
-from eosin.evaluation.probe import Part, train_probes
+from eosin.evaluation.tasks.probe import Part, train_probes
 from eosin.models.torchvision_ops import define_missing_ops
 
 

@@ -14,7 +14,7 @@ from eosin.config.patches import PatchesConfig
 from eosin.index.scan import scan_shard
 from eosin.index.snapshot import Snapshot, open_snapshot, publish_snapshot
 from eosin.observability import RunLog
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from eosin.slides.synthetic import SyntheticConfig, write_slide
 

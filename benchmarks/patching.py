@@ -38,7 +38,7 @@ from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
 from eosin.patches.geometry import box_of
 from eosin.patches.request import PatchRequest
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from eosin.slides.jpeg_part import decodes_parts
 

@@ -27,7 +27,7 @@ from eosin.config.patches import PatchesConfig
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
 from eosin.patches.augment import MultiCrop
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from eosin.recipes import load_recipe
 
@@ -104,8 +104,8 @@ def on_gpu(batch: object) -> torch.Tensor:
 def training_rate(seconds: float) -> float:
     """Patches a second of crops, forward, backward and update, the patches on the device already."""
     from eosin.models.network import build_network
-    from eosin.training.slots import SlotMaker
-    from eosin.training.step import Learner
+    from eosin.training.engine.slots import SlotMaker
+    from eosin.training.engine.step import Learner
     from eosin.training.world import World
 
     text, source = load_recipe("vits16-dino")

@@ -22,7 +22,7 @@ from material import BATCH, index_slides, load, resident_mib, sampler_of, write_
 
 from eosin.index.snapshot import open_snapshot
 from eosin.observability import RunLog
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 
 _DRAWN = 8

@@ -40,7 +40,7 @@ from material import (
 from eosin.demo.server import LocalS3
 from eosin.observability import RunLog
 from eosin.patches.geometry import box_of
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from eosin.storage import open_store
 

@@ -32,11 +32,11 @@ from torch import Tensor
 from eosin.config import RunConfig
 from eosin.models.network import Network, build_network
 from eosin.training.check import flops_per_image
+from eosin.training.engine.objective import TERMS
+from eosin.training.engine.slots import Slot, SlotMaker
+from eosin.training.engine.step import Learner
 from eosin.training.losses.uniformity import koleo
 from eosin.training.matrix_rate import measure_matrix_rate
-from eosin.training.objective import TERMS
-from eosin.training.slots import Slot, SlotMaker
-from eosin.training.step import Learner
 from eosin.training.world import World
 
 _SHARED = {"dino_head": {"num_prototypes": 65536, "bottleneck_dim": 256}}

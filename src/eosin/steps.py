@@ -267,7 +267,7 @@ def decode(
 
     Without a name: of the held-out set, and of each set of the run that one of its tasks names.
     """
-    from eosin.patches.decode_set import decode_set, sets_of_tasks
+    from eosin.patches.sets.decode_set import decode_set, sets_of_tasks
 
     if not name:
         parts = [decode(run_uri, shard, num_shards, each) for each in sets_of_tasks(load_run(run_uri))]

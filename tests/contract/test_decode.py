@@ -23,11 +23,11 @@ from eosin.index.scan import scan_shard
 from eosin.index.snapshot import open_snapshot, publish_snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.patches.contact_sheet import contact_sheet
-from eosin.patches.decode import decode_shard, publish_patch_set
-from eosin.patches.patchset import read_patch_set
-from eosin.patches.patchset_source import PatchSetSource
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
+from eosin.patches.sets.contact_sheet import contact_sheet
+from eosin.patches.sets.decode import decode_shard, publish_patch_set
+from eosin.patches.sets.patchset import read_patch_set
+from eosin.patches.sets.patchset_source import PatchSetSource
 from eosin.records import IndexPin, PatchSetManifest
 from eosin.runs import pin_index, prepare_run
 from tests.support.patches import write_slides
@@ -129,7 +129,7 @@ def test_a_killed_decode_continues_and_ends_with_the_same_bytes(indexed: Path, t
     run = begin(indexed, tmp_path / "killed")
     program = (
         "import sys\nfrom eosin.observability import RunLog\n"
-        "from eosin.patches.decode import decode_shard, publish_patch_set\n"
+        "from eosin.patches.sets.decode import decode_shard, publish_patch_set\n"
         "print('begun', flush=True)\n"
         f"for n in range(2): decode_shard({run!r}, shard=n, num_shards=2, log=RunLog('test'))\n"
         f"publish_patch_set({run!r}, 'heldout', 2, RunLog('test'))\n"

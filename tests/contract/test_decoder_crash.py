@@ -17,13 +17,13 @@ from eosin.index.scan import scan_shard
 from eosin.index.snapshot import Snapshot, open_snapshot, publish_snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.patches.decoder_pool import DecoderPool
-from eosin.patches.quarantine import DecoderDied, Quarantine
-from eosin.patches.reading import plan_reading
+from eosin.patches.decoding.pool import DecoderPool
+from eosin.patches.decoding.quarantine import DecoderDied, Quarantine
+from eosin.patches.reading.tables import TileTables
+from eosin.patches.reading.tiles_needed import plan_reading
 from eosin.patches.request import PatchBatch, PatchRequest
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import MAX_ATTEMPTS, PatchStream, open_reader
-from eosin.patches.tables import TileTables
 from eosin.records import IndexPin, PatchSetManifest
 from eosin.records.quarantine import QuarantinedPatch
 from eosin.runs import pin_index, prepare_run
@@ -233,7 +233,7 @@ def test_cucim_dies_of_a_deflate_tiff_and_is_replaced(
     slides = write_slides(tmp_path / "slides", 1, compression="deflate")
     jpeg = write_slides(tmp_path / "jpeg", 1)
     snapshot = index_slides(slides, tmp_path / "index")
-    monkeypatch.setattr("eosin.patches.reader.cucim_is_safe", lambda header: True)
+    monkeypatch.setattr("eosin.patches.reading.reader.cucim_is_safe", lambda header: True)
     config = PatchesConfig(
         patch_px=96, mpp=(0.25,), decoder="cucim", reader="stage", stage_dir=str(tmp_path / "stage")
     )

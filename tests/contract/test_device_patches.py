@@ -12,15 +12,15 @@ import torch
 from eosin.config.patches import HsvFilterConfig, PatchesConfig
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
-from eosin.patches.cucim_batches import CucimBatches
-from eosin.patches.device_resize import resize_on_device
+from eosin.patches.decoding.cucim_batches import CucimBatches
+from eosin.patches.decoding.isolated import Region, RegionsWorker
+from eosin.patches.decoding.whole_slide import load_cucim, through_cucim
 from eosin.patches.geometry import box_of
-from eosin.patches.isolated import Region, RegionsWorker
-from eosin.patches.reading import resize
+from eosin.patches.reading.device_resize import resize_on_device
+from eosin.patches.reading.tiles_needed import resize
 from eosin.patches.request import PatchBatch
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
-from eosin.patches.whole_slide import load_cucim, through_cucim
 from tests.support.patches import index_slides, write_slides
 
 

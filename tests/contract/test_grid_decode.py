@@ -24,16 +24,16 @@ from eosin import steps
 from eosin.config import RunConfig, load_config
 from eosin.config.patches import GridConfig
 from eosin.errors import UserError
-from eosin.evaluation.patch_set import open_patch_set
+from eosin.evaluation.datasets.patch_set import open_patch_set
 from eosin.index.rows import SlideRow
 from eosin.index.scan import scan_shard
 from eosin.index.snapshot import open_snapshot, publish_snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.patches.grid import GridPlan, grid_positions, plan_grid
-from eosin.patches.patchset import read_manifest, read_patch_set, read_shard
-from eosin.patches.patchset_source import PatchSetSource
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.grid import GridPlan, grid_positions, plan_grid
+from eosin.patches.sampling.sampler import Sampler
+from eosin.patches.sets.patchset import read_manifest, read_patch_set, read_shard
+from eosin.patches.sets.patchset_source import PatchSetSource
 from eosin.records import IndexPin, PatchSetManifest
 from eosin.records.patchset_shard import PatchRow
 from eosin.runs import pin_index, prepare_run

@@ -13,8 +13,8 @@ import pytest
 
 from eosin.index.snapshot import open_snapshot
 from eosin.layout import IndexLayout
-from eosin.patches.reading import TileKey
-from eosin.patches.tables import TileTables
+from eosin.patches.reading.tables import TileTables
+from eosin.patches.reading.tiles_needed import TileKey
 from tests.support.counting import CountingStore
 from tests.support.large_snapshot import write_large_snapshot, write_table
 
@@ -28,7 +28,7 @@ import json, sys, time
 from pathlib import Path
 from eosin.config.patches import PatchesConfig
 from eosin.index.snapshot import open_snapshot
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 
 def resident_mib():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20

@@ -13,9 +13,9 @@ from eosin.errors import UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
 from eosin.patches.check import check_patches
-from eosin.patches.sampler import Sampler
+from eosin.patches.reading.tables import TileTables
+from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
-from eosin.patches.tables import TileTables
 from eosin.storage import ByteRange, Store, open_store
 from eosin.storage.bulk import GAP_BYTES
 from eosin.storage.coalesce import plan_requests

@@ -14,11 +14,11 @@ from eosin.demo.server import LocalS3
 from eosin.errors import TransientError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
-from eosin.patches.grid_decode import decode_grid
 from eosin.patches.request import PatchBatch
-from eosin.patches.sampled_decode import decode_sampled
-from eosin.patches.sampler import Sampler
-from eosin.patches.set_spec import Decoding
+from eosin.patches.sampling.sampler import Sampler
+from eosin.patches.sets.grid_decode import decode_grid
+from eosin.patches.sets.sampled_decode import decode_sampled
+from eosin.patches.sets.set_spec import Decoding
 from eosin.patches.stream import PatchStream
 from eosin.records import PatchSetManifest
 from eosin.storage import join_uri, open_store

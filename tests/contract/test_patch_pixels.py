@@ -17,7 +17,7 @@ from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
 from eosin.patches.geometry import box_of
 from eosin.patches.request import PatchBatch, PatchRequest
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from tests.support.patches import index_slides, write_slides
 

@@ -16,11 +16,11 @@ from eosin.config.patches import PatchesConfig
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
-from eosin.patches.reader import PatchReader
+from eosin.patches.reading.reader import PatchReader
+from eosin.patches.reading.sources import RangeSource
+from eosin.patches.reading.stage import StagePool
 from eosin.patches.request import PatchBatch
-from eosin.patches.sampler import Sampler
-from eosin.patches.sources import RangeSource
-from eosin.patches.stage import StagePool
+from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from eosin.slides.synthetic import write_slide
 from eosin.storage import ByteRange, Store, open_store
@@ -223,7 +223,7 @@ def test_the_stage_pool_stays_within_its_bytes_and_evicts_the_longest_unused(
 def test_a_slide_in_use_is_not_evicted(
     folder: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eosin.patches.stage._WAIT_FOR_ROOM_S", 0.2)
+    monkeypatch.setattr("eosin.patches.reading.stage._WAIT_FOR_ROOM_S", 0.2)
     objects = [row.header.objects for row in snapshot.rows]
     pool = StagePool(open_store(snapshot.slides_uri), folder / "stage", max(o[0].size_bytes for o in objects))
     with pool.use(objects[0]) as held:
@@ -286,7 +286,7 @@ def test_the_pool_leaves_part_of_the_disk_free(
 ) -> None:
     objects = snapshot.rows[0].header.objects
     usage = shutil.disk_usage(folder)._replace(free=1000)
-    monkeypatch.setattr("eosin.patches.stage.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("eosin.patches.reading.stage.shutil.disk_usage", lambda _: usage)
     pool = StagePool(open_store(snapshot.slides_uri), folder / "stage", 10**12)
     with pytest.raises(UserError, match="900 bytes"), pool.use(objects):
         pass

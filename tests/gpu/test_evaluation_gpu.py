@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from eosin.config.evaluate import AbmilConfig, ProbeConfig
-from eosin.evaluation.abmil import SlideBags, SlidePart, train_abmil
-from eosin.evaluation.forward import Forward
-from eosin.evaluation.probe import Part, train_probes
+from eosin.evaluation.embeddings.forward import Forward
+from eosin.evaluation.tasks.abmil import SlideBags, SlidePart, train_abmil
+from eosin.evaluation.tasks.probe import Part, train_probes
 from eosin.models.arch import import_timm
 from eosin.records import TeacherCard
 

@@ -14,7 +14,7 @@ from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
 from eosin.patches.augment import MultiCrop
 from eosin.patches.request import PatchBatch, on_host
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from tests.support import crashing
 from tests.support.patches import index_slides, write_slides

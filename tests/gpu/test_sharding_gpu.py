@@ -21,12 +21,12 @@ from eosin.config import RunConfig
 from eosin.models.network import build_network
 from eosin.observability import RunLog
 from eosin.storage import open_store
-from eosin.training.checkpoint import save_checkpoint, take_newest
+from eosin.training.checkpoints.checkpoint import save_checkpoint, take_newest
+from eosin.training.checkpoints.share import take_share
+from eosin.training.engine.parallel import whole
+from eosin.training.engine.slots import batch_indices
+from eosin.training.engine.step import Learner, StepResult
 from eosin.training.loop import Trainer
-from eosin.training.parallel import whole
-from eosin.training.share import take_share
-from eosin.training.slots import batch_indices
-from eosin.training.step import Learner, StepResult
 from eosin.training.world import World
 from tests.support.training_run import ArraySource, tiny_config
 

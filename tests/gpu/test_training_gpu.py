@@ -14,10 +14,10 @@ from eosin.config import RunConfig
 from eosin.models.arch import import_timm
 from eosin.models.backbone import Crops, build_backbone
 from eosin.observability import RunLog
+from eosin.training.engine.slots import batch_indices
+from eosin.training.engine.step import Learner, StepResult
 from eosin.training.loop import Trainer
 from eosin.training.matrix_rate import measure_matrix_rate
-from eosin.training.slots import batch_indices
-from eosin.training.step import Learner, StepResult
 from eosin.training.world import World
 from tests.support.training_run import ArraySource, tiny_config
 

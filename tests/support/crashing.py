@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from eosin.patches import isolated
-from eosin.patches.decoders import CpuDecoder, EncodedTile, Pixels
-from eosin.patches.isolated import TilesWorker
+from eosin.patches.decoding import isolated
+from eosin.patches.decoding.decoders import CpuDecoder, EncodedTile, Pixels
+from eosin.patches.decoding.isolated import TilesWorker
 from eosin.slides.errors import SlideError
 
 CRASH = "EOSIN_TEST_CRASH"

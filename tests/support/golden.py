@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eosin.config import RunConfig
 from eosin.models.network import Network, build_network
-from eosin.training.slots import Slot
+from eosin.training.engine.slots import Slot
 
 FOLDER = Path(__file__).parents[1] / "data" / "golden"
 VALUES: dict[str, Any] = json.loads((FOLDER / "values.json").read_text())

@@ -24,7 +24,7 @@ from eosin.config import RunConfig
 from eosin.layout import RunLayout
 from eosin.process import die_with_parent
 from eosin.storage import Store
-from eosin.training.shm import SHM_DIR
+from eosin.training.checkpoints.shm import SHM_DIR
 from tests.support.hosts import Host, signal_group
 from tests.support.training_run import CONSUMED, POISONED_STEP, STEP_DELAY_S, tiny_config
 

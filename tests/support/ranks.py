@@ -19,9 +19,9 @@ from eosin.config import RunConfig
 from eosin.models.arch import import_timm
 from eosin.observability import RunLog
 from eosin.storage import open_store
-from eosin.training.checkpoint import load_part, save_checkpoint, save_share
+from eosin.training.checkpoints.checkpoint import load_part, save_checkpoint, save_share
+from eosin.training.checkpoints.share import take_share
 from eosin.training.loop import Trainer
-from eosin.training.share import take_share
 from eosin.training.world import World
 from tests.support.training_run import STEP_DELAY_S, ArraySource, poison
 

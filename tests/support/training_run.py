@@ -99,7 +99,7 @@ def poison() -> None:
     """Make one step's crops infinite, or every step slow, where the test's environment says so."""
     import time
 
-    from eosin.training.slots import Slot, SlotMaker
+    from eosin.training.engine.slots import Slot, SlotMaker
 
     poisoned, delay_s = os.environ.get(POISONED_STEP), float(os.environ.get(STEP_DELAY_S, "0"))
     make = SlotMaker.make
@@ -114,7 +114,7 @@ def poison() -> None:
 
 
 if __name__ == "__main__":
-    from eosin.training.processes import die_with_agent
+    from eosin.training.elastic.processes import die_with_agent
 
     die_with_agent()
     sys.exit(main())

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from eosin.cluster import names
 from eosin.cluster.api import AlreadyExists, Cluster, Manifest, Missing
+from eosin.cluster.gone import wait_until_gone
 from eosin.cluster.ours import check_ours, same_digest, with_digest
 from eosin.cluster.spotjobs import remove_spot_jobs
 from eosin.cluster.trainer import not_installed, remove_runtime
 from eosin.errors import TransientError, UserError
 from eosin.observability import RunLog
 
-_GONE_TIMEOUT_S = 600
-_POLL_S = 2.0
+_GONE_TIMEOUT_S = 600.0
 _ATTEMPTS = 5
 # A TrainJob is Complete where a JobSet is Completed.
 _ENDS = {"Completed": "Completed", "Complete": "Completed", "Failed": "Failed"}
@@ -64,15 +64,14 @@ def delete_and_wait(
 ) -> None:
     """Delete this very JobSet, with the Jobs that belong to it, and wait until it and its pods are gone."""
     delete(cluster, jobset)
-    name, uid = jobset["metadata"]["name"], jobset["metadata"].get("uid", "")
-    for _ in range(int(_GONE_TIMEOUT_S / _POLL_S)):
-        left = cluster.get_jobset(name)
-        if left is None or left["metadata"].get("uid", "") != uid:
-            return
-        sleep(_POLL_S)
-    raise TransientError(
-        f"{cluster.job_api.kind} {name} is still being deleted after {_GONE_TIMEOUT_S} s",
+    name = jobset["metadata"]["name"]
+    wait_until_gone(
+        f"{cluster.job_api.kind} {name}",
+        jobset,
+        lambda: cluster.get_jobset(name),
+        timeout_s=_GONE_TIMEOUT_S,
         hint=f"look for pods on lost nodes: kubectl -n {cluster.namespace} get pods -o wide",
+        sleep=sleep,
     )
 
 

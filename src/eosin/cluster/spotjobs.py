@@ -12,6 +12,7 @@ from typing import Any
 
 from eosin.cluster import names
 from eosin.cluster.api import AlreadyExists, Cluster, Manifest, Missing
+from eosin.cluster.gone import wait_until_gone
 from eosin.cluster.jobset import UNLIMITED, agent_job, queue_labels, spot_job_pools
 from eosin.cluster.ours import check_ours
 from eosin.cluster.pods import agent_pod
@@ -20,8 +21,7 @@ from eosin.config.cluster import NodePoolConfig
 from eosin.errors import EosinError, TransientError
 from eosin.observability import RunLog
 
-_GONE_TIMEOUT_S = 300
-_POLL_S = 2.0
+_GONE_TIMEOUT_S = 300.0
 _ATTEMPTS = 5
 
 
@@ -127,18 +127,15 @@ def _ensure(cluster: Cluster, manifest: Manifest, log: RunLog, sleep: Callable[[
             log.event("spot-job-adopted", job=name)
             return
         _delete(cluster, existing)
-        _wait_until_gone(cluster, existing, sleep)
+        wait_until_gone(
+            f"Job {name}",
+            existing,
+            lambda: _get(cluster, name),
+            timeout_s=_GONE_TIMEOUT_S,
+            hint=f"look for pods on lost nodes: kubectl -n {cluster.namespace} get pods -o wide",
+            sleep=sleep,
+        )
     raise TransientError(f"Job {name} is made and deleted by somebody else at the same time")
-
-
-def _wait_until_gone(cluster: Cluster, job: Manifest, sleep: Callable[[float], None]) -> None:
-    name, uid = job["metadata"]["name"], job["metadata"].get("uid", "")
-    for _ in range(int(_GONE_TIMEOUT_S / _POLL_S)):
-        left = _get(cluster, name)
-        if left is None or left["metadata"].get("uid", "") != uid:
-            return
-        sleep(_POLL_S)
-    raise TransientError(f"Job {name} is still being deleted after {_GONE_TIMEOUT_S} s")
 
 
 def _get(cluster: Cluster, name: str) -> Manifest | None:

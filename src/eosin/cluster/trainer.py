@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from eosin.cluster import names
 from eosin.cluster.api import AlreadyExists, Cluster, Manifest, Missing
+from eosin.cluster.gone import wait_until_gone
 from eosin.cluster.ours import check_ours, same_digest
 from eosin.errors import TransientError, UserError
 from eosin.observability import RunLog
 
-_GONE_TIMEOUT_S = 300
-_POLL_S = 2.0
+_GONE_TIMEOUT_S = 300.0
 _ATTEMPTS = 5
 # Trainer refuses a TrainJob whose runtime its own cache does not hold yet.
 _SEEN_S = 1.0
@@ -88,7 +88,14 @@ def ensure_runtime(
         if cluster.get_jobset(name) is not None or (not going and same_digest(existing, manifest)):
             return
         _delete_runtime(cluster, existing)
-        _wait_until_gone(cluster, existing, sleep)
+        wait_until_gone(
+            f"TrainingRuntime {name}",
+            existing,
+            lambda: _get_runtime(cluster, name),
+            timeout_s=_GONE_TIMEOUT_S,
+            hint="is a TrainJob left that refers to it?",
+            sleep=sleep,
+        )
     raise TransientError(f"TrainingRuntime {name} is made and deleted by somebody else at the same time")
 
 
@@ -140,16 +147,3 @@ def _delete_runtime(cluster: Cluster, runtime: Manifest) -> None:
         )
     except (Missing, AlreadyExists):  # a failed precondition is a 409
         return
-
-
-def _wait_until_gone(cluster: Cluster, runtime: Manifest, sleep: Callable[[float], None]) -> None:
-    name, uid = runtime["metadata"]["name"], runtime["metadata"].get("uid", "")
-    for _ in range(int(_GONE_TIMEOUT_S / _POLL_S)):
-        left = _get_runtime(cluster, name)
-        if left is None or left["metadata"].get("uid", "") != uid:
-            return
-        sleep(_POLL_S)
-    raise TransientError(
-        f"TrainingRuntime {name} is still being deleted after {_GONE_TIMEOUT_S} s",
-        hint="is a TrainJob left that refers to it?",
-    )

@@ -22,15 +22,15 @@ from eosin.config.evaluate import (
     UnsupervisedTask,
 )
 from eosin.errors import EosinError, PermanentError, TransientError, UserError, describe
-from eosin.evaluation.changes import CHANGES
-from eosin.evaluation.dataset import Dataset
-from eosin.evaluation.embed import Embeddings, embed
-from eosin.evaluation.leakage import leakage_note, leaked_patients
-from eosin.evaluation.mask_folder import MaskedDataset
-from eosin.evaluation.open_task import dataset_uri, open_task
-from eosin.evaluation.outcome import Outcome
+from eosin.evaluation.datasets.dataset import Dataset
+from eosin.evaluation.datasets.leakage import leakage_note, leaked_patients
+from eosin.evaluation.datasets.mask_folder import MaskedDataset
+from eosin.evaluation.datasets.open_task import dataset_uri, open_task
+from eosin.evaluation.embeddings.changes import CHANGES
+from eosin.evaluation.embeddings.embed import Embeddings, embed
 from eosin.evaluation.protocol import protocol_of, task_identity
 from eosin.evaluation.subject import Subject, find_subject, lost_subject
+from eosin.evaluation.tasks.outcome import Outcome
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
@@ -164,7 +164,7 @@ class _Evaluation:
         """Pictures of a few patches, published before the record names them."""
         if not isinstance(self.task, UnsupervisedTask | KnnTask):
             return []
-        from eosin.evaluation.show import examples_of
+        from eosin.evaluation.tasks.show import examples_of
 
         shown = []
         for each in examples_of(self.task, dataset, embeddings, self.subject):
@@ -175,7 +175,7 @@ class _Evaluation:
 
     def _segment(self, task: SegmentationTask) -> tuple[Outcome, int]:
         """As `_run_embedded`, on patch tokens; the picture is there before the record names it."""
-        from eosin.evaluation.segmentation import run_segmentation
+        from eosin.evaluation.tasks.segmentation import run_segmentation
 
         assert isinstance(self.dataset, MaskedDataset)
         evaluate, seed = self.config.evaluate, self.config.seed
@@ -189,8 +189,8 @@ class _Evaluation:
         return replace(outcome, details={**outcome.details, "picture": key}), outcome.num_tiles
 
     def _slides(self, task: SlideTask) -> tuple[Outcome, int]:
-        from eosin.evaluation.slide_dataset import SlideDataset
-        from eosin.evaluation.slides import run_slides
+        from eosin.evaluation.datasets.slide_dataset import SlideDataset
+        from eosin.evaluation.tasks.slides import run_slides
 
         assert isinstance(self.dataset, SlideDataset)
         return run_slides(
@@ -233,22 +233,22 @@ class _Evaluation:
 
     def _run_task(self, dataset: Dataset, embeddings: Embeddings) -> Outcome:
         if isinstance(self.task, KnnTask):
-            from eosin.evaluation.knn import run_knn
+            from eosin.evaluation.tasks.knn import run_knn
 
             return run_knn(self.task, dataset, embeddings)
         if isinstance(self.task, LinearProbeTask):
-            from eosin.evaluation.linear_probe import run_linear_probe
+            from eosin.evaluation.tasks.linear_probe import run_linear_probe
 
             return run_linear_probe(self.task, dataset, embeddings, seed=self.config.seed)
         if isinstance(self.task, CentreTask):
-            from eosin.evaluation.centres import run_centres
+            from eosin.evaluation.tasks.centres import run_centres
 
             return run_centres(self.task, dataset, embeddings)
         if isinstance(self.task, RobustnessTask):
-            from eosin.evaluation.robustness import run_robustness
+            from eosin.evaluation.tasks.robustness import run_robustness
 
             return run_robustness(dataset, embeddings, {name: self._embed(name) for name in CHANGES})
-        from eosin.evaluation.unsupervised import run_unsupervised
+        from eosin.evaluation.tasks.unsupervised import run_unsupervised
 
         return run_unsupervised(dataset, embeddings)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eosin.config.evaluate import LinearProbeTask, SegmentationTask, SlideTask, TaskConfig
-from eosin.evaluation.changes import CHANGES_VERSION
+from eosin.evaluation.embeddings.changes import CHANGES_VERSION
 
 # A version changes whenever a figure could.
 _PROTOCOLS = {

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from eosin.config.augment import AugmentConfig, Scale
 from eosin.patches import color
-from eosin.patches.draws import Float64, normals, uniforms
 from eosin.patches.resample import axis_matrices, views
+from eosin.patches.sampling.draws import Float64, normals, uniforms
 
 _LOG_ASPECT = np.log(4.0 / 3.0)
 

@@ -10,11 +10,11 @@ import numpy as np
 from eosin.config import RunConfig
 from eosin.config.patches import PricesConfig
 from eosin.index.snapshot import SlideRow, Snapshot
-from eosin.patches.reading import Reading, plan_reading
+from eosin.patches.reading.tables import TileTables
+from eosin.patches.reading.tiles_needed import Reading, plan_reading
 from eosin.patches.request import PatchRequest
-from eosin.patches.sampler import Sampler
-from eosin.patches.tables import TileTables
-from eosin.patches.training_set import check_training_set
+from eosin.patches.sampling.sampler import Sampler
+from eosin.patches.sets.training_set import check_training_set
 from eosin.storage import ByteRange
 from eosin.storage.bulk import GAP_BYTES
 from eosin.storage.coalesce import plan_requests

@@ -18,15 +18,15 @@ from eosin.config.patches import PatchesConfig
 from eosin.errors import PermanentError, UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
-from eosin.patches.guarded_reader import GuardedReader
+from eosin.patches.decoding.quarantine import Quarantine
 from eosin.patches.hsv_filter import HsvFilter, share_in_range
-from eosin.patches.quarantine import Quarantine
-from eosin.patches.reader import PatchReader, Pixels
+from eosin.patches.reading.guarded_reader import GuardedReader
+from eosin.patches.reading.reader import PatchReader, Pixels
+from eosin.patches.reading.sources import ByteSource, RangeSource, StageSource
+from eosin.patches.reading.stage import StagePool
 from eosin.patches.redraw import Redraws
 from eosin.patches.request import PatchBatch, PatchRequest, copied, on_host
-from eosin.patches.sampler import Sampler
-from eosin.patches.sources import ByteSource, RangeSource, StageSource
-from eosin.patches.stage import StagePool
+from eosin.patches.sampling.sampler import Sampler
 from eosin.slides.errors import SlideError
 from eosin.storage import Store, open_store
 
@@ -220,7 +220,7 @@ def open_reader(
     else:
         import torch
 
-        from eosin.patches.device_reader import DeviceReader
+        from eosin.patches.reading.device_reader import DeviceReader
 
         reader = DeviceReader(snapshot, config, source, pool, device=torch.device(device))
     return GuardedReader(reader, Quarantine(None, snapshot) if quarantine is None else quarantine)

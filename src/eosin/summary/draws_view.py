@@ -11,7 +11,7 @@ from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.index.snapshot import Snapshot
 from eosin.patches.request import PatchRequest
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 
 _NUM_DRAWS = 4096
 _MAX_BINS = 12

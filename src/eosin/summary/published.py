@@ -11,7 +11,7 @@ from eosin.config import RunConfig, load_config
 from eosin.errors import EosinError, PermanentError, TransientError
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import RunLayout
-from eosin.patches.patchset import CONTACT_SHEET
+from eosin.patches.sets.patchset import CONTACT_SHEET
 from eosin.recipes import load_recipe
 from eosin.records import MetricRecord, PatchSetManifest, TeacherCard, TrainingDone
 from eosin.records.base import Record

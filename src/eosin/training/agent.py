@@ -1,7 +1,7 @@
 """torchrun, but it knows when to stop: `python -m eosin.training.agent TORCHRUN-FLAGS -m MODULE ARGS`.
 
 torchrun restarts its workers whatever they died of. This wrapper watches what the workers leave
-behind (`eosin.training.failures`) and ends at once on an error that no restart mends, or after
+behind (`eosin.training.elastic.failures`) and ends at once on an error that no restart mends, or after
 too many starts from one and the same committed step. Exit codes: 0 done, 42 a user's error,
 43 (in a pod) a defect that no restart mends, 75 transient, superseded or told to go, 1 anything else.
 
@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eosin.process import die_with_parent
-from eosin.training.processes import AGENT_PID, PARENT_PID, children_of, kill_all
+from eosin.training.elastic.processes import AGENT_PID, PARENT_PID, children_of, kill_all
 
 if __name__ == "__main__" and PARENT_PID in os.environ:
     die_with_parent(int(os.environ.pop(PARENT_PID)))
@@ -38,7 +38,7 @@ from eosin.errors import (
     EXIT_TRANSIENT,
     describe,
 )
-from eosin.training.failures import (
+from eosin.training.elastic.failures import (
     FAILURES_DIR,
     Failure,
     Start,
@@ -48,10 +48,10 @@ from eosin.training.failures import (
     starts_without_progress,
     transient_rounds,
 )
-from eosin.training.forked import Zygote, begin_zygote, fork_workers
-from eosin.training.hang import watch_for_hangs
-from eosin.training.lost_nodes import notice_lost_nodes
-from eosin.training.rejoin import is_lost_rendezvous, may_rejoin, rejoin
+from eosin.training.elastic.forked import Zygote, begin_zygote, fork_workers
+from eosin.training.elastic.hang import watch_for_hangs
+from eosin.training.elastic.lost_nodes import notice_lost_nodes
+from eosin.training.elastic.rejoin import is_lost_rendezvous, may_rejoin, rejoin
 
 REASON = "reason.json"
 _PROGRESS_FLAG = "--max-restarts-without-progress="

@@ -11,7 +11,7 @@ from eosin.models.arch import require_multiple
 from eosin.models.flops import Views, flops_per_patch
 from eosin.models.network import Network, build_network
 from eosin.training.device_memory import DeviceMemory, device_memory
-from eosin.training.masks import mask_counts
+from eosin.training.engine.masks import mask_counts
 
 
 def check_training(

@@ -25,9 +25,9 @@ from eosin.runs import load_pin, load_run, load_training_done
 from eosin.storage import open_store
 from eosin.training.agent import REASON
 from eosin.training.check import check_training, local_memory_bytes
-from eosin.training.failures import FAILURES_DIR, Failure, read_failures
-from eosin.training.processes import PARENT_PID
-from eosin.training.reexport import export_missing
+from eosin.training.checkpoints.reexport import export_missing
+from eosin.training.elastic.failures import FAILURES_DIR, Failure, read_failures
+from eosin.training.elastic.processes import PARENT_PID
 from eosin.training.resume import forget
 
 _KEPT_LINES = 40

@@ -17,16 +17,16 @@ from eosin.observability import RunLog
 from eosin.patches.augment import MultiCrop
 from eosin.patches.request import PatchBatch, PatchRequest, PatchSource
 from eosin.storage import Store
-from eosin.training.checkpoint import take_newest
-from eosin.training.hang import Pulse
-from eosin.training.memory import Memory
-from eosin.training.pace import Dealer
+from eosin.training.checkpoints.checkpoint import take_newest
+from eosin.training.checkpoints.memory import Memory
+from eosin.training.checkpoints.publisher import Publisher
+from eosin.training.checkpoints.share import take_share
+from eosin.training.checkpoints.state import Parts, hand_out, set_step, take_snapshot, teacher_copy
+from eosin.training.elastic.hang import Pulse
+from eosin.training.engine.pace import Dealer
+from eosin.training.engine.slots import Slot, SlotMaker, batch_indices
+from eosin.training.engine.step import Learner, NonFinite, StepResult
 from eosin.training.progress import Progress
-from eosin.training.publisher import Publisher
-from eosin.training.share import take_share
-from eosin.training.slots import Slot, SlotMaker, batch_indices
-from eosin.training.state import Parts, hand_out, set_step, take_snapshot, teacher_copy
-from eosin.training.step import Learner, NonFinite, StepResult
 from eosin.training.warm_start import first_networks
 from eosin.training.world import World
 

@@ -16,8 +16,8 @@ from eosin.observability import RunLog
 from eosin.training.board import Board
 from eosin.training.check import flops_per_image
 from eosin.training.collapse import CollapseWatch, RollingSample, signals_of
+from eosin.training.engine.step import Learner, StepResult
 from eosin.training.matrix_rate import measure_matrix_rate
-from eosin.training.step import Learner, StepResult
 from eosin.training.world import World
 
 METRICS_PORT = "EOSIN_METRICS_PORT"

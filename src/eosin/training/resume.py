@@ -12,14 +12,14 @@ from eosin.config import RunConfig
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.observability import RunLog
 from eosin.storage import Store
+from eosin.training.checkpoints.memory import Memory, Push, is_possible
+from eosin.training.checkpoints.neighbour import Address, Receiver, neighbour_of, own_host, send
+from eosin.training.checkpoints.recovery import Bounds, Choice, bounds, choose, load_held
+from eosin.training.checkpoints.secret import known_secret, run_secret
+from eosin.training.checkpoints.shm import Piece, ShmFolder, shm_root
+from eosin.training.checkpoints.state import Parts, flat_parts
+from eosin.training.engine.parallel import local
 from eosin.training.loop import Outcome, Trainer, exported_models
-from eosin.training.memory import Memory, Push, is_possible
-from eosin.training.neighbour import Address, Receiver, neighbour_of, own_host, send
-from eosin.training.parallel import local
-from eosin.training.recovery import Bounds, Choice, bounds, choose, load_held
-from eosin.training.secret import known_secret, run_secret
-from eosin.training.shm import Piece, ShmFolder, shm_root
-from eosin.training.state import Parts, flat_parts
 from eosin.training.world import World
 
 # A header of names, and rows that do not divide evenly.

@@ -14,7 +14,7 @@ from eosin.models.network import Network, build_network, starting_network
 from eosin.observability import RunLog
 from eosin.runs import load_run
 from eosin.storage import NotFound, open_store
-from eosin.training.checkpoint import complete_steps, load_part
+from eosin.training.checkpoints.checkpoint import complete_steps, load_part
 from eosin.training.world import World
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from eosin.training.processes import die_with_agent
+from eosin.training.elastic.processes import die_with_agent
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
     die_with_agent()
@@ -33,12 +33,12 @@ from eosin.patches.request import PatchSource
 from eosin.records import IndexPin, TrainingDone
 from eosin.runs import load_pin, load_run, load_training_done
 from eosin.storage import Store, open_store
-from eosin.training.failures import FAILURES_DIR, report_failure, report_start
-from eosin.training.lease import Lease
+from eosin.training.checkpoints.lease import Lease
+from eosin.training.checkpoints.publisher import Publisher
+from eosin.training.checkpoints.reexport import export_missing
+from eosin.training.elastic.failures import FAILURES_DIR, report_failure, report_start
+from eosin.training.engine.pace import slots_advice
 from eosin.training.loop import Outcome, SlideName, Trainer, exported_models
-from eosin.training.pace import slots_advice
-from eosin.training.publisher import Publisher
-from eosin.training.reexport import export_missing
 from eosin.training.resume import resume, shared_memory, start_memory
 from eosin.training.world import World
 
@@ -59,13 +59,13 @@ OpenFeed = Callable[[RunConfig, IndexPin, RunLog], Feed]
 def open_stream(config: RunConfig, pin: IndexPin, log: RunLog) -> Feed:
     """Patches of the slides of the pinned snapshot, or of a patch set; held-out patients left out."""
     from eosin.index.snapshot import open_snapshot
-    from eosin.patches.quarantine import Quarantine
-    from eosin.patches.sampler import Sampler
+    from eosin.patches.decoding.quarantine import Quarantine
+    from eosin.patches.sampling.sampler import Sampler
     from eosin.patches.stream import PatchStream
 
     snapshot = open_snapshot(pin.index_uri, pin.snapshot_id)
     if config.patches.source != "slides":
-        from eosin.patches.training_set import open_training_set
+        from eosin.patches.sets.training_set import open_training_set
 
         patches = open_training_set(config.patches, snapshot, config.seed)
         return Feed(patches, patches.slide_name)

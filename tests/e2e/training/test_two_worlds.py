@@ -16,7 +16,7 @@ from eosin.errors import EXIT_TRANSIENT
 from eosin.observability import RunLog
 from eosin.runs import load_run
 from eosin.storage import open_store
-from eosin.training.checkpoint import complete_steps
+from eosin.training.checkpoints.checkpoint import complete_steps
 from eosin.training.launch import train
 from tests.support.ranks import Leg, final_parameters, train_legs
 from tests.support.training_run import STEP_DELAY_S, begin, tiny_config

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eosin.config.evaluate import AbmilConfig
-from eosin.evaluation.abmil import (
+from eosin.evaluation.tasks.abmil import (
     Parameters,
     SlideBags,
     SlidePart,

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from eosin.errors import UserError
+from eosin.evaluation.embeddings.forward import Forward
 from eosin.evaluation.evaluate import evaluate
-from eosin.evaluation.forward import Forward
 from eosin.evaluation.timm_model import load_timm_file
 from eosin.models.arch import import_timm
 from tests.support.evaluation import make_config, make_run, quiet_log, write_folder

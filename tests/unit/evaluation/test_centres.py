@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from eosin.errors import UserError
+from eosin.evaluation.datasets.open_dataset import open_dataset
 from eosin.evaluation.evaluate import evaluate
-from eosin.evaluation.open_dataset import open_dataset
 from eosin.records import MetricRecord
 from tests.support.evaluation import COLORS, encoded, image, make_config, make_run, quiet_log
 from tests.support.public_datasets import table

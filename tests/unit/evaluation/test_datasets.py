@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from eosin.errors import PermanentError, UserError
-from eosin.evaluation.dataset import Missing
-from eosin.evaluation.open_dataset import open_dataset
+from eosin.evaluation.datasets.dataset import Missing
+from eosin.evaluation.datasets.open_dataset import open_dataset
 from tests.support.evaluation import COLORS, encoded, image, patch_rows, write_folder, write_patch_set
 from tests.support.samples import sample
 

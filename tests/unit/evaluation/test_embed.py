@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from eosin.errors import TransientError
-from eosin.evaluation.dataset import Dataset, Missing
-from eosin.evaluation.embed import Embeddings, embed
-from eosin.evaluation.folder import open_folder
+from eosin.evaluation.datasets.dataset import Dataset, Missing
+from eosin.evaluation.datasets.folder import open_folder
+from eosin.evaluation.embeddings.embed import Embeddings, embed
 from eosin.evaluation.subject import Subject, find_subject
 from eosin.storage import open_store
 from tests.support.evaluation import make_config, make_run, quiet_log, write_folder

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eosin.errors import TransientError, UserError
-from eosin.evaluation import embed as embed_module
+from eosin.evaluation.embeddings import embed as embed_module
 from eosin.evaluation.evaluate import evaluate
 from eosin.evaluation.plan import find_teacher, list_evaluations, list_evaluations_of
 from eosin.layout import RunLayout, record_key

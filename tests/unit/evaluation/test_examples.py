@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from eosin.evaluation import sheets
-from eosin.evaluation.dataset import Dataset, Missing, Sample
-from eosin.evaluation.embed import Embeddings
+from eosin.evaluation.datasets.dataset import Dataset, Missing, Sample
+from eosin.evaluation.embeddings.embed import Embeddings
+from eosin.evaluation.embeddings.forward import Forward
 from eosin.evaluation.evaluate import evaluate
-from eosin.evaluation.examples import map_examples, neighbour_examples
-from eosin.evaluation.forward import Forward
+from eosin.evaluation.pictures import sheets
+from eosin.evaluation.pictures.examples import map_examples, neighbour_examples
 from eosin.evaluation.subject import Subject
 from eosin.models.arch import import_timm
 from eosin.records import TeacherCard

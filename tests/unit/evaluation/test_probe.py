@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eosin.config.evaluate import ProbeConfig
-from eosin.evaluation.probe import Part, Probes, train_probes
+from eosin.evaluation.tasks.probe import Part, Probes, train_probes
 
 
 def _data(seed: int, count: int, *, dim: int = 12, num_classes: int = 4, spread: float = 1.0) -> Part:

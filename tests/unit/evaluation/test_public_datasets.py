@@ -16,9 +16,9 @@ from eosin.config import RunConfig
 from eosin.config.evaluate import LinearProbeTask, SegmentationTask
 from eosin.config.presets import PRESETS
 from eosin.errors import UserError
-from eosin.evaluation.datasets.registry import IMAGES, MASKS
-from eosin.evaluation.masks import IGNORE
-from eosin.evaluation.open_dataset import open_dataset
+from eosin.evaluation.datasets.masks import IGNORE
+from eosin.evaluation.datasets.open_dataset import open_dataset
+from eosin.evaluation.datasets.public.registry import IMAGES, MASKS
 from tests.support import public_datasets as trees
 
 MINI = {

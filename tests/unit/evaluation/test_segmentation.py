@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eosin.evaluation import tokens as tokens_module
+from eosin.evaluation.embeddings import tokens as tokens_module
 from eosin.evaluation.evaluate import evaluate
 from eosin.layout import RANDOM_INIT, RunLayout
 from eosin.records import MetricRecord

@@ -12,9 +12,9 @@ import safetensors.numpy
 
 from eosin.config.evaluate import SlideTask
 from eosin.errors import UserError
-from eosin.evaluation.datasets.slides import SLIDES, stratified_split
+from eosin.evaluation.datasets.public.slides import SLIDES, stratified_split
+from eosin.evaluation.datasets.slide_dataset import open_slides
 from eosin.evaluation.evaluate import evaluate
-from eosin.evaluation.slide_dataset import open_slides
 from eosin.records import MetricRecord
 from tests.support.evaluation import make_config, make_run, quiet_log
 from tests.support.labelled_slides import ABMIL, KINDS, write_labelled_slides, write_labels

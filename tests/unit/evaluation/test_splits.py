@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eosin.evaluation.dataset import Sample
-from eosin.evaluation.splits import Split, split_samples
+from eosin.evaluation.datasets.dataset import Sample
+from eosin.evaluation.datasets.splits import Split, split_samples
 
 
 def _samples(count: int, *, num_classes: int = 3, patients: int = 0, split: str = "") -> list[Sample]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from eosin.errors import PermanentError
-from eosin.evaluation.forward import Forward
+from eosin.evaluation.embeddings.forward import Forward
 from eosin.models.arch import import_timm
 from eosin.records import TeacherCard
 

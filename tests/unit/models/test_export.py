@@ -17,7 +17,7 @@ from eosin.models.arch import import_timm
 from eosin.models.export import export_teacher, load_teacher, random_init
 from eosin.models.network import build_network
 from eosin.storage import open_store
-from eosin.training.step import Learner
+from eosin.training.engine.step import Learner
 from eosin.training.world import World
 from tests.support.training_run import tiny_config
 

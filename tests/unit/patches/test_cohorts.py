@@ -14,8 +14,8 @@ from eosin.config import RunConfig, load_config
 from eosin.config.patches import PatchesConfig
 from eosin.errors import UserError
 from eosin.index.rows import SlideRow
-from eosin.patches.eligible import Split
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.eligible import Split
+from eosin.patches.sampling.sampler import Sampler
 from tests.support.patches import paper_header, paper_row, paper_snapshot
 
 

@@ -12,7 +12,7 @@ from eosin.config.patches import PatchesConfig
 from eosin.errors import UserError
 from eosin.index.rows import SlideRow
 from eosin.patches.geometry import best_level, box_of, fits
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 from tests.support.patches import paper_header, paper_row, paper_snapshot
 
 

@@ -11,7 +11,7 @@ import pytest
 from eosin.config.patches import HeldOutConfig, PatchesConfig
 from eosin.errors import UserError
 from eosin.patches.geometry import best_level, box_of, extent_px
-from eosin.patches.sampler import Sampler
+from eosin.patches.sampling.sampler import Sampler
 from tests.support.patches import paper_header, paper_row, paper_snapshot
 
 

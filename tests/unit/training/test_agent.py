@@ -8,7 +8,7 @@ import pytest
 
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.training.agent import verdict
-from eosin.training.failures import FAILURES_DIR, report_failure, report_start
+from eosin.training.elastic.failures import FAILURES_DIR, report_failure, report_start
 
 
 @pytest.fixture

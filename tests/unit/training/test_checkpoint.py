@@ -17,7 +17,7 @@ from eosin.layout import RunLayout
 from eosin.models.network import build_network
 from eosin.observability import RunLog
 from eosin.storage import Store, open_store
-from eosin.training.checkpoint import (
+from eosin.training.checkpoints.checkpoint import (
     ALONE,
     complete_steps,
     delete_old,
@@ -25,9 +25,9 @@ from eosin.training.checkpoint import (
     save_checkpoint,
     save_share,
 )
-from eosin.training.publisher import Publisher
-from eosin.training.state import Snapshot, restore, take_snapshot
-from eosin.training.step import Learner
+from eosin.training.checkpoints.publisher import Publisher
+from eosin.training.checkpoints.state import Snapshot, restore, take_snapshot
+from eosin.training.engine.step import Learner
 from eosin.training.world import World
 from tests.support.training_run import tiny_config
 
@@ -202,8 +202,8 @@ def test_the_first_format_is_refused_by_name_and_not_started_over(store: Store) 
 
 
 def test_files_are_cut_at_a_size_and_come_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eosin.training.checkpoint_files._FILE_BYTES", 20_000)
-    monkeypatch.setattr("eosin.training.resharding._BATCH_BYTES", 5_000)
+    monkeypatch.setattr("eosin.training.checkpoints.files._FILE_BYTES", 20_000)
+    monkeypatch.setattr("eosin.training.checkpoints.resharding._BATCH_BYTES", 5_000)
     saved = snapshot(5)
     save_checkpoint(store, saved, DIGEST)
     sizes = [info.size_bytes for info in store.list(RunLayout.checkpoint(5)) if "safetensors" in info.key]
@@ -233,7 +233,7 @@ def test_a_failed_export_keeps_later_checkpoints_back_and_is_raised(
     def fail(*_: object, **__: object) -> None:
         raise TransientError("the store is down")
 
-    monkeypatch.setattr("eosin.training.publisher.export_teacher", fail)
+    monkeypatch.setattr("eosin.training.checkpoints.publisher.export_teacher", fail)
     publisher = Publisher(store, CONFIG, "", Log())
     publisher.export(10, learner().teacher.backbone)
     with pytest.raises(TransientError, match="down"):

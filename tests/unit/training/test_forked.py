@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
 
-from eosin.training import forked
-from eosin.training.forked import COLD, CannotFork, ForkedWorker, Zygote, begin_zygote, fork_workers
-from eosin.training.hang import kill_hanging
-from eosin.training.processes import AGENT_PID
-from eosin.training.zygote import unfit_to_fork
+from eosin.training.elastic import forked
+from eosin.training.elastic.forked import COLD, CannotFork, ForkedWorker, Zygote, begin_zygote, fork_workers
+from eosin.training.elastic.hang import kill_hanging
+from eosin.training.elastic.processes import AGENT_PID
+from eosin.training.elastic.zygote import unfit_to_fork
 
 WORKER = """
 import os, sys, time
-from eosin.training.processes import die_with_agent
+from eosin.training.elastic.processes import die_with_agent
 if __name__ == "__main__":
     die_with_agent()
     print(sys.argv[1:], os.environ.get("COLOUR"), os.environ.get("OMP_NUM_THREADS"), os.getpid(), flush=True)
@@ -88,7 +88,7 @@ def test_it_is_found_by_its_command_and_killed_with_its_group(zygote: Zygote, tm
 
 AGENT = """
 import os, sys, time
-from eosin.training.forked import Zygote
+from eosin.training.elastic.forked import Zygote
 zygote = Zygote(["json"])
 with open(sys.argv[1], "w") as log:
     os.environ["EOSIN_AGENT_PID"] = str(os.getpid())
@@ -124,7 +124,7 @@ def test_modules_that_cannot_be_imported_are_a_reason_not_to_fork(environment: d
 def test_threads_and_sockets_are_a_reason_not_to_fork() -> None:
     probe = (
         "import socket, sys, threading\n"
-        "from eosin.training.zygote import unfit_to_fork\n"
+        "from eosin.training.elastic.zygote import unfit_to_fork\n"
         "print(unfit_to_fork(-1) or 'fit')\n"
         "ends = socket.socketpair()\n"
         "print(unfit_to_fork(ends[0].fileno()).partition(':')[0])\n"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from eosin.training.failures import FAILURES_DIR
-from eosin.training.hang import Pulse, kill_hanging
+from eosin.training.elastic.failures import FAILURES_DIR
+from eosin.training.elastic.hang import Pulse, kill_hanging
 
 
 @pytest.fixture

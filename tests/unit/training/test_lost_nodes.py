@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from eosin.training.lost_nodes import notice_lost_nodes
+from eosin.training.elastic.lost_nodes import notice_lost_nodes
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from eosin.errors import PermanentError, TransientError, UserError
 from eosin.layout import RunLayout, model_name
 from eosin.observability import RunLog
 from eosin.storage import open_store
-from eosin.training import memory as memory_module
-from eosin.training import shm
-from eosin.training.memory import Memory, is_possible, room_problem
-from eosin.training.recovery import Bounds, bounds, choose, load_held
-from eosin.training.secret import known_secret, run_secret
-from eosin.training.shm import SHM_DIR, Piece, ShmFolder, flatten, sweep, unflatten
-from eosin.training.state import Snapshot
+from eosin.training.checkpoints import memory as memory_module
+from eosin.training.checkpoints import shm
+from eosin.training.checkpoints.memory import Memory, is_possible, room_problem
+from eosin.training.checkpoints.recovery import Bounds, bounds, choose, load_held
+from eosin.training.checkpoints.secret import known_secret, run_secret
+from eosin.training.checkpoints.shm import SHM_DIR, Piece, ShmFolder, flatten, sweep, unflatten
+from eosin.training.checkpoints.state import Snapshot
 from tests.support.training_run import tiny_config
 
 WORLD, OTHER = "a" * 32, "b" * 32

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from eosin.errors import TransientError
-from eosin.training import neighbour
-from eosin.training.neighbour import Address, Receiver, neighbour_of, own_host, send
-from eosin.training.shm import Piece, ShmFolder
+from eosin.training.checkpoints import neighbour
+from eosin.training.checkpoints.neighbour import Address, Receiver, neighbour_of, own_host, send
+from eosin.training.checkpoints.shm import Piece, ShmFolder
 
 SECRET = "of this run"
 PIECE = Piece(step=7, index=1, num_pieces=2, world="c" * 32, config_digest="d")

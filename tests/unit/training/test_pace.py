@@ -9,7 +9,7 @@ import pytest
 
 from eosin.config.train import ElasticConfig
 from eosin.observability import RunLog
-from eosin.training.pace import Dealer, Stopwatch, known_paces, shares_by_pace, slots_advice
+from eosin.training.engine.pace import Dealer, Stopwatch, known_paces, shares_by_pace, slots_advice
 from eosin.training.world import World
 from tests.support.ranks import Leg, norm_difference, train_legs
 from tests.support.training_run import tiny_config

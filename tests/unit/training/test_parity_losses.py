@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from eosin.config.train import TrainConfig
+from eosin.training.engine.schedules import CosineSchedule, Schedules
 from eosin.training.losses.cross_entropy import Prototypes, dino_terms, ibot_sum
 from eosin.training.losses.sinkhorn import sinkhorn_shift
 from eosin.training.losses.uniformity import kde, koleo
-from eosin.training.schedules import CosineSchedule, Schedules
 from eosin.training.world import World
 from tests.support.golden import VALUES, relative_error, tensors
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from eosin.config.train import OptimizerConfig
-from eosin.training.param_groups import multipliers
-from eosin.training.step import Learner, StepResult
+from eosin.training.engine.param_groups import multipliers
+from eosin.training.engine.step import Learner, StepResult
 from eosin.training.world import World
 from tests.support.golden import (
     VALUES,

@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 
-from eosin.training.processes import AGENT_PID
+from eosin.training.elastic.processes import AGENT_PID
 
-WORKER = "from eosin.training.processes import die_with_agent; die_with_agent(); print('works')"
+WORKER = "from eosin.training.elastic.processes import die_with_agent; die_with_agent(); print('works')"
 
 
 def begin(agent_pid: int | None) -> subprocess.CompletedProcess[str]:

@@ -12,11 +12,11 @@ from eosin.models.network import build_network
 from eosin.observability import RunLog
 from eosin.records import TeacherCard, TrainingDone
 from eosin.storage import Store, open_store
-from eosin.training.checkpoint import ALONE
+from eosin.training.checkpoints.checkpoint import ALONE
+from eosin.training.checkpoints.publisher import Publisher
+from eosin.training.checkpoints.state import take_snapshot
+from eosin.training.engine.step import Learner
 from eosin.training.launch import train
-from eosin.training.publisher import Publisher
-from eosin.training.state import take_snapshot
-from eosin.training.step import Learner
 from eosin.training.worker import run_worker
 from eosin.training.world import World
 from tests.support.training_run import begin, tiny_config
@@ -85,7 +85,9 @@ def test_the_last_teacher_without_its_checkpoint_is_an_error_that_says_what_to_d
 
 
 def test_a_whole_run_is_left_alone(ended: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eosin.training.reexport.export_teacher", lambda *_, **__: pytest.fail("exported"))
+    monkeypatch.setattr(
+        "eosin.training.checkpoints.reexport.export_teacher", lambda *_, **__: pytest.fail("exported")
+    )
     assert train(ended.uri, log=RunLog("test")).models == (FIRST, LAST)
 
 

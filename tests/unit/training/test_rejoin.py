@@ -8,8 +8,8 @@ import pytest
 from torch.distributed import DistNetworkError
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousConnectionError
 
-from eosin.training.failures import FAILURES_DIR, report_start
-from eosin.training.rejoin import is_lost_rendezvous, may_rejoin
+from eosin.training.elastic.failures import FAILURES_DIR, report_start
+from eosin.training.elastic.rejoin import is_lost_rendezvous, may_rejoin
 
 
 @pytest.mark.parametrize(

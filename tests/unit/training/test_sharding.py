@@ -13,9 +13,7 @@ from torch.distributed.tensor import DTensor
 from eosin.config import RunConfig
 from eosin.config.train import KoLeoConfig, OptimizerConfig
 from eosin.models.network import build_network
-from eosin.training.parallel import whole
-from eosin.training.slots import Slot
-from eosin.training.state import (
+from eosin.training.checkpoints.state import (
     Parts,
     flat_parts,
     hand_out,
@@ -27,7 +25,9 @@ from eosin.training.state import (
     take_snapshot,
     to_host,
 )
-from eosin.training.step import Learner, NonFinite
+from eosin.training.engine.parallel import whole
+from eosin.training.engine.slots import Slot
+from eosin.training.engine.step import Learner, NonFinite
 from eosin.training.world import Deal, World
 from tests.support import golden
 from tests.support.ranks import in_ranks

@@ -14,9 +14,9 @@ from eosin.errors import UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.storage import open_store
-from eosin.training.checkpoint import save_checkpoint
+from eosin.training.checkpoints.checkpoint import save_checkpoint
+from eosin.training.checkpoints.state import take_snapshot
 from eosin.training.loop import Outcome, Trainer
-from eosin.training.state import take_snapshot
 from eosin.training.world import World
 from tests.support.training_run import ArraySource, begin, tiny_config
 

@@ -1,1 +1,1 @@
-"""Public datasets in the layouts in which they are published, with their splits and counts: one file each."""
+"""Datasets to judge models on: folders, tables, masks, slides, patch sets; public ones in `public`."""

@@ -1,0 +1,140 @@
+"""PatchCamelyon: lymph node patches of 96 px, tumour or not, in HDF5 files."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from eosin.errors import MissingDependency, UserError
+from eosin.evaluation.datasets.dataset import Dataset, Digest, Missing, Sample
+from eosin.evaluation.datasets.public.listing import Listing, parse_csv
+from eosin.evaluation.datasets.public.published import Published
+from eosin.storage import ObjectInfo, join_uri
+from eosin.storage.range_file import RangeFile
+
+_SPLITS = {"train": "train", "valid": "val", "test": "test"}
+_CLASSES = ("no_tumor", "tumor")
+_NAME = "camelyonpatch_level_2_split_{}_{}"
+
+
+def _read(listing: Listing) -> Dataset:
+    h5py = _import_h5py()
+    parts = [_open_part(h5py, listing, name) for name in _SPLITS if _is_there(listing, name)]
+    if not parts:
+        return Dataset(listing.uri, "", (), lambda indices: [])
+    digest = Digest()
+    for part in parts:
+        for info in part.objects:
+            digest.add(info.key, info.etag, info.size_bytes)
+    samples = tuple(sample for part in parts for sample in part.samples)
+    starts = np.cumsum([0, *(len(part.samples) for part in parts)])
+
+    def read(indices: Sequence[int]) -> list[bytes | Missing]:
+        images: dict[int, bytes | Missing] = {}
+        for start, part in zip(starts, parts, strict=False):
+            mine = sorted({i for i in indices if start <= i < start + len(part.samples)})
+            images |= dict(zip(mine, part.read([i - int(start) for i in mine]), strict=True))
+        return [images[i] for i in indices]
+
+    return Dataset(listing.uri, digest.hex(), samples, read)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One split: its images [N, 96, 96, 3] stay in the store."""
+
+    pixels: Any
+    samples: tuple[Sample, ...]
+    objects: tuple[ObjectInfo, ...]
+    lock: threading.Lock
+
+    def read(self, rows: list[int]) -> list[bytes | Missing]:
+        """PNG of each of `rows`, which are sorted and differ."""
+        if not rows:
+            return []
+        try:
+            with self.lock:  # HDF5 is not thread-safe
+                span = self.pixels[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] < 2 * len(rows) else None
+                pixels = self.pixels[rows] if span is None else span[np.array(rows) - rows[0]]
+        except OSError as error:
+            return [Missing(f"damaged: {error}")] * len(rows)
+        return [_encode(each) for each in pixels]
+
+
+def _is_there(listing: Listing, name: str) -> bool:
+    return any(True for _ in listing.matching(_NAME.format(name, "x") + r"\.h5"))
+
+
+def _open_part(h5py: Any, listing: Listing, name: str) -> _Part:
+    images = listing.one(_NAME.format(name, "x") + ".h5")
+    labels = listing.one(_NAME.format(name, "y") + ".h5")
+    pixels = _array(h5py, listing, images, "x")
+    data = io.BytesIO(listing.store.get(labels.key))
+    classes = np.asarray(_field(h5py, data, join_uri(listing.uri, labels.key), "y")).reshape(-1)
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
+        raise UserError(f"{images.key}: x is {pixels.dtype} {pixels.shape}, not uint8 [N, 96, 96, 3]")
+    if len(classes) != len(pixels) or not np.isin(classes, (0, 1)).all():
+        raise UserError(
+            f"{labels.key} does not match {images.key}: {len(classes)} labels for {len(pixels)} images, "
+            f"values {', '.join(map(str, np.unique(classes)[:5]))}"
+        )
+    slides = _slides(listing, name, len(classes))
+    samples = tuple(
+        Sample(f"{images.key}[{i}]", _CLASSES[int(classes[i])], _SPLITS[name], slide)
+        for i, slide in enumerate(slides)
+    )
+    return _Part(pixels, samples, (images, labels), threading.Lock())
+
+
+def _array(h5py: Any, listing: Listing, info: ObjectInfo, name: str) -> Any:
+    file = RangeFile(listing.store, info.key, info.size_bytes, info.etag)
+    return _field(h5py, file, join_uri(listing.uri, info.key), name)
+
+
+def _field(h5py: Any, file: Any, source: str, name: str) -> Any:
+    try:
+        return h5py.File(file, "r")[name]
+    except (OSError, KeyError) as error:
+        raise UserError(f"{source} is not an HDF5 file with {name}: {error}") from error
+
+
+def _slides(listing: Listing, name: str, count: int) -> list[str]:
+    """The slide of each patch, where the metadata table is there; else none."""
+    tables = [info for info, _ in listing.matching(_NAME.format(name, r"meta") + r"\.csv")]
+    if len(tables) != 1:
+        return [""] * count
+    source = join_uri(listing.uri, tables[0].key)
+    rows = parse_csv(listing.store.get(tables[0].key), source, ("wsi",))
+    if len(rows) != count:
+        raise UserError(f"{source} has {len(rows)} rows for {count} images")
+    return [row["wsi"] for row in rows]
+
+
+def _encode(pixels: npt.NDArray[np.uint8]) -> bytes:
+    # Not compressed: it is decoded again at once.
+    swapped = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    return bytes(cv2.imencode(".png", swapped, [cv2.IMWRITE_PNG_COMPRESSION, 0])[1])
+
+
+def _import_h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingDependency("h5py", "datasets") from error
+    return h5py
+
+
+PCAM = Published(
+    title="PatchCamelyon",
+    tree="camelyonpatch_level_2_split_train_x.h5 and …_y.h5, unpacked from .gz",
+    num_images={"train": 262_144, "val": 32_768, "test": 32_768},
+    read=_read,
+    classes=_CLASSES,
+)

@@ -1,0 +1,132 @@
+"""Train, validation and test where a dataset leaves something open; no patient on two sides."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from eosin.evaluation.datasets.dataset import Sample
+
+_TEST_SHARE, _VAL_SHARE = 0.2, 0.2
+_MIN_PATIENTS = 3
+
+Shares = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices into the samples given. `judged` names where the figures are taken: test, or val."""
+
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+    test: tuple[int, ...]
+    judged: str
+    notes: tuple[str, ...] = ()
+    val_is_drawn: bool = False
+    """Validation was cut off training: a task that chooses nothing may learn from both."""
+
+    @property
+    def judged_indices(self) -> tuple[int, ...]:
+        return self.test if self.judged == "test" else self.val
+
+
+def split_samples(samples: Sequence[Sample]) -> Split:
+    """The official split where there is one; what is missing of it is drawn from a stable hash.
+
+    - train, val, test: as they are. - train and val: the figures are taken on val, as eva does.
+    - train and test: a fifth of train becomes val. - train alone or nothing: 60 % / 20 % / 20 %.
+
+    Drawn parts are stratified by class and whole patients where patients are known. The same samples
+    give the same split, on any machine and in any order.
+    """
+    named = {name: [i for i, s in enumerate(samples) if s.split == name] for name in ("train", "val", "test")}
+    unnamed = [i for i, s in enumerate(samples) if not s.split]
+    notes: list[str] = []
+    if not named["train"] or not (named["val"] or named["test"]):
+        drawn = _draw(samples, range(len(samples)), {"test": _TEST_SHARE, "val": _VAL_SHARE}, notes)
+        return _split(
+            drawn, "test", ["no official split: drawn 60/20/20 by a stable hash", *notes], val_is_drawn=True
+        )
+    if unnamed:
+        notes.append(f"{len(unnamed)} sample(s) without a split are left out")
+    if not named["test"]:
+        return _split(named, "val", ["no test split: figures are taken on validation", *notes])
+    if not named["val"]:
+        drawn = _draw(samples, named["train"], {"val": _VAL_SHARE}, notes)
+        drawn["test"] = named["test"]
+        return _split(
+            drawn, "test", ["no validation split: a fifth of train is drawn", *notes], val_is_drawn=True
+        )
+    return _split(named, "test", notes)
+
+
+def _split(
+    parts: dict[str, list[int]], judged: str, notes: list[str], *, val_is_drawn: bool = False
+) -> Split:
+    train, val, test = (tuple(sorted(parts[name])) for name in ("train", "val", "test"))
+    return Split(train, val, test, judged, tuple(notes), val_is_drawn)
+
+
+def _draw(
+    samples: Sequence[Sample], indices: Iterable[int], shares: Shares, notes: list[str]
+) -> dict[str, list[int]]:
+    """`indices` dealt to train, val and test by `shares` (train takes the rest)."""
+    pool = list(indices)
+    patients = {samples[i].patient for i in pool}
+    if "" not in patients and len(patients) >= _MIN_PATIENTS:
+        return _by_patient(samples, pool, shares)
+    if "" not in patients and len(patients) > 1:
+        notes.append(f"only {len(patients)} patients: drawn by image, so a patient may be on both sides")
+    return _by_sample(samples, pool, shares)
+
+
+def _by_sample(samples: Sequence[Sample], pool: list[int], shares: Shares) -> dict[str, list[int]]:
+    parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for members in _grouped(pool, lambda i: samples[i].label).values():
+        members.sort(key=lambda i: _order(samples[i].source))
+        start = 0
+        for name, share in shares.items():
+            count = round(share * len(members))
+            parts[name] += members[start : start + count]
+            start += count
+        parts["train"] += members[start:]
+    return parts
+
+
+def _by_patient(samples: Sequence[Sample], pool: list[int], shares: Shares) -> dict[str, list[int]]:
+    """Whole patients, largest first, each to the part that it brings nearest to its share of every class."""
+    parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    total = Counter(samples[i].label for i in pool)
+    wanted = {"train": 1 - sum(shares.values()), **shares}
+    held: dict[str, Counter[str]] = {name: Counter() for name in wanted}
+    groups = _grouped(pool, lambda i: samples[i].patient)
+    for patient in sorted(groups, key=lambda p: (-len(groups[p]), _order(p))):
+        brings = Counter(samples[i].label for i in groups[patient])
+        gain = {name: _gain(held[name], brings, total, wanted[name]) for name in wanted}
+        best = max(wanted, key=lambda name: (gain[name], name == "train"))
+        held[best] += brings
+        parts[best] += groups[patient]
+    return parts
+
+
+def _gain(held: Counter[str], brings: Counter[str], total: Counter[str], share: float) -> float:
+    """How much nearer a part comes to `share` of every class, relative to what it should hold."""
+    gain = 0.0
+    for label, count in sorted(brings.items()):  # in one order: sums of floats decide ties
+        goal = share * total[label]
+        before, after = (held[label] - goal) / goal, (held[label] + count - goal) / goal
+        gain += before * before - after * after
+    return gain
+
+
+def _grouped(pool: list[int], key: Callable[[int], str]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i in pool:
+        groups[key(i)].append(i)
+    return groups
+
+
+def _order(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()

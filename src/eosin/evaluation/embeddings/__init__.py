@@ -1,0 +1,1 @@
+"""From images to frozen embeddings and tokens, computed once and shared by tasks."""

@@ -1,0 +1,172 @@
+"""Frozen embeddings of a dataset: computed once, stored by digest, shared by all tasks and re-runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from eosin.errors import PermanentError
+from eosin.evaluation.datasets.dataset import Dataset, Missing
+from eosin.evaluation.embeddings.changes import CHANGES, CHANGES_VERSION
+from eosin.evaluation.subject import Subject
+from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION, BadImage, load_image
+from eosin.layout import RunLayout
+from eosin.observability import RunLog
+from eosin.storage import NotFound, PreconditionFailed, Store
+
+_DECODE_THREADS = min(16, max(4, os.cpu_count() or 1))
+_MAX_NAMED = 20
+
+Features = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """`features` float32 [N, D]; row i belongs to sample `rows[i]` of the dataset."""
+
+    features: Features
+    rows: npt.NDArray[np.int64]
+    num_dropped: int
+    dropped: tuple[dict[str, str], ...]
+    """The first of the images that could not be read: source and reason."""
+
+
+def embed(
+    subject: Subject, dataset: Dataset, *, store: Store, batch_size: int, log: RunLog, change: str = ""
+) -> Embeddings:
+    """The embeddings of every readable image of `dataset`, from the store where they are there already.
+
+    `change`: a name of `CHANGES`, applied to each image before the model sees it; empty: none.
+
+    Several processes may do this at once: all compute the same, the first to publish wins. Raises
+    `PermanentError` where no image can be read or an embedding is not finite.
+    """
+    key = RunLayout.embeddings(_digest(subject, dataset, change))
+    stored = _load(store, key)
+    if stored is not None:
+        log.event("embeddings", model=subject.name, images=len(stored.rows), source="stored")
+        return stored
+    made = _compute(subject, dataset, batch_size, log, change)
+    try:
+        store.put(key, _encode(made), if_none_match=True)
+    except PreconditionFailed:
+        log.event("embeddings-shared", key=key, detail="another task published them first")
+    return made
+
+
+def _digest(subject: Subject, dataset: Dataset, change: str) -> str:
+    identity = [subject.digest, dataset.digest, TRANSFORM, TRANSFORM_VERSION, "float32"]
+    identity += [change, CHANGES_VERSION] if change else []
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _compute(subject: Subject, dataset: Dataset, batch_size: int, log: RunLog, change: str) -> Embeddings:
+    from eosin.evaluation.embeddings.forward import Forward
+
+    forward = Forward(*subject.load())
+    features: list[Features] = []
+    rows: list[int] = []
+    dropped: list[dict[str, str]] = []
+    total = len(dataset.samples)
+
+    def decode(data: bytes | Missing) -> Pixels | str:
+        image = _decode(data, forward.img_px)
+        return image if isinstance(image, str) or not change else CHANGES[change](image)
+
+    batches = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
+    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+
+        def load(indices: range) -> list[Pixels | str]:
+            return list(pool.map(decode, dataset.read(indices)))
+
+        for indices, loaded in zip(batches, _one_ahead(load, batches), strict=True):
+            images = dict(zip(indices, loaded, strict=True))
+            good = {i: image for i, image in images.items() if not isinstance(image, str)}
+            for i, reason in images.items():
+                if isinstance(reason, str):
+                    dropped.append({"source": dataset.samples[i].source, "reason": reason})
+            if good:
+                features.append(forward(np.stack(list(good.values()))))
+                rows += good
+            log.progress(indices[-1] + 1, total, "images", model=subject.name)
+    return _checked(subject, dataset, features, rows, dropped)
+
+
+def _one_ahead(load: Callable[[range], T], batches: Sequence[range]) -> Iterator[T]:
+    """What `load` gives for each of `batches`; the next is read while the model sees the one before."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead: Future[T] | None = None
+        for batch in batches:
+            begun = reader.submit(load, batch)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = begun
+        if ahead is not None:
+            yield ahead.result()
+
+
+def _decode(data: bytes | Missing, img_px: int) -> Pixels | str:
+    if isinstance(data, Missing):
+        return data.reason
+    try:
+        return load_image(data, img_px)
+    except BadImage as error:
+        return str(error)
+
+
+def _checked(
+    subject: Subject,
+    dataset: Dataset,
+    features: list[Features],
+    rows: list[int],
+    dropped: list[dict[str, str]],
+) -> Embeddings:
+    if not rows:
+        first = dropped[0]
+        raise PermanentError(
+            f"none of the {len(dropped)} images of {dataset.uri} could be read; "
+            f"the first, {first['source']}: {first['reason']}"
+        )
+    matrix = np.concatenate(features)
+    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    if len(bad):
+        raise PermanentError(
+            f"model {subject.name}: {len(bad)} of {len(matrix)} embeddings are not finite, "
+            f"first that of {dataset.samples[rows[bad[0]]].source}",
+            hint="the checkpoint diverged: look at the loss before it, and judge an earlier one",
+        )
+    return Embeddings(matrix, np.asarray(rows, dtype=np.int64), len(dropped), tuple(dropped[:_MAX_NAMED]))
+
+
+def _encode(embeddings: Embeddings) -> bytes:
+    note = json.dumps({"num_dropped": embeddings.num_dropped, "dropped": embeddings.dropped}).encode()
+    return safetensors.numpy.save(
+        {
+            "features": np.ascontiguousarray(embeddings.features),
+            "rows": embeddings.rows,
+            "dropped": np.frombuffer(note, dtype=np.uint8),
+        }
+    )
+
+
+def _load(store: Store, key: str) -> Embeddings | None:
+    """What is stored, or None where nothing is, or nothing that can be read."""
+    try:
+        tensors = safetensors.numpy.load(store.get(key))
+        note = json.loads(tensors["dropped"].tobytes())
+        dropped = tuple(note["dropped"])
+        return Embeddings(tensors["features"], tensors["rows"], note["num_dropped"], dropped)
+    except (NotFound, SafetensorError, ValueError, KeyError):
+        return None

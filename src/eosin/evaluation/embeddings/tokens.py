@@ -1,0 +1,213 @@
+"""Frozen patch tokens and classes of every tile of a masked dataset, in memory and within a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.config.evaluate import SegmentationTask
+from eosin.errors import PermanentError, UserError
+from eosin.evaluation.datasets.dataset import Missing
+from eosin.evaluation.datasets.mask_folder import MaskedDataset
+from eosin.evaluation.datasets.masks import IGNORE, Classes, MaskCoding, infer_coding, load_mask
+from eosin.evaluation.embeddings.tiles import Pixels, Tile, cut, draw, grid
+from eosin.evaluation.subject import Subject
+from eosin.evaluation.transform import BadImage, decode_image
+from eosin.observability import RunLog
+
+if TYPE_CHECKING:
+    from eosin.evaluation.embeddings.forward import Forward
+
+_THREADS = 4
+_MAX_NAMED = 20
+_GIB = 1 << 30
+
+T = TypeVar("T")
+Tokens = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class TileTokens:
+    """`tokens` float16 [N, D, h, w] and `classes` uint8 [N, side, side] of the tiles `tiles`."""
+
+    tokens: Tokens
+    classes: Classes
+    tiles: tuple[Tile, ...]
+    coding: MaskCoding
+    num_tiles_there: int
+    """Before the draw."""
+    num_dropped: int
+    dropped: tuple[dict[str, str], ...]
+    """The first of the images left out: source and reason."""
+
+
+@dataclass
+class _Mask:
+    """What a first look at a mask gives."""
+
+    values: frozenset[int] = frozenset()
+    size: tuple[int, int] = (0, 0)
+    """Height and width."""
+    reason: str = ""
+
+
+@dataclass
+class _Reading:
+    dataset: MaskedDataset
+    coding: MaskCoding
+    side_px: int
+    dropped: list[dict[str, str]] = field(default_factory=list)
+
+    def drop(self, row: int, reason: str) -> None:
+        self.dropped.append({"source": self.dataset.samples[row].source, "reason": reason})
+
+
+def tile_tokens(
+    subject: Subject, dataset: MaskedDataset, task: SegmentationTask, *, batch_size: int, log: RunLog
+) -> TileTokens:
+    """Tokens of every tile of every image whose mask can be read and understood.
+
+    Raises `UserError` where no image is left, or the tokens would not fit `task.max_tokens_gib`;
+    `PermanentError` where a token is not finite or the model has no map of tokens.
+    """
+    from eosin.evaluation.embeddings.forward import Forward
+
+    forward = Forward(*subject.load())
+    masks = _look(dataset)
+    coding = infer_coding(
+        (mask.values for mask in masks if not mask.reason),
+        num_classes=len(task.classes) if task.classes else None,
+        ignore_value=task.ignore_value,
+    )
+    reading = _Reading(dataset, coding, forward.img_px, list(dataset.unpaired))
+    all_tiles = _plan(reading, masks)
+    tiles = draw(all_tiles, [sample.source for sample in dataset.samples], task.max_tiles)
+    filled = _Filled(forward, task, len(tiles))
+    for batch in _batched(_cut_all(reading, tiles), batch_size):
+        filled.add(batch)
+        log.progress(filled.count, len(tiles), "tiles", model=subject.name)
+    if filled.tokens is None:
+        first = reading.dropped[0] if reading.dropped else {"source": "-", "reason": "every pixel is ignored"}
+        raise UserError(
+            f"no image of {dataset.uri} can be used with its mask; "
+            f"the first, {first['source']}: {first['reason']}"
+        )
+    count = filled.count
+    return TileTokens(filled.tokens[:count], filled.classes[:count], tuple(filled.tiles), coding,
+                      len(all_tiles), len(reading.dropped), tuple(reading.dropped[:_MAX_NAMED]))  # fmt: skip
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    rest = iter(items)
+    while batch := tuple(islice(rest, size)):
+        yield batch
+
+
+def _look(dataset: MaskedDataset) -> list[_Mask]:
+    """Values and size of every mask; a few are held at a time."""
+    masks: list[_Mask] = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for rows in _batched(range(len(dataset.samples)), _THREADS):
+            masks += pool.map(_look_at, dataset.read_masks(rows))
+    return masks
+
+
+def _look_at(data: bytes | Missing) -> _Mask:
+    if isinstance(data, Missing):
+        return _Mask(reason=f"its mask: {data.reason}")
+    try:
+        values = load_mask(data)
+    except BadImage as error:
+        return _Mask(reason=f"its mask: {error}")
+    return _Mask(frozenset(np.unique(values).tolist()), (values.shape[0], values.shape[1]))
+
+
+def _plan(reading: _Reading, masks: list[_Mask]) -> list[Tile]:
+    tiles: list[Tile] = []
+    for row, mask in enumerate(masks):
+        reason = mask.reason or reading.coding.unknown(mask.values)
+        if reason:
+            reading.drop(row, reason)
+        else:
+            tiles += grid(row, mask.size[1], mask.size[0], reading.side_px)
+    return tiles
+
+
+_Cut = tuple[Tile, Pixels, Classes]
+
+
+def _cut_all(reading: _Reading, tiles: list[Tile]) -> Iterator[_Cut]:
+    """Tiles in order, image by image; those with no pixel to learn or judge are passed over."""
+    by_row: dict[int, list[Tile]] = {}
+    for tile in tiles:
+        by_row.setdefault(tile.row, []).append(tile)
+    for rows in _batched(by_row, _THREADS):
+        pairs = zip(rows, reading.dataset.read(rows), reading.dataset.read_masks(rows), strict=True)
+        for row, image, mask in pairs:
+            try:
+                pixels, classes = _pair(image, mask, reading.coding)
+            except BadImage as error:
+                reading.drop(row, str(error))
+                continue
+            for tile in by_row[row]:
+                seen, labels = cut(pixels, classes, tile, reading.side_px)
+                if (labels != IGNORE).any():
+                    yield tile, seen, labels
+
+
+def _pair(image: bytes | Missing, mask: bytes | Missing, coding: MaskCoding) -> tuple[Pixels, Classes]:
+    for data in (image, mask):
+        if isinstance(data, Missing):
+            raise BadImage(data.reason)
+    assert isinstance(image, bytes) and isinstance(mask, bytes)
+    pixels, values = np.asarray(decode_image(image), dtype=np.uint8), load_mask(mask)
+    if pixels.shape[:2] != values.shape:
+        raise BadImage(
+            f"the image has {pixels.shape[1]} × {pixels.shape[0]} pixels, "
+            f"its mask {values.shape[1]} × {values.shape[0]}"
+        )
+    return pixels, coding.classes(values)
+
+
+class _Filled:
+    """Arrays for all tiles, made when the first batch has shown how large a token map is."""
+
+    def __init__(self, forward: Forward, task: SegmentationTask, num_tiles: int) -> None:
+        self._forward, self._task, self._num_tiles = forward, task, num_tiles
+        self.tokens: Tokens | None = None
+        self.classes: Classes = np.empty((num_tiles, forward.img_px, forward.img_px), dtype=np.uint8)
+        self.tiles: list[Tile] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.tiles)
+
+    def add(self, batch: tuple[_Cut, ...]) -> None:
+        tokens = self._forward.tokens(np.stack([pixels for _, pixels, _ in batch]))
+        if not np.isfinite(tokens).all():
+            raise PermanentError(
+                f"model {self._forward.card.name}: its patch tokens are not finite",
+                hint="the checkpoint diverged: look at the loss before it, and judge an earlier one",
+            )
+        if self.tokens is None:
+            self.tokens = self._room(tokens)
+        place = slice(self.count, self.count + len(batch))
+        self.tokens[place] = tokens
+        self.classes[place] = np.stack([labels for _, _, labels in batch])
+        self.tiles += [tile for tile, _, _ in batch]
+
+    def _room(self, tokens: Tokens) -> Tokens:
+        gib = tokens[0].nbytes * self._num_tiles / _GIB
+        if gib > self._task.max_tokens_gib:
+            raise UserError(
+                f"the tokens of {self._num_tiles} tiles need {gib:.1f} GiB, "
+                f"task {self._task.name} allows {self._task.max_tokens_gib:g}",
+                hint="lower max_tiles for all models alike, or raise max_tokens_gib",
+            )
+        return np.empty((self._num_tiles, *tokens.shape[1:]), dtype=np.float16)

@@ -1,0 +1,1 @@
+"""The tasks, one a file, and the classifiers that they train on frozen embeddings."""

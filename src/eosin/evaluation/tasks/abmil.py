@@ -1,0 +1,221 @@
+"""Gated attention over the patches of a slide: all seeds trained together, as one batched problem.
+
+Ilse, Tomczak, Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018, eq. 9, with sizes,
+projection and classifier as in kaiko-eva 0.4.5. Every parameter has a leading dimension of S runs, so a
+step costs a few batched matrix products whatever S is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eosin.config.evaluate import AbmilConfig
+from eosin.evaluation.tasks.selection import BestEpochs, balanced_accuracies
+
+Parameters = dict[str, Tensor]
+_GIB = 1 << 30
+_BYTES = 4
+# Activations that a step keeps for its gradient, in units of what the attention layers compute.
+_KEPT = 3
+
+
+@dataclass(frozen=True)
+class SlideBags:
+    """Patches of slides: slide i has rows `starts[i]` to `starts[i + 1]` of `features` float32 [N, D]."""
+
+    features: Tensor
+    starts: Tensor
+
+    @property
+    def sizes(self) -> Tensor:
+        return self.starts[1:] - self.starts[:-1]
+
+    def gather(self, slides: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches [..., n, D] of `slides` [...], filled up to the largest with rows that do not count;
+        and which count, bool [..., n]."""
+        sizes = self.sizes[slides]
+        steps = torch.arange(int(sizes.max()))
+        counts = steps < sizes.unsqueeze(-1)
+        rows = torch.where(counts, self.starts[slides].unsqueeze(-1) + steps, 0)
+        device = self.features.device
+        return self.features[rows.to(device)], counts.to(device)
+
+
+@dataclass(frozen=True)
+class SlidePart:
+    """The slides of one split, as numbers into the bags [n], and their classes [n]."""
+
+    slides: Tensor
+    classes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.slides)
+
+
+@dataclass(frozen=True)
+class TrainedAbmil:
+    """Probabilities [S, n, C] on the judged slides by each run's best epoch; scores are on validation."""
+
+    probabilities: Tensor
+    best_epoch: tuple[int, ...]
+    best_score: tuple[float, ...]
+    num_epochs: int
+    seeds_at_once: int
+
+
+def train_abmil(
+    bags: SlideBags,
+    train: SlidePart,
+    val: SlidePart,
+    judged: SlidePart,
+    num_classes: int,
+    config: AbmilConfig,
+    *,
+    seed: int,
+) -> TrainedAbmil:
+    """Train `config.num_runs` networks that differ in initialisation and order, and apply their best.
+
+    As many at once as `config.max_step_gib` allows; how many makes no difference but for rounding. Each
+    keeps its first best epoch by balanced accuracy on `val`, or its last where there is none.
+    """
+    at_once = seeds_at_once(bags, config)
+    parts = []
+    for first in range(0, config.num_runs, at_once):
+        runs = range(first, min(first + at_once, config.num_runs))
+        training = _Training(bags, train, val, num_classes, config, [seed * 1_000_003 + run for run in runs])
+        training.run()
+        parts.append((training.apply(training.best, judged), training.selection, training.num_epochs))
+    return TrainedAbmil(
+        torch.cat([probabilities for probabilities, _, _ in parts]),
+        tuple(epoch for _, selection, _ in parts for epoch in selection.epoch.tolist()),
+        tuple(score for _, selection, _ in parts for score in selection.score.tolist()) if len(val) else (),
+        max(num_epochs for _, _, num_epochs in parts),
+        at_once,
+    )
+
+
+def seeds_at_once(bags: SlideBags, config: AbmilConfig) -> int:
+    """How many runs' steps fit in `config.max_step_gib` together, at least one."""
+    width = bags.features.shape[1] + _KEPT * (config.projection_dim + 2 * config.attention_dim)
+    per_run = config.batch_size * int(bags.sizes.max()) * width * _BYTES
+    return max(1, min(config.num_runs, int(config.max_step_gib * _GIB / per_run)))
+
+
+def initial_parameters(dim: int, num_classes: int, config: AbmilConfig, seeds: list[int]) -> Parameters:
+    """Parameters [S, in, out] and [S, 1, out], drawn as torch.nn.Linear draws, each run by its own seed."""
+    widths = [config.projection_dim, *config.hidden_dims, num_classes]
+    shapes = {
+        "projection": (dim, config.projection_dim),
+        "tanh": (config.projection_dim, config.attention_dim),
+        "gate": (config.projection_dim, config.attention_dim),
+        "attention": (config.attention_dim, 1),
+        **{f"mlp{i}": (widths[i], widths[i + 1]) for i in range(len(widths) - 1)},
+    }
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    parameters: Parameters = {}
+    for name, (fan_in, fan_out) in shapes.items():
+        bound = 1 / math.sqrt(fan_in)
+        for suffix, rows in (("weight", fan_in), ("bias", 1)):
+            drawn = [torch.rand(rows, fan_out, generator=generator) for generator in generators]
+            parameters[f"{name}.{suffix}"] = torch.stack(drawn).mul_(2 * bound).sub_(bound)
+    return parameters
+
+
+def forward(parameters: Parameters, features: Tensor, counts: Tensor) -> Tensor:
+    """Logits [S, B, C] of slides [S, B, n, D] whose patches `counts` [S, B, n] says are there.
+
+    Features and counts with a leading 1 are shared by all runs.
+    """
+    num_runs, (_, num_slides, num_patches, dim) = len(parameters["projection.bias"]), features.shape
+    projected = _linear(parameters, "projection", features.reshape(-1, num_slides * num_patches, dim))
+    gated = _linear(parameters, "tanh", projected).tanh() * _linear(parameters, "gate", projected).sigmoid()
+    scores = _linear(parameters, "attention", gated).view(num_runs, num_slides, num_patches)
+    attention = scores.masked_fill(~counts, -math.inf).softmax(dim=-1)
+    pooled = attention.unsqueeze(-2) @ projected.view(num_runs, num_slides, num_patches, -1)
+    hidden = pooled.squeeze(-2)
+    num_layers = sum(name.startswith("mlp") for name in parameters) // 2
+    for i in range(num_layers):
+        hidden = _linear(parameters, f"mlp{i}", hidden)
+        hidden = hidden.relu() if i < num_layers - 1 else hidden
+    return hidden
+
+
+def _linear(parameters: Parameters, name: str, x: Tensor) -> Tensor:
+    weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+    if len(x) == len(weight):
+        return torch.baddbmm(bias, x, weight)
+    # One product for all runs, and no copy of what they share.
+    merged = x[0] @ weight.permute(1, 0, 2).reshape(weight.shape[1], -1)
+    return merged.view(len(merged), len(weight), -1).transpose(0, 1) + bias
+
+
+class _Training:
+    """Some runs side by side: their parameters, optimizer, orders of slides, and best epochs."""
+
+    def __init__(
+        self, bags: SlideBags, train: SlidePart, val: SlidePart, num_classes: int, config: AbmilConfig,
+        seeds: list[int],
+    ) -> None:  # fmt: skip
+        self._bags, self._train, self._val, self._config = bags, train, val, config
+        self._num_classes, self._device = num_classes, bags.features.device
+        drawn = initial_parameters(bags.features.shape[1], num_classes, config, seeds)
+        self._parameters = {name: each.to(self._device).requires_grad_() for name, each in drawn.items()}
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=config.lr, weight_decay=config.weight_decay
+        )
+        # Apart from the initialisation's, so that the order does not depend on the network's size.
+        self._generators = [torch.Generator().manual_seed(seed + 500_000) for seed in seeds]
+        self.selection = BestEpochs(
+            len(seeds), patience_epochs=config.patience_epochs, has_validation=len(val) > 0,
+            device=self._device,
+        )  # fmt: skip
+        self.best = {name: each.detach().clone() for name, each in self._parameters.items()}
+        self.num_epochs = 0
+
+    def run(self) -> None:
+        while self.num_epochs < self._config.num_epochs and not self.selection.all_stopped:
+            for places in self._epoch():
+                self._step(places)
+            self._keep(self.num_epochs)
+            self.num_epochs += 1
+
+    def _epoch(self) -> Iterator[Tensor]:
+        """Batches of places in the training part, [S, b], each run in its own order."""
+        order = torch.stack([torch.randperm(len(self._train), generator=g) for g in self._generators])
+        return iter(torch.split(order, self._config.batch_size, dim=1))
+
+    def _step(self, places: Tensor) -> None:
+        features, counts = self._bags.gather(self._train.slides[places])
+        logits = forward(self._parameters, features, counts)
+        classes = self._train.classes[places].to(self._device)
+        # The mean over slides of each run; summed, since runs share nothing.
+        loss = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="sum") / places.shape[1]
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+    def _keep(self, epoch: int) -> None:
+        score = torch.zeros_like(self.selection.score)
+        if len(self._val):
+            predicted = self.apply(self._parameters, self._val).argmax(dim=-1)
+            score = balanced_accuracies(predicted, self._val.classes.to(self._device), self._num_classes)
+        better = self.selection.update(epoch, score).view(-1, 1, 1)
+        self.best = {
+            name: torch.where(better, self._parameters[name].detach(), kept)
+            for name, kept in self.best.items()
+        }
+
+    @torch.no_grad()
+    def apply(self, parameters: Parameters, part: SlidePart) -> Tensor:
+        """Probabilities [S, n, C] of the slides of `part`, a few at a time."""
+        outputs = []
+        for slides in torch.split(part.slides, self._config.batch_size):
+            features, counts = self._bags.gather(slides.unsqueeze(0))
+            outputs.append(forward(parameters, features, counts).softmax(dim=-1))
+        return torch.cat(outputs, dim=1)

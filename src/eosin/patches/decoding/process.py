@@ -1,0 +1,126 @@
+"""The process of a decoder that may crash.
+
+It answers one message at a time, and writes pixels to a slab of memory that its parent owns. It ends when
+the parent does. What it is sent comes from the parent alone, over a socket that both inherited.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.errors import EosinError, describe
+from eosin.patches.decoding.slab import open_device_slab, open_host_slab
+from eosin.process import follow
+from eosin.slides.errors import SlideError
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Worker(Protocol):
+    """What a decoder does in its process."""
+
+    def work(self, items: Sequence[Any]) -> list[Pixels | SlideError]:
+        """Pixels of each item, uint8 of any shape."""
+        ...
+
+    def rest(self) -> None:
+        """Let go of open files."""
+        ...
+
+
+class Work:
+    """A message: decode these."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
+
+
+@dataclass(frozen=True)
+class InSlab:
+    """Where pixels lie in the slab."""
+
+    offset: int
+    shape: tuple[int, ...]
+
+
+class Rest:
+    """A message: nothing more of these files for now."""
+
+
+def open_worker(factory: str, argument: str) -> Worker:
+    """What `module:function` makes of `argument`."""
+    module, _, function = factory.partition(":")
+    worker: Worker = getattr(importlib.import_module(module), function)(argument)
+    return worker
+
+
+def main() -> None:
+    """Serve until the parent goes. Arguments: two descriptors, the parent's id, the worker's factory."""
+    code = _run()
+    sys.stderr.flush()
+    os._exit(code)  # a decoder's threads must not be waited for
+
+
+def _run() -> int:
+    socket_fd, slab_fd, parent_pid = (int(value) for value in sys.argv[1:4])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected; its core is no use
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to act on
+    follow(parent_pid)
+    connection = Connection(socket_fd)
+    try:
+        worker = open_worker(*sys.argv[4:6])
+    except Exception as error:
+        connection.send(error if isinstance(error, EosinError) else EosinError(describe(error)))
+        return 1
+    connection.send(None)
+    handle = connection.recv()
+    _serve(connection, open_host_slab(slab_fd) if handle is None else open_device_slab(handle), worker)
+    return 0
+
+
+def _serve(connection: Connection, slab: Any, worker: Worker) -> None:
+    while True:
+        try:
+            message = connection.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        if isinstance(message, Rest):
+            worker.rest()
+            continue
+        connection.send(_answer(worker, message, slab))
+
+
+def _answer(worker: Worker, message: Work, slab: Any) -> list[InSlab | SlideError | Pixels]:
+    """What became of each item; pixels that the slab has no room for go through the socket."""
+    answers: list[InSlab | SlideError | Pixels] = []
+    offset = 0
+    for result in worker.work(message.items):
+        if isinstance(result, SlideError):
+            answers.append(result)
+        elif offset + result.nbytes > len(slab):
+            answers.append(result if isinstance(result, np.ndarray) else result.cpu().numpy())
+        else:
+            slab[offset : offset + result.nbytes].reshape(result.shape)[:] = _like(slab, result)
+            answers.append(InSlab(offset, tuple(result.shape)))
+            offset += result.nbytes
+    if not isinstance(slab, np.ndarray):
+        sys.modules["torch"].cuda.synchronize()  # the parent reads as soon as it hears
+    return answers
+
+
+def _like(slab: Any, pixels: Any) -> Any:
+    """`pixels` as an array or tensor, as the slab is one; a tile that the CPU decoded joins the others."""
+    if isinstance(slab, np.ndarray) or not isinstance(pixels, np.ndarray):
+        return pixels
+    return sys.modules["torch"].from_numpy(np.ascontiguousarray(pixels)).to(slab.device)

@@ -1,0 +1,212 @@
+"""Requests to pixels: a few patches at a time, each tile fetched and decoded once."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.config.patches import PatchesConfig
+from eosin.index.snapshot import Snapshot
+from eosin.patches.decoding.decoders import CpuDecoder, EncodedTile, TileDecoder
+from eosin.patches.decoding.isolated import Isolation
+from eosin.patches.decoding.whole_slide import (
+    OpenSlideFile,
+    RegionReader,
+    cucim_is_safe,
+)
+from eosin.patches.geometry import box_of
+from eosin.patches.reading.cache import ArrayCache
+from eosin.patches.reading.sources import ByteSource, TileBytes, gone
+from eosin.patches.reading.stage import StagePool, path_in
+from eosin.patches.reading.tables import TileTables
+from eosin.patches.reading.tiles_needed import Reading, TileKey, plan_reading, resize
+from eosin.patches.request import PatchRequest
+from eosin.slides.errors import SlideError
+from eosin.slides.jpeg_part import decode_part
+from eosin.slides.model import SlideHeader
+from eosin.slides.region import WHITE, Part
+from eosin.storage import NotFound, ObjectChanged
+
+Pixels = npt.NDArray[np.uint8]
+# A tile as it lies in the store, or decoded; None for one that holds nothing.
+_Tile = EncodedTile | Pixels | None
+
+
+class PatchReader:
+    """Reads patches of one snapshot. Thread-safe; holds `config.tile_cache_bytes` and a call's own tiles."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        config: PatchesConfig,
+        source: ByteSource,
+        pool: StagePool | None,
+        *,
+        share_tiles: bool = False,
+    ) -> None:
+        """`pool` holds the copies of slides that a library reads whole; None where there are none.
+        `share_tiles`: patches are neighbours, so tiles are decoded whole and kept for the next ones.
+
+        Raises `MissingDependency` where the configured decoder is absent.
+        """
+        self.snapshot = snapshot
+        self.config = config
+        self._source = source
+        self._pool = pool
+        self._tables = TileTables(snapshot)
+        self._tiles: ArrayCache[TileKey, Pixels] = ArrayCache(config.tile_cache_bytes)
+        self._isolated = Isolation(config)
+        self._decoder: TileDecoder = (
+            self._isolated.tiles("nvimgcodec") if config.decoder == "nvimgcodec" else CpuDecoder()
+        )
+        self._in_parts = isinstance(self._decoder, CpuDecoder) and not share_tiles
+        self._cucim = self._isolated.slides("cucim") if config.decoder == "cucim" else None
+        self._scratch = threading.local()
+
+    def read(self, requests: Sequence[PatchRequest]) -> list[Pixels | SlideError]:
+        """Each patch as [patch_px, patch_px, 3] RGB, or why its slide cannot give it; see `read_into`."""
+        patches = self.empty(len(requests))
+        errors = self.read_into(requests, patches)
+        return [error or patch for error, patch in zip(errors, patches, strict=True)]
+
+    def read_into(self, requests: Sequence[PatchRequest], patches: Pixels) -> list[SlideError | None]:
+        """Write each patch into its row of `patches` [n, patch_px, patch_px, 3], RGB; what is returned
+        says why its slide could not give it, and then the row means nothing.
+
+        Raises what is not one slide's trouble: `TransientError`, `UserError`.
+        """
+        errors: dict[int, SlideError | None] = {}
+        tiled: list[int] = []
+        for slide in dict.fromkeys(request.slide for request in requests):
+            mine = [place for place, request in enumerate(requests) if request.slide == slide]
+            way = self._whole_slide(slide)
+            if way is None:
+                tiled += mine
+            else:
+                errors |= self._read_slide(way, slide, {place: requests[place] for place in mine}, patches)
+        errors |= self._read_tiled({place: requests[place] for place in tiled}, patches)
+        return [errors[place] for place in range(len(requests))]
+
+    def empty(self, num: int) -> Pixels:
+        """Room for `num` patches: uint8 [num, patch_px, patch_px, 3], where this reader puts them."""
+        side_px = self.config.patch_px
+        return np.empty((num, side_px, side_px, 3), np.uint8)
+
+    def close(self) -> None:
+        """End the processes of decoders, if any run."""
+        self._isolated.close()
+
+    def _whole_slide(self, slide: int) -> OpenSlideFile | None:
+        """The library that reads the slide from a staged copy; None where its tiles are read."""
+        header = self.snapshot.rows[slide].header
+        if header.access == "local":
+            return self._isolated.slides("openslide")
+        return self._cucim if self._cucim is not None and cucim_is_safe(header) else None
+
+    def _read_tiled(self, requests: dict[int, PatchRequest], patches: Pixels) -> dict[int, SlideError | None]:
+        config, rows = self.config, self.snapshot.rows
+        most = self._decoder.max_denominator
+        readings = {
+            place: plan_reading(
+                request, rows[request.slide].header, config.patch_px, config.mpp_tolerance, most
+            )
+            for place, request in requests.items()
+        }
+        tiles = self._load(dict.fromkeys(key for reading in readings.values() for key in reading.tiles))
+        return {place: self._assemble(reading, tiles, patches[place]) for place, reading in readings.items()}
+
+    def _load(self, keys: Iterable[TileKey]) -> dict[TileKey, _Tile | SlideError]:
+        """Each tile: encoded where parts of it will be decoded, else its pixels."""
+        tiles: dict[TileKey, _Tile | SlideError] = dict.fromkeys(keys)
+        if not self._in_parts:
+            tiles = {key: self._tiles.get(key) for key in tiles}
+        absent = [key for key, pixels in tiles.items() if pixels is None]
+        places = {
+            key: place
+            for key, place in zip(absent, self._tables.locate(absent), strict=True)
+            if place.size_bytes
+        }
+        encoded = dict(zip(places, self._source.fetch(list(places.values())), strict=True)) if places else {}
+        tiles |= {key: self._checked(key, places[key], data) for key, data in encoded.items()}
+        if not self._in_parts:
+            tiles |= self._decode({key: tile for key, tile in tiles.items() if isinstance(tile, EncodedTile)})
+        return tiles
+
+    def _checked(self, key: TileKey, place: TileBytes, data: bytes | SlideError) -> EncodedTile | SlideError:
+        if isinstance(data, SlideError):
+            return data
+        if len(data) != place.size_bytes:
+            return SlideError("corrupt-tile", f"tile {key.tile} of level {key.level} ends early")
+        level = self.snapshot.rows[key.slide].header.levels[key.level]
+        return EncodedTile(level, data, key.denominator)
+
+    def _decode(self, tiles: dict[TileKey, EncodedTile]) -> dict[TileKey, Pixels | SlideError]:
+        decoded = dict(zip(tiles, self._decoder.decode(list(tiles.values())), strict=True))
+        for key, pixels in decoded.items():
+            if not isinstance(pixels, SlideError):
+                self._tiles.put(key, pixels)
+        return decoded
+
+    def _assemble(
+        self, reading: Reading, tiles: dict[TileKey, _Tile | SlideError], patch: Pixels
+    ) -> SlideError | None:
+        shape = (reading.box.height_px, reading.box.width_px, 3)
+        region = patch if patch.shape == shape else self._scratch_of(shape)
+        try:
+            for key, part in reading.parts:
+                _put(tiles[key], part, part.of_region(region))
+        except SlideError as error:
+            return error
+        if region is not patch:
+            resize(region, patch)
+        return None
+
+    def _scratch_of(self, shape: tuple[int, int, int]) -> Pixels:
+        """An array of this thread's own, for one patch: fresh pages for each cost more than a resize."""
+        num_bytes = math.prod(shape)
+        held: Pixels | None = getattr(self._scratch, "held", None)
+        if held is None or len(held) < num_bytes:
+            held = self._scratch.held = np.empty(num_bytes, np.uint8)
+        return held[:num_bytes].reshape(shape)
+
+    def _read_slide(
+        self, way: OpenSlideFile, slide: int, requests: dict[int, PatchRequest], patches: Pixels
+    ) -> dict[int, SlideError | None]:
+        """Patches of one slide through a library, from its staged copy."""
+        assert self._pool is not None
+        header = self.snapshot.rows[slide].header
+        objects = header.objects
+        try:
+            with self._pool.use(objects) as folder, way(path_in(folder, objects, 0), header) as opened:
+                return {
+                    place: self._read_region(opened, header, request, patches[place])
+                    for place, request in requests.items()
+                }
+        except (NotFound, ObjectChanged) as error:
+            return dict.fromkeys(requests, gone(objects[0].key, error))
+        except SlideError as error:
+            return dict.fromkeys(requests, error)
+
+    def _read_region(
+        self, opened: RegionReader, header: SlideHeader, request: PatchRequest, patch: Pixels
+    ) -> SlideError | None:
+        box = box_of(request, header, self.config.patch_px, self.config.mpp_tolerance)
+        try:
+            resize(opened.read(request, box), patch)
+        except SlideError as error:
+            return error
+        return None
+
+
+def _put(tile: _Tile | SlideError, part: Part, target: Pixels) -> None:
+    """Write what the tile gives into `target`. Raises `SlideError`."""
+    if isinstance(tile, SlideError):
+        raise tile
+    if isinstance(tile, EncodedTile):
+        decode_part(tile.level, tile.data, tile.denominator, part.x_px, part.y_px, target)
+    else:
+        target[:] = WHITE if tile is None else part.of_tile(tile)

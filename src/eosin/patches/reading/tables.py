@@ -1,0 +1,82 @@
+"""Where tiles lie, without ever holding all tile tables: 30,000 slides have some 35 GB of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eosin.errors import PermanentError
+from eosin.index.snapshot import Snapshot
+from eosin.layout import IndexLayout
+from eosin.patches.reading.cache import ArrayCache
+from eosin.patches.reading.sources import TileBytes
+from eosin.patches.reading.tiles_needed import TileKey
+from eosin.slides.model import TILE_DTYPE, TileTable
+from eosin.storage import ByteRange, NotFound
+
+_CACHE_BYTES = 64 * 2**20
+# The table of a level with more tiles (96 kB) is not read whole: a patch needs a few rows of it.
+_WHOLE_UP_TO_TILES = 6144
+_ROW_BYTES = TILE_DTYPE.itemsize
+_Place = tuple[int, int, int]
+
+
+class TileTables:
+    """Looks tiles up in the tables: small ones are read whole and kept, large ones by row. Thread-safe."""
+
+    def __init__(self, snapshot: Snapshot, *, whole_up_to_tiles: int = _WHOLE_UP_TO_TILES) -> None:
+        self.snapshot = snapshot
+        self._whole_up_to_tiles = whole_up_to_tiles
+        self._cache: ArrayCache[tuple[int, int], TileTable] = ArrayCache(_CACHE_BYTES)
+
+    def locate(self, tiles: Sequence[TileKey]) -> list[TileBytes]:
+        """Where the bytes of each tile lie; `size_bytes` 0 for one that holds nothing.
+
+        Raises `PermanentError` where a published table is damaged.
+        """
+        large = [key for key in tiles if self._is_large(key)]
+        rows = dict(zip(large, self._read_rows(large), strict=True)) if large else {}
+        return [self._bytes_of(key, rows.get(key) or self._row(key)) for key in tiles]
+
+    def rows_read(self, tiles: Sequence[TileKey]) -> list[ByteRange]:
+        """What `locate` reads each time: rows of tables too large to be kept."""
+        return [self._range_of(key) for key in tiles if self._is_large(key)]
+
+    def _bytes_of(self, key: TileKey, place: _Place) -> TileBytes:
+        offset, size_bytes, number = place
+        return TileBytes(self.snapshot.rows[key.slide].header.objects, number, offset, size_bytes)
+
+    def _is_large(self, key: TileKey) -> bool:
+        return self.snapshot.rows[key.slide].header.levels[key.level].num_tiles > self._whole_up_to_tiles
+
+    def _row(self, key: TileKey) -> _Place:
+        table = self._cache.get((key.slide, key.level))
+        if table is None:
+            table = self.snapshot.load_tiles(self.snapshot.rows[key.slide], key.level)
+            self._cache.put((key.slide, key.level), table)
+        place: _Place = table[key.tile].tolist()
+        return place
+
+    def _read_rows(self, keys: list[TileKey]) -> list[_Place]:
+        """Single rows of tables, all in one batch; neighbours share a request."""
+        ranges = [self._range_of(key) for key in keys]
+        try:
+            data = self.snapshot.store.get_ranges(ranges)
+        except NotFound as error:
+            raise self._damaged(str(error)) from error
+        if any(len(row) != _ROW_BYTES for row in data):
+            raise self._damaged("it is too short")
+        places: list[_Place] = [np.frombuffer(row, TILE_DTYPE)[0].tolist() for row in data]
+        return places
+
+    def _range_of(self, key: TileKey) -> ByteRange:
+        row = self.snapshot.rows[key.slide]
+        number = row.header.levels[key.level].first_tile + key.tile
+        return ByteRange(IndexLayout.tiles(row.digest), number * _ROW_BYTES, _ROW_BYTES)
+
+    def _damaged(self, why: str) -> PermanentError:
+        return PermanentError(
+            f"a tile table of the index {self.snapshot.store.uri} cannot be read: {why}",
+            hint="run `eosin index` again with a new index URI",
+        )

@@ -1,0 +1,142 @@
+"""Which patch is sample i of step t: arithmetic on hashes, the same on every worker, after every restart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.config.patches import PatchesConfig
+from eosin.index.snapshot import SlideRow, Snapshot
+from eosin.patches.geometry import extent_px
+from eosin.patches.request import PatchRequest
+from eosin.patches.sampling.draws import Float64, uniforms
+from eosin.patches.sampling.eligible import Eligible, Split, find_eligible
+
+# Candidate positions of a patch; more are drawn only where all before them show too little tissue.
+_CANDIDATES = 32
+_MORE_CANDIDATES = (256, 2048)
+_Place = tuple[int, int]
+
+
+class Sampler:
+    """Draws slide, magnification and position of each sample.
+
+    The slide is drawn first, by `config.weighting` and `config.cohort_weights`, among those of `split`
+    that offer at least one wanted mpp; then the mpp, by its weights or uniformly in log mpp, among what
+    the slide offers; then the position, uniform over those with at least `config.min_foreground` tissue.
+    Where 2336 candidates hold no such position, the one with the most tissue is taken. A visit is
+    `config.patches_per_visit` consecutive samples of a step and draws one slide.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        config: PatchesConfig,
+        *,
+        seed: int,
+        split: Split = "all",
+        patterns: Sequence[str] = ("*",),
+    ) -> None:
+        """`patterns`: of the slides' keys.
+
+        Raises `UserError`, naming each slide with its reason, where nothing can be drawn from.
+        """
+        self.snapshot = snapshot
+        self.config = config
+        self.seed = seed
+        self.split = split
+        # The slack keeps rounding, which differs between machines, from deciding at exact shares.
+        self._enough = config.min_foreground - 1e-9
+        self._eligible: Eligible = find_eligible(snapshot, config, split, patterns)
+
+    @property
+    def excluded(self) -> dict[str, str]:
+        """Why a slide of the snapshot gives no patch, by slide: `too-coarse: finest level 28.97 mpp, …`."""
+        return self._eligible.excluded
+
+    @property
+    def slides(self) -> npt.NDArray[np.int64]:
+        """Rows of the snapshot that are drawn from."""
+        return self._eligible.rows
+
+    def draw(self, step: int, index: int, attempt: int = 0) -> PatchRequest:
+        """Sample `index` of `step`; `attempt` > 0 is its substitute of that order, of a visit of its own."""
+        return self.draw_batch(step, [index], attempt)[0]
+
+    def draw_batch(self, step: int, indices: Sequence[int], attempt: int = 0) -> tuple[PatchRequest, ...]:
+        """As `draw` for each of `indices`, cheaper together."""
+        if self.config.num_distinct is not None and self.split == "train":
+            return self._draw_again(step, indices, attempt, self.config.num_distinct)
+        return self._draw(step, indices, attempt)
+
+    def _draw_again(
+        self, step: int, indices: Sequence[int], attempt: int, num_distinct: int
+    ) -> tuple[PatchRequest, ...]:
+        """Each sample is one of the first `num_distinct` patches of step 0, drawn uniformly."""
+        drawn = uniforms(self.seed, "distinct", step, indices, 1)[:, 0]
+        patches = self._draw(0, [int(place) for place in np.floor(drawn * num_distinct)], attempt)
+        return tuple(
+            replace(patch, step=step, index=index) for index, patch in zip(indices, patches, strict=True)
+        )
+
+    def _draw(self, step: int, indices: Sequence[int], attempt: int) -> tuple[PatchRequest, ...]:
+        visits = [i // self.config.patches_per_visit for i in indices] if attempt == 0 else indices
+        slides = uniforms(self.seed, f"visit{attempt}", step, visits, 1)[:, 0]
+        drawn = uniforms(self.seed, f"spot{attempt}", step, indices, 1 + 2 * _CANDIDATES)
+        return tuple(
+            self._place(step, index, attempt, self._eligible.pick(slide), row)
+            for index, slide, row in zip(indices, slides, drawn, strict=True)
+        )
+
+    def _place(self, step: int, index: int, attempt: int, slide: int, drawn: Float64) -> PatchRequest:
+        mpp = self._eligible.magnifications.pick(slide, float(drawn[0]))
+        number = int(self._eligible.rows[slide])
+        row = self.snapshot.rows[number]
+        place, share = self._first_of(row, mpp, drawn[1:])
+        for round_number, num_candidates in enumerate(_MORE_CANDIDATES, 1):
+            if share >= self._enough:
+                break
+            stream = f"spot{attempt}.{round_number}"
+            more = uniforms(self.seed, stream, step, [index], 2 * num_candidates)[0]
+            other, other_share = self._best_of(row, mpp, more)
+            if other_share > share:
+                place, share = other, other_share
+        return PatchRequest(step, index, number, place[0], place[1], mpp, attempt)
+
+    def _first_of(self, row: SlideRow, mpp: float, candidates: Float64) -> tuple[_Place, float]:
+        """The first candidate with enough tissue, else the one with most; looked at one by one."""
+        width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
+        assert row.tissue is not None
+        best, most = (0, 0), -1.0
+        for x, y in zip(*self._positions(row, mpp, candidates), strict=True):
+            place = int(x), int(y)
+            share = row.tissue.fraction_of_one(*place, width_px, height_px)
+            if share > most:
+                best, most = place, share
+            if share >= self._enough:
+                break
+        return best, most
+
+    def _best_of(self, row: SlideRow, mpp: float, candidates: Float64) -> tuple[_Place, float]:
+        """As `_first_of`, for so many candidates that the summed-area table pays."""
+        width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
+        assert row.tissue is not None
+        x, y = self._positions(row, mpp, candidates)
+        shares = row.tissue.fraction(x, y, width_px, height_px)
+        enough = np.flatnonzero(shares >= self._enough)
+        chosen = int(enough[0]) if len(enough) else int(np.argmax(shares))
+        return (int(x[chosen]), int(y[chosen])), float(shares[chosen])
+
+    def _positions(
+        self, row: SlideRow, mpp: float, candidates: Float64
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Top-left corners, in level-0 pixels, uniform over those that keep the patch inside the slide."""
+        finest = row.header.levels[0]
+        width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
+        half = len(candidates) // 2
+        x = np.floor(candidates[:half] * (finest.width_px - np.ceil(width_px) + 1))
+        y = np.floor(candidates[half:] * (finest.height_px - np.ceil(height_px) + 1))
+        return x.astype(np.int64), y.astype(np.int64)

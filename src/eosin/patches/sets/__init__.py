@@ -1,0 +1,1 @@
+"""Patch sets: drawn once, published as immutable shards, read back by training and evaluation."""

@@ -1,0 +1,116 @@
+"""How a checkpoint lies in the bucket: safetensors files, a receipt a rank, one marker.
+
+    checkpoints/step-00000500/WORLD-00001-of-00008-000.safetensors    some tensors, or rows of them
+    checkpoints/step-00000500/WORLD-00001-of-00008.json               receipt: what lies where, with digests
+    checkpoints/step-00000500/COMPLETE.json                           names the receipts; published last
+
+Names carry the world of processes that wrote them, so that no two worlds ever overwrite each other's files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import save
+from torch import Tensor
+
+from eosin.records.base import Record
+from eosin.training.checkpoints.state import Rows, Snapshot
+
+FORMAT = 2
+# A file is held in memory while it is written.
+_FILE_BYTES = 256 * 2**20
+
+
+class StoredRows(BaseModel):
+    """Rows of one tensor, and where their bytes are."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    """`part/name`; the part is student, teacher, optimizer or loss."""
+    dtype: str
+    """As safetensors writes it: F32, BF16, I64."""
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    first_row: int = 0
+    num_rows: int
+    """0 for a tensor without dimensions."""
+    file: int
+    start: int
+    """Bytes into the file."""
+    length: int
+    sha256: str
+
+
+class ShareReceipt(Record):
+    """What one rank has written."""
+
+    files: tuple[str, ...]
+    """Keys, relative to the run."""
+    stored: tuple[StoredRows, ...]
+
+
+class ReceiptEntry(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    sha256: str
+
+
+class CheckpointMarker(Record):
+    """`COMPLETE.json` of a checkpoint, published last."""
+
+    schema_version: int = FORMAT
+    step: int
+    """Steps taken."""
+    config_digest: str
+    receipts: tuple[ReceiptEntry, ...] = Field(min_length=1)
+    size_bytes: int
+    loss: float | None = None
+
+
+def pack(snapshot: Snapshot) -> Iterator[tuple[bytes, list[StoredRows]]]:
+    """The files of a snapshot, each of at most 256 MiB or of one tensor, and what lies in them."""
+    for number, group in enumerate(_groups(snapshot)):
+        data = save({name: tensor.contiguous() for name, tensor in group.items()})
+        yield data, list(_describe(data, number, snapshot.rows))
+
+
+def _groups(snapshot: Snapshot) -> Iterator[dict[str, Tensor]]:
+    group: dict[str, Tensor] = {}
+    for name, tensor in _named(snapshot):
+        if group and sum(t.nbytes for t in group.values()) + tensor.nbytes > _FILE_BYTES:
+            yield group
+            group = {}
+        group[name] = tensor
+    yield group
+
+
+def _named(snapshot: Snapshot) -> Iterable[tuple[str, Tensor]]:
+    """Tensors by `part/name`, without those that have no row here."""
+    return (
+        (f"{part}/{name}", tensor)
+        for part, tensors in snapshot.parts.items()
+        for name, tensor in tensors.items()
+        if tensor.numel()
+    )
+
+
+def _describe(data: bytes, file: int, rows: Mapping[str, Rows]) -> Iterator[StoredRows]:
+    """Read back from a safetensors file where its tensors are: 8 bytes of length, a JSON header, the data."""
+    header_bytes = int.from_bytes(data[:8], "little")
+    for name, entry in json.loads(data[8 : 8 + header_bytes]).items():
+        if name == "__metadata__":
+            continue
+        shape = tuple(entry["shape"])
+        place = rows.get(name, Rows(0, shape))
+        start, stop = (8 + header_bytes + offset for offset in entry["data_offsets"])
+        yield StoredRows(
+            name=name, dtype=entry["dtype"], shape=place.shape, first_row=place.first,
+            num_rows=shape[0] if shape else 0, file=file, start=start, length=stop - start,
+            sha256=hashlib.sha256(memoryview(data)[start:stop]).hexdigest(),
+        )  # fmt: skip

@@ -1,0 +1,228 @@
+"""The whole state of training as named tensors, and back: what a checkpoint holds.
+
+A rank holds all of it, or its rows of every sharded tensor: rank i of n has the i-th of n equal blocks of
+rows, the last ones shorter or empty, as FSDP2 cuts along the first dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from eosin.errors import PermanentError
+from eosin.models.backbone import Backbone
+from eosin.training.engine.parallel import local, whole
+from eosin.training.engine.step import Learner
+
+Parts = dict[str, dict[str, Tensor]]
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+LOSS_PART = "loss"
+"""Never sharded: a few vectors."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where a block of rows lies in its tensor of `shape`."""
+
+    first: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy on the host of the state after `step` steps; nothing changes it any more.
+
+    `num_pieces` snapshots, one a rank, make up the state; `rows` (by `part/name`) places the tensors of
+    which this one has some rows only.
+    """
+
+    step: int
+    loss: float | None
+    parts: Parts
+    index: int = 0
+    num_pieces: int = 1
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+
+
+def take_snapshot(learner: Learner, step: int, loss: float | None) -> Snapshot:
+    """Copy what this rank holds to host memory. Costs 16 bytes a parameter, shared by the ranks that hold
+    shards, and the time of one copy."""
+    live = live_parts(learner)
+    parts = {
+        part: {name: to_host(value) for name, value in tensors.items()} for part, tensors in live.items()
+    }
+    if not learner.spread.is_sharded:
+        return Snapshot(step, loss, parts)
+    return Snapshot(step, loss, parts, learner.world.rank, learner.world.size, rows_of(learner, live))
+
+
+def rows_of(learner: Learner, live: Parts) -> dict[str, Rows]:
+    """Where this rank's rows of every sharded tensor lie, by `part/name`."""
+    world = learner.world
+    return {
+        f"{part}/{name}": Rows(row_block(value.shape[0], world.rank, world.size).start, tuple(value.shape))
+        for part, tensors in live.items()
+        for name, value in tensors.items()
+        if isinstance(value, DTensor)
+    }
+
+
+def row_block(num_rows: int, index: int, num_pieces: int) -> range:
+    """Rows of piece `index` of a tensor that is cut into `num_pieces`, as FSDP2 (torch.chunk) cuts it."""
+    each = -(-num_rows // num_pieces)
+    start = min(index * each, num_rows)
+    return range(start, min(start + each, num_rows))
+
+
+def to_host(value: Tensor) -> Tensor:
+    """A copy of what this rank holds of `value`."""
+    return local(value.detach()).to("cpu", copy=True)
+
+
+def live_parts(learner: Learner) -> Parts:
+    """References to every tensor of the state, by part: student, teacher, optimizer, loss."""
+    prepare_moments(learner, 0)
+    centers = {"dino_center": learner.centers.dino}
+    if learner.centers.ibot is not None:
+        centers["ibot_center"] = learner.centers.ibot
+    moments = {
+        f"{moment}.{name}": learner.optimizer.state[parameter][moment]
+        for name, parameter in _trained(learner)
+        for moment in _MOMENTS
+    }
+    return {
+        "student": dict(learner.student.state_dict()),
+        "teacher": dict(learner.teacher.state_dict()),
+        "optimizer": moments,
+        LOSS_PART: centers,
+    }
+
+
+def flat_parts(learner: Learner) -> dict[str, Tensor]:
+    """As `live_parts`, by `part/name`."""
+    live = live_parts(learner)
+    return {f"{part}/{name}": value for part, tensors in live.items() for name, value in tensors.items()}
+
+
+def prepare_moments(learner: Learner, step: int) -> None:
+    """Give AdamW the state it has after `step` steps, moments zero, where it has none yet."""
+    for _, parameter in _trained(learner):
+        if parameter in learner.optimizer.state:
+            continue
+        learner.optimizer.state[parameter] = {
+            "step": torch.tensor(float(step), device=parameter.device),
+            **{moment: torch.zeros_like(parameter) for moment in _MOMENTS},
+        }
+
+
+@torch.no_grad()
+def restore(learner: Learner, step: int, parts: Parts, source: str) -> None:
+    """Put a whole state back, on this rank. Raises `PermanentError` where it does not fit the network."""
+    live = live_parts(learner)
+    _require_fit(live, parts, 0, 1, source)
+    for part, tensors in live.items():
+        for name, tensor in tensors.items():
+            put_rows(learner, tensor, parts[part][name], 0)
+    set_step(learner, step)
+
+
+def _require_fit(live: Parts, parts: Parts, index: int, num_pieces: int, source: str) -> None:
+    """Piece `index` of `num_pieces` must have its rows of every tensor."""
+    for part, tensors in live.items():
+        theirs, cut = parts.get(part, {}), (0, 1) if part == LOSS_PART else (index, num_pieces)
+        fits = tensors.keys() == theirs.keys() and all(
+            theirs[name].shape == (len(row_block(tensor.shape[0], *cut)), *tensor.shape[1:])
+            for name, tensor in tensors.items()
+        )
+        if not fits:
+            raise PermanentError(f"{source}: its {part} does not fit the network of this run")
+
+
+def put_rows(learner: Learner, tensor: Tensor, rows: Tensor, first: int) -> None:
+    """Copy the rows that this rank holds of `tensor` out of `rows`, of which the first is row `first`."""
+    if not isinstance(tensor, DTensor) and rows.shape == tensor.shape:
+        tensor.copy_(rows)
+        return
+    world = learner.world
+    sharded = isinstance(tensor, DTensor)
+    own = row_block(tensor.shape[0], world.rank, world.size) if sharded else range(tensor.shape[0])
+    start, stop = max(own.start, first), min(own.stop, first + rows.shape[0])
+    if start < stop:
+        local(tensor)[start - own.start : stop - own.start].copy_(rows[start - first : stop - first])
+
+
+def load_whole(learner: Learner, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give `module` (student or teacher) the values in `tensors`, whole tensors by name."""
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            put_rows(learner, value, tensors[name], 0)
+
+
+def set_step(learner: Learner, step: int) -> None:
+    """Tell the optimizer how many steps it has taken (its bias correction depends on it)."""
+    prepare_moments(learner, step)
+    for _, parameter in _trained(learner):
+        learner.optimizer.state[parameter]["step"].fill_(float(step))
+
+
+@torch.no_grad()
+def hand_out(learner: Learner, step: int, held: Mapping[int, Parts], holders: Sequence[int]) -> int:
+    """Put a state back that ranks hold in pieces, on every rank; returns the step. A collective.
+
+    Piece i lies with rank `holders[i]`, in its `held[i]`, as `take_snapshot` cut it in a world of
+    `len(holders)` shards (one: a whole state, of a world of replicas). One piece of one tensor travels at a
+    time, so no rank holds more than that beside its own share. Raises `PermanentError`, on the rank that
+    holds it, for a piece that does not fit the network.
+    """
+    world, live = learner.world, live_parts(learner)
+    for index, parts in held.items():
+        source = f"piece {index} of the snapshot of step {step} in memory"
+        _require_fit(live, parts, index, len(holders), source)
+    for part, tensors in live.items():
+        num_pieces = 1 if part == LOSS_PART else len(holders)
+        for name, tensor in sorted(tensors.items()):
+            for index in range(num_pieces):
+                block = row_block(tensor.shape[0], index, num_pieces)
+                rows = torch.empty(len(block), *tensor.shape[1:], dtype=tensor.dtype, device=world.device)
+                if holders[index] == world.rank:
+                    rows.copy_(held[index][part][name])
+                if len(block):
+                    put_rows(learner, tensor, world.broadcast(rows, holders[index]), block.start)
+    set_step(learner, step)
+    return step
+
+
+@torch.no_grad()
+def synchronize(learner: Learner, step: int, source: int = 0) -> int:
+    """Give every rank the state and step of rank `source`, where each holds all of it; returns the step."""
+    world = learner.world
+    steps = world.broadcast(torch.tensor([step], dtype=torch.int64, device=world.device), source)
+    step = int(steps)
+    for tensors in live_parts(learner).values():
+        for name in sorted(tensors):
+            world.broadcast(tensors[name], source)
+    set_step(learner, step)
+    return step
+
+
+@torch.no_grad()
+def teacher_copy(learner: Learner, like: Backbone) -> Backbone | None:
+    """The teacher's backbone in the host memory of rank 0; None on the others. A collective.
+
+    `like`: a backbone of the same shapes, whose values are overwritten. Of a sharded teacher one tensor
+    at a time is gathered.
+    """
+    own = like.state_dict()
+    for name, value in learner.teacher.backbone.state_dict().items():
+        gathered = whole(value)
+        if learner.world.rank == 0:
+            own[name].copy_(gathered)
+    return like if learner.world.rank == 0 else None
+
+
+def _trained(learner: Learner) -> Iterator[tuple[str, Tensor]]:
+    return ((name, p) for name, p in learner.student.named_parameters() if p.requires_grad)

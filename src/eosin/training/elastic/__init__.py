@@ -1,0 +1,1 @@
+"""The processes of an elastic training: started fast, watched, brought together after a loss."""

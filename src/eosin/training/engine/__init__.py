@@ -1,0 +1,1 @@
+"""One training step, the same whatever the number of ranks that share it."""

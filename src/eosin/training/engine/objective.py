@@ -1,0 +1,204 @@
+"""The whole loss: the teacher's targets over all slots first, then each slot's share of the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eosin.config.train import TrainConfig
+from eosin.models.backbone import Crops
+from eosin.models.heads import ProjectionHead
+from eosin.models.network import Network
+from eosin.training.engine.masks import Masked
+from eosin.training.engine.slots import Slot
+from eosin.training.losses.cross_entropy import Prototypes, dino_terms, ibot_sum
+from eosin.training.losses.sinkhorn import Problem, sinkhorn_shifts
+from eosin.training.losses.uniformity import kde, koleo
+from eosin.training.world import World
+
+TERMS = ("dino_local", "dino_global", "ibot", "koleo", "kde")
+
+
+@dataclass
+class Centers:
+    """Running means of the teacher's logits [K], used by softmax centring only."""
+
+    dino: Tensor
+    ibot: Tensor | None
+
+
+class TeacherViews(NamedTuple):
+    """What the teacher makes of one slot."""
+
+    tokens: Tensor
+    """[2, n, d] bottleneck features of the global views."""
+    patches: Tensor
+    """[masked, d] of the patches that the student does not see."""
+    features: Tensor
+    """[2, n, dim] class tokens before the head."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The teacher's view of the batch: bottleneck features by slot and how to read them."""
+
+    dino: Prototypes
+    ibot: Prototypes
+    views: dict[int, TeacherViews]
+
+    def is_finite(self, slot: int) -> bool:
+        """Whether the teacher's features of a slot are."""
+        views = self.views[slot]
+        return bool(views.tokens.isfinite().all() and views.patches.isfinite().all())
+
+
+class Objective:
+    """DINO or DINOv2 over a batch of `config.batch_size` patches in `config.num_slots` slots."""
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self._config = config
+        self._world = world
+
+    def new_centers(self, network: Network) -> Centers:
+        def zeros(head: ProjectionHead) -> Tensor:
+            return torch.zeros(head.last_layer.weight_v.shape[0], device=self._world.device)
+
+        ibot = zeros(network.patch_head) if self._config.uses_ibot else None
+        return Centers(zeros(network.dino_head), ibot)
+
+    @torch.no_grad()
+    def targets(
+        self,
+        teacher: Network,
+        slots: Mapping[int, Slot],
+        centers: Centers,
+        temperature: float,
+        surplus: Mapping[int, Slot] | None = None,
+    ) -> Targets:
+        """Run the teacher over this rank's slots and settle the global statistics of its logits.
+
+        Softmax centring uses the centres of the steps before and then moves `centers`, in place.
+        `surplus`: passes that no statistic counts, for ranks that must run the teacher equally often.
+        """
+        uses_ibot = centers.ibot is not None
+        passes = {**slots, **(surplus or {})}
+        views = {slot: _teacher_views(teacher, passes[slot], uses_ibot) for slot in passes}
+        dino = Problem(
+            {slot: views[slot].tokens.flatten(0, 1) for slot in slots},
+            Prototypes(teacher.dino_head.last_layer.weight(), temperature),
+        )
+        ibot = Problem(
+            {slot: views[slot].patches for slot in slots},
+            Prototypes(teacher.patch_head.last_layer.weight(), temperature),
+        )
+        problems, means = [dino, ibot][: 1 + uses_ibot], [centers.dino, centers.ibot]
+        shifts = self._shifts(problems, [center for center in means if center is not None])
+        settled = [
+            replace(problem.prototypes, shift=shift) for problem, shift in zip(problems, shifts, strict=True)
+        ]
+        return Targets(settled[0], settled[-1] if uses_ibot else ibot.prototypes, views)
+
+    def slot_terms(self, student: Network, index: int, slot: Slot, targets: Targets) -> Tensor:
+        """This slot's share of every term in `TERMS` and of the teacher's entropy, float32 [6].
+
+        Shares add up over the slots of all ranks to the batch's loss, weights and means included.
+        """
+        config = self._config
+        tokens, local = _student_tokens(student, slot, pack=config.pack)
+        views = tokens[:, 0].view(*slot.global_crops.shape[:2], -1)
+        features = student.dino_head(torch.cat([views.flatten(0, 1), local.flatten(0, 1)]))
+        num_global = views.shape[0] * views.shape[1]
+        dino = dino_terms(
+            features[:num_global].unflatten(0, views.shape[:2]),
+            features[num_global:].unflatten(0, local.shape[:2]),
+            targets.views[index].tokens,
+            Prototypes(student.dino_head.last_layer.weight(), config.dino.student_temperature),
+            targets.dino,
+        )
+        num_pairs = 2 + 2 * local.shape[0]
+        local_pairs, crossed = (dino[:2] / (num_pairs * config.batch_size)).unbind()
+        entropy = dino[2] / (2 * config.batch_size)
+        ibot = self._ibot(student, index, tokens, slot, targets)
+        spread = [self._koleo(views), self._kde(views)]
+        return torch.stack([local_pairs, crossed, ibot, *spread, entropy])
+
+    def _ibot(self, student: Network, index: int, tokens: Tensor, slot: Slot, targets: Targets) -> Tensor:
+        if slot.masked is None:
+            return tokens.new_zeros((), dtype=torch.float32)
+        hidden = _masked_tokens(student, tokens, slot.masked)
+        prototypes = Prototypes(student.patch_head.last_layer.weight(), self._config.dino.student_temperature)
+        total = ibot_sum(
+            student.patch_head(hidden),
+            targets.views[index].patches,
+            slot.masked.weights,
+            prototypes,
+            targets.ibot,
+        )
+        # Divided by all global crops, the unmasked included, as the reference does.
+        return self._config.ibot.weight * total / (2 * self._config.batch_size)
+
+    def _koleo(self, views: Tensor) -> Tensor:
+        weight = self._config.koleo_weight / self._config.num_slots
+        return weight * (koleo(views[0]) + koleo(views[1])) if weight else views.new_zeros(()).float()
+
+    def _kde(self, views: Tensor) -> Tensor:
+        weight, kappa = self._config.kde_weight / self._config.num_slots, self._config.kde.concentration
+        return (
+            weight * (kde(views[0], kappa) + kde(views[1], kappa)) if weight else views.new_zeros(()).float()
+        )
+
+    def _shifts(self, problems: Sequence[Problem], centers: Sequence[Tensor]) -> list[Tensor]:
+        """Each problem's shift [K]; softmax centring then moves the centres."""
+        if self._config.centering == "sinkhorn":
+            return sinkhorn_shifts(problems, self._world)
+        shifts = []
+        for problem, center in zip(problems, centers, strict=True):
+            shifts.append(-center / problem.prototypes.temperature)
+            self._move_center(center, problem.prototypes, problem.features)
+        return shifts
+
+    def _move_center(self, center: Tensor, prototypes: Prototypes, features: Mapping[int, Tensor]) -> None:
+        plain = Prototypes(prototypes.weight, 1.0).in_compute_dtype()
+        ones = torch.ones(1, device=center.device)
+        sums = {
+            slot: torch.cat([plain.scores(rows).sum(0), ones * rows.shape[0]])
+            for slot, rows in features.items()
+        }
+        total = self._world.sum_over_slots(sums, torch.cat([center, ones]))
+        momentum = self._config.dino.center_momentum
+        center.mul_(momentum).add_(total[:-1] / total[-1].clamp(min=1), alpha=1 - momentum)
+
+
+def _teacher_views(teacher: Network, slot: Slot, uses_ibot: bool) -> TeacherViews:
+    size = slot.global_crops.shape[:2]
+    tokens = teacher.backbone(slot.global_crops.flatten(0, 1))
+    classes = tokens[:, 0]
+    views = teacher.dino_head(classes).view(*size, -1)
+    if uses_ibot and slot.masked is not None:
+        patches = teacher.patch_head(_masked_tokens(teacher, tokens, slot.masked))
+    else:
+        patches = views.new_zeros(0, views.shape[-1])
+    return TeacherViews(views, patches, classes.view(*size, -1))
+
+
+def _masked_tokens(network: Network, tokens: Tensor, masked: Masked) -> Tensor:
+    """[masked, dim] of `tokens` [crops, tokens, dim]."""
+    prefix = network.backbone.num_prefix_tokens
+    places = masked.places + (masked.crops + 1) * prefix
+    return tokens.flatten(0, 1).index_select(0, places)
+
+
+def _student_tokens(student: Network, slot: Slot, *, pack: bool) -> tuple[Tensor, Tensor]:
+    """All tokens [2 n, tokens, dim] of the global crops, class tokens [num_local, n, dim] of the local."""
+    num_local, n = slot.local_crops.shape[:2]
+    groups = [Crops(slot.global_crops.flatten(0, 1), slot.masks, slot.global_drop)]
+    if num_local:
+        groups.append(Crops(slot.local_crops.flatten(0, 1), drop=slot.local_drop))
+    passes = [groups] if pack else [[crops] for crops in groups]
+    tokens = [part for crops in passes for part in student.backbone(crops)]
+    local = tokens[1][:, 0] if num_local else tokens[0].new_zeros(0, tokens[0].shape[-1])
+    return tokens[0], local.view(num_local, n, -1)

@@ -1,0 +1,240 @@
+"""How student, teacher and gradients lie on the ranks: whole on each (`Replicas`), or in shards (`Shards`).
+
+Both run a step's slots as passes of one micro-batch and end with the gradient of the whole batch, in
+float32: a sum over slots, never a mean over ranks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+
+from eosin.config.train import TrainConfig
+from eosin.models.heads import ProjectionHead
+from eosin.models.network import Network
+from eosin.training.engine.pace import Stopwatch
+from eosin.training.world import World
+
+# As torch.nn.utils.clip_grad_norm_.
+_CLIP_EPS = 1e-6
+
+
+class Spread(Protocol):
+    """Where the parameters are and how the gradients of a step come together."""
+
+    is_sharded: bool
+    stopwatch: Stopwatch | None
+    """Where one is set, it runs while this rank works on its own slots without waiting for others."""
+
+    def passes(self) -> list[int | None]:
+        """Slots in the order in which this rank runs the student; None: a pass of zero weight."""
+        ...
+
+    def num_teacher_passes(self) -> int: ...
+
+    def begin(self) -> None:
+        """Forget the gradients of the step before."""
+        ...
+
+    def end_pass(self, slot: int | None) -> None:
+        """After the backward pass of `slot`."""
+        ...
+
+    def finish(self) -> None:
+        """Leave the sum over all slots of all ranks in every parameter's `grad`."""
+        ...
+
+    def gradient_norms(self) -> dict[str, Tensor]:
+        """2-norm of each submodule's gradient, the same on every rank."""
+        ...
+
+
+def spread(student: Network, teacher: Network, config: TrainConfig, world: World) -> Spread:
+    """Put both networks on this rank's device as `config.parallel` says.
+
+    A world of one without a process group has nothing to shard with, and nothing to gain.
+    """
+    if config.parallel == "fsdp" and dist.is_initialized():
+        return Shards(student, teacher, config, world)
+    student.to(world.device)
+    teacher.to(world.device)
+    return Replicas(student, world)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of `tensor`, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of `tensor`; a collective where it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def clip_(module: nn.Module, norm: Tensor, limit: float) -> None:
+    """Scale the gradients of `module` so that their norm, which is `norm`, is at most `limit`."""
+    gradients = [local(p.grad) for p in module.parameters() if p.grad is not None]
+    torch._foreach_mul_(gradients, (limit / (norm + _CLIP_EPS)).clamp(max=1.0))
+
+
+class Replicas:
+    """Everything on every rank, kept alike by one all-reduce of all gradients a step."""
+
+    is_sharded = False
+
+    def __init__(self, student: Network, world: World) -> None:
+        self._student = student
+        self._world = world
+        self.stopwatch: Stopwatch | None = None
+        self._gradients = _flat_gradients(student)
+        self._kept: dict[int, Tensor] = {}
+
+    def passes(self) -> list[int | None]:
+        return list(self._world.own_slots)
+
+    def num_teacher_passes(self) -> int:
+        return len(self._world.own_slots)
+
+    def begin(self) -> None:
+        self._kept.clear()
+        self._gradients.zero_()
+        if self.stopwatch is not None:
+            self.stopwatch.start()
+
+    def end_pass(self, slot: int | None) -> None:
+        if self._world.deterministic and slot is not None:
+            self._kept[slot] = self._gradients.clone()
+            self._gradients.zero_()
+
+    def finish(self) -> None:
+        if self.stopwatch is not None:
+            self.stopwatch.stop()
+        if self._world.deterministic:
+            self._gradients.copy_(self._world.sum_over_slots(self._kept, self._gradients))
+        else:
+            self._world.all_reduce(self._gradients)
+
+    def gradient_norms(self) -> dict[str, Tensor]:
+        return {name: _norm(_gradients_of(module)) for name, module in self._student.submodules().items()}
+
+
+class Shards:
+    """FSDP2: a rank holds rows of every tensor and gathers a unit (block, head) while it runs.
+
+    A rank that skipped a pass would leave the others waiting in a collective, so all run as many passes
+    as the largest share has slots, the surplus with zero weight. In deterministic mode the slots of all
+    ranks are run one after another, so that they add up in slot order: a check, as slow as one rank.
+    """
+
+    is_sharded = True
+
+    def __init__(self, student: Network, teacher: Network, config: TrainConfig, world: World) -> None:
+        self._student = student
+        self._world = world
+        self.stopwatch: Stopwatch | None = None
+        self._sums: dict[nn.Parameter, Tensor] = {}
+        for network in (student, teacher):
+            _shard(network, config, world, keeps_roots=network is student)
+
+    def passes(self) -> list[int | None]:
+        own = self._world.own_slots
+        if self._world.deterministic:
+            return [slot if slot in own else None for slot in range(self._world.num_slots)]
+        return [*own, *[None] * (self._world.num_passes - len(own))]
+
+    def num_teacher_passes(self) -> int:
+        return self._world.num_passes
+
+    def begin(self) -> None:
+        self._sums.clear()
+        for parameter in self._student.parameters():
+            parameter.grad = None
+
+    def end_pass(self, slot: int | None) -> None:
+        """FSDP adds up passes by itself; in deterministic mode a slot's gradient must be whole first."""
+        if not self._world.deterministic:
+            return
+        for parameter in self._student.parameters():
+            if parameter.grad is not None:
+                before = self._sums.get(parameter)
+                self._sums[parameter] = parameter.grad if before is None else before.add_(parameter.grad)
+                parameter.grad = None
+
+    def finish(self) -> None:
+        for parameter in self._student.parameters():
+            if parameter.requires_grad:
+                found = self._sums.get(parameter) if self._world.deterministic else parameter.grad
+                parameter.grad = torch.zeros_like(parameter) if found is None else found
+        self._sums.clear()
+
+    def gradient_norms(self) -> dict[str, Tensor]:
+        """From the shards by one all-reduce; in deterministic mode tensor by tensor, as `Replicas` does."""
+        modules = self._student.submodules()
+        if self._world.deterministic:
+            return {name: _norm(map(whole, _gradients_of(module))) for name, module in modules.items()}
+        squares = [_norm(map(local, _gradients_of(module))).double().square() for module in modules.values()]
+        total = self._world.all_reduce(torch.stack(squares)).sqrt().float()
+        return dict(zip(modules, total.unbind(), strict=True))
+
+
+def _shard(network: Network, config: TrainConfig, world: World, *, keeps_roots: bool) -> None:
+    """Cut `network` into units, each moved to the device as it is cut.
+
+    All is gathered in float32, so that autocast casts what it casts of replicas. With
+    `keeps_roots`, what a unit holds beside its inner units stays gathered between forward and backward;
+    a teacher has no backward that would free it again.
+    """
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    plain = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in network.backbone.vit.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=plain, reshard_after_forward=True)
+    fully_shard(network.backbone, mesh=mesh, mp_policy=plain, reshard_after_forward=not keeps_roots)
+    for head in _heads(network):
+        fully_shard(head.last_layer, mesh=mesh, mp_policy=plain, reshard_after_forward=not keeps_roots)
+        register_fsdp_forward_method(head.last_layer, "weight")
+        fully_shard(head.mlp, mesh=mesh, mp_policy=plain, reshard_after_forward=not keeps_roots)
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    # Residual branches are added out of place (models/drop_path.py), which is what it warns of.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+
+
+def _heads(network: Network) -> Iterable[ProjectionHead]:
+    return (head for head in (network.dino_head, network.ibot_head) if head is not None)
+
+
+def _gradients_of(module: nn.Module) -> Iterable[Tensor]:
+    return (p.grad for p in module.parameters() if p.grad is not None)
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """2-norm of all `tensors` together, one held at a time."""
+    norms = torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors])
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
+
+
+def _flat_gradients(module: nn.Module) -> Tensor:
+    """One float32 buffer that all gradients are views of, so that one all-reduce sums them."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    start = 0
+    for parameter in parameters:
+        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    return flat

@@ -1,0 +1,93 @@
+"""What one slot (micro-batch) of one step is made of; nothing here knows the world size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eosin.config import RunConfig
+from eosin.models.drop_path import KEEP_ALL, DropPath, draw_drop_path
+from eosin.training.engine.masks import Masked, draw_masks, find_masked
+
+_MASKS, _DROP_PATH = 1, 2
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Views of n patches. `masks`: bool [2 n, patches], view-major, or None without iBOT."""
+
+    global_crops: Tensor
+    """[2, n, 3, G, G], normalised."""
+    local_crops: Tensor
+    """[num_local, n, 3, L, L]."""
+    masks: Tensor | None = None
+    global_drop: DropPath = KEEP_ALL
+    local_drop: DropPath = KEEP_ALL
+    masked: Masked | None = None
+    """Where `masks` is True; found, at the price of a wait for the device, where it is not given."""
+
+    def __post_init__(self) -> None:
+        if self.masks is not None and self.masked is None:
+            found = find_masked(self.masks.cpu().numpy(), self.masks.device)
+            object.__setattr__(self, "masked", found)
+
+
+def slot_indices(slot: int, slot_size: int) -> range:
+    """Sample indices of a slot within its step's batch."""
+    return range(slot * slot_size, (slot + 1) * slot_size)
+
+
+def batch_indices(slots: Sequence[int], slot_size: int) -> list[int]:
+    """Sample indices of several slots, in slot order."""
+    return [index for slot in slots for index in slot_indices(slot, slot_size)]
+
+
+def blank_slot(config: RunConfig, patch_size: int, device: torch.device) -> Slot:
+    """A slot of black patches with nothing masked, for a rank that has no slot to run."""
+    size, augment = config.train.slot_size, config.augment
+    masks = torch.zeros(2 * size, (augment.global_px // patch_size) ** 2, dtype=torch.bool, device=device)
+    return Slot(
+        torch.zeros(2, size, 3, augment.global_px, augment.global_px, device=device),
+        torch.zeros(augment.num_local, size, 3, augment.local_px, augment.local_px, device=device),
+        masks if config.train.uses_ibot else None,
+    )
+
+
+class SlotMaker:
+    """Adds what is drawn for a micro-batch together: masks and drop path, pure in (seed, step, slot)."""
+
+    def __init__(self, config: RunConfig, *, grid: int, depth: int, device: torch.device) -> None:
+        """`grid`: patches along a side of a global crop; `depth`: blocks of the backbone."""
+        self._config = config
+        self._grid = grid
+        self._depth = depth
+        self._device = device
+
+    def make(self, step: int, slot: int, global_crops: Tensor, local_crops: Tensor) -> Slot:
+        """The slot of `global_crops` [2, n, 3, G, G] and `local_crops` [num_local, n, 3, L, L]."""
+        drops = self._rng(_DROP_PATH, step, slot)
+        rate = self._config.model.drop_path
+        masks, masked = self._masks(step, slot, 2 * global_crops.shape[1])
+        return Slot(
+            global_crops,
+            local_crops,
+            masks,
+            draw_drop_path(rate, self._depth, 2 * global_crops.shape[1], drops, self._device),
+            draw_drop_path(
+                rate, self._depth, local_crops.shape[0] * local_crops.shape[1], drops, self._device
+            ),
+            masked,
+        )
+
+    def _masks(self, step: int, slot: int, num_crops: int) -> tuple[Tensor | None, Masked | None]:
+        if not self._config.train.uses_ibot:
+            return None, None
+        masks = draw_masks(self._config.train.ibot, num_crops, self._grid, self._rng(_MASKS, step, slot))
+        return torch.from_numpy(masks).to(self._device), find_masked(masks, self._device)
+
+    def _rng(self, purpose: int, step: int, slot: int) -> np.random.Generator:
+        return np.random.default_rng([self._config.seed, purpose, step, slot])
