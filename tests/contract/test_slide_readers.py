@@ -15,6 +15,7 @@ from eosin.slides.local import over_white
 from eosin.slides.model import SlideHeader
 from eosin.slides.reader import SlideReader, open_slide_reader
 from eosin.storage import Store, open_store
+from tests.support.openslide_files import write_huron
 from tests.support.samples import sample
 from tests.support.slide_files import (
     EXPLICIT,
@@ -61,6 +62,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "philips.tiff": lambda path: write_philips(path, [picture(600, 1024), *(
         halved(picture(600, 1024), times) for times in (1, 2))]),
     "ome.ome.tif": lambda path: write_ome(path, LEVELS[:1], compression="jpeg"),
+    "huron.tif": lambda path: write_huron(path, LEVELS),
     "jpeg-basic.dcm": lambda path: write_dicom(path, LEVELS[0]),
     "jpeg-extended.dcm": lambda path: write_dicom(path, LEVELS[0], table="extended"),
     "jpeg-walk.dcm": lambda path: write_dicom(path, LEVELS[0], table="none"),

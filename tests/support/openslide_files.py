@@ -1,15 +1,15 @@
-"""Slides of the formats that OpenSlide alone places: Leica SCN, Trestle, Hamamatsu NDPI and VMS."""
+"""TIFF dialects that OpenSlide knows: Leica SCN, Trestle, Hamamatsu NDPI, Ventana BIF, Argos, Huron."""
 
 from __future__ import annotations
 
-import io
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tifffile
-from PIL import Image
 
+from tests.support.openslide_containers import jpeg_with_restarts
 from tests.support.slide_files import Pixels, halved
 
 
@@ -58,36 +58,6 @@ def write_trestle(path: Path, pixels: Pixels, mpp: float = 0.5) -> Path:
     return path
 
 
-def jpeg_with_restarts(pixels: Pixels, quality: int = 85) -> bytes:
-    """One JPEG cut by restart markers, a row of blocks each."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=0, restart_marker_rows=1)
-    return buffer.getvalue()
-
-
-def write_vms(folder: Path, name: str, pixels: Pixels) -> Path:
-    """Hamamatsu VMS: a text file that names a JPEG with restart markers and a smaller map of it.
-
-    Sides of `pixels` must be multiples of 64.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}-0.jpg").write_bytes(jpeg_with_restarts(pixels))
-    (folder / f"{name}-map.jpg").write_bytes(jpeg_with_restarts(halved(pixels, 3)))
-    macro = np.full((60, 120, 3), 240, np.uint8)
-    (folder / f"{name}-macro.jpg").write_bytes(jpeg_with_restarts(macro))
-    height, width = pixels.shape[:2]
-    lines = (
-        "[Virtual Microscope Specimen]", "NoLayers=1", "NoJpegColumns=1", "NoJpegRows=1",
-        f"ImageFile={name}-0.jpg", f"MapFile={name}-map.jpg", f"MacroImage={name}-macro.jpg",
-        f"PhysicalWidth={width * 500}", f"PhysicalHeight={height * 500}",
-        "PhysicalMacroWidth=20000000", "PhysicalMacroHeight=10000000", "SourceLens=20",
-        "XOffsetFromSlideCentre=0", "YOffsetFromSlideCentre=0",
-    )  # fmt: skip
-    path = folder / f"{name}.vms"
-    path.write_text("\r\n".join(lines) + "\r\n")
-    return path
-
-
 def write_ndpi(path: Path, pixels: Pixels, mpp: float = 0.5) -> Path:
     """Hamamatsu NDPI: each level one JPEG with restart markers, in a TIFF of its own tags.
 
@@ -120,4 +90,83 @@ def write_ndpi(path: Path, pixels: Pixels, mpp: float = 0.5) -> Path:
         link = len(data)
         data += bytes(8)
     path.write_bytes(data)
+    return path
+
+
+def write_ventana(path: Path, pixels: Pixels, mpp: float = 0.5, *, overlap_px: int = 8) -> Path:
+    """Ventana BIF: a label that says what scanner it was, then levels whose tiles overlap as XML tells.
+
+    Without `overlap_px`, levels of a Ventana TIFF, which have no such XML. Shows the top-left part of
+    `pixels` that whole tiles cover.
+    """
+    side = 128
+    advance = side - overlap_px
+    down, across = ((extent - overlap_px) // advance for extent in pixels.shape[:2])
+    rows = [
+        np.hstack([pixels[y * advance :, x * advance :][:side, :side] for x in range(across)])
+        for y in range(down)
+    ]
+    stitched = np.vstack(rows)
+    scanner = f'<iScan Magnification="20" ScanRes="{mpp}" UnitNumber="1"/>'
+    stitching = _stitching(across, down, side, overlap_px) if overlap_px else None
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        label = np.full((60, 40, 3), 250, np.uint8)
+        writer.write(label, photometric="rgb", metadata=None, description="Label_Image",
+                     extratags=[(700, 1, None, scanner.encode(), True)])  # fmt: skip
+        for number in range(3):
+            xmp = [(700, 1, None, stitching.encode(), True)] if stitching and number == 0 else []
+            writer.write(halved(stitched, number), tile=(side, side), photometric="rgb", compression="jpeg",
+                         description=f"level={number} mag={20 / 2**number:g} quality=90", metadata=None,
+                         extratags=xmp)  # fmt: skip
+    return path
+
+
+def _stitching(across: int, down: int, side: int, overlap_px: int) -> str:
+    """Tiles are numbered from the bottom, odd rows from right to left; a joint lies between two of them."""
+    number = {
+        (row, column): 1 + r * across + (column if r % 2 == 0 else across - 1 - column)
+        for r, row in enumerate(reversed(range(down))) for column in range(across)
+    }  # fmt: skip
+    joint = (
+        '<TileJointInfo FlagJoined="1" Confidence="100" Direction="{}" Tile1="{}" Tile2="{}"'
+        ' OverlapX="{}" OverlapY="{}"/>'
+    )
+    joints = [
+        joint.format("RIGHT", number[row, column], number[row, column + 1], overlap_px, 0)
+        for row in range(down) for column in range(across - 1)
+    ] + [
+        joint.format("UP", number[row + 1, column], number[row, column], 0, overlap_px)
+        for row in range(down - 1) for column in range(across)
+    ]  # fmt: skip
+    return (
+        f'<EncodeInfo Ver="2"><SlideStitchInfo><ImageInfo AOIScanned="1" AOIIndex="0" Width="{side}"'
+        f' Height="{side}" NumRows="{down}" NumCols="{across}" Pos-X="0" Pos-Y="0">{"".join(joints)}'
+        '</ImageInfo></SlideStitchInfo><AoiOrigin><AOI0 OriginX="0" OriginY="0"/></AoiOrigin></EncodeInfo>'
+    )
+
+
+def write_argos(path: Path, pixels: Pixels, mpp: float = 0.5) -> Path:
+    """Argos AVS: three focal planes, one after the other; the middle one, `pixels`, is the picture."""
+    xml = "<Argos.Scan.Metadata><MinZ>0</MinZ><MaxZ>2</MaxZ></Argos.Scan.Metadata>"
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        for plane in range(3):
+            for number in range(2):
+                level = halved(pixels if plane == 1 else 255 - pixels, number)
+                tags = [(65000, 2, None, xml, True)] if plane == number == 0 else []
+                writer.write(level, tile=(128, 128), photometric="rgb", compression="jpeg", metadata=None,
+                             resolution=(1e4 / (mpp * 2**number),) * 2, resolutionunit="CENTIMETER",
+                             extratags=tags)  # fmt: skip
+    return path
+
+
+def write_huron(path: Path, levels: Sequence[Pixels], mpp: float = 0.5) -> Path:
+    """Huron: every tiled directory is a level, though none says that it is a reduction."""
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        for number, each in enumerate(levels):
+            writer.write(each, tile=(128, 128), photometric="rgb", compression="jpeg", metadata=None,
+                         description="Scanner = LE120\nMagnification = 20",
+                         resolution=(1e4 / (mpp * 2**number),) * 2, resolutionunit="CENTIMETER",
+                         extratags=[(271, 2, None, "Huron Digital Pathology", True)])  # fmt: skip
+            if number == 0:
+                writer.write(halved(each, 3), photometric="rgb", metadata=None)
     return path

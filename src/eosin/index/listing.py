@@ -17,8 +17,8 @@ _NEVER_SLIDES = {
     ".log", ".pdf", ".tsv", ".xlsx", ".zip", ".gz", ".tar", ".py", ".npy", ".npz", ".h5", ".pt",
     ".safetensors", ".md5", ".sha256", ".part", ".tmp", ".ini", ".svg",
 }  # fmt: skip
-_MRXS_INDEX = "Slidedat.ini"
-_VMS = (".vms", ".vmu")
+_MRXS, _MRXS_INDEX = ".mrxs", "Slidedat.ini"
+_VMS, _VMS_PARTS = (".vms", ".vmu"), (".jpg", ".opt", ".vmf", ".ngr")
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ def list_units(store: Store, include: Sequence[str] = ()) -> list[Unit]:
     keeps the keys that match any of its globs (all, where it is empty).
     """
     objects = [each for each in store.list() if _could_be_slide(each.key)]
-    parts = _companions(objects)
-    mains = [each for each in objects if each.key not in parts and _included(each.key, include)]
+    owners = _owners([each.key for each in objects])
+    mains = [each for each in objects if each.key not in owners and _included(each.key, include)]
     members: dict[str, list[ObjectInfo]] = {}
     for each in objects:
-        if each.key in parts:
-            members.setdefault(parts[each.key], []).append(each)
+        for owner in owners.get(each.key, ()):
+            members.setdefault(owner, []).append(each)
     folders: dict[str, list[ObjectInfo]] = {}
     units: list[Unit] = []
     for each in mains:
@@ -70,33 +70,38 @@ def in_shard(unit: Unit, shard: int, num_shards: int) -> bool:
 def _could_be_slide(key: str) -> bool:
     path = PurePosixPath(key)
     hidden = any(part.startswith(".") for part in path.parts)
-    # The data files of MRXS and VMS lie beside .ini files, which belong to them.
-    return (
-        not key.endswith("/")
-        and not hidden
-        and (path.suffix.lower() not in _NEVER_SLIDES or _mrxs_part(path))
-    )
-
-
-def _mrxs_part(path: PurePosixPath) -> bool:
-    return path.name == "Slidedat.ini"
+    never = path.suffix.lower() in _NEVER_SLIDES and path.name != _MRXS_INDEX
+    return not key.endswith("/") and not hidden and not never
 
 
 def _included(key: str, include: Sequence[str]) -> bool:
     return not include or any(fnmatchcase(key, pattern) for pattern in include)
 
 
-def _companions(objects: Sequence[ObjectInfo]) -> dict[str, str]:
-    """Key of every object that belongs to a slide of several, with the key of that slide's main object."""
-    keys = [each.key for each in objects]
-    owners: dict[str, str] = {}
-    mrxs = {key[: -len(".mrxs")] + "/": key for key in keys if key.lower().endswith(".mrxs")}
-    vms = {str(PurePosixPath(key).parent): key for key in keys if key.lower().endswith(_VMS)}
+def _owners(keys: Sequence[str]) -> dict[str, list[str]]:
+    """The main object, or objects, of every object that belongs to a slide of several."""
+    mirax = {str(PurePosixPath(key).with_suffix("")): key for key in keys if key.lower().endswith(_MRXS)}
+    # What is left of a MIRAX slide without its first object is one broken slide, not one a data file.
+    for key in keys:
+        if PurePosixPath(key).name == _MRXS_INDEX:
+            mirax.setdefault(str(PurePosixPath(key).parent), key)
+    hamamatsu: dict[str, list[str]] = {}
+    for key in keys:
+        if key.lower().endswith(_VMS):
+            hamamatsu.setdefault(str(PurePosixPath(key).parent), []).append(key)
+    owners: dict[str, list[str]] = {}
     for key in keys:
         path = PurePosixPath(key)
         folder = str(path.parent)
-        if folder + "/" in mrxs:
-            owners[key] = mrxs[folder + "/"]
-        elif folder in vms and path.suffix.lower() in (".jpg", ".opt", ".vmf"):
-            owners[key] = vms[folder]
+        if folder in mirax and mirax[folder] != key:
+            owners[key] = [mirax[folder]]
+        elif folder in hamamatsu and path.suffix.lower() in _VMS_PARTS:
+            owners[key] = _named_alike(path, hamamatsu[folder])
     return owners
+
+
+def _named_alike(part: PurePosixPath, slides: Sequence[str]) -> list[str]:
+    """Of the slides in a folder, the one whose name the part's begins with; all, where none is meant."""
+    stems = {slide: PurePosixPath(slide).stem for slide in slides}
+    alike = [slide for slide in slides if part.name.startswith(stems[slide])]
+    return [max(alike, key=lambda slide: len(stems[slide]))] if alike else list(slides)

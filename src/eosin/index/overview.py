@@ -23,6 +23,7 @@ Pixels = npt.NDArray[np.uint8]
 _TILES_AT_ONCE = 64
 _MAX_CANVAS_PIXELS = 128 * 2**20
 _WORST_SHARE = 0.01
+_LOCAL_SIDE_PX, _DAMAGED_SIDE_PX = 2048, 256
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Overview:
     pixel_x_px: float
     pixel_y_px: float
     num_damaged: int
-    """Tiles that could not be decoded; they are white here."""
+    """Tiles (in a staged copy: squares of 256 px) that could not be decoded; they are white here."""
 
 
 def smallest_sufficient_level(header: SlideHeader, mpp: float) -> int:
@@ -77,14 +78,44 @@ def read_local_overview(slide: LocalSlide, header: SlideHeader, mpp: float) -> O
     if width * height > _MAX_CANVAS_PIXELS:
         raise SlideError("unsupported-layout", f"its coarsest fitting level has {width * height} pixels")
     canvas = np.full((height, width, 3), 255, np.uint8)
-    side = max(1, 2048 // factor)
+    reading = _LocalReading(slide, number, level)
+    side = max(1, _LOCAL_SIDE_PX // factor)
     for row in range(0, height, side):
         for column in range(0, width, side):
             h, w = min(side, height - row), min(side, width - column)
-            x, y = (round(at * factor * level.downsample) for at in (column, row))
-            region = slide.read_region(x, y, number, w * factor, h * factor)
+            region = reading.region(column * factor, row * factor, w * factor, h * factor)
             canvas[row : row + h, column : column + w] = _averaged(region, factor)
-    return _at_mpp(canvas, header, level, factor, mpp, 0)
+    return _at_mpp(canvas, header, level, factor, mpp, reading.num_damaged)
+
+
+@dataclass
+class _LocalReading:
+    """One level of a staged copy; what OpenSlide cannot read of it is white and counted."""
+
+    slide: LocalSlide
+    number: int
+    level: Level
+    num_damaged: int = 0
+
+    def region(self, x: int, y: int, w: int, h: int) -> Pixels:
+        """[h, w, 3]; the corner is in the level's pixels. Raises `SlideError` where too much is damaged."""
+        down = self.level.downsample
+        try:
+            return self.slide.read_region(round(x * down), round(y * down), self.number, w, h)
+        except SlideError as error:
+            if max(w, h) <= _DAMAGED_SIDE_PX:
+                self._count(error)
+                return np.full((h, w, 3), 255, np.uint8)
+        i, j = (-(-extent // 2) if extent > _DAMAGED_SIDE_PX else extent for extent in (h, w))
+        rows = [(y, i), (y + i, h - i)] if h > i else [(y, h)]
+        columns = [(x, j), (x + j, w - j)] if w > j else [(x, w)]
+        return np.vstack([np.hstack([self.region(u, v, m, n) for u, m in columns]) for v, n in rows])
+
+    def _count(self, error: SlideError) -> None:
+        self.num_damaged += 1
+        num = self.level.width_px * self.level.height_px / _DAMAGED_SIDE_PX**2
+        if self.num_damaged > max(1.0, _WORST_SHARE * num):
+            raise error
 
 
 def _coarser_mpp(header: SlideHeader) -> float:

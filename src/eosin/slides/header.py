@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _HEAD_BYTES = 132
 _LOCAL_MAGIC = (b"SQLite format 3\0", b"ZISRAWFILE")
 _LOCAL_SUFFIXES = (".mrxs", ".vms", ".vmu")
+_MIRAX_INDEX = "Slidedat.ini"
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,14 @@ def _read(
     store: Store, stored: tuple[SlideObject, ...], stage_dir: str | Path | None, stack: ExitStack
 ) -> OpenedSlide:
     main = stored[0]
-    if main.size_bytes == 0:
+    _check_mirax(stored)
+    if main.size_bytes == 0 and len(stored) == 1:
         raise SlideError("empty-file", "it has no bytes")
+    if main.key.lower().endswith(_LOCAL_SUFFIXES):
+        return _open_local(store, stored, stage_dir, stack)
     file = open_range(store, main)
     head = file.read(_HEAD_BYTES)
-    if main.key.lower().endswith(_LOCAL_SUFFIXES) or head.startswith(_LOCAL_MAGIC):
+    if head.startswith(_LOCAL_MAGIC):
         return _open_local(store, stored, stage_dir, stack)
     if is_tiff(head):
         return _read_tiff(store, stored, file, stage_dir, stack)
@@ -101,6 +105,19 @@ def _read(
         )
         return OpenedSlide(*series_slide(instances), remark=remark)
     raise SlideError("not-a-slide", f"it is {_what_it_is(head)}, no slide format eosin knows")
+
+
+def _check_mirax(stored: tuple[SlideObject, ...]) -> None:
+    """Raises `SlideError` where a MIRAX slide lacks the file beside its folder, or the folder."""
+    folder = PurePosixPath(stored[0].key)
+    if folder.name == _MIRAX_INDEX:
+        raise SlideError(
+            "not-a-slide", f"{folder.parent}.mrxs, which belongs to this MIRAX folder, is missing"
+        )
+    if folder.suffix.lower() == ".mrxs" and all(
+        PurePosixPath(each.key).name != _MIRAX_INDEX for each in stored
+    ):
+        raise SlideError("not-a-slide", f"{_MIRAX_INDEX} of its folder {folder.stem}/ is missing")
 
 
 def _read_tiff(

@@ -23,7 +23,7 @@ def open_local(path: Path) -> LocalSlide:
     except openslide.OpenSlideUnsupportedFormatError as error:
         raise SlideError("not-a-slide", "OpenSlide does not know its format") from error
     except openslide.OpenSlideError as error:
-        raise SlideError("corrupt-header", f"OpenSlide refuses it: {error}") from error
+        raise SlideError("corrupt-header", f"OpenSlide refuses it: {_without_folder(error, path)}") from error
 
 
 class LocalSlide:
@@ -61,11 +61,19 @@ class LocalSlide:
         try:
             image = self._handle.read_region((x_px, y_px), level, (w, h))
         except openslide.OpenSlideError as error:
-            raise SlideError("corrupt-tile", f"OpenSlide cannot read {self.path.name}: {error}") from error
+            # What has failed once fails for ever: another region must not pay for this one.
+            self._handle = openslide.OpenSlide(str(self.path))
+            why = _without_folder(error, self.path)
+            raise SlideError("corrupt-tile", f"OpenSlide cannot read {self.path.name}: {why}") from error
         return over_white(np.asarray(image))
 
     def close(self) -> None:
         self._handle.close()
+
+
+def _without_folder(error: Exception, path: Path) -> str:
+    """What OpenSlide says, the same wherever the copy lies: rows of an index must not tell."""
+    return str(error).replace(f"{path.parent}/", "")
 
 
 def over_white(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

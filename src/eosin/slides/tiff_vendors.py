@@ -61,6 +61,8 @@ def _only_openslide(first: Directory) -> str | None:
         return "leica"
     if b"iScan" in first.raw(tag.XMP):
         return "ventana"
+    if b"Argos.Scan.Metadata" in first.raw(tag.ARGOS_METADATA):  # which focal plane, only its XML tells
+        return "argos"
     return "trestle" if software.startswith("MedScan") else None
 
 
@@ -163,12 +165,23 @@ def _generic(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
     """The first picture, and those that say they are reductions of it; others may show something else."""
     reduced = [each for each in directories[1:] if each.integer(tag.NEW_SUBFILE_TYPE, 0) & _REDUCED_IMAGE]
     levels = _tiled([directories[0], *reduced])
-    unit_um = {2: 25_400.0, 3: 10_000.0}.get(levels[0].integer(tag.RESOLUTION_UNIT, 2))
-    mpp = [
+    return Pyramid("generic-tiff", "tiff", tuple(levels), *_tiff_mpp(levels[0]))
+
+
+def _huron(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
+    """Every tiled directory is a level, though none says that it is a reduction."""
+    levels = _tiled(directories)
+    return Pyramid("huron", "huron", tuple(levels), *_tiff_mpp(levels[0]))
+
+
+def _tiff_mpp(finest: Directory) -> tuple[float | None, float | None]:
+    """What TIFF's own tags say of resolution: (x, y) in µm a pixel."""
+    unit_um = {2: 25_400.0, 3: 10_000.0}.get(finest.integer(tag.RESOLUTION_UNIT, 2))
+    x, y = (
         plausible_mpp(unit_um / per_unit) if unit_um and per_unit else None
-        for per_unit in (levels[0].rational(tag.X_RESOLUTION), levels[0].rational(tag.Y_RESOLUTION))
-    ]
-    return Pyramid("generic-tiff", "tiff", tuple(levels), mpp[0], mpp[1])
+        for per_unit in (finest.rational(tag.X_RESOLUTION), finest.rational(tag.Y_RESOLUTION))
+    )
+    return x, y
 
 
 def _number(text: str) -> float | None:
@@ -183,5 +196,6 @@ _DIALECTS: tuple[
 ] = (
     (lambda first: first.text(tag.IMAGE_DESCRIPTION).startswith("Aperio"), _aperio),
     (lambda first: first.text(tag.SOFTWARE).startswith("Philips"), _philips),
+    (lambda first: first.text(tag.MAKE).startswith("Huron"), _huron),
     (lambda first: "<OME" in first.text(tag.IMAGE_DESCRIPTION)[:4096], _ome),
 )

@@ -44,6 +44,23 @@ def test_a_mirax_slide_is_its_index_and_its_folder(tmp_path: Path) -> None:
     assert [unit.key for unit in others] == ["b.svs", "c/Slidedat.dat"]
 
 
+def test_a_mirax_folder_without_its_first_object_is_one_slide(tmp_path: Path) -> None:
+    put(tmp_path, "a/Slidedat.ini", "a/Data0000.dat", "a/Index.dat", "a/b.ini", "c.svs")
+    found = {unit.key: len(unit.objects) for unit in list_units(open_store(str(tmp_path)))}
+    assert found == {"a/Slidedat.ini": 3, "c.svs": 1}
+
+
+def test_hamamatsu_slides_of_one_folder_share_its_objects_out_by_name(tmp_path: Path) -> None:
+    put(tmp_path, "a.vms", "a-0.jpg", "a.opt", "a b.vms", "a b(1,0).jpg", "c.vmu", "c_map.ngr", "macro.jpg")
+    put(tmp_path, "x/y.jpg")
+    units = list_units(open_store(str(tmp_path)), ["*.vm*"])
+    assert {unit.key: [each.key for each in unit.objects[1:]] for unit in units} == {
+        "a.vms": ["a-0.jpg", "a.opt", "macro.jpg"],
+        "a b.vms": ["a b(1,0).jpg", "macro.jpg"],
+        "c.vmu": ["c_map.ngr", "macro.jpg"],
+    }
+
+
 def test_dicom_files_of_a_folder_are_read_together(tmp_path: Path) -> None:
     put(tmp_path, "x/1.dcm", "x/2.dcm", "y/1.DCM", "z.svs")
     assert [(unit.key, unit.kind, len(unit.objects)) for unit in list_units(open_store(str(tmp_path)))] == [

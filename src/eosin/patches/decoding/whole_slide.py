@@ -36,7 +36,7 @@ def through_openslide(path: Path, header: SlideHeader) -> Iterator[RegionReader]
     """Any format OpenSlide knows. Raises `SlideError` where it refuses the file."""
     slide = open_local(path)
     try:
-        yield _ByOpenSlide(slide.read_region)
+        yield _ByOpenSlide(slide.read_region, header)
     finally:
         slide.close()
 
@@ -79,11 +79,15 @@ def cucim_is_safe(header: SlideHeader) -> bool:
 
 
 class _ByOpenSlide:
-    def __init__(self, read_region: Callable[[int, int, int, int, int], Pixels]) -> None:
-        self._read_region = read_region
+    def __init__(self, read_region: Callable[[int, int, int, int, int], Pixels], header: SlideHeader) -> None:
+        self._read_region, self._header = read_region, header
 
     def read(self, request: PatchRequest, box: Box) -> Pixels:
-        return self._read_region(request.x_px, request.y_px, box.level, box.width_px, box.height_px)
+        # Between two pixels of the level OpenSlide would interpolate: ask for the pixel that the box names.
+        down = self._header.levels[box.level].downsample
+        return self._read_region(
+            round(box.x_px * down), round(box.y_px * down), box.level, box.width_px, box.height_px
+        )
 
 
 class _ByCucim:
