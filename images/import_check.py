@@ -18,9 +18,9 @@ _PACKAGES = {
     "evaluate": (*_COMMON, "patches", "models", "metrics", "evaluation"),
 }
 _LIBRARIES = {
-    "index": ("boto3", "cv2", "kfp", "kubernetes", "obstore", "onnxruntime", "openslide", "pyarrow"),
-    "train": ("kfp", "kubernetes", "obstore", "timm", "torch", "torchvision"),
-    "evaluate": ("h5py", "kfp", "obstore", "scipy", "timm", "torch", "torchvision"),
+    "index": ("boto3", "cv2", "kfp", "kubernetes", "onnxruntime", "openslide", "pyarrow", "pycurl"),
+    "train": ("kfp", "kubernetes", "pycurl", "timm", "torch", "torchvision"),
+    "evaluate": ("h5py", "kfp", "pycurl", "scipy", "timm", "torch", "torchvision"),
 }
 # GPU libraries look for a driver when they are imported, which a build machine lacks.
 _PRESENT = {"index": (), "train": ("cucim", "nvidia.nvimgcodec", "eosin.slides._jpeg_part"), "evaluate": ()}

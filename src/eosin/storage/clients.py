@@ -1,48 +1,63 @@
-"""The boto3 and obstore clients of this process, shared by all stores of equal settings."""
+"""The boto3 clients and the lanes of this process, shared by all stores of equal settings."""
 
 from __future__ import annotations
 
 import os
 import threading
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+from eosin import __version__
 from eosin.errors import UserError
+from eosin.storage.lanes import Lanes, Manners
 from eosin.storage.settings import DEFAULT_REGION, S3Settings
 
 if TYPE_CHECKING:
     import boto3
-    import obstore.store
     from mypy_boto3_s3 import S3Client
 
-# A batch may send more requests at once than this; the rest waits for a connection.
-MAX_CONNECTIONS = 64
-# Shorter than the ten minutes before expiry at which botocore refreshes, so that what obstore holds
-# never expires in its hands.
-_CREDENTIAL_TTL = timedelta(minutes=5)
+_BOTO_CONNECTIONS = 64
+
+
+class Signing(NamedTuple):
+    """`user` is "KEY:SECRET", `token` that of temporary keys; empty where requests are anonymous."""
+
+    user: str
+    token: str
 
 
 @dataclass
 class Clients:
-    """`boto` for control objects; `bulk(bucket)` for ranged reads."""
+    """`boto` for control objects; `lanes` for ranged reads."""
 
     settings: S3Settings
     session: boto3.Session
     boto: S3Client
-    _bulk: dict[str, obstore.store.S3Store] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    lanes: Lanes
+    _urls: dict[str, str] = field(default_factory=dict)
 
-    def bulk(self, bucket: str) -> obstore.store.S3Store:
-        """The obstore client of one bucket; raises `UserError` without credentials."""
-        with self._lock:
-            if bucket not in self._bulk:
-                self._bulk[bucket] = _make_bulk(self, bucket)
-            return self._bulk[bucket]
+    def signing(self, bucket: str) -> Signing:
+        """The credentials of this moment; botocore renews those that expire. Raises `UserError` for none."""
+        if self.settings.anonymous:
+            return Signing("", "")
+        credentials = self.session.get_credentials()
+        if credentials is None:
+            raise no_credentials(f"read s3://{bucket}")
+        frozen = credentials.get_frozen_credentials()
+        return Signing(f"{frozen.access_key}:{frozen.secret_key}", frozen.token or "")
+
+    def bucket_url(self, bucket: str) -> str:
+        """Where the keys of a bucket begin, with the slash before them."""
+        if bucket not in self._urls:
+            self._urls[bucket] = _bucket_url(self, bucket)
+        return self._urls[bucket]
 
 
 _clients: dict[S3Settings, Clients] = {}
+_of_parents: list[dict[S3Settings, Clients]] = []
 _lock = threading.Lock()
 
 
@@ -58,6 +73,8 @@ def _forget_after_fork() -> None:
     # Connections cannot be shared with the parent, and the lock may have been held by one of its threads.
     global _lock
     _lock = threading.Lock()
+    # Never closed here: to close a connection tells the server, which would end the parent's as well.
+    _of_parents.append(dict(_clients))
     _clients.clear()
 
 
@@ -81,7 +98,7 @@ def _make(settings: S3Settings) -> Clients:
         raise UserError(
             f"S3 cannot be set up: {error}", hint="check AWS_PROFILE and AWS_ENDPOINT_URL"
         ) from None
-    return Clients(settings, session, boto)
+    return Clients(settings, session, boto, _make_lanes(settings, boto))
 
 
 def _boto_config(settings: S3Settings) -> Any:
@@ -99,69 +116,45 @@ def _boto_config(settings: S3Settings) -> Any:
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=min(10.0, settings.timeout_s),
         read_timeout=settings.timeout_s,
-        max_pool_connections=MAX_CONNECTIONS,
+        max_pool_connections=_BOTO_CONNECTIONS,
         s3=addressing,
         signature_version=UNSIGNED if settings.anonymous else None,
         **checksums,
     )
 
 
-def _make_bulk(clients: Clients, bucket: str) -> obstore.store.S3Store:
-    from obstore.exceptions import BaseError
-    from obstore.store import S3Store
+def _bucket_url(clients: Clients, bucket: str) -> str:
+    endpoint, style = clients.boto.meta.endpoint_url, clients.settings.addressing_style
+    if style == "virtual" or (style == "auto" and "." not in bucket):
+        return endpoint.replace("://", f"://{bucket}.", 1) + "/"
+    return f"{endpoint}/{bucket}/"
 
-    settings = clients.settings
-    # All said here, since obstore would take what is left open from the environment of this moment.
-    config: dict[str, Any] = {
-        "region": clients.boto.meta.region_name,
-        "skip_signature": settings.anonymous,
-    }
-    virtual = settings.addressing_style == "virtual" or (
-        settings.addressing_style == "auto" and "." not in bucket
-    )
-    config["virtual_hosted_style_request"] = virtual
-    endpoint = _custom_endpoint(clients)
-    if endpoint:
-        url = endpoint.replace("://", f"://{bucket}.", 1) if virtual else endpoint
-        config |= {"endpoint": url, "aws_endpoint_url_s3": url}
-    try:
-        return S3Store(
-            bucket,
-            config=config,  # type: ignore[arg-type]
-            client_options=_bulk_options(settings),  # type: ignore[arg-type]
-            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=settings.timeout_s)},
-            credential_provider=None if settings.anonymous else _credential_provider(clients),
+
+def _make_lanes(settings: S3Settings, boto: S3Client) -> Lanes:
+    return Lanes(
+        Manners(
+            aws_sigv4="" if settings.anonymous else f"aws:amz:{boto.meta.region_name}:s3",
+            ca_bundle=_ca_bundle(settings),
+            proxy=_proxy(boto.meta.endpoint_url),
+            timeout_s=settings.timeout_s,
+            user_agent=f"eosin/{__version__}",
         )
-    except BaseError as error:
-        # obstore reads AWS_* itself and may not understand a value that boto3 does.
-        raise UserError(
-            f"S3 cannot be set up for bucket {bucket}: {str(error).splitlines()[0]}",
-            hint="check the AWS_* environment variables",
-        ) from None
+    )
 
 
-def _bulk_options(settings: S3Settings) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "allow_http": True,
-        "connect_timeout": timedelta(seconds=min(10.0, settings.timeout_s)),
-        "read_timeout": timedelta(seconds=settings.timeout_s),
-        "timeout": timedelta(seconds=10 * settings.timeout_s),
-        "pool_max_idle_per_host": str(MAX_CONNECTIONS),
-    }
-    bundle = _checked_bundle(settings.ca_bundle)
-    if bundle:
-        options["root_certificate"] = Path(bundle).read_bytes()
-    return options
+def _ca_bundle(settings: S3Settings) -> str:
+    """As boto3 chooses it."""
+    from botocore.httpsession import get_cert_path
+
+    return settings.ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE") or str(get_cert_path(True))
 
 
-def _credential_provider(clients: Clients) -> Any:
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    if clients.session.get_credentials() is None:
-        raise no_credentials("read")
-    provider = Boto3CredentialProvider(clients.session, ttl=_CREDENTIAL_TTL)
-    provider.config = {}  # the region is ours to say
-    return provider
+def _proxy(endpoint_url: str) -> str:
+    """The proxy that the environment names for the endpoint, as boto3 finds it; empty for none."""
+    url = urlsplit(endpoint_url)
+    if proxy_bypass(url.hostname or ""):
+        return ""
+    return getproxies().get(url.scheme, "")
 
 
 def no_credentials(operation: str) -> UserError:
@@ -171,12 +164,6 @@ def no_credentials(operation: str) -> UserError:
         hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE; for a public bucket "
         "AWS_SKIP_SIGNATURE=true",
     )
-
-
-def _custom_endpoint(clients: Clients) -> str | None:
-    """The endpoint in use unless it is AWS's own (it may also come from a profile)."""
-    endpoint = clients.boto.meta.endpoint_url
-    return None if "amazonaws.com" in endpoint else endpoint
 
 
 def _checked_bundle(path: str | None) -> str | None:

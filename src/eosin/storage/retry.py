@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -67,22 +66,6 @@ def call(operation: Callable[[], T], policy: RetryPolicy) -> T:
                 raise _spent(error, attempts) from error
             _tell(error, begun_s)
             time.sleep(wait_s)
-
-
-async def call_async(operation: Callable[[], Awaitable[T]], policy: RetryPolicy) -> T:
-    """`call` for a coroutine function."""
-    waits_s, begun_s = policy.waits_s(), time.monotonic()
-    attempts = 0
-    while True:
-        attempts += 1
-        try:
-            return await operation()
-        except TransientError as error:
-            wait_s = next(waits_s, None)
-            if wait_s is None:
-                raise _spent(error, attempts) from error
-            _tell(error, begun_s)
-            await asyncio.sleep(wait_s)
 
 
 def _tell(error: TransientError, begun_s: float) -> None:

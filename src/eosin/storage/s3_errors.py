@@ -109,27 +109,25 @@ def from_boto(request: Request, error: Exception) -> Exception:
     return error
 
 
-def from_obstore(request: Request, error: Exception) -> Exception:
-    """The error for what obstore raised; it tells most causes only in its message."""
-    from obstore import exceptions as bulk
+def from_curl(request: Request, code: int, reason: str) -> Exception:
+    """The error for a request that no server answered: libcurl's `code`, and what it says."""
+    import pycurl
 
-    text = str(error)
-    if isinstance(error, bulk.NotFoundError | FileNotFoundError):
-        return missing_bucket(request) if "NoSuchBucket" in text else NotFound(request.key)
-    if isinstance(error, bulk.PreconditionError):
-        return from_status(request, "PreconditionFailed", 412)
-    code = next((code for code in _CREDENTIAL_CODES if code in text), "")
-    if code or isinstance(error, bulk.PermissionDeniedError | bulk.UnauthenticatedError):
-        return from_status(request, code or "AccessDenied", 403)
-    if "certificate" in text.lower():
+    if code == pycurl.E_PEER_FAILED_VERIFICATION:
         return untrusted(request)
-    if isinstance(error, bulk.GenericError):
-        # Refused, reset, timed out, cut short or 5xx: all worth another try. A status below 500 is not.
-        refused = _client_error_status(text)
-        if refused:
-            return from_status(request, "", refused, text[:200])
-        return unreachable(request, _short(text))
-    return error
+    if code == pycurl.E_FILESIZE_EXCEEDED:
+        return ignored_range(request)
+    if code in (pycurl.E_SSL_CACERT_BADFILE, pycurl.E_URL_MALFORMAT, pycurl.E_UNSUPPORTED_PROTOCOL):
+        return UserError(f"{request.failed}: {_short(reason)}", hint="check the AWS_* environment variables")
+    # Refused, reset, timed out or cut short: worth another try.
+    return unreachable(request, _short(reason))
+
+
+def ignored_range(request: Request) -> PermanentError:
+    return PermanentError(
+        f"{request.failed}: asked for a part of it, got something else",
+        hint=f"{request.endpoint}, or a proxy before it, ignores byte ranges",
+    )
 
 
 def unreachable(request: Request, reason: str) -> TransientError:
@@ -180,13 +178,5 @@ def _last_words(error: Exception) -> str:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split("\n\nDebug source")[0].split())
+    line = " ".join(text.split())
     return line if len(line) <= 160 else f"{line[:157]}..."
-
-
-def _client_error_status(text: str) -> int:
-    import re
-
-    match = re.search(r"status(?: code)?:? (4\d\d)\b", text)
-    status = int(match.group(1)) if match else 0
-    return 0 if status in _TRANSIENT_STATUSES else status

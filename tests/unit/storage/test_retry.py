@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from eosin.errors import PermanentError, TransientError
@@ -22,40 +20,28 @@ class Flaky:
             raise self.errors.pop(0)
         return "done"
 
-    async def later(self) -> str:
-        return self()
-
-
-def run(flaky: Flaky, policy: RetryPolicy, *, asynchronous: bool) -> str:
-    if asynchronous:
-        return asyncio.run(retry.call_async(flaky.later, policy))
-    return retry.call(flaky, policy)
-
 
 QUICK = RetryPolicy(max_attempts=4, base_s=0.001, cap_s=0.002)
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_what_passes_in_time_is_not_noticed(asynchronous: bool) -> None:
+def test_what_passes_in_time_is_not_noticed() -> None:
     flaky = Flaky(*[TransientError("later")] * 3)
-    assert run(flaky, QUICK, asynchronous=asynchronous) == "done"
+    assert retry.call(flaky, QUICK) == "done"
     assert flaky.calls == 4
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_the_last_error_is_kept_with_hint_and_count(asynchronous: bool) -> None:
+def test_the_last_error_is_kept_with_hint_and_count() -> None:
     flaky = Flaky(*[TransientError("busy", hint="wait")] * 9)
     with pytest.raises(TransientError, match=r"busy \(after 4 tries\)") as caught:
-        run(flaky, QUICK, asynchronous=asynchronous)
+        retry.call(flaky, QUICK)
     assert (caught.value.hint, flaky.calls) == ("wait", 4)
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("error", [PermanentError("no"), KeyError("k"), ValueError("v")])
-def test_other_errors_pass_at_once(asynchronous: bool, error: Exception) -> None:
+def test_other_errors_pass_at_once(error: Exception) -> None:
     flaky = Flaky(error)
     with pytest.raises(type(error)):
-        run(flaky, QUICK, asynchronous=asynchronous)
+        retry.call(flaky, QUICK)
     assert flaky.calls == 1
 
 
@@ -87,7 +73,7 @@ def test_the_environment_sets_the_policy(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_long_wait_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(retry, "_SILENCE_S", 0.0)
     monkeypatch.setattr(retry, "_told_s", float("-inf"))
-    run(Flaky(*[TransientError("s3://b/k does not answer")] * 3), QUICK, asynchronous=False)
+    retry.call(Flaky(*[TransientError("s3://b/k does not answer")] * 3), QUICK)
     assert [record.getMessage() for record in caplog.records] == ["trying again: s3://b/k does not answer"]
 
 
@@ -95,5 +81,5 @@ def test_a_short_wait_is_not_worth_a_word(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(retry, "_told_s", float("-inf"))
-    run(Flaky(*[TransientError("busy")] * 3), QUICK, asynchronous=False)
+    retry.call(Flaky(*[TransientError("busy")] * 3), QUICK)
     assert caplog.records == []

@@ -1,0 +1,188 @@
+"""Many GETs at once through libcurl, from one thread, over connections that stay open."""
+
+from __future__ import annotations
+
+import select
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pycurl
+
+# GETs that a process sends at once; the rest waits.
+MAX_IN_FLIGHT = 128
+# Each body comes in pieces of at most this, and each piece costs a call into Python.
+_PIECE_BYTES = 128 << 10
+# An answer may be this much longer than what was asked for: an error that the server explains.
+_EXPLANATION_BYTES = 64 << 10
+_LONGEST_WAIT_S = 1.0
+# select() cannot watch the sockets of a process that has over a thousand files open.
+_WAIT_UNWATCHED_S = 0.002
+
+
+class Get(NamedTuple):
+    """A GET of bytes [start, end) of `url`; `headers` beside the range."""
+
+    url: str
+    start: int
+    end: int
+    headers: tuple[str, ...]
+
+
+class Answer(NamedTuple):
+    """`trouble` is libcurl's error code, 0 where the server answered; then `status` and `body` hold."""
+
+    status: int
+    body: bytes
+    trouble: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How a lane talks. `aws_sigv4` names provider and scope of signatures, empty for none."""
+
+    aws_sigv4: str
+    ca_bundle: str
+    proxy: str
+    timeout_s: float
+    user_agent: str
+
+
+class Lanes:
+    """Lanes for as many threads as fetch at once; each keeps connections for its next user."""
+
+    def __init__(self, manners: Manners) -> None:
+        self._manners = manners
+        self._idle: list[_Lane] = []
+        self._num_lanes = 0
+        self._lock = threading.Lock()
+        self._slots = threading.Semaphore(MAX_IN_FLIGHT)
+
+    def fetch(self, gets: Sequence[Get], user: str) -> list[Answer]:
+        """All answers, in order; `user` is "KEY:SECRET" for signatures, or empty. From any thread."""
+        with self._lane() as lane:
+            return lane.fetch(gets, user)
+
+    @contextmanager
+    def _lane(self) -> Iterator[_Lane]:
+        with self._lock:
+            if not self._idle:
+                self._idle.append(_Lane(self._manners, self._slots))
+                self._num_lanes += 1
+            lane, num_lanes = self._idle.pop(), self._num_lanes
+        lane.keep(max(2, MAX_IN_FLIGHT // num_lanes))
+        try:
+            yield lane
+        except BaseException:  # whatever it was, transfers may still be under way
+            lane.close()
+            with self._lock:
+                self._num_lanes -= 1
+            raise
+        with self._lock:
+            self._idle.append(lane)
+
+
+class _Transfer:
+    """One GET at a time, by a handle that is used again for the next."""
+
+    def __init__(self, manners: Manners) -> None:
+        self.curl = curl = pycurl.Curl()
+        self.pieces: list[bytes] = []
+        self.place = 0
+        self._user = ""
+        curl.setopt(pycurl.NOSIGNAL, 1)
+        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+        curl.setopt(pycurl.BUFFERSIZE, _PIECE_BYTES)
+        curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(1000 * min(10.0, manners.timeout_s)))
+        curl.setopt(pycurl.TIMEOUT_MS, int(10_000 * manners.timeout_s))
+        curl.setopt(pycurl.LOW_SPEED_LIMIT, 1)
+        curl.setopt(pycurl.LOW_SPEED_TIME, max(1, round(manners.timeout_s)))
+        curl.setopt(pycurl.USERAGENT, manners.user_agent)
+        curl.setopt(pycurl.CAINFO, manners.ca_bundle)
+        curl.setopt(pycurl.PROXY, manners.proxy)
+        if manners.aws_sigv4:
+            curl.setopt(pycurl.AWS_SIGV4, manners.aws_sigv4)
+
+    def aim(self, get: Get, place: int, user: str) -> None:
+        self.place, self.pieces = place, []
+        self.curl.setopt(pycurl.URL, get.url)
+        self.curl.setopt(pycurl.RANGE, f"{get.start}-{get.end - 1}")
+        self.curl.unsetopt(pycurl.HTTPHEADER)  # which an empty list would leave as it was
+        self.curl.setopt(pycurl.HTTPHEADER, list(get.headers))
+        self.curl.setopt(pycurl.MAXFILESIZE, max(get.end - get.start, _EXPLANATION_BYTES))
+        self.curl.setopt(pycurl.WRITEFUNCTION, self.pieces.append)
+        if user != self._user:
+            self.curl.setopt(pycurl.USERPWD, user)
+            self._user = user
+
+
+class _Lane:
+    """Used by one thread at a time."""
+
+    def __init__(self, manners: Manners, slots: threading.Semaphore) -> None:
+        self._manners, self._slots = manners, slots
+        self._multi = pycurl.CurlMulti()
+        self._idle: list[_Transfer] = []
+        self._active: dict[pycurl.Curl, _Transfer] = {}
+
+    def keep(self, num_connections: int) -> None:
+        """How many connections stay open."""
+        self._multi.setopt(pycurl.M_MAXCONNECTS, num_connections)
+
+    def fetch(self, gets: Sequence[Get], user: str) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        waiting = list(enumerate(gets))[::-1]
+        while waiting or self._active:
+            # A lane with nothing under way waits for its turn; another goes on with what it has.
+            while waiting and self._slots.acquire(blocking=not self._active):
+                self._start(*waiting.pop(), user)
+            self._multi.perform()
+            ended = list(self._ended())
+            answers |= ended
+            if self._active and not ended:
+                self._wait()
+        return [answers[place] for place in range(len(gets))]
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        for transfer in self._active.values():
+            with suppress(pycurl.error):
+                self._multi.remove_handle(transfer.curl)
+            self._slots.release()
+        self._active.clear()
+        self._multi.close()
+
+    def _start(self, place: int, get: Get, user: str) -> None:
+        transfer = self._idle.pop() if self._idle else _Transfer(self._manners)
+        self._active[transfer.curl] = transfer
+        transfer.aim(get, place, user)
+        self._multi.add_handle(transfer.curl)
+
+    def _ended(self) -> Iterator[tuple[int, Answer]]:
+        more = True
+        while more:
+            left, well, badly = self._multi.info_read()
+            more = bool(left)
+            for curl in well:
+                yield self._end(curl, 0, "")
+            for curl, trouble, reason in badly:
+                yield self._end(curl, trouble, reason)
+
+    def _end(self, curl: pycurl.Curl, trouble: int, reason: str) -> tuple[int, Answer]:
+        transfer = self._active.pop(curl)
+        self._slots.release()
+        self._multi.remove_handle(curl)
+        self._idle.append(transfer)
+        status = curl.getinfo(pycurl.RESPONSE_CODE)
+        return transfer.place, Answer(status, b"".join(transfer.pieces), trouble, reason)
+
+    def _wait(self) -> None:
+        """Until a socket has something to say, or libcurl has something to do."""
+        reading, writing, _ = self._multi.fdset()
+        due_ms = self._multi.timeout()
+        watched = len({*reading, *writing}) >= len(self._active)
+        longest_s = _LONGEST_WAIT_S if watched else _WAIT_UNWATCHED_S
+        select.select(reading, writing, [], longest_s if due_ms < 0 else min(longest_s, due_ms / 1000))
