@@ -1,4 +1,4 @@
-"""torchrun, but it knows when to stop: `python -m eosin.training.agent TORCHRUN-FLAGS -m MODULE ARGS`.
+"""torchrun, but it knows when to stop: `python -m eosin.training.agent TORCHRUN-FLAGS -m MODULE RUN_URI`.
 
 torchrun restarts its workers whatever they died of. This wrapper watches what the workers leave
 behind (`eosin.training.elastic.failures`) and ends at once on an error that no restart mends, or after
@@ -50,6 +50,7 @@ from eosin.training.elastic.failures import (
 )
 from eosin.training.elastic.forked import Zygote, begin_zygote, fork_workers
 from eosin.training.elastic.hang import watch_for_hangs
+from eosin.training.elastic.late import exit_code_of_late, is_closed_rendezvous
 from eosin.training.elastic.lost_nodes import notice_lost_nodes
 from eosin.training.elastic.rejoin import is_lost_rendezvous, may_rejoin, rejoin
 
@@ -77,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _torchrun(flags, folder, zygote)
     except Exception as error:
+        if is_closed_rendezvous(error):
+            return exit_code_of_late(arguments[-1])
         if not is_lost_rendezvous(error) or not may_rejoin(folder, float(own[_PATIENCE_FLAG] or 0)):
             raise
         print(f"agent: the rendezvous is lost ({error}); joining again", file=sys.stderr, flush=True)
