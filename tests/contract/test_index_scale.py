@@ -12,23 +12,30 @@ from pathlib import Path
 import pytest
 
 from eosin.index.snapshot import open_snapshot
-from eosin.layout import IndexLayout
 from eosin.patches.reading.tables import TileTables
 from eosin.patches.reading.tiles_needed import TileKey
 from tests.support.counting import CountingStore
-from tests.support.large_snapshot import write_large_snapshot, write_table
+from tests.support.large_snapshot import link_tables, write_large_snapshot, write_table
 
 # A fifth of the masks, which are some 45 kB a slide and stay on the disk.
 MIB_A_SLIDE = 0.009
 # Bits of the masks drawn from last, and 512 masks while the rows are read.
 PASSING_MIB = 256 + 100
 
+# Tables of small levels, and rows of the others while they are looked up.
+TABLES_MIB = 64 + 30
+
 _START = """
 import json, sys, time
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from eosin.config.patches import PatchesConfig
 from eosin.index.snapshot import open_snapshot
+from eosin.patches.reading.tables import TileTables
+from eosin.patches.reading.tiles_needed import plan_reading
 from eosin.patches.sampling.sampler import Sampler
+from tests.support.counting import CountingStore
 
 def resident_mib():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
@@ -37,26 +44,56 @@ def peak_mib():  # getrusage would count what the process was forked from
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
-open_snapshot, Sampler
+def tiles_of(request):
+    header = snapshot.rows[request.slide].header
+    return plan_reading(request, header, config.patch_px, config.mpp_tolerance).tiles
+
 begin_mib, begin_s = resident_mib(), time.perf_counter()
 snapshot = open_snapshot(sys.argv[1])
 opened_s = time.perf_counter() - begin_s
-sampler = Sampler(snapshot, PatchesConfig(), seed=0, split="train")
+config = PatchesConfig()
+sampler = Sampler(snapshot, config, seed=0, split="train")
 start_s, start_mib = time.perf_counter() - begin_s, resident_mib()
 num_drawn = sum(len(sampler.draw_batch(step, range(64))) for step in range(8))
-print(json.dumps({
+found = {
     "num_slides": len(snapshot.rows), "num_eligible": len(sampler.slides), "open_s": opened_s,
     "start_s": start_s, "start_mib": start_mib - begin_mib, "drawn_mib": resident_mib() - begin_mib,
     "peak_mib": peak_mib() - begin_mib, "num_drawn": num_drawn,
-}))
+}
+num_patches = int(sys.argv[2])
+if num_patches:
+    store = CountingStore(snapshot.store)
+    tables = TileTables(replace(snapshot, store=store))
+    slides, num_tiles, located_s, tenth_mib = set(), 0, 0.0, 0.0
+    for at in range(0, num_patches, 16):
+        requests = sampler.draw_batch(100, range(at, at + 16))
+        slides |= {request.slide for request in requests}
+        keys = list(dict.fromkeys(chain.from_iterable(map(tiles_of, requests))))
+        before_s = time.process_time()
+        assert all(place.size_bytes == 14_000 for place in tables.locate(keys))
+        located_s += time.process_time() - before_s
+        num_tiles += len(keys)
+        if at <= num_patches // 10:
+            tenth_mib = resident_mib() - begin_mib
+    found |= {
+        "num_visited": len(slides), "tiles_a_patch": num_tiles / num_patches,
+        "locate_cpu_ms_a_patch": 1000 * located_s / num_patches, "tenth_mib": tenth_mib,
+        "end_mib": resident_mib() - begin_mib, "visits_peak_mib": peak_mib() - begin_mib,
+        "table_kib_a_patch": sum(each.length for each in store.ranges) / 1024 / num_patches,
+    }
+print(json.dumps(found))
 """
 
 
-def start_sampler(folder: Path) -> dict[str, float]:
-    """Open the snapshot and start a sampler in a process of its own: seconds, and MiB above the imports."""
+def start_sampler(folder: Path, num_patches: int = 0) -> dict[str, float]:
+    """Open the snapshot and start a sampler in a process of its own: seconds, and MiB above the imports.
+
+    Then the tiles of `num_patches` patches are looked up, 16 patches at a time as a stream does.
+    """
     result = subprocess.run(
-        [sys.executable, "-c", _START, str(folder)], check=True, capture_output=True, text=True
-    )
+        [sys.executable, "-c", _START, str(folder), str(num_patches)],
+        check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
     found: dict[str, float] = json.loads(result.stdout)
     return found
 
@@ -69,13 +106,31 @@ def test_a_worker_starts_with_a_bounded_share_of_memory_a_slide(tmp_path: Path) 
     assert found["peak_mib"] < MIB_A_SLIDE * 1000 + 60 + PASSING_MIB
 
 
+def assert_visits_bounded(found: dict[str, float]) -> None:
+    assert found["visits_peak_mib"] < found["peak_mib"] + TABLES_MIB
+    assert found["end_mib"] < found["tenth_mib"] + TABLES_MIB
+    assert found["table_kib_a_patch"] < 30, "a patch reads rows of the tables, not the tables"
+
+
+def test_tiles_of_a_thousand_slides_with_real_tables_are_found_in_bounded_memory(tmp_path: Path) -> None:
+    write_large_snapshot(tmp_path, 1000)
+    link_tables(tmp_path, open_snapshot(str(tmp_path)).rows)
+    found = start_sampler(tmp_path, 1600)
+    assert found["num_visited"] > 600 and found["tiles_a_patch"] > 2
+    assert_visits_bounded(found)
+
+
 @pytest.mark.long
 def test_thirty_thousand_slides_start_in_bounded_memory(tmp_path: Path) -> None:
     write_large_snapshot(tmp_path, 30_000)
-    found = start_sampler(tmp_path)
+    num_bytes = link_tables(tmp_path, open_snapshot(str(tmp_path)).rows)
+    assert num_bytes > 70e9
+    found = start_sampler(tmp_path, 24_000)
     print(json.dumps(found))
     assert found["num_slides"] == 30_000 and found["start_mib"] < MIB_A_SLIDE * 30_000 + 60
     assert found["peak_mib"] < MIB_A_SLIDE * 30_000 + 60 + PASSING_MIB
+    assert found["num_visited"] > 12_000
+    assert_visits_bounded(found)
 
 
 def test_of_a_table_of_megabytes_only_the_level_is_read(tmp_path: Path) -> None:
@@ -91,13 +146,7 @@ def test_tables_of_gigabytes_are_visited_in_bounded_memory(tmp_path: Path) -> No
     num_slides = 1000
     write_large_snapshot(tmp_path, num_slides)
     snapshot = open_snapshot(str(tmp_path))
-    write_table(tmp_path, snapshot.rows[0])
-    first = tmp_path / IndexLayout.tiles(snapshot.rows[0].digest)
-    for row in snapshot.rows[1:]:
-        link = tmp_path / IndexLayout.tiles(row.digest)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.hardlink_to(first)
-    assert first.stat().st_size * num_slides > 2e9
+    assert link_tables(tmp_path, snapshot.rows) > 2e9
     counting = CountingStore(snapshot.store)
     tables = TileTables(replace(snapshot, store=counting))
     tracemalloc.start()

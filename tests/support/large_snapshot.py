@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -86,6 +87,17 @@ def write_table(folder: Path, row: SlideRow) -> None:
     table["size_bytes"] = 14_000
     table["offset"] = 4096 + 14_000 * np.arange(num_tiles)
     open_store(str(folder)).put(IndexLayout.tiles(row.digest), table.tobytes())
+
+
+def link_tables(folder: Path, rows: Sequence[SlideRow]) -> int:
+    """The tile tables of all `rows`, at their real sizes, sharing one file; bytes they have together."""
+    write_table(folder, rows[0])
+    first = folder / IndexLayout.tiles(rows[0].digest)
+    for row in rows[1:]:
+        link = folder / IndexLayout.tiles(row.digest)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.hardlink_to(first)
+    return first.stat().st_size * len(rows)
 
 
 def _row(number: int, mask: TissueMask) -> SlideRow:
