@@ -187,6 +187,7 @@ def test_shards_killed_twice_end_with_the_bits_of_the_undisturbed_run(
 
 @pytest.mark.e2e
 @pytest.mark.long
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_killed_twenty_times_it_ends_with_the_bits_of_the_undisturbed_run(
     run_uri: str,
@@ -204,6 +205,7 @@ def test_killed_twenty_times_it_ends_with_the_bits_of_the_undisturbed_run(
 
 @pytest.mark.e2e
 @pytest.mark.long
+@pytest.mark.timeout(3000)
 def test_told_to_go_and_killed_in_turns_it_ends_with_the_bits_of_the_undisturbed_run(
     run_uri: str, tmp_path: Path, launched: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
