@@ -29,7 +29,7 @@ from eosin.slides.reader import fetch_tiles
 from eosin.slides.table import level_table
 from eosin.storage import AccessDenied, ObjectInfo, Store
 
-INDEXER_VERSION = 2
+INDEXER_VERSION = 3
 _THUMBNAIL_PX = 512
 _DETAIL_CHARS = 300
 _NO_OVERRIDE = Override()
