@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eosin.errors import PermanentError
+from eosin.records.parquet import read_table
 
 _PARQUET_MAGIC = b"PAR1"
 _SCHEMA = pa.schema(
@@ -28,6 +29,7 @@ _SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
+_REQUIRED = ("image", "slide", "x_px", "y_px", "mpp", "foreground")
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,18 @@ def decode_shard(data: bytes, *, source: str) -> list[PatchRow]:
 
         return decode_tar(data, source=source)
     try:
-        table = pq.read_table(io.BytesIO(data), schema=_SCHEMA)
+        table = read_table(data)
+        # A shard of an earlier eosin lacks columns of today.
+        table = table.select([name for name in _SCHEMA.names if name in table.column_names])
+        table = table.cast(pa.schema([_SCHEMA.field(name) for name in table.column_names]))
     except (pa.ArrowException, OSError) as error:
         raise PermanentError(f"{source} is not a patch-set shard: {error}") from error
+    missing = [name for name in _REQUIRED if name not in table.column_names]
+    if missing:
+        raise PermanentError(f"{source} is not a patch-set shard: it has no column {', '.join(missing)}")
     return [PatchRow(**_present(row)) for row in table.to_pylist()]
 
 
 def _present(row: dict[str, Any]) -> dict[str, Any]:
-    """Without the columns that a shard of an earlier eosin lacks."""
+    """Without what is null."""
     return {name: value for name, value in row.items() if value is not None}

@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import SPLITS, Dataset, Digest, Missing, ReadImages, Sample
 from eosin.evaluation.datasets.folder import reader
+from eosin.records.parquet import read_table
 from eosin.storage import NotFound, ObjectInfo, Store, open_store
 
 _COLUMNS = ("label", "split", "patient", "centre", "mpp")
@@ -49,7 +49,7 @@ def open_table(uri: str) -> Dataset:
 def _parse(data: bytes, uri: str) -> pa.Table:
     try:
         if uri.lower().endswith(".parquet"):
-            table = pq.read_table(io.BytesIO(data))
+            table = read_table(data)
         else:
             # Labels such as 001 or NA are names, not numbers or nothing.
             names = pa_csv.open_csv(io.BytesIO(data)).schema.names
