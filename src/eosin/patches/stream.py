@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import cv2
 
+from eosin.closing import Closing
 from eosin.config.patches import PatchesConfig
 from eosin.errors import PermanentError, UserError
 from eosin.index.snapshot import Snapshot
@@ -46,7 +45,7 @@ _Task = Future[list[PatchRequest]]
 _Ahead = tuple[Pixels, list[_Task]]
 
 
-class PatchStream:
+class PatchStream(Closing):
     """A `PatchSource` over the slides of a snapshot.
 
     What is delivered is the sampler's business alone: threads, cache, prefetch and the way to the bytes
@@ -107,14 +106,6 @@ class PatchStream:
         self._reader.close()
         if self.hsv_filter is not None:
             self.hsv_filter.report()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _submit(self, step: int, indices: Sequence[int]) -> _Ahead:
         """Tasks write into the batch itself: a copy of each patch would cost a tenth of its decoding."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from eosin.closing import Closing
 from eosin.slides.decode import decode_tile
 from eosin.slides.errors import SlideError
 from eosin.slides.local import open_local
@@ -23,7 +22,7 @@ Pixels = npt.NDArray[np.uint8]
 _MAX_REGION_PIXELS = 1 << 30
 
 
-class SlideReader(ABC):
+class SlideReader(Closing, ABC):
     """An open slide. Coordinates of `read_region` are level-0 pixels; sizes are the level's own.
 
     Thread-safe. Damage raises `SlideError`; nothing is left half-open by it.
@@ -53,14 +52,6 @@ class SlideReader(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give back what the reader holds; reading afterwards is an error."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_slide_reader(

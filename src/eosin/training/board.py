@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from eosin.closing import Closing
 from eosin.errors import MissingDependency
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
@@ -19,7 +19,7 @@ _PART_BYTES = 4 * 2**20
 _SKIPPED = {"step", "num_steps", "eta_s"}
 
 
-class Board:
+class Board(Closing):
     """Scalars of the step event as TensorBoard event files under the run's `tensorboard/`.
 
     The file being written is published again every minute from a thread, and a new one is begun at
@@ -64,14 +64,6 @@ class Board:
         self._wait()
         self._put(self._path())
         self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _begin_part(self) -> None:
         self._writer.close()

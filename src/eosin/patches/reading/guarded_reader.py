@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
+from eosin.closing import Closing
 from eosin.patches.decoding.quarantine import DecoderDied, Quarantine
 from eosin.patches.reading.reader import PatchReader, Pixels
 from eosin.patches.request import PatchRequest
 from eosin.slides.errors import SlideError
 
 
-class GuardedReader:
+class GuardedReader(Closing):
     """As `PatchReader`; a patch that kills its decoder joins the quarantine, and is not read again."""
 
     def __init__(self, reader: PatchReader, quarantine: Quarantine) -> None:
@@ -52,11 +51,3 @@ class GuardedReader:
     def close(self) -> None:
         """End the decoders' processes."""
         self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
