@@ -23,5 +23,4 @@ def index_snapshot(
     metrics.log_metric("slides", manifest.num_slides)
     metrics.log_metric("slides used", manifest.num_ok)
     metrics.log_metric("tissue mm2", round(manifest.tissue_mm2, 3))
-    part = {"run_uri": run, "num_shards": num_decode_shards}
-    return [{**part, "shard": shard} for shard in range(num_decode_shards)]
+    return steps.shards(run, num_decode_shards)

@@ -11,5 +11,4 @@ def plan(
     from eosin import steps
 
     steps.as_step(steps.plan, run, recipe=recipe, settings=settings, slides=slides, index=index)
-    part = {"run_uri": run, "num_shards": num_index_shards}
-    return [{**part, "shard": shard} for shard in range(num_index_shards)]
+    return steps.shards(run, num_index_shards)

@@ -22,8 +22,7 @@ def plan_retrain(
     steps.as_step(
         steps.plan_retrain, run, registry, name, recipe=recipe, settings=settings, slides=slides, index=index
     )
-    part = {"run_uri": run, "num_shards": num_index_shards}
-    return [{**part, "shard": shard} for shard in range(num_index_shards)]
+    return steps.shards(run, num_index_shards)
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)

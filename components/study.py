@@ -14,8 +14,7 @@ def plan_study(
     steps.as_step(
         steps.plan_study, run, vary, values, recipe=recipe, settings=settings, slides=slides, index=index
     )
-    part = {"run_uri": run, "num_shards": num_index_shards}
-    return [{**part, "shard": shard} for shard in range(num_index_shards)]
+    return steps.shards(run, num_index_shards)
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
@@ -41,15 +40,10 @@ def study_report(
     run: str, statuses: list, report: dsl.Output[dsl.HTML], metrics: dsl.Output[dsl.Metrics]
 ) -> str:
     """Publish one report over all runs and show it as an artifact; returns its URI."""
-    from pathlib import Path
-
     from eosin import steps
-    from eosin.layout import RunLayout
-    from eosin.storage import join_uri, open_store
 
     print(f"{statuses.count('ok')} of {len(statuses)} evaluations are ok")
     result = steps.as_step(steps.study_report, run)
     for name, value in result.headline.items():
         metrics.log_metric(name, value)
-    Path(report.path).write_bytes(open_store(run).get(RunLayout.SUMMARY_HTML))
-    return join_uri(run, RunLayout.SUMMARY_HTML)
+    return steps.as_step(steps.copy_report, run, report.path)

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from eosin.config import RunConfig, load_config
@@ -198,6 +199,11 @@ def _with_indexed_slides(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"slides": slides})
 
 
+def shards(run_uri: str, num_shards: int) -> list[dict[str, Any]]:
+    """What each of `num_shards` tasks of a loop is told."""
+    return [{"run_uri": run_uri, "num_shards": num_shards, "shard": shard} for shard in range(num_shards)]
+
+
 def index_shard(run_uri: str, shard: int, num_shards: int) -> dict[str, Any]:
     """Scan this shard's slides and publish their rows."""
     config = load_run(run_uri)
@@ -332,6 +338,12 @@ def summarize(run_uri: str) -> SummaryResult:
 
     with RunLog("summarize", open_store(run_uri)) as log:
         return write_report(run_uri, log=log)
+
+
+def copy_report(run_uri: str, path: str) -> str:
+    """Copy the report's page to a file; returns the page's URI."""
+    Path(path).write_bytes(open_store(run_uri).get(RunLayout.SUMMARY_HTML))
+    return join_uri(run_uri, RunLayout.SUMMARY_HTML)
 
 
 def judge_new_slides(run_uri: str, min_new_slides: int) -> Gate:
