@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster import api, names, submit, watch
+from eosin.cluster import names, submit
 from eosin.cluster.api import Cluster
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import jobset_name
 from eosin.cluster.owner import Launcher
 from eosin.cluster.spotjobs import ensure_spot_jobs, remove_spot_jobs, render_spot_jobs
-from eosin.config import dump_config, load_config
+from eosin.config import load_config
 from eosin.errors import TransientError, UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.records import IndexPin, TrainingDone
-from eosin.storage import Store, open_store
+from eosin.records import TrainingDone
+from eosin.storage import Store
 from tests.support.api_server import JOBSETS, NAMESPACE, ApiServer, serve
+from tests.support.launched_run import launched_run
 
 pytest.importorskip("kmock", reason="pip install kmock")
 
@@ -47,13 +48,7 @@ def server() -> Iterator[ApiServer]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    store = open_store(f"file://{tmp_path}/run")
-    store.put(RunLayout.CONFIG, dump_config(CONFIG).encode())
-    store.put(RunLayout.INDEX_PIN, IndexPin(index_uri="s3://bucket/index", snapshot_id="s").to_json())
-    monkeypatch.setattr(submit, "open_store", lambda uri: store)
-    monkeypatch.setattr(watch, "IDLE_S", 1)
-    monkeypatch.setattr(api, "_WATCH_SLACK_S", 1)
-    return store
+    return launched_run(tmp_path, CONFIG, monkeypatch)
 
 
 def jobset(**metadata: Any) -> dict[str, Any]:

@@ -12,19 +12,20 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster import api, create, names, submit, watch
+from eosin.cluster import create, names, submit, watch
 from eosin.cluster.follow import Follower
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import jobset_name
 from eosin.cluster.owner import Launcher, find_launcher
 from eosin.cluster.podlogs import PodLogMirror
-from eosin.config import dump_config, load_config
+from eosin.config import load_config
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.records import IndexPin, TrainingDone
-from eosin.storage import Store, open_store
+from eosin.records import TrainingDone
+from eosin.storage import Store
 from tests.support.api_server import JOBSETS, NAMESPACE, WORKFLOWS, ApiServer, serve
+from tests.support.launched_run import launched_run
 
 kmock = pytest.importorskip("kmock", reason="pip install kmock")
 
@@ -46,15 +47,7 @@ def server() -> Iterator[ApiServer]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A run whose bucket is a folder; pods on a cluster would not reach it, the launcher does."""
-    store = open_store(f"file://{tmp_path}/run")
-    store.put(RunLayout.CONFIG, dump_config(CONFIG).encode())
-    store.put(RunLayout.INDEX_PIN, IndexPin(index_uri="s3://bucket/index", snapshot_id="s").to_json())
-    monkeypatch.setattr(submit, "open_store", lambda uri: store)
-    # The mock neither ends a watch after its time nor replays what came before it, as a server does.
-    monkeypatch.setattr(watch, "IDLE_S", 1)
-    monkeypatch.setattr(api, "_WATCH_SLACK_S", 1)
-    return store
+    return launched_run(tmp_path, CONFIG, monkeypatch)
 
 
 class Training:

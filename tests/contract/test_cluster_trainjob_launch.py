@@ -15,19 +15,20 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster import api, names, submit, trainer, watch
+from eosin.cluster import api, names, submit, trainer
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import TRAINJOB, jobset_name
 from eosin.cluster.ours import with_digest
 from eosin.cluster.owner import Launcher
 from eosin.cluster.trainjob import render_trainjob
-from eosin.config import dump_config, load_config
+from eosin.config import load_config
 from eosin.errors import TransientError, UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.records import IndexPin, TrainingDone
-from eosin.storage import Store, open_store
+from eosin.records import TrainingDone
+from eosin.storage import Store
 from tests.support.api_server import JOBSETS, NAMESPACE, WORKFLOWS, ApiServer, serve
+from tests.support.launched_run import launched_run
 
 kmock = pytest.importorskip("kmock", reason="pip install kmock")
 
@@ -55,15 +56,9 @@ def server() -> Iterator[ApiServer]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    store = open_store(f"file://{tmp_path}/run")
-    store.put(RunLayout.CONFIG, dump_config(CONFIG).encode())
-    store.put(RunLayout.INDEX_PIN, IndexPin(index_uri="s3://bucket/index", snapshot_id="s").to_json())
-    monkeypatch.setattr(submit, "open_store", lambda uri: store)
+    store = launched_run(tmp_path, CONFIG, monkeypatch)
     monkeypatch.setattr(submit, "load_run", lambda uri, store=None: CONFIG)
     monkeypatch.setattr(submit, "find_launcher", lambda cluster: Launcher(workflow="w", owner=OWNER))
-    # The mock neither ends a watch after its time nor replays what came before it, as a server does.
-    monkeypatch.setattr(watch, "IDLE_S", 1)
-    monkeypatch.setattr(api, "_WATCH_SLACK_S", 1)
     monkeypatch.setattr(trainer, "_SEEN_S", 0.0)
     return store
 
