@@ -120,7 +120,7 @@ class TrainConfig(Section):
     pack: bool = True
     """Take global and local crops through the blocks as one sequence."""
     compile: bool = False
-    """Compile the backbone's blocks: a minute at every start, faster steps after it. Needs a C++ compiler."""
+    """Compile blocks and losses: minutes at every start, faster steps after. Needs a C++ compiler."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for a third more operations."""
     momentum: float = Field(default=0.992, ge=0, le=1)

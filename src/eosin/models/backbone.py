@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from eosin.config.model import ModelConfig
 from eosin.models.arch import create_vit, patch_size_of, resolved_arch_args
 from eosin.models.block import PackedBlock, run_packed
+from eosin.models.compiling import compiled
 from eosin.models.drop_path import KEEP_ALL, DropPath, Layout, pack_drops
 
 
@@ -70,9 +71,9 @@ class Backbone(nn.Module):
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile the blocks in place. They share one graph a kind of pass, so depth costs nothing."""
-        compiled = torch.compile(run_packed, fullgraph=True, dynamic=False, **options)
+        run = compiled(run_packed, **options)
         for block in self.vit.blocks:
-            block.run = compiled
+            block.run = run
 
     def _packed(self, groups: Sequence[Crops]) -> list[Tensor]:
         embedded = [self._embed(crops) for crops in groups]

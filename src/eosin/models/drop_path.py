@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eosin.models.transfer import to_device
+
 # Above this rate the reference computes a branch only for the samples that keep it.
 _SUBSET_ABOVE = 0.1
 
@@ -57,10 +59,10 @@ def draw_drop_path(
     if is_subset(rate):
         kept = kept_samples(rate, num_samples)
         order = rng.random((2 * depth, num_samples)).argsort(axis=1, kind="stable")[:, :kept]
-        return DropPath(rows=torch.from_numpy(np.ascontiguousarray(order)).to(device))
+        return DropPath(rows=to_device(np.ascontiguousarray(order), device))
     keep = rng.random((2 * depth, num_samples)) >= rate
     factors = (keep / (1 - rate)).astype(np.float32)
-    return DropPath(factors=torch.from_numpy(factors).to(device))
+    return DropPath(factors=to_device(factors, device))
 
 
 def is_subset(rate: float) -> bool:

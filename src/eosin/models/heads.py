@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eosin.config.model import HeadConfig
+from eosin.models.compiling import compiled
+
+
+def weight_normed(gain: Tensor, direction: Tensor) -> Tensor:
+    """Rows `gain` [K, 1] · v / ‖v‖ of `direction` [K, d]."""
+    norm: Tensor = direction.norm(dim=1, keepdim=True)
+    return gain * (direction / norm)
 
 
 class PrototypeLayer(nn.Module):
-    """Linear without bias whose rows are `weight_g` · `weight_v` / ‖`weight_v`‖ (weight normalisation)."""
+    """Linear without bias whose rows are `weight_g` · `weight_v` / ‖`weight_v`‖ (weight normalisation).
+
+    `normed` is `weight_normed` or a compiled version of it.
+    """
+
+    normed: Callable[[Tensor, Tensor], Tensor] = staticmethod(weight_normed)
 
     def __init__(self, bottleneck_dim: int, num_prototypes: int, *, freeze_norm: bool) -> None:
         super().__init__()
@@ -22,8 +36,11 @@ class PrototypeLayer(nn.Module):
 
     def weight(self) -> Tensor:
         """Prototypes [num_prototypes, bottleneck_dim]."""
-        norm: Tensor = self.weight_v.norm(dim=1, keepdim=True)
-        return self.weight_g * (self.weight_v / norm)
+        return self.normed(self.weight_g, self.weight_v)
+
+    def compile_weight(self, **options: Any) -> None:
+        """Compile `weight`, in place."""
+        self.normed = compiled(weight_normed, **options)
 
 
 class ProjectionHead(nn.Module):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 
 import torch
 from torch import nn
 
 from eosin.config import RunConfig
 from eosin.config.train import TrainConfig
-from eosin.errors import UserError
 from eosin.models.backbone import Backbone, build_backbone
+from eosin.models.compiling import require_compiler
 from eosin.models.heads import ProjectionHead
 from eosin.models.init import InitReport, initialize
 
@@ -61,19 +59,17 @@ def starting_network(config: RunConfig) -> tuple[Network, InitReport]:
 
 
 def speed_up(network: Network, config: TrainConfig) -> None:
-    """Compile the blocks and recompute activations where the configuration says so; the function stays.
+    """Compile blocks and prototypes, recompute activations, as the configuration says; the function stays.
 
     Raises `UserError` where compilation is asked for and there is no compiler.
     """
     network.backbone.checkpoint_activations = config.activation_checkpointing
-    if not config.compile:
-        return
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "c++", "clang++")):
-        raise UserError(
-            "train.compile needs a C++ compiler, and there is none on the path",
-            hint="install g++, or set train.compile=false: slower, the same result",
-        )
-    network.backbone.compile_blocks()
+    if config.compile:
+        require_compiler()
+        network.backbone.compile_blocks()
+        for head in (network.dino_head, network.ibot_head):
+            if head is not None:
+                head.last_layer.compile_weight()
 
 
 def teacher_of(student: Network) -> Network:

@@ -68,6 +68,9 @@ class MultiCrop:
         self.seed = seed
         self.patch_px = patch_px
         self.device = torch.device(device)
+        self._mean, self._std = (
+            torch.tensor(values, device=self.device).view(3, 1, 1) for values in (config.mean, config.std)
+        )
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, step: int, indices: Sequence[int]) -> Crops:
@@ -117,9 +120,7 @@ class MultiCrop:
         return crops
 
     def _normalized(self, crops: Tensor) -> Tensor:
-        mean = torch.tensor(self.config.mean, device=self.device).view(3, 1, 1)
-        std = torch.tensor(self.config.std, device=self.device).view(3, 1, 1)
-        return crops.sub_(mean).div_(std)
+        return crops.sub_(self._mean).div_(self._std)
 
     def _tensor(self, values: Float64) -> Tensor:
         return torch.from_numpy(values.astype(np.float32)).to(self.device, non_blocking=True)

@@ -57,7 +57,8 @@ def apply_jitter(crops: Tensor, matrices: Tensor, gray_share: Tensor) -> Tensor:
     `gray_share` [m] is (1 − contrast) × brightness: contrast mixes in so much of the crop's mean luma.
     """
     flat = crops.flatten(2)
-    luma = torch.tensor(LUMA, dtype=crops.dtype, device=crops.device)
+    # Not made on the device, which would wait for all that it was asked to do before.
+    luma = torch.from_numpy(LUMA).to(crops.dtype).to(crops.device, non_blocking=True)
     offset = gray_share * (flat.mean(-1) * luma).sum(-1)
     return torch.baddbmm(offset[:, None, None], matrices, flat).clamp_(0.0, 1.0).view_as(crops)
 

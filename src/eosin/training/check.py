@@ -29,7 +29,6 @@ def check_training(
     require_multiple(augment.global_px, backbone.patch_size, "augment.global_px")
     require_multiple(augment.local_px, backbone.patch_size, "augment.local_px")
     _check_slots(config)
-    _check_parallel(config)
     _check_schedules(config)
     _check_masks(config, (augment.global_px // backbone.patch_size) ** 2)
     memory = device_memory(config, network, num_ranks)
@@ -95,15 +94,6 @@ def _check_slots(config: RunConfig) -> None:
             f"train.{spread[0]} compares the patches of a micro-batch, and there is 1: batch_size"
             f" {train.batch_size} ÷ num_slots {train.num_slots} = {train.slot_size}",
             hint="lower train.num_slots",
-        )
-
-
-def _check_parallel(config: RunConfig) -> None:
-    if config.train.parallel == "fsdp" and config.train.compile:
-        raise UserError(
-            "train.compile compiles a block together with the hooks by which train.parallel=fsdp gathers it,"
-            " which has not been made to work",
-            hint="set train.compile=false, or train.parallel=ddp",
         )
 
 

@@ -13,6 +13,7 @@ from eosin.config import RunConfig
 from eosin.errors import PermanentError
 from eosin.layout import model_name
 from eosin.models.network import build_network
+from eosin.models.transfer import to_device
 from eosin.observability import RunLog
 from eosin.patches.augment import MultiCrop
 from eosin.patches.request import PatchBatch, PatchRequest, PatchSource
@@ -25,7 +26,7 @@ from eosin.training.checkpoints.state import Parts, hand_out, set_step, take_sna
 from eosin.training.elastic.hang import Pulse
 from eosin.training.engine.pace import Dealer
 from eosin.training.engine.slots import Slot, SlotMaker, batch_indices
-from eosin.training.engine.step import Learner, NonFinite, StepResult
+from eosin.training.engine.step import Launched, Learner, NonFinite, StepResult
 from eosin.training.progress import Progress
 from eosin.training.warm_start import first_networks
 from eosin.training.world import World
@@ -40,6 +41,17 @@ class Outcome:
 
     step: int
     loss: float | None
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A step whose crops are there, or asked for."""
+
+    step: int
+    batch: PatchBatch
+    slots: dict[int, Slot]
+    waited_s: float
+    """How long there was nothing to do but wait for its patches."""
 
 
 class Trainer:
@@ -90,40 +102,53 @@ class Trainer:
         """Train from `start` to step `until` (None: the last one)."""
         set_step(self.learner, start.step)
         end = self.config.train.num_steps if until is None else until
-        batches = self._batches(source, start.step, end)
         outcome = start
         age_s = publisher.checkpoint_age_s if publisher is not None else None
         with closing(
             Progress(self.config, self.world, self.log, start.step, self.learner, age_s)
         ) as progress:
-            for step in range(start.step, end):
-                waiting_s = time.monotonic()
-                batch = next(batches)
-                waited_s = time.monotonic() - waiting_s
-                progress.waited(waited_s)
-                result = self._step(step, batch, slide_name)
-                outcome = Outcome(step + 1, result.loss)
-                progress.step(outcome.step, result)
-                self.dealer.stepped(waited_s)
-                self._save(publisher, outcome, result)
-                self._pulse.beat()
+            for stretch in self.dealer.stretches(start.step, end):
+                self.dealer.deal()
+                for ready, result in self._steps(source, stretch, slide_name):
+                    progress.waited(ready.waited_s)
+                    outcome = Outcome(ready.step + 1, result.loss)
+                    progress.step(outcome.step, result)
+                    self.dealer.stepped(ready.waited_s)
+                    self._save(publisher, outcome, result)
+                    self._pulse.beat()
         self._pulse.stop()
         return outcome
 
-    def _step(self, step: int, batch: PatchBatch, slide_name: SlideName) -> StepResult:
-        try:
-            with self.dealer.working():
-                slots = self._slots(step, batch)
-            return self.learner.step(step, slots)
-        except NonFinite as error:
-            raise self._explain(error, batch, slide_name) from error
+    def _steps(
+        self, source: PatchSource, stretch: range, slide_name: SlideName
+    ) -> Iterator[tuple[_Ready, StepResult]]:
+        """Take the steps of `stretch`, in which slots stay where they are.
 
-    def _batches(self, source: PatchSource, start: int, end: int) -> Iterator[PatchBatch]:
-        """This rank's patches of every step; slots are dealt anew between two stretches of steps."""
-        for stretch in self.dealer.stretches(start, end):
-            self.dealer.deal()
-            indices = batch_indices(self.world.own_slots, self.config.train.slot_size)
-            yield from source.batches((step, indices) for step in stretch)
+        A step's crops are made while the device still works at the step before, if it works by itself.
+        """
+        indices = batch_indices(self.world.own_slots, self.config.train.slot_size)
+        batches = source.batches((step, indices) for step in stretch)
+        ready = self._ready(stretch.start, batches, None)
+        for step in stretch:
+            launched = self.learner.launch(step, ready.slots)
+            following = self._ready(step + 1, batches, launched) if step + 1 < stretch.stop else None
+            try:
+                result = self.learner.settle(launched)
+            except NonFinite as error:
+                raise self._explain(error, ready.batch, slide_name) from error
+            yield ready, result
+            if following is not None:
+                ready = following
+
+    def _ready(self, step: int, batches: Iterator[PatchBatch], launched: Launched | None) -> _Ready:
+        """The patches of `step` and their crops; `launched`: what the device is busy with meanwhile."""
+        waiting_s = time.monotonic()
+        batch = next(batches)
+        waited_s = time.monotonic() - waiting_s
+        if launched is not None and not launched.numbers.arrived():
+            waited_s = 0.0
+        with self.dealer.working():
+            return _Ready(step, batch, self._slots(step, batch), waited_s)
 
     def _slots(self, step: int, batch: PatchBatch) -> dict[int, Slot]:
         """Crops slot by slot, so that their bits do not depend on who owns which."""
@@ -131,7 +156,7 @@ class Trainer:
         slots = {}
         for place, slot in enumerate(self.world.own_slots):
             rows = slice(place * size, (place + 1) * size)
-            pixels = torch.as_tensor(batch.pixels[rows]).to(self.world.device, non_blocking=True)
+            pixels = to_device(torch.as_tensor(batch.pixels[rows]), self.world.device)
             crops = self._crops(pixels, step, [request.index for request in batch.requests[rows]])
             slots[slot] = self._maker.make(step, slot, crops.global_crops, crops.local_crops)
         return slots

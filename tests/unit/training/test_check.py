@@ -76,7 +76,6 @@ def test_impossible_networks(sections: dict[str, Any], message: str) -> None:
             r"12 workers \(3 nodes × 4\) for 8 micro-batches: 4 would",
         ),
         ({"optimizer": {"warmup_steps": 20}}, r"warmup_steps 20 is not below train.num_steps 20"),
-        ({"parallel": "fsdp", "compile": True}, r"train\.compile .* train\.parallel=fsdp"),
         ({"ibot": {"mask_ratio": (0.0, 0.01)}}, "masks nothing"),
         ({"ibot": {"mask_ratio": (0.6, 0.2)}}, "must rise"),
     ],

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from eosin.training.losses import cross_entropy
+from eosin.training.losses import cross_entropy, kernels
 from eosin.training.losses.cross_entropy import Prototypes, dino_terms, ibot_sum
 from eosin.training.losses.sinkhorn import Problem, sinkhorn_shift, sinkhorn_shifts
 from eosin.training.world import World
@@ -96,14 +97,14 @@ def test_no_masked_token_is_no_loss_and_no_gradient() -> None:
 
 def test_no_more_logits_at_once_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    scores = Prototypes.scores
+    scores = kernels.scores_of
 
-    def counted(self: Prototypes, features: Tensor) -> Tensor:
-        result = scores(self, features)
+    def counted(rows: Tensor, readout: kernels.Readout) -> Tensor:
+        result = scores(rows, readout)
         made.append(result.numel())
         return result
 
-    monkeypatch.setattr(Prototypes, "scores", counted)
+    monkeypatch.setattr(kernels, "scores_of", counted)
     monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", K * 9)
     student, teacher = Prototypes(STUDENT, 0.1), Prototypes(TEACHER, 0.05)
     dino_terms(GLOBAL, LOCAL, SEEN, student, teacher)
@@ -149,3 +150,42 @@ def test_two_sinkhorn_problems_share_their_collectives() -> None:
     assert world.calls == ["max", "sum"] * 3
     for problem, shift in zip((dino, ibot), together, strict=True):
         assert torch.equal(shift, sinkhorn_shift(problem.features, problem.prototypes, World(2)))
+
+
+BACKENDS = [
+    pytest.param("aot_eager", id="traced"),
+    pytest.param("inductor", id="lowered", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_kernels_are_whole_graphs_of_the_same_function(
+    backend: str, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of two sizes and a temperature that changes: no version is compiled for a number."""
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", K * 9)
+    torch._dynamo.reset()
+    counters = CompileCounterWithBackend(backend)
+    made = kernels.compiled_kernels(backend=counters)
+    frames = []
+    for temperature in (0.05, 0.041, 0.07):
+        teacher = Prototypes(TEACHER, temperature, SHIFT)
+        found = []
+        for chosen in (kernels.PLAIN, made):
+            inputs = [x.clone().requires_grad_() for x in (GLOBAL, LOCAL, TOKENS, STUDENT)]
+            student = Prototypes(inputs[3], 0.1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+                terms = dino_terms(inputs[0], inputs[1], SEEN, student, teacher, chosen)
+                total = ibot_sum(inputs[2], SEEN_TOKENS, WEIGHTS, student, teacher, chosen)
+                rows = {0: SEEN_TOKENS}
+                (shift,) = sinkhorn_shifts([Problem(rows, teacher)], World(1), kernels=chosen)
+            (terms[:2].sum() + total).backward()
+            found.append([terms.detach(), total.detach(), shift, *(x.grad for x in inputs)])
+        for ours, theirs in zip(*found, strict=True):
+            assert ours is not None and theirs is not None
+            limit = 1e-5 if precision == torch.float32 else 2e-2
+            assert float((ours - theirs).norm() / theirs.norm()) < limit
+        frames.append(counters.frame_count)
+    assert frames[0] == frames[-1] and frames[0] <= 8
+    torch._dynamo.reset()

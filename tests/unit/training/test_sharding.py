@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from eosin.config import RunConfig
 from eosin.config.train import KoLeoConfig, OptimizerConfig
 from eosin.models.network import build_network
+from eosin.observability import RunLog
 from eosin.training.checkpoints.state import (
     Parts,
     flat_parts,
@@ -26,12 +27,13 @@ from eosin.training.checkpoints.state import (
     to_host,
 )
 from eosin.training.engine.parallel import whole
-from eosin.training.engine.slots import Slot
+from eosin.training.engine.slots import Slot, batch_indices
 from eosin.training.engine.step import Learner, NonFinite
+from eosin.training.loop import Trainer
 from eosin.training.world import Deal, World
 from tests.support import golden
 from tests.support.ranks import in_ranks
-from tests.support.training_run import tiny_config
+from tests.support.training_run import ArraySource, tiny_config
 
 STEPS = ["sinkhorn_separate_heads", "centering_shared_head_registers"]
 
@@ -213,3 +215,33 @@ def poisoned(rank: int, num_ranks: int) -> None:
 
 def test_a_loss_that_is_not_finite_moves_no_shard_and_is_named_on_every_rank() -> None:
     in_ranks(poisoned, 3)
+
+
+def compare_compiled(rank: int, num_ranks: int, checkpointing: bool, drop_path: float) -> None:
+    """Traced, not lowered: the compiler proper is for tests/gpu."""
+    import functools
+
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    losses, ends = [], []
+    for compiled in (False, True):
+        config = tiny_config(
+            parallel="fsdp", compile=compiled, activation_checkpointing=checkpointing,
+            num_slots=3, batch_size=6, model={"drop_path": drop_path},
+        )  # fmt: skip
+        trainer = Trainer(config, World(3, rank, num_ranks), RunLog("compiled"))
+        indices = batch_indices(trainer.world.own_slots, config.train.slot_size)
+        batches = ArraySource().batches((step, indices) for step in range(2))
+        losses.append([
+            trainer.learner.step(step, trainer._slots(step, batch)).loss for step, batch in enumerate(batches)
+        ])  # fmt: skip
+        ends.append(torch.cat([whole(p.detach()).flatten() for p in trainer.learner.student.parameters()]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert golden.relative_error(ends[1], ends[0]) < 1e-6
+    # A graph a kind of pass, whatever the depth: as many as replicas compile.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 10
+
+
+@pytest.mark.parametrize(("checkpointing", "drop_path"), [(False, 0.4), (True, 0.1)])
+def test_compiled_blocks_of_shards_take_the_same_steps(checkpointing: bool, drop_path: float) -> None:
+    """Blocks are gathered by hooks outside of what is compiled; uneven shares."""
+    in_ranks(compare_compiled, 2, checkpointing, drop_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eosin.config.train import IbotConfig
+from eosin.models.transfer import to_device
 
 _MIN_BLOCK_PATCHES = 4
 _MIN_ASPECT = 0.3
@@ -56,32 +59,51 @@ def find_masked(masks: Mask, device: torch.device) -> Masked:
     crops, patches = np.nonzero(masks)
     weights = (1.0 / masks.sum(1).clip(min=1))[crops].astype(np.float32)
     arrays = (crops * masks.shape[1] + patches, crops, weights)
-    return Masked(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
+    return Masked(*(to_device(array, device) for array in arrays))
 
 
 def draw_mask(count: int, grid: int, rng: np.random.Generator) -> Mask:
     """bool [grid, grid] with exactly `count` True: blocks first (as BEiT), then single patches."""
-    mask = np.zeros((grid, grid), dtype=bool)
-    missing = count
-    while missing > 0 and _add_block(mask, missing, rng):
-        missing = count - int(mask.sum())
+    numbers = _uniforms(rng)
+    hidden = _draw_blocks(count, grid, numbers)
+    packed = np.frombuffer(hidden.to_bytes(grid * grid // 8 + 1, "little"), np.uint8)
+    mask = np.unpackbits(packed, count=grid * grid, bitorder="little").astype(bool)
     free = np.flatnonzero(~mask)
-    mask.ravel()[rng.permutation(free)[:missing]] = True
-    return mask
+    mask[rng.permutation(free)[: count - hidden.bit_count()]] = True
+    return mask.reshape(grid, grid)
 
 
-def _add_block(mask: Mask, most: int, rng: np.random.Generator) -> bool:
-    """Add a rectangle that hides between 1 and `most` patches more; False if none was found."""
-    grid = mask.shape[0]
-    for _ in range(_ATTEMPTS):
-        area = rng.uniform(_MIN_BLOCK_PATCHES, max(most, _MIN_BLOCK_PATCHES))
-        aspect = math.exp(rng.uniform(math.log(_MIN_ASPECT), -math.log(_MIN_ASPECT)))
-        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if not (0 < height < grid and 0 < width < grid):
-            continue
-        top, left = rng.integers(0, grid - height + 1), rng.integers(0, grid - width + 1)
-        block = mask[top : top + height, left : left + width]
-        if 0 < block.size - int(block.sum()) <= most:
-            block[:] = True
-            return True
-    return False
+def _uniforms(rng: np.random.Generator) -> Iterator[float]:
+    """Numbers in [0, 1), many drawn at a time."""
+    while True:
+        yield from rng.random(64).tolist()
+
+
+def _draw_blocks(most: int, grid: int, numbers: Iterator[float]) -> int:
+    """Patches that rectangles hide, at most `most`; bit i is patch i, since a host draws these by the
+    thousand while a GPU waits, and on integers that is several times as fast as on arrays."""
+    hidden = 0
+    while (missing := most - hidden.bit_count()) > 0:
+        block = next((b for _ in range(_ATTEMPTS) if (b := _block(hidden, missing, grid, numbers))), 0)
+        if not block:
+            break
+        hidden |= block
+    return hidden
+
+
+def _block(hidden: int, most: int, grid: int, numbers: Iterator[float]) -> int:
+    """A rectangle that hides between 1 and `most` patches beside `hidden`; 0 if it would not."""
+    area = _MIN_BLOCK_PATCHES + next(numbers) * max(most - _MIN_BLOCK_PATCHES, 0)
+    aspect = math.exp((1.0 - 2.0 * next(numbers)) * math.log(_MIN_ASPECT))
+    height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    if not (0 < height < grid and 0 < width < grid):
+        return 0
+    top, left = int(next(numbers) * (grid - height + 1)), int(next(numbers) * (grid - width + 1))
+    block = _rectangle(height, width, grid) << (top * grid + left)
+    return block if 0 < (block & ~hidden).bit_count() <= most else 0
+
+
+@cache
+def _rectangle(height: int, width: int, grid: int) -> int:
+    """Bits of a rectangle in the first corner."""
+    return sum(((1 << width) - 1) << (row * grid) for row in range(height))

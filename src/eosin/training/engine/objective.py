@@ -16,6 +16,7 @@ from eosin.models.network import Network
 from eosin.training.engine.masks import Masked
 from eosin.training.engine.slots import Slot
 from eosin.training.losses.cross_entropy import Prototypes, dino_terms, ibot_sum
+from eosin.training.losses.kernels import PLAIN, compiled_kernels
 from eosin.training.losses.sinkhorn import Problem, sinkhorn_shifts
 from eosin.training.losses.uniformity import kde, koleo
 from eosin.training.world import World
@@ -50,10 +51,10 @@ class Targets:
     ibot: Prototypes
     views: dict[int, TeacherViews]
 
-    def is_finite(self, slot: int) -> bool:
-        """Whether the teacher's features of a slot are."""
+    def is_finite(self, slot: int) -> Tensor:
+        """Whether the teacher's features of a slot are: bool [], on their device."""
         views = self.views[slot]
-        return bool(views.tokens.isfinite().all() and views.patches.isfinite().all())
+        return views.tokens.isfinite().all() & views.patches.isfinite().all()
 
 
 class Objective:
@@ -62,6 +63,7 @@ class Objective:
     def __init__(self, config: TrainConfig, world: World) -> None:
         self._config = config
         self._world = world
+        self._kernels = compiled_kernels() if config.compile else PLAIN
 
     def new_centers(self, network: Network) -> Centers:
         def zeros(head: ProjectionHead) -> Tensor:
@@ -118,6 +120,7 @@ class Objective:
             targets.views[index].tokens,
             Prototypes(student.dino_head.last_layer.weight(), config.dino.student_temperature),
             targets.dino,
+            self._kernels,
         )
         num_pairs = 2 + 2 * local.shape[0]
         local_pairs, crossed = (dino[:2] / (num_pairs * config.batch_size)).unbind()
@@ -137,6 +140,7 @@ class Objective:
             slot.masked.weights,
             prototypes,
             targets.ibot,
+            self._kernels,
         )
         # Divided by all global crops, the unmasked included, as the reference does.
         return self._config.ibot.weight * total / (2 * self._config.batch_size)
@@ -154,7 +158,7 @@ class Objective:
     def _shifts(self, problems: Sequence[Problem], centers: Sequence[Tensor]) -> list[Tensor]:
         """Each problem's shift [K]; softmax centring then moves the centres."""
         if self._config.centering == "sinkhorn":
-            return sinkhorn_shifts(problems, self._world)
+            return sinkhorn_shifts(problems, self._world, kernels=self._kernels)
         shifts = []
         for problem, center in zip(problems, centers, strict=True):
             shifts.append(-center / problem.prototypes.temperature)
@@ -162,10 +166,9 @@ class Objective:
         return shifts
 
     def _move_center(self, center: Tensor, prototypes: Prototypes, features: Mapping[int, Tensor]) -> None:
-        plain = Prototypes(prototypes.weight, 1.0).in_compute_dtype()
         ones = torch.ones(1, device=center.device)
         sums = {
-            slot: torch.cat([plain.scores(rows).sum(0), ones * rows.shape[0]])
+            slot: torch.cat([prototypes.summed_logits(rows), ones * rows.shape[0]])
             for slot, rows in features.items()
         }
         total = self._world.sum_over_slots(sums, torch.cat([center, ones]))

@@ -128,7 +128,9 @@ class Replicas:
             self._world.all_reduce(self._gradients)
 
     def gradient_norms(self) -> dict[str, Tensor]:
-        return {name: _norm(_gradients_of(module)) for name, module in self._student.submodules().items()}
+        together = not self._world.deterministic
+        modules = self._student.submodules()
+        return {name: _norm(_gradients_of(module), together) for name, module in modules.items()}
 
 
 class Shards:
@@ -184,8 +186,9 @@ class Shards:
         """From the shards by one all-reduce; in deterministic mode tensor by tensor, as `Replicas` does."""
         modules = self._student.submodules()
         if self._world.deterministic:
-            return {name: _norm(map(whole, _gradients_of(module))) for name, module in modules.items()}
-        squares = [_norm(map(local, _gradients_of(module))).double().square() for module in modules.values()]
+            return {name: _norm(map(whole, _gradients_of(module)), False) for name, module in modules.items()}
+        norms = [_norm(map(local, _gradients_of(module)), True) for module in modules.values()]
+        squares = [norm.double().square() for norm in norms]
         total = self._world.all_reduce(torch.stack(squares)).sqrt().float()
         return dict(zip(modules, total.unbind(), strict=True))
 
@@ -222,10 +225,15 @@ def _gradients_of(module: nn.Module) -> Iterable[Tensor]:
     return (p.grad for p in module.parameters() if p.grad is not None)
 
 
-def _norm(tensors: Iterable[Tensor]) -> Tensor:
-    """2-norm of all `tensors` together, one held at a time."""
-    norms = torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors])
-    total: Tensor = torch.linalg.vector_norm(norms)
+def _norm(tensors: Iterable[Tensor], together: bool) -> Tensor:
+    """2-norm of all `tensors`, by one kernel; or one held at a time, which is the same however they lie."""
+    found = list(tensors) if together else []
+    # A rank's rows of a short tensor may be none, which the kernel is not promised to take.
+    if found and all(tensor.numel() for tensor in found):
+        norms = torch._foreach_norm(found)
+    else:
+        norms = tuple(torch.linalg.vector_norm(tensor) for tensor in found or tensors)
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return total
 
 

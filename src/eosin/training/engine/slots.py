@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eosin.config import RunConfig
 from eosin.models.drop_path import KEEP_ALL, DropPath, draw_drop_path
+from eosin.models.transfer import to_device
 from eosin.training.engine.masks import Masked, draw_masks, find_masked
 
 _MASKS, _DROP_PATH = 1, 2
@@ -49,11 +50,13 @@ def batch_indices(slots: Sequence[int], slot_size: int) -> list[int]:
 def blank_slot(config: RunConfig, patch_size: int, device: torch.device) -> Slot:
     """A slot of black patches with nothing masked, for a rank that has no slot to run."""
     size, augment = config.train.slot_size, config.augment
-    masks = torch.zeros(2 * size, (augment.global_px // patch_size) ** 2, dtype=torch.bool, device=device)
+    masks = np.zeros((2 * size, (augment.global_px // patch_size) ** 2), dtype=bool)
+    uses_ibot = config.train.uses_ibot
     return Slot(
         torch.zeros(2, size, 3, augment.global_px, augment.global_px, device=device),
         torch.zeros(augment.num_local, size, 3, augment.local_px, augment.local_px, device=device),
-        masks if config.train.uses_ibot else None,
+        to_device(masks, device) if uses_ibot else None,
+        masked=find_masked(masks, device) if uses_ibot else None,
     )
 
 
@@ -87,7 +90,7 @@ class SlotMaker:
         if not self._config.train.uses_ibot:
             return None, None
         masks = draw_masks(self._config.train.ibot, num_crops, self._grid, self._rng(_MASKS, step, slot))
-        return torch.from_numpy(masks).to(self._device), find_masked(masks, self._device)
+        return to_device(masks, self._device), find_masked(masks, self._device)
 
     def _rng(self, purpose: int, step: int, slot: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, purpose, step, slot])

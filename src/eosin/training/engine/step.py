@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +47,35 @@ class StepResult:
     """Length of the mean teacher logits, where softmax centring keeps it."""
 
 
+class Numbers:
+    """A few numbers on their way from a device, with nothing waiting for them yet."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.detach().to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if values.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def arrived(self) -> bool:
+        return self._arrived is None or bool(self._arrived.query())  # type: ignore[no-untyped-call]
+
+    def wait(self) -> list[float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [float(value) for value in self._values]
+
+
+class Launched(NamedTuple):
+    """A step whose gradients are on their way; see `Learner.launch`."""
+
+    step: int
+    values: StepValues
+    norms: dict[str, Tensor]
+    numbers: Numbers
+    """The terms, flags of what is not finite, the norms, and the centre's where one is kept."""
+    features: Tensor | None
+
+
 class Learner:
     """Student, teacher, optimizer and loss state on this rank, whole or in shards."""
 
@@ -82,25 +112,46 @@ class Learner:
         Raises `NonFinite`, on every rank alike and before anything has moved but the centres, where the
         loss or its gradient is not finite.
         """
+        return self.settle(self.launch(step, slots))
+
+    def launch(self, step: int, slots: Mapping[int, Slot]) -> Launched:
+        """Compute the gradients of step `step`. On a GPU they are only asked for: nothing here waits.
+
+        So the next batch can be made ready while the device works; `settle` ends the step.
+        """
         values = self.schedules.at(step)
         surplus = dict.fromkeys(self._surplus(len(slots)), self._blank)
         with self._autocast():
             targets = self.objective.targets(
                 self.teacher, slots, self.centers, values.teacher_temperature, surplus
             )
-        terms = self._accumulate(slots, targets)
-        shares = self._share_terms(step, terms, targets)
-        norms = self._clip(step)
-        self._update(values)
-        named = dict(zip(TERMS, shares[:-1].tolist(), strict=True))
+        terms = self._share_terms(self._accumulate(slots, targets), targets)
+        norms = self.spread.gradient_norms()
         features = [targets.views[slot].features[0] for slot in slots]
-        return StepResult(
-            float(shares[:-1].sum()), named, float(shares[-1]), norms, values,
-            torch.cat(features) if features else None, self._center_norm(),
+        numbers = torch.cat([terms, torch.stack(list(norms.values())), self._center_norm()])
+        return Launched(
+            step, values, norms, Numbers(numbers), torch.cat(features) if features else None,
         )  # fmt: skip
 
-    def _center_norm(self) -> float | None:
-        return None if self.config.centering == "sinkhorn" else float(self.centers.dino.norm())
+    def settle(self, launched: Launched) -> StepResult:
+        """Wait for the gradients, judge them and move the parameters; raises as `step` does."""
+        numbers = launched.numbers.wait()
+        terms = _sound_terms(launched.step, numbers, self.world.num_slots)
+        norms = dict(zip(launched.norms, numbers[_num_shared(self.world.num_slots) :], strict=False))
+        self._clip(launched, norms)
+        self._move_student(launched.values)
+        self._move_teacher(launched.values.momentum)
+        *parts, entropy = terms
+        return StepResult(
+            sum(parts), dict(zip(TERMS, parts, strict=True)), entropy, norms, launched.values,
+            launched.features, None if self.config.centering == "sinkhorn" else numbers[-1],
+        )  # fmt: skip
+
+    def _center_norm(self) -> Tensor:
+        """Float32 [1], or [0] where no centre is kept."""
+        if self.config.centering == "sinkhorn":
+            return torch.zeros(0, device=self.world.device)
+        return torch.linalg.vector_norm(self.centers.dino, keepdim=True)  # type: ignore[no-any-return]
 
     def _surplus(self, num_slots: int) -> range:
         """Indices of the teacher's passes that only keep this rank in step with the others."""
@@ -130,48 +181,55 @@ class Learner:
             share = self.objective.slot_terms(self.student, index, slot, targets)
         (share[: len(TERMS)].sum() * 0.0).backward()  # type: ignore[no-untyped-call]
 
-    def _share_terms(self, step: int, terms: Mapping[int, Tensor], targets: Targets) -> Tensor:
-        """Σ of the terms over all slots [6]; raises `NonFinite` naming the slots that are not finite.
+    def _share_terms(self, terms: Mapping[int, Tensor], targets: Targets) -> Tensor:
+        """Σ over all slots of the terms [6], and flags [2 × slots] of the slots that are not finite.
 
-        One slot's infinite teacher features spoil every slot's targets, so they are looked for first.
+        First the slots whose teacher features are not: one spoils every slot's targets.
         """
-        num_slots, num_terms = self.world.num_slots, len(TERMS) + 1
+        num_slots = self.world.num_slots
         rows = {}
         for slot, share in terms.items():
             culprits = torch.zeros(2, num_slots, device=share.device)
-            culprits[0, slot] = not targets.is_finite(slot)
-            culprits[1, slot] = not share.isfinite().all()
+            culprits[0, slot] = ~targets.is_finite(slot)
+            culprits[1, slot] = ~share.isfinite().all()
             rows[slot] = torch.cat([share.nan_to_num(posinf=0.0, neginf=0.0), culprits.flatten()])
-        like = torch.zeros(num_terms + 2 * num_slots, device=self.world.device)
-        total = self.world.sum_over_slots(rows, like).cpu()
-        for flags in total[num_terms:].view(2, num_slots):
-            if flags.any():
-                raise NonFinite(step, "the loss", tuple(flags.nonzero().flatten().tolist()))
-        return total[:num_terms]
+        return self.world.sum_over_slots(rows, torch.zeros(_num_shared(num_slots), device=self.world.device))
 
-    def _clip(self, step: int) -> dict[str, float]:
-        limit = self.config.optimizer.clip_grad_norm
-        norms = self.spread.gradient_norms()
-        values = {name: float(norm) for name, norm in norms.items()}
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
+    def _clip(self, launched: Launched, norms: Mapping[str, float]) -> None:
+        bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
         if bad:
-            raise NonFinite(step, f"the gradient of {', '.join(bad)}", ())
+            raise NonFinite(launched.step, f"the gradient of {', '.join(bad)}", ())
+        limit = self.config.optimizer.clip_grad_norm
         for name, module in self.student.submodules().items() if limit is not None else ():
-            clip_(module, norms[name], limit or math.inf)
-        return values
+            clip_(module, launched.norms[name], limit or math.inf)
 
-    @torch.no_grad()
-    def _update(self, values: StepValues) -> None:
+    def _move_student(self, values: StepValues) -> None:
         for group in self.optimizer.param_groups:
             factors = group["multipliers"]
             group["lr"] = factors.lr * (values.last_layer_lr if factors.last_layer else values.lr)
             group["weight_decay"] = factors.weight_decay * values.weight_decay
         self.optimizer.step()
+
+    @torch.no_grad()
+    def _move_teacher(self, momentum: float) -> None:
         teacher = [local(parameter) for parameter in self.teacher.parameters()]
         student = [local(parameter) for parameter in self.student.parameters()]
-        torch._foreach_mul_(teacher, values.momentum)
-        torch._foreach_add_(teacher, student, alpha=1 - values.momentum)
+        torch._foreach_lerp_(teacher, student, 1 - momentum)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
+
+
+def _num_shared(num_slots: int) -> int:
+    """Numbers that ranks share about a step: terms with the entropy, and two flags a slot."""
+    return len(TERMS) + 1 + 2 * num_slots
+
+
+def _sound_terms(step: int, numbers: Sequence[float], num_slots: int) -> list[float]:
+    """The terms and the entropy; raises `NonFinite` naming the slots that are not finite."""
+    start = len(TERMS) + 1
+    for flags in (numbers[start : start + num_slots], numbers[start + num_slots : start + 2 * num_slots]):
+        if any(flags):
+            raise NonFinite(step, "the loss", tuple(slot for slot, flag in enumerate(flags) if flag))
+    return list(numbers[:start])

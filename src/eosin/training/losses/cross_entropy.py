@@ -7,14 +7,16 @@ bottleneck features wherever they are needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from eosin.training.losses.kernels import PLAIN, Chunk, Kernels, Readout, scores_of
 
 # Float32 logits held by one chunk (256 MiB); a chunk keeps a handful of tensors of this size.
 CHUNK_ELEMENTS = 2**26
@@ -28,39 +30,34 @@ class Prototypes:
     temperature: float
     shift: Tensor | None = None
 
-    def scores(self, features: Tensor) -> Tensor:
-        """Float32 logits over the temperature [..., K] of `features` [..., d], shifted."""
-        scores = F.linear(features, self.weight).float() / self.temperature
-        return scores if self.shift is None else scores + self.shift
-
     def probabilities(self, features: Tensor) -> Tensor:
-        return self.scores(features).softmax(dim=-1)
+        """Float32 [..., K] of `features` [..., d]."""
+        return scores_of(features, self.readout()).softmax(dim=-1)
 
-    def in_compute_dtype(self) -> Prototypes:
-        """With the weight as autocast would cast it, so that it is cast once, not once a chunk."""
-        device = self.weight.device.type
-        if not torch.is_autocast_enabled(device):
-            return self
-        return Prototypes(self.weight.to(torch.get_autocast_dtype(device)), self.temperature, self.shift)
+    def summed_logits(self, features: Tensor) -> Tensor:
+        """Float32 [K]: the sum of the plain logits of `features` [rows, d], which is that of their sum."""
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.mv(self.weight.float(), features.float().sum(0))
 
-
-class Block(NamedTuple):
-    """Rows of one chunk: `rows` indexes the student's features, `targets` [..., K] may broadcast over
-    leading axes, `weights` [...] multiply each row's loss, `term` says which sum it counts for."""
-
-    rows: tuple[slice, ...]
-    targets: Tensor
-    term: int = 0
-    weights: Tensor | None = None
+    def readout(self) -> Readout:
+        """With the weight as autocast would cast it, once for all chunks."""
+        device = self.weight.device
+        temperature = torch.full((), self.temperature, device=device)
+        weight = self.weight.detach()
+        if torch.is_autocast_enabled(device.type):
+            weight = weight.to(torch.get_autocast_dtype(device.type))
+        return Readout(weight, temperature, self.shift)
 
 
-Blocks = Callable[[], Iterator[Block]]
+Parts = Callable[[], Iterator[tuple[tuple[slice, ...], Chunk]]]
+"""Where in the student's rows each chunk lies, and the chunk."""
 
 
 def chunks(num_rows: int, num_prototypes: int, rows_each: int = 1) -> Iterator[slice]:
-    """Slices of `num_rows` such that `rows_each` logit rows a row stay within the chunk size."""
-    step = max(CHUNK_ELEMENTS // (num_prototypes * rows_each), 1)
-    for start in range(0, num_rows, step):
+    """Slices of `num_rows`, as even as may be, whose `rows_each` logit rows a row stay within a chunk."""
+    most = max(CHUNK_ELEMENTS // (num_prototypes * rows_each), 1)
+    step = math.ceil(num_rows / max(math.ceil(num_rows / most), 1))
+    for start in range(0, num_rows, step or 1):
         yield slice(start, min(start + step, num_rows))
 
 
@@ -70,6 +67,7 @@ def dino_terms(
     teacher_global: Tensor,
     student: Prototypes,
     teacher: Prototypes,
+    kernels: Kernels = PLAIN,
 ) -> Tensor:
     """Summed DINO cross-entropies of n samples: float32 [local, global, teacher entropy].
 
@@ -79,85 +77,65 @@ def dino_terms(
     nats, without gradient. Sums, not means: divide by global counts. The gradient of both terms runs
     through the second, so they must be weighted alike, as in the loss they are.
     """
-    teacher = teacher.in_compute_dtype()
-    entropy = torch.zeros((), device=teacher_global.device)
+    rows = torch.cat([student_global, student_local])
+    seen, ours, theirs = rows.detach(), student.readout(), teacher.readout()
 
-    def blocks() -> Iterator[Block]:
-        rows_each = 4 + student_local.shape[0]
-        for part in chunks(teacher_global.shape[1], teacher.weight.shape[0], rows_each):
-            targets = teacher.probabilities(teacher_global[:, part])
-            entropy.sub_(torch.xlogy(targets, targets).sum())
-            if student_local.shape[0]:
-                yield Block((slice(2, None), part), targets.sum(0), term=0)
-            yield Block((slice(0, 2), part), targets.flip(0), term=1)
+    def parts() -> Iterator[tuple[tuple[slice, ...], Chunk]]:
+        for part in chunks(rows.shape[1], student.weight.shape[0], 2 + rows.shape[0]):
+            yield (slice(None), part), kernels.dino(seen[:, part], ours, teacher_global[:, part], theirs)
 
-    total, terms = cross_entropy(torch.cat([student_global, student_local]), student, blocks, num_terms=2)
-    return torch.stack([terms[0], total - terms[0], entropy])
+    total, sums = _FusedCrossEntropy.apply(rows, student.weight, parts, 3, 2)  # type: ignore[no-untyped-call]
+    return torch.stack([sums[0], total - sums[0], sums[2]])
 
 
 def ibot_sum(
-    student_tokens: Tensor, teacher_tokens: Tensor, weights: Tensor, student: Prototypes, teacher: Prototypes
+    student_tokens: Tensor,
+    teacher_tokens: Tensor,
+    weights: Tensor,
+    student: Prototypes,
+    teacher: Prototypes,
+    kernels: Kernels = PLAIN,
 ) -> Tensor:
     """Σ weight · cross-entropy over m masked tokens, float32 scalar (0 where m is 0).
 
     `student_tokens`, `teacher_tokens`: bottleneck features [m, d]; `weights` [m]: 1 / the number of
     masked tokens of the image a token belongs to.
     """
-    teacher = teacher.in_compute_dtype()
+    seen, ours, theirs = student_tokens.detach(), student.readout(), teacher.readout()
 
-    def blocks() -> Iterator[Block]:
-        for part in chunks(student_tokens.shape[0], teacher.weight.shape[0], 3):
-            yield Block((part,), teacher.probabilities(teacher_tokens[part]), weights=weights[part])
+    def parts() -> Iterator[tuple[tuple[slice, ...], Chunk]]:
+        for part in chunks(seen.shape[0], student.weight.shape[0], 3):
+            yield (part,), kernels.ibot(seen[part], ours, teacher_tokens[part], theirs, weights[part])
 
-    return cross_entropy(student_tokens, student, blocks)[0]
-
-
-def cross_entropy(
-    features: Tensor, student: Prototypes, blocks: Blocks, num_terms: int = 1
-) -> tuple[Tensor, Tensor]:
-    """(Σ over all blocks, float32; the sums by term [num_terms], without gradient).
-
-    The gradients of the features and of the prototypes are made with each chunk's loss, while its
-    logits are there: one pass, no logits kept and none computed twice. Costs the memory of the two
-    gradients, [rows, d] and [K, d] in float32.
-    """
-    return _FusedCrossEntropy.apply(features, student.weight, student, blocks, num_terms)  # type: ignore[no-any-return,no-untyped-call]
+    return _FusedCrossEntropy.apply(student_tokens, student.weight, parts, 1, 1)[0]  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
+    """(Σ of the first `num_losses` sums, all `num_sums` of them without gradient).
+
+    The gradients of the rows and of the prototypes are made with each chunk's loss, while its logits are
+    there: one pass, no logits kept and none computed twice. Costs the memory of the two gradients,
+    [rows, d] and [K, d] in float32.
+    """
+
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, student: Prototypes, blocks: Blocks, num_terms: int
+        ctx: Any, rows: Tensor, weight: Tensor, parts: Parts, num_sums: int, num_losses: int
     ) -> tuple[Tensor, Tensor]:
-        compute = student.in_compute_dtype()
-        terms = torch.zeros(num_terms, device=features.device)
-        by_features = torch.zeros_like(features, dtype=torch.float32)
+        sums = torch.zeros(num_sums, device=rows.device)
+        by_rows = torch.zeros_like(rows, dtype=torch.float32)
         by_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for block in blocks():
-            loss, by_scores = _loss_and_gradient(compute.scores(features[block.rows]), block)
-            terms[block.term] += loss
-            by_scores = (by_scores / student.temperature).to(compute.weight.dtype)
-            by_features[block.rows] = (by_scores @ compute.weight).float()
-            rows = features[block.rows].flatten(0, -2).to(compute.weight.dtype)
-            by_weight += by_scores.flatten(0, -2).T @ rows
-        ctx.gradients = by_features.to(features.dtype), by_weight.to(weight.dtype)
-        ctx.mark_non_differentiable(terms)
-        return terms.sum(), terms
+        for place, chunk in parts():
+            sums += chunk.sums
+            by_rows[place] = chunk.by_rows
+            by_weight += chunk.by_weight
+        ctx.gradients = by_rows.to(rows.dtype), by_weight.to(weight.dtype)
+        ctx.mark_non_differentiable(sums)
+        return sums[:num_losses].sum(), sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_total: Tensor, by_terms: Tensor) -> tuple[Tensor | None, ...]:
-        by_features, by_weight = ctx.gradients
+    def backward(ctx: Any, by_total: Tensor, by_sums: Tensor) -> tuple[Tensor | None, ...]:
+        by_rows, by_weight = ctx.gradients
         del ctx.gradients
-        return by_features.mul_(by_total), by_weight.mul_(by_total), None, None, None
-
-
-def _loss_and_gradient(scores: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-    """Σ of −targets · log softmax(scores), and its gradient by the scores [..., K]."""
-    log_sums = scores.logsumexp(dim=-1, keepdim=True)
-    mass = block.targets.sum(-1, keepdim=True)
-    losses = (log_sums * mass).squeeze(-1) - (scores * block.targets).sum(-1)
-    gradient = scores.sub_(log_sums).exp_().mul_(mass).sub_(block.targets)
-    if block.weights is not None:
-        losses, gradient = losses * block.weights, gradient.mul_(block.weights.unsqueeze(-1))
-    return losses.sum(), gradient
+        return by_rows.mul_(by_total), by_weight.mul_(by_total), None, None, None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from eosin.training.losses.cross_entropy import Prototypes, chunks
+from eosin.training.losses.kernels import PLAIN, Kernels, Readout
 from eosin.training.world import World
 
 
@@ -22,7 +23,9 @@ class Problem(NamedTuple):
     prototypes: Prototypes
 
 
-def sinkhorn_shifts(problems: Sequence[Problem], world: World, num_iterations: int = 3) -> list[Tensor]:
+def sinkhorn_shifts(
+    problems: Sequence[Problem], world: World, num_iterations: int = 3, kernels: Kernels = PLAIN
+) -> list[Tensor]:
     """For each problem log r [K] such that softmax(z / T + log r) is its Sinkhorn-Knopp assignment.
 
     The reference alternates rows ÷ Σrow ÷ K and columns ÷ Σcol ÷ B; constants cancel in the
@@ -31,18 +34,18 @@ def sinkhorn_shifts(problems: Sequence[Problem], world: World, num_iterations: i
     underflow, however sharp the logits. Costs one pass over the logits and two all-reduces of [ΣK] an
     iteration, all problems together; logits are recomputed in chunks.
     """
-    ready = [Problem(p.features, p.prototypes.in_compute_dtype()) for p in problems]
-    sizes = [problem.prototypes.weight.shape[0] for problem in ready]
-    log_rows = [torch.zeros(size, device=ready[0].prototypes.weight.device) for size in sizes]
+    readouts = [problem.prototypes.readout() for problem in problems]
+    sizes = [readout.weight.shape[0] for readout in readouts]
+    log_rows = [torch.zeros(size, device=readouts[0].weight.device) for size in sizes]
     for iteration in range(num_iterations):
         sums = {
             slot: torch.cat(
                 [
-                    _log_row_sums(p.features[slot], p.prototypes, rows if iteration else None)
-                    for p, rows in zip(ready, log_rows, strict=True)
+                    _log_row_sums(p.features[slot], readout, rows if iteration else None, kernels)
+                    for p, readout, rows in zip(problems, readouts, log_rows, strict=True)
                 ]
             )
-            for slot in ready[0].features
+            for slot in problems[0].features
         }
         total = _log_sum_over_slots(sums, torch.cat(log_rows), world)
         log_rows = [-rows for rows in torch.split(total, sizes)]
@@ -56,16 +59,14 @@ def sinkhorn_shift(
     return sinkhorn_shifts([Problem(features, prototypes)], world, num_iterations)[0]
 
 
-def _log_row_sums(rows: Tensor, prototypes: Prototypes, log_rows: Tensor | None) -> Tensor:
-    """log Σ_b exp(z_bk / T) c_b [K], where c makes every row b sum to one under `log_rows`."""
-    parts = []
-    for part in chunks(rows.shape[0], prototypes.weight.shape[0], 3):
-        scores = prototypes.scores(rows[part])
-        if log_rows is not None:
-            scores -= (scores + log_rows).logsumexp(dim=1, keepdim=True)
-        parts.append(scores.logsumexp(dim=0))
+def _log_row_sums(rows: Tensor, readout: Readout, log_rows: Tensor | None, kernels: Kernels) -> Tensor:
+    """`log_row_sums` of all rows, chunk by chunk."""
+    parts = [
+        kernels.log_row_sums(rows[part], readout, log_rows)
+        for part in chunks(rows.shape[0], readout.weight.shape[0], 3)
+    ]
     if not parts:
-        return torch.full_like(prototypes.weight[:, 0], -torch.inf, dtype=torch.float32)
+        return torch.full_like(readout.weight[:, 0], -torch.inf, dtype=torch.float32)
     return parts[0] if len(parts) == 1 else torch.stack(parts).logsumexp(dim=0)
 
 
