@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     zygote = begin_zygote()  # first, since it imports while this process does
     threading.Thread(target=_watch, args=(folder, limit), name="eosin-agent", daemon=True).start()
     if own[_HANG_FLAG]:
-        watch_for_hangs(folder, float(own[_HANG_FLAG]), spared=zygote.pid if zygote else 0)
+        watch_for_hangs(folder, float(own[_HANG_FLAG]), spared=lambda: zygote.pid if zygote else 0)
     try:
         return _torchrun(flags, folder, zygote)
     except Exception as error:
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not is_lost_rendezvous(error) or not may_rejoin(folder, float(own[_PATIENCE_FLAG] or 0)):
             raise
         print(f"agent: the rendezvous is lost ({error}); joining again", file=sys.stderr, flush=True)
-        rejoin(arguments, launched=_launched)
+        rejoin(arguments, launched=_launched, spared=zygote.hand_over() if zygote else 0)
         raise
 
 

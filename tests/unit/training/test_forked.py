@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -162,14 +163,60 @@ def test_torchrun_forks_what_it_would_have_started(
     assert popen(handler, sys.executable, "script.py") == "started"
 
 
-def test_a_zygote_that_dies_leaves_plain_processes(
+def test_a_zygote_that_dies_leaves_a_plain_process_and_is_begun_anew(
     zygote: Zygote, handler: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fork_workers(zygote)
-    os.kill(zygote.pid, signal.SIGKILL)
+    first = zygote.pid
+    os.kill(first, signal.SIGKILL)
     assert popen(handler, sys.executable, "-u", "-m", "some_worker", "3") == "started"
     assert "started, not forked" in capfd.readouterr().err
-    assert popen(handler, sys.executable, "-u", "-m", "some_worker", "3") == "started"
+    worker = popen(handler, sys.executable, "-u", "-m", "some_worker", "3")
+    assert isinstance(worker, ForkedWorker) and worker.wait(60) == 3
+    assert zygote.pid != first and not Path(f"/proc/{first}").exists()
+
+
+def test_a_zygote_that_always_dies_is_given_up(zygote: Zygote, handler: Any) -> None:
+    fork_workers(zygote)
+    pids = set()
+    for _ in range(5):
+        pids.add(zygote.pid)
+        with suppress(ProcessLookupError):
+            os.kill(zygote.pid, signal.SIGKILL)
+        assert popen(handler, sys.executable, "-u", "-m", "some_worker", "3") == "started"
+    assert len(pids) == 3
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+REJOINING = """
+import os, sys
+from eosin.training.elastic import forked
+if sys.argv[1] == "first":
+    zygote = forked.Zygote(["json"])
+    zygote.wait_until_ready()
+    print(os.getpid(), zygote.hand_over(), flush=True)
+    os.execv(sys.executable, [sys.executable, __file__, "again"])
+zygote = forked.begin_zygote()
+os.environ["EOSIN_AGENT_PID"] = str(os.getpid())
+worker = zygote.fork("some_worker", ["7"], dict(os.environ))
+print(os.getpid(), zygote.pid, worker.wait(60), "EOSIN_ZYGOTE" in os.environ, flush=True)
+zygote.close()
+"""
+
+
+def test_an_agent_that_begins_anew_keeps_its_zygote(environment: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "agent.py"
+    script.write_text(REJOINING)
+    done = subprocess.run([sys.executable, str(script), "first"], capture_output=True, text=True, check=True)
+    first, worker, second = (line.split() for line in done.stdout.splitlines())
+    assert second == [*first, "7", "False"]
+    assert worker[0] == "['7']"
+
+
+def test_one_that_is_not_ready_is_not_handed_over(environment: dict[str, str]) -> None:
+    zygote = Zygote(["json"])
+    assert zygote.hand_over() == 0 and "EOSIN_ZYGOTE" not in os.environ
+    zygote.close()
 
 
 def test_an_unfit_zygote_changes_nothing(environment: dict[str, str], handler: Any) -> None:
@@ -183,9 +230,10 @@ def test_a_zygote_that_does_not_answer_in_time_is_given_up(
 ) -> None:
     fork_workers(zygote)
     monkeypatch.setattr(forked, "_FORK_TIMEOUT_S", 0.2)
-    os.kill(zygote.pid, signal.SIGSTOP)
+    stopped = zygote.pid
+    os.kill(stopped, signal.SIGSTOP)
     assert popen(handler, sys.executable, "-u", "-m", "some_worker", "3") == "started"
-    assert not Path(f"/proc/{zygote.pid}").exists()
+    assert not Path(f"/proc/{stopped}").exists()
 
 
 def test_whoever_wants_cold_workers_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:

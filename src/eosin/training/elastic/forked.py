@@ -33,6 +33,10 @@ _NO_THREADS = {
     "MKL_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
+# Descriptor and process id of a zygote that outlives an exec of its agent.
+_HANDED_OVER = "EOSIN_ZYGOTE"
+# One that dies again and again would cost more than it saves.
+_LIVES = 3
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.02
 
@@ -88,21 +92,52 @@ class Zygote:
     """The agent's end. To be begun from the main thread, since the zygote dies with the thread."""
 
     def __init__(self, preloaded: Sequence[str] = PRELOADED) -> None:
+        self._preloaded = tuple(preloaded)
+        self._begin()
+
+    def _begin(self) -> None:
         self._control, theirs = socket.socketpair()
         command = [
             sys.executable,
             "-m",
             "eosin.training.elastic.zygote",
             str(theirs.fileno()),
-            *preloaded,
+            *self._preloaded,
             ROOM,
         ]
+        self._process: subprocess.Popen[bytes] | ForkedWorker
         with theirs:
             self._process = subprocess.Popen(
                 command, env=os.environ | _NO_THREADS, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )  # fmt: skip
         self._ready = False
+
+    def renew(self) -> None:
+        """Begin it anew, after it failed; it imports while this process goes on. From the main thread."""
+        self.close()
+        self._begin()
+
+    def hand_over(self) -> int:
+        """Leave it to the program that this process is about to become: `begin_zygote` finds it there.
+
+        Its process id, which must then be spared; 0 where it is not ready, and is not handed over.
+        """
+        if not self._ready or self._process.poll() is not None:
+            return 0
+        self._control.set_inheritable(True)
+        os.environ[_HANDED_OVER] = f"{self._control.fileno()}:{self.pid}"
+        return self.pid
+
+    @classmethod
+    def handed_over(cls, descriptor: int, pid: int) -> Zygote:
+        """The one that the program before this one, in the same process, had."""
+        zygote = cls.__new__(cls)
+        zygote._preloaded = PRELOADED
+        zygote._control = socket.socket(fileno=descriptor)
+        zygote._control.set_inheritable(False)
+        zygote._process, zygote._ready = ForkedWorker(pid, []), True
+        return zygote
 
     @property
     def pid(self) -> int:
@@ -162,15 +197,19 @@ def begin_zygote() -> Zygote | None:
     """A zygote that imports while this process goes on; None where workers are not to be forked."""
     if sys.platform != "linux" or os.environ.get(COLD) == "1":
         return None
+    descriptor, _, pid = os.environ.pop(_HANDED_OVER, "").partition(":")
     try:
-        return Zygote()
+        return Zygote.handed_over(int(descriptor), int(pid)) if pid else Zygote()
     except OSError as error:
         _say(str(error))
         return None
 
 
 def fork_workers(zygote: Zygote) -> None:
-    """From now on torchrun's workers in this process are forked from `zygote`; started, where it cannot."""
+    """From now on torchrun's workers in this process are forked from `zygote`; started, where it cannot.
+
+    One that failed is begun anew, so that a later change of the world costs no imports again.
+    """
     from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import (
         SubprocessHandler,
     )
@@ -184,22 +223,36 @@ def fork_workers(zygote: Zygote) -> None:
     if start is None:  # also another torch
         zygote.close()
         return
-    plain, source = start, [zygote]
+    plain, lives = start, [zygote] * _LIVES
 
     def popen(self: Any, args: tuple[str, ...], env: dict[str, str]) -> Any:
         module = _module_of(args)
-        if module is None or not source:
+        if module is None or not lives:
             return plain(self, args, env)
         try:
-            return source[0].fork(
+            return zygote.fork(
                 module[0], module[1:], env, _descriptor(self._stdout, 1), _descriptor(self._stderr, 2)
             )
         except CannotFork as error:
             _say(str(error))
-            source.pop().close()
-            return plain(self, args, env)
+            lives.pop()
+            worker = plain(self, args, env)
+            _revive(zygote, lives)
+            return worker
 
     SubprocessHandler._popen = popen  # type: ignore[method-assign]
+
+
+def _revive(zygote: Zygote, lives: list[Zygote]) -> None:
+    """Begin `zygote` anew if it has lives left and would live as long as this process."""
+    if lives and threading.current_thread() is threading.main_thread():
+        try:
+            zygote.renew()
+            return
+        except OSError as error:
+            _say(str(error))
+    lives.clear()
+    zygote.close()
 
 
 def _module_of(args: Sequence[str]) -> list[str] | None:

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from eosin.training.elastic.failures import FAILURES_DIR
@@ -32,17 +33,18 @@ class Pulse:
             self._path.unlink(missing_ok=True)
 
 
-def watch_for_hangs(folder: Path, timeout_s: float, *, spared: int = 0) -> None:
+def watch_for_hangs(folder: Path, timeout_s: float, *, spared: Callable[[], int]) -> None:
     """In an agent: kill its workers whenever one of them has finished no step for `timeout_s`.
 
     Before its first step a worker may take as long as it likes. torchrun starts killed workers again.
-    `spared`: the process id of a child that is no worker.
+    `spared`: the process id of the child that is no worker now; 0 for none.
     """
 
     def watch() -> None:
         while True:
             time.sleep(min(1.0, timeout_s / 4))
-            workers = [pid for pid in children_of(os.getpid()) if pid != spared]
+            other = spared()
+            workers = [pid for pid in children_of(os.getpid()) if pid != other]
             kill_hanging(folder, workers, timeout_s)
 
     threading.Thread(target=watch, name="eosin-hang", daemon=True).start()

@@ -46,9 +46,12 @@ def may_rejoin(folder: Path, patience_s: float) -> bool:
     return now_s - lost_s < patience_s
 
 
-def rejoin(arguments: Sequence[str], *, launched: bool) -> None:
-    """Begin this process anew as an agent with `arguments`; its process id stays. Does not return."""
-    kill_all(children_of(os.getpid()))
+def rejoin(arguments: Sequence[str], *, launched: bool, spared: int = 0) -> None:
+    """Begin this process anew as an agent with `arguments`; its process id stays. Does not return.
+
+    `spared`: the process id of a child that the agent takes over.
+    """
+    kill_all([pid for pid in children_of(os.getpid()) if pid != spared])
     time.sleep(_PAUSE_S)
     if launched:
         os.environ[PARENT_PID] = str(os.getppid())
