@@ -124,23 +124,23 @@ class Trainer:
     ) -> Iterator[tuple[_Ready, StepResult]]:
         """Take the steps of `stretch`, in which slots stay where they are.
 
-        A step's crops are made while the device still works at the step before, if it works by itself.
+        A step's crops are made while the device still works at the step before, where it works by itself.
         """
         indices = batch_indices(self.world.own_slots, self.config.train.slot_size)
         batches = source.batches((step, indices) for step in stretch)
-        ready = self._ready(stretch.start, batches, None)
+        following: _Ready | None = None
         for step in stretch:
-            launched = self.learner.launch(step, ready.slots)
-            following = self._ready(step + 1, batches, launched) if step + 1 < stretch.stop else None
+            ready = following or self._ready(step, batches)
+            launched, following = self.learner.launch(step, ready.slots), None
+            if step + 1 < stretch.stop and not launched.numbers.arrived():
+                following = self._ready(step + 1, batches, launched)
             try:
                 result = self.learner.settle(launched)
             except NonFinite as error:
                 raise self._explain(error, ready.batch, slide_name) from error
             yield ready, result
-            if following is not None:
-                ready = following
 
-    def _ready(self, step: int, batches: Iterator[PatchBatch], launched: Launched | None) -> _Ready:
+    def _ready(self, step: int, batches: Iterator[PatchBatch], launched: Launched | None = None) -> _Ready:
         """The patches of `step` and their crops; `launched`: what the device is busy with meanwhile."""
         waiting_s = time.monotonic()
         batch = next(batches)

@@ -79,3 +79,39 @@ def test_what_would_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = next(iter(ArraySource().batches([(0, indices)])))
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         run.learner.launch(0, run._slots(0, batch))
+
+
+class Late(engine.Numbers):
+    """Numbers of a device that is still busy whenever it is asked."""
+
+    def arrived(self) -> bool:
+        return False
+
+
+def test_a_batch_made_while_the_device_works_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patches are asked for one step ahead, within a stretch of steps; and waited for in vain by nobody."""
+    config = tiny_config(num_steps=4)
+    losses, asked = {}, {}
+    for numbers in (engine.Numbers, Late):
+        monkeypatch.setattr(engine, "Numbers", numbers)
+        run = Trainer(config, World(config.train.num_slots), RunLog("ahead"))
+        source, order = ArraySource(), []
+        batches = source.batches
+
+        def noted(wanted: Any, order: list[str] = order, batches: Any = batches) -> Any:
+            for step, indices in wanted:
+                order.append(f"patches of {step}")
+                yield from batches([(step, indices)])
+
+        monkeypatch.setattr(source, "batches", noted)
+        steps = run._steps(source, range(4), str)
+        found = []
+        for ready, result in steps:
+            order.append(f"step {ready.step}")
+            found.append(result.loss)
+            assert numbers is engine.Numbers or ready.step == 0 or ready.waited_s == 0
+        losses[numbers.__name__], asked[numbers.__name__] = found, order
+    assert losses["Late"] == losses["Numbers"]
+    assert asked["Numbers"][:4] == ["patches of 0", "step 0", "patches of 1", "step 1"]
+    assert asked["Late"][:4] == ["patches of 0", "patches of 1", "step 0", "patches of 2"]
+    assert asked["Late"][-2:] == ["step 2", "step 3"]
