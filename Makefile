@@ -26,6 +26,9 @@ $(VENV)/.demo: pyproject.toml setup.py constraints.txt
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "▸ install what tests and linters need"
 	@$(PIP) install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# What decodes on a GPU has a way on a CPU as well; without the CUDA libraries, gigabytes, that cuCIM would bring.
+	@$(PIP) install -q --disable-pip-version-check --no-deps 'cucim-cu13>=26.10' 'nvidia-nvimgcodec-cu13>=0.9' lazy-loader \
+	  || echo "cuCIM and nvImageCodec are not made for this machine: the tests that need them will skip"
 	@$(BIN)/python tests/support/tools.py || echo "helm and kubectl could not be fetched: the tests that need them will skip"
 	@touch $@
 
