@@ -21,6 +21,7 @@ less; from slides they are the clock's. The plain step's masks are drawn before 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import statistics
@@ -107,7 +108,7 @@ def make_config(name: str, args: argparse.Namespace, drop_path: float = 0.0) -> 
     """One micro-batch a step: what a GPU does between two updates, many times over in a real run."""
     tree, images = NETWORKS[name]
     train = {
-        "num_steps": 1000,
+        "num_steps": 100_000,
         "batch_size": args.images or images,
         "num_slots": 1,
         "compile": args.compile,
@@ -150,6 +151,7 @@ class Contest:
         self.losses: dict[str, float] = {}
         self.memory: dict[str, int] = {}
         self._resident: dict[str, int] = {}
+        self._make: dict[str, MakeSlots] = {}
         self._steppers = {way: self._begin(way) for way in self.configs}
 
     def _begin(self, way: str) -> Plain | Ours:
@@ -158,10 +160,10 @@ class Contest:
         kind = Plain if way == "plain" else Ours
         stepper = kind(self.configs[way], self._device, self.clocks[way])
         student = stepper.student if isinstance(stepper, Plain) else stepper.learner.student
-        self.make = make_slots(self.configs[way], student, self._device)
-        self.losses[way] = stepper.step(0, self.make(0))
+        make = self._make[way] = make_slots(self.configs[way], student, self._device)
+        self.losses[way] = stepper.step(0, make(0))
         for step in range(1, WARM_UP_STEPS):
-            stepper.step(step, self.make(step))
+            stepper.step(step, make(step))
         self._resident[way] = self._allocated() - before
         return stepper
 
@@ -172,7 +174,7 @@ class Contest:
 
     def round(self, step: int) -> None:
         for way, stepper in self._steppers.items():
-            slots = self.make(step) if way == "plain" else {}
+            slots = self._make[way](step) if way == "plain" else {}
             if self._device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self._device)
             with self.clocks[way].round():
@@ -201,6 +203,7 @@ def run(name: str, args: argparse.Namespace, device: torch.device, peak: float) 
         for plain, ours in zip(contest.clocks["plain"].rounds, contest.clocks["ours"].rounds, strict=True)
     ]
     del contest
+    gc.collect()  # the clocks' wrappers hold their owners, which hold them
     if args.stream:
         ways["ours, from slides"] = from_slides(name, args, device, flops["ours"], peak)
     return {
@@ -234,18 +237,21 @@ def from_slides(
         sampler = Sampler(index_slides(str(slides), str(Path(folder, "index"))), config.patches, seed=0)
         trainer = Trainer(config, World(1, device=device), RunLog("benchmark"))
         with PatchStream(sampler, RunLog("benchmark"), num_threads=None if on_gpu else 1) as stream:
-            taken = trainer._steps(stream, range(WARM_UP_STEPS + args.rounds), str)
+            taken = trainer._steps(stream, range(config.train.num_steps), str)
             for _ in range(WARM_UP_STEPS):
                 next(taken)
             synchronize(device)
-            began_s, waited_s = time.perf_counter(), 0.0
-            for ready, _ in taken:
-                waited_s += ready.waited_s
+            # Longer than what lies ready when it begins, or decoding would seem to be for nothing.
+            began_s, waited_s, steps = time.perf_counter(), 0.0, 0
+            while steps < args.rounds or time.perf_counter() - began_s < args.seconds:
+                waited_s += next(taken)[0].waited_s
+                steps += 1
             synchronize(device)
             total_s = time.perf_counter() - began_s
-    rate = args.rounds * config.train.batch_size / total_s
+            taken.close()
+    rate = steps * config.train.batch_size / total_s
     return {"images_per_s": rate, "mfu": rate * flops / peak, "data_wait_share": waited_s / total_s,
-            "step_s": total_s / args.rounds}  # fmt: skip
+            "step_s": total_s / steps}  # fmt: skip
 
 
 def synchronize(device: torch.device) -> None:
@@ -280,6 +286,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--network", action="append", choices=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument(
+        "--seconds", type=float, default=20.0 if is_gpu else 5.0, help="from slides, at least"
+    )
     parser.add_argument("--images", type=int, help="images of a micro-batch")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=is_gpu)
     parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=True)

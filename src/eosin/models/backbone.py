@@ -18,11 +18,13 @@ from eosin.models.drop_path import KEEP_ALL, DropPath, Layout, pack_drops
 
 class Crops(NamedTuple):
     """Crops of one size. `images`: [n, 3, H, W]; `masks`: bool [n, patches], row-major, True where the
-    mask token stands in the patch's place."""
+    mask token stands in the patch's place; `wanted`: only so many tokens of each are asked for, the class
+    token first (None: all), so that the last MLP need not run on the others."""
 
     images: Tensor
     masks: Tensor | None = None
     drop: DropPath = KEEP_ALL
+    wanted: int | None = None
 
 
 class Backbone(nn.Module):
@@ -60,7 +62,7 @@ class Backbone(nn.Module):
     def forward(
         self, images: Tensor | Sequence[Crops], masks: Tensor | None = None, drop: DropPath = KEEP_ALL
     ) -> Any:
-        """Normalised tokens [n, prefix + patches, dim] of `images` [n, 3, H, W], as `Crops` has them.
+        """Normalised tokens [n, prefix + patches, dim] of `images` [n, 3, H, W], or those `Crops` wants.
 
         Of several `Crops`, a list with one such tensor a size: all go through the blocks as one packed
         sequence, which gives the same tokens in fewer and larger operations.
@@ -78,12 +80,23 @@ class Backbone(nn.Module):
     def _packed(self, groups: Sequence[Crops]) -> list[Tensor]:
         embedded = [self._embed(crops) for crops in groups]
         layout: Layout = tuple((x.shape[0], x.shape[1]) for x in embedded)
+        wanted: Layout = tuple(
+            (num, crops.wanted or tokens) for crops, (num, tokens) in zip(groups, layout, strict=True)
+        )
         x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
-        drops = pack_drops([crops.drop for crops in groups], layout, 2 * self.depth)
-        for i, block in enumerate(self.vit.blocks):
+        dropped = [crops.drop for crops in groups]
+        drops = pack_drops(dropped, layout, 2 * self.depth)
+        # All blocks share one compiled function, and so does the last where every token is wanted.
+        ends: list[Layout] = []
+        if wanted != layout:
+            drops[-1] = pack_drops(dropped, wanted, 2 * self.depth)[-1]
+            ends = [wanted]
+        *inner, last = self.vit.blocks
+        for i, block in enumerate(inner):
             x = self._block(block, x, layout, drops[2 * i], drops[2 * i + 1])
-        parts = self.vit.norm(x).split([num * tokens for num, tokens in layout])
-        return [part.unflatten(0, size) for part, size in zip(parts, layout, strict=True)]
+        x = self._block(last, x, layout, drops[-2], drops[-1], *ends)
+        parts = self.vit.norm(x).split([num * tokens for num, tokens in wanted])
+        return [part.unflatten(0, size) for part, size in zip(parts, wanted, strict=True)]
 
     def _embed(self, crops: Crops) -> Tensor:
         x = self.vit.patch_embed(crops.images)

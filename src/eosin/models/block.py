@@ -18,9 +18,17 @@ from timm.models.vision_transformer import Block  # noqa: E402
 
 
 def run_packed(
-    block: Any, x: Tensor, layout: Layout, attention_drop: BranchDrop, mlp_drop: BranchDrop
+    block: Any,
+    x: Tensor,
+    layout: Layout,
+    attention_drop: BranchDrop,
+    mlp_drop: BranchDrop,
+    wanted: Layout | None = None,
 ) -> Tensor:
-    """One block over packed tokens [all tokens, dim]; a function of the block, so that all share its code."""
+    """One block over packed tokens [all tokens, dim]; a function of the block, so that all share its code.
+
+    `wanted`: the layout of what comes out, the first tokens of each crop (None: all); `mlp_drop` fits it.
+    """
 
     def attention(y: Tensor, kept: Layout) -> Tensor:
         return block.ls1(packed_attention(block.attn, block.norm1(y), kept))  # type: ignore[no-any-return]
@@ -28,7 +36,10 @@ def run_packed(
     def mlp(y: Tensor, kept: Layout) -> Tensor:
         return block.ls2(block.mlp(block.norm2(y)))  # type: ignore[no-any-return]
 
-    return _residual(_residual(x, attention_drop, layout, attention), mlp_drop, layout, mlp)
+    x = _residual(x, attention_drop, layout, attention)
+    if wanted is not None:
+        x = _first_tokens(x, layout, wanted)
+    return _residual(x, mlp_drop, layout, mlp)
 
 
 def packed_attention(attention: Any, x: Tensor, layout: Layout) -> Tensor:
@@ -50,6 +61,16 @@ def _attend(attention: Any, qkv: Tensor) -> Tensor:
     query, key = attention.q_norm(query), attention.k_norm(key)
     y = F.scaled_dot_product_attention(query, key, value)
     return y.transpose(1, 2).reshape(-1, qkv.shape[3] * qkv.shape[4])
+
+
+def _first_tokens(x: Tensor, layout: Layout, wanted: Layout) -> Tensor:
+    """Of packed tokens, the first of each crop that `wanted` has."""
+    parts = torch.split(x, [num * tokens for num, tokens in layout])
+    kept = [
+        part if size == fewer else part.view(*size, -1)[:, : fewer[1]].flatten(0, 1)
+        for part, size, fewer in zip(parts, layout, wanted, strict=True)
+    ]
+    return torch.cat(kept)
 
 
 def _residual(
@@ -81,7 +102,8 @@ class PackedBlock(Block):  # type: ignore[misc]
         layout: Layout | None = None,
         attention_drop: BranchDrop = KEEP_BRANCH,
         mlp_drop: BranchDrop = KEEP_BRANCH,
+        wanted: Layout | None = None,
     ) -> Tensor:
         if layout is None:
             return super().forward(x)  # type: ignore[no-any-return]
-        return self.run(self, x, layout, attention_drop, mlp_drop)
+        return self.run(self, x, layout, attention_drop, mlp_drop, wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -121,7 +121,7 @@ class Trainer:
 
     def _steps(
         self, source: PatchSource, stretch: range, slide_name: SlideName
-    ) -> Iterator[tuple[_Ready, StepResult]]:
+    ) -> Generator[tuple[_Ready, StepResult]]:
         """Take the steps of `stretch`, in which slots stay where they are.
 
         A step's crops are made while the device still works at the step before, where it works by itself.

@@ -113,7 +113,25 @@ def test_packed_sizes_give_the_tokens_and_gradients_of_a_pass_each(backbone: Bac
     groups = two_sizes(rate)
     plain = with_gradients(backbone, [plain_pass(backbone, crops) for crops in groups])
     assert_alike(with_gradients(backbone, backbone(groups)), plain)
-    assert_alike(with_gradients(backbone, [backbone(*crops) for crops in groups]), plain)
+    assert_alike(
+        with_gradients(backbone, [backbone(crops.images, crops.masks, crops.drop) for crops in groups]), plain
+    )
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("wanted", [(None, 1), (3, 2), (1, None)])
+def test_tokens_that_nobody_wants_change_nothing_for_the_others(
+    backbone: Backbone, rate: float, wanted: tuple[int | None, int | None]
+) -> None:
+    """The last MLP runs on fewer tokens; those that come out have the values and gradients they had."""
+    groups = two_sizes(rate)
+    fewer = [crops._replace(wanted=num) for crops, num in zip(groups, wanted, strict=True)]
+    rows: list[int] = []
+    backbone.vit.blocks[-1].mlp.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    plain = [tokens[:, :num] for tokens, num in zip(backbone(groups), wanted, strict=True)]
+    expected = with_gradients(backbone, plain)
+    assert_alike(with_gradients(backbone, backbone(fewer)), expected)
+    assert rows[1] < rows[0]
 
 
 def test_recomputed_activations_give_the_same_gradients(

@@ -238,7 +238,7 @@ def compare_compiled(rank: int, num_ranks: int, checkpointing: bool, drop_path: 
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     assert golden.relative_error(ends[1], ends[0]) < 1e-6
     # A graph a kind of pass, whatever the depth: as many as replicas compile.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 10
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 11
 
 
 @pytest.mark.parametrize(("checkpointing", "drop_path"), [(False, 0.4), (True, 0.1)])

@@ -200,7 +200,7 @@ def _student_tokens(student: Network, slot: Slot, *, pack: bool) -> tuple[Tensor
     num_local, n = slot.local_crops.shape[:2]
     groups = [Crops(slot.global_crops.flatten(0, 1), slot.masks, slot.global_drop)]
     if num_local:
-        groups.append(Crops(slot.local_crops.flatten(0, 1), drop=slot.local_drop))
+        groups.append(Crops(slot.local_crops.flatten(0, 1), drop=slot.local_drop, wanted=1))
     passes = [groups] if pack else [[crops] for crops in groups]
     tokens = [part for crops in passes for part in student.backbone(crops)]
     local = tokens[1][:, 0] if num_local else tokens[0].new_zeros(0, tokens[0].shape[-1])
