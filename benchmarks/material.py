@@ -33,8 +33,10 @@ def write_slides(folder: Path, num: int, side_px: int) -> Path:
     return folder
 
 
-def index_slides(slides_uri: str, index_uri: str) -> Snapshot:
-    config: RunConfig = load_config("", overrides=[f"slides.uri={slides_uri}", f"index.uri={index_uri}"])
+def index_slides(slides_uri: str, index_uri: str, *settings: str) -> Snapshot:
+    config: RunConfig = load_config(
+        "", overrides=[f"slides.uri={slides_uri}", f"index.uri={index_uri}", *settings]
+    )
     scan_shard(config, 0, 1, RunLog("index"))
     publish_snapshot(config, 1, RunLog("index"))
     return open_snapshot(index_uri)

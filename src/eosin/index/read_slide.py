@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from eosin.config.index import IndexConfig
 from eosin.errors import EosinError
-from eosin.index.focus import focus_of
+from eosin.index.focus import Focus, focus_of
 from eosin.index.overrides import Override
 from eosin.index.overview import Overview, read_local_overview, read_overview
 from eosin.index.rows import OK, SlideRow
@@ -152,12 +152,12 @@ def _examined(reading: Reading, row: SlideRow, slide: OpenedSlide) -> tuple[Slid
         detail = f"{detail} {reading.config.max_mpp:g}"
         return replace(row, read_status="too-coarse", read_detail=detail), None
     try:
-        overview, content = _seen(reading, header, slide)
+        overview, content, focus = _seen(reading, header, slide)
     except SlideError as error:
         return replace(row, read_status=error.reason, read_detail=error.message), None
     tissue = detect_tissue(
         overview, header.mpp_x, header.mpp_y, reading.config.tissue,
-        model=reading.model, focus=focus_of(header, slide.tiles),
+        model=reading.model, focus=focus,
     )  # fmt: skip
     tissue_mm2 = tissue.area * header.mpp_x * header.mpp_y / 1e6
     status = OK if tissue_mm2 > 0 else "no-tissue"
@@ -168,15 +168,16 @@ def _examined(reading: Reading, row: SlideRow, slide: OpenedSlide) -> tuple[Slid
     return row, _Made(slide.tiles, encode_thumbnail(overview.pixels))
 
 
-def _seen(reading: Reading, header: SlideHeader, slide: OpenedSlide) -> tuple[Overview, str]:
-    """The overview, and the digest of what is on the slide. Raises `SlideError`."""
+def _seen(reading: Reading, header: SlideHeader, slide: OpenedSlide) -> tuple[Overview, str, Focus | None]:
+    """The overview, the digest of what is on the slide, and what tells its focus. Raises `SlideError`."""
     mpp = reading.config.tissue.mpp
     if slide.local is not None:
         overview = read_local_overview(slide.local, header, mpp)
-        return overview, content_digest(header, [overview.pixels.tobytes()])
+        return overview, content_digest(header, [overview.pixels.tobytes()]), None
     largest = check_levels(reading.slides, header, slide.tiles)
     overview = read_overview(reading.slides, header, slide.tiles, mpp)
-    return overview, content_digest(header, [slide.tiles["size_bytes"].tobytes(), *largest])
+    content = content_digest(header, [slide.tiles["size_bytes"].tobytes(), *largest])
+    return overview, content, focus_of(header, slide.tiles, largest)
 
 
 def _remark(overview: Overview, status: str, remark: str) -> str:

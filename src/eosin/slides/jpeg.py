@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
@@ -68,16 +70,32 @@ def _says_its_colour(tables: bytes, data: bytes) -> bool:
 
 def _has_colour_marker(segments: bytes) -> bool:
     """Whether a JFIF (APP0) or Adobe (APP14) segment stands before the first scan."""
+    return any(
+        (code == 0xE0 and segments[at : at + 5] == b"JFIF\0")
+        or (code == 0xEE and segments[at : at + 5] == b"Adobe")
+        for code, at, _ in _segments(segments)
+    )
+
+
+def quantization(level: Level, data: bytes) -> tuple[bytes, int]:
+    """The quantisation tables a JPEG tile is decoded with, and how many of its own bytes are header."""
+    shared, own = table_segments(level.jpeg_tables), data[2:]
+    tables = b"".join(
+        part[at:end] for part in (shared, own) for code, at, end in _segments(part) if code == 0xDB
+    )
+    return tables, 2 + max((end for code, _, end in _segments(own) if code == 0xDA), default=0)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of the payload of each segment up to that of the first scan's header."""
     at = 0
-    while at + 4 <= len(segments) and segments[at] == 0xFF:
-        code = segments[at + 1]
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        code = data[at + 1]
         if code == 0xFF:
             at += 1
             continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        yield code, at + 4, end
         if code == 0xDA:
-            return False
-        body = segments[at + 4 : at + 9]
-        if (code == 0xE0 and body == b"JFIF\0") or (code == 0xEE and body == b"Adobe"):
-            return True
-        at += 2 + int.from_bytes(segments[at + 2 : at + 4], "big")
-    return False
+            return
+        at = end

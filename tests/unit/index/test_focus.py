@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import openslide
 import pytest
 
-from eosin.index.focus import Focus, focus_of
+from eosin.index.focus import Coarser, Focus, focus_of
 from eosin.slides.header import read_header
 from eosin.slides.model import SlideHeader, TileTable
 from eosin.slides.synthetic import SyntheticConfig, write_slide
@@ -59,6 +60,21 @@ def test_a_blurred_field_of_real_tissue_is_left_out(tmp_path: Path, compression:
     assert blurred[:, half + 8 :].sum() < 0.1 * sharp[:, half + 8 :].sum()
 
 
+@pytest.mark.parametrize(("sigma_um", "quality"), [(2, 70), (2, 40), (4, 70)])
+def test_blur_at_half_a_micrometre_a_pixel_is_left_out(tmp_path: Path, sigma_um: int, quality: int) -> None:
+    with openslide.OpenSlide(sample("data", "slides", "TCGA-CR-7395-01A-01-TS1.svs")) as slide:
+        pixels = halved(np.array(slide.read_region((0, 0), 0, (4416, 3552)))[..., :3])
+    options = {"mpp": 0.5, "compressionargs": {"level": quality}}
+    sharp = masks(tmp_path / "sharp", pixels, **options)
+    half = pixels.shape[1] // 2
+    pixels[:, half:] = cv2.GaussianBlur(pixels[:, half:], (0, 0), sigma_um / 0.5)
+    blurred = masks(tmp_path / "blurred", pixels, **options)
+    middle = sharp.shape[1] // 2
+    assert sharp[:, : middle - 8].mean() > 0.5 and sharp[:, middle + 8 :].mean() > 0.5
+    assert blurred[:, : middle - 8].sum() >= 0.98 * sharp[:, : middle - 8].sum()
+    assert blurred[:, middle + 8 :].sum() < 0.1 * sharp[:, middle + 8 :].sum()
+
+
 @pytest.mark.parametrize("side_px", [640, 900])
 def test_a_blurred_square_is_left_out_and_nothing_else(tmp_path: Path, side_px: int) -> None:
     pixels = tissue_picture(1800, 1800, seed=side_px)
@@ -99,6 +115,54 @@ def test_tiles_of_equal_sizes_are_all_kept() -> None:
     rng = np.random.default_rng(0)
     focus = Focus(rng.integers(13_900, 14_100, (30, 30)).astype(np.float32), 240, 240)
     assert not focus.blurred(np.ones((450, 450), bool), 16, 16, 0.3).any()
+
+
+def coarser(ratio: npt.NDArray[np.float32], sizes: npt.NDArray[np.float32]) -> Coarser:
+    """A level four times coarser, of tiles as large, to which `sizes` has `ratio`, tile by tile of it."""
+    sums = sizes.reshape(ratio.shape[0], 4, ratio.shape[1], 4).sum((1, 3))
+    return Coarser(sizes, (sums / ratio).astype(np.float32), 960.0, 960.0, 4.0)
+
+
+def test_smooth_tissue_is_told_from_blur_by_a_coarser_level() -> None:
+    """Two fields of half the usual bytes: one holds no more than the coarser level does, one much more."""
+    sizes = np.full((24, 24), 9000, np.float32)
+    sizes[4:12, 4:12] = sizes[16:24, 16:24] = 4500
+    ratio = np.full((6, 6), 11, np.float32)
+    ratio[1:3, 1:3], ratio[4:6, 4:6] = 6.7, 8.5
+    tissue = np.ones((360, 360), bool)
+    found = Focus(sizes, 240, 240, coarser(ratio, sizes)).blurred(tissue, 16, 16, 0.3)
+    assert found[60:180, 60:180].all() and found.sum() == 120**2
+    assert not Focus(sizes, 240, 240).blurred(tissue, 16, 16, 0.3).any()
+    assert not Focus(sizes, 240, 240, coarser(ratio, sizes)).blurred(tissue, 16, 16, 0).any()
+
+
+def test_a_slide_whose_levels_all_compare_alike_is_kept() -> None:
+    """An encoder of its own kind, not blur, where every ratio is low."""
+    sizes = np.random.default_rng(1).integers(4000, 9000, (24, 24)).astype(np.float32)
+    ratio = np.random.default_rng(2).uniform(6.4, 6.8, (6, 6)).astype(np.float32)
+    focus = Focus(sizes, 240, 240, coarser(ratio, sizes))
+    assert not focus.blurred(np.ones((360, 360), bool), 16, 16, 0.3).any()
+
+
+def test_levels_compare_only_where_scale_and_quantisation_do(tmp_path: Path) -> None:
+    pixels = tissue_picture(1024, 1024, seed=4)
+    for name, down, quality, compares in (("a", 2, 60, True), ("b", 2, 70, False), ("c", 1, 60, False)):
+        options: dict[str, Any] = {"mpp": 0.5, "compression": "jpeg"}
+        levels = [pixels, halved(pixels, down)]
+        path, other = (
+            write_aperio(tmp_path / f"{name}{level}.svs", levels, compressionargs={"level": level}, **options)
+            for level in (60, quality)
+        )
+        focus = focus_of(*opened(path), [first_tiles(path)[0], first_tiles(other)[1]])
+        assert focus is not None and (focus.coarser is not None) == compares, name
+
+
+def first_tiles(path: Path) -> list[bytes]:
+    """The first tile of each level."""
+    header, tiles = opened(path)
+    data = path.read_bytes()
+    rows = [tiles[level.first_tile].tolist() for level in header.levels]
+    return [data[offset : offset + size_bytes] for offset, size_bytes, _ in rows]
 
 
 def test_too_few_tiles_of_tissue_are_not_judged() -> None:
