@@ -112,7 +112,7 @@ def make_config(name: str, args: argparse.Namespace, drop_path: float = 0.0) -> 
         "batch_size": args.images or images,
         "num_slots": 1,
         "compile": args.compile,
-        "pack": not args.no_pack,
+        "pack": "auto" if args.pack is None else args.pack,
         "activation_checkpointing": args.checkpoint_activations,
         "precision": args.precision,
         "optimizer": {"warmup_steps": 2, "freeze_last_layer_steps": 0, "lr": 1e-3},
@@ -292,7 +292,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="images of a micro-batch")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=is_gpu)
     parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--no-pack", action="store_true")
+    parser.add_argument("--pack", action=argparse.BooleanOptionalAction)
     parser.add_argument("--checkpoint-activations", action="store_true")
     parser.add_argument("--drop-path", type=float, help="of the third way; 0: leave it out")
     parser.add_argument("--precision", choices=["bf16", "float32"], default="bf16" if is_gpu else "float32")

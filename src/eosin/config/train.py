@@ -117,8 +117,9 @@ class TrainConfig(Section):
     models that do not fit. Changing it does not change the result."""
     deterministic: bool = False
     """Sum slot gradients in slot order, so that any world size gives the same bits."""
-    pack: bool = True
-    """Take global and local crops through the blocks as one sequence."""
+    pack: Switch = "auto"
+    """Take global and local crops through the blocks as one sequence. auto: on a GPU, and where blocks are
+    gathered from shards; on a CPU, larger operations gain nothing and the copies cost."""
     compile: bool = False
     """Compile blocks and losses: minutes at every start, faster steps after. Needs a C++ compiler."""
     activation_checkpointing: bool = False

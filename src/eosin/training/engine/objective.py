@@ -64,6 +64,8 @@ class Objective:
         self._config = config
         self._world = world
         self._kernels = compiled_kernels() if config.compile else PLAIN
+        gains = world.device.type != "cpu" or config.parallel == "fsdp"
+        self._packs = gains if config.pack == "auto" else config.pack == "on"
 
     def new_centers(self, network: Network) -> Centers:
         def zeros(head: ProjectionHead) -> Tensor:
@@ -110,7 +112,7 @@ class Objective:
         Shares add up over the slots of all ranks to the batch's loss, weights and means included.
         """
         config = self._config
-        tokens, local = _student_tokens(student, slot, pack=config.pack)
+        tokens, local = _student_tokens(student, slot, pack=self._packs)
         views = tokens[:, 0].view(*slot.global_crops.shape[:2], -1)
         features = student.dino_head(torch.cat([views.flatten(0, 1), local.flatten(0, 1)]))
         num_global = views.shape[0] * views.shape[1]
