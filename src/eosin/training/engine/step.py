@@ -51,7 +51,9 @@ class Numbers:
     """A few numbers on their way from a device, with nothing waiting for them yet."""
 
     def __init__(self, values: Tensor) -> None:
-        self._values = values.detach().to("cpu", non_blocking=True)
+        # Pinned, since a copy to any other memory is waited for.
+        self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+        self._values.copy_(values.detach(), non_blocking=True)
         self._arrived = torch.cuda.Event() if values.is_cuda else None  # type: ignore[no-untyped-call]
         if self._arrived is not None:
             self._arrived.record()
