@@ -104,7 +104,8 @@ def main() -> int:
 def guarded(run: Callable[[], None]) -> int:
     """Run a worker; an error becomes an exit code and a file for the agent, or a line where no agent is.
 
-    A transient error is always a line: the agent starts the worker again and would say nothing of it.
+    A transient error is always a line: the agent starts the worker again and would say nothing of it. So is
+    the loss of a peer, which is a day like any other where nodes come and go.
     """
     _set_up_process()
     try:
@@ -116,7 +117,18 @@ def guarded(run: Callable[[], None]) -> int:
             if isinstance(error, TransientError) or not os.environ.get(FAILURES_DIR):
                 print(describe(error), file=sys.stderr)
             return EXIT_CONFIGURATION_IN_POD if isinstance(error, UserError) else error.exit_code
+        if _is_lost_peer(error):
+            rank = os.environ.get("RANK", "0")
+            print(f"worker: rank {rank} has lost another: {str(error).splitlines()[0]}", file=sys.stderr)
+            return EXIT_PERMANENT
         raise
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed for want of another process. gloo has no kind of error of its own."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
 
 
 def _train(
