@@ -267,6 +267,28 @@ def test_a_set_is_declared_when_it_is_decoded_and_then_stays_what_it_is(
         steps.decode(run, 0, 1, "heldout", [], ["a*"])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["mpp=0.05"], "'\\*-2.svs' matches none|no patch can be drawn"),
+        (["kind=sampled", "num_patches=5", "split=train", "slides=[nothing*]"], "nothing"),
+    ],
+)
+def test_a_slip_does_not_use_up_a_name(indexed: Path, tmp_path: Path, wrong: list[str], message: str) -> None:
+    run = begin(indexed, tmp_path / "run")
+    with pytest.raises(UserError, match=message):
+        steps.decode(run, 0, 1, "few", wrong, [] if len(wrong) > 1 else ["*-2.svs"])
+    assert steps.decode(run, 0, 1, "few", ["mpp=1.0"], ["*-2.svs"]) is not None
+
+
+def test_a_pattern_of_slides_that_do_not_serve_says_why_not(tmp_path: Path) -> None:
+    rows = [paper_row("a.svs", paper_header(4000, 4000)), paper_row("c/b.svs", paper_header(300, 200))]
+    with pytest.raises(
+        UserError, match=r"1 slides .* matches 1 that do not:\n  c/b.svs: too-small"
+    ):
+        paper_plan(tmp_path, rows, slides=["c/*"])
+
+
 def test_a_step_without_a_name_decodes_what_the_tasks_read(indexed: Path, tmp_path: Path) -> None:
     tasks = "evaluate.tasks=[{kind: robustness, name: r, patch_set: tiles}]"
     more = "patches.sets.unused={mpp: 1.0}"

@@ -28,6 +28,7 @@ from eosin.patches.sampling.magnification import (
 Split = Literal["train", "heldout", "all"]
 
 _NAMED_AT_MOST = 30
+_NAMED_FOR_PATTERN = 5
 # Of each slide that serves, which of the wanted mpps it offers (1 or 0), or the finest and coarsest mpp.
 _Offers = dict[int, Float64]
 
@@ -70,26 +71,38 @@ def find_eligible(
         raise _nothing(snapshot, excluded)
     by_cohort = config.cohort_weights if split == "train" else None
     members = _of_split(snapshot, config, offers, split)
-    kept = set(matching(snapshot, np.array(list(members), dtype=np.int64), patterns).tolist())
+    numbers = np.array(list(members), dtype=np.int64)
+    kept = set(matching(snapshot, numbers, patterns, excluded).tolist())
     members = {number: offer for number, offer in members.items() if number in kept}
     return _weigh(snapshot, config, members, excluded, by_cohort)
 
 
 def matching(
-    snapshot: Snapshot, rows: npt.NDArray[np.int64], patterns: Sequence[str]
+    snapshot: Snapshot, rows: npt.NDArray[np.int64], patterns: Sequence[str], excluded: Mapping[str, str]
 ) -> npt.NDArray[np.int64]:
-    """Those of `rows` whose slide's key matches a pattern. Raises `UserError` for one that matches none."""
+    """Those of `rows` whose slide's key matches a pattern.
+
+    Raises `UserError` for one that matches none, with the reason of a slide of `excluded` that it matches.
+    """
     if tuple(patterns) == ("*",) and len(rows):
         return rows
     names = [snapshot.rows[int(number)].slide for number in rows]
     matches = {pattern: [fnmatchcase(name, pattern) for name in names] for pattern in patterns}
     for pattern, found in matches.items():
         if not any(found):
-            raise UserError(
-                f"{pattern!r} matches none of the {len(names)} slides that serve",
-                hint="see `eosin index inspect`; `*` stands for any part of a slide's key",
-            )
+            raise _no_match(pattern, len(names), excluded)
     return rows[np.any(list(matches.values()), axis=0)]
+
+
+def _no_match(pattern: str, num_slides: int, excluded: Mapping[str, str]) -> UserError:
+    meant = [slide for slide in excluded if fnmatchcase(slide, pattern)]
+    why = "".join(f"\n  {slide}: {excluded[slide]}" for slide in meant[:_NAMED_FOR_PATTERN])
+    more = f"\n  … and {len(meant) - _NAMED_FOR_PATTERN} more" if len(meant) > _NAMED_FOR_PATTERN else ""
+    return UserError(
+        f"{pattern!r} matches none of the {num_slides} slides that serve"
+        + (f"; it matches {len(meant)} that do not:{why}{more}" if meant else ""),
+        hint="see `eosin index inspect`; `*` stands for any part of a slide's key",
+    )
 
 
 def _of_split(snapshot: Snapshot, config: PatchesConfig, offers: _Offers, split: Split) -> _Offers:

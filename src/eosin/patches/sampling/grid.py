@@ -44,10 +44,11 @@ def plan_grid(snapshot: Snapshot, config: PatchesConfig, grid: GridConfig) -> Gr
     Raises `UserError` where no slide serves, or a pattern of `grid.slides` matches none.
     """
     reading = reading_config(config, grid)
-    slides = find_eligible(snapshot, reading, "all").rows
+    eligible = find_eligible(snapshot, reading, "all")
+    slides = eligible.rows
     if grid.split != "all":
         slides = np.intersect1d(slides, find_eligible(snapshot, config, grid.split).rows)
-    return GridPlan(snapshot, grid, reading, matching(snapshot, slides, grid.slides))
+    return GridPlan(snapshot, grid, reading, matching(snapshot, slides, grid.slides, eligible.excluded))
 
 
 def reading_config(config: PatchesConfig, grid: GridConfig) -> PatchesConfig:

@@ -33,8 +33,8 @@ def decode_set(
 ) -> PatchSetManifest | None:
     """Decode and publish part `shard` of `num_shards` of the set `name`.
 
-    Returns the manifest where every part is there, else None. Raises `UserError` as `open_decoding` does,
-    and where the set would be empty.
+    Returns the manifest where every part is there, else None. Raises `UserError` as `open_decoding` and
+    `pin_set` do, and where the set would be empty.
     """
     job = open_decoding(run_uri, name, shard, num_shards, settings, slides)
     if job.spec is None:

@@ -18,7 +18,7 @@ from eosin.patches.sampling.grid import GridPlan, plan_grid
 from eosin.patches.sets.encode import encode_row, rejected_patch
 from eosin.patches.sets.patchset import ShardMarker
 from eosin.patches.sets.publish import find_published, publish_manifest, publish_shard, shard_suffix
-from eosin.patches.sets.set_spec import Decoding
+from eosin.patches.sets.set_spec import Decoding, pin_set
 from eosin.patches.sets.throughput import Throughput
 from eosin.patches.stream import num_cores, open_reader
 from eosin.records import PatchSetManifest, RejectedPatch
@@ -42,6 +42,7 @@ def decode_grid(job: Decoding, grid: GridConfig, log: RunLog) -> PatchSetManifes
     where no slide serves, or no position has enough tissue.
     """
     plan = plan_grid(job.snapshot, job.config.patches, grid)
+    pin_set(job)
     own = range(job.shard, len(plan.slides), job.num_shards)
     log.event("grid-planned", name=job.name, slides=len(plan.slides), own_slides=len(own))
     published = find_published(job.store, job.name)

@@ -13,7 +13,7 @@ from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.sets.decode import draw_rows, seed_of
 from eosin.patches.sets.patchset import ShardMarker
 from eosin.patches.sets.publish import find_published, publish_manifest, publish_shard, shard_suffix
-from eosin.patches.sets.set_spec import Decoding
+from eosin.patches.sets.set_spec import Decoding, pin_set
 from eosin.patches.sets.throughput import Throughput
 from eosin.records import PatchSetManifest
 
@@ -27,6 +27,7 @@ def decode_sampled(job: Decoding, spec: SampledConfig, log: RunLog) -> PatchSetM
     worker takes neighbouring shards, so that a slide is staged by one or two workers alone.
     """
     sampler = sampled_sampler(job, spec)
+    pin_set(job)
     keys = _shard_keys(job.name, spec)
     own = range(job.shard * len(keys) // job.num_shards, (job.shard + 1) * len(keys) // job.num_shards)
     published = find_published(job.store, job.name)

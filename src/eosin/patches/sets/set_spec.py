@@ -43,8 +43,7 @@ def open_decoding(
 ) -> Decoding:
     """What a worker needs. `settings` ("mpp=0.5") and `slides` (patterns) declare or narrow the set.
 
-    The first worker pins what the set is (`set.json`). Raises `UserError` for a set that nobody declared,
-    or that another worker began as something else.
+    Raises `UserError` for a set that nobody declared.
     """
     if not 0 <= shard < num_shards:
         raise UserError(f"there is no shard {shard} of {num_shards}", hint="shards count from 0")
@@ -59,7 +58,7 @@ def open_decoding(
                 hint="declare a set of your own with --name NAME",
             )
     else:
-        spec = _pinned(store, name, pin.snapshot_id, _declared(config, name, changes), config)
+        spec = _declared(config, name, changes) or _parse(_load(store, name, config), name)
     snapshot = open_snapshot(pin.index_uri, pin.snapshot_id)
     return Decoding(store, config, snapshot, name, spec, shard, num_shards)
 
@@ -74,27 +73,29 @@ def _declared(config: RunConfig, name: str, changes: Sequence[str]) -> SetConfig
     return load_config(dump_config(config), overrides=overrides).patches.sets[name]
 
 
-def _pinned(
-    store: Store, name: str, snapshot_id: str, declared: SetConfig | None, config: RunConfig
-) -> SetConfig:
-    key = RunLayout.patch_set_spec(name)
-    if declared is None:
-        return _parse(_load(store, name, key, config), name)
-    record = PatchSetSpec(snapshot_id=snapshot_id, spec=declared.model_dump(mode="json"))
+def pin_set(job: Decoding) -> None:
+    """Publish what the set is (`set.json`), the first worker for all: to be called once it is known to serve,
+    so that a slip of the pen does not use up a name.
+
+    Raises `UserError` where another worker began it as something else.
+    """
+    assert job.spec is not None
+    spec = job.spec.model_dump(mode="json")
+    record = PatchSetSpec(snapshot_id=job.snapshot.manifest.snapshot_id, spec=spec)
     try:
-        store.put(key, record.to_json(), if_none_match=True)
+        job.store.put(RunLayout.patch_set_spec(job.name), record.to_json(), if_none_match=True)
     except PreconditionFailed:
-        begun = _load(store, name, key, config)
-        lines = difference(_parse(begun, name).model_dump(mode="json"), record.spec)
+        begun = _parse(_load(job.store, job.name, job.config), job.name)
+        lines = difference(begun.model_dump(mode="json"), spec)
         if lines:
             raise UserError(
-                f"patch set {name} of {store.uri} was begun as another: " + "; ".join(lines),
+                f"patch set {job.name} of {job.store.uri} was begun as another: " + "; ".join(lines),
                 hint="give the new one another name",
             ) from None
-    return declared
 
 
-def _load(store: Store, name: str, key: str, config: RunConfig) -> PatchSetSpec:
+def _load(store: Store, name: str, config: RunConfig) -> PatchSetSpec:
+    key = RunLayout.patch_set_spec(name)
     try:
         return PatchSetSpec.from_json(store.get(key), source=join_uri(store.uri, key))
     except NotFound:
