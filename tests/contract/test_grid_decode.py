@@ -267,6 +267,18 @@ def test_a_set_is_declared_when_it_is_decoded_and_then_stays_what_it_is(
         steps.decode(run, 0, 1, "heldout", [], ["a*"])
 
 
+def test_a_grid_of_slides_that_are_all_gone_says_so(indexed: Path, tmp_path: Path) -> None:
+    shutil.copytree(indexed, tmp_path / "copy")
+    settings = config(tmp_path / "copy")
+    scan_shard(settings, 0, 1, LOG)
+    publish_snapshot(settings, 1, LOG)
+    run = begin(tmp_path / "copy", tmp_path / "run")
+    shutil.rmtree(tmp_path / "copy" / "slides")
+    with pytest.raises(UserError, match="no longer there") as caught:
+        steps.decode(run, 0, 1, "tiles")
+    assert "index the slides again" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

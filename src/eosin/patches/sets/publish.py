@@ -99,9 +99,11 @@ def _manifest(name: str, markers: Sequence[ShardMarker]) -> PatchSetManifest:
     first = markers[0]
     shards = tuple(marker.shard for marker in markers if marker.shard.num_patches)
     if not shards:
+        unreadable = any(marker.rejected for marker in markers)
+        few = "lower its min_foreground, mpp or patch_px, or its hsv_filter, under another name"
         raise UserError(
             f"patch set {name} has no patch" + _reasons(markers),
-            hint="lower its min_foreground, mpp or patch_px, or its hsv_filter, under another name",
+            hint="index the slides again, and decode for a run on that index" if unreadable else few,
         )
     return PatchSetManifest(
         name=name,
