@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> I
     """Load a state dict in timm's or DINOv2's own layout; sizes that differ are resampled bicubically."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    state = _strip_prefix(state)
+    state = place_class_token(_strip_prefix(state), backbone.vit)
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     mask_token = state.get("mask_token")
     converted = checkpoint_filter_fn(dict(state), backbone.vit)
@@ -79,6 +80,8 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> I
             f"model.init {source}: the weights do not fit model.arch ({len(fits)} of {len(own)} tensors do)",
             hint="the embedding width, depth and layer names must be those of model.arch",
         )
+    _require_whole_blocks(own, converted, fits, source)
+    _require_finite(fits, source)
     missing = [name for name in own if name not in fits]
     identity = _layer_scale_to_one(own, missing)
     backbone.vit.load_state_dict({**own, **fits})
@@ -94,6 +97,54 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> I
         missing=tuple(missing),
         identity_layer_scale=identity,
     )
+
+
+def place_class_token(state: dict[str, Tensor], vit: Any) -> dict[str, Tensor]:
+    """`state` with its class token's position where `vit` has it: in `pos_embed`, or, as models with
+    registers have it, in the token itself. Either way the token enters the first block as it did."""
+    state = dict(state)
+    if "register_tokens" in state:  # as DINOv2 stores them
+        state["reg_token"] = state.pop("register_tokens")
+    token, positions = state.get("cls_token"), state.get("pos_embed")
+    if token is None or positions is None or positions.ndim != 3:
+        return state
+    rows = positions.shape[1]
+    if vit.no_embed_class and _is_square(rows - 1):
+        state["cls_token"] = token + positions[:, :1]
+        state["pos_embed"] = positions[:, 1:]
+    elif not vit.no_embed_class and _is_square(rows):
+        empty = positions.new_zeros(1, vit.num_prefix_tokens, positions.shape[2])
+        state["pos_embed"] = torch.cat([empty, positions], dim=1)
+    return state
+
+
+def _is_square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number
+
+
+def _require_whole_blocks(
+    own: dict[str, Tensor], found: dict[str, Tensor], fits: dict[str, Tensor], source: str
+) -> None:
+    """A block that is half random would undo what the others have learnt, so it is not begun with."""
+    depths = [1 + max(int(name.split(".")[1]) for name in names if name.startswith("blocks."))
+              for names in (found, own)]  # fmt: skip
+    unfit = [n for n, value in own.items() if n.startswith("blocks.") and value.ndim > 1 and n not in fits]
+    if depths[0] != depths[1]:
+        problem = f"{depths[0]} blocks, and model.arch has {depths[1]}"
+    elif unfit:
+        theirs = f"is {list(found[unfit[0]].shape)}" if unfit[0] in found else "is missing"
+        problem = f"other blocks than model.arch: {unfit[0]} {theirs}, not {list(own[unfit[0]].shape)}"
+    else:
+        return
+    raise UserError(
+        f"model.init {source} has {problem}", hint="set model.arch and model.arch_args to what the file holds"
+    )
+
+
+def _require_finite(tensors: dict[str, Tensor], source: str) -> None:
+    bad = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if bad:
+        raise UserError(f"model.init {source}: {bad[0]} holds numbers that are not finite")
 
 
 def _layer_scale_to_one(own: dict[str, Tensor], missing: list[str]) -> bool:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from eosin.errors import TransientError, UserError
 from eosin.models.arch import create_vit, import_timm
-from eosin.models.backbone import Backbone, build_backbone
+from eosin.models.backbone import Backbone, Crops, build_backbone
 from eosin.models.init import initialize
 from tests.support.golden import part, tensors
 from tests.support.training_run import tiny_config
@@ -69,6 +69,52 @@ def test_dinov2s_own_layout_with_its_mask_token(tmp_path: Path) -> None:
     assert torch.equal(target.mask_token, golden["mask_token"])
     assert torch.equal(target.vit.reg_token, golden["register_tokens"])
     assert torch.equal(target.vit.cls_token, golden["cls_token"] + golden["pos_embed"][:, :1])
+
+
+REGISTERS = {**TINY, "reg_tokens": 4, "no_embed_class": True}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(TINY, REGISTERS), (REGISTERS, TINY)], ids=["gained", "lost"])
+@pytest.mark.parametrize("px", [16, 32], ids=["same grid", "other grid"])
+def test_positions_survive_registers_gained_or_lost(
+    tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any], px: int
+) -> None:
+    """Class token and patches enter the first block as they did; registers alone are new or gone."""
+    source, target = backbone(px, arch_args=theirs), backbone(arch_args=ours)
+    report = initialize(target, stored(tmp_path / "m.safetensors", source.vit))
+    assert set(report.missing) == ({"reg_token"} if ours is REGISTERS else set())
+    assert set(report.dropped) == ({"reg_token"} if theirs is REGISTERS else set())
+    assert set(report.interpolated) == (set() if px == 16 else {"pos_embed"})
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, other = (b._embed(Crops(images)) for b in (source, target))
+    patches = slice(-16, None)
+    assert torch.allclose(one[:, 0], other[:, 0], atol=1e-6)
+    assert torch.allclose(one[:, patches], other[:, patches], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ({"depth": 2}, "has 2 blocks, and model.arch has 3"),
+        ({"depth": 5}, "has 5 blocks, and model.arch has 3"),
+        ({"mlp_ratio": 3}, r"blocks.0.mlp.fc1.weight is \[96, 32\], not \[128, 32\]"),
+    ],
+)
+def test_blocks_that_would_be_half_random_are_refused(
+    tmp_path: Path, theirs: dict[str, Any], message: str
+) -> None:
+    source = backbone(arch_args={**TINY, **theirs})
+    with pytest.raises(UserError, match=message):
+        initialize(backbone(), stored(tmp_path / "m.safetensors", source.vit))
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    source = backbone()
+    with torch.no_grad():
+        source.vit.blocks[1].attn.proj.bias[3] = float("nan")
+    with pytest.raises(UserError, match=r"blocks\.1\.attn\.proj\.bias holds numbers that are not finite"):
+        initialize(backbone(), stored(tmp_path / "m.safetensors", source.vit))
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
