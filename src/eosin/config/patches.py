@@ -137,6 +137,9 @@ class PatchesConfig(Section):
     """Train on this share of the slides alone; a smaller share is part of a larger one."""
     num_distinct: int | None = Field(default=None, ge=1)
     """Train on so many different patches alone; fewer are the first of more. None: a new one every time."""
+    num_distinct_per_slide: int | None = Field(default=None, ge=1)
+    """The same, of each slide: a draw is one of so many patches that the slide has, whatever other slides are
+    trained on."""
     reader: Literal["range", "stage"] = "range"
     """range: tiles straight from the store; stage: whole slides on a local disk first."""
     stage_dir: str | None = None
@@ -165,6 +168,8 @@ class PatchesConfig(Section):
             raise ValueError("mpp_range needs two values above 0, the finer one first")
         if self.mpp_range is not None and self.mpp_weights is not None:
             raise ValueError("mpp_weights are for the values of mpp; mpp_range has none")
+        if self.num_distinct is not None and self.num_distinct_per_slide is not None:
+            raise ValueError("num_distinct counts patches in all, num_distinct_per_slide of each: give one")
         if self.cohort_weights is not None and not any(self.cohort_weights.values()):
             raise ValueError("cohort_weights needs at least one weight above 0")
         if not self.mpp or any(mpp <= 0 for mpp in self.mpp):

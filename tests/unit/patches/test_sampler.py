@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,3 +223,41 @@ def test_distinct_patches_are_so_many_and_the_first_of_more(tmp_path: Path) -> N
     few, more = drawn(10), drawn(50)
     assert len(few) == 10 and len(more) == 50 and few < more
     assert len(drawn(None)) > 600
+
+
+_Patch = tuple[str, int, int, float]
+
+
+def own_patches(tmp_path: Path, num_slides: int, attempt: int = 0, **changes: Any) -> dict[str, set[_Patch]]:
+    """What 60 batches show of each slide."""
+    made = sampler(tmp_path, slides(num_slides), "train", **changes)
+    found: dict[str, set[_Patch]] = {}
+    for step in range(60):
+        for request in made.draw_batch(step, range(32), attempt):
+            key = made.snapshot.rows[request.slide].slide
+            found.setdefault(key, set()).add((key, request.x_px, request.y_px, request.mpp))
+    return found
+
+
+def test_each_slide_has_so_many_distinct_patches_and_they_are_the_first_of_more(tmp_path: Path) -> None:
+    few, more = (own_patches(tmp_path, 10, num_distinct_per_slide=number) for number in (3, 12))
+    assert len(few) == len(more) > 5
+    assert {len(patches) for patches in few.values()} == {3}
+    assert {len(patches) for patches in more.values()} == {12}
+    assert all(few[slide] < more[slide] for slide in few)
+    assert own_patches(tmp_path, 10, attempt=2, num_distinct_per_slide=3) == few, (
+        "substitutes are of them too"
+    )
+    assert all(len(patches) > 60 for patches in own_patches(tmp_path, 10).values())
+
+
+def test_a_slides_own_patches_do_not_depend_on_the_other_slides(tmp_path: Path) -> None:
+    few = own_patches(tmp_path, 10, num_distinct_per_slide=4, slide_fraction=0.3)
+    every = own_patches(tmp_path, 10, num_distinct_per_slide=4, patches_per_visit=4)
+    larger = own_patches(tmp_path, 14, num_distinct_per_slide=4, heldout={"fraction": 0})
+    assert few and all(few[slide] == every[slide] == larger[slide] for slide in few)
+
+
+def test_patches_are_counted_in_all_or_of_each_slide_not_both() -> None:
+    with pytest.raises(ValueError, match="give one"):
+        PatchesConfig(num_distinct=10, num_distinct_per_slide=2)

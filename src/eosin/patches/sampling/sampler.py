@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,14 @@ from eosin.patches.sampling.eligible import Eligible, Split, find_eligible
 _CANDIDATES = 32
 _MORE_CANDIDATES = (256, 2048)
 _Place = tuple[int, int]
+
+
+class _Origin(NamedTuple):
+    """What the draws of a patch's place are a function of, beside the seed."""
+
+    stream: str
+    step: int
+    number: int
 
 
 class Sampler:
@@ -85,13 +94,30 @@ class Sampler:
     def _draw(self, step: int, indices: Sequence[int], attempt: int) -> tuple[PatchRequest, ...]:
         visits = [i // self.config.patches_per_visit for i in indices] if attempt == 0 else indices
         slides = uniforms(self.seed, f"visit{attempt}", step, visits, 1)[:, 0]
-        drawn = uniforms(self.seed, f"spot{attempt}", step, indices, 1 + 2 * _CANDIDATES)
+        picked = [self._eligible.pick(slide) for slide in slides]
+        if self.config.num_distinct_per_slide is not None and self.split == "train":
+            return self._draw_own(step, indices, attempt, picked, self.config.num_distinct_per_slide)
+        stream = f"spot{attempt}"
+        drawn = uniforms(self.seed, stream, step, indices, 1 + 2 * _CANDIDATES)
         return tuple(
-            self._place(step, index, attempt, self._eligible.pick(slide), row)
-            for index, slide, row in zip(indices, slides, drawn, strict=True)
+            PatchRequest(step, index, *self._place(slide, row, _Origin(stream, step, index)), attempt)
+            for index, slide, row in zip(indices, picked, drawn, strict=True)
         )
 
-    def _place(self, step: int, index: int, attempt: int, slide: int, drawn: Float64) -> PatchRequest:
+    def _draw_own(
+        self, step: int, indices: Sequence[int], attempt: int, picked: Sequence[int], num_distinct: int
+    ) -> tuple[PatchRequest, ...]:
+        """Each sample is one of the slide's own first `num_distinct` patches, which its key alone tells."""
+        which = np.floor(uniforms(self.seed, f"own{attempt}", step, indices, 1)[:, 0] * num_distinct)
+        requests = []
+        for index, slide, number in zip(indices, picked, which.astype(int).tolist(), strict=True):
+            origin = _Origin(f"own:{self.snapshot.rows[int(self._eligible.rows[slide])].slide}", 0, number)
+            drawn = uniforms(self.seed, origin.stream, 0, [number], 1 + 2 * _CANDIDATES)[0]
+            requests.append(PatchRequest(step, index, *self._place(slide, drawn, origin), attempt))
+        return tuple(requests)
+
+    def _place(self, slide: int, drawn: Float64, origin: _Origin) -> tuple[int, int, int, float]:
+        """Row of the snapshot, x_px, y_px and mpp of a patch of eligible slide number `slide`."""
         mpp = self._eligible.magnifications.pick(slide, float(drawn[0]))
         number = int(self._eligible.rows[slide])
         row = self.snapshot.rows[number]
@@ -99,12 +125,12 @@ class Sampler:
         for round_number, num_candidates in enumerate(_MORE_CANDIDATES, 1):
             if share >= self._enough:
                 break
-            stream = f"spot{attempt}.{round_number}"
-            more = uniforms(self.seed, stream, step, [index], 2 * num_candidates)[0]
+            stream = f"{origin.stream}.{round_number}"
+            more = uniforms(self.seed, stream, origin.step, [origin.number], 2 * num_candidates)[0]
             other, other_share = self._best_of(row, mpp, more)
             if other_share > share:
                 place, share = other, other_share
-        return PatchRequest(step, index, number, place[0], place[1], mpp, attempt)
+        return number, *place, mpp
 
     def _first_of(self, row: SlideRow, mpp: float, candidates: Float64) -> tuple[_Place, float]:
         """The first candidate with enough tissue, else the one with most; looked at one by one."""

@@ -44,7 +44,8 @@ def decode_sampled(job: Decoding, spec: SampledConfig, log: RunLog) -> PatchSetM
 
 def sampled_sampler(job: Decoding, spec: SampledConfig) -> Sampler:
     """The sampler of the set: the run's, with the set's own seed, slides and filter."""
-    own = {"patches_per_visit": 1, "num_distinct": None, "hsv_filter": spec.hsv_filter}
+    own = {"patches_per_visit": 1, "num_distinct": None, "num_distinct_per_slide": None,
+           "hsv_filter": spec.hsv_filter}  # fmt: skip
     return Sampler(
         job.snapshot,
         job.config.patches.model_copy(update=own),
