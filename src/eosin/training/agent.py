@@ -50,7 +50,7 @@ from eosin.training.elastic.failures import (
 )
 from eosin.training.elastic.forked import Zygote, begin_zygote, fork_workers
 from eosin.training.elastic.hang import watch_for_hangs
-from eosin.training.elastic.late import exit_code_of_late, is_closed_rendezvous
+from eosin.training.elastic.late import exit_code_of_late, is_closed_rendezvous, part_when_done
 from eosin.training.elastic.lost_nodes import notice_lost_nodes
 from eosin.training.elastic.rejoin import is_lost_rendezvous, may_rejoin, rejoin
 
@@ -152,6 +152,7 @@ def _torchrun(flags: list[str], folder: Path, zygote: Zygote | None) -> int:
     from torch.distributed.run import parse_args, run
 
     notice_lost_nodes()
+    part_when_done()
     if zygote is not None:
         fork_workers(zygote)
     try:

@@ -1,10 +1,14 @@
-"""An agent that finds the rendezvous closed: was training over, or has somebody given up?"""
+"""The end of a world: nobody waits for nobody, and who finds the rendezvous closed finds out why."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousConnectionError
 
 from eosin.config import RunConfig, dump_config, load_config
@@ -14,6 +18,7 @@ from eosin.records import TrainingDone
 from eosin.storage import Store, open_store
 from eosin.training import agent
 from eosin.training.elastic.failures import FAILURES_DIR
+from eosin.training.elastic.late import part_when_done
 
 CONFIG: RunConfig = load_config("", overrides=["slides.uri=/slides", "train.num_steps=31"])
 
@@ -72,3 +77,16 @@ def test_a_rendezvous_that_is_lost_is_no_closed_one(run: Store, monkeypatch: pyt
     _end(run, CONFIG.digest())
     with pytest.raises(RendezvousConnectionError):
         _agent_meets(RendezvousConnectionError(), run, monkeypatch)
+
+
+@pytest.mark.timeout(60)
+def test_an_agent_whose_workers_are_done_does_not_wait_for_one_that_never_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    barrier: Any = SimpleElasticAgent._exit_barrier
+    monkeypatch.setattr(SimpleElasticAgent, "_exit_barrier", barrier)  # so that it is put back
+    part_when_done()
+    group = SimpleNamespace(state="SUCCEEDED", group_world_size=2)
+    agent_of_two: Any = SimpleNamespace(_store=HashStore(), _worker_group=group, _exit_barrier_timeout=3600)
+    leave: Any = SimpleElasticAgent._exit_barrier
+    leave(agent_of_two)

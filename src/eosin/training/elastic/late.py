@@ -1,10 +1,22 @@
-"""An agent that comes when the others have parted: after the end of training, or after one has given up."""
+"""The end of a world: agents part at once, and one that comes after that finds out why."""
 
 from __future__ import annotations
 
 import sys
 
 from eosin.errors import EXIT_TRANSIENT, EosinError, describe
+
+
+def part_when_done() -> None:
+    """From now on agents of this process leave as soon as their own workers have ended well.
+
+    torchrun's wait five minutes for each other, since one of them may host the store. Here it is a process of
+    its own, and workers end well together: all wait until the last one has published. An agent that waited
+    would hold its GPUs for one that has been started anew meanwhile and will never come.
+    """
+    from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
+
+    SimpleElasticAgent._exit_barrier = lambda self: None  # type: ignore[method-assign]
 
 
 def is_closed_rendezvous(error: BaseException) -> bool:
