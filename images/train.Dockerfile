@@ -27,10 +27,10 @@ LABEL org.opencontainers.image.title="eosin-train" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# Triton compiles its launchers with the system's C compiler when torch.compile first runs; the compiled
-# module needs libjpeg-turbo.
+# train.compile: Triton compiles its launchers with the system's C compiler, torch what stays on the CPU with
+# its C++ compiler (g++ brings gcc). The compiled module needs libjpeg-turbo.
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends gcc libc6-dev libjpeg62-turbo \
+ && apt-get install --yes --no-install-recommends g++ libc6-dev libjpeg62-turbo \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/eosin /opt/eosin
 # The root filesystem may be read-only: whatever wants a home gets the emptyDir at /tmp.

@@ -48,6 +48,12 @@ def test_runs_as_a_user_the_restricted_standard_accepts_and_leaves_the_command_t
     assert "COPY --from=build" in final
 
 
+def test_what_trains_can_compile() -> None:
+    """`train.compile` is refused where there is no C++ compiler (eosin.models.compiling)."""
+    installed = re.search(r"apt-get install --yes --no-install-recommends ([^\\\n]+)", stages("train")[-1])
+    assert installed is not None and "g++" in installed[1].split()
+
+
 @pytest.mark.parametrize("image", IMAGES)
 def test_base_is_a_parameter_and_the_health_of_the_import_is_checked(image: str) -> None:
     text = dockerfile(image)
