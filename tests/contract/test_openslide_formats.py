@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import openslide
 import pytest
 
 from eosin.config.patches import PatchesConfig
+from eosin.index.overview import read_local_overview
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.observability import RunLog
 from eosin.patches.geometry import box_of
@@ -204,3 +206,38 @@ def test_a_damaged_spot_costs_no_slide_but_damage_all_over_does(
     row = rows_of(tmp_path / "index")["a.mrxs"]
     assert row.status == status
     assert ("1 tiles cannot be decoded" if status == "ok" else "a.mrxs") in row.detail
+
+
+def examine(path: Path) -> str:
+    """What the index makes of a staged copy: `ok` or the reason. Anything else it raises fails the test."""
+    try:
+        slide = open_local(path)
+        header = slide.header(())
+        read_local_overview(slide, replace(header, mpp_x=0.5, mpp_y=0.5), mpp=8.0)
+    except SlideError as error:
+        assert error.message and str(path.parent) not in error.message
+        return error.reason
+    return "ok"
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_damaged_slide_has_a_reason(tmp_path: Path, name: str) -> None:
+    key, write, _ = WRITERS[name]
+    (tmp_path / "whole").mkdir()
+    write(tmp_path / "whole")
+    files = sorted(each for each in (tmp_path / "whole").rglob("*") if each.is_file())
+    rng = np.random.default_rng(len(name))
+    found = []
+    for number in range(12):
+        copy = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", copy)
+        for _ in range(1 + number % 4):
+            damaged = copy / files[int(rng.integers(len(files)))].relative_to(tmp_path / "whole")
+            data = bytearray(damaged.read_bytes())
+            at = int(rng.integers(min(len(data), 2000) if number % 2 else len(data)))
+            patch = (b"\xff\xff\xff\x7f", b"\0" * 8, b"\xff", rng.bytes(4))[int(rng.integers(4))]
+            data[at : at + len(patch)] = patch
+            damaged.write_bytes(bytes(data))
+        found.append(examine(copy / key))
+    assert set(found) <= {"ok", "not-a-slide", "corrupt-header", "corrupt-tile", "unsupported-layout"}
+    assert examine(tmp_path / "whole" / key) == "ok"

@@ -73,7 +73,7 @@ class LocalSlide:
 
 def _without_folder(error: Exception, path: Path) -> str:
     """What OpenSlide says, the same wherever the copy lies: rows of an index must not tell."""
-    return str(error).replace(f"{path.parent}/", "")
+    return str(error).replace(f"{path.parent}/", "").replace(str(path.parent), "its folder")
 
 
 def over_white(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
