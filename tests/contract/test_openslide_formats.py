@@ -13,6 +13,7 @@ import openslide
 import pytest
 
 from eosin.config.patches import PatchesConfig
+from eosin.index.inspect import inspect_index
 from eosin.index.overview import read_local_overview
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.observability import RunLog
@@ -33,7 +34,7 @@ from tests.support.openslide_files import (
     write_trestle,
     write_ventana,
 )
-from tests.support.slide_files import tissue_picture
+from tests.support.slide_files import tissue_picture, write_dicom
 
 Pixels = npt.NDArray[np.uint8]
 PIXELS = tissue_picture(768, 896, seed=5)
@@ -241,3 +242,13 @@ def test_a_damaged_slide_has_a_reason(tmp_path: Path, name: str) -> None:
         found.append(examine(copy / key))
     assert set(found) <= {"ok", "not-a-slide", "corrupt-header", "corrupt-tile", "unsupported-layout"}
     assert examine(tmp_path / "whole" / key) == "ok"
+
+
+def test_inspect_tells_what_is_staged_and_uneven_resolution(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    write_czi((slides.mkdir() or slides) / "a.czi", PIXELS)
+    write_dicom(slides / "b.dcm", PIXELS, mpp=(0.25, 0.5))
+    index(config_for(slides, tmp_path / "index"))
+    text = str(inspect_index(str(tmp_path / "index")))
+    assert "0.25 × 0.5 1 · 0.5 1" in text and "jpeg 1 · staged 1" in text
+    assert "896 × 768 px, 1/1, by OpenSlide" in str(inspect_index(str(tmp_path / "index"), "a.czi"))

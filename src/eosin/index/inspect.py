@@ -11,7 +11,7 @@ from eosin.errors import UserError
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.index.split import copies
-from eosin.slides.model import Level
+from eosin.slides.model import Level, SlideHeader
 
 _MPPS = (0.25, 0.5, 1.0, 2.0)
 _PATCH_PX = 256
@@ -162,8 +162,8 @@ def _inspect(uri: str, snapshot: Snapshot) -> Inspection:
         tissue_mm2=snapshot.manifest.tissue_mm2,
         statuses=_by_count(row.status for row in rows),
         vendors=_by_count(row.header.vendor for row in usable),
-        mpps=_by_count(f"{row.header.mpp_x:.3g}" for row in usable),
-        compressions=_by_count(row.header.levels[0].compression for row in usable),
+        mpps=_by_count(_mpp_of(row.header) for row in usable),
+        compressions=_by_count(_compression_of(row.header) for row in usable),
         patches=possible_patches(rows),
         mpp_sources=_by_count(row.mpp_source for row in usable),
         cohorts=_by_count(row.cohort for row in usable if row.cohort),
@@ -183,16 +183,25 @@ def _inspect_slide(row: SlideRow) -> SlideInspection:
         objects=tuple(each.key for each in header.objects), size_bytes=row.size_bytes,
         vendor=header.vendor, format=header.format, access=header.access,
         mpp_x=header.mpp_x, mpp_y=header.mpp_y, mpp_source=row.mpp_source,
-        levels=tuple(
-            _level(each) for each in header.levels
-        ),
+        levels=tuple(_level(each, header.access) for each in header.levels),
         tissue_mm2=row.tissue_mm2, tissue_share=share, patches=possible_patches([row]),
         patient=row.patient, cohort=row.cohort, labels=row.labels, extra=row.extra,
     )  # fmt: skip
 
 
-def _level(level: Level) -> str:
+def _mpp_of(header: SlideHeader) -> str:
+    x, y = f"{header.mpp_x:.3g}", f"{header.mpp_y:.3g}"
+    return x if x == y else f"{x} × {y}"
+
+
+def _compression_of(header: SlideHeader) -> str:
+    return "staged" if header.access == "local" else header.levels[0].compression
+
+
+def _level(level: Level, access: str) -> str:
     size = f"{level.width_px} × {level.height_px} px, 1/{level.downsample:g}"
+    if access == "local":
+        return f"{size}, by OpenSlide from a staged copy"
     tiles = (
         f"{level.compression} {level.color_space} tiles of {level.tile_width_px} × {level.tile_height_px} px"
     )
