@@ -15,6 +15,7 @@ from eosin.config import RunConfig
 from eosin.models.arch import import_timm
 from eosin.models.backbone import Crops, build_backbone
 from eosin.observability import RunLog
+from eosin.training.checkpoints.state import flat_parts, take_snapshot
 from eosin.training.engine.slots import batch_indices
 from eosin.training.engine.step import Learner, StepResult
 from eosin.training.loop import Trainer
@@ -135,6 +136,21 @@ def test_a_run_of_the_loop_takes_the_steps_of_one_at_a_time() -> None:
     ahead = [result.loss for _, result in trainer._steps(ArraySource(), range(6), str)]
     assert ahead == pytest.approx([result.loss for result in apart], rel=1e-5)
     assert distance(trainer.learner, learner) < 1e-5
+
+
+def test_a_snapshot_is_the_state_in_pinned_memory_and_stays_as_it_was() -> None:
+    config = tiny_config(num_steps=4)
+    _, learner = steps(config, "cuda", 2)
+    snapshot = take_snapshot(learner, 2, None)
+    expected = {name: value.cpu().clone() for name, value in flat_parts(learner).items()}
+    trainer = Trainer(config, learner.world, RunLog("gpu"))
+    trainer.learner = learner
+    indices = batch_indices(learner.world.own_slots, config.train.slot_size)
+    for step, batch in enumerate(ArraySource().batches((t, indices) for t in range(2, 4)), 2):
+        learner.step(step, trainer._slots(step, batch))
+    kept = {f"{part}/{name}": v for part, tensors in snapshot.parts.items() for name, v in tensors.items()}
+    assert kept.keys() == expected.keys()
+    assert all(value.is_pinned() and torch.equal(value, expected[name]) for name, value in kept.items())
 
 
 def test_the_device_multiplies_bf16_faster_than_float32() -> None:

@@ -24,9 +24,8 @@ from eosin.training.checkpoints.state import (
     row_block,
     set_step,
     take_snapshot,
-    to_host,
 )
-from eosin.training.engine.parallel import whole
+from eosin.training.engine.parallel import local, whole
 from eosin.training.engine.slots import Slot, batch_indices
 from eosin.training.engine.step import Learner, NonFinite
 from eosin.training.loop import Trainer
@@ -148,6 +147,11 @@ def test_pieces_in_memory_of_a_larger_world_go_to_a_smaller_one() -> None:
     in_ranks(move_pieces, 2)
 
 
+def own_copy(value: Tensor) -> Tensor:
+    """Of what this rank holds."""
+    return local(value.detach()).clone()
+
+
 def copies_are_of_ones_own_rows(rank: int, num_ranks: int, folder: Path) -> None:
     config = tiny_config(parallel="fsdp")
     learner = sharded_learner(config, World(config.train.num_slots, rank, num_ranks))
@@ -158,7 +162,7 @@ def copies_are_of_ones_own_rows(rank: int, num_ranks: int, folder: Path) -> None
     assert held < 0.6 * everything
     before = {part: {n: t.clone() for n, t in tensors.items()} for part, tensors in taken.parts.items()}
     gathered = {
-        part: {name: to_host(whole(value)) for name, value in tensors.items()}
+        part: {name: own_copy(whole(value)) for name, value in tensors.items()}
         for part, tensors in live_parts(learner).items()
     }
     with torch.no_grad():
@@ -205,11 +209,11 @@ def poisoned(rank: int, num_ranks: int) -> None:
     slots = {slot: random_slot(config, slot) for slot in world.own_slots}
     if 6 in slots:
         slots[6].global_crops.fill_(torch.inf)
-    before = [to_host(p) for p in learner.student.parameters()]
+    before = [own_copy(p) for p in learner.student.parameters()]
     with pytest.raises(NonFinite) as raised:
         learner.step(3, slots)
     assert (raised.value.step, raised.value.slots) == (3, (6,))
-    assert all(torch.equal(to_host(p), q) for p, q in zip(learner.student.parameters(), before, strict=True))
+    assert all(torch.equal(own_copy(p), q) for p, q in zip(learner.student.parameters(), before, strict=True))
     dist.barrier()
 
 

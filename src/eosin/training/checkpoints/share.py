@@ -22,10 +22,10 @@ def take_share(learner: Learner, step: int, loss: float | None) -> Snapshot:
     else:
         wanted = _shares(flat_parts(learner), world.size)[world.rank]
     parts = {
-        part: {name: to_host(value) for name, value in tensors.items() if f"{part}/{name}" in wanted}
+        part: {name: value for name, value in tensors.items() if f"{part}/{name}" in wanted}
         for part, tensors in live.items()
     }
-    return Snapshot(step, loss, parts, world.rank, world.size, rows)
+    return Snapshot(step, loss, to_host(parts), world.rank, world.size, rows)
 
 
 def _shares(state: dict[str, Tensor], num_ranks: int) -> list[set[str]]:

@@ -52,9 +52,7 @@ def take_snapshot(learner: Learner, step: int, loss: float | None) -> Snapshot:
     """Copy what this rank holds to host memory. Costs 16 bytes a parameter, shared by the ranks that hold
     shards, and the time of one copy."""
     live = live_parts(learner)
-    parts = {
-        part: {name: to_host(value) for name, value in tensors.items()} for part, tensors in live.items()
-    }
+    parts = to_host(live)
     if not learner.spread.is_sharded:
         return Snapshot(step, loss, parts)
     return Snapshot(step, loss, parts, learner.world.rank, learner.world.size, rows_of(learner, live))
@@ -78,9 +76,25 @@ def row_block(num_rows: int, index: int, num_pieces: int) -> range:
     return range(start, min(start + each, num_rows))
 
 
-def to_host(value: Tensor) -> Tensor:
-    """A copy of what this rank holds of `value`."""
-    return local(value.detach()).to("cpu", copy=True)
+def to_host(parts: Parts) -> Parts:
+    """Copies of what this rank holds of every tensor, asked for together and waited for once.
+
+    From a GPU into pinned memory, which is several times as fast; torch keeps it for the next copy.
+    """
+    copies = {
+        part: {name: _begin_copy(local(value.detach())) for name, value in tensors.items()}
+        for part, tensors in parts.items()
+    }
+    if any(local(value).is_cuda for tensors in parts.values() for value in tensors.values()):
+        torch.cuda.current_stream().synchronize()
+    return copies
+
+
+def _begin_copy(value: Tensor) -> Tensor:
+    if not value.is_cuda:
+        return value.to("cpu", copy=True)
+    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    return copy.copy_(value, non_blocking=True)
 
 
 def live_parts(learner: Learner) -> Parts:
