@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from eosin.errors import UserError
+from eosin.errors import TransientError, UserError
 from eosin.slides.errors import SlideError
 from eosin.slides.model import SlideObject
 from eosin.storage import Store
 
+_DOWNLOADS = 5
 _SPARE_BYTES = 64 * 2**20
 _DISK_TROUBLE = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOENT)
 
@@ -44,15 +45,26 @@ def staged(store: Store, objects: Sequence[SlideObject], folder: str | Path | No
 def stage(store: Store, objects: Sequence[SlideObject], folder: Path) -> Path:
     """Download `objects` under `folder`, keeping their relative places; the first one's local path.
 
-    Raises `SlideError` (`changed`) where an object is no longer the one listed.
+    Raises `SlideError` (`changed`) where an object is no longer the one listed, `TransientError` where it
+    keeps coming short.
     """
     base = PurePosixPath(objects[0].key).parent
     for each in objects:
         target = folder / _below(PurePosixPath(each.key), base)
         target.parent.mkdir(parents=True, exist_ok=True)
+        _download(store, each, target)
+    return folder / PurePosixPath(objects[0].key).name
+
+
+def _download(store: Store, each: SlideObject, target: Path) -> None:
+    """Only the listing knows how long the object must be: an answer cut short can agree with itself."""
+    for _ in range(_DOWNLOADS):
         if store.download(each.key, target).etag != each.etag:
             raise SlideError("changed", f"{each.key} was replaced since it was listed")
-    return folder / PurePosixPath(objects[0].key).name
+        num_bytes = target.stat().st_size
+        if num_bytes == each.size_bytes:
+            return
+    raise TransientError(f"{each.key} came short {_DOWNLOADS} times: {num_bytes} of {each.size_bytes} bytes")
 
 
 def _below(key: PurePosixPath, base: PurePosixPath) -> PurePosixPath:

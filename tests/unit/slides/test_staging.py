@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 import eosin.slides.staging as staging
-from eosin.errors import UserError
+from eosin.errors import TransientError, UserError
 from eosin.slides.errors import SlideError
 from eosin.slides.model import SlideObject
 from eosin.slides.staging import staged
-from eosin.storage import open_store
+from eosin.storage import ObjectInfo, open_store
+from tests.support.counting import CountingStore
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -38,6 +39,36 @@ def test_a_slide_replaced_since_it_was_listed_is_noticed(tmp_path: Path) -> None
         staged(open_store(str(tmp_path)), [SlideObject("a.ndpi", "old", 3)]),
     ):
         raise AssertionError("staged all the same")
+
+
+class _Short(CountingStore):
+    """The first `num_short` downloads bring half of the object."""
+
+    num_short = 0
+
+    def download(self, key: str, path: Path) -> ObjectInfo:
+        found = super().download(key, path)
+        if len(self.downloads) <= self.num_short:
+            path.write_bytes(path.read_bytes()[: found.size_bytes // 2])
+        return found
+
+
+@pytest.mark.parametrize("num_short", [1, 4, 5])
+def test_an_object_that_comes_short_is_fetched_again(tmp_path: Path, num_short: int) -> None:
+    (tmp_path / "a.ndpi").write_bytes(b"0123456789")
+    store = _Short(open_store(str(tmp_path)))
+    store.num_short = num_short
+    info = store.head("a.ndpi")
+    objects = [SlideObject("a.ndpi", info.etag, info.size_bytes)]
+    if num_short == 5:
+        with (
+            pytest.raises(TransientError, match=r"a\.ndpi came short 5 times: 5 of 10"),
+            staged(store, objects),
+        ):
+            raise AssertionError("staged all the same")
+    else:
+        with staged(store, objects) as path:
+            assert path.read_bytes() == b"0123456789"
 
 
 def test_a_full_disk_is_said_so_before_anything_is_fetched(
