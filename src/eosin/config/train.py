@@ -83,7 +83,8 @@ class ElasticConfig(Section):
     max_restarts: int = Field(default=1000, ge=0)
     max_restarts_without_progress: int = Field(default=3, ge=1)
     join_timeout_s: float = Field(default=86400, gt=0)
-    last_call_timeout_s: float = Field(default=15, gt=0)
+    last_call_timeout_s: float = Field(default=5, gt=0)
+    """How long agents that meet wait for more of them, once there are enough. Every loss of a node costs it."""
     keep_alive_interval_s: float = Field(default=5, gt=0)
     keep_alive_attempts: int = Field(default=3, ge=1)
     shutdown_timeout_s: float = Field(default=25, gt=0)
