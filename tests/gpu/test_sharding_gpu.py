@@ -74,11 +74,14 @@ def group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("method", ["dino", "dinov2"])
-def test_float32_shards_take_the_steps_of_replicas(method: str, group: None) -> None:
+def test_float32_shards_take_the_steps_of_replicas(method: str, compiled: bool, group: None) -> None:
+    torch._dynamo.reset()
     config = tiny_config(method=method, optimizer={"lr": 1e-3})
     theirs, replicas = steps(config, DEVICE, 3)
-    ours, shards = steps(sharded(config), DEVICE, 3)
+    faster = config.train.model_copy(update={"compile": compiled, "parallel": "fsdp"})
+    ours, shards = steps(config.model_copy(update={"train": faster}), DEVICE, 3)
     assert shards.spread.is_sharded and not replicas.spread.is_sharded
     for one, other in zip(ours, theirs, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)

@@ -64,8 +64,7 @@ class Objective:
         self._config = config
         self._world = world
         self._kernels = compiled_kernels() if config.compile else PLAIN
-        gains = world.device.type != "cpu" or config.parallel == "fsdp"
-        self._packs = gains if config.pack == "auto" else config.pack == "on"
+        self._packs = config.pack == "on" if config.pack != "auto" else _packing_gains(config, world.device)
 
     def new_centers(self, network: Network) -> Centers:
         def zeros(head: ProjectionHead) -> Tensor:
@@ -176,6 +175,11 @@ class Objective:
         total = self._world.sum_over_slots(sums, torch.cat([center, ones]))
         momentum = self._config.dino.center_momentum
         center.mul_(momentum).add_(total[:-1] / total[-1].clamp(min=1), alpha=1 - momentum)
+
+
+def _packing_gains(config: TrainConfig, device: torch.device) -> bool:
+    """On a GPU, and where every pass gathers the blocks; the same for any spread in deterministic mode."""
+    return device.type != "cpu" or config.parallel == "fsdp" or config.deterministic
 
 
 def _teacher_views(teacher: Network, slot: Slot, uses_ibot: bool) -> TeacherViews:
