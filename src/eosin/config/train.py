@@ -84,7 +84,7 @@ class ElasticConfig(Section):
     max_restarts_without_progress: int = Field(default=3, ge=1)
     join_timeout_s: float = Field(default=86400, gt=0)
     last_call_timeout_s: float = Field(default=5, gt=0)
-    """How long agents that meet wait for more of them, once there are enough. Every loss of a node costs it."""
+    """How long agents that meet wait for more, once there are enough. Every loss of a node costs it."""
     keep_alive_interval_s: float = Field(default=5, gt=0)
     keep_alive_attempts: int = Field(default=3, ge=1)
     shutdown_timeout_s: float = Field(default=25, gt=0)
