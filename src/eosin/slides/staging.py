@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from eosin.errors import TransientError, UserError
 from eosin.slides.errors import SlideError
 from eosin.slides.model import SlideObject
-from eosin.storage import Store
+from eosin.storage import ObjectChanged, Store
 
 _DOWNLOADS = 5
 _SPARE_BYTES = 64 * 2**20
@@ -52,15 +52,21 @@ def stage(store: Store, objects: Sequence[SlideObject], folder: Path) -> Path:
     for each in objects:
         target = folder / _below(PurePosixPath(each.key), base)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _download(store, each, target)
+        try:
+            download(store, each, target)
+        except ObjectChanged as error:
+            raise SlideError("changed", f"{each.key} was replaced since it was listed") from error
     return folder / PurePosixPath(objects[0].key).name
 
 
-def _download(store: Store, each: SlideObject, target: Path) -> None:
-    """Only the listing knows how long the object must be: an answer cut short can agree with itself."""
+def download(store: Store, each: SlideObject, target: Path) -> None:
+    """Only the listing knows how long the object must be: an answer cut short can agree with itself.
+
+    Raises `ObjectChanged` where it is no longer the one listed, `TransientError` where it keeps coming short.
+    """
     for _ in range(_DOWNLOADS):
         if store.download(each.key, target).etag != each.etag:
-            raise SlideError("changed", f"{each.key} was replaced since it was listed")
+            raise ObjectChanged(each.key)
         num_bytes = target.stat().st_size
         if num_bytes == each.size_bytes:
             return

@@ -23,12 +23,12 @@ from pathlib import Path, PurePosixPath
 
 from eosin.errors import TransientError, UserError
 from eosin.slides.model import SlideObject
-from eosin.storage import ObjectChanged, Store
+from eosin.slides.staging import download
+from eosin.storage import Store
 
 _PART = ".part"
 _POLL_S = 0.05
 _WAIT_FOR_ROOM_S = 600.0
-_DOWNLOADS = 5
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class StagePool:
             for number, each in enumerate(objects):
                 path = path_in(part, objects, number)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._download(each, path)
+                download(self.store, each, path)
             with contextlib.suppress(OSError):  # another process was first
                 part.rename(folder)
         except OSError as error:
@@ -97,17 +97,6 @@ class StagePool:
         finally:
             shutil.rmtree(part, ignore_errors=True)
             os.close(lock)
-
-    def _download(self, each: SlideObject, path: Path) -> None:
-        """Only the index knows how long the object must be: an answer cut short can agree with itself."""
-        for _ in range(_DOWNLOADS):
-            if self.store.download(each.key, path).etag != each.etag:
-                raise ObjectChanged(each.key)
-            if path.stat().st_size == each.size_bytes:
-                return
-        raise TransientError(
-            f"{each.key} came short {_DOWNLOADS} times: {path.stat().st_size} of {each.size_bytes} bytes"
-        )
 
     def _reserve(self, folder: Path) -> tuple[Path, int]:
         """A locked part folder, whose name counts its bytes, once there is room for it."""
