@@ -295,9 +295,7 @@ def test_a_slip_does_not_use_up_a_name(indexed: Path, tmp_path: Path, wrong: lis
 
 def test_a_pattern_of_slides_that_do_not_serve_says_why_not(tmp_path: Path) -> None:
     rows = [paper_row("a.svs", paper_header(4000, 4000)), paper_row("c/b.svs", paper_header(300, 200))]
-    with pytest.raises(
-        UserError, match=r"1 slides .* matches 1 that do not:\n  c/b.svs: too-small"
-    ):
+    with pytest.raises(UserError, match=r"1 slides .* matches 1 that do not:\n  c/b.svs: too-small"):
         paper_plan(tmp_path, rows, slides=["c/*"])
 
 
