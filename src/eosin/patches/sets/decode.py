@@ -48,18 +48,35 @@ def decode_held_out(job: Decoding, log: RunLog) -> PatchSetShard:
     sampler, notes = held_out_sampler(job.snapshot, config, job.name)
     part = _part(encoding.num_patches, job.shard, job.num_shards)
     speed = Throughput(log, len(part), "patches")
+    published = publish_drawn(job, key, sampler, encoding, part, log, speed, split=HELD_OUT, notes=notes)
+    speed.report()
+    return published
+
+
+def publish_drawn(
+    job: Decoding,
+    key: str,
+    sampler: Sampler,
+    encoding: EncodingConfig,
+    indices: Sequence[int],
+    log: RunLog,
+    speed: Throughput,
+    *,
+    split: str,
+    notes: tuple[str, ...] = (),
+) -> PatchSetShard:
+    """Draw the samples `indices` of step 0, encode them and publish them as shard `key`."""
     quarantine = Quarantine(job.store, job.snapshot)
-    rows, rejected = draw_rows(sampler, quarantine, encoding, part, log, speed, split=HELD_OUT)
+    rows, rejected = draw_rows(sampler, quarantine, encoding, indices, log, speed, split=split)
     marker = ShardMarker(
         snapshot_id=job.snapshot.manifest.snapshot_id,
-        patch_px=config.patches.patch_px,
-        mpp=config.patches.shown_mpp,
+        patch_px=sampler.config.patch_px,
+        mpp=sampler.config.shown_mpp,
         encoding=encoding.encoding,
         format=encoding.format,
         rejected=rejected,
         notes=notes,
     )
-    speed.report()
     return publish_shard(job.store, key, rows, marker)
 
 

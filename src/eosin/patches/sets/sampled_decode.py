@@ -8,11 +8,9 @@ import numpy.typing as npt
 from eosin.config.patches import SampledConfig
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.patches.decoding.quarantine import Quarantine
 from eosin.patches.sampling.sampler import Sampler
-from eosin.patches.sets.decode import draw_rows, seed_of
-from eosin.patches.sets.patchset import ShardMarker
-from eosin.patches.sets.publish import find_published, publish_manifest, publish_shard, shard_suffix
+from eosin.patches.sets.decode import publish_drawn, seed_of
+from eosin.patches.sets.publish import find_published, publish_manifest, shard_suffix
 from eosin.patches.sets.set_spec import Decoding, pin_set
 from eosin.patches.sets.throughput import Throughput
 from eosin.records import PatchSetManifest
@@ -34,8 +32,10 @@ def decode_sampled(job: Decoding, spec: SampledConfig, log: RunLog) -> PatchSetM
     todo = [number for number in own if keys[number] not in published]
     order = _by_slide(sampler, spec.num_patches) if todo else np.empty(0, np.int64)
     speed = Throughput(log, sum(len(_part(order, number, spec)) for number in todo), "patches")
+    split = "" if spec.split == "all" else spec.split
     for number in todo:
-        _decode_shard(job, spec, sampler, keys[number], _part(order, number, spec).tolist(), log, speed)
+        indices = _part(order, number, spec).tolist()
+        publish_drawn(job, keys[number], sampler, spec, indices, log, speed, split=split)
     speed.report()
     if find_published(job.store, job.name) >= set(keys):
         return publish_manifest(job.store, job.name, keys, log)
@@ -72,26 +72,3 @@ def _by_slide(sampler: Sampler, num_patches: int) -> npt.NDArray[np.int64]:
 
 def _part(order: npt.NDArray[np.int64], number: int, spec: SampledConfig) -> npt.NDArray[np.int64]:
     return order[number * spec.patches_per_shard : (number + 1) * spec.patches_per_shard]
-
-
-def _decode_shard(
-    job: Decoding,
-    spec: SampledConfig,
-    sampler: Sampler,
-    key: str,
-    indices: list[int],
-    log: RunLog,
-    speed: Throughput,
-) -> None:
-    split = "" if spec.split == "all" else spec.split
-    quarantine = Quarantine(job.store, job.snapshot)
-    rows, rejected = draw_rows(sampler, quarantine, spec, indices, log, speed, split=split)
-    marker = ShardMarker(
-        snapshot_id=job.snapshot.manifest.snapshot_id,
-        patch_px=sampler.config.patch_px,
-        mpp=sampler.config.shown_mpp,
-        encoding=spec.encoding,
-        format=spec.format,
-        rejected=rejected,
-    )
-    publish_shard(job.store, key, rows, marker)
