@@ -44,7 +44,8 @@ class RangeReader:
                 bodies[number] = self._read_by_boto(requests[number])
         missing = [number for number in range(len(requests)) if number not in bodies]
         signing = self._clients.signing(self._bucket)
-        gets = [self._get(requests[number], signing.token) for number in missing]
+        base = self._clients.bucket_url(self._bucket)
+        gets = [_get(base, requests[number], signing.token) for number in missing]
         failed: TransientError | None = None
         for number, answer in zip(missing, self._clients.lanes.fetch(gets, signing.user), strict=True):
             try:
@@ -53,13 +54,6 @@ class RangeReader:
                 failed = failed or error
         if failed is not None:
             raise failed
-
-    def _get(self, request: Request, token: str) -> Get:
-        headers = [] if request.etag is None else [f"If-Match: {quoted(request.etag)}"]
-        if token:
-            headers.append(f"X-Amz-Security-Token: {token}")
-        url = self._clients.bucket_url(self._bucket) + quote(request.key, safe="/~")
-        return Get(url, request.start, request.end, tuple(headers))
 
     def _body(self, request: Request, answer: Answer) -> bytes:
         wanted = request.end - request.start
@@ -111,6 +105,13 @@ class RangeReader:
         if isinstance(error, PreconditionFailed):
             return ObjectChanged(f"{request.key} is not the version {request.etag}")
         return error
+
+
+def _get(base_url: str, request: Request, token: str) -> Get:
+    headers = [] if request.etag is None else [f"If-Match: {quoted(request.etag)}"]
+    if token:
+        headers.append(f"X-Amz-Security-Token: {token}")
+    return Get(base_url + quote(request.key, safe="/~"), request.start, request.end, tuple(headers))
 
 
 def quoted(etag: str) -> str:

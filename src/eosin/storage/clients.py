@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -37,7 +37,6 @@ class Clients:
     session: boto3.Session
     boto: S3Client
     lanes: Lanes
-    _urls: dict[str, str] = field(default_factory=dict)
 
     def signing(self, bucket: str) -> Signing:
         """The credentials of this moment; botocore renews those that expire. Raises `UserError` for none."""
@@ -51,9 +50,10 @@ class Clients:
 
     def bucket_url(self, bucket: str) -> str:
         """Where the keys of a bucket begin, with the slash before them."""
-        if bucket not in self._urls:
-            self._urls[bucket] = _bucket_url(self, bucket)
-        return self._urls[bucket]
+        endpoint, style = self.boto.meta.endpoint_url, self.settings.addressing_style
+        if style == "virtual" or (style == "auto" and "." not in bucket):
+            return endpoint.replace("://", f"://{bucket}.", 1) + "/"
+        return f"{endpoint}/{bucket}/"
 
 
 _clients: dict[S3Settings, Clients] = {}
@@ -121,13 +121,6 @@ def _boto_config(settings: S3Settings) -> Any:
         signature_version=UNSIGNED if settings.anonymous else None,
         **checksums,
     )
-
-
-def _bucket_url(clients: Clients, bucket: str) -> str:
-    endpoint, style = clients.boto.meta.endpoint_url, clients.settings.addressing_style
-    if style == "virtual" or (style == "auto" and "." not in bucket):
-        return endpoint.replace("://", f"://{bucket}.", 1) + "/"
-    return f"{endpoint}/{bucket}/"
 
 
 def _make_lanes(settings: S3Settings, boto: S3Client) -> Lanes:
