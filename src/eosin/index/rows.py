@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from eosin.errors import PermanentError
 from eosin.index.tissue_mask import TissueMask
+from eosin.records.parquet import read_table
 from eosin.slides.model import Level, SlideHeader, SlideObject
 from eosin.storage import NotFound, Store
 
@@ -175,8 +176,7 @@ class Rows(Sequence[SlideRow]):
 def decode_rows(data: bytes, *, source: str) -> Rows:
     """The rows in Parquet bytes. Raises `PermanentError` naming `source` where they are not rows."""
     try:
-        with pq.ParquetFile(io.BytesIO(data), pre_buffer=False) as file:
-            return Rows(conformed(file.read(use_threads=False)))
+        return Rows(conformed(read_table(data)))
     except (pa.ArrowException, OSError) as error:
         raise PermanentError(f"{source} does not hold index rows: {error}", hint="index again") from error
 

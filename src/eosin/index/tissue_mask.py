@@ -20,8 +20,8 @@ _BITS_BYTES = 256 * 2**20
 _SUMS_BYTES = 256 * 2**20
 # What looking at one window costs, in mask pixels passed over by a summed-area table.
 _WINDOW_COST = 4096
-# Opened at every draw of a slide met for the first time: zstd takes a third of zlib's time, and of a quarter
-# less bytes. Higher levels save little and cost the index seconds a slide.
+# A mask is unpacked at every first draw on its slide: zstd takes a third of zlib's time there, and a quarter
+# less room. Higher levels save little room and cost the index more time.
 _CODEC = pa.Codec("zstd", compression_level=9)
 _NO_AREA = "a box needs a width and a height above 0"
 Floats = npt.NDArray[np.float64]
