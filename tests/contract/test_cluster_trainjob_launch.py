@@ -118,6 +118,13 @@ def end(server: ApiServer, state: str, message: str = "") -> None:
     patch(server, {"status": {"conditions": [suspended, ended]}})
 
 
+def ends_well(server: ApiServer, store: Store, join: Callable[[], Any]) -> None:
+    """Training ends, the TrainJob is complete, and the launcher that `join` waits for says so."""
+    store.put(RunLayout.TRAINING_DONE, DONE.to_json())
+    end(server, "Complete")
+    assert join() == DONE
+
+
 def before(server: ApiServer, image: str = IMAGE) -> None:
     """What an earlier launcher made, and Trainer of it."""
     runtime, train_job = render_trainjob(CONFIG, RUN, image=image, namespace=NAMESPACE, owner=OWNER)
@@ -140,9 +147,7 @@ def order(server: ApiServer, method: str) -> list[str]:
 def test_runtime_then_trainjob_followed_to_its_end(server: ApiServer, run: Store) -> None:
     join = launched(server, run)
     made = job(server)
-    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
-    end(server, "Complete")
-    assert join() == DONE
+    ends_well(server, run, join)
     assert order(server, "post") == ["trainingruntimes", "trainjobs"]
     runtime = there(server, "trainingruntimes")
     assert runtime is not None
@@ -157,9 +162,7 @@ def test_restarted_launcher_adopts_both(server: ApiServer, run: Store) -> None:
     before(server, image="reg/eosin@sha256:0")
     join = launched(server, run)
     eventually(lambda: server.requests("get", "/pods"))
-    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
-    end(server, "Complete")
-    assert join() == DONE
+    ends_well(server, run, join)
     assert job(server)["metadata"]["uid"] == "before"
     assert server.requests("delete", "/") == []
     found = [json.loads(line) for info in run.list("logs/") for line in run.get(info.key).splitlines()]
@@ -174,9 +177,7 @@ def test_runtime_that_leaves_after_its_trainjob_is_not_waited_for(server: ApiSer
         "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})  # fmt: skip
     join = launched(server, run)
     eventually(lambda: server.requests("get", "/pods"))
-    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
-    end(server, "Complete")
-    assert join() == DONE
+    ends_well(server, run, join)
     assert server.requests("delete", "/") == []
 
 
@@ -186,9 +187,7 @@ def test_launcher_killed_between_the_two_goes_on(server: ApiServer, run: Store) 
         server.mock.objects[resource, NAMESPACE, NAME].delete()
     join = launched(server, run)
     job(server)
-    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
-    end(server, "Complete")
-    assert join() == DONE
+    ends_well(server, run, join)
     assert server.requests("delete", "/") == []
     runtime = there(server, "trainingruntimes")
     assert runtime is not None and runtime["metadata"]["uid"] == "runtime-before"
@@ -200,9 +199,7 @@ def test_runtime_of_an_older_image_without_its_trainjob_is_replaced(server: ApiS
         server.mock.objects[resource, NAMESPACE, NAME].delete()
     join = launched(server, run)
     job(server)
-    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
-    end(server, "Complete")
-    assert join() == DONE
+    ends_well(server, run, join)
     (deleted,) = server.requests("delete", "/")
     assert deleted.data["preconditions"]["uid"] == "runtime-before"
     assert IMAGE in json.dumps(there(server, "trainingruntimes"))
@@ -213,9 +210,7 @@ def test_failed_attempt_is_replaced_with_its_runtime(server: ApiServer, run: Sto
     end(server, "Failed")
     join = launched(server, run)
     eventually(lambda: (found := there(server, "trainjobs")) and found["metadata"].get("uid") != "before")
-    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
-    end(server, "Complete")
-    assert join() == DONE
+    ends_well(server, run, join)
     assert order(server, "delete") == ["trainingruntimes", "trainjobs"]
     assert IMAGE in json.dumps(there(server, "trainingruntimes"))
 
