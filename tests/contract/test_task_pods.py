@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from eosin.cli.app import invoke
-from eosin.cli.parameters import compiled_pipeline, pipeline_names
-from eosin.cli.placement import place, place_text, placed, read_pods
 from eosin.config.tasks import TaskPodConfig
 from eosin.errors import UserError
+from eosin.kubeflow.parameters import compiled_pipeline, pipeline_names
+from eosin.kubeflow.task_pods import place, place_text, placed, read_pods
 
 SLICE = {
     "gpus": 2, "gpu_resource": "nvidia.com/mig-1g.10gb", "cpu": "4", "memory": "16Gi", "shm_size": "8Gi",

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eosin.cli.parameters import arguments_of, compiled_pipeline
-from eosin.cli.placement import place, read_pods
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.site import with_site_defaults
 from eosin.config import load_config
+from eosin.kubeflow.parameters import arguments_of, compiled_pipeline
+from eosin.kubeflow.task_pods import place, read_pods
 
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIAL = (ROOT / "docs/how-to/cluster.md").read_text()

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
-from eosin.cli import local_run
 from eosin.errors import PermanentError, UserError
+from eosin.kubeflow import local_run
 
 
 class Usage(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from eosin.cli.parameters import arguments_of, compiled_pipeline, pipeline_names, takes
 from eosin.errors import UserError
+from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, pipeline_names, takes
 
 GIVEN = {"run": "s3://b/runs/x", "registry": "s3://b/reg", "name": "he"}
 

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from eosin.cli.options import PodSettings, PodsFile
 from eosin.cli.output import AsJson, emit
-from eosin.cli.parameters import compiled_pipeline, takes
-from eosin.cli.placement import PodSettings, PodsFile, place_text, read_pods
 from eosin.errors import UserError
+from eosin.kubeflow.parameters import compiled_pipeline, takes
+from eosin.kubeflow.task_pods import place_text, read_pods
 
 
 def register(app: typer.Typer) -> None:

@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from eosin.cli.options import Param
 from eosin.cli.output import AsJson, Settings, emit
-from eosin.cli.parameters import Param, arguments_of, compiled_pipeline, takes
 from eosin.config import RunConfig
 from eosin.errors import UserError
+from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, takes
 from eosin.runs import dated
 
 Pipeline = Literal["pretrain", "evaluate", "retrain", "scaling_study"]
@@ -64,7 +65,7 @@ def run(
             "say where to run: --local runs on this machine",
             hint=f"on a cluster: eosin submit {pipeline} --run {run_uri}, see `eosin submit --help`",
         )
-    from eosin.cli.local_run import run_pipeline
+    from eosin.kubeflow.local_run import run_pipeline
 
     run_pipeline(path, _here(config, takes(path)) | arguments)
     from eosin.status import run_status

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from eosin.cli.options import Param, PodSettings, PodsFile
 from eosin.cli.output import AsJson, Settings, emit
-from eosin.cli.parameters import Param, arguments_of, compiled_pipeline, takes
-from eosin.cli.placement import PodSettings, PodsFile, placed, read_pods
 from eosin.errors import UserError
+from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, takes
+from eosin.kubeflow.task_pods import placed, read_pods
 
 _MAX_NAME = 63
 schedule_app = typer.Typer(no_args_is_help=True, help="Recurring pipelines: create, list, delete.")
@@ -50,7 +51,8 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit a pipeline to Kubeflow. The same again, while it is going, finds it."""
-    from eosin.cli.kubeflow import kubeflow_errors, submit_run
+    from eosin.kubeflow.client import connect, kubeflow_errors
+    from eosin.kubeflow.runs import submit_run
     from eosin.runs import dated
 
     path = compiled_pipeline(pipeline)
@@ -58,7 +60,7 @@ def submit(
              "settings": list(settings) if settings else None}  # fmt: skip
     arguments = arguments_of(path, given, params or ())
     with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
-        client = _client(host, namespace)
+        client = connect(host, namespace)
         made = submit_run(client, compiled, arguments, experiment=experiment, service_account=service_account)
     emit(made, as_json=as_json, text=f"{made}\nnext: eosin status {given['run']}")
 
@@ -84,7 +86,8 @@ def create(
 
     Where anything differs, the pipeline included, the schedule is made anew; what runs goes on.
     """
-    from eosin.cli.kubeflow import ScheduleSpec, ensure_schedule, kubeflow_errors, six_fields
+    from eosin.kubeflow.client import connect, kubeflow_errors
+    from eosin.kubeflow.schedules import ScheduleSpec, ensure_schedule, six_fields
 
     if not 0 < len(name) <= _MAX_NAME:
         raise UserError(f"a schedule's name has 1 to {_MAX_NAME} characters, not {len(name)}")
@@ -94,7 +97,7 @@ def create(
     arguments = arguments_of(path, given, params or ())
     with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
         spec = ScheduleSpec(name, compiled, six_fields(cron), arguments, not paused, service_account)
-        made, done = ensure_schedule(_client(host, namespace), experiment, spec)
+        made, done = ensure_schedule(connect(host, namespace), experiment, spec)
     emit({"done": done, "schedule": made}, as_json=as_json, text=f"{done}: {made}")
 
 
@@ -103,10 +106,11 @@ def list_(
     host: Host = "", namespace: Namespace = "", experiment: Experiment = "eosin", as_json: AsJson = False
 ) -> None:
     """The schedules of an experiment."""
-    from eosin.cli.kubeflow import kubeflow_errors, list_schedules
+    from eosin.kubeflow.client import connect, kubeflow_errors
+    from eosin.kubeflow.schedules import list_schedules
 
     with kubeflow_errors(host):
-        found = list_schedules(_client(host, namespace), experiment)
+        found = list_schedules(connect(host, namespace), experiment)
     text = "\n".join(map(str, found)) or f"no schedule in experiment {experiment}"
     emit({"schedules": found}, as_json=as_json, text=text)
 
@@ -120,10 +124,11 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a schedule; runs that are going go on. One that is not there is no error."""
-    from eosin.cli.kubeflow import delete_schedule, kubeflow_errors
+    from eosin.kubeflow.client import connect, kubeflow_errors
+    from eosin.kubeflow.schedules import delete_schedule
 
     with kubeflow_errors(host):
-        number = delete_schedule(_client(host, namespace), experiment, name)
+        number = delete_schedule(connect(host, namespace), experiment, name)
     emit({"deleted": number}, as_json=as_json, text=f"{name}: {number} deleted")
 
 
@@ -138,9 +143,3 @@ def _require_a_new_run_each_time(pipeline: str, run: str, names: frozenset[str])
             f"every run of the schedule would be {run}",
             hint="put {date} in it: s3://bucket/runs/weekly-{date}",
         )
-
-
-def _client(host: str, namespace: str) -> Any:
-    from eosin.cli.pipeline import kubeflow_client
-
-    return kubeflow_client(host, namespace)

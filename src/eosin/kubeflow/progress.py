@@ -1,4 +1,4 @@
-"""What a person sees of a running pipeline: steps as they begin, progress, warnings, errors."""
+"""Progress of a pipeline that runs on this machine, for a person: its steps, warnings and errors."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class PipelineView:
             self._event(text)
 
     def finish(self) -> None:
+        """End a line of progress that is being overwritten."""
         self._clear_status()
 
     def _begin(self, task: str) -> None:

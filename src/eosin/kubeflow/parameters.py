@@ -1,4 +1,4 @@
-"""What a compiled pipeline takes, and the values given for it, checked before anything runs."""
+"""Parameters of a compiled pipeline: their names and types, and the values given for them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import difflib
 from collections.abc import Iterable
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 import yaml
 
 from eosin.errors import UserError
 
-Param = Annotated[
-    list[str] | None,
-    typer.Option("--param", metavar="NAME=VALUE", help="A parameter of the pipeline; lists in YAML."),
-]
 _KINDS: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
     "NUMBER_INTEGER": (int,),

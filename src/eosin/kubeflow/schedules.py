@@ -1,39 +1,17 @@
-"""What eosin asks of Kubeflow Pipelines, given kfp's own client: a run, a schedule, what there is."""
+"""Recurring runs of pipelines on Kubeflow: create, list, delete."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eosin.errors import TransientError, UserError
+from eosin.errors import UserError
+from eosin.kubeflow.client import pages_of
 
-GOING = frozenset({"PENDING", "RUNNING", "PAUSED", "CANCELING"})
-_PAGE = 100
 _DIGEST = "eosin schedule "
-_BUSY = {408, 429}
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """`url` opens the run in Kubeflow's interface, as far as its address is known here."""
-
-    run_id: str
-    name: str
-    state: str
-    url: str
-    found: bool
-    """It was going before: nothing was submitted."""
-
-    def __str__(self) -> str:
-        word = "is going already" if self.found else "is submitted"
-        return f"{self.name} {word}: {self.url}"
 
 
 @dataclass(frozen=True)
@@ -72,52 +50,13 @@ class ScheduleSpec:
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def kubeflow_errors(host: str) -> Iterator[None]:
-    """Errors of the client in a person's words: `TransientError` where another try may help."""
-    from kfp_server_api import ApiException
-    from urllib3.exceptions import HTTPError
-
-    where = f"Kubeflow at {host or 'its default address'}"
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # what the client prints is no result of a command
-            yield
-    except ApiException as error:
-        status = int(error.status or 0)
-        if status >= 500 or status in _BUSY or status == 0:
-            raise TransientError(f"{where} answered {status} {error.reason}") from error
-        hint = "log in, or name the profile's --namespace" if status in (401, 403) else ""
-        raise UserError(f"{where} answered {status} {error.reason}: {_said(error)}", hint=hint) from error
-    except (HTTPError, OSError) as error:
-        raise TransientError(
-            f"{where} cannot be reached: {error}",
-            hint="kubectl -n kubeflow port-forward svc/ml-pipeline 8888, then --host http://localhost:8888",
-        ) from error
-
-
-def submit_run(
-    client: Any, pipeline: Path, arguments: dict[str, Any], *, experiment: str, service_account: str = ""
-) -> Submitted:
-    """Submit one run, named after its run URI; one of that name that is going is found again instead."""
-    name = str(arguments["run"]).rstrip("/").rpartition("/")[2]
-    experiment_id = client.create_experiment(experiment).experiment_id
-    for run in _all(client.list_runs, "runs", experiment_id):
-        if run.display_name == name and run.state in GOING:
-            return Submitted(run.run_id, name, run.state, _url(client, run.run_id), True)
-    made = client.create_run_from_pipeline_package(
-        str(pipeline), arguments=arguments, run_name=name, experiment_id=experiment_id,
-        service_account=service_account or None,
-    )  # fmt: skip
-    return Submitted(made.run_id, name, "PENDING", _url(client, made.run_id), False)
-
-
 def list_schedules(client: Any, experiment: str) -> list[Schedule]:
     """Every recurring run of the experiment."""
     try:
         experiment_id = client.get_experiment(experiment_name=experiment).experiment_id
     except ValueError:  # kfp's way to say that there is none
         return []
-    return [_schedule(each) for each in _all(client.list_recurring_runs, "recurring_runs", experiment_id)]
+    return [_schedule(each) for each in pages_of(client.list_recurring_runs, "recurring_runs", experiment_id)]
 
 
 def ensure_schedule(client: Any, experiment: str, spec: ScheduleSpec) -> tuple[Schedule, str]:
@@ -181,27 +120,3 @@ def _schedule(found: Any) -> Schedule:
         parameters=dict((config.parameters if config else None) or {}),
         digest=said.removeprefix(_DIGEST) if said.startswith(_DIGEST) else "",
     )
-
-
-def _all(page_of: Callable[..., Any], field: str, experiment_id: str) -> Iterator[Any]:
-    token = ""
-    while True:
-        page = page_of(experiment_id=experiment_id, page_size=_PAGE, page_token=token)
-        yield from getattr(page, field) or []
-        token = page.next_page_token or ""
-        if not token:
-            return
-
-
-def _url(client: Any, run_id: str) -> str:
-    host = client._existing_config.host.rstrip("/")
-    return f"{host}/#/runs/details/{run_id}"
-
-
-def _said(error: Any) -> str:
-    """The sentence in the body of the API's error."""
-    try:
-        body = json.loads(error.body)
-        return str(body.get("error_message") or body.get("message") or body)
-    except (ValueError, TypeError, AttributeError):
-        return str(error.body or "")[:200]

@@ -1,4 +1,4 @@
-"""The pods of a compiled pipeline's tasks: GPUs, memory, /dev/shm, nodes. Nothing of what they compute.
+"""Pods of a compiled pipeline's tasks: their GPUs, memory, /dev/shm and nodes, written into the file.
 
 Resources written into the compiled file need no parameter of the pipeline, so that the same file runs
 with `kfp.local`, which takes no notice of them.
@@ -13,9 +13,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 import yaml
 from pydantic import ValidationError
 
@@ -24,17 +23,6 @@ from eosin.config.tasks import TaskPodConfig
 from eosin.errors import UserError
 
 Document = dict[str, Any]
-PodSettings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--pod",
-        metavar="TASK.KEY=VALUE",
-        help="What a task's pods ask for, such as evaluate.gpus=1; or evaluate={gpus: 1, …}.",
-    ),
-]
-PodsFile = Annotated[
-    Path | None, typer.Option("--pods", envvar="EOSIN_PODS", help="The same as a YAML file, task by task.")
-]
 _GPU_TAINT = TolerationConfig(key="nvidia.com/gpu", effect="NoSchedule")
 
 

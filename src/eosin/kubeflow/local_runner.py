@@ -1,7 +1,7 @@
-"""The one file of the package that imports kfp: it runs a compiled pipeline here, or reaches a cluster.
+"""Child process of `eosin run --local`: a compiled pipeline run by `kfp.local`.
 
-`python -m eosin.cli.pipeline JSON` is the child process of `eosin run --local`; what it prints is read
-by the parent (`eosin.cli.local_run`), which shows progress and keeps the rest as a log.
+`python -m eosin.kubeflow.local_runner JSON`; what it prints is read by the parent (`local_run`), which shows
+progress and keeps the rest as a log.
 """
 
 from __future__ import annotations
@@ -29,19 +29,6 @@ def run_here(pipeline: Path, arguments: dict[str, Any], work_dir: Path) -> None:
     os.environ[RUNNER_PID] = str(os.getpid())
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work_dir))
     components.load_component_from_file(str(pipeline))(**arguments)
-
-
-def kubeflow_client(host: str, namespace: str) -> Any:
-    """kfp's client for the API at `host`; empty: where kfp finds one by itself."""
-    try:
-        from kfp import Client
-    except ImportError as error:
-        raise MissingDependency("kfp", "kubeflow") from error
-    warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
-    client = Client(host=host or None, namespace=namespace or "kubeflow")
-    if namespace:
-        client._context_setting["namespace"] = namespace
-    return client
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`eosin run --local`: the compiled pipeline in a child process, watched."""
+"""A compiled pipeline run on this machine, in a child process that is watched."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eosin.cli.view import PipelineView, without_colors
 from eosin.errors import EXIT_TRANSIENT, EosinError, PermanentError, TransientError, UserError
+from eosin.kubeflow.progress import PipelineView, without_colors
 
 # kfp writes a few kB a task; slides are staged here where their readers need them whole.
 _TEMPORARY_BYTES = 32 << 20
@@ -30,7 +30,7 @@ def run_pipeline(pipeline: Path, arguments: dict[str, Any]) -> None:
     """
     with _temporary_folder() as work_dir:
         request = {"pipeline": str(pipeline), "arguments": arguments, "work_dir": str(work_dir / "kfp")}
-        command = [_python_without_spaces(work_dir), "-m", "eosin.cli.pipeline", json.dumps(request)]
+        command = [_python_without_spaces(work_dir), "-m", "eosin.kubeflow.local_runner", json.dumps(request)]
         _watch(command)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 
-from eosin.cli.view import PipelineView
+from eosin.kubeflow.progress import PipelineView
 
 
 class Terminal(io.StringIO):

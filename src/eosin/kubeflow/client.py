@@ -1,0 +1,75 @@
+"""Connection to the API of Kubeflow Pipelines by kfp's own client, its errors in a person's words."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from eosin.errors import MissingDependency, TransientError, UserError
+
+_PAGE = 100
+_BUSY = {408, 429}
+
+
+def connect(host: str, namespace: str) -> Any:
+    """kfp's client for the API at `host`; empty: where kfp finds one by itself.
+
+    `namespace` is the profile's on a Kubeflow of many users. Raises `MissingDependency` without kfp.
+    """
+    try:
+        from kfp import Client
+    except ImportError as error:
+        raise MissingDependency("kfp", "kubeflow") from error
+    warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
+    client = Client(host=host or None, namespace=namespace or "kubeflow")
+    if namespace:
+        client._context_setting["namespace"] = namespace
+    return client
+
+
+@contextmanager
+def kubeflow_errors(host: str) -> Iterator[None]:
+    """Errors of the client in a person's words: `TransientError` where another try may help."""
+    from kfp_server_api import ApiException
+    from urllib3.exceptions import HTTPError
+
+    where = f"Kubeflow at {host or 'its default address'}"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # what the client prints is no result of a command
+            yield
+    except ApiException as error:
+        status = int(error.status or 0)
+        if status >= 500 or status in _BUSY or status == 0:
+            raise TransientError(f"{where} answered {status} {error.reason}") from error
+        hint = "log in, or name the profile's --namespace" if status in (401, 403) else ""
+        raise UserError(f"{where} answered {status} {error.reason}: {_said(error)}", hint=hint) from error
+    except (HTTPError, OSError) as error:
+        raise TransientError(
+            f"{where} cannot be reached: {error}",
+            hint="kubectl -n kubeflow port-forward svc/ml-pipeline 8888, then --host http://localhost:8888",
+        ) from error
+
+
+def pages_of(page_of: Callable[..., Any], field: str, experiment_id: str) -> Iterator[Any]:
+    """Every object that `page_of`, a listing call of kfp's client, finds in the experiment."""
+    token = ""
+    while True:
+        page = page_of(experiment_id=experiment_id, page_size=_PAGE, page_token=token)
+        yield from getattr(page, field) or []
+        token = page.next_page_token or ""
+        if not token:
+            return
+
+
+def _said(error: Any) -> str:
+    """The sentence in the body of the API's error."""
+    try:
+        body = json.loads(error.body)
+        return str(body.get("error_message") or body.get("message") or body)
+    except (ValueError, TypeError, AttributeError):
+        return str(error.body or "")[:200]
