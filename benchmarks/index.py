@@ -26,10 +26,10 @@ import cv2
 
 from eosin.config import load_config
 from eosin.demo.server import LocalS3
+from eosin.demo.synthetic import SyntheticConfig, write_slide
 from eosin.index.scan import scan_shard
 from eosin.index.snapshot import publish_snapshot
 from eosin.observability import RunLog
-from eosin.slides.synthetic import SyntheticConfig, write_slide
 from eosin.storage import open_store
 
 PEER = Path(__file__).with_name("index_peer.py")

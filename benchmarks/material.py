@@ -11,12 +11,12 @@ from pathlib import Path
 
 from eosin.config import RunConfig, load_config
 from eosin.config.patches import PatchesConfig
+from eosin.demo.synthetic import SyntheticConfig, write_slide
 from eosin.index.scan import scan_shard
 from eosin.index.snapshot import Snapshot, open_snapshot, publish_snapshot
 from eosin.observability import RunLog
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
-from eosin.slides.synthetic import SyntheticConfig, write_slide
 
 PATCH_PX = 224
 BATCH = 30

@@ -24,7 +24,7 @@ _LIBRARIES = {
 }
 # GPU libraries look for a driver when they are imported, which a build machine lacks.
 _PRESENT = {"index": (), "train": ("cucim", "nvidia.nvimgcodec", "eosin.slides._jpeg_part"), "evaluate": ()}
-_ABSENT = {"index": ("torch", "timm", "torchvision"), "train": (), "evaluate": ()}
+_ABSENT = {"index": ("tifffile", "torch", "timm", "torchvision"), "train": (), "evaluate": ()}
 
 
 def check(image: str) -> list[str]:

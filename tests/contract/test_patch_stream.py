@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from eosin.config.patches import PatchesConfig
+from eosin.demo.synthetic import write_slide
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
@@ -22,7 +23,6 @@ from eosin.patches.reading.stage import StagePool
 from eosin.patches.request import PatchBatch
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
-from eosin.slides.synthetic import write_slide
 from eosin.storage import ByteRange, Store, open_store
 from tests.support.patches import index_slides, small_slides, write_slides
 

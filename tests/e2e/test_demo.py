@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from eosin.slides.synthetic import SyntheticConfig, write_dataset
+from eosin.demo.synthetic import SyntheticConfig, write_dataset
 from tests.support import demo
 
 pytestmark = pytest.mark.e2e

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eosin.slides.synthetic import SyntheticConfig, write_slide
+from eosin.demo.synthetic import SyntheticConfig, write_slide
 from tests.support import demo
 
 pytestmark = pytest.mark.e2e

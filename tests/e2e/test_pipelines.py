@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from eosin.demo.synthetic import SyntheticConfig, write_dataset
 from eosin.layout import RunLayout
-from eosin.slides.synthetic import SyntheticConfig, write_dataset
 from eosin.storage import open_store
 from tests.support import demo
 from tests.support.evaluation import export, make_config, make_run

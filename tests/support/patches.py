@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from eosin.demo.synthetic import SyntheticConfig, write_slide
 from eosin.index.rows import OK, SlideRow, decode_rows, encode_rows
 from eosin.index.snapshot import Snapshot
 from eosin.index.tissue_mask import TissueMask
@@ -17,7 +18,6 @@ from eosin.layout import IndexLayout
 from eosin.records import SnapshotManifest
 from eosin.slides.header import read_header
 from eosin.slides.model import Level, SlideHeader, SlideObject
-from eosin.slides.synthetic import SyntheticConfig, write_slide
 from eosin.storage import open_store
 
 MASK_PX = 32

@@ -26,7 +26,7 @@ class Material:
 
 def synthetic_material(root: str, folder: Path) -> Material:
     """Generate the demo's slides and labelled patches under `folder` and put them into the bucket."""
-    from eosin.slides.synthetic import SyntheticConfig, write_dataset
+    from eosin.demo.synthetic import SyntheticConfig, write_dataset
 
     try:
         write_dataset(folder, SyntheticConfig(labelled_patients=18), progress=_bar("slides generated"))

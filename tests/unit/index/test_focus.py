@@ -12,10 +12,10 @@ import numpy.typing as npt
 import openslide
 import pytest
 
+from eosin.demo.synthetic import SyntheticConfig, write_slide
 from eosin.index.focus import Coarser, Focus, focus_of
 from eosin.slides.header import read_header
 from eosin.slides.model import SlideHeader, TileTable
-from eosin.slides.synthetic import SyntheticConfig, write_slide
 from eosin.storage import open_store
 from tests.support.indexing import config_for, index, rows_of
 from tests.support.samples import sample

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from eosin.slides.synthetic.config import SlideCompression
+from eosin.demo.synthetic.config import SlideCompression
 
 Rgb = npt.NDArray[np.uint8]
 _DQT, _DHT, _SOF, _SOS, _EOI = 0xDB, 0xC4, 0xC0, 0xDA, b"\xff\xd9"

@@ -7,11 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from eosin.slides.synthetic.config import SyntheticConfig, slide_fingerprint
-from eosin.slides.synthetic.plan import SlideTruth, plan_slide
-from eosin.slides.synthetic.publish import published
-from eosin.slides.synthetic.scene import Rgb, draw_slide
-from eosin.slides.synthetic.tiff import Associated, read_fingerprint, write_pyramid
+from eosin.demo.synthetic.config import SyntheticConfig, slide_fingerprint
+from eosin.demo.synthetic.plan import SlideTruth, plan_slide
+from eosin.demo.synthetic.publish import published
+from eosin.demo.synthetic.scene import Rgb, draw_slide
+from eosin.demo.synthetic.tiff import Associated, read_fingerprint, write_pyramid
 
 
 def write_slide(path: str | Path, *, seed: int, config: SyntheticConfig | None = None) -> SlideTruth:

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 import pytest
 
+from eosin.demo.synthetic import CLASS_NAMES, DatasetTruth, SyntheticConfig, write_dataset
 from eosin.errors import UserError
 from eosin.records.patchset import PatchSetManifest
 from eosin.records.patchset_shard import PatchRow, decode_shard
-from eosin.slides.synthetic import CLASS_NAMES, DatasetTruth, SyntheticConfig, write_dataset
 
 TINY = SyntheticConfig(
     num_slides=3, slides_per_patient=2, width_px=640, height_px=480, labelled_patients=4,
@@ -173,7 +173,7 @@ def test_a_folder_that_is_a_file_is_a_user_s_error(tmp_path: Path) -> None:
 
 KILLED = """
 import sys
-from eosin.slides.synthetic import SyntheticConfig, write_dataset
+from eosin.demo.synthetic import SyntheticConfig, write_dataset
 if __name__ == "__main__":
     config = SyntheticConfig(num_slides=3, slides_per_patient=2, width_px=640, height_px=480,
                              labelled_patients=4, labelled_per_class=5, labelled_patch_px=48, seed=33)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from eosin.slides.synthetic.config import TissueClass
+from eosin.demo.synthetic.config import TissueClass
 
 Image = npt.NDArray[np.float32]
 _HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from eosin.slides.synthetic.config import SyntheticConfig
+from eosin.demo.synthetic.config import SyntheticConfig
 
 Polygon = npt.NDArray[np.float64]
 _ISLAND_PITCH_UM = 340.0
@@ -17,7 +17,7 @@ _OUTLINE_POINTS = 96
 
 
 @dataclass(frozen=True)
-class Region:
+class AnnotatedRegion:
     """One outlined area; `polygon_px` is (n, 2) x, y in the level-0 frame, not closed."""
 
     kind: Literal["tissue", "pen", "blur"]
@@ -34,10 +34,10 @@ class SlideTruth:
     width_px: int
     height_px: int
     mpp: float
-    regions: tuple[Region, ...]
+    regions: tuple[AnnotatedRegion, ...]
 
     @property
-    def islands(self) -> tuple[Region, ...]:
+    def islands(self) -> tuple[AnnotatedRegion, ...]:
         """The tissue alone."""
         return tuple(region for region in self.regions if region.kind == "tissue")
 
@@ -55,7 +55,7 @@ def plan_slide(seed: int, config: SyntheticConfig) -> SlideTruth:
     return SlideTruth(seed, config.width_px, config.height_px, config.mpp, (*islands, *artefacts))
 
 
-def _islands(config: SyntheticConfig, rng: np.random.Generator) -> tuple[Region, ...]:
+def _islands(config: SyntheticConfig, rng: np.random.Generator) -> tuple[AnnotatedRegion, ...]:
     """One island in each cell of a grid of about 340 µm, at least two; classes are dealt out in turn."""
     longer = max(config.width_px, config.height_px)
     pitch = min(_ISLAND_PITCH_UM / config.mpp, longer / 2)
@@ -64,7 +64,7 @@ def _islands(config: SyntheticConfig, rng: np.random.Generator) -> tuple[Region,
     corners = [np.array([column, row]) * cell for row in range(rows) for column in range(columns)]
     names = _dealt(config.classes, len(corners), rng)
     return tuple(
-        Region("tissue", name, corner + cell * _outline(rng))
+        AnnotatedRegion("tissue", name, corner + cell * _outline(rng))
         for name, corner in zip(names, corners, strict=True)
     )
 
@@ -90,8 +90,8 @@ def _outline(rng: np.random.Generator) -> Polygon:
 
 
 def _artefacts(
-    islands: tuple[Region, ...], config: SyntheticConfig, rng: np.random.Generator
-) -> tuple[Region, ...]:
+    islands: tuple[AnnotatedRegion, ...], config: SyntheticConfig, rng: np.random.Generator
+) -> tuple[AnnotatedRegion, ...]:
     """A pen stroke and a blurred area, each on some slides, both reaching into the tissue."""
     has_pen, has_blur = rng.random() < config.pen_marks, rng.random() < config.blurred_areas
     size = np.array([config.width_px, config.height_px], dtype=np.float64)
@@ -99,10 +99,12 @@ def _artefacts(
     if has_blur:
         island = islands[int(rng.integers(len(islands)))].polygon_px
         found.append(
-            Region("blur", "out of focus", _ellipse(island.mean(axis=0), 0.28 * np.ptp(island, axis=0)))
+            AnnotatedRegion(
+                "blur", "out of focus", _ellipse(island.mean(axis=0), 0.28 * np.ptp(island, axis=0))
+            )
         )
     if has_pen:
-        found.append(Region("pen", "pen mark", np.clip(size * _stroke(rng), 0, size)))
+        found.append(AnnotatedRegion("pen", "pen mark", np.clip(size * _stroke(rng), 0, size)))
     return tuple(found)
 
 
@@ -124,7 +126,7 @@ def _stroke(rng: np.random.Generator) -> Polygon:
     return np.concatenate([line - half_width, (line + half_width)[::-1]])
 
 
-def _feature(region: Region) -> dict[str, Any]:
+def _feature(region: AnnotatedRegion) -> dict[str, Any]:
     ring = [[round(float(x), 2), round(float(y), 2)] for x, y in region.polygon_px]
     return {
         "type": "Feature",

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from eosin.slides.synthetic.codecs import TileCodec
-from eosin.slides.synthetic.config import SyntheticConfig
+from eosin.demo.synthetic.codecs import TileCodec
+from eosin.demo.synthetic.config import SyntheticConfig
 
 Rgb = npt.NDArray[np.uint8]
 _LIBRARY = "Aperio Image Library v12.0.15"

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from eosin.slides.synthetic.config import TISSUE_CLASSES, SyntheticConfig
-from eosin.slides.synthetic.plan import Polygon, Region, SlideTruth
-from eosin.slides.synthetic.texture import Image, Stain, draw_tissue
+from eosin.demo.synthetic.config import TISSUE_CLASSES, SyntheticConfig
+from eosin.demo.synthetic.plan import AnnotatedRegion, Polygon, SlideTruth
+from eosin.demo.synthetic.texture import Image, Stain, draw_tissue
 
 Rgb = npt.NDArray[np.uint8]
 _REGION_SPREAD = 0.16
@@ -55,7 +55,9 @@ def draw_glass(width_px: int, height_px: int, rng: np.random.Generator) -> Rgb:
     return glass  # type: ignore[no-any-return]
 
 
-def _add_tissue(canvas: Rgb, region: Region, stain: Stain, mpp: float, rng: np.random.Generator) -> None:
+def _add_tissue(
+    canvas: Rgb, region: AnnotatedRegion, stain: Stain, mpp: float, rng: np.random.Generator
+) -> None:
     window, mask = _mask(canvas, region.polygon_px, margin_px=4, feather_px=1.0 / mpp)
     local = stain.varied(rng, _REGION_SPREAD)
     height_px, width_px = mask.shape

@@ -10,15 +10,15 @@ from pathlib import Path
 import cv2
 import pytest
 
+from eosin.demo.synthetic import SyntheticConfig, write_slide
+from eosin.demo.synthetic.config import derived_seed, slide_fingerprint
+from eosin.demo.synthetic.tiff import read_fingerprint
 from eosin.errors import UserError
-from eosin.slides.synthetic import SyntheticConfig, write_slide
-from eosin.slides.synthetic.config import derived_seed, slide_fingerprint
-from eosin.slides.synthetic.tiff import read_fingerprint
 
 SMALL = SyntheticConfig(width_px=700, height_px=520, pen_marks=1, blurred_areas=1)
 SCRIPT = """
 import sys
-from eosin.slides.synthetic import SyntheticConfig, write_slide
+from eosin.demo.synthetic import SyntheticConfig, write_slide
 write_slide(sys.argv[1], seed=4711, config=SyntheticConfig(
     width_px=700, height_px=520, pen_marks=1, blurred_areas=1, compression=sys.argv[2]))
 """
@@ -90,7 +90,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         path.write_bytes(b"half a slide")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("eosin.slides.synthetic.slide.write_pyramid", full_disk)
+    monkeypatch.setattr("eosin.demo.synthetic.slide.write_pyramid", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_slide(tmp_path / "a.svs", seed=1, config=SMALL)
     assert list(tmp_path.iterdir()) == []

@@ -4,16 +4,16 @@
 labelled patch set. Both are pure functions of their config and seed.
 """
 
-from eosin.slides.synthetic.config import CLASS_NAMES, COMPRESSIONS, SyntheticConfig
-from eosin.slides.synthetic.dataset import DatasetTruth, SlideRecord, slide_records, write_dataset
-from eosin.slides.synthetic.plan import Region, SlideTruth, plan_slide
-from eosin.slides.synthetic.slide import write_slide
+from eosin.demo.synthetic.config import CLASS_NAMES, COMPRESSIONS, SyntheticConfig
+from eosin.demo.synthetic.dataset import DatasetTruth, SlideRecord, slide_records, write_dataset
+from eosin.demo.synthetic.plan import AnnotatedRegion, SlideTruth, plan_slide
+from eosin.demo.synthetic.slide import write_slide
 
 __all__ = [
     "CLASS_NAMES",
     "COMPRESSIONS",
+    "AnnotatedRegion",
     "DatasetTruth",
-    "Region",
     "SlideRecord",
     "SlideTruth",
     "SyntheticConfig",

@@ -11,8 +11,8 @@ import pytest
 import simplejpeg
 import tifffile
 
-from eosin.slides.synthetic import COMPRESSIONS, SlideTruth, SyntheticConfig, plan_slide, write_slide
-from eosin.slides.synthetic.scene import draw_slide
+from eosin.demo.synthetic import COMPRESSIONS, SlideTruth, SyntheticConfig, plan_slide, write_slide
+from eosin.demo.synthetic.scene import draw_slide
 
 SEED = 90210
 # Not multiples of the tile side, so that the last column and row are padded.

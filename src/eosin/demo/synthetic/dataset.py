@@ -18,15 +18,15 @@ from pathlib import Path
 import cv2
 
 from eosin import __version__
+from eosin.demo.synthetic.config import SyntheticConfig, derived_seed, labelled_fingerprint
+from eosin.demo.synthetic.labelled import draw_patient, interleaved
+from eosin.demo.synthetic.plan import SlideTruth, plan_slide
+from eosin.demo.synthetic.publish import publish, remove_stale_parts
+from eosin.demo.synthetic.slide import write_slide
+from eosin.demo.synthetic.tiff import read_fingerprint
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.records.patchset import PatchSetManifest, PatchSetShard
 from eosin.records.patchset_shard import PatchRow, encode_shard
-from eosin.slides.synthetic.config import SyntheticConfig, derived_seed, labelled_fingerprint
-from eosin.slides.synthetic.labelled import draw_patient, interleaved
-from eosin.slides.synthetic.plan import SlideTruth, plan_slide
-from eosin.slides.synthetic.publish import publish, remove_stale_parts
-from eosin.slides.synthetic.slide import write_slide
-from eosin.slides.synthetic.tiff import read_fingerprint
 
 Progress = Callable[[int, int, str], None]
 """Called with (pieces done, pieces in all, what was done)."""

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from eosin.demo.synthetic.config import SyntheticConfig, derived_seed
+from eosin.demo.synthetic.scene import Rgb, draw_field
+from eosin.demo.synthetic.texture import Stain
 from eosin.records.patchset_shard import PatchRow
-from eosin.slides.synthetic.config import SyntheticConfig, derived_seed
-from eosin.slides.synthetic.scene import Rgb, draw_field
-from eosin.slides.synthetic.texture import Stain
 
 _FIELD_SIDE_PATCHES = 2
 
