@@ -296,7 +296,7 @@ def train(run_uri: str, backend: str = "local") -> TrainingDone:
 
             _refuse_impossible(load_run(run_uri))
             return train_on_cluster(run_uri, log=log)
-        from eosin.training.launch import train as train_here
+        from eosin.training.train import train as train_here
 
         return train_here(run_uri, log=log)
 

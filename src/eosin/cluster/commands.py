@@ -29,7 +29,7 @@ def rendezvous_host(name: str) -> str:
 
 
 def rendezvous_command(config: RunConfig) -> list[str]:
-    return ["python", "-m", "eosin.training.rendezvous", f"--port={config.cluster.rendezvous.port}"]
+    return ["python", "-m", "eosin.training.elastic.rendezvous", f"--port={config.cluster.rendezvous.port}"]
 
 
 def agent_command(config: RunConfig, run_uri: str, name: str, pool: NodePoolConfig) -> list[str]:
@@ -38,7 +38,7 @@ def agent_command(config: RunConfig, run_uri: str, name: str, pool: NodePoolConf
     return [
         "python",
         "-m",
-        "eosin.training.agent",
+        "eosin.training.elastic.agent",
         f"--max-restarts-without-progress={elastic.max_restarts_without_progress}",
         f"--rendezvous-patience={elastic.rendezvous_patience_s:g}",
         *([f"--hang-timeout={elastic.hang_timeout_s:g}"] if elastic.hang_timeout_s else []),

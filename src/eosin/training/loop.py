@@ -23,7 +23,7 @@ from eosin.training.checkpoints.memory import Memory
 from eosin.training.checkpoints.publisher import Publisher
 from eosin.training.checkpoints.share import take_share
 from eosin.training.checkpoints.state import Parts, hand_out, set_step, take_snapshot, teacher_copy
-from eosin.training.elastic.hang import Pulse
+from eosin.training.elastic.heartbeat import Heartbeat
 from eosin.training.engine.pace import Dealer
 from eosin.training.engine.slots import Slot, SlotMaker, batch_indices
 from eosin.training.engine.step import Launched, Learner, NonFinite, StepResult
@@ -67,7 +67,7 @@ class Trainer:
         self.learner = Learner(config, student, world, teacher)
         self.dealer = Dealer(config.train.elastic, world, log, in_step=self.learner.spread.is_sharded)
         self.learner.spread.stopwatch = self.dealer.stopwatch
-        self._pulse = Pulse()
+        self._heartbeat = Heartbeat()
         backbone = self.learner.student.backbone
         self._maker = SlotMaker(
             config,
@@ -115,8 +115,8 @@ class Trainer:
                     progress.step(outcome.step, result)
                     self.dealer.stepped(ready.waited_s)
                     self._save(publisher, outcome, result)
-                    self._pulse.beat()
-        self._pulse.stop()
+                    self._heartbeat.beat()
+        self._heartbeat.stop()
         return outcome
 
     def _steps(

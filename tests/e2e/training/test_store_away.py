@@ -13,7 +13,7 @@ import pytest
 from eosin.demo.server import LocalS3
 from eosin.errors import EXIT_USER, TransientError
 from eosin.observability import RunLog
-from eosin.training.launch import train
+from eosin.training.train import train
 from tests.support.faults import Fault, FaultProxy, Plan
 from tests.support.training_run import begin, tiny_config
 
@@ -25,7 +25,7 @@ LAUNCHER = f"""
 import sys
 from eosin.cli.errors import render_error
 from eosin.observability import RunLog
-from eosin.training.launch import train
+from eosin.training.train import train
 try:
     train(sys.argv[1], log=RunLog("launch"), worker="{WORKER}")
 except Exception as error:

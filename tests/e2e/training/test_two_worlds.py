@@ -17,7 +17,7 @@ from eosin.observability import RunLog
 from eosin.runs import load_run
 from eosin.storage import open_store
 from eosin.training.checkpoints.checkpoint import complete_steps
-from eosin.training.launch import train
+from eosin.training.train import train
 from tests.support.ranks import Leg, final_parameters, train_legs
 from tests.support.training_run import STEP_DELAY_S, begin, tiny_config
 
@@ -28,7 +28,7 @@ import sys
 from eosin.cli.errors import render_error
 from eosin.observability import RunLog
 from eosin.runs import load_run
-from eosin.training.launch import train
+from eosin.training.train import train
 try:
     train(sys.argv[1], log=RunLog("launch"), worker="{WORKER}")
 except Exception as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eosin.errors import PermanentError, TransientError, UserError
-from eosin.training.agent import verdict
+from eosin.training.elastic.agent import verdict
 from eosin.training.elastic.failures import FAILURES_DIR, report_failure, report_start
 
 

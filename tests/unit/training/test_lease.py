@@ -13,11 +13,11 @@ from eosin.models.network import build_network
 from eosin.observability import RunLog
 from eosin.records import TrainingDone
 from eosin.storage import Store, open_store
-from eosin.training.agent import _exit_code, verdict
 from eosin.training.checkpoints.checkpoint import ALONE, complete_steps
 from eosin.training.checkpoints.lease import Lease, LeaseRecord
 from eosin.training.checkpoints.publisher import Publisher
 from eosin.training.checkpoints.state import Snapshot, take_snapshot
+from eosin.training.elastic.agent import _exit_code, verdict
 from eosin.training.elastic.failures import FAILURES_DIR, Superseded, report_failure
 from eosin.training.engine.step import Learner
 from eosin.training.world import World

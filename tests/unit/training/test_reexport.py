@@ -16,7 +16,7 @@ from eosin.training.checkpoints.checkpoint import ALONE
 from eosin.training.checkpoints.publisher import Publisher
 from eosin.training.checkpoints.state import take_snapshot
 from eosin.training.engine.step import Learner
-from eosin.training.launch import train
+from eosin.training.train import train
 from eosin.training.worker import run_worker
 from eosin.training.world import World
 from tests.support.training_run import begin, tiny_config

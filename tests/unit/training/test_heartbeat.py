@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from eosin.training.elastic.failures import FAILURES_DIR
-from eosin.training.elastic.hang import Pulse, kill_hanging
+from eosin.training.elastic.heartbeat import Heartbeat, kill_hanging
 
 
 @pytest.fixture
@@ -28,10 +28,10 @@ def test_one_hanging_worker_ends_all_of_the_node(
 ) -> None:
     pids = [process.pid for process in workers]
     for pid in pids:
-        (tmp_path / f"pulse-{pid}").touch()
+        (tmp_path / f"heartbeat-{pid}").touch()
     assert not kill_hanging(tmp_path, pids, 30)
     old_s = time.time() - 40
-    os.utime(tmp_path / f"pulse-{pids[1]}", (old_s, old_s))
+    os.utime(tmp_path / f"heartbeat-{pids[1]}", (old_s, old_s))
     assert kill_hanging(tmp_path, pids, 30)
     assert [process.wait(10) for process in workers] == [-9, -9]
     assert not kill_hanging(tmp_path, pids, 30)
@@ -41,15 +41,15 @@ def test_a_worker_before_its_first_step_or_after_its_last_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FAILURES_DIR, str(tmp_path))
-    pulse, own = Pulse(), os.getpid()
+    heartbeat, own = Heartbeat(), os.getpid()
     assert not kill_hanging(tmp_path, [own], 0)
-    pulse.beat()
-    assert (tmp_path / f"pulse-{own}").exists()
-    pulse.stop()
+    heartbeat.beat()
+    assert (tmp_path / f"heartbeat-{own}").exists()
+    heartbeat.stop()
     assert not kill_hanging(tmp_path, [own], 0)
 
 
 def test_without_an_agent_it_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FAILURES_DIR, raising=False)
-    Pulse().beat()
-    Pulse().stop()
+    Heartbeat().beat()
+    Heartbeat().stop()

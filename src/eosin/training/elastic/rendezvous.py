@@ -1,4 +1,4 @@
-"""The store where elastic agents meet, as a process of its own: `python -m eosin.training.rendezvous`.
+"""The rendezvous store of elastic agents, as a process: `python -m eosin.training.elastic.rendezvous`.
 
 It holds no state worth keeping: when it dies every agent exits, all come back, and training goes on
 from its last checkpoint.
@@ -15,7 +15,7 @@ from datetime import timedelta
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(prog="python -m eosin.training.rendezvous", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eosin.training.elastic.rendezvous", description=__doc__)
     parser.add_argument("--port", type=int, default=29400)
     parser.add_argument("--host", default="0.0.0.0")  # agents of other nodes must reach it
     options = parser.parse_args(arguments)

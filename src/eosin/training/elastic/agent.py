@@ -1,8 +1,9 @@
-"""torchrun, but it knows when to stop: `python -m eosin.training.agent TORCHRUN-FLAGS -m MODULE RUN_URI`.
+"""An elastic agent: torchrun with a bound on restarts that lead nowhere.
 
-torchrun restarts its workers whatever they died of. This wrapper watches what the workers leave
-behind (`eosin.training.elastic.failures`) and ends at once on an error that no restart mends, or after
-too many starts from one and the same committed step. Exit codes: 0 done, 42 a user's error,
+`python -m eosin.training.elastic.agent TORCHRUN-FLAGS -m MODULE RUN_URI`. torchrun restarts its workers
+whatever they died of. This wrapper watches what the workers leave behind (`eosin.training.elastic.failures`)
+and ends at once on an error that no restart mends, or after too many starts from one and the same
+committed step. Exit codes: 0 done, 42 a user's error,
 43 (in a pod) a defect that no restart mends, 75 transient, superseded or told to go, 1 anything else.
 
 The reason is printed once: by whoever launched the agent, or by the agent where nobody did.
@@ -48,11 +49,16 @@ from eosin.training.elastic.failures import (
     starts_without_progress,
     transient_rounds,
 )
-from eosin.training.elastic.forked import Zygote, begin_zygote, fork_workers
-from eosin.training.elastic.hang import watch_for_hangs
-from eosin.training.elastic.late import exit_code_of_late, is_closed_rendezvous, part_when_done
-from eosin.training.elastic.lost_nodes import notice_lost_nodes
-from eosin.training.elastic.rejoin import is_lost_rendezvous, may_rejoin, rejoin
+from eosin.training.elastic.heartbeat import watch_for_hangs
+from eosin.training.elastic.membership import (
+    exit_code_when_closed,
+    is_closed_rendezvous,
+    is_lost_rendezvous,
+    leave_when_done,
+    may_rejoin,
+    notice_lost_nodes,
+    rejoin,
+)
 
 REASON = "reason.json"
 _PROGRESS_FLAG = "--max-restarts-without-progress="
@@ -71,19 +77,18 @@ def main(arguments: list[str] | None = None) -> int:
     limit = int(own[_PROGRESS_FLAG] or 3)
     folder = Path(os.environ.setdefault(FAILURES_DIR, tempfile.mkdtemp(prefix="eosin-agent-")))
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    zygote = begin_zygote()  # first, since it imports while this process does
     threading.Thread(target=_watch, args=(folder, limit), name="eosin-agent", daemon=True).start()
     if own[_HANG_FLAG]:
-        watch_for_hangs(folder, float(own[_HANG_FLAG]), spared=lambda: zygote.pid if zygote else 0)
+        watch_for_hangs(folder, float(own[_HANG_FLAG]))
     try:
-        return _torchrun(flags, folder, zygote)
+        return _torchrun(flags, folder)
     except Exception as error:
         if is_closed_rendezvous(error):
-            return exit_code_of_late(arguments[-1])
+            return exit_code_when_closed(arguments[-1])
         if not is_lost_rendezvous(error) or not may_rejoin(folder, float(own[_PATIENCE_FLAG] or 0)):
             raise
         print(f"agent: the rendezvous is lost ({error}); joining again", file=sys.stderr, flush=True)
-        rejoin(arguments, launched=_launched, spared=zygote.hand_over() if zygote else 0)
+        rejoin(arguments, launched=_launched)
         raise
 
 
@@ -146,15 +151,13 @@ def _leave_reason(folder: Path, reason: Failure) -> None:
     part.replace(folder / REASON)
 
 
-def _torchrun(flags: list[str], folder: Path, zygote: Zygote | None) -> int:
+def _torchrun(flags: list[str], folder: Path) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
     notice_lost_nodes()
-    part_when_done()
-    if zygote is not None:
-        fork_workers(zygote)
+    leave_when_done()
     try:
         run(parse_args(flags))  # type: ignore[no-untyped-call]
         return 0

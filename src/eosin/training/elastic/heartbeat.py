@@ -1,4 +1,4 @@
-"""Noticing workers that live and do nothing: each touches a file a step, the agent looks at its age."""
+"""Heartbeats of workers: files touched every step, by whose age an agent finds workers that hang."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from eosin.training.elastic.failures import FAILURES_DIR
 from eosin.training.elastic.processes import children_of, kill_all
 
-_PULSE = "pulse-"
+_HEARTBEAT = "heartbeat-"
 
 
-class Pulse:
+class Heartbeat:
     """A worker's sign of life for its agent; without an agent it is nothing."""
 
     def __init__(self) -> None:
         folder = os.environ.get(FAILURES_DIR)
-        self._path = Path(folder) / f"{_PULSE}{os.getpid()}" if folder else None
+        self._path = Path(folder) / f"{_HEARTBEAT}{os.getpid()}" if folder else None
 
     def beat(self) -> None:
         """A step was finished."""
@@ -33,32 +32,29 @@ class Pulse:
             self._path.unlink(missing_ok=True)
 
 
-def watch_for_hangs(folder: Path, timeout_s: float, *, spared: Callable[[], int]) -> None:
+def watch_for_hangs(folder: Path, timeout_s: float) -> None:
     """In an agent: kill its workers whenever one of them has finished no step for `timeout_s`.
 
     Before its first step a worker may take as long as it likes. torchrun starts killed workers again.
-    `spared`: the process id of the child that is no worker now; 0 for none.
     """
 
     def watch() -> None:
         while True:
             time.sleep(min(1.0, timeout_s / 4))
-            other = spared()
-            workers = [pid for pid in children_of(os.getpid()) if pid != other]
-            kill_hanging(folder, workers, timeout_s)
+            kill_hanging(folder, children_of(os.getpid()), timeout_s)
 
     threading.Thread(target=watch, name="eosin-hang", daemon=True).start()
 
 
 def kill_hanging(folder: Path, workers: list[int], timeout_s: float) -> bool:
-    """Kill all of `workers` where one has a pulse older than `timeout_s`; whether that was so."""
-    hanging = [pid for pid in workers if _age_s(folder / f"{_PULSE}{pid}") > timeout_s]
+    """Kill all of `workers` where one has a heartbeat older than `timeout_s`; whether that was so."""
+    hanging = [pid for pid in workers if _age_s(folder / f"{_HEARTBEAT}{pid}") > timeout_s]
     if not hanging:
         return False
     print(f"agent: worker {hanging[0]} has finished no step for {timeout_s:g} s; its node's workers are"
           " started again", file=sys.stderr, flush=True)  # fmt: skip
     for pid in workers:
-        (folder / f"{_PULSE}{pid}").unlink(missing_ok=True)
+        (folder / f"{_HEARTBEAT}{pid}").unlink(missing_ok=True)
     kill_all(workers)
     return True
 

@@ -1,4 +1,4 @@
-"""Train a run on this machine: elastic agents as child processes, watched to the end."""
+"""Elastic agents as child processes of this one, watched to the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -18,58 +17,16 @@ from pathlib import Path
 
 from eosin.config import RunConfig
 from eosin.errors import EXIT_TRANSIENT, EosinError, PermanentError, TransientError
-from eosin.observability import RunLog
-from eosin.process import sigterm_raises
-from eosin.records import TrainingDone
-from eosin.runs import load_pin, load_run, load_training_done
-from eosin.storage import open_store
-from eosin.training.agent import REASON
-from eosin.training.check import check_training, local_memory_bytes
-from eosin.training.checkpoints.reexport import export_missing
+from eosin.training.elastic.agent import REASON
 from eosin.training.elastic.failures import FAILURES_DIR, Failure, read_failures
 from eosin.training.elastic.processes import PARENT_PID
-from eosin.training.resume import forget
 
 _KEPT_LINES = 40
 _SHOWN_LINES = 15
 _POLL_S = 0.1
-WORKER = "eosin.training.worker"
 
 
-def train(run_uri: str, *, log: RunLog, worker: str = WORKER) -> TrainingDone:
-    """Train the run to its last step on this machine, continuing from its newest checkpoint.
-
-    Idempotent: where training has ended before, its record is returned at once, after teachers that have
-    been deleted are exported again. `worker`: the module
-    that each process runs. Raises `UserError` for a configuration that cannot be trained (before any
-    process is started) or that a worker refused, `PermanentError` for a loss that is not finite or
-    workers that fail again and again from the same step, `TransientError` where calling again may help.
-    Interrupted (SIGINT, SIGTERM), the workers publish what they have and no process is left.
-    """
-    store = open_store(run_uri)
-    config = load_run(run_uri, store=store)
-    done = load_training_done(store, config)
-    if done is not None:
-        export_missing(store, config, done, log)
-        forget(store)
-        log.event("skipped", reason="training has ended before", num_steps=done.num_steps)
-        return done
-    load_pin(run_uri, store=store)
-    log.event("plan", **check_training(config, memory_bytes=local_memory_bytes(config)))
-    with tempfile.TemporaryDirectory(prefix="eosin-train-") as folder, sigterm_raises(KeyboardInterrupt):
-        failed = _run_agents_to_their_end(config, run_uri, worker, Path(folder))
-    done = load_training_done(store, config)
-    if failed is not None:
-        if done is None:
-            raise failed
-        # An agent that stumbles on its way out is no reason to run a step again that has its result.
-        log.event("warning", message=f"training has ended, and then: {failed.message}")
-    if done is None:
-        raise TransientError(f"training of {run_uri} ended without its record", hint="run it again")
-    return done
-
-
-def agent_command(config: RunConfig, run_uri: str, worker: str, endpoint: str) -> list[str]:
+def local_agent_command(config: RunConfig, run_uri: str, worker: str, endpoint: str) -> list[str]:
     """One local agent. The world's size is fixed: there is one machine, so no last call to wait for."""
     elastic = config.train.elastic
     rendezvous = (
@@ -78,7 +35,7 @@ def agent_command(config: RunConfig, run_uri: str, worker: str, endpoint: str) -
         f"keep_alive_max_attempt={elastic.keep_alive_attempts}"
     )
     return [
-        sys.executable, "-m", "eosin.training.agent",
+        sys.executable, "-m", "eosin.training.elastic.agent",
         f"--max-restarts-without-progress={elastic.max_restarts_without_progress}",
         *([f"--hang-timeout={elastic.hang_timeout_s:g}"] if elastic.hang_timeout_s else []),
         f"--nnodes={elastic.min_nodes}", f"--nproc-per-node={elastic.workers_per_node}",
@@ -90,8 +47,11 @@ def agent_command(config: RunConfig, run_uri: str, worker: str, endpoint: str) -
     ]  # fmt: skip
 
 
-def _run_agents_to_their_end(config: RunConfig, run_uri: str, worker: str, folder: Path) -> EosinError | None:
-    """Run the agents; what one of them failed of is returned."""
+def run_agents(config: RunConfig, run_uri: str, worker: str, folder: Path) -> EosinError | None:
+    """Train the run with `train.elastic.min_nodes` local agents whose workers run the module `worker`.
+
+    `folder`: an empty one for what they leave behind. What one of them failed of is returned; none is left.
+    """
     try:
         _run_agents(config, run_uri, worker, folder)
     except EosinError as error:
@@ -105,7 +65,7 @@ def _run_agents(config: RunConfig, run_uri: str, worker: str, folder: Path) -> N
     for node in range(config.train.elastic.min_nodes):
         failures = folder / f"node-{node}"
         failures.mkdir()
-        agents.append(_Agent(agent_command(config, run_uri, worker, endpoint), failures))
+        agents.append(_Agent(local_agent_command(config, run_uri, worker, endpoint), failures))
     try:
         while not all(agent.ended for agent in agents):
             failed = next((agent for agent in agents if agent.failed), None)

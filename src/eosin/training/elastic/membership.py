@@ -1,0 +1,144 @@
+"""Changes of membership in torchrun agents: a lost node, a lost rendezvous store, a world that has ended."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eosin.errors import EXIT_TRANSIENT, EosinError, describe
+from eosin.training.elastic.failures import read_starts
+from eosin.training.elastic.processes import PARENT_PID, children_of, kill_all
+
+_NUM_NODES = "_eosin_num_nodes"
+_LOST_SINCE = "EOSIN_RENDEZVOUS_LOST_SINCE"
+_PAUSE_S = 1.0
+
+
+def notice_lost_nodes() -> None:
+    """From now on agents of this process leave a world that has lost a node. Once a process is enough.
+
+    torchrun strikes a node that sends no keep-alive from its list, but restarts its workers only when one of
+    them fails or a new node waits. Whoever was killed closes its connections and is noticed at once; who was
+    switched off or cut off does not, and its peers would sit in a collective until the process group's
+    timeout. So a world from which a node was struck counts as one that somebody waits to join. It looks at
+    a private attribute of torch's rendezvous; where that is gone, nothing changes.
+    """
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler as Handler
+
+    join, count = Handler.next_rendezvous, Handler.num_nodes_waiting
+
+    @functools.wraps(join)
+    def next_rendezvous(self: Any) -> Any:
+        info = join(self)
+        setattr(self, _NUM_NODES, info.world_size)
+        return info
+
+    @functools.wraps(count)
+    def num_nodes_waiting(self: Any) -> int:
+        return count(self) or _num_lost(self)
+
+    Handler.next_rendezvous = next_rendezvous  # type: ignore[method-assign]
+    Handler.num_nodes_waiting = num_nodes_waiting  # type: ignore[method-assign]
+
+
+def _num_lost(handler: Any) -> int:
+    """Nodes of the present world that were struck from the list."""
+    try:
+        present = len(handler._state_holder.state.participants)
+    except AttributeError:
+        return 0
+    lost = max(0, getattr(handler, _NUM_NODES, 0) - present)
+    if lost:
+        nodes = f"{lost} of {getattr(handler, _NUM_NODES)} nodes"
+        print(f"agent: {nodes} sent no keep-alive; meeting again without", file=sys.stderr, flush=True)
+    return lost
+
+
+def leave_when_done() -> None:
+    """From now on agents of this process leave as soon as their own workers have ended well.
+
+    torchrun's wait five minutes for each other, since one of them may host the store. Here it is a process of
+    its own, and workers end well together: all wait until the last one has published. An agent that waited
+    would hold its GPUs for one that has been started anew meanwhile and will never come.
+    """
+    from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
+
+    SimpleElasticAgent._exit_barrier = lambda self: None  # type: ignore[method-assign]
+
+
+def is_closed_rendezvous(error: BaseException) -> bool:
+    """Whether `error` says that the others have parted, as they do when training has ended."""
+    from torch.distributed.elastic.rendezvous import RendezvousClosedError
+
+    return isinstance(error, RendezvousClosedError)
+
+
+def exit_code_when_closed(run_uri: str) -> int:
+    """0 where training has ended, as for the others: a Job whose last pod failed would not have ended.
+
+    75 where it has not, or where the store does not tell: the next try finds out.
+    """
+    try:
+        ended = _has_ended(run_uri)
+    except EosinError as error:
+        print(f"agent: {describe(error)}", file=sys.stderr, flush=True)
+        return EXIT_TRANSIENT
+    if ended:
+        print("agent: training has ended before this agent came", file=sys.stderr, flush=True)
+        return 0
+    print("agent: the others have parted before training ended", file=sys.stderr, flush=True)
+    return EXIT_TRANSIENT
+
+
+def _has_ended(run_uri: str) -> bool:
+    from eosin.runs import load_run, load_training_done
+    from eosin.storage import open_store
+
+    store = open_store(run_uri)
+    return load_training_done(store, load_run(run_uri, store=store)) is not None
+
+
+def is_lost_rendezvous(error: BaseException) -> bool:
+    """Whether `error` says that the store is gone or has forgotten us, not that the run has ended."""
+    from torch.distributed import DistError
+    from torch.distributed.elastic.rendezvous import (
+        RendezvousConnectionError,
+        RendezvousStateError,
+        RendezvousTimeoutError,
+    )
+
+    lost = (DistError, RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError)
+    return isinstance(error, lost)
+
+
+def may_rejoin(folder: Path, patience_s: float) -> bool:
+    """Whether there is patience left since the store was lost for the first time after the last start.
+
+    Remembers that time in the environment, which the agent hands on to itself.
+    """
+    now_s = time.time()
+    lost_s = float(os.environ.get(_LOST_SINCE, "inf"))
+    started_s = max((start.time_s for start in read_starts(folder)), default=0.0)
+    if started_s > lost_s or lost_s > now_s:
+        lost_s = now_s
+    os.environ[_LOST_SINCE] = str(lost_s)
+    return now_s - lost_s < patience_s
+
+
+def rejoin(arguments: Sequence[str], *, launched: bool) -> None:
+    """Begin this process anew as an agent with `arguments`; its process id stays. Does not return.
+
+    Ending would be simpler, but a pod that ends takes its shared memory with it, and with it the snapshots
+    of its node.
+    """
+    kill_all(children_of(os.getpid()))
+    time.sleep(_PAUSE_S)
+    if launched:
+        os.environ[PARENT_PID] = str(os.getppid())
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "eosin.training.elastic.agent", *arguments])

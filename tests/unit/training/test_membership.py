@@ -1,0 +1,182 @@
+"""Membership changes: a world that has ended, a node struck from the list, a lost rendezvous store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch.distributed import DistNetworkError, HashStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
+from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousConnectionError
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
+
+from eosin.config import RunConfig, dump_config, load_config
+from eosin.errors import EXIT_TRANSIENT
+from eosin.layout import RunLayout
+from eosin.records import TrainingDone
+from eosin.storage import Store, open_store
+from eosin.training.elastic import agent
+from eosin.training.elastic.failures import FAILURES_DIR, report_start
+from eosin.training.elastic.membership import (
+    is_lost_rendezvous,
+    leave_when_done,
+    may_rejoin,
+    notice_lost_nodes,
+)
+
+CONFIG: RunConfig = load_config("", overrides=["slides.uri=/slides", "train.num_steps=31"])
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = open_store(str(tmp_path / "run"))
+    store.put(RunLayout.CONFIG, dump_config(CONFIG).encode())
+    folder = tmp_path / "failures"
+    folder.mkdir()
+    monkeypatch.setenv(FAILURES_DIR, str(folder))
+    return store
+
+
+def _agent_meets(error: Exception, run: Store, monkeypatch: pytest.MonkeyPatch) -> int:
+    def meet(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(agent, "_torchrun", meet)
+    return agent.main(["--nnodes=1:4", "-m", "eosin.training.worker", run.uri])
+
+
+def _end(run: Store, digest: str) -> None:
+    done = TrainingDone(num_steps=31, models=(), snapshot_id="s", config_digest=digest)
+    run.put(RunLayout.TRAINING_DONE, done.to_json())
+
+
+def test_after_the_end_it_ends_as_the_others_did(
+    run: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _end(run, CONFIG.digest())
+    assert _agent_meets(RendezvousClosedError(), run, monkeypatch) == 0
+    assert "has ended" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("of_another", [False, True])
+def test_before_the_end_it_is_to_be_tried_again(
+    run: Store, of_another: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if of_another:
+        _end(run, "of-another-config")
+    assert _agent_meets(RendezvousClosedError(), run, monkeypatch) == EXIT_TRANSIENT
+    assert "before training ended" in capfd.readouterr().err
+
+
+def test_where_no_run_is_the_reason_is_said(
+    run: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run.delete([RunLayout.CONFIG])
+    assert _agent_meets(RendezvousClosedError(), run, monkeypatch) == EXIT_TRANSIENT
+    assert "no run at" in capfd.readouterr().err
+
+
+def test_a_rendezvous_that_is_lost_is_no_closed_one(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _end(run, CONFIG.digest())
+    with pytest.raises(RendezvousConnectionError):
+        _agent_meets(RendezvousConnectionError(), run, monkeypatch)
+
+
+@pytest.mark.timeout(60)
+def test_an_agent_whose_workers_are_done_does_not_wait_for_one_that_never_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    barrier: Any = SimpleElasticAgent._exit_barrier
+    monkeypatch.setattr(SimpleElasticAgent, "_exit_barrier", barrier)  # so that it is put back
+    leave_when_done()
+    group = SimpleNamespace(state="SUCCEEDED", group_world_size=2)
+    agent_of_two: Any = SimpleNamespace(_store=HashStore(), _worker_group=group, _exit_barrier_timeout=3600)
+    leave: Any = SimpleElasticAgent._exit_barrier
+    leave(agent_of_two)
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> type[DynamicRendezvousHandler]:
+    joined = lambda self: SimpleNamespace(world_size=len(self._state_holder.state.participants))  # noqa: E731
+    monkeypatch.setattr(DynamicRendezvousHandler, "next_rendezvous", joined)
+    monkeypatch.setattr(DynamicRendezvousHandler, "num_nodes_waiting", lambda self: self.waiting)
+    notice_lost_nodes()
+    return DynamicRendezvousHandler
+
+
+def handler(kind: type[DynamicRendezvousHandler], *nodes: str) -> Any:
+    found: Any = object.__new__(kind)
+    found.waiting = 0
+    found._state_holder = SimpleNamespace(state=SimpleNamespace(participants=dict.fromkeys(nodes)))
+    return found
+
+
+def test_a_struck_node_counts_until_the_world_has_met_again(
+    patched: type[DynamicRendezvousHandler], capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = handler(patched, "a", "b", "c")
+    assert found.num_nodes_waiting() == 0, "it has not joined yet"
+    found.next_rendezvous()
+    assert found.num_nodes_waiting() == 0
+    del found._state_holder.state.participants["b"]
+    assert found.num_nodes_waiting() == 1
+    assert "1 of 3 nodes sent no keep-alive" in capfd.readouterr().err
+    found.next_rendezvous()
+    assert found.num_nodes_waiting() == 0
+
+
+def test_nodes_that_wait_are_counted_as_ever(patched: type[DynamicRendezvousHandler]) -> None:
+    found = handler(patched, "a")
+    found.next_rendezvous()
+    found.waiting = 2
+    assert found.num_nodes_waiting() == 2
+
+
+def test_another_torch_changes_nothing(patched: type[DynamicRendezvousHandler]) -> None:
+    found = handler(patched, "a", "b")
+    found.next_rendezvous()
+    del found._state_holder
+    assert found.num_nodes_waiting() == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RendezvousConnectionError("the store has gone"), True),
+        (DistNetworkError("broken pipe"), True),
+        (RendezvousClosedError("the others have ended"), False),
+        (RuntimeError("a defect"), False),
+    ],
+)
+def test_only_a_lost_store_is_joined_again(error: Exception, lost: bool) -> None:
+    assert is_lost_rendezvous(error) == lost
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setenv("EOSIN_RENDEZVOUS_LOST_SINCE", "inf")
+    monkeypatch.setattr("time.time", lambda: now[0])
+    return now
+
+
+def test_patience_ends_where_nothing_starts_and_begins_anew_where_it_does(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAILURES_DIR, str(tmp_path))
+    tried = []
+    for clock[0] in (1000.0, 1050.0, 1099.0, 1101.0):
+        tried.append(may_rejoin(tmp_path, 100))
+    assert tried == [True, True, True, False]
+    clock[0] = 1110.0
+    report_start(5)
+    clock[0] = 1300.0
+    assert may_rejoin(tmp_path, 100)
+    clock[0] = 1401.0
+    assert not may_rejoin(tmp_path, 100)
+
+
+def test_no_patience_is_none(tmp_path: Path, clock: list[float]) -> None:
+    assert not may_rejoin(tmp_path, 0)
