@@ -9,8 +9,8 @@ from datetime import UTC, date, datetime
 from eosin.config import RunConfig, difference, dump_config, load_config
 from eosin.errors import UserError
 from eosin.layout import RunLayout, step_of
-from eosin.records import IndexPin, TrainingDone
-from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store
+from eosin.records import IndexPin, TrainingDone, load_record, publish_once
+from eosin.storage import NotFound, Store, join_uri, open_store, put_if_absent
 
 
 def dated(run_uri: str, day: date | None = None) -> str:
@@ -55,9 +55,7 @@ def prepare_run(run_uri: str, config: RunConfig) -> RunConfig:
     """
     config = resolve(config, run_uri)
     store = open_store(run_uri)
-    try:
-        store.put(RunLayout.CONFIG, dump_config(config).encode(), if_none_match=True)
-    except PreconditionFailed:
+    if not put_if_absent(store, RunLayout.CONFIG, dump_config(config).encode()):
         _refuse_difference(run_uri, load_run(run_uri, store=store), config)
     return config
 
@@ -77,34 +75,21 @@ def load_run(run_uri: str, *, store: Store | None = None) -> RunConfig:
 
 def pin_index(run_uri: str, pin: IndexPin) -> IndexPin:
     """Pin the snapshot this run reads; a pin that is there already wins, and is returned."""
-    store = open_store(run_uri)
-    try:
-        store.put(RunLayout.INDEX_PIN, pin.to_json(), if_none_match=True)
-        return pin
-    except PreconditionFailed:
-        return load_pin(run_uri, store=store)
+    return publish_once(open_store(run_uri), RunLayout.INDEX_PIN, pin)
 
 
 def load_pin(run_uri: str, *, store: Store | None = None) -> IndexPin:
     """The pinned snapshot. Raises `UserError` where the run has not been indexed."""
-    store = store or open_store(run_uri)
-    try:
-        data = store.get(RunLayout.INDEX_PIN)
-    except NotFound:
-        raise UserError(
-            f"run {run_uri} has no index yet", hint=f"run `eosin index --run {run_uri}` first"
-        ) from None
-    return IndexPin.from_json(data, source=join_uri(run_uri, RunLayout.INDEX_PIN))
+    pin = load_record(IndexPin, store or open_store(run_uri), RunLayout.INDEX_PIN)
+    if pin is None:
+        raise UserError(f"run {run_uri} has no index yet", hint=f"run `eosin index --run {run_uri}` first")
+    return pin
 
 
 def load_training_done(store: Store, config: RunConfig) -> TrainingDone | None:
     """The record that the training of `config` has ended; None where it has not, or another's has."""
-    try:
-        data = store.get(RunLayout.TRAINING_DONE)
-    except NotFound:
-        return None
-    done = TrainingDone.from_json(data, source=join_uri(store.uri, RunLayout.TRAINING_DONE))
-    return done if done.config_digest == config.digest() else None
+    done = load_record(TrainingDone, store, RunLayout.TRAINING_DONE)
+    return done if done is not None and done.config_digest == config.digest() else None
 
 
 def has_teacher(store: Store, name: str) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 from eosin.errors import EosinError, UserError
 from eosin.layout import RunLayout
 from eosin.observability import printable
-from eosin.records import MetricRecord, PatchSetManifest, TrainingDone
+from eosin.records import MetricRecord, PatchSetManifest, TrainingDone, load_record
 from eosin.runs import load_pin, load_run
-from eosin.storage import NotFound, Store, join_uri, open_store
+from eosin.storage import Store, join_uri, open_store
 
 
 @dataclass(frozen=True)
@@ -117,22 +117,17 @@ def _index(store: Store) -> StepStatus:
 
 def _decode(store: Store) -> StepStatus:
     names = sorted({info.key.split("/")[1] for info in store.list(RunLayout.PATCH_SETS)})
-    whole = [name for name in names if store.exists(RunLayout.patch_set_manifest(name))]
     if not names:
         return StepStatus("decode", "waiting", "no patch set yet")
-    details = []
-    for name in whole:
-        key = RunLayout.patch_set_manifest(name)
-        manifest = PatchSetManifest.from_json(store.get(key), source=join_uri(store.uri, key))
-        details.append(f"{name}: {manifest.num_patches} patches")
-    state = "done" if whole == names else "partial"
+    found = [load_record(PatchSetManifest, store, RunLayout.patch_set_manifest(name)) for name in names]
+    details = [f"{each.name}: {each.num_patches} patches" for each in found if each is not None]
+    state = "done" if len(details) == len(names) else "partial"
     return StepStatus("decode", state, ", ".join(details) or f"{', '.join(names)}: shards only")
 
 
 def _train(store: Store, num_steps: int) -> StepStatus:
-    try:
-        done = TrainingDone.from_json(store.get(RunLayout.TRAINING_DONE), source=RunLayout.TRAINING_DONE)
-    except NotFound:
+    done = load_record(TrainingDone, store, RunLayout.TRAINING_DONE)
+    if done is None:
         last = _last_step(store)
         if last is None:
             return StepStatus("train", "waiting", f"0/{num_steps} steps")
@@ -166,9 +161,10 @@ def _evaluate(store: Store) -> StepStatus:
 
 def _record_state(store: Store, key: str) -> str:
     try:
-        return MetricRecord.from_json(store.get(key), source=join_uri(store.uri, key)).status
+        record = load_record(MetricRecord, store, key)
     except EosinError:
         return "unreadable"
+    return record.status if record is not None else "unreadable"
 
 
 def _report(store: Store) -> StepStatus:

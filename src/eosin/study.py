@@ -12,9 +12,9 @@ from eosin.config import RunConfig, dump_config, load_config
 from eosin.config.patches import HELD_OUT
 from eosin.errors import UserError
 from eosin.layout import RANDOM_INIT, TEACHER_WEIGHTS, RunLayout
-from eosin.records import Study, Variant
+from eosin.records import Study, Variant, load_record, publish_once
 from eosin.runs import load_pin, pin_index, prepare_run
-from eosin.storage import NotFound, PreconditionFailed, join_uri, open_store
+from eosin.storage import join_uri, open_store
 
 _TIMM = "timm:"
 _ALL = "all"
@@ -78,11 +78,10 @@ def study_of(
 
 def load_study(study_uri: str) -> Study:
     """Raises `UserError` where no study was begun at `study_uri`."""
-    source = join_uri(study_uri, RunLayout.STUDY)
-    try:
-        return Study.from_json(open_store(study_uri).get(RunLayout.STUDY), source=source)
-    except NotFound:
-        raise UserError(f"no study at {study_uri}: {RunLayout.STUDY} is not there") from None
+    study = load_record(Study, open_store(study_uri), RunLayout.STUDY)
+    if study is None:
+        raise UserError(f"no study at {study_uri}: {RunLayout.STUDY} is not there")
+    return study
 
 
 def pin_variants(study_uri: str) -> list[str]:
@@ -168,12 +167,7 @@ def _looks_alike(first: RunConfig, second: RunConfig) -> bool:
 
 
 def _keep(study_uri: str, study: Study) -> None:
-    try:
-        open_store(study_uri).put(RunLayout.STUDY, study.to_json(), if_none_match=True)
-    except PreconditionFailed:
-        found = load_study(study_uri)
-        if found != study:
-            names = ", ".join(variant.name for variant in found.variants)
-            raise UserError(
-                f"study {study_uri} was begun with {found.key}: {names}", hint="take another URI"
-            ) from None
+    found = publish_once(open_store(study_uri), RunLayout.STUDY, study)
+    if found != study:
+        names = ", ".join(variant.name for variant in found.variants)
+        raise UserError(f"study {study_uri} was begun with {found.key}: {names}", hint="take another URI")

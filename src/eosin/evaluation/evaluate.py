@@ -34,9 +34,9 @@ from eosin.evaluation.tasks.outcome import Outcome
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.records import MetricRecord
+from eosin.records import MetricRecord, load_record
 from eosin.runs import load_run
-from eosin.storage import NotFound, Store, join_uri, open_store
+from eosin.storage import Store, open_store
 
 
 def evaluate(run_uri: str, model: str, task: str, *, log: RunLog) -> MetricRecord:
@@ -115,10 +115,11 @@ class _Evaluation:
         self.inputs_digest = self._inputs_digest(self.dataset)
         key = RunLayout.metric(self.subject.key, self.task.name)
         try:
-            record = MetricRecord.from_json(self.store.get(key), source=join_uri(self.run_uri, key))
-        except (NotFound, PermanentError):
+            record = load_record(MetricRecord, self.store, key)
+        except PermanentError:
             return None
-        return record if record.status == "ok" and record.inputs_digest == self.inputs_digest else None
+        final = record is not None and record.status == "ok" and record.inputs_digest == self.inputs_digest
+        return record if final else None
 
     def judge(self) -> MetricRecord:
         """Run the task on the dataset that `existing` opened."""

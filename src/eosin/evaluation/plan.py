@@ -6,9 +6,9 @@ from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.evaluation.subject import exported_models
 from eosin.layout import TEACHER_CARD, RunLayout, step_of
-from eosin.records import TrainingDone
+from eosin.records import TrainingDone, load_record
 from eosin.runs import load_run
-from eosin.storage import NotFound, Store, join_uri, open_store
+from eosin.storage import Store, join_uri, open_store
 
 
 def list_evaluations(run_uri: str) -> list[dict[str, str]]:
@@ -63,8 +63,7 @@ def models_to_judge(run_uri: str, config: RunConfig, store: Store) -> list[str]:
 
 def _teachers(run_uri: str, store: Store) -> list[str]:
     """Those that training says it exported; while it still runs, those that are there."""
-    try:
-        data = store.get(RunLayout.TRAINING_DONE)
-    except NotFound:
+    done = load_record(TrainingDone, store, RunLayout.TRAINING_DONE)
+    if done is None:
         return [name for name in exported_models(store) if step_of(name) is not None]
-    return list(TrainingDone.from_json(data, source=join_uri(run_uri, RunLayout.TRAINING_DONE)).models)
+    return list(done.models)

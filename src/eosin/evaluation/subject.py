@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.layout import RANDOM_INIT, TEACHER_CARD, RunLayout, record_key, step_of
-from eosin.records import TeacherCard
-from eosin.storage import NotFound, Store, join_uri, open_store
+from eosin.records import TeacherCard, load_record
+from eosin.storage import NotFound, Store, open_store
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,11 +71,9 @@ def _find(run_uri: str, config: RunConfig, name: str, store: Store) -> Subject:
         return _from_timm(name)
     if "/" in name:
         return _foreign_teacher(name)
-    try:
-        data = store.get(RunLayout.teacher_card(name))
-    except NotFound:
-        raise _unknown(run_uri, name, store) from None
-    card = TeacherCard.from_json(data, source=join_uri(run_uri, RunLayout.teacher_card(name)))
+    card = load_record(TeacherCard, store, RunLayout.teacher_card(name))
+    if card is None:
+        raise _unknown(run_uri, name, store)
     return Subject(name, step_of(name), _card_digest(card), lambda: _load_teacher(run_uri, name), run_uri)
 
 
@@ -88,14 +86,12 @@ def _card_digest(card: TeacherCard) -> str:
 
 def _foreign_teacher(folder: str) -> Subject:
     """A teacher that lies anywhere: its name is the URI of the folder that holds model.json."""
-    try:
-        data = open_store(folder).get(TEACHER_CARD)
-    except NotFound:
+    card = load_record(TeacherCard, open_store(folder), TEACHER_CARD)
+    if card is None:
         raise UserError(
             f"no teacher at {folder}: {TEACHER_CARD} is not there",
             hint="name the folder of an export, s3://bucket/runs/NAME/teachers/step-00000100",
-        ) from None
-    card = TeacherCard.from_json(data, source=join_uri(folder, TEACHER_CARD))
+        )
     # No step: it is not one of this run's, whatever its own run called it.
     digest, (run, _, inside) = _card_digest(card), folder.rpartition("/" + RunLayout.TEACHERS)
     return Subject(folder, None, digest, lambda: _load_teacher(folder, card.name), run if inside else "")

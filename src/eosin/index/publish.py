@@ -22,8 +22,8 @@ from eosin.index.rows import FLEETING, OK, SlideRow, load_rows, write_rows
 from eosin.index.scan import by_frequency, load_shard
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
-from eosin.records import SnapshotManifest
-from eosin.storage import PreconditionFailed, Store
+from eosin.records import SnapshotManifest, publish_once
+from eosin.storage import Store, put_if_absent
 
 _NAMED_SLIDES = 5
 _SPARE_PARTS = 4
@@ -107,19 +107,12 @@ def _publish(plan: ScanPlan, rows: MergedRows) -> SnapshotManifest:
         reasons=by_frequency(tally.statuses),
         eosin_version=__version__,
     )
-    key = IndexLayout.snapshot_marker(snapshot_id)
-    try:
-        plan.index.put(key, manifest.to_json(), if_none_match=True)
-        return manifest
-    except PreconditionFailed:
-        return SnapshotManifest.from_json(plan.index.get(key), source=key)
+    return publish_once(plan.index, IndexLayout.snapshot_marker(snapshot_id), manifest)
 
 
 def _put_rows(store: Store, key: str, path: Path) -> str:
     """Publish the rows unless some are there; SHA-256 of what is there then."""
-    try:
-        store.put_file(key, path, if_none_match=True)
-    except PreconditionFailed:
+    if not put_if_absent(store, key, path):
         return hashlib.sha256(store.get(key)).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

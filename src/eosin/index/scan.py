@@ -20,8 +20,8 @@ from eosin.index.series import divided, split_series
 from eosin.index.tissue_model import load_tissue_model, model_digest
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
+from eosin.records import load_record
 from eosin.records.base import Record
-from eosin.storage import NotFound
 
 _UNITS_A_PART = 128
 _PROGRESS_EVERY_S = 2.0
@@ -72,11 +72,7 @@ def scan_shard(config: RunConfig, shard: int, num_shards: int, log: RunLog) -> S
 
 def load_shard(plan: ScanPlan, shard: int, num_shards: int) -> ScanShard | None:
     """The marker of a shard; None where it was never completed."""
-    key = IndexLayout.shard_marker(plan.scan_id, shard, num_shards)
-    try:
-        return ScanShard.from_json(plan.index.get(key), source=f"{plan.index.uri}/{key}")
-    except NotFound:
-        return None
+    return load_record(ScanShard, plan.index, IndexLayout.shard_marker(plan.scan_id, shard, num_shards))
 
 
 def by_frequency(statuses: Counter[str]) -> dict[str, int]:

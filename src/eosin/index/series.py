@@ -9,6 +9,7 @@ from eosin.index.listing import Unit
 from eosin.index.plan import ScanPlan
 from eosin.index.previous import PreviousRows
 from eosin.layout import IndexLayout
+from eosin.records import load_record
 from eosin.records.base import Record
 from eosin.slides.dicom import read_series_uid
 from eosin.slides.errors import SlideError
@@ -49,10 +50,9 @@ def _series_of(
     plan: ScanPlan, folders: Sequence[Unit], previous: PreviousRows, num_threads: int
 ) -> ScanSeries:
     key = IndexLayout.scan_series(plan.scan_id)
-    try:
-        return ScanSeries.from_json(plan.index.get(key), source=f"{plan.index.uri}/{key}")
-    except NotFound:
-        pass
+    published = load_record(ScanSeries, plan.index, key)
+    if published is not None:
+        return published
     grouped = {}
     for unit in folders:
         groups = previous.groups(unit) or split_series(plan.slides, unit.objects, num_threads)

@@ -15,7 +15,7 @@ from eosin.layout import RANDOM_INIT, RunLayout
 from eosin.models.arch import create_vit, resolved_arch_args
 from eosin.models.backbone import Backbone
 from eosin.models.network import build_network
-from eosin.records import TeacherCard
+from eosin.records import TeacherCard, load_record
 from eosin.storage import NotFound, Store, join_uri, open_store
 
 
@@ -48,12 +48,9 @@ def export_teacher(
 
     Weights first, card last; a teacher that is already whole is left as it is and its card returned.
     """
-    try:
-        return TeacherCard.from_json(
-            store.get(RunLayout.teacher_card(name)), source=_card_uri(store.uri, name)
-        )
-    except NotFound:
-        pass
+    published = load_record(TeacherCard, store, RunLayout.teacher_card(name))
+    if published is not None:
+        return published
     weights = save(
         {key: value.detach().cpu().contiguous() for key, value in backbone.vit.state_dict().items()}
     )

@@ -1,5 +1,6 @@
 """Everything one step publishes as JSON and another reads."""
 
+from eosin.records.bucket import load_record, publish_once, update_record
 from eosin.records.metric import MetricRecord, MetricValue
 from eosin.records.patchset import PatchSetManifest, PatchSetShard, RejectedPatch
 from eosin.records.registry import RegisteredModel, RegistryEntry, RegistryMove
@@ -24,4 +25,7 @@ __all__ = [
     "TeacherCard",
     "TrainingDone",
     "Variant",
+    "load_record",
+    "publish_once",
+    "update_record",
 ]

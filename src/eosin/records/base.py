@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,6 +13,9 @@ class Record(BaseModel):
     """One JSON object in a bucket. Unknown fields are ignored, so that an older reader still reads."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    unreadable_hint: ClassVar[str] = "delete {source}; the step that publishes it will write it again"
+    """What to do about an object whose bytes are no such record."""
 
     schema_version: int = 1
 
@@ -29,5 +32,5 @@ class Record(BaseModel):
             where = ".".join(str(part) for part in first["loc"])
             raise PermanentError(
                 f"{source} is not a {cls.__name__}: {where + ': ' if where else ''}{first['msg']}",
-                hint=f"delete {source}; the step that publishes it will write it again",
+                hint=cls.unreadable_hint.format(source=source),
             ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -42,6 +42,9 @@ class RegistryMove(BaseModel):
 
 class RegistryEntry(Record):
     """One object a model name, replaced whole by a conditional put: the pointer and its history."""
+
+    # Nothing writes it again: what is in it is known nowhere else.
+    unreadable_hint: ClassVar[str] = "restore an earlier version of {source}"
 
     name: str
     current: int

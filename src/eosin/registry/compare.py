@@ -9,8 +9,8 @@ from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.layout import RunLayout, record_key
 from eosin.metrics.significance import Significance, significance
-from eosin.records import MetricRecord
-from eosin.storage import NotFound, Store, join_uri
+from eosin.records import MetricRecord, load_record
+from eosin.storage import Store
 
 _BALANCED = "balanced_accuracy"
 
@@ -135,8 +135,7 @@ def _record(store: Store, names: Sequence[str], task: str) -> MetricRecord | Non
     """The record of the model under the first of its names that has one."""
     for name in names:
         key = RunLayout.metric(record_key(name), task)
-        try:
-            return MetricRecord.from_json(store.get(key), source=join_uri(store.uri, key))
-        except NotFound:
-            continue
+        record = load_record(MetricRecord, store, key)
+        if record is not None:
+            return record
     return None

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from eosin.errors import PermanentError, TransientError, UserError
+from eosin.errors import UserError
 from eosin.layout import RegistryLayout
-from eosin.records import RegisteredModel, RegistryEntry, RegistryMove
-from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store
+from eosin.records import RegisteredModel, RegistryEntry, RegistryMove, load_record, update_record
+from eosin.storage import join_uri, open_store
 
-_ATTEMPTS = 8
 # Given the entry as it stands (None: there is none), the one to put in its place; None: leave it.
 Change = Callable[[RegistryEntry | None], RegistryEntry | None]
 
@@ -35,7 +34,7 @@ class Entry:
 
 def read_entry(registry_uri: str, name: str) -> RegistryEntry | None:
     """The entry of `name`; None where no model was ever promoted under it."""
-    return _read(open_store(registry_uri), _key(name))
+    return load_record(RegistryEntry, open_store(registry_uri), _key(name))
 
 
 def find_entry(registry_uri: str, name: str) -> RegistryEntry:
@@ -59,20 +58,7 @@ def change_entry(registry_uri: str, name: str, change: Change) -> RegistryEntry 
     is called again with what they wrote, so no move is ever lost. Raises `TransientError` where others
     keep moving it.
     """
-    store, key = open_store(registry_uri), _key(name)
-    for _ in range(_ATTEMPTS):
-        # The etag first: an entry that is replaced between the two reads fails the condition.
-        etag = _etag(store, key)
-        entry = _read(store, key) if etag else None
-        changed = change(entry)
-        if changed is None:
-            return entry
-        try:
-            store.put(key, changed.to_json(), if_none_match=etag is None, if_match=etag)
-            return changed
-        except PreconditionFailed:
-            continue
-    raise TransientError(f"{store.uri}/{key} is being moved by others", hint="run it again")
+    return update_record(RegistryEntry, open_store(registry_uri), _key(name), change)
 
 
 def roll_back(registry_uri: str, name: str, *, to: int | None = None, why: str = "") -> RegistryEntry:
@@ -160,20 +146,3 @@ def _names(registry_uri: str) -> list[str]:
 def _unknown(registry_uri: str, name: str) -> UserError:
     names = ", ".join(_names(registry_uri)) or "none yet"
     return UserError(f"registry {registry_uri} has no model {name}", hint=f"there are: {names}")
-
-
-def _etag(store: Store, key: str) -> str | None:
-    try:
-        return store.head(key).etag
-    except NotFound:
-        return None
-
-
-def _read(store: Store, key: str) -> RegistryEntry | None:
-    try:
-        return RegistryEntry.from_json(store.get(key), source=join_uri(store.uri, key))
-    except NotFound:
-        return None
-    except PermanentError as error:
-        # Nothing writes it again: what is in it is known nowhere else.
-        raise PermanentError(error.message, hint="restore an earlier version of the object") from error

@@ -9,11 +9,11 @@ from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.records import RegisteredModel, RegistryEntry, TeacherCard, TrainingDone
+from eosin.records import RegisteredModel, RegistryEntry, TeacherCard, TrainingDone, load_record
 from eosin.registry.compare import Judgement, Rule, compare
 from eosin.registry.entries import added, change_entry, moved
 from eosin.runs import load_pin, load_run
-from eosin.storage import NotFound, Store, join_uri, open_store
+from eosin.storage import Store, join_uri, open_store
 
 _NO_VERSION = 0
 
@@ -112,13 +112,11 @@ class _Promoter:
 
 def _candidate(store: Store, model: str) -> RegisteredModel:
     model = model or _newest(store)
-    key = RunLayout.teacher_card(model)
-    try:
-        card = TeacherCard.from_json(store.get(key), source=join_uri(store.uri, key))
-    except NotFound:
+    card = load_record(TeacherCard, store, RunLayout.teacher_card(model))
+    if card is None:
         raise UserError(
             f"run {store.uri} has no teacher {model}", hint=f"`eosin status {store.uri}` shows how far it is"
-        ) from None
+        )
     pin = load_pin(store.uri, store=store)
     return RegisteredModel(
         version=_NO_VERSION,
@@ -132,12 +130,10 @@ def _candidate(store: Store, model: str) -> RegisteredModel:
 
 
 def _newest(store: Store) -> str:
-    key = RunLayout.TRAINING_DONE
-    try:
-        done = TrainingDone.from_json(store.get(key), source=join_uri(store.uri, key))
-    except NotFound:
+    done = load_record(TrainingDone, store, RunLayout.TRAINING_DONE)
+    if done is None:
         raise UserError(
             f"run {store.uri} has not ended training",
             hint="name the teacher to promote: --model step-00000100",
-        ) from None
+        )
     return done.models[-1]

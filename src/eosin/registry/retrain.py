@@ -9,10 +9,10 @@ from eosin.errors import UserError
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import TEACHER_CARD, TEACHER_WEIGHTS, RunLayout
 from eosin.observability import RunLog
-from eosin.records import RetrainBase, TeacherCard
+from eosin.records import RetrainBase, TeacherCard, load_record, publish_once
 from eosin.registry.entries import read_entry
 from eosin.runs import load_pin
-from eosin.storage import NotFound, PreconditionFailed, join_uri, open_store
+from eosin.storage import join_uri, open_store
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,26 @@ def find_base(registry_uri: str, name: str, run_uri: str) -> RetrainBase:
 
     Raises `UserError` where the run set out from another name or registry.
     """
-    store = open_store(run_uri)
-    try:
-        base = RetrainBase.from_json(
-            store.get(RunLayout.RETRAIN), source=join_uri(run_uri, RunLayout.RETRAIN)
-        )
-    except NotFound:
-        return _current(registry_uri, name)
+    base = load_record(RetrainBase, open_store(run_uri), RunLayout.RETRAIN)
+    return _current(registry_uri, name) if base is None else _of_name(base, registry_uri, name, run_uri)
+
+
+def keep_base(run_uri: str, base: RetrainBase) -> RetrainBase:
+    """Publish what the run sets out from; what is there already wins, and is returned.
+
+    Raises `UserError` where that is another name or registry.
+    """
+    found = publish_once(open_store(run_uri), RunLayout.RETRAIN, base)
+    return _of_name(found, base.registry, base.name, run_uri)
+
+
+def _of_name(base: RetrainBase, registry_uri: str, name: str, run_uri: str) -> RetrainBase:
     if (base.registry, base.name) != (join_uri(registry_uri), name):
         raise UserError(
             f"run {run_uri} retrains {base.name} of {base.registry}, not {name} of {registry_uri}",
             hint="take another run URI",
         )
     return base
-
-
-def keep_base(run_uri: str, base: RetrainBase) -> RetrainBase:
-    """Publish what the run sets out from; what is there already wins, and is returned."""
-    try:
-        open_store(run_uri).put(RunLayout.RETRAIN, base.to_json(), if_none_match=True)
-        return base
-    except PreconditionFailed:
-        return find_base(base.registry, base.name, run_uri)
 
 
 def warm_started(config: RunConfig, base: RetrainBase) -> RunConfig:
@@ -75,8 +73,9 @@ def judge_new_slides(run_uri: str, min_new_slides: int, *, log: RunLog) -> Gate:
     A slide is new by its key and etags: one that was replaced counts, one that was indexed anew by a
     later eosin does not. Reads both snapshots' rows; the run must have pinned its own.
     """
-    source = join_uri(run_uri, RunLayout.RETRAIN)
-    base = RetrainBase.from_json(open_store(run_uri).get(RunLayout.RETRAIN), source=source)
+    base = load_record(RetrainBase, open_store(run_uri), RunLayout.RETRAIN)
+    if base is None:
+        raise UserError(f"{run_uri} is no retraining: {RunLayout.RETRAIN} is not there")
     pin = load_pin(run_uri)
     now = _slides(open_snapshot(pin.index_uri, pin.snapshot_id))
     if base.version is None:
@@ -108,14 +107,12 @@ def _versions(base: RetrainBase) -> set[str]:
 
 
 def _require_same_model(config: RunConfig, base: RetrainBase) -> None:
-    source = join_uri(base.teacher, TEACHER_CARD)
-    try:
-        card = TeacherCard.from_json(open_store(base.teacher).get(TEACHER_CARD), source=source)
-    except NotFound:
+    card = load_record(TeacherCard, open_store(base.teacher), TEACHER_CARD)
+    if card is None:
         raise UserError(
-            f"the current model of {base.name} is gone: {source} is not there",
+            f"the current model of {base.name} is gone: {join_uri(base.teacher, TEACHER_CARD)} is not there",
             hint=f"`eosin registry rollback {base.registry} {base.name}` to one that is",
-        ) from None
+        )
     if card.arch != config.model.arch:
         raise UserError(
             f"the current model of {base.name} is a {card.arch}, the recipe says {config.model.arch}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from eosin.config import RunConfig, load_config
 from eosin.errors import EosinError
 from eosin.layout import RunLayout, step_of
-from eosin.records import IndexPin, PatchSetManifest
+from eosin.records import IndexPin, PatchSetManifest, load_record
 from eosin.retention.model import Age, Doomed, by_folder, doom
 from eosin.storage import NotFound, ObjectInfo, Store, join_uri, open_store
 
@@ -54,20 +54,12 @@ def _read(store: Store, objects: tuple[ObjectInfo, ...]) -> Run:
     try:
         text = store.get(RunLayout.CONFIG).decode()
         config = load_config(text, source=join_uri(store.uri, RunLayout.CONFIG))
-        return Run(store, objects, config, _pin(store))
+        return Run(store, objects, config, load_record(IndexPin, store, RunLayout.INDEX_PIN))
     except NotFound:
         problem = f"there is no {RunLayout.CONFIG}"
     except (EosinError, UnicodeDecodeError) as error:
         problem = str(error).partition("\n")[0]
     return Run(store, objects, problem=f"{store.uri} cannot be understood: {problem}")
-
-
-def _pin(store: Store) -> IndexPin | None:
-    try:
-        data = store.get(RunLayout.INDEX_PIN)
-    except NotFound:
-        return None
-    return IndexPin.from_json(data, source=join_uri(store.uri, RunLayout.INDEX_PIN))
 
 
 def _relative(objects: Sequence[ObjectInfo], folder: str) -> Iterator[ObjectInfo]:
@@ -112,8 +104,10 @@ def _listed_shards(store: Store, name: str, keys: set[str]) -> set[str] | None:
     if key not in keys:
         return set()
     try:
-        manifest = PatchSetManifest.from_json(store.get(key), source=join_uri(store.uri, key))
-    except (NotFound, EosinError):
+        manifest = load_record(PatchSetManifest, store, key)
+    except EosinError:
+        return None
+    if manifest is None:
         return None
     return {RunLayout.patch_set(name) + shard.key for shard in manifest.shards}
 

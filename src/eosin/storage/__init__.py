@@ -8,6 +8,7 @@ from eosin.storage.base import (
     ObjectInfo,
     PreconditionFailed,
     Store,
+    put_if_absent,
 )
 from eosin.storage.open import join_uri, open_store, split_uri
 
@@ -21,5 +22,6 @@ __all__ = [
     "Store",
     "join_uri",
     "open_store",
+    "put_if_absent",
     "split_uri",
 ]

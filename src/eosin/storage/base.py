@@ -92,3 +92,18 @@ class Store(Protocol):
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; one that is not there is no error."""
         ...
+
+
+def put_if_absent(store: Store, key: str, data: bytes | Path) -> bool:
+    """Publish bytes or a local file at `key` unless an object is there; whether this publish made it.
+
+    Of several at once exactly one gets True. Raises as `Store` does.
+    """
+    try:
+        if isinstance(data, Path):
+            store.put_file(key, data, if_none_match=True)
+        else:
+            store.put(key, data, if_none_match=True)
+    except PreconditionFailed:
+        return False
+    return True

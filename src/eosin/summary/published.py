@@ -13,10 +13,10 @@ from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import RunLayout
 from eosin.patches.sets.patchset import CONTACT_SHEET
 from eosin.recipes import load_recipe
-from eosin.records import MetricRecord, PatchSetManifest, TeacherCard, TrainingDone
+from eosin.records import MetricRecord, PatchSetManifest, TeacherCard, TrainingDone, load_record
 from eosin.records.base import Record
 from eosin.runs import load_pin, load_run
-from eosin.storage import NotFound, Store, join_uri, open_store
+from eosin.storage import NotFound, Store, open_store
 from eosin.summary.earlier import EarlierRun, read_earlier
 from eosin.summary.events import Event, read_events
 
@@ -74,13 +74,11 @@ class _Reader:
 
     def record(self, kind: type[R], key: str, *, absent: str = "") -> R | None:
         """The record at `key`; `absent` is the line where nothing is there (empty: no line)."""
-        try:
-            data = self.store.get(key)
-        except NotFound:
-            if absent:
-                self.problems.append(absent)
-            return None
-        return self.attempt(lambda: kind.from_json(data, source=join_uri(self.run_uri, key)))
+        num_problems = len(self.problems)
+        found = self.attempt(lambda: load_record(kind, self.store, key))
+        if found is None and absent and len(self.problems) == num_problems:
+            self.problems.append(absent)
+        return found
 
 
 def read_published(run_uri: str) -> Published:

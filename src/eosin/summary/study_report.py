@@ -13,7 +13,7 @@ from markupsafe import Markup
 from eosin.errors import EosinError, TransientError, UserError
 from eosin.layout import RunLayout, step_of
 from eosin.observability import RunLog
-from eosin.records import MetricRecord, MetricValue, Study, Variant
+from eosin.records import MetricRecord, MetricValue, Study, Variant, load_record
 from eosin.storage import NotFound, Store, join_uri, open_store
 from eosin.summary import svg
 from eosin.summary.names import metric_name, model_label, number
@@ -97,11 +97,9 @@ def report_study(study_uri: str, *, log: RunLog) -> StudyResult:
 
 def build_study_report(study_uri: str, store: Store) -> StudyReport:
     """All that the runs of a study have published, and the charts of it."""
-    source = join_uri(study_uri, RunLayout.STUDY)
-    try:
-        study = Study.from_json(store.get(RunLayout.STUDY), source=source)
-    except NotFound:
-        raise UserError(f"no study at {study_uri}: {RunLayout.STUDY} is not there") from None
+    study = load_record(Study, store, RunLayout.STUDY)
+    if study is None:
+        raise UserError(f"no study at {study_uri}: {RunLayout.STUDY} is not there")
     runs = tuple(_read(variant) for variant in study.variants)
     found = {
         (record.task, metric) for run in runs for record in run.records if record.status == "ok"

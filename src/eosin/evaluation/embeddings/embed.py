@@ -22,7 +22,7 @@ from eosin.evaluation.subject import Subject
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION, BadImage, load_image
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.storage import NotFound, PreconditionFailed, Store
+from eosin.storage import NotFound, Store, put_if_absent
 
 _DECODE_THREADS = min(16, max(4, os.cpu_count() or 1))
 _MAX_NAMED = 20
@@ -59,9 +59,7 @@ def embed(
         log.event("embeddings", model=subject.name, images=len(stored.rows), source="stored")
         return stored
     made = _compute(subject, dataset, batch_size, log, change)
-    try:
-        store.put(key, _encode(made), if_none_match=True)
-    except PreconditionFailed:
+    if not put_if_absent(store, key, _encode(made)):
         log.event("embeddings-shared", key=key, detail="another task published them first")
     return made
 

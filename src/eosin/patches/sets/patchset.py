@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from eosin.errors import PermanentError, UserError
-from eosin.records import PatchSetManifest, PatchSetShard, RejectedPatch
+from eosin.records import PatchSetManifest, PatchSetShard, RejectedPatch, load_record
 from eosin.records.base import Record
 from eosin.records.patchset_shard import PatchRow, decode_shard
 from eosin.storage import NotFound, Store, join_uri, open_store
@@ -31,15 +31,12 @@ class ShardMarker(Record):
 
 def read_manifest(uri: str, *, store: Store | None = None) -> PatchSetManifest:
     """The manifest of the patch set at `uri`. Raises `UserError` where no whole patch set is there."""
-    store = store or open_store(uri)
-    try:
-        data = store.get(MANIFEST)
-    except NotFound:
+    manifest = load_record(PatchSetManifest, store or open_store(uri), MANIFEST)
+    if manifest is None:
         raise UserError(
-            f"no patch set at {uri}: {MANIFEST} is not there",
-            hint="publish it with `eosin decode RUN`",
-        ) from None
-    return PatchSetManifest.from_json(data, source=join_uri(uri, MANIFEST))
+            f"no patch set at {uri}: {MANIFEST} is not there", hint="publish it with `eosin decode RUN`"
+        )
+    return manifest
 
 
 def read_patch_set(uri: str) -> tuple[PatchSetManifest, Iterator[PatchRow]]:

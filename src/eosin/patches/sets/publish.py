@@ -11,10 +11,10 @@ from eosin.errors import UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.sets.contact_sheet import contact_sheet
-from eosin.patches.sets.patchset import CONTACT_SHEET, ShardMarker, read_manifest, read_shard
-from eosin.records import PatchSetManifest, PatchSetShard
+from eosin.patches.sets.patchset import CONTACT_SHEET, ShardMarker, read_shard
+from eosin.records import PatchSetManifest, PatchSetShard, load_record, publish_once
 from eosin.records.patchset_shard import PatchRow, encode_shard
-from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store
+from eosin.storage import Store, join_uri, open_store
 
 _ON_CONTACT_SHEET = 48
 _MARKERS_AT_ONCE = 32
@@ -58,27 +58,21 @@ def publish_manifest(store: Store, name: str, shard_keys: Sequence[str], log: Ru
     Raises `UserError` naming shards that are missing, or where the set has no patch.
     """
     folder_uri = join_uri(store.uri, RunLayout.patch_set(name))
-    if store.exists(RunLayout.patch_set_manifest(name)):
-        return read_manifest(folder_uri)
+    published = load_record(PatchSetManifest, store, RunLayout.patch_set_manifest(name))
+    if published is not None:
+        return published
     manifest = _manifest(name, _read_markers(store, name, shard_keys))
     sheet = contact_sheet(_sample(open_store(folder_uri), manifest))
     store.put(RunLayout.patch_set(name) + CONTACT_SHEET, sheet)
-    try:
-        store.put(RunLayout.patch_set_manifest(name), manifest.to_json(), if_none_match=True)
-    except PreconditionFailed:
-        return read_manifest(folder_uri)
+    published = publish_once(store, RunLayout.patch_set_manifest(name), manifest)
     log.event("patch-set-published", name=name, num_patches=manifest.num_patches, digest=manifest.digest[:16],
               slides=len(manifest.slides), rejected=len(manifest.rejected))  # fmt: skip
-    return manifest
+    return published
 
 
 def read_marker(store: Store, shard_key: str) -> ShardMarker | None:
     """The marker of a shard; None where there is none."""
-    key = RunLayout.patch_set_marker_of(shard_key)
-    try:
-        return ShardMarker.from_json(store.get(key), source=join_uri(store.uri, key))
-    except NotFound:
-        return None
+    return load_record(ShardMarker, store, RunLayout.patch_set_marker_of(shard_key))
 
 
 def _read_markers(store: Store, name: str, shard_keys: Sequence[str]) -> list[ShardMarker]:

@@ -12,9 +12,10 @@ from eosin.config.patches import HELD_OUT, SetConfig
 from eosin.errors import UserError
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import RunLayout
+from eosin.records import load_record, publish_once
 from eosin.records.patchset import PatchSetSpec
 from eosin.runs import load_pin, load_run
-from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store
+from eosin.storage import Store, open_store
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -82,28 +83,25 @@ def pin_set(job: Decoding) -> None:
     assert job.spec is not None
     spec = job.spec.model_dump(mode="json")
     record = PatchSetSpec(snapshot_id=job.snapshot.manifest.snapshot_id, spec=spec)
-    try:
-        job.store.put(RunLayout.patch_set_spec(job.name), record.to_json(), if_none_match=True)
-    except PreconditionFailed:
-        begun = _parse(_load(job.store, job.name, job.config), job.name)
-        lines = difference(begun.model_dump(mode="json"), spec)
-        if lines:
-            raise UserError(
-                f"patch set {job.name} of {job.store.uri} was begun as another: " + "; ".join(lines),
-                hint="give the new one another name",
-            ) from None
+    found = publish_once(job.store, RunLayout.patch_set_spec(job.name), record)
+    begun = job.spec if found == record else _parse(found, job.name)
+    lines = difference(begun.model_dump(mode="json"), spec)
+    if lines:
+        raise UserError(
+            f"patch set {job.name} of {job.store.uri} was begun as another: " + "; ".join(lines),
+            hint="give the new one another name",
+        )
 
 
 def _load(store: Store, name: str, config: RunConfig) -> PatchSetSpec:
-    key = RunLayout.patch_set_spec(name)
-    try:
-        return PatchSetSpec.from_json(store.get(key), source=join_uri(store.uri, key))
-    except NotFound:
+    record = load_record(PatchSetSpec, store, RunLayout.patch_set_spec(name))
+    if record is None:
         known = ", ".join([HELD_OUT, *config.patches.sets])
         raise UserError(
             f"the run has no patch set {name!r}; it has {known}",
             hint=f"declare it: eosin decode RUN --name {name} --set mpp=0.5, or patches.sets in the recipe",
-        ) from None
+        )
+    return record
 
 
 def _parse(record: PatchSetSpec, name: str) -> SetConfig:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 
 from eosin.layout import RunLayout
+from eosin.records import load_record, publish_once
 from eosin.records.base import Record
-from eosin.storage import NotFound, PreconditionFailed, Store, join_uri
+from eosin.storage import Store
 
 
 class SecretRecord(Record):
@@ -17,25 +18,11 @@ class SecretRecord(Record):
 
 def run_secret(store: Store) -> str:
     """The run's secret, made by whoever asks first. Raises `PermanentError` where it is unreadable."""
-    try:
-        return _read(store)
-    except NotFound:
-        mine = SecretRecord(secret=secrets.token_hex(32))
-    try:
-        store.put(RunLayout.SECRET, mine.to_json(), if_none_match=True)
-        return mine.secret
-    except PreconditionFailed:
-        return _read(store)
+    mine = SecretRecord(secret=secrets.token_hex(32))
+    return known_secret(store) or publish_once(store, RunLayout.SECRET, mine).secret
 
 
 def known_secret(store: Store) -> str | None:
     """The run's secret where one was made."""
-    try:
-        return _read(store)
-    except NotFound:
-        return None
-
-
-def _read(store: Store) -> str:
-    source = join_uri(store.uri, RunLayout.SECRET)
-    return SecretRecord.from_json(store.get(RunLayout.SECRET), source=source).secret
+    found = load_record(SecretRecord, store, RunLayout.SECRET)
+    return None if found is None else found.secret
