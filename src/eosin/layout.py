@@ -13,6 +13,8 @@ COMPLETE = "COMPLETE.json"
 RANDOM_INIT = "random-init"
 TEACHER_CARD = "model.json"
 TEACHER_WEIGHTS = "model.safetensors"
+TEACHER_TIMM_CONFIG = "config.json"
+TEACHER_README = "README.md"
 
 
 class IndexLayout:
@@ -126,6 +128,16 @@ class RunLayout:
     @staticmethod
     def teacher_weights(model: str) -> str:
         return f"teachers/{model}/{TEACHER_WEIGHTS}"
+
+    @staticmethod
+    def teacher_timm_config(model: str) -> str:
+        """What `timm.create_model("local-dir:…")` reads beside the weights."""
+        return f"teachers/{model}/{TEACHER_TIMM_CONFIG}"
+
+    @staticmethod
+    def teacher_readme(model: str) -> str:
+        """How to load the teacher, and what it was trained on, for people."""
+        return f"teachers/{model}/{TEACHER_README}"
 
     @staticmethod
     def teacher_card(model: str) -> str:

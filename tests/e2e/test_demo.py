@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from eosin.demo.synthetic import SyntheticConfig, write_dataset
+from eosin.models.arch import import_timm
 from tests.support import demo
 
 pytestmark = pytest.mark.e2e
@@ -64,8 +68,22 @@ def test_demo_shows_every_step(undisturbed: demo.Finished) -> None:
 
 
 def test_report_is_one_offline_file(undisturbed: demo.Finished) -> None:
-    html = Path(undisturbed.stdout.splitlines()[-1].removeprefix("report: ")).read_text()
-    assert "<svg" in html and 'src="http' not in html and 'href="http' not in html.replace("w3.org", "")
+    page = Path(undisturbed.printed("report: ")).read_text()
+    assert "<svg" in page and 'src="http' not in page and 'href="http' not in page.replace("w3.org", "")
+
+
+def test_the_lines_of_the_report_load_the_newest_teacher(
+    undisturbed: demo.Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, model = (Path(undisturbed.printed(name)) for name in ("report:", "model:"))
+    section = report.read_text().partition('<section id="use">')[2].partition("</section>")[0]
+    load, features = (html.unescape(block) for block in re.findall(r"<pre>(.*?)</pre>", section, re.DOTALL))
+    assert model.name == "step-00000006" and load in (model / "README.md").read_text()
+    monkeypatch.chdir(model.parent)
+    import_timm()
+    scope = {"image": Image.new("RGB", (96, 96), "pink")}
+    exec(load + features, scope)
+    assert scope["features"].shape == (1, json.loads((model / "model.json").read_text())["num_features"])
 
 
 def test_killed_anywhere_and_run_again_ends_the_same(
@@ -91,7 +109,7 @@ def test_nothing_outlives_a_killed_demo(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_run_again_recomputes_nothing(dataset: Path, undisturbed: demo.Finished) -> None:
-    folder = Path(undisturbed.stdout.splitlines()[-1].removeprefix("report: ")).parents[2]
+    folder = Path(undisturbed.printed("report: ")).parents[2]
     again = demo.run(folder, "--slides", str(dataset / "slides"), settings=settings_of(dataset))
     assert again.returncode == 0, again.stderr
     assert results(again) == results(undisturbed)

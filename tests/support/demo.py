@@ -30,13 +30,16 @@ class Finished:
     stdout: str
     stderr: str
 
+    def printed(self, label: str) -> str:
+        """What follows `label` ("report: ") on the line that begins with it."""
+        found = [line for line in self.stdout.splitlines() if line.startswith(label)]
+        assert len(found) == 1, self.stdout + self.stderr
+        return found[0].removeprefix(label).strip()
+
     def summary(self) -> dict[str, Any]:
-        """summary.json beside the report that the last line names."""
-        last = self.stdout.splitlines()[-1]
-        assert last.startswith("report: "), self.stdout + self.stderr
-        loaded: dict[str, Any] = json.loads(
-            Path(last.removeprefix("report: ")).with_name("summary.json").read_text()
-        )
+        """summary.json beside the report."""
+        path = Path(self.printed("report: ")).with_name("summary.json")
+        loaded: dict[str, Any] = json.loads(path.read_text())
         return loaded
 
 
@@ -52,7 +55,7 @@ def start(folder: Path, *arguments: str, settings: Sequence[str] = TINY) -> subp
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> Finished:
+def finish(process: subprocess.Popen[str], timeout_s: float = 540) -> Finished:
     """Wait for the demo to end; kills its group where it does not."""
     try:
         stdout, stderr = process.communicate(timeout=timeout_s)

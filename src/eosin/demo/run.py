@@ -17,11 +17,13 @@ from eosin.demo.disk import room
 from eosin.demo.lock import exclusive
 from eosin.demo.material import Material, synthetic_material, users_material
 from eosin.errors import EXIT_TRANSIENT, EXIT_USER, PermanentError, TransientError, UserError
-from eosin.layout import RunLayout
+from eosin.layout import TEACHER_CARD, TEACHER_README, TEACHER_TIMM_CONFIG, TEACHER_WEIGHTS, RunLayout
+from eosin.records import TrainingDone
 from eosin.storage import NotFound, join_uri, open_store
 
 BUCKET = "s3://eosin-demo"
 _REPORT_FILES = (RunLayout.SUMMARY_JSON, RunLayout.SUMMARY_MD, RunLayout.SUMMARY_HTML)
+_TEACHER_FILES = (TEACHER_CARD, TEACHER_WEIGHTS, TEACHER_TIMM_CONFIG, TEACHER_README)
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,12 @@ class DemoResult:
     run: str
     report: str
     """Local path of summary.html."""
+    teacher: str
+    """Local folder of the newest teacher, as plain timm loads it (its README.md says how)."""
     table: str
 
     def __str__(self) -> str:
-        return f"{self.table}\n\nreport: {self.report}"
+        return f"{self.table}\n\nmodel:  {self.teacher}\nreport: {self.report}"
 
 
 def run_demo(
@@ -117,13 +121,19 @@ def _fetch_report(run_uri: str, target: Path) -> DemoResult:
 
     store = open_store(run_uri)
     folder = target / run_uri.rsplit("/", 1)[-1]
-    for key in _REPORT_FILES:
-        try:
+    try:
+        done = store.get(RunLayout.TRAINING_DONE)
+        teacher = TrainingDone.from_json(done, source=join_uri(run_uri, RunLayout.TRAINING_DONE)).models[-1]
+        for key in _REPORT_FILES:
             store.download(key, folder / Path(key).name)
-        except NotFound:
-            raise PermanentError(f"the run ended without {key}", hint=f"eosin logs {run_uri}") from None
+        for name in _TEACHER_FILES:
+            store.download(RunLayout.teacher(teacher) + name, folder / teacher / name)
+    except NotFound as error:
+        raise PermanentError(f"the run ended without {error.args[0]}", hint=f"eosin logs {run_uri}") from None
     table = terminal_table(store.get(RunLayout.SUMMARY_JSON))
-    return DemoResult(run=run_uri, report=str(folder / "summary.html"), table=table)
+    return DemoResult(
+        run=run_uri, report=str(folder / "summary.html"), teacher=str(folder / teacher), table=table
+    )
 
 
 def _say(text: str) -> None:

@@ -16,6 +16,7 @@ from eosin.models.arch import create_vit, resolved_arch_args
 from eosin.models.backbone import Backbone
 from eosin.models.network import build_network
 from eosin.records import TeacherCard, load_record
+from eosin.records.teacher_folder import readme, timm_config
 from eosin.storage import NotFound, Store, join_uri, open_store
 
 
@@ -46,7 +47,8 @@ def export_teacher(
 ) -> TeacherCard:
     """Publish `backbone` (less its mask token) under `teachers/NAME/` of the run `store` is open at.
 
-    Weights first, card last; a teacher that is already whole is left as it is and its card returned.
+    Weights first, then what plain timm and people read, card last. A teacher that is already whole is left
+    as it is and its card returned.
     """
     published = load_record(TeacherCard, store, RunLayout.teacher_card(name))
     if published is not None:
@@ -57,6 +59,8 @@ def export_teacher(
     digest = hashlib.sha256(weights).hexdigest()
     card = make_card(config, name, step, backbone.vit, sha256=digest, snapshot_id=snapshot_id)
     store.put(RunLayout.teacher_weights(name), weights)
+    store.put(RunLayout.teacher_timm_config(name), timm_config(card))
+    store.put(RunLayout.teacher_readme(name), readme(card))
     store.put(RunLayout.teacher_card(name), card.to_json())
     return card
 

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from eosin.records import MetricRecord
+from eosin.records.teacher_folder import features_line, timm_lines
 from eosin.summary import charts, names, svg
 from eosin.summary.gaps import listed
 from eosin.summary.headline import baselines_of
@@ -55,6 +56,7 @@ def _template() -> tuple[Environment, Markup]:
     }
     environment.globals |= {
         "arrow": arrow, "draw": _draw, "legend": svg.legend, "baselines_of": baselines_of, "listed": listed,
+        "timm_lines": timm_lines, "features_line": features_line,
     }  # fmt: skip
     return environment, Markup(loader.get_source(environment, "summary.css")[0])
 

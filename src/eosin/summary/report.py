@@ -10,7 +10,9 @@ from importlib.metadata import version
 from typing import Any
 
 from eosin.config import difference, dump_config
+from eosin.layout import RunLayout
 from eosin.records import MetricRecord, TeacherCard
+from eosin.storage import join_uri
 from eosin.summary.draws_view import DrawsView, view_draws
 from eosin.summary.events import Event, date_of
 from eosin.summary.gaps import Gap, find_gaps
@@ -69,6 +71,17 @@ class Report:
     @property
     def teachers(self) -> tuple[TeacherCard, ...]:
         return self.published.teachers
+
+    @property
+    def newest_teacher(self) -> TeacherCard | None:
+        """The export of the latest step; None before the first."""
+        return self.teachers[-1] if self.teachers else None
+
+    @property
+    def newest_teacher_uri(self) -> str:
+        """URI of its folder; empty before the first."""
+        card = self.newest_teacher
+        return join_uri(self.published.run_uri, RunLayout.teacher(card.name)).rstrip("/") if card else ""
 
     @property
     def gaps(self) -> list[Gap]:

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
 
 from eosin.config import RunConfig
 from eosin.errors import PermanentError, UserError
+from eosin.evaluation.transform import fit
 from eosin.layout import RunLayout
+from eosin.models import torchvision_ops
 from eosin.models.arch import import_timm
+from eosin.models.backbone import Backbone
 from eosin.models.export import export_teacher, load_teacher, random_init
 from eosin.models.network import build_network
+from eosin.records import TeacherCard
 from eosin.storage import open_store
 from eosin.training.engine.step import Learner
 from eosin.training.world import World
 from tests.support.training_run import tiny_config
 
 NAME = "step-00000003"
+# Beside a CPU torch, PyPI's torchvision cannot be imported as it is (docs/troubleshooting.md).
+MISSING_OPS = (
+    f"import runpy\nops = runpy.run_path({torchvision_ops.__file__!r})\nops['define_missing_ops']()\n"
+)
 PLAIN = tiny_config()
 REGISTERS = tiny_config(
     model={
@@ -62,28 +74,58 @@ def images(side_px: int) -> torch.Tensor:
     return torch.randn(3, 3, side_px, side_px, generator=torch.Generator().manual_seed(side_px))
 
 
-def test_plain_timm_loads_an_export_in_three_lines_with_equal_features(
-    config: RunConfig, tmp_path: Path
-) -> None:
+def published(config: RunConfig, run: Path) -> tuple[Backbone, TeacherCard]:
+    """An exported teacher whose every weight differs from its initial value."""
     backbone = build_network(config).backbone.eval()
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter += 0.1 * torch.randn(
                 parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
             )
-    export_teacher(open_store(str(tmp_path)), NAME, backbone, config=config, step=3)
-    folder = tmp_path / RunLayout.teacher(NAME)
-    timm = import_timm()
+    return backbone, export_teacher(open_store(str(run)), NAME, backbone, config=config, step=3)
 
-    card = json.loads((folder / "model.json").read_text())
-    model = timm.create_model(card["arch"], num_classes=0, **card["arch_args"])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
 
-    model.eval()
+def python_blocks(markdown: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", markdown, re.DOTALL)
+
+
+def test_the_lines_of_the_readme_load_the_teacher_with_equal_features(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, card = published(config, tmp_path)
+    monkeypatch.chdir(tmp_path / "teachers")
+    import_timm()
+    load, features = python_blocks(Path(NAME, "README.md").read_text())
+    assert load.count("\n") == 3
+    picture = Image.effect_mandelbrot((3 * card.img_px,) * 2, (-2, -1.5, 1, 1.5), 100).convert("RGB")
+    scope: dict[str, Any] = {"image": picture}
     with torch.no_grad():
+        exec(load + features, scope)
         for side_px in (16, 8, 24):
             ours = backbone(images(side_px))[:, 0]
-            assert torch.allclose(model(images(side_px)), ours, rtol=1e-6, atol=1e-6)
+            assert torch.allclose(scope["model"](images(side_px)), ours, rtol=1e-6, atol=1e-6)
+        ours = backbone(normalized(fit(picture, card.img_px), card))[:, 0]
+    assert scope["features"].shape == (1, card.num_features)
+    assert torch.allclose(scope["features"], ours, rtol=1e-5, atol=1e-6)
+
+
+def normalized(pixels: npt.NDArray[np.uint8], card: TeacherCard) -> torch.Tensor:
+    scaled = (pixels / np.float32(255) - np.float32(card.mean)) / np.float32(card.std)
+    return torch.from_numpy(scaled.astype(np.float32)).permute(2, 0, 1)[None]
+
+
+def test_a_process_without_eosin_loads_the_teacher(tmp_path: Path) -> None:
+    _, card = published(PLAIN, tmp_path)
+    load, features = python_blocks((tmp_path / RunLayout.teacher_readme(NAME)).read_text())
+    script = (
+        f"{MISSING_OPS}{load}from PIL import Image\nimage = Image.new('RGB', (40, 32))\n{features}"
+        "import sys\nassert not [name for name in sys.modules if name.startswith('eosin')]\n"
+        "print(tuple(features.shape))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path / "teachers", capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == f"(1, {card.num_features})", done.stderr
 
 
 @pytest.mark.parametrize("inside", ["", RunLayout.teacher(NAME)])
@@ -117,7 +159,12 @@ def test_the_card_is_published_last(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(type(store), "put", spy)
     export_teacher(store, NAME, build_network(PLAIN).backbone, config=PLAIN, step=3)
-    assert put == [RunLayout.teacher_weights(NAME), RunLayout.teacher_card(NAME)]
+    assert put == [
+        RunLayout.teacher_weights(NAME),
+        RunLayout.teacher_timm_config(NAME),
+        RunLayout.teacher_readme(NAME),
+        RunLayout.teacher_card(NAME),
+    ]
 
 
 def test_a_teacher_that_is_not_there(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""The files beside a teacher's weights that plain timm and people read: config.json and README.md."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from eosin.records.teacher import TeacherCard
+
+
+def timm_lines(folder: str) -> str:
+    """Three Python lines that load the teacher of a local `folder` with timm alone: model and transform."""
+    return (
+        "import timm\n"
+        f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()\n'
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
+    )
+
+
+def features_line() -> str:
+    """The Python line that turns `image`, a PIL picture in RGB, into features [1, num_features]."""
+    return "features = model(transform(image).unsqueeze(0))\n"
+
+
+def timm_config(card: TeacherCard) -> bytes:
+    """`config.json` in the form of timm's own exports: its `local-dir:` and `hf-hub:` both take the folder.
+
+    The transform it describes is the one that evaluation uses: shorter side resized to `img_px` (bilinear),
+    centre square, mean and std of training.
+    """
+    config: dict[str, Any] = {
+        "architecture": card.arch,
+        "num_classes": 0,
+        "num_features": card.num_features,
+        "global_pool": card.arch_args.get("global_pool", "token"),
+        "model_args": card.arch_args,
+        "pretrained_cfg": {
+            "input_size": [3, card.img_px, card.img_px],
+            "fixed_input_size": False,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(card.mean),
+            "std": list(card.std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def readme(card: TeacherCard) -> bytes:
+    """`README.md`: what the model is, the lines that load it, and what it was trained on."""
+    mpp = ", ".join(f"{value:g}" for value in card.mpp)
+    step = "" if card.step is None else f" at step {card.step:,}"
+    facts = {
+        "architecture": f"`{card.arch}` of timm, `{json.dumps(card.arch_args)}`",
+        "features": f"{card.num_features} a picture: the class token after the last norm",
+        "pictures": f"RGB, {card.img_px} × {card.img_px} px, mean {list(card.mean)}, std {list(card.std)}",
+        "trained at": f"{mpp} µm a pixel",
+        "weights": f"`model.safetensors`, SHA-256 `{card.weights_sha256}`",
+        "snapshot of the index": f"`{card.snapshot_id}`" if card.snapshot_id else "not recorded",
+        "configuration": f"`{card.config_digest}`" if card.config_digest else "not recorded",
+        "eosin": card.eosin_version or "not recorded",
+    }
+    rows = "".join(f"| {name} | {text} |\n" for name, text in facts.items())
+    return f"""---
+library_name: timm
+tags: [feature-extraction, pathology]
+---
+
+# {card.name}
+
+The teacher of a self-supervised training on whole-slide images{step}, by eosin. Not a medical device.
+
+## Use your model
+
+Copy this folder to where you work; timm (1.0.20 or newer), torch and torchvision are enough:
+
+```python
+{timm_lines(card.name)}```
+
+For `image`, a PIL picture in RGB of about {mpp} µm a pixel:
+
+```python
+{features_line()}```
+
+gives {card.num_features} numbers, as eosin's own evaluation takes them where `evaluate.img_px` is not set.
+
+## What it is
+
+| | |
+|---|---|
+{rows}""".encode()
