@@ -292,7 +292,7 @@ def train(run_uri: str, backend: str = "local") -> TrainingDone:
         raise UserError(f"unknown backend {backend!r}", hint=f"one of {', '.join(BACKENDS)}")
     with RunLog("launch", open_store(run_uri)) as log:
         if backend == "jobset":
-            from eosin.cluster.submit import train_on_cluster
+            from eosin.cluster.launcher import train_on_cluster
 
             _refuse_impossible(load_run(run_uri))
             return train_on_cluster(run_uri, log=log)

@@ -17,9 +17,9 @@ import yaml
 
 from eosin.cli.app import invoke
 from eosin.cluster import names
-from eosin.cluster.checks import LAUNCHER_PERMISSIONS, TRAINER_PERMISSIONS
+from eosin.cluster.checks.cluster import LAUNCHER_PERMISSIONS, TRAINER_PERMISSIONS
+from eosin.cluster.defaults import CONFIG_MAP, KEY, with_defaults
 from eosin.cluster.jobset import render_jobset
-from eosin.cluster.site import CONFIG_MAP, KEY, with_site_defaults
 from eosin.config import RunConfig, load_config
 from eosin.config.cluster import ClusterConfig
 from tests.support.kubeflow import kubeflow_server
@@ -202,7 +202,7 @@ def test_every_launcher_account_is_bound_and_no_pod_of_training(tmp_path: Path) 
 
 def test_presets_reach_the_jobset(tmp_path: Path) -> None:
     site = preset(render(FULL, tmp_path))
-    config = RunConfig(cluster=with_site_defaults(ClusterConfig(), site))
+    config = RunConfig(cluster=with_defaults(ClusterConfig(), site))
     jobset = render_jobset(config, "s3://b/runs/one", image=config.cluster.image)
     assert [job["name"] for job in jobset["spec"]["replicatedJobs"]] == ["rdzv", "anchor", "spot"]
     pods = [job["template"]["spec"]["template"]["spec"] for job in jobset["spec"]["replicatedJobs"]]
@@ -215,8 +215,8 @@ def test_presets_reach_the_jobset(tmp_path: Path) -> None:
 
 def test_run_overrules_the_preset(tmp_path: Path) -> None:
     site = preset(render(FULL, tmp_path))
-    assert with_site_defaults(ClusterConfig(shm_size="1Gi"), site).shm_size == "1Gi"
-    assert with_site_defaults(ClusterConfig(), site).shm_size == "32Gi"
+    assert with_defaults(ClusterConfig(shm_size="1Gi"), site).shm_size == "1Gi"
+    assert with_defaults(ClusterConfig(), site).shm_size == "32Gi"
 
 
 @pytest.mark.parametrize("case", MATRIX)

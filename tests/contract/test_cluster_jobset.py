@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from eosin.cluster import names
 from eosin.cluster.jobset import render_disruption_budget, render_jobset
-from eosin.cluster.spotjobs import render_spot_jobs
+from eosin.cluster.spot_jobs import render_spot_jobs
 from eosin.config import RunConfig, load_config
 from eosin.errors import UserError
 from tests.support.kubernetes import built_in_errors, check_golden, crd_errors

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster import names, submit
+from eosin.cluster import cancel, launcher, names
 from eosin.cluster.api import Cluster
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import jobset_name
-from eosin.cluster.owner import Launcher
-from eosin.cluster.spotjobs import ensure_spot_jobs, remove_spot_jobs, render_spot_jobs
+from eosin.cluster.spot_jobs import ensure_spot_jobs, remove_spot_jobs, render_spot_jobs
+from eosin.cluster.training_jobs import JobSets
+from eosin.cluster.workflow import Launcher
 from eosin.config import load_config
 from eosin.errors import TransientError, UserError
 from eosin.layout import RunLayout
@@ -68,11 +69,7 @@ def add_jobs(server: ApiServer, owner: dict[str, Any], **metadata: Any) -> None:
 
 
 def there(server: ApiServer) -> dict[str, dict[str, Any]]:
-    from kubernetes.client import BatchV1Api
-
-    batch = BatchV1Api(server.cluster.core.api_client)
-    listed = server.cluster.read("listing", batch.list_namespaced_job, NAMESPACE)
-    return {job["metadata"]["name"]: job for job in listed["items"]}
+    return {job["metadata"]["name"]: job for job in server.cluster.list_objects(names.JOB)}
 
 
 def train(server: ApiServer, run: Store) -> tuple[threading.Thread, list[Any]]:
@@ -80,7 +77,7 @@ def train(server: ApiServer, run: Store) -> tuple[threading.Thread, list[Any]]:
 
     def body() -> None:
         try:
-            result.append(submit.train_on_cluster(RUN, log=RunLog("launch", run), cluster=server.cluster))
+            result.append(launcher.train_on_cluster(RUN, log=RunLog("launch", run), cluster=server.cluster))
         except BaseException as error:
             result.append(error)
 
@@ -108,7 +105,7 @@ def test_made_with_the_jobset_and_gone_when_training_is_over(server: ApiServer, 
     server.end(NAME, "Completed")
     thread.join(TIMEOUT_S)
     assert result == [DONE] and there(server) == {}
-    assert server.cluster.get_jobset(NAME), "the JobSet itself stays for its time to live"
+    assert server.cluster.get(names.JOBSET, NAME), "the JobSet itself stays for its time to live"
 
 
 def test_gone_as_well_when_training_fails(server: ApiServer, run: Store) -> None:
@@ -154,8 +151,8 @@ def test_jobs_of_another_jobset_are_not_removed(server: ApiServer) -> None:
 def test_cancel_takes_them_along(server: ApiServer, run: Store) -> None:
     server.add(JOBSETS, jobset())
     add_jobs(server, jobset())
-    assert submit.cancel_training(RUN, cluster=server.cluster).jobset == NAME
-    assert there(server) == {} and server.cluster.get_jobset(NAME) is None
+    assert cancel.cancel_training(RUN, cluster=server.cluster).jobset == NAME
+    assert there(server) == {} and server.cluster.get(names.JOBSET, NAME) is None
 
 
 @pytest.mark.parametrize(("cancelled", "left"), [(True, set()), (False, BOTH)])
@@ -165,7 +162,7 @@ def test_sigterm_removes_them_only_where_the_run_was_cancelled(
     server.add(JOBSETS, jobset())
     add_jobs(server, jobset())
     monkeypatch.setattr(Launcher, "was_cancelled", lambda self, cluster: cancelled)
-    error = submit._terminated(RUN, server.cluster, Launcher(), RunLog("launch"))
+    error = launcher._terminated(RUN, JobSets(server.cluster), Launcher(), RunLog("launch"))
     assert isinstance(error, UserError if cancelled else TransientError) and there(server).keys() == left
 
 
@@ -175,7 +172,7 @@ def test_what_a_launcher_killed_at_the_end_left_behind_is_removed(server: ApiSer
     run.put(RunLayout.TRAINING_DONE, DONE.to_json())
     run.put(RunLayout.teacher_card(DONE.models[-1]), b"{}")
     run.put(RunLayout.teacher_weights(DONE.models[-1]), b"weights")
-    assert submit.train_on_cluster(RUN, log=RunLog("launch", run), cluster=server.cluster) == DONE
+    assert launcher.train_on_cluster(RUN, log=RunLog("launch", run), cluster=server.cluster) == DONE
     assert there(server) == {}
 
 
@@ -188,4 +185,4 @@ def test_no_cluster_in_reach_is_no_reason_to_train_again(run: Store, monkeypatch
     settings = client.Configuration()
     settings.host, settings.retries = "http://127.0.0.1:9", False
     away = Cluster(client.ApiClient(settings), NAMESPACE, sleep=lambda _: None)
-    assert submit.train_on_cluster(RUN, log=RunLog("launch", run), cluster=away) == DONE
+    assert launcher.train_on_cluster(RUN, log=RunLog("launch", run), cluster=away) == DONE

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from eosin.cluster.defaults import KEY, with_defaults
 from eosin.cluster.jobset import render_jobset
-from eosin.cluster.site import KEY, with_site_defaults
 from eosin.config import RunConfig, load_config
 from eosin.config.cluster import ClusterConfig
 from tests.support.kubernetes import built_in_errors, crd_errors, load_all
@@ -53,7 +53,7 @@ def site(overlay: str) -> ClusterConfig:
 
 
 def jobset(overlay: str) -> dict[str, Any]:
-    config = RunConfig(cluster=with_site_defaults(ClusterConfig(), site(overlay)))
+    config = RunConfig(cluster=with_defaults(ClusterConfig(), site(overlay)))
     train = config.train.model_copy(update={"num_slots": 1024, "batch_size": 1024})
     config = config.model_copy(update={"train": train})
     return render_jobset(config, "s3://b/runs/x", image="reg/train:1")

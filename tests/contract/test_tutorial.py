@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eosin.cluster.defaults import with_defaults
 from eosin.cluster.jobset import render_jobset
-from eosin.cluster.site import with_site_defaults
 from eosin.config import load_config
 from eosin.kubeflow.parameters import arguments_of, compiled_pipeline
 from eosin.kubeflow.task_pods import place, read_pods
@@ -39,7 +39,7 @@ def test_the_first_run_fits_the_pools_that_an_overlay_presets(overlay: str) -> N
     config = load_config(recipe, overrides=values(first, "--set"))
     preset = yaml.safe_load((ROOT / "manifests/overlays" / overlay / "values.yaml").read_text())["cluster"]
     site = load_config(yaml.safe_dump({"cluster": preset})).cluster
-    placed = config.model_copy(update={"cluster": with_site_defaults(config.cluster, site)})
+    placed = config.model_copy(update={"cluster": with_defaults(config.cluster, site)})
     jobset = render_jobset(placed, values(first, "--run")[0].replace("BUCKET", "b"), image="i")
     assert [job["name"] for job in jobset["spec"]["replicatedJobs"]] == ["rdzv", "anchor"]
     assert jobset["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "eosin"

@@ -45,9 +45,7 @@ class ApiServer:
 
     def patch_jobset(self, name: str, patch: dict[str, Any]) -> None:
         """Change a JobSet as its controller would; watchers are told."""
-        self.cluster.custom.patch_namespaced_custom_object(
-            names.JOBSET_GROUP, names.JOBSET_VERSION, NAMESPACE, names.JOBSET_PLURAL, name, patch
-        )
+        self.cluster.patch(names.JOBSET, name, patch)
 
     def end(self, name: str, state: str, message: str = "") -> None:
         conditions = [{"type": state, "status": "True", "reason": "Test", "message": message}]

@@ -9,8 +9,9 @@ import pytest
 
 from eosin import status
 from eosin.cli.app import invoke
-from eosin.cluster import api, submit
-from eosin.cluster.submit import LiveState
+from eosin.cluster import api
+from eosin.cluster import live_state as live_state_module
+from eosin.cluster.live_state import LiveState
 from eosin.errors import TransientError
 
 LIVE = LiveState("eosin-x", "Running", 0, {"anchor": {"Running": 2}})
@@ -30,7 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def run_status(run: str) -> status.RunStatus:
         return status.RunStatus(run, "demo", "0" * 64, ())
 
-    monkeypatch.setattr(submit, "live_state", live_state)
+    monkeypatch.setattr(live_state_module, "live_state", live_state)
     monkeypatch.setattr(status, "run_status", run_status)
     monkeypatch.setattr(api, "is_configured", lambda: True)
     return runs

@@ -31,14 +31,14 @@ def test_with_the_arithmetic(
     tree = {**config.model_dump(), "cluster": {"pools": [{"name": "anchor", **pool}]}}
     uri = str(tmp_path / "run")
     begin(uri, type(config).model_validate(tree))
-    monkeypatch.setattr("eosin.cluster.submit.train_on_cluster", lambda *_, **__: pytest.fail("submitted"))
+    monkeypatch.setattr("eosin.cluster.launcher.train_on_cluster", lambda *_, **__: pytest.fail("submitted"))
     with pytest.raises(UserError, match=message):
         steps.train(uri, "jobset")
 
 
 def test_what_fits_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     submitted: list[str] = []
-    monkeypatch.setattr("eosin.cluster.submit.train_on_cluster", lambda uri, **_: submitted.append(uri))
+    monkeypatch.setattr("eosin.cluster.launcher.train_on_cluster", lambda uri, **_: submitted.append(uri))
     begin(str(tmp_path / "run"), tiny_config())
     steps.train(str(tmp_path / "run"), "jobset")
     assert submitted == [str(tmp_path / "run")]

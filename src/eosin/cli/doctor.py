@@ -40,7 +40,7 @@ def doctor(
 
 
 def _cluster_checks(uri: str | None) -> Iterator[Any]:
-    from eosin.cluster.checks import run_cluster_checks
+    from eosin.cluster.checks.cluster import run_cluster_checks
 
     yield from run_cluster_checks(uri=uri or "")
 

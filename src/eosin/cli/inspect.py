@@ -34,7 +34,7 @@ def status(
 
 def cancel(run: Run, as_json: AsJson = False) -> None:
     """Stop a run's training on the cluster; what it saved stays, and the same run URI continues it."""
-    from eosin.cluster.submit import cancel_training
+    from eosin.cluster.cancel import cancel_training
 
     done = cancel_training(run)
     emit(done, as_json=as_json, text=str(done))
@@ -43,7 +43,7 @@ def cancel(run: Run, as_json: AsJson = False) -> None:
 def _live(run: str, *, required: bool) -> Any:
     """The state of the run's JobSet; None where there is none, or no cluster answers."""
     from eosin.cluster.api import is_configured
-    from eosin.cluster.submit import live_state
+    from eosin.cluster.live_state import live_state
     from eosin.errors import EosinError
 
     # A run in a folder was never on a cluster.

@@ -26,7 +26,7 @@ def manifest(
 ) -> None:
     """Print what trains a planned and indexed run on a cluster; asks no cluster and changes nothing."""
     from eosin.cluster.jobset import render_disruption_budget, render_jobset
-    from eosin.cluster.spotjobs import render_spot_jobs
+    from eosin.cluster.spot_jobs import render_spot_jobs
     from eosin.cluster.trainjob import render_trainjob
     from eosin.runs import load_pin, load_run
 

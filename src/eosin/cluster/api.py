@@ -1,11 +1,11 @@
-"""The few calls eosin makes to a Kubernetes API server, with their errors in a person's words.
+"""Client of a Kubernetes API server: the calls eosin makes, with errors in a person's words.
 
 Objects are plain JSON: what a newer server adds is carried along instead of failing to parse.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import json
 import os
 import random
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eosin.cluster import names
+from eosin.cluster.names import Resource
 from eosin.errors import MissingDependency, TransientError, UserError
 
 Manifest = dict[str, Any]
@@ -46,8 +47,6 @@ class Interrupted(Exception):
 class Cluster:
     """A connection to one namespace. Calls that only read are retried; so is all that is idempotent.
 
-    What its methods call a JobSet is an object of `job_api`: of a cluster `through` Trainer, a TrainJob.
-
     Raises `UserError` for what a person must change (credentials, RBAC, a refused object), with the
     object and the fix; `TransientError` when the server stays out of reach.
     """
@@ -60,72 +59,73 @@ class Cluster:
         sleep: Callable[[float], None] = time.sleep,
         attempts: int = _ATTEMPTS,
     ) -> None:
-        from kubernetes.client import AuthorizationV1Api, CoreV1Api, CustomObjectsApi, PolicyV1Api, VersionApi
+        from kubernetes.client import AuthorizationV1Api, CoreV1Api, CustomObjectsApi, VersionApi
 
         self.namespace = namespace
-        self.job_api = names.JOBSET
         self._sleep = sleep
         self._attempts = attempts
         self.core = CoreV1Api(client)
-        self.custom = CustomObjectsApi(client)
-        self._policy = PolicyV1Api(client)
+        # Its paths serve any API group, built-in ones too.
+        self._objects = CustomObjectsApi(client)
         self._authorization = AuthorizationV1Api(client)
         self._version = VersionApi(client)
 
-    def through(self, job_api: names.JobApi) -> Cluster:
-        """The same connection, training by objects of `job_api`."""
-        other = copy.copy(self)
-        other.job_api = job_api
-        return other
-
     def server_version(self) -> str:
+        """As `v1.36.3`."""
         return str(self.read("reading the server's version", self._version.get_code)["gitVersion"])
 
-    def create_jobset(self, manifest: Manifest) -> Manifest:
+    def create(self, resource: Resource, manifest: Manifest) -> Manifest:
         """Raises `AlreadyExists` where the name is taken, `Missing` where the API is not installed."""
-        doing = f"creating {self.job_api.kind} {manifest['metadata']['name']}"
-        create = self.custom.create_namespaced_custom_object
-        return self._custom(doing, create, self.job_api.plural, manifest)
+        doing = f"creating {resource.kind} {manifest['metadata']['name']}"
+        return self._object(doing, "create", resource, manifest)
 
-    def get_jobset(self, name: str) -> Manifest | None:
+    def get(self, resource: Resource, name: str) -> Manifest | None:
+        """The object; None where neither it nor its API is there."""
         try:
-            return self._custom(
-                f"reading {self.job_api.kind} {name}",
-                self.custom.get_namespaced_custom_object,
-                self.job_api.plural,
-                name,
-            )
+            return self._object(f"reading {resource.kind} {name}", "get", resource, name)
         except Missing:
             return None
 
-    def delete_jobset(self, name: str, uid: str) -> None:
-        """Delete this very JobSet and its pods; one that is gone, or another of its name, stays as it is."""
+    def list_objects(self, resource: Resource, label_selector: str = "") -> list[Manifest]:
+        """Objects of the namespace with such labels. Raises `Missing` where the API is not installed."""
+        listed = self._object(f"listing {resource.plural}", "list", resource, label_selector=label_selector)
+        return list(listed["items"])
+
+    def patch(self, resource: Resource, name: str, patch: Manifest) -> Manifest:
+        """Merge `patch` into an object. Raises `Missing`."""
+        return self._object(f"changing {resource.kind} {name}", "patch", resource, name, patch)
+
+    def delete(self, resource: Resource, existing: Manifest, *, propagation: str = "Background") -> None:
+        """Delete this very object; one that is gone, or another of its name, stays as it is.
+
+        `propagation` Foreground: it stays until what it owns is gone.
+        """
         from kubernetes.client import V1DeleteOptions, V1Preconditions
 
-        body = V1DeleteOptions(propagation_policy="Foreground", preconditions=V1Preconditions(uid=uid))
-        try:
-            self._custom(
-                f"deleting {self.job_api.kind} {name}",
-                self.custom.delete_namespaced_custom_object,
-                self.job_api.plural,
-                name,
-                body=body,
-            )
-        except (Missing, AlreadyExists):  # a failed precondition is a 409
+        metadata = existing["metadata"]
+        if metadata.get("deletionTimestamp"):
             return
+        body = V1DeleteOptions(
+            propagation_policy=propagation, preconditions=V1Preconditions(uid=metadata.get("uid", ""))
+        )
+        doing = f"deleting {resource.kind} {metadata['name']}"
+        with contextlib.suppress(Missing, AlreadyExists):  # a failed precondition is a 409
+            self._object(doing, "delete", resource, metadata["name"], body=body)
 
-    def watch_jobset(self, name: str, resource_version: str, timeout_s: int) -> Iterator[Manifest]:
-        """States of one JobSet from `resource_version` on, until the server closes after `timeout_s`.
+    def watch(
+        self, resource: Resource, name: str, resource_version: str, timeout_s: int
+    ) -> Iterator[Manifest]:
+        """States of one object from `resource_version` on, until the server closes after `timeout_s`.
 
         Raises `Expired` and `Interrupted`; the caller reads the object again and goes on.
         """
         response = self._call(
-            f"watching {self.job_api.kind} {name}",
-            self.custom.list_namespaced_custom_object,
-            self.job_api.group,
-            self.job_api.version,
+            f"watching {resource.kind} {name}",
+            self._objects.list_namespaced_custom_object,
+            resource.group,
+            resource.version,
             self.namespace,
-            self.job_api.plural,
+            resource.plural,
             field_selector=f"metadata.name={name}",
             resource_version=resource_version,
             watch="true",
@@ -139,19 +139,8 @@ class Cluster:
             if event["type"] in {"ADDED", "MODIFIED"}:
                 yield event["object"]
 
-    def create_budget(self, manifest: Manifest) -> None:
-        """Create a PodDisruptionBudget; one of that name is left as it is."""
-        try:
-            self.read(
-                f"creating PodDisruptionBudget {manifest['metadata']['name']}",
-                self._policy.create_namespaced_pod_disruption_budget,
-                self.namespace,
-                manifest,
-            )
-        except AlreadyExists:
-            return
-
     def list_pods(self, jobset: str) -> list[Manifest]:
+        """Pods of the JobSet of that name."""
         listed = self.read(
             f"listing the pods of {jobset}",
             self.core.list_namespaced_pod,
@@ -161,6 +150,7 @@ class Cluster:
         return list(listed["items"])
 
     def get_pod(self, name: str) -> Manifest:
+        """Raises `Missing`."""
         return self.read(f"reading pod {name}", self.core.read_namespaced_pod, name, self.namespace)
 
     def get_config_map(self, name: str) -> dict[str, str]:
@@ -216,33 +206,18 @@ class Cluster:
         )
         return _lines(response)
 
-    def get_object(
-        self, group: str, version: str, plural: str, name: str, *, namespaced: bool = True
-    ) -> Manifest:
-        """Any custom object. Raises `Missing`."""
-        where = (self.namespace,) if namespaced else ()
-        function = (
-            self.custom.get_namespaced_custom_object if namespaced else self.custom.get_cluster_custom_object
-        )
-        return self.read(f"reading {plural} {name}", function, group, version, *where, plural, name)
-
-    def patch_object(self, group: str, version: str, plural: str, name: str, patch: Manifest) -> Manifest:
-        """Merge `patch` into a custom object of the namespace. Raises `Missing`."""
+    def get_cluster_object(self, group: str, version: str, plural: str, name: str) -> Manifest:
+        """An object of no namespace. Raises `Missing`."""
         return self.read(
-            f"changing {plural} {name}",
-            self.custom.patch_namespaced_custom_object,
-            group,
-            version,
-            self.namespace,
-            plural,
-            name,
-            patch,
+            f"reading {plural} {name}", self._objects.get_cluster_custom_object, group, version, plural, name
         )
 
     def list_nodes(self) -> list[Manifest]:
+        """Nodes of the whole cluster."""
         return list(self.read("listing nodes", self.core.list_node)["items"])
 
     def list_quotas(self) -> list[Manifest]:
+        """ResourceQuotas of the namespace."""
         listed = self.read("listing quotas", self.core.list_namespaced_resource_quota, self.namespace)
         return list(listed["items"])
 
@@ -269,8 +244,9 @@ class Cluster:
         )
         return bool(review["status"]["allowed"])
 
-    def _custom(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Manifest:
-        where = (self.job_api.group, self.job_api.version, self.namespace)
+    def _object(self, doing: str, verb: str, resource: Resource, *args: Any, **more: Any) -> Manifest:
+        function = getattr(self._objects, f"{verb}_namespaced_custom_object")
+        where = (resource.group, resource.version, self.namespace, resource.plural)
         return self.read(doing, function, *where, *args, **more)
 
     def read(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Manifest:

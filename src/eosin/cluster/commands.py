@@ -1,4 +1,4 @@
-"""The command lines of the pods, as data: the very ones that tests start as processes."""
+"""Command lines of the pods, as data: the very ones that tests start as processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rendezvous_command(config: RunConfig) -> list[str]:
     return ["python", "-m", "eosin.training.elastic.rendezvous", f"--port={config.cluster.rendezvous.port}"]
 
 
-def agent_command(config: RunConfig, run_uri: str, name: str, pool: NodePoolConfig) -> list[str]:
+def pod_agent_command(config: RunConfig, run_uri: str, name: str, pool: NodePoolConfig) -> list[str]:
     """One pod's torchrun agent, under the wrapper that stops on what no restart mends."""
     elastic = config.train.elastic
     return [

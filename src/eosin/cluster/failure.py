@@ -1,4 +1,4 @@
-"""A failed JobSet in one sentence: which pod, which exit code, its last words, what to do."""
+"""Failure of a JobSet in one sentence: which pod, which exit code, its last words, what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Follow one JobSet to its end: mirror its pods' logs and warnings, report its state, judge its failure."""
+"""Follower of a JobSet or TrainJob: mirrors logs and warnings, reports its state, judges its failure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from eosin.cluster import create, watch
-from eosin.cluster.api import Cluster, Manifest, Missing
+from eosin.cluster import watch
+from eosin.cluster.api import Manifest, Missing
 from eosin.cluster.failure import PodFailure, explain, stuck_pods
 from eosin.cluster.names import REPLICATED_JOB_LABEL
-from eosin.cluster.podlogs import PodLogMirror
+from eosin.cluster.pod_logs import PodLogMirror
+from eosin.cluster.training_jobs import TrainingJobs, terminal_state
 from eosin.errors import EosinError, TransientError, UserError
 from eosin.observability import RunLog
 
@@ -22,7 +23,7 @@ _LOG_LINES = 20
 class Follower:
     """Watches one JobSet, mirrors its pods' logs and warnings, and knows what went wrong."""
 
-    cluster: Cluster
+    jobs: TrainingJobs
     mirror: PodLogMirror
     log: RunLog
     stuck_timeout_s: float
@@ -33,13 +34,14 @@ class Follower:
     def follow(self, name: str) -> Manifest | None:
         """Until the JobSet ends; its last state, or None where it was deleted."""
         jobset: Manifest | None = None
-        for jobset in watch.states(self.cluster, name):
+        for jobset in watch.states(self.jobs, name):
             if jobset is not None:
                 self._observe_if_possible(jobset)
         return jobset
 
     def explain(self, jobset: Manifest) -> EosinError:
-        return explain(jobset, self.cluster.list_pods(jobset["metadata"]["name"]), self._last_lines)
+        """The error to raise for a job that failed."""
+        return explain(jobset, self.jobs.cluster.list_pods(jobset["metadata"]["name"]), self._last_lines)
 
     def _observe_if_possible(self, jobset: Manifest) -> None:
         try:
@@ -49,11 +51,11 @@ class Follower:
 
     def _observe(self, jobset: Manifest) -> None:
         name = jobset["metadata"]["name"]
-        pods = self.cluster.list_pods(name)
+        pods = self.jobs.cluster.list_pods(name)
         self.mirror.observe(pods)
         self._report_state(jobset, pods)
         self._report_warnings(name)
-        if not create.terminal_state(jobset):
+        if not terminal_state(jobset):
             self._give_up_on_stuck(jobset, pods)
 
     def _report_state(self, jobset: Manifest, pods: list[Manifest]) -> None:
@@ -66,7 +68,7 @@ class Follower:
 
     def _report_warnings(self, name: str) -> None:
         try:
-            events = self.cluster.warnings(name)
+            events = self.jobs.cluster.warnings(name)
         except (Missing, UserError):  # events are a courtesy; the Role may not grant them
             return
         for event in events:
@@ -82,14 +84,14 @@ class Follower:
         self._stuck_since_s = {pod: self._stuck_since_s.get(pod, now_s) for pod in stuck}
         for pod, since_s in self._stuck_since_s.items():
             if now_s - since_s >= self.stuck_timeout_s:
-                create.delete_and_wait(self.cluster, jobset)
+                self.jobs.delete(jobset)
                 raise UserError(
                     f"pod {pod} waited {now_s - since_s:.0f} s for what cannot be had: {stuck[pod]}",
                     hint="check cluster.image, its pull secrets and cluster.s3.secret; run it again",
                 )
 
     def _last_lines(self, failure: PodFailure) -> list[str]:
-        lines = self.cluster.pod_log(failure.pod, failure.container, tail_lines=_LOG_LINES)
+        lines = self.jobs.cluster.pod_log(failure.pod, failure.container, tail_lines=_LOG_LINES)
         return lines or self.mirror.tail(failure.pod)
 
 

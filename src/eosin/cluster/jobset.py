@@ -1,4 +1,4 @@
-"""A run's configuration as a JobSet: pure functions of their arguments, the same bytes every time."""
+"""Rendering of a run's configuration as a JobSet: pure functions, the same bytes every time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def render_jobset(
         backoff_limit = cluster.anchor_backoff_limit * num_pods if is_anchor else UNLIMITED
         jobs.append(_replicated_job(job, agent_job(pod, num_pods, backoff_limit), after=RENDEZVOUS))
     return {
-        "apiVersion": f"{names.JOBSET_GROUP}/{names.JOBSET_VERSION}",
+        "apiVersion": names.JOBSET.api_version,
         "kind": "JobSet",
         "metadata": _metadata(config, run_uri, name, namespace, owner),
         "spec": _spec(config, jobs),

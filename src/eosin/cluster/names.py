@@ -6,10 +6,6 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-JOBSET_GROUP = "jobset.x-k8s.io"
-JOBSET_VERSION = "v1alpha2"
-JOBSET_PLURAL = "jobsets"
-
 RUN_ANNOTATION = "eosin.dev/run"
 CONFIG_ANNOTATION = "eosin.dev/config-digest"
 SPEC_ANNOTATION = "eosin.dev/spec-digest"
@@ -28,18 +24,26 @@ _SLUG_CHARS = 14
 
 
 @dataclass(frozen=True)
-class JobApi:
-    """A kind of object that a cluster turns into the pods of a training."""
+class Resource:
+    """A kind of namespaced object, as the API server addresses it."""
 
     group: str
     version: str
     plural: str
     kind: str
 
+    @property
+    def api_version(self) -> str:
+        """What its manifests bear as apiVersion."""
+        return f"{self.group}/{self.version}"
 
-JOBSET = JobApi(JOBSET_GROUP, JOBSET_VERSION, JOBSET_PLURAL, "JobSet")
-TRAINJOB = JobApi("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
-RUNTIME_PLURAL, RUNTIME_KIND = "trainingruntimes", "TrainingRuntime"
+
+JOBSET = Resource("jobset.x-k8s.io", "v1alpha2", "jobsets", "JobSet")
+TRAINJOB = Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
+RUNTIME = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
+JOB = Resource("batch", "v1", "jobs", "Job")
+BUDGET = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+WORKFLOW = Resource("argoproj.io", "v1alpha1", "workflows", "Workflow")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class OwnerReference:
     uid: str
 
     def manifest(self) -> dict[str, object]:
+        """As it stands in an object's metadata."""
         return {
             "apiVersion": self.api_version,
             "kind": self.kind,

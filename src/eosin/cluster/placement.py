@@ -1,4 +1,4 @@
-"""What a training takes of a cluster before it is submitted: nodes, GPUs, money an hour."""
+"""Placement of a training, before it is submitted: nodes, GPUs and money an hour of each pool."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _agent_container(
         "name": names.CONTAINER,
         "image": image,
         "imagePullPolicy": cluster.image_pull_policy,
-        "command": commands.agent_command(config, run_uri, name, pool),
+        "command": commands.pod_agent_command(config, run_uri, name, pool),
         "env": _agent_environment(cluster, pool),
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
         "resources": _resources(pool),

@@ -1,11 +1,11 @@
-"""The same training as a TrainJob of Kubeflow Trainer v2: the JobSet in a TrainingRuntime of its own."""
+"""Rendering of a run as a TrainJob of Kubeflow Trainer v2, its JobSet in a TrainingRuntime of its own."""
 
 from __future__ import annotations
 
 import copy
 
 from eosin.cluster.jobset import render_jobset, spot_job_pools
-from eosin.cluster.names import CONTAINER, RUNTIME_KIND, TRAINJOB, OwnerReference
+from eosin.cluster.names import CONTAINER, RUNTIME, TRAINJOB, OwnerReference
 from eosin.cluster.pods import Manifest
 from eosin.config import RunConfig
 from eosin.errors import UserError
@@ -33,8 +33,8 @@ def render_trainjob(
     labels = {key: value for key, value in metadata["labels"].items() if not key.startswith("kueue.")}
     anchor = config.cluster.pools[0]
     runtime: Manifest = {
-        "apiVersion": f"{TRAINJOB.group}/{TRAINJOB.version}",
-        "kind": RUNTIME_KIND,
+        "apiVersion": TRAINJOB.api_version,
+        "kind": RUNTIME.kind,
         "metadata": {**metadata, "labels": labels},
         "spec": {
             "mlPolicy": {"numNodes": anchor.min_nodes},
@@ -45,12 +45,12 @@ def render_trainjob(
         },
     }
     job: Manifest = {
-        "apiVersion": f"{TRAINJOB.group}/{TRAINJOB.version}",
+        "apiVersion": TRAINJOB.api_version,
         "kind": TRAINJOB.kind,
         # A queue is named by the TrainJob: Kueue would else admit the JobSet a second time.
         "metadata": metadata,
         "spec": {
-            "runtimeRef": {"apiGroup": TRAINJOB.group, "kind": RUNTIME_KIND, "name": metadata["name"]},
+            "runtimeRef": {"apiGroup": TRAINJOB.group, "kind": RUNTIME.kind, "name": metadata["name"]},
             "trainer": {"numNodes": anchor.min_nodes},
         },
     }

@@ -1,12 +1,12 @@
-"""Follow a JobSet to its end, through dropped connections and expired resource versions."""
+"""States of a JobSet or TrainJob to its end, through dropped connections and expired resource versions."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 
-from eosin.cluster.api import Cluster, Expired, Interrupted, Manifest
-from eosin.cluster.create import terminal_state
+from eosin.cluster.api import Expired, Interrupted, Manifest
+from eosin.cluster.training_jobs import TrainingJobs, terminal_state
 from eosin.errors import TransientError
 
 IDLE_S = 20
@@ -17,23 +17,23 @@ _AWAY_S = 10.0
 
 
 def states(
-    cluster: Cluster, name: str, *, idle_s: int | None = None, sleep: Callable[[float], None] = time.sleep
+    jobs: TrainingJobs, name: str, *, idle_s: int | None = None, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[Manifest | None]:
-    """Every state of JobSet `name`, at least one each `idle_s` seconds; the last is terminal, or None.
+    """Every state of the job `name`, at least one each `idle_s` seconds; the last is terminal, or None.
 
     Level-triggered: each round begins by reading the object whole, so that whatever a broken watch
-    missed is caught up with, and the watch only makes it prompt. None: the JobSet was deleted.
+    missed is caught up with, and the watch only makes it prompt. None: it was deleted.
     Raises `TransientError` where the API server stays away for half an hour.
     """
     idle_s = idle_s or IDLE_S
     while True:
-        jobset = _patiently(cluster, name, sleep)
-        yield jobset
-        if jobset is None or terminal_state(jobset):
+        job = _patiently(jobs, name, sleep)
+        yield job
+        if job is None or terminal_state(job):
             return
         try:
-            version = jobset["metadata"].get("resourceVersion", "")
-            for changed in cluster.watch_jobset(name, version, idle_s):
+            version = job["metadata"].get("resourceVersion", "")
+            for changed in jobs.cluster.watch(jobs.resource, name, version, idle_s):
                 if terminal_state(changed):
                     break
                 yield changed
@@ -43,11 +43,11 @@ def states(
             sleep(_PAUSE_S)
 
 
-def _patiently(cluster: Cluster, name: str, sleep: Callable[[float], None]) -> Manifest | None:
+def _patiently(jobs: TrainingJobs, name: str, sleep: Callable[[float], None]) -> Manifest | None:
     waited_s = 0.0
     while True:
         try:
-            return cluster.get_jobset(name)
+            return jobs.cluster.get(jobs.resource, name)
         except TransientError:
             if waited_s >= _PATIENCE_S:
                 raise

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster import create, names, submit, watch
+from eosin.cluster import cancel, launcher, live_state, names, training_jobs, watch
 from eosin.cluster.follow import Follower
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import jobset_name
-from eosin.cluster.owner import Launcher, find_launcher
-from eosin.cluster.podlogs import PodLogMirror
+from eosin.cluster.pod_logs import PodLogMirror
+from eosin.cluster.training_jobs import JobSets, Submission
+from eosin.cluster.workflow import Launcher, find_launcher
 from eosin.config import load_config
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.layout import RunLayout
@@ -60,7 +61,7 @@ class Training:
 
     def _train(self, server: ApiServer, log: RunLog) -> None:
         try:
-            self.result = submit.train_on_cluster(RUN, log=log, cluster=server.cluster)
+            self.result = launcher.train_on_cluster(RUN, log=log, cluster=server.cluster)
         except BaseException as error:
             self.result = error
         finally:
@@ -83,7 +84,7 @@ def eventually(condition: Callable[[], Any]) -> Any:
 
 
 def made(server: ApiServer) -> dict[str, Any]:
-    return eventually(lambda: server.cluster.get_jobset(NAME))
+    return eventually(lambda: server.cluster.get(names.JOBSET, NAME))
 
 
 def events(store: Store, source: str = "") -> list[dict[str, Any]]:
@@ -113,7 +114,7 @@ def test_training_that_has_ended_touches_no_cluster(server: ApiServer, run: Stor
     run.put(RunLayout.TRAINING_DONE, DONE.to_json())
     run.put(RunLayout.teacher_card(DONE.models[-1]), b"{}")
     run.put(RunLayout.teacher_weights(DONE.models[-1]), b"weights")
-    assert submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster) == DONE
+    assert launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster) == DONE
     assert list(server.mock) == []
 
 
@@ -140,18 +141,18 @@ def test_a_teacher_that_nothing_can_make_again_takes_no_gpu(server: ApiServer, r
     run.put(RunLayout.TRAINING_DONE, done.to_json())
     run.put(RunLayout.teacher_card(done.models[1]), b"{}")
     run.put(RunLayout.teacher_weights(done.models[1]), b"weights")
-    assert submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster) == done
+    assert launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster) == done
     assert list(server.mock) == []
 
 
 def test_run_that_was_never_indexed_takes_no_gpu(server: ApiServer, run: Store) -> None:
     run.delete([RunLayout.INDEX_PIN])
     with pytest.raises(UserError, match="no index"):
-        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+        launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
     assert list(server.mock) == []
 
 
-def test_site_presets_what_the_run_leaves_open(server: ApiServer, run: Store) -> None:
+def test_the_cluster_presets_what_the_run_leaves_open(server: ApiServer, run: Store) -> None:
     section = "{queue: gpus, stuck_timeout_s: 5, pools: [{name: other}], s3: {secret: keys}}"
     server.add("v1/configmaps", {"metadata": {"name": "eosin-cluster"}, "data": {"cluster.yaml": section}})
     training = Training(server, RunLog("launch", run))
@@ -165,12 +166,12 @@ def test_site_presets_what_the_run_leaves_open(server: ApiServer, run: Store) ->
     assert agent["envFrom"] == [{"secretRef": {"name": "keys"}}]
 
 
-def test_misspelt_site_preset_is_named(server: ApiServer, run: Store) -> None:
+def test_misspelt_preset_is_named(server: ApiServer, run: Store) -> None:
     server.add(
         "v1/configmaps", {"metadata": {"name": "eosin-cluster"}, "data": {"cluster.yaml": "{quue: gpus}"}}
     )
     with pytest.raises(UserError, match=r"ConfigMap pathology/eosin-cluster.*cluster\.queue"):
-        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+        launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
 
 
 def test_restarted_launcher_adopts_what_is_running(server: ApiServer, run: Store) -> None:
@@ -189,7 +190,7 @@ def test_failed_attempt_is_replaced(server: ApiServer, run: Store) -> None:
     live(server)
     server.end(NAME, "Failed")
     training = Training(server, RunLog("launch", run))
-    eventually(lambda: (server.cluster.get_jobset(NAME) or {"status": 1}).get("status") is None)
+    eventually(lambda: (server.cluster.get(names.JOBSET, NAME) or {"status": 1}).get("status") is None)
     run.put(RunLayout.TRAINING_DONE, DONE.to_json())
     server.end(NAME, "Completed")
     assert training.join() == DONE
@@ -201,15 +202,15 @@ def test_failed_attempt_is_replaced(server: ApiServer, run: Store) -> None:
 def test_somebody_elses_jobset_is_left_alone(server: ApiServer, run: Store) -> None:
     live(server, annotations={names.RUN_ANNOTATION: "s3://other/run"})
     with pytest.raises(UserError, match="belongs to s3://other/run"):
-        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+        launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
     assert server.requests("delete", "/jobsets") == []
 
 
 def test_changed_placement_is_said_when_an_older_one_is_adopted(server: ApiServer, run: Store) -> None:
     for tag in ("1", "1", "2"):
-        manifest = render_jobset(CONFIG, RUN, image=f"reg/eosin@sha256:{tag}", namespace=NAMESPACE)
         with RunLog("launch", run) as log:
-            create.create_or_adopt(server.cluster, manifest, log=log, is_done=lambda: False)
+            asked = Submission(CONFIG, RUN, f"reg/eosin@sha256:{tag}", None, log, lambda: False)
+            JobSets(server.cluster).submit(asked)
     made_, same, changed = events(run, "launch")
     assert made_["event"] == "jobset-created"
     assert "note" not in same
@@ -259,7 +260,7 @@ def test_completed_without_a_result_is_an_error(server: ApiServer, run: Store) -
 def test_deleted_while_training_can_be_run_again(server: ApiServer, run: Store) -> None:
     training = Training(server, RunLog("launch", run))
     made(server)
-    server.cluster.delete_jobset(NAME, "")
+    server.cluster.delete(names.JOBSET, made(server))
     error = training.join()
     assert isinstance(error, TransientError)
     assert "deleted" in error.message
@@ -283,11 +284,11 @@ def test_broken_watch_is_resumed_from_a_fresh_read(server: ApiServer, broken: An
     server.mock[kmock.action.WATCH][:2] << broken
     naps: list[float] = []
     seen: list[Any] = []
-    for state in watch.states(server.cluster, NAME, idle_s=5, sleep=naps.append):
+    for state in watch.states(JobSets(server.cluster), NAME, idle_s=5, sleep=naps.append):
         seen.append(state)
         if len(seen) == 3:
             server.end(NAME, "Completed")
-    assert create.terminal_state(seen[-1]) == "Completed"
+    assert training_jobs.terminal_state(seen[-1]) == "Completed"
     assert len(server.requests("get", f"/jobsets/{NAME}")) >= 3
     assert naps == [1.0, 1.0]
 
@@ -298,13 +299,13 @@ def test_server_that_is_away_for_a_while_ends_no_training(server: ApiServer, run
     path = f"get /apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets/{NAME}"
     server.mock[path][1:12] << 503
     naps: list[float] = []
-    follower = Follower(server.cluster, PodLogMirror(server.cluster, run), RunLog("launch", run), 60)
-    for seen, state in enumerate(watch.states(server.cluster, NAME, idle_s=1, sleep=naps.append)):
+    follower = Follower(JobSets(server.cluster), PodLogMirror(server.cluster, run), RunLog("launch", run), 60)
+    for seen, state in enumerate(watch.states(JobSets(server.cluster), NAME, idle_s=1, sleep=naps.append)):
         assert state is not None
         follower._observe_if_possible(state)
         if seen == 1:
             server.end(NAME, "Completed")
-    assert create.terminal_state(state) == "Completed"
+    assert training_jobs.terminal_state(state) == "Completed"
     assert naps.count(10.0) == 2
 
 
@@ -312,7 +313,7 @@ def test_server_that_never_comes_back_is_given_up_on(server: ApiServer) -> None:
     server.mock[f"get /apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets/{NAME}"] << 503
     naps: list[float] = []
     with pytest.raises(TransientError):
-        next(watch.states(server.cluster, NAME, sleep=naps.append))
+        next(watch.states(JobSets(server.cluster), NAME, sleep=naps.append))
     assert sum(naps) == 1800
 
 
@@ -321,7 +322,7 @@ def test_busy_server_is_asked_again(server: ApiServer) -> None:
     path = f"get /apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets/{NAME}"
     server.mock[path][:1] << 503
     server.mock[path][1:2] << 429
-    found = server.cluster.get_jobset(NAME)
+    found = server.cluster.get(names.JOBSET, NAME)
     assert found is not None
     assert len(server.requests("get", "/jobsets/")) == 3
 
@@ -338,7 +339,7 @@ def test_forbidden_is_the_users_to_mend_and_not_retried(server: ApiServer, run: 
         status=403, payload=body
     )
     with pytest.raises(UserError, match='User "kfp" cannot create') as caught:
-        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+        launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
     assert "Role" in caught.value.hint
     assert len(server.requests("post", "/jobsets")) == 1
 
@@ -348,7 +349,7 @@ def test_cluster_without_jobset_says_what_to_install(server: ApiServer, run: Sto
         status=404, payload={"message": "no"}
     )
     with pytest.raises(UserError, match="no JobSet API") as caught:
-        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+        launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
     assert "manifests/prerequisites" in caught.value.hint
 
 
@@ -363,14 +364,14 @@ def test_image_that_cannot_be_pulled_frees_the_gpus(server: ApiServer, run: Stor
         containerStatuses=[{"name": "trainer", "state": {"waiting": waiting}}],
     )
     for number in range(200):
-        if training.result is not None or server.cluster.get_jobset(NAME) is None:
+        if training.result is not None or server.cluster.get(names.JOBSET, NAME) is None:
             break
         server.patch_jobset(NAME, {"metadata": {"labels": {"tick": str(number)}}})
         threading.Event().wait(0.1)
     error = training.join()
     assert isinstance(error, UserError)
     assert "ImagePullBackOff: not found" in error.message
-    assert server.cluster.get_jobset(NAME) is None
+    assert server.cluster.get(names.JOBSET, NAME) is None
 
 
 def test_logs_of_pods_and_warnings_outlive_the_pods(server: ApiServer, run: Store) -> None:
@@ -398,10 +399,10 @@ def test_own_pod_names_the_workflow_and_the_image(server: ApiServer) -> None:
     spec = {"containers": [{"name": "wait", "image": "argo"}, {"name": "main", "image": "reg/eosin:1"}]}
     server.add("v1/pods", {"metadata": {"name": "me", "labels": labels}, "spec": spec})
     server.add(WORKFLOWS, {"metadata": {"name": "pretrain-1", "uid": "w-uid"}, "spec": {}})
-    launcher = find_launcher(server.cluster, pod_name="me")
-    assert launcher.image == "reg/eosin:1"
-    assert launcher.owner == names.OwnerReference("argoproj.io/v1alpha1", "Workflow", "pretrain-1", "w-uid")
-    assert launcher.was_cancelled(server.cluster) is False
+    found = find_launcher(server.cluster, pod_name="me")
+    assert found.image == "reg/eosin:1"
+    assert found.owner == names.OwnerReference("argoproj.io/v1alpha1", "Workflow", "pretrain-1", "w-uid")
+    assert found.was_cancelled(server.cluster) is False
     assert find_launcher(server.cluster, pod_name="nobody") == Launcher()
 
 
@@ -414,7 +415,7 @@ def test_sigterm_deletes_when_cancelled_and_leaves_when_evicted(
     server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch, spec: dict[str, Any]
 ) -> None:
     server.add(WORKFLOWS, {"metadata": {"name": "w", "uid": "w-uid"}, "spec": spec})
-    monkeypatch.setattr(submit, "find_launcher", lambda cluster: Launcher(workflow="w"))
+    monkeypatch.setattr(launcher, "find_launcher", lambda cluster: Launcher(workflow="w"))
 
     def stop_once_running() -> None:
         eventually(lambda: server.requests("get", f"/jobsets/{NAME}"))
@@ -424,37 +425,38 @@ def test_sigterm_deletes_when_cancelled_and_leaves_when_evicted(
     threading.Thread(target=stop_once_running, daemon=True).start()
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(UserError if spec else TransientError):
-        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
-    assert (server.cluster.get_jobset(NAME) is None) is bool(spec)
+        launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+    assert (server.cluster.get(names.JOBSET, NAME) is None) is bool(spec)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_cancel_and_live_state(server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "load_run", lambda uri: CONFIG)
-    assert submit.live_state(RUN, cluster=server.cluster) is None
-    nothing = submit.cancel_training(RUN, cluster=server.cluster)
+    monkeypatch.setattr(cancel, "load_run", lambda uri: CONFIG)
+    monkeypatch.setattr(live_state, "load_run", lambda uri: CONFIG)
+    assert live_state.live_state(RUN, cluster=server.cluster) is None
+    nothing = cancel.cancel_training(RUN, cluster=server.cluster)
     assert (nothing.jobset, nothing.workflow) == ("", "") and "nothing of the run" in str(nothing)
     live(server)
     server.pod(NAME, "anchor", phase="Running")
     server.pod(NAME, "spot", 0, phase="Running")
     server.pod(NAME, "spot", 1, phase="Pending")
     server.patch_jobset(NAME, {"status": {"restarts": 2}})
-    state = submit.live_state(RUN, cluster=server.cluster)
-    assert state == submit.LiveState(
+    state = live_state.live_state(RUN, cluster=server.cluster)
+    assert state == live_state.LiveState(
         NAME, "Running", 2, {"anchor": {"Running": 1}, "spot": {"Pending": 1, "Running": 1}}
     )
     assert "running, 2 restarts · anchor 1 running · spot 1 pending, 1 running" in str(state)
-    assert submit.cancel_training(RUN, cluster=server.cluster) == submit.Cancelled(NAME, "")
-    assert server.cluster.get_jobset(NAME) is None
+    assert cancel.cancel_training(RUN, cluster=server.cluster) == cancel.Cancelled(NAME, "")
+    assert server.cluster.get(names.JOBSET, NAME) is None
 
 
 def test_cancelling_stops_the_workflow_that_would_submit_it_again(
     server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit, "load_run", lambda uri: CONFIG)
+    monkeypatch.setattr(cancel, "load_run", lambda uri: CONFIG)
     server.add(WORKFLOWS, {"metadata": {"name": "w", "uid": "w-uid"}, "spec": {"entrypoint": "x"}})
     live(server)
     owner = names.OwnerReference("argoproj.io/v1alpha1", "Workflow", "w", "w-uid").manifest()
     server.patch_jobset(NAME, {"metadata": {"ownerReferences": [owner]}})
-    assert submit.cancel_training(RUN, cluster=server.cluster) == submit.Cancelled(NAME, "w")
+    assert cancel.cancel_training(RUN, cluster=server.cluster) == cancel.Cancelled(NAME, "w")
     assert Launcher(workflow="w").was_cancelled(server.cluster) is True

@@ -1,4 +1,4 @@
-"""Whether pods of the cluster reach the object store: asked by one, since only that answers it."""
+"""Check that pods of the cluster reach the object store, made by a pod."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from eosin.cluster.api import Cluster, Manifest, Missing
+from eosin.cluster.checks.result import ClusterCheck
 from eosin.cluster.failure import stuck_pods
-from eosin.cluster.findings import ClusterCheck
 from eosin.cluster.pods import doctor_pod
 from eosin.config.cluster import ClusterConfig
 from eosin.errors import EosinError

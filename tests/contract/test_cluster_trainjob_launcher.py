@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster import api, names, submit, trainer
+from eosin.cluster import cancel, launcher, live_state, names, training_runtime
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import TRAINJOB, jobset_name
-from eosin.cluster.ours import with_digest
-from eosin.cluster.owner import Launcher
+from eosin.cluster.resources import with_digest
 from eosin.cluster.trainjob import render_trainjob
+from eosin.cluster.workflow import Launcher
 from eosin.config import load_config
 from eosin.errors import TransientError, UserError
 from eosin.layout import RunLayout
@@ -57,9 +57,10 @@ def server() -> Iterator[ApiServer]:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     store = launched_run(tmp_path, CONFIG, monkeypatch)
-    monkeypatch.setattr(submit, "load_run", lambda uri, store=None: CONFIG)
-    monkeypatch.setattr(submit, "find_launcher", lambda cluster: Launcher(workflow="w", owner=OWNER))
-    monkeypatch.setattr(trainer, "_SEEN_S", 0.0)
+    for module in (launcher, cancel, live_state):
+        monkeypatch.setattr(module, "load_run", lambda uri, store=None: CONFIG)
+    monkeypatch.setattr(launcher, "find_launcher", lambda cluster: Launcher(workflow="w", owner=OWNER))
+    monkeypatch.setattr(training_runtime, "_SEEN_S", 0.0)
     return store
 
 
@@ -79,7 +80,7 @@ def launched(server: ApiServer, store: Store) -> Callable[[], Any]:
     def train() -> None:
         log = RunLog("launch", store)
         try:
-            box.append(submit.train_on_cluster(RUN, log=log, cluster=server.cluster))
+            box.append(launcher.train_on_cluster(RUN, log=log, cluster=server.cluster))
         except BaseException as error:
             box.append(error)
         finally:
@@ -97,10 +98,7 @@ def launched(server: ApiServer, store: Store) -> Callable[[], Any]:
 
 
 def there(server: ApiServer, plural: str) -> dict[str, Any] | None:
-    try:
-        return server.cluster.get_object(TRAINJOB.group, TRAINJOB.version, plural, NAME)
-    except api.Missing:
-        return None
+    return server.cluster.get(TRAINJOB if plural == TRAINJOB.plural else names.RUNTIME, NAME)
 
 
 def job(server: ApiServer) -> dict[str, Any]:
@@ -109,7 +107,7 @@ def job(server: ApiServer) -> dict[str, Any]:
 
 
 def patch(server: ApiServer, body: dict[str, Any]) -> None:
-    server.cluster.patch_object(TRAINJOB.group, TRAINJOB.version, TRAINJOB.plural, NAME, body)
+    server.cluster.patch(TRAINJOB, NAME, body)
 
 
 def end(server: ApiServer, state: str, message: str = "") -> None:
@@ -173,7 +171,7 @@ def test_restarted_launcher_adopts_both(server: ApiServer, run: Store) -> None:
 def test_runtime_that_leaves_after_its_trainjob_is_not_waited_for(server: ApiServer, run: Store) -> None:
     """Someone was killed between deleting the runtime, which Trainer keeps for now, and the TrainJob."""
     before(server)
-    server.cluster.patch_object(TRAINJOB.group, TRAINJOB.version, "trainingruntimes", NAME, {
+    server.cluster.patch(names.RUNTIME, NAME, {
         "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})  # fmt: skip
     join = launched(server, run)
     eventually(lambda: server.requests("get", "/pods"))
@@ -211,7 +209,7 @@ def test_failed_attempt_is_replaced_with_its_runtime(server: ApiServer, run: Sto
     join = launched(server, run)
     eventually(lambda: (found := there(server, "trainjobs")) and found["metadata"].get("uid") != "before")
     ends_well(server, run, join)
-    assert order(server, "delete") == ["trainingruntimes", "trainjobs"]
+    assert order(server, "delete") == ["trainjobs", "trainingruntimes"]
     assert IMAGE in json.dumps(there(server, "trainingruntimes"))
 
 
@@ -220,14 +218,14 @@ def test_somebody_elses_is_left_alone(server: ApiServer, run: Store, resource: s
     theirs = {"metadata": {"name": NAME, "uid": "theirs"}, "spec": {}}
     server.add(resource, theirs)
     with pytest.raises(UserError, match="belongs to something else"):
-        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+        launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
     assert server.requests("delete", "/") == []
 
 
 def test_jobset_of_the_same_run_is_not_taken_over(server: ApiServer, run: Store) -> None:
     server.add(JOBSETS, render_jobset(CONFIG, RUN, image=IMAGE, namespace=NAMESPACE))
     with pytest.raises(UserError, match=r"JobSet .* is there already") as caught:
-        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+        launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
     assert "eosin cancel" in caught.value.hint
     assert order(server, "post") == []
 
@@ -260,20 +258,20 @@ def test_cluster_without_trainer_says_what_to_install(server: ApiServer, run: St
     path = f"post /apis/{TRAINJOB.group}/{TRAINJOB.version}/namespaces/{NAMESPACE}/trainingruntimes"
     server.mock[path] << kmock.Response(status=404, payload={"message": "no"})
     with pytest.raises(UserError, match="no API of Kubeflow Trainer") as caught:
-        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+        launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
     assert "cluster.job_api" in caught.value.hint
 
 
 def test_cancel_and_live_state(server: ApiServer, run: Store) -> None:
-    assert submit.live_state(RUN, cluster=server.cluster) is None
+    assert live_state.live_state(RUN, cluster=server.cluster) is None
     before(server)
     shared = {"metadata": {"name": "torch-distributed", "uid": "shared"}, "spec": {}}
     server.add(RUNTIMES, shared)
     server.add(WORKFLOWS, {"metadata": {"name": "w", "uid": "w-uid"}, "spec": {"entrypoint": "x"}})
     server.pod(NAME, "anchor", phase="Running")
-    state = submit.live_state(RUN, cluster=server.cluster)
+    state = live_state.live_state(RUN, cluster=server.cluster)
     assert str(state) == f"TrainJob {NAME}: running · anchor 1 running"
-    stopped = submit.cancel_training(RUN, cluster=server.cluster)
+    stopped = cancel.cancel_training(RUN, cluster=server.cluster)
     assert str(stopped) == f"TrainJob {NAME} and Workflow w stopped"
     assert there(server, "trainjobs") is there(server, "trainingruntimes") is None
     assert len(server.requests("delete", "/")) == 2, "the JobSet is Trainer's to remove, other runtimes stay"
@@ -292,6 +290,6 @@ def test_sigterm_deletes_when_cancelled_and_leaves_when_evicted(
 
     threading.Thread(target=stop_once_running, daemon=True).start()
     with pytest.raises(UserError if cancelled else TransientError, match="TrainJob"):
-        submit.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
+        launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster)
     assert (there(server, "trainjobs") is None) is cancelled
     assert (there(server, "trainingruntimes") is None) is cancelled

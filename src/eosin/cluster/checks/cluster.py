@@ -1,4 +1,4 @@
-"""What a cluster lacks before training can be submitted to it; each failure with its fix."""
+"""Checks of a cluster's APIs, permissions, references, queue, nodes and quota; each failure with its fix."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from eosin.cluster import names
 from eosin.cluster.api import Cluster, Manifest, Missing, connect, inside_a_pod
-from eosin.cluster.findings import ClusterCheck
-from eosin.cluster.inside import check_store_from_inside
-from eosin.cluster.site import CONFIG_MAP, load_site
+from eosin.cluster.checks.result import ClusterCheck
+from eosin.cluster.checks.store import check_store_from_inside
+from eosin.cluster.defaults import CONFIG_MAP, load_defaults
 from eosin.config.cluster import ClusterConfig, NodePoolConfig
 from eosin.errors import EosinError
 
@@ -29,7 +29,7 @@ _CRDS = (
 # Everything the launcher does, and nothing else (group, resource, verbs, the one object or any): the
 # chart's Role grants exactly these.
 LAUNCHER_PERMISSIONS = (
-    (names.JOBSET_GROUP, "jobsets", ("create", "get", "list", "watch", "delete"), ""),
+    (names.JOBSET.group, "jobsets", ("create", "get", "list", "watch", "patch", "delete"), ""),
     ("batch", "jobs", ("create", "get", "delete"), ""),
     ("policy", "poddisruptionbudgets", ("create",), ""),
     ("", "pods", ("get", "list", "watch"), ""),
@@ -40,8 +40,8 @@ LAUNCHER_PERMISSIONS = (
 )
 # The same where `cluster.job_api` is trainjob; the Role grants these as well.
 TRAINER_PERMISSIONS = (
-    (names.TRAINJOB.group, names.TRAINJOB.plural, ("create", "get", "list", "watch", "delete"), ""),
-    (names.TRAINJOB.group, names.RUNTIME_PLURAL, ("create", "get", "delete"), ""),
+    (names.TRAINJOB.group, names.TRAINJOB.plural, ("create", "get", "list", "watch", "patch", "delete"), ""),
+    (names.RUNTIME.group, names.RUNTIME.plural, ("create", "get", "delete"), ""),
 )
 _KUEUE = "kueue.x-k8s.io"
 _TESTED_MINOR = 29
@@ -62,8 +62,8 @@ def run_cluster_checks(
     except EosinError as error:
         return [ClusterCheck("kubernetes API", "fail", error.message, error.hint)]
     if config is None:
-        config, site = _site(cluster)
-        checks.append(site)
+        config, defaults = _defaults(cluster)
+        checks.append(defaults)
     groups: tuple[Callable[[Cluster, ClusterConfig], Iterator[ClusterCheck]], ...] = (
         _check_crds,
         _check_permissions,
@@ -80,11 +80,11 @@ def run_cluster_checks(
     return checks
 
 
-def _site(cluster: Cluster) -> tuple[ClusterConfig, ClusterCheck]:
+def _defaults(cluster: Cluster) -> tuple[ClusterConfig, ClusterCheck]:
     """What the chart presets, and whether it can be read."""
     name = f"ConfigMap {CONFIG_MAP}"
     try:
-        section = load_site(cluster)
+        section = load_defaults(cluster)
     except EosinError as error:
         return ClusterConfig(), ClusterCheck(
             name, "fail", error.message, "correct the chart's value `cluster`"
@@ -134,9 +134,7 @@ def _check_crd(
 ) -> ClusterCheck:
     kind = name.split(".")[0]
     try:
-        crd = cluster.get_object(
-            "apiextensions.k8s.io", "v1", "customresourcedefinitions", name, namespaced=False
-        )
+        crd = cluster.get_cluster_object("apiextensions.k8s.io", "v1", "customresourcedefinitions", name)
     except Missing:
         return ClusterCheck(f"API {kind}", lacking, f"{name} is not installed", fix)
     served = [entry["name"] for entry in crd["spec"]["versions"] if entry["served"]]
@@ -183,9 +181,8 @@ def _check_queue(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterChe
     if not config.queue:
         return
     for version in ("v1beta2", "v1beta1"):
-        try:
-            queue = cluster.get_object(_KUEUE, version, "localqueues", config.queue)
-        except Missing:
+        queue = cluster.get(names.Resource(_KUEUE, version, "localqueues", "LocalQueue"), config.queue)
+        if queue is None:
             continue
         points_at = queue["spec"].get("clusterQueue", "?")
         status = queue.get("status") or {}

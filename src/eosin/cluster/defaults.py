@@ -1,4 +1,4 @@
-"""What the chart's values preset for every run on this cluster: pools, secrets, scratch, queue, image."""
+"""Defaults of a cluster for every run, from the chart's values: pools, secrets, scratch, queue, image."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ CONFIG_MAP = "eosin-cluster"
 KEY = "cluster.yaml"
 
 
-def with_site_defaults(config: ClusterConfig, site: ClusterConfig) -> ClusterConfig:
-    """`config`, with the site's value for every key that the run leaves at its default."""
+def with_defaults(config: ClusterConfig, defaults: ClusterConfig) -> ClusterConfig:
+    """`config`, with the cluster's value for every key that the run leaves at its default."""
     untouched = {
-        name: getattr(site, name)
+        name: getattr(defaults, name)
         for name, field in ClusterConfig.model_fields.items()
         if getattr(config, name) == field.get_default(call_default_factory=True)
     }
     return config.model_copy(update=untouched)
 
 
-def load_site(cluster: Cluster) -> ClusterConfig:
-    """The ConfigMap `eosin-cluster` of the namespace; defaults where there is none or it may not be read.
+def load_defaults(cluster: Cluster) -> ClusterConfig:
+    """The ConfigMap `eosin-cluster` of the namespace; eosin's own defaults where there is none.
 
-    Raises `UserError` that names the key where it holds what no configuration has.
+    Raises `UserError` where it may not be read, since pools and queue would silently be others; and one that
+    names the key where it holds what no configuration has.
     """
     try:
         text = cluster.get_config_map(CONFIG_MAP).get(KEY, "")
-    except (Missing, UserError):
+    except Missing:
         return ClusterConfig()
     source = f"ConfigMap {cluster.namespace}/{CONFIG_MAP}"
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eosin.cluster.podlogs import LINES_PER_PART, PodLog, part_name
+from eosin.cluster.pod_logs import LINES_PER_PART, PodLog, part_name
 from eosin.storage import Store, open_store
 
 

@@ -1,4 +1,4 @@
-"""What a check of the cluster found."""
+"""Result of one check of the cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pod logs mirrored into the run, so that they outlive the pods."""
+"""Mirror of pod logs in the run, where they outlive the pods."""
 
 from __future__ import annotations
 

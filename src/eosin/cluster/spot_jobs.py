@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 from eosin.cluster import names
-from eosin.cluster.api import AlreadyExists, Cluster, Manifest, Missing
-from eosin.cluster.gone import wait_until_gone
+from eosin.cluster.api import Cluster, Manifest, Missing
 from eosin.cluster.jobset import UNLIMITED, agent_job, queue_labels, spot_job_pools
-from eosin.cluster.ours import check_ours
+from eosin.cluster.names import JOB, JOBSET
 from eosin.cluster.pods import agent_pod
+from eosin.cluster.resources import delete_and_wait, ensure, is_being_deleted, owner_uids
 from eosin.config import RunConfig
 from eosin.config.cluster import NodePoolConfig
-from eosin.errors import EosinError, TransientError
+from eosin.errors import EosinError
 from eosin.observability import RunLog
 
 _GONE_TIMEOUT_S = 300.0
-_ATTEMPTS = 5
 
 
 def render_spot_jobs(
@@ -49,7 +48,19 @@ def ensure_spot_jobs(
 ) -> None:
     """Have every Job there once: made now, or found from before; one of an earlier JobSet is replaced."""
     for manifest in manifests:
-        _ensure(cluster, manifest, log, sleep)
+        owner = owner_uids(manifest, JOBSET.kind)
+        _, outcome = ensure(
+            cluster,
+            JOB,
+            manifest,
+            keep=partial(_is_owned_by, owner),
+            replace=lambda job: delete_and_wait(cluster, JOB, job, timeout_s=_GONE_TIMEOUT_S, sleep=sleep),
+        )
+        log.event(f"spot-job-{outcome}", job=manifest["metadata"]["name"])
+
+
+def _is_owned_by(owner: list[str], job: Manifest) -> bool:
+    return not is_being_deleted(job) and owner_uids(job, JOBSET.kind) == owner
 
 
 def remove_spot_jobs(cluster: Cluster, jobset: Manifest) -> list[str]:
@@ -59,9 +70,9 @@ def remove_spot_jobs(cluster: Cluster, jobset: Manifest) -> list[str]:
     """
     removed = []
     for name in spot_job_names(jobset):
-        job = _get(cluster, name)
-        if job is not None and _owner_uid(job) == jobset["metadata"].get("uid", ""):
-            _delete(cluster, job)
+        job = cluster.get(JOB, name)
+        if job is not None and owner_uids(job, JOBSET.kind) == [jobset["metadata"].get("uid", "")]:
+            cluster.delete(JOB, job)
             removed.append(name)
     return removed
 
@@ -70,7 +81,7 @@ def remove_leftovers(jobset_name: str, connect: Callable[[], Cluster], *, log: R
     """What a launcher that was killed at the end of training could not remove. Never raises."""
     try:
         cluster = connect()
-        jobset = cluster.get_jobset(jobset_name)
+        jobset = cluster.get(JOBSET, jobset_name)
         removed = remove_spot_jobs(cluster, jobset) if jobset else []
     except (EosinError, Missing) as error:
         log.event("warning", message=f"spot Jobs of {jobset_name} may be left: {error}")
@@ -107,66 +118,3 @@ def _job(
     if cluster.ttl_s is not None:
         spec["ttlSecondsAfterFinished"] = cluster.ttl_s
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": owned, "spec": spec}
-
-
-def _ensure(cluster: Cluster, manifest: Manifest, log: RunLog, sleep: Callable[[float], None]) -> None:
-    name = manifest["metadata"]["name"]
-    for _ in range(_ATTEMPTS):
-        try:
-            _call(cluster, "create", f"creating Job {name}", manifest)
-        except AlreadyExists:
-            existing = _get(cluster, name)
-        else:
-            log.event("spot-job-created", job=name)
-            return
-        if existing is None:
-            continue
-        check_ours(existing, manifest)
-        going = not existing["metadata"].get("deletionTimestamp")
-        if going and _owner_uid(existing) == _owner_uid(manifest):
-            log.event("spot-job-adopted", job=name)
-            return
-        _delete(cluster, existing)
-        wait_until_gone(
-            f"Job {name}",
-            existing,
-            lambda: _get(cluster, name),
-            timeout_s=_GONE_TIMEOUT_S,
-            hint=f"look for pods on lost nodes: kubectl -n {cluster.namespace} get pods -o wide",
-            sleep=sleep,
-        )
-    raise TransientError(f"Job {name} is made and deleted by somebody else at the same time")
-
-
-def _get(cluster: Cluster, name: str) -> Manifest | None:
-    try:
-        return _call(cluster, "read", f"reading Job {name}", name)
-    except Missing:
-        return None
-
-
-def _delete(cluster: Cluster, job: Manifest) -> None:
-    """This very Job and its pods; one that is gone, or another of its name, stays as it is."""
-    from kubernetes.client import V1DeleteOptions, V1Preconditions
-
-    name = job["metadata"]["name"]
-    precondition = V1Preconditions(uid=job["metadata"].get("uid", ""))
-    body = V1DeleteOptions(propagation_policy="Background", preconditions=precondition)
-    try:
-        _call(cluster, "delete", f"deleting Job {name}", name, body=body)
-    except (Missing, AlreadyExists):  # a failed precondition is a 409
-        return
-
-
-def _call(cluster: Cluster, verb: str, doing: str, subject: Any, **more: Any) -> Manifest:
-    """One call of the batch API: (name, namespace), or (namespace, body) where something is made."""
-    from kubernetes.client import BatchV1Api
-
-    function = getattr(BatchV1Api(cluster.core.api_client), f"{verb}_namespaced_job")
-    where = (cluster.namespace, subject) if verb == "create" else (subject, cluster.namespace)
-    return cluster.read(doing, function, *where, **more)
-
-
-def _owner_uid(job: Manifest) -> str:
-    owners = job["metadata"].get("ownerReferences") or []
-    return next((str(owner["uid"]) for owner in owners if owner["kind"] == "JobSet"), "")

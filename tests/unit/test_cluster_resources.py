@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster.gone import wait_until_gone
+from eosin.cluster.resources import wait_until_gone
 from eosin.errors import TransientError
 
 GOING = {"metadata": {"name": "run-7", "uid": "a"}}

@@ -1,0 +1,1 @@
+"""Checks of a cluster before training is submitted to it."""

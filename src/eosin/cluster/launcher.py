@@ -1,0 +1,146 @@
+"""Launcher of a run's training on a cluster: submits or adopts its JobSet or TrainJob, and follows it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from eosin.cluster.api import AlreadyExists, Cluster, Manifest, connect
+from eosin.cluster.defaults import load_defaults, with_defaults
+from eosin.cluster.follow import Follower
+from eosin.cluster.jobset import render_disruption_budget
+from eosin.cluster.names import BUDGET, OwnerReference, jobset_name
+from eosin.cluster.pod_logs import PodLogMirror, echo_prefix
+from eosin.cluster.spot_jobs import remove_leftovers
+from eosin.cluster.training_jobs import Submission, TrainingJobs, check_kind, terminal_state, training_jobs
+from eosin.cluster.workflow import Launcher, find_launcher
+from eosin.config import RunConfig
+from eosin.errors import EosinError, PermanentError, TransientError, UserError
+from eosin.layout import RunLayout
+from eosin.observability import RunLog
+from eosin.process import sigterm_raises
+from eosin.records import TrainingDone
+from eosin.runs import load_pin, load_run, load_training_done, missing_teachers
+from eosin.storage import Store, join_uri, open_store
+
+
+class _Terminated(BaseException):
+    """SIGTERM reached the launcher."""
+
+
+def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = None) -> TrainingDone:
+    """Train `run_uri` to the end as `cluster.job_api` says; a no-op where training has ended before and its
+    teachers are there. Where some have been deleted since, pods make them again from their checkpoints.
+
+    Safe to kill and call again: the JobSet (or TrainJob) has one name a run and is adopted. On SIGTERM it is
+    deleted where the run's Workflow was cancelled, and left to train where only this pod is evicted
+    (`TransientError`: call again). Ctrl-C leaves it training.
+
+    Raises `UserError` (configuration, credentials, image), `PermanentError` and `TransientError`, each
+    with the pod, its exit code, its last words and what to do.
+    """
+    store = open_store(run_uri)
+    config = load_run(run_uri, store=store)
+    done = load_training_done(store, config)
+    if done is not None:
+        missing = missing_teachers(store, done)
+        if not missing:
+            log.event("skipped", reason="training has ended before", num_steps=done.num_steps)
+            if config.cluster.spot_as == "elastic-job":
+                name, namespace = jobset_name(run_uri), config.cluster.namespace
+                remove_leftovers(name, lambda: cluster or connect(namespace, attempts=1), log=log)
+            return done
+        log.event("missing-teachers", models=missing)
+    load_pin(run_uri, store=store)
+    cluster = cluster or connect(config.cluster.namespace)
+    placement = with_defaults(config.cluster, load_defaults(cluster))
+    config = config.model_copy(update={"cluster": placement})
+    jobs = training_jobs(cluster, placement.job_api)
+    launcher = find_launcher(cluster)
+    with sigterm_raises(_Terminated):
+        try:
+            return _train(run_uri, config, store, jobs, launcher, log)
+        except _Terminated:
+            raise _terminated(run_uri, jobs, launcher, log) from None
+        except KeyboardInterrupt:
+            log.event(
+                "detached", jobset=jobset_name(run_uri), note="training goes on; run it again to follow"
+            )
+            raise
+
+
+def _train(
+    run_uri: str, config: RunConfig, store: Store, jobs: TrainingJobs, launcher: Launcher, log: RunLog
+) -> TrainingDone:
+    job = _submit(run_uri, config, store, jobs, launcher, log)
+    name = job["metadata"]["name"]
+    mirror = PodLogMirror(jobs.cluster, store, echo=echo_prefix(name, config.cluster.pools[0].name))
+    follower = Follower(jobs, mirror, log, config.cluster.stuck_timeout_s)
+    try:
+        ended = follower.follow(name)
+    except BaseException:
+        mirror.close(timeout_s=1)
+        raise
+    mirror.close()
+    if ended is None:
+        raise TransientError(
+            f"{jobs.resource.kind} {name} was deleted while it trained",
+            hint="run it again: it goes on from the last checkpoint",
+        )
+    failure = follower.explain(ended) if terminal_state(ended) == "Failed" else None
+    jobs.remove_surplus(ended)
+    if failure is not None:
+        raise failure
+    return _finished(store, config, f"{jobs.resource.kind} {name}")
+
+
+def _submit(
+    run_uri: str, config: RunConfig, store: Store, jobs: TrainingJobs, launcher: Launcher, log: RunLog
+) -> Manifest:
+    image = config.cluster.image or os.environ.get("EOSIN_TRAIN_IMAGE", "") or launcher.image
+    check_kind(jobs, jobset_name(run_uri))
+    job = jobs.submit(
+        Submission(config, run_uri, image, launcher.owner, log, lambda: _has_result(store, config))
+    )
+    uid = job["metadata"].get("uid", "")
+    owner = OwnerReference(job["apiVersion"], jobs.resource.kind, job["metadata"]["name"], uid)
+    namespace = jobs.cluster.namespace
+    with contextlib.suppress(AlreadyExists):
+        jobs.cluster.create(
+            BUDGET, render_disruption_budget(config, run_uri, namespace=namespace, owner=owner)
+        )
+    return job
+
+
+def _has_result(store: Store, config: RunConfig) -> bool:
+    done = load_training_done(store, config)
+    return done is not None and not missing_teachers(store, done)
+
+
+def _finished(store: Store, config: RunConfig, name: str) -> TrainingDone:
+    done = load_training_done(store, config)
+    if done is None:
+        raise PermanentError(
+            f"{name} completed, but {join_uri(store.uri, RunLayout.TRAINING_DONE)} is not there",
+            hint="look at `eosin logs`; run it again: it goes on from the last checkpoint",
+        )
+    return done
+
+
+def _terminated(run_uri: str, jobs: TrainingJobs, launcher: Launcher, log: RunLog) -> EosinError:
+    name = jobset_name(run_uri)
+    called = f"{jobs.resource.kind} {name}"
+    if launcher.was_cancelled(jobs.cluster):
+        job = jobs.cluster.get(jobs.resource, name)
+        if job is not None:
+            jobs.delete(job)
+        log.event("cancelled", jobset=name)
+        return UserError(
+            f"the run was cancelled; {called} is deleted",
+            hint="what it saved stays in the run",
+        )
+    log.event("detached", jobset=name, note="this pod is evicted; training goes on")
+    return TransientError(
+        f"the launcher was stopped while {called} trains",
+        hint="run it again to follow it",
+    )

@@ -1,0 +1,46 @@
+"""State of a run's training as its cluster shows it now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eosin.cluster.api import Cluster, connect
+from eosin.cluster.follow import phases
+from eosin.cluster.names import JOBSET, jobset_name
+from eosin.cluster.training_jobs import find_training, terminal_state
+from eosin.runs import load_run
+
+
+@dataclass(frozen=True)
+class LiveState:
+    """What a cluster says about a run's training now."""
+
+    jobset: str
+    state: str
+    """Running, Suspended, Completed or Failed."""
+    restarts: int
+    pods: dict[str, dict[str, int]]
+    """Pool → phase → number of pods."""
+    kind: str = JOBSET.kind
+
+    def __str__(self) -> str:
+        pools = (
+            f"{pool} {', '.join(f'{number} {phase.lower()}' for phase, number in sorted(each.items()))}"
+            for pool, each in sorted(self.pods.items())
+        )
+        restarts = f", {self.restarts} restarts" if self.restarts else ""
+        return " · ".join([f"{self.kind} {self.jobset}: {self.state.lower()}{restarts}", *pools])
+
+
+def live_state(run_uri: str, *, cluster: Cluster | None = None) -> LiveState | None:
+    """The run's JobSet or TrainJob as the cluster shows it, if there is one. Every call is tried once."""
+    cluster = cluster or connect(load_run(run_uri).cluster.namespace, attempts=1)
+    found = find_training(cluster, jobset_name(run_uri))
+    if found is None:
+        return None
+    jobs, job = found
+    suspended = job["spec"].get("suspend") is True
+    state = terminal_state(job) or ("Suspended" if suspended else "Running")
+    restarts = int((job.get("status") or {}).get("restarts", 0))
+    pods = phases(cluster.list_pods(job["metadata"]["name"]))
+    return LiveState(job["metadata"]["name"], state, restarts, pods, jobs.resource.kind)
