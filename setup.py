@@ -1,10 +1,12 @@
-"""The one compiled module, which is optional: where a C compiler or libjpeg-turbo's headers are absent, eosin
-is installed without it and decodes JPEG tiles whole. All else about the package is in pyproject.toml."""
+"""What pyproject.toml cannot say: the packages, found in src/ beside three at the top of the repository, and
+the one compiled module. That is optional: where a C compiler or libjpeg-turbo's headers are absent, eosin is
+installed without it and decodes JPEG tiles whole."""
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 JPEG_PART = Extension(
     "eosin.slides._jpeg_part", ["src/eosin/slides/_jpeg_part.c"], libraries=["jpeg"], optional=True
 )
+AT_THE_TOP = ["eosin_components", "eosin_pipelines", "eosin_recipes"]
 
-setup(ext_modules=[JPEG_PART])
+setup(packages=[*find_packages("src"), *AT_THE_TOP], ext_modules=[JPEG_PART])

@@ -17,8 +17,7 @@ from eosin.patches.reading.tables import TileTables
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from eosin.storage import ByteRange, Store, open_store
-from eosin.storage.bulk import GAP_BYTES
-from eosin.storage.coalesce import plan_requests
+from eosin.storage.ranged_reads import GAP_BYTES, plan_requests
 from tests.support.patches import index_slides, paper_header, paper_row, paper_snapshot, write_slides
 
 

@@ -16,8 +16,7 @@ from eosin.patches.request import PatchRequest
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.sets.training_set import check_training_set
 from eosin.storage import ByteRange
-from eosin.storage.bulk import GAP_BYTES
-from eosin.storage.coalesce import plan_requests
+from eosin.storage.ranged_reads import GAP_BYTES, plan_requests
 
 # A random training patch is drawn so often for the estimate; standard errors are then some 5 %.
 _NUM_DRAWS = 256

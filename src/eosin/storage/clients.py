@@ -1,4 +1,4 @@
-"""The boto3 clients and the lanes of this process, shared by all stores of equal settings."""
+"""The boto3 and libcurl clients of this process, shared by all stores of equal settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from eosin import __version__
 from eosin.errors import UserError
-from eosin.storage.lanes import Lanes, Manners
+from eosin.storage.curl_client import CurlClient, CurlOptions
 from eosin.storage.settings import DEFAULT_REGION, S3Settings
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ class Signing(NamedTuple):
 
 @dataclass
 class Clients:
-    """`boto` for control objects; `lanes` for ranged reads."""
+    """`boto` for control objects; `curl` for ranged reads."""
 
     settings: S3Settings
     session: boto3.Session
     boto: S3Client
-    lanes: Lanes
+    curl: CurlClient
 
     def signing(self, bucket: str) -> Signing:
         """The credentials of this moment; botocore renews those that expire. Raises `UserError` for none."""
@@ -98,7 +98,7 @@ def _make(settings: S3Settings) -> Clients:
         raise UserError(
             f"S3 cannot be set up: {error}", hint="check AWS_PROFILE and AWS_ENDPOINT_URL"
         ) from None
-    return Clients(settings, session, boto, _make_lanes(settings, boto))
+    return Clients(settings, session, boto, _curl_client(settings, boto))
 
 
 def _boto_config(settings: S3Settings) -> Any:
@@ -123,9 +123,9 @@ def _boto_config(settings: S3Settings) -> Any:
     )
 
 
-def _make_lanes(settings: S3Settings, boto: S3Client) -> Lanes:
-    return Lanes(
-        Manners(
+def _curl_client(settings: S3Settings, boto: S3Client) -> CurlClient:
+    return CurlClient(
+        CurlOptions(
             aws_sigv4="" if settings.anonymous else f"aws:amz:{boto.meta.region_name}:s3",
             ca_bundle=_ca_bundle(settings),
             proxy=_proxy(boto.meta.endpoint_url),

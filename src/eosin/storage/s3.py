@@ -14,9 +14,9 @@ from eosin.errors import TransientError
 from eosin.storage import retry, s3_errors
 from eosin.storage.atomic import new_file, settle
 from eosin.storage.base import ByteRange, NotFound, ObjectChanged, ObjectInfo, PreconditionFailed
-from eosin.storage.bulk import RangeReader, quoted
 from eosin.storage.clients import Clients, clients_for
 from eosin.storage.file import open_source
+from eosin.storage.ranged_reads import RangeReader, quoted
 from eosin.storage.settings import DEFAULT_REGION, S3Settings
 from eosin.storage.upload import ONE_REQUEST_BYTES, Upload, parts_of_bytes, parts_of_file
 
@@ -293,8 +293,8 @@ class S3Store:
                 return s3_errors.missing_bucket(asked)
         return NotFound(key)
 
-    def _asked(self, operation: str, key: str) -> s3_errors.Request:
-        return s3_errors.Request(
+    def _asked(self, operation: str, key: str) -> s3_errors.S3Request:
+        return s3_errors.S3Request(
             operation, self.bucket, self.prefix + key, self._clients.boto.meta.endpoint_url
         )
 

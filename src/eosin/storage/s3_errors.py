@@ -37,7 +37,7 @@ _CREDENTIAL_CODES = {
 
 
 @dataclass(frozen=True)
-class Request:
+class S3Request:
     """What was asked, for the message."""
 
     operation: str
@@ -54,7 +54,7 @@ class Request:
         return f"cannot {self.operation} {self.target}"
 
 
-def from_status(request: Request, code: str, status: int, detail: str = "") -> Exception:
+def from_status(request: S3Request, code: str, status: int, detail: str = "") -> Exception:
     """The error for an answer of the server: its S3 error `code` and HTTP `status`."""
     if code == "NoSuchBucket":
         return missing_bucket(request)
@@ -82,14 +82,14 @@ def from_status(request: Request, code: str, status: int, detail: str = "") -> E
     return PermanentError(f"{request.failed}: {code or status} {detail}".rstrip())
 
 
-def missing_bucket(request: Request) -> UserError:
+def missing_bucket(request: S3Request) -> UserError:
     return UserError(
         f"{request.failed}: there is no bucket {request.bucket} at {request.endpoint}",
         hint=f"check the name, or make it: aws s3 mb s3://{request.bucket}",
     )
 
 
-def from_boto(request: Request, error: Exception) -> Exception:
+def from_boto(request: S3Request, error: Exception) -> Exception:
     """The error for what boto3 raised; an exception of another origin comes back as it is."""
     from botocore import exceptions as boto
 
@@ -109,7 +109,7 @@ def from_boto(request: Request, error: Exception) -> Exception:
     return error
 
 
-def from_curl(request: Request, code: int, reason: str) -> Exception:
+def from_curl(request: S3Request, code: int, reason: str) -> Exception:
     """The error for a request that no server answered: libcurl's `code`, and what it says."""
     import pycurl
 
@@ -123,21 +123,21 @@ def from_curl(request: Request, code: int, reason: str) -> Exception:
     return unreachable(request, _short(reason))
 
 
-def ignored_range(request: Request) -> PermanentError:
+def ignored_range(request: S3Request) -> PermanentError:
     return PermanentError(
         f"{request.failed}: asked for a part of it, got something else",
         hint=f"{request.endpoint}, or a proxy before it, ignores byte ranges",
     )
 
 
-def unreachable(request: Request, reason: str) -> TransientError:
+def unreachable(request: S3Request, reason: str) -> TransientError:
     return TransientError(
         f"{request.failed}: {request.endpoint} does not answer ({reason})",
         hint="check that the endpoint is up and AWS_ENDPOINT_URL names it",
     )
 
 
-def untrusted(request: Request) -> UserError:
+def untrusted(request: S3Request) -> UserError:
     return UserError(
         f"{request.failed}: the certificate of {request.endpoint} is not trusted",
         hint="set AWS_CA_BUNDLE to the PEM file of the authority that signed it; a certificate that is "
@@ -145,11 +145,11 @@ def untrusted(request: Request) -> UserError:
     )
 
 
-def short_body(request: Request, wanted: int, got: int) -> TransientError:
+def short_body(request: S3Request, wanted: int, got: int) -> TransientError:
     return TransientError(f"{request.failed}: the answer had {got} of {wanted} bytes")
 
 
-def _denied(request: Request, code: str) -> AccessDenied:
+def _denied(request: S3Request, code: str) -> AccessDenied:
     return AccessDenied(
         f"{request.failed}: permission denied ({code or 'Forbidden'})",
         hint=f"the key in use needs the right to {request.operation} under this prefix; {_KEY_HINT}",

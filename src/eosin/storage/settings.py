@@ -23,7 +23,7 @@ _CREDENTIAL_VARIABLES = (
 
 @dataclass(frozen=True)
 class S3Settings:
-    """Endpoint, region and manners. Hashable: clients are shared among stores of equal settings.
+    """Endpoint, region, timeouts and retries. Hashable: clients are shared among stores of equal settings.
 
     `credentials` holds the values of the variables that name credentials, only to tell two sets apart;
     the credentials themselves come from boto3's chain.

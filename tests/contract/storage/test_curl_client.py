@@ -17,7 +17,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from eosin.errors import PermanentError
-from eosin.storage import ByteRange, Store, lanes, open_store
+from eosin.storage import ByteRange, Store, curl_client, open_store
 
 SECRET = "s3cr3t/with+signs="
 
@@ -109,7 +109,7 @@ def test_a_server_that_ignores_ranges_is_named_at_once(server: type[Recorder], l
 def test_threads_together_send_no_more_at_once_than_the_process_may(
     server: type[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "MAX_IN_FLIGHT", 3)
+    monkeypatch.setattr(curl_client, "MAX_IN_FLIGHT", 3)
     monkeypatch.setenv("EOSIN_S3_TIMEOUT_S", "47")  # settings of its own, so clients of its own
     store = open_store("s3://bucket/p")
     ranges = [ByteRange("k", 100_000 * number, 8) for number in range(10)]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eosin.storage import ByteRange
-from eosin.storage.coalesce import cut, plan_requests
+from eosin.storage.ranged_reads import cut, plan_requests
 
 RANGES = st.lists(
     st.builds(

@@ -1,9 +1,10 @@
-"""Many byte ranges at once: neighbours share a request, all requests of a batch are in flight together."""
+"""Ranged reads in batches: neighbours share a request, all requests of a batch are in flight together."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -11,12 +12,65 @@ from eosin.errors import TransientError
 from eosin.storage import retry, s3_errors
 from eosin.storage.base import ByteRange, ObjectChanged, PreconditionFailed
 from eosin.storage.clients import Clients
-from eosin.storage.coalesce import Request, cut, plan_requests
-from eosin.storage.lanes import Answer, Get
+from eosin.storage.curl_client import Answer, Get
 
 GAP_BYTES = 48 << 10
 _RANGE_NOT_SATISFIABLE = 416
 _CODE = re.compile(rb"<Code>([^<]{1,100})</Code>")
+
+
+@dataclass
+class RangedGet:
+    """One ranged GET of bytes [start, end) of `key`; `members` are the positions it serves."""
+
+    key: str
+    etag: str | None
+    start: int
+    end: int
+    members: list[int] = field(default_factory=list)
+
+
+def plan_requests(
+    ranges: Sequence[ByteRange], *, gap_bytes: int, max_bytes: int = 16 << 20
+) -> list[RangedGet]:
+    """Requests that serve all non-empty `ranges`, each position exactly once.
+
+    Ranges of one version of an object at most `gap_bytes` apart share a request, as long as it stays
+    within `max_bytes`; a longer range keeps a request of its own.
+    """
+    order = sorted(
+        (position for position, item in enumerate(ranges) if item.length > 0),
+        key=lambda position: _sort_key(ranges[position]),
+    )
+    requests: list[RangedGet] = []
+    for position in order:
+        item = ranges[position]
+        end = item.start + item.length
+        last = requests[-1] if requests else None
+        if last is not None and _joins(last, item, end, gap_bytes, max_bytes):
+            last.end = max(last.end, end)
+            last.members.append(position)
+        else:
+            requests.append(RangedGet(item.key, item.etag, item.start, end, [position]))
+    return requests
+
+
+def cut(request: RangedGet, body: bytes | memoryview, ranges: Sequence[ByteRange]) -> list[tuple[int, bytes]]:
+    """`body` of `request` cut into (position, bytes); shorter only where the object ends."""
+    pieces = []
+    for position in request.members:
+        start = ranges[position].start - request.start
+        pieces.append((position, bytes(body[start : start + ranges[position].length])))
+    return pieces
+
+
+def _sort_key(item: ByteRange) -> tuple[str, str, int, int]:
+    return item.key, item.etag or "", item.start, item.length
+
+
+def _joins(last: RangedGet, item: ByteRange, end: int, gap_bytes: int, max_bytes: int) -> bool:
+    same = (last.key, last.etag) == (item.key, item.etag)
+    return same and item.start - last.end <= gap_bytes and max(end, last.end) - last.start <= max_bytes
 
 
 class RangeReader:
@@ -37,7 +91,7 @@ class RangeReader:
                 results[position] = piece
         return results
 
-    def _fetch_missing(self, requests: list[Request], bodies: dict[int, bytes]) -> None:
+    def _fetch_missing(self, requests: list[RangedGet], bodies: dict[int, bytes]) -> None:
         """Fetch what `bodies` lacks. Raises the first error that no further try mends, else any."""
         for number in range(len(requests)):
             if number not in bodies and not _curl_can_name(requests[number].key):
@@ -47,7 +101,7 @@ class RangeReader:
         base = self._clients.bucket_url(self._bucket)
         gets = [_get(base, requests[number], signing.token) for number in missing]
         failed: TransientError | None = None
-        for number, answer in zip(missing, self._clients.lanes.fetch(gets, signing.user), strict=True):
+        for number, answer in zip(missing, self._clients.curl.fetch(gets, signing.user), strict=True):
             try:
                 bodies[number] = self._body(requests[number], answer)
             except TransientError as error:
@@ -55,7 +109,7 @@ class RangeReader:
         if failed is not None:
             raise failed
 
-    def _body(self, request: Request, answer: Answer) -> bytes:
+    def _body(self, request: RangedGet, answer: Answer) -> bytes:
         wanted = request.end - request.start
         if answer.trouble:
             raise s3_errors.from_curl(self._asked(request), answer.trouble, answer.reason)
@@ -70,14 +124,14 @@ class RangeReader:
             raise s3_errors.ignored_range(self._asked(request))
         return answer.body
 
-    def _refused(self, request: Request, answer: Answer) -> Exception:
+    def _refused(self, request: RangedGet, answer: Answer) -> Exception:
         code = _CODE.search(answer.body)
         error = s3_errors.from_status(
             self._asked(request), code.group(1).decode("ascii", "replace") if code else "", answer.status
         )
         return self._translated(request, error)
 
-    def _read_by_boto(self, request: Request) -> bytes:
+    def _read_by_boto(self, request: RangedGet) -> bytes:
         pin: dict[str, Any] = {"IfMatch": quoted(request.etag)} if request.etag is not None else {}
         try:
             answer = self._clients.boto.get_object(
@@ -97,17 +151,17 @@ class RangeReader:
             raise s3_errors.short_body(self._asked(request), wanted, len(body))
         return body
 
-    def _asked(self, request: Request) -> s3_errors.Request:
-        return s3_errors.Request("read", self._bucket, request.key, self._clients.boto.meta.endpoint_url)
+    def _asked(self, request: RangedGet) -> s3_errors.S3Request:
+        return s3_errors.S3Request("read", self._bucket, request.key, self._clients.boto.meta.endpoint_url)
 
     @staticmethod
-    def _translated(request: Request, error: Exception) -> Exception:
+    def _translated(request: RangedGet, error: Exception) -> Exception:
         if isinstance(error, PreconditionFailed):
             return ObjectChanged(f"{request.key} is not the version {request.etag}")
         return error
 
 
-def _get(base_url: str, request: Request, token: str) -> Get:
+def _get(base_url: str, request: RangedGet, token: str) -> Get:
     headers = [] if request.etag is None else [f"If-Match: {quoted(request.etag)}"]
     if token:
         headers.append(f"X-Amz-Security-Token: {token}")

@@ -1,4 +1,4 @@
-"""Many GETs at once through libcurl, from one thread, over connections that stay open."""
+"""A client of libcurl: many GETs at once, each batch from one thread, over connections that stay open."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Manners:
-    """How a lane talks. `aws_sigv4` names provider and scope of signatures, empty for none."""
+class CurlOptions:
+    """Options of every GET. `aws_sigv4` names provider and scope of signatures, empty for none."""
 
     aws_sigv4: str
     ca_bundle: str
@@ -51,44 +51,45 @@ class Manners:
     user_agent: str
 
 
-class Lanes:
-    """Lanes for as many threads as fetch at once; each keeps connections for its next user."""
+class CurlClient:
+    """GETs of this process: one multi handle for each thread that fetches, kept with its connections for
+    the next. Thread-safe."""
 
-    def __init__(self, manners: Manners) -> None:
-        self._manners = manners
-        self._idle: list[_Lane] = []
-        self._num_lanes = 0
+    def __init__(self, options: CurlOptions) -> None:
+        self._options = options
+        self._idle: list[_Multi] = []
+        self._num_multis = 0
         self._lock = threading.Lock()
-        self._slots = threading.Semaphore(MAX_IN_FLIGHT)
+        self._permits = threading.Semaphore(MAX_IN_FLIGHT)
 
     def fetch(self, gets: Sequence[Get], user: str) -> list[Answer]:
         """All answers, in order; `user` is "KEY:SECRET" for signatures, or empty. From any thread."""
-        with self._lane() as lane:
-            return lane.fetch(gets, user)
+        with self._multi() as multi:
+            return multi.fetch(gets, user)
 
     @contextmanager
-    def _lane(self) -> Iterator[_Lane]:
+    def _multi(self) -> Iterator[_Multi]:
         with self._lock:
             if not self._idle:
-                self._idle.append(_Lane(self._manners, self._slots))
-                self._num_lanes += 1
-            lane, num_lanes = self._idle.pop(), self._num_lanes
-        lane.keep(max(2, MAX_IN_FLIGHT // num_lanes))
+                self._idle.append(_Multi(self._options, self._permits))
+                self._num_multis += 1
+            multi, num_multis = self._idle.pop(), self._num_multis
+        multi.keep(max(2, MAX_IN_FLIGHT // num_multis))
         try:
-            yield lane
+            yield multi
         except BaseException:  # whatever it was, transfers may still be under way
-            lane.close()
+            multi.close()
             with self._lock:
-                self._num_lanes -= 1
+                self._num_multis -= 1
             raise
         with self._lock:
-            self._idle.append(lane)
+            self._idle.append(multi)
 
 
 class _Transfer:
     """One GET at a time, by a handle that is used again for the next."""
 
-    def __init__(self, manners: Manners) -> None:
+    def __init__(self, options: CurlOptions) -> None:
         self.curl = curl = pycurl.Curl()
         self.pieces: list[bytes] = []
         self.place = 0
@@ -96,15 +97,15 @@ class _Transfer:
         curl.setopt(pycurl.NOSIGNAL, 1)
         curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
         curl.setopt(pycurl.BUFFERSIZE, _PIECE_BYTES)
-        curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(1000 * min(10.0, manners.timeout_s)))
-        curl.setopt(pycurl.TIMEOUT_MS, int(10_000 * manners.timeout_s))
+        curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(1000 * min(10.0, options.timeout_s)))
+        curl.setopt(pycurl.TIMEOUT_MS, int(10_000 * options.timeout_s))
         curl.setopt(pycurl.LOW_SPEED_LIMIT, 1)
-        curl.setopt(pycurl.LOW_SPEED_TIME, max(1, round(manners.timeout_s)))
-        curl.setopt(pycurl.USERAGENT, manners.user_agent)
-        curl.setopt(pycurl.CAINFO, manners.ca_bundle)
-        curl.setopt(pycurl.PROXY, manners.proxy)
-        if manners.aws_sigv4:
-            curl.setopt(pycurl.AWS_SIGV4, manners.aws_sigv4)
+        curl.setopt(pycurl.LOW_SPEED_TIME, max(1, round(options.timeout_s)))
+        curl.setopt(pycurl.USERAGENT, options.user_agent)
+        curl.setopt(pycurl.CAINFO, options.ca_bundle)
+        curl.setopt(pycurl.PROXY, options.proxy)
+        if options.aws_sigv4:
+            curl.setopt(pycurl.AWS_SIGV4, options.aws_sigv4)
 
     def aim(self, get: Get, place: int, user: str) -> None:
         self.place, self.pieces = place, []
@@ -119,27 +120,27 @@ class _Transfer:
             self._user = user
 
 
-class _Lane:
-    """Used by one thread at a time."""
+class _Multi:
+    """A multi handle of libcurl and its connections, used by one thread at a time."""
 
-    def __init__(self, manners: Manners, slots: threading.Semaphore) -> None:
-        self._manners, self._slots = manners, slots
-        self._multi = pycurl.CurlMulti()
+    def __init__(self, options: CurlOptions, permits: threading.Semaphore) -> None:
+        self._options, self._permits = options, permits
+        self._handle = pycurl.CurlMulti()
         self._idle: list[_Transfer] = []
         self._active: dict[pycurl.Curl, _Transfer] = {}
 
     def keep(self, num_connections: int) -> None:
         """How many connections stay open."""
-        self._multi.setopt(pycurl.M_MAXCONNECTS, num_connections)
+        self._handle.setopt(pycurl.M_MAXCONNECTS, num_connections)
 
     def fetch(self, gets: Sequence[Get], user: str) -> list[Answer]:
         answers: dict[int, Answer] = {}
         waiting = list(enumerate(gets))[::-1]
         while waiting or self._active:
-            # A lane with nothing under way waits for its turn; another goes on with what it has.
-            while waiting and self._slots.acquire(blocking=not self._active):
+            # One with nothing under way waits for its turn; another goes on with what it has.
+            while waiting and self._permits.acquire(blocking=not self._active):
                 self._start(*waiting.pop(), user)
-            self._multi.perform()
+            self._handle.perform()
             ended = list(self._ended())
             answers |= ended
             if self._active and not ended:
@@ -150,21 +151,21 @@ class _Lane:
         """Give up what is under way."""
         for transfer in self._active.values():
             with suppress(pycurl.error):
-                self._multi.remove_handle(transfer.curl)
-            self._slots.release()
+                self._handle.remove_handle(transfer.curl)
+            self._permits.release()
         self._active.clear()
-        self._multi.close()
+        self._handle.close()
 
     def _start(self, place: int, get: Get, user: str) -> None:
-        transfer = self._idle.pop() if self._idle else _Transfer(self._manners)
+        transfer = self._idle.pop() if self._idle else _Transfer(self._options)
         self._active[transfer.curl] = transfer
         transfer.aim(get, place, user)
-        self._multi.add_handle(transfer.curl)
+        self._handle.add_handle(transfer.curl)
 
     def _ended(self) -> Iterator[tuple[int, Answer]]:
         more = True
         while more:
-            left, well, badly = self._multi.info_read()
+            left, well, badly = self._handle.info_read()
             more = bool(left)
             for curl in well:
                 yield self._end(curl, 0, "")
@@ -173,16 +174,16 @@ class _Lane:
 
     def _end(self, curl: pycurl.Curl, trouble: int, reason: str) -> tuple[int, Answer]:
         transfer = self._active.pop(curl)
-        self._slots.release()
-        self._multi.remove_handle(curl)
+        self._permits.release()
+        self._handle.remove_handle(curl)
         self._idle.append(transfer)
         status = curl.getinfo(pycurl.RESPONSE_CODE)
         return transfer.place, Answer(status, b"".join(transfer.pieces), trouble, reason)
 
     def _wait(self) -> None:
         """Until a socket has something to say, or libcurl has something to do."""
-        reading, writing, _ = self._multi.fdset()
-        due_ms = self._multi.timeout()
+        reading, writing, _ = self._handle.fdset()
+        due_ms = self._handle.timeout()
         watched = len({*reading, *writing}) >= len(self._active)
         longest_s = _LONGEST_WAIT_S if watched else _WAIT_UNWATCHED_S
         select.select(reading, writing, [], longest_s if due_ms < 0 else min(longest_s, due_ms / 1000))
