@@ -13,11 +13,15 @@ Scale = tuple[float, float]
 
 class AugmentConfig(Section):
     global_px: int = Field(default=224, gt=0)
+    """Side of the two global crops after resizing, px; a multiple of the backbone's patch size."""
     local_px: int = Field(default=96, gt=0)
+    """Side of the local crops after resizing, px; a multiple of the backbone's patch size."""
     num_local: int = Field(default=8, ge=0)
+    """Local crops a patch, seen by the student alone."""
     global_scale: Scale = (0.32, 1.0)
     """Area of a global crop as a share of the patch."""
     local_scale: Scale = (0.05, 0.32)
+    """Area of a local crop as a share of the patch."""
     rotate: bool = True
     """Rotations by 90° and flips: tissue has no up."""
     color_jitter: float = Field(default=0.8, ge=0, le=1)
@@ -25,12 +29,15 @@ class AugmentConfig(Section):
     brightness: float = Field(default=0.4, ge=0, le=1)
     """A jittered crop's brightness is multiplied by 1 ± this; contrast and saturation alike."""
     contrast: float = Field(default=0.4, ge=0, le=1)
+    """The contrast of a jittered crop is multiplied by 1 ± this."""
     saturation: float = Field(default=0.2, ge=0, le=1)
+    """The saturation of a jittered crop is multiplied by 1 ± this."""
     hue: float = Field(default=0.1, ge=0, le=0.5)
     """Largest turn of the hue, in whole turns."""
     stain_jitter: float = Field(default=0.05, ge=0)
     """Standard deviation of the jitter of haematoxylin, eosin and residual in optical density."""
     grayscale: float = Field(default=0.2, ge=0, le=1)
+    """Probability that a crop loses its colour."""
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
     """Probability of a Gaussian blur on the first global, the second global and every local crop."""
     blur_sigma_px: Scale = (0.1, 2.0)
@@ -38,7 +45,9 @@ class AugmentConfig(Section):
     solarize: float = Field(default=0.0, ge=0, le=1)
     """Probability on the second global crop; off for H&E."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from red, green and blue, which run from 0 to 1; part of every teacher's card."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Red, green and blue are divided by it after `mean` is subtracted."""
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> Self:

@@ -19,21 +19,27 @@ class TolerationConfig(Section):
     key: str = ""
     """Empty: every key."""
     operator: Literal["Exists", "Equal"] = "Exists"
+    """Exists: any value; Equal: `value`."""
     value: str = ""
+    """Of the taint, with Equal."""
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    """Of the taint; empty: every effect."""
     toleration_seconds: int | None = Field(default=None, ge=0)
+    """How long a pod stays once a NoExecute taint appears; None: for ever."""
 
 
 class NodePoolConfig(Section):
     """One kind of node. The first pool is the anchor: it holds the run together and must not be spot."""
 
     name: PoolName = "anchor"
+    """Part of the pods' names; the anchor's must come first in the alphabet."""
     min_nodes: int = Field(default=1, ge=0)
     """Nodes of this pool without which training does not start; 0 unless given for a spot pool.
 
     They sum up to the world's minimum.
     """
     max_nodes: int = Field(default=1, ge=1)
+    """Most nodes of this pool."""
     gpus_per_node: int = Field(default=1, ge=0)
     """Workers a node; 0: no GPU, `train.elastic.workers_per_node` processes on its cores."""
     gpu_resource: str = "nvidia.com/gpu"
@@ -47,7 +53,9 @@ class NodePoolConfig(Section):
     memory: Quantity = "64Gi"
     """Requested and limit for a pod; includes what lies in /dev/shm."""
     node_selector: dict[str, str] = {}
+    """Labels that a node must have."""
     tolerations: tuple[TolerationConfig, ...] = ()
+    """Taints that the pods put up with, beside those of GPUs and lost nodes."""
     priority_class: str = ""
     """Empty: `cluster.priority_class`, or `cluster.spot_priority_class` for a spot pool."""
     price_usd_per_hour: float | None = Field(default=None, ge=0)
@@ -75,24 +83,31 @@ class S3AccessConfig(Section):
     secret: str = ""
     """Existing Secret whose keys become environment variables (AWS_ACCESS_KEY_ID, …)."""
     endpoint_url: str = ""
+    """Of a store that is not AWS; empty: AWS, or what the Secret says."""
     region: str = ""
+    """Of the bucket; empty: what the Secret or the node says."""
     ca_config_map: str = ""
     """ConfigMap with a key `ca.crt`, for a store with a certificate of its own authority."""
 
 
 class ScratchConfig(Section):
     size: Quantity = "200Gi"
+    """Of each pod's scratch volume, where slides are staged."""
     storage_class: str = ""
     """Storage class of a volume made for each pod (local NVMe, say); empty: an emptyDir of the node."""
 
 
 class RendezvousConfig(Section):
     port: int = Field(default=29400, ge=1024, le=65535)
+    """TCP port of the store."""
     cpu: Quantity = "250m"
+    """Cores requested for its pod."""
     memory: Quantity = "1Gi"
+    """Requested and limit for its pod."""
     node_selector: dict[str, str] = {}
     """Put it on nodes that stay: losing this pod stops every worker for a minute."""
     tolerations: tuple[TolerationConfig, ...] = ()
+    """Taints that its pod puts up with."""
 
 
 class ClusterConfig(Section):
@@ -104,16 +119,25 @@ class ClusterConfig(Section):
     image: str = ""
     """Image of the training pods; empty: EOSIN_TRAIN_IMAGE, then the image of the pod that submits."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """When a node pulls the image again."""
     image_pull_secrets: tuple[str, ...] = ()
+    """Names of existing Secrets for a private registry."""
     service_account: str = "eosin-train"
     """Of the training pods: it needs the bucket and nothing of the Kubernetes API."""
     s3: S3AccessConfig = S3AccessConfig()
+    """How pods reach the object store."""
     pools: tuple[NodePoolConfig, ...] = (NodePoolConfig(),)
+    """Kinds of nodes to train on; the first is the anchor."""
     rendezvous: RendezvousConfig = RendezvousConfig()
+    """The pod that holds the store in which agents meet."""
     scratch: ScratchConfig = ScratchConfig()
+    """The volume of each training pod for staged slides."""
     shm_size: Quantity = "16Gi"
+    """Size of /dev/shm of each training pod, part of its `memory`; holds snapshots and batches."""
     priority_class: str = ""
+    """Kubernetes PriorityClass of the pods; empty: the cluster's default."""
     spot_priority_class: str = ""
+    """The same for pods of spot pools; the lower one, so that they yield."""
     queue: str = ""
     """Kueue LocalQueue; empty: no Kueue."""
     queue_priority_class: str = ""

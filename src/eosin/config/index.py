@@ -30,7 +30,11 @@ class IndexConfig(Section):
     uri: str = ""
     """Where the index is published; empty: `indexes/NAME` beside the runs, one a folder of slides."""
     num_shards: int = Field(default=2, ge=1)
+    """Shards of a scan: processes or pods that scan slides side by side. The index is the same for any
+    number."""
     slides_in_flight: int = Field(default=8, ge=1)
+    """Slides that one shard scans at once, each in a thread."""
     max_mpp: float = Field(default=4.0, gt=0)
     """A slide whose finest level is coarser than this, in µm a pixel, is listed as too-coarse."""
     tissue: TissueConfig = TissueConfig()
+    """How tissue is found."""

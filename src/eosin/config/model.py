@@ -11,9 +11,13 @@ from eosin.config.base import Section
 
 class HeadConfig(Section):
     num_prototypes: int = Field(default=65536, gt=1)
+    """Prototypes that features are compared with: the length of the logits."""
     hidden_dim: int = Field(default=2048, gt=0)
+    """Width of the hidden layers of the MLP."""
     bottleneck_dim: int = Field(default=256, gt=0)
+    """Width of the normalised features that meet the prototypes."""
     num_layers: int = Field(default=3, ge=1)
+    """Linear layers of the MLP, the one to the bottleneck included."""
     freeze_last_layer_norm: bool = False
     """Keep the prototypes on the unit sphere (DINO); DINOv2 trains and decays their norms."""
 
@@ -27,7 +31,11 @@ class ModelConfig(Section):
     """random; timm:NAME; the URI of a safetensors file; or run:URI, the student, teacher and heads of
     another run's newest checkpoint, to go on at another crop size."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the crops that each residual branch leaves out (stochastic depth), alike in every block; above
+    0.1 they are not computed either."""
     layer_scale: float | None = Field(default=1e-5)
+    """What LayerScale's factors begin at; None: none."""
     dino_head: HeadConfig = HeadConfig()
+    """The head of the class token."""
     ibot_head: HeadConfig | None = None
-    """None: iBOT shares the DINO head."""
+    """A head of its own for patch tokens (iBOT); None: it shares the DINO head."""

@@ -11,7 +11,9 @@ from eosin.config.base import Section
 
 class EncodingConfig(Section):
     encoding: Literal["png", "jpeg"] = "png"
+    """Of the images: png keeps every pixel, jpeg is several times smaller."""
     jpeg_quality: int = Field(default=90, ge=1, le=100)
+    """Quality of `encoding: jpeg`, 1 to 100; no effect on png."""
     format: Literal["parquet", "webdataset"] = "parquet"
     """Of the shards: Parquet, or tars that the webdataset library reads."""
 
@@ -20,7 +22,9 @@ class HeldOutConfig(EncodingConfig):
     fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of patients (of slides, where no patient is known) kept from training, by a stable hash."""
     num_patches: int = Field(default=1024, ge=2)
+    """Patches drawn from the held-out slides, as training draws them."""
     num_shards: int = Field(default=1, ge=1)
+    """Shards that the set is decoded in, each by a process or pod of its own."""
 
 
 HELD_OUT = "heldout"
@@ -39,7 +43,9 @@ class HsvFilterConfig(Section):
     hue: tuple[_Hue, _Hue] = (90, 180)
     """Least and largest hue, in steps of two degrees (0 to 180)."""
     saturation: tuple[_Byte, _Byte] = (8, 255)
+    """Least and largest saturation, 0 to 255."""
     value: tuple[_Byte, _Byte] = (103, 255)
+    """Least and largest value (brightness), 0 to 255."""
     min_share: float = Field(default=0.6, ge=0, le=1)
     """Smallest share of pixels within all three ranges."""
 
@@ -69,21 +75,26 @@ class GridConfig(PatchSetConfig):
     """A regular grid of patches over the tissue of slides; the shards of a slide hold no other's patches."""
 
     kind: Literal["grid"] = "grid"
+    """A regular grid; what a set is that does not say its kind."""
     mpp: float = Field(default=0.5, gt=0)
+    """Magnification, µm a pixel."""
     patch_px: int | None = Field(default=None, gt=0)
     """Side of the patches; None: `patches.patch_px`."""
     overlap_px: int = Field(default=0, ge=0)
     """Pixels, at `mpp`, that a patch shares with the next."""
     min_foreground: float = Field(default=0.4, ge=0, le=1)
+    """Smallest share of tissue in a patch."""
 
 
 class SampledConfig(PatchSetConfig):
     """Patches drawn as training draws them (`patches.mpp`, `weighting` and the rest), in order of slides."""
 
     kind: Literal["sampled"]
+    """Drawn as training draws."""
     num_patches: int = Field(default=1024, ge=1)
     """The patches of a smaller set are among those of a larger one."""
     seed: int = Field(default=0, ge=0)
+    """Of the draw; another one is another set."""
 
 
 def _kind_of(value: Any) -> str:
@@ -143,16 +154,22 @@ class PatchesConfig(Section):
     reader: Literal["range", "stage"] = "range"
     """range: tiles straight from the store; stage: whole slides on a local disk first."""
     stage_dir: str | None = None
+    """Folder on a local disk for whole slides, and for copies of patch sets; None: a temporary folder."""
     stage_bytes: int = Field(default=200 * 2**30, gt=0)
+    """Most bytes of slides in `stage_dir`, of all processes there together; those used longest ago go."""
     decoder: Literal["cpu", "cucim", "nvimgcodec"] = "cpu"
     """Pinned, since decoders differ by a grey level or two."""
     decoder_timeout_s: float = Field(default=60.0, gt=0)
     """cuCIM, nvImageCodec and OpenSlide run in processes of their own: one that crashes, or does not answer
     for so long, costs the patch, which is drawn again and recorded under the run's quarantine/."""
     tile_cache_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Most bytes of decoded tiles a reader keeps in memory, in uint8 RGB."""
     prices: PricesConfig = PricesConfig()
+    """What requests and bytes cost, for `--dry-run`."""
     prefetch_batches: int = Field(default=2, ge=1)
+    """Batches that are read ahead of the one in use; each is in memory."""
     heldout: HeldOutConfig = HeldOutConfig()
+    """The held-out patch set, which judges teachers without labels."""
     sets: dict[SetName, SetConfig] = {}
     """Patch sets by name, each decoded when asked for: `eosin decode RUN --name NAME`. A pipeline decodes
     those that a task of `evaluate` names."""

@@ -52,14 +52,23 @@ class RunConfig(Section):
     description: str = ""
     """What the recipe is for and what it costs."""
     seed: int = Field(default=0, ge=0)
+    """Of everything drawn: weights, samples, crops, masks. Another seed is another run."""
     slides: SlidesConfig = SlidesConfig()
+    """Which slides, and what their headers do not say."""
     index: IndexConfig = IndexConfig()
+    """How slides are scanned."""
     patches: PatchesConfig = PatchesConfig()
+    """Which patches training sees, how they are read, and which are held out."""
     augment: AugmentConfig = AugmentConfig()
+    """The crops that are made of a patch."""
     model: ModelConfig = ModelConfig()
+    """The backbone and the projection heads."""
     train: TrainConfig = TrainConfig()
+    """The method, its schedules, and how the work is cut up."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """Which checkpoints are judged, and by what."""
     cluster: ClusterConfig = ClusterConfig()
+    """Where the pods run."""
 
     @model_validator(mode="after")
     def _crops_fit(self) -> Self:

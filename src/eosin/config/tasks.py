@@ -28,4 +28,6 @@ class TaskPodConfig(Section):
     shm_size: OptionalQuantity = ""
     """Size of /dev/shm; empty: the container runtime's, usually 64 MB."""
     node_selector: dict[str, str] = {}
+    """Labels that a node must have."""
     tolerations: tuple[TolerationConfig, ...] = ()
+    """Taints that the pods put up with."""

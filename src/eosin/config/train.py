@@ -11,13 +11,17 @@ from eosin.config.base import Section, Switch
 
 class DinoConfig(Section):
     student_temperature: float = Field(default=0.1, gt=0)
+    """Divides the student's logits before the softmax."""
     teacher_temperature: float = Field(default=0.07, gt=0)
+    """Divides the teacher's logits, once it has risen."""
     teacher_temperature_warmup: float = Field(default=0.04, gt=0)
+    """What the teacher's temperature begins at; it rises linearly."""
     teacher_temperature_warmup_share: float = Field(default=0.3, ge=0, le=1)
     """Share of all steps over which the teacher's temperature rises."""
     centering: Literal["softmax", "sinkhorn"] | None = None
     """None: softmax for dino, Sinkhorn-Knopp for dinov2."""
     center_momentum: float = Field(default=0.9, ge=0, le=1)
+    """Of the running mean of the teacher's logits, with `centering: softmax`."""
 
 
 class IbotConfig(Section):
@@ -26,35 +30,48 @@ class IbotConfig(Section):
     mask_probability: float = Field(default=0.5, ge=0, le=1)
     """Share of the global crops that are masked."""
     mask_ratio: tuple[float, float] = (0.1, 0.5)
+    """Least and largest share of a masked crop's patches that are hidden."""
 
 
 class KoLeoConfig(Section):
     """Entropy of the class-token features of a micro-batch by the distance to the nearest neighbour."""
 
     weight: float = Field(default=0.1, ge=0)
+    """Of the term in the loss, with dinov2; 0 switches it off."""
 
 
 class KdeConfig(Section):
     """Uniformity of the class-token features by a kernel density; usually instead of KoLeo."""
 
     weight: float = Field(default=0.0, ge=0)
+    """Of the term in the loss, with dinov2; 0 switches it off."""
     concentration: float = Field(default=5.0, gt=0)
+    """κ of the kernel exp(κ cos): the larger, the more local."""
 
 
 class OptimizerConfig(Section):
     lr: float = Field(default=2e-4, gt=0)
     """Base learning rate for a batch of 1024; multiplied by sqrt(batch_size / 1024)."""
     min_lr: float = Field(default=1e-6, ge=0)
+    """Learning rate at the last step, to which it falls by a cosine; not multiplied."""
     warmup_steps: int = Field(default=10_000, ge=0)
+    """Steps over which the learning rate rises linearly from 0."""
     weight_decay: float = Field(default=0.04, ge=0)
+    """At the first step, of AdamW; biases, norms and LayerScale have none."""
     weight_decay_end: float = Field(default=0.2, ge=0)
+    """At the last step, to which it goes by a cosine."""
     beta1: float = 0.9
+    """AdamW's decay of the mean of gradients."""
     beta2: float = 0.999
+    """AdamW's decay of the mean of squared gradients."""
     clip_grad_norm: float | None = 3.0
-    """Per submodule: the backbone and each head."""
+    """Largest norm of the gradients of each submodule, the backbone and each head; None: no clipping."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the learning rate from one block to the one below it; 1: all alike."""
     patch_embed_lr_multiplier: float = Field(default=0.2, ge=0)
+    """Factor on the learning rate of the patch embedding."""
     freeze_last_layer_steps: int = Field(default=1250, ge=0)
+    """Steps at the start in which the prototypes do not learn."""
 
 
 class CollapseConfig(Section):
@@ -73,21 +90,30 @@ class CollapseConfig(Section):
     stop: bool = False
     """Stop training, not only warn, after `patience` log lines in a row."""
     patience: int = Field(default=3, ge=1)
+    """Log lines in a row below a floor after which `stop` stops."""
 
 
 class ElasticConfig(Section):
     min_nodes: int = Field(default=1, ge=1)
+    """Agents that a training on this machine starts; on a cluster the pools say it."""
     max_nodes: int = Field(default=1, ge=1)
+    """Only checked: so many nodes of workers must each find a micro-batch. On a cluster the pools say it."""
     workers_per_node: int = Field(default=1, ge=1)
     """Processes a node: its GPUs, or a share of its cores."""
     max_restarts: int = Field(default=1000, ge=0)
+    """How often an agent starts its workers again; every lost node costs each agent one."""
     max_restarts_without_progress: int = Field(default=3, ge=1)
+    """Starts in a row that commit no step before training ends with an error."""
     join_timeout_s: float = Field(default=86400, gt=0)
+    """How long an agent waits for the fewest nodes that may train."""
     last_call_timeout_s: float = Field(default=5, gt=0)
     """How long agents that meet wait for more, once there are enough. Every loss of a node costs it."""
     keep_alive_interval_s: float = Field(default=5, gt=0)
+    """How often agents tell the rendezvous store that they live."""
     keep_alive_attempts: int = Field(default=3, ge=1)
+    """Missed signs of life after which a node is given up."""
     shutdown_timeout_s: float = Field(default=25, gt=0)
+    """From SIGTERM to SIGKILL of a worker: the time to publish its newest snapshot."""
     process_group_timeout_s: float = Field(default=600, gt=0)
     """How long a collective waits for a rank that lives but does not come."""
     hang_timeout_s: float | None = Field(default=None, gt=0)
@@ -107,12 +133,15 @@ class ElasticConfig(Section):
 
 class TrainConfig(Section):
     method: Literal["dino", "dinov2"] = "dinov2"
+    """dino: class tokens alone, without a uniformity term; dinov2: with masked patches (iBOT) and KoLeo."""
     num_steps: int = Field(default=125_000, ge=1)
+    """Steps of the whole training; every schedule ends there."""
     batch_size: int = Field(default=1024, ge=1)
     """Patches a step over all workers; never depends on their number."""
     num_slots: int = Field(default=32, ge=1)
     """Micro-batches the batch is cut into, whatever the world size; at least four a rank is wise."""
     precision: Literal["float32", "bf16"] = "bf16"
+    """Of matrix products (autocast); weights, losses and gradients stay float32."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """ddp: student, teacher and optimizer whole on every worker; fsdp: sharded over them (FSDP2), for
     models that do not fit. Changing it does not change the result."""
@@ -128,19 +157,29 @@ class TrainConfig(Section):
     momentum: float = Field(default=0.992, ge=0, le=1)
     """Of the teacher; rises to 1 by a cosine."""
     dino: DinoConfig = DinoConfig()
+    """The loss on class tokens."""
     ibot: IbotConfig = IbotConfig()
+    """The loss on masked patch tokens."""
     koleo: KoLeoConfig = KoLeoConfig()
+    """The term that spreads class tokens by their nearest neighbours."""
     kde: KdeConfig = KdeConfig()
+    """The term that spreads class tokens by a kernel density."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedules."""
     collapse: CollapseConfig = CollapseConfig()
+    """Warnings where the teacher tells nothing apart."""
     elastic: ElasticConfig = ElasticConfig()
+    """Nodes, restarts and timeouts."""
     checkpoint_every_steps: int = Field(default=500, ge=1)
+    """A checkpoint goes to the bucket every so many steps, and at the end."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints that stay in the bucket."""
     snapshot_every_steps: int = Field(default=50, ge=1)
     """Copy the state to host memory so often; a worker told to go publishes the newest copy."""
     export_every_steps: int = Field(default=12_500, ge=1)
     """A teacher is exported every so many steps, and at the end."""
     log_every_steps: int = Field(default=10, ge=1)
+    """A line goes to the log every so many steps."""
     tensorboard: bool = False
     """Write TensorBoard's files too, under the run's tensorboard/; needs eosin[tensorboard]."""
     peak_tflops: float | None = Field(default=None, gt=0)
