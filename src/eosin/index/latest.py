@@ -12,6 +12,7 @@ class Latest(Record):
     """`LATEST.json` of an index."""
 
     snapshot_id: str
+    """The newest snapshot of the index."""
     scan_id: str
     """The scan it came from: the same slides, overrides and settings scan to the same id."""
 

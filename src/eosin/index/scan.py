@@ -31,9 +31,13 @@ class ScanShard(Record):
     """Marker of a shard: how many parts it has, and what they hold."""
 
     num_parts: int
+    """Parquet parts of the shard."""
     num_slides: int
+    """Slides of the shard."""
     num_ok: int
+    """Those that can be used."""
     reasons: dict[str, int]
+    """How many cannot, by status."""
     num_fleeting: int
     """Rows that the next scan makes again."""
 

@@ -25,6 +25,7 @@ class ScanSeries(Record):
     """`series.json` of a scan: the slides in each large folder, as the keys that make them up."""
 
     folders: dict[str, tuple[tuple[str, ...], ...]]
+    """Files of each series, by folder."""
 
 
 def divided(plan: ScanPlan, previous: PreviousRows, num_threads: int) -> list[Unit]:

@@ -18,6 +18,7 @@ class Record(BaseModel):
     """What to do about an object whose bytes are no such record."""
 
     schema_version: int = 1
+    """Of the form of this record; readers ignore fields that they do not know."""
 
     def to_json(self) -> bytes:
         return (self.model_dump_json(indent=2) + "\n").encode()

@@ -15,13 +15,16 @@ from eosin.records.base import Record
 class MetricValue(BaseModel):
     """A metric over its runs (seeds)."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     mean: float
+    """Over `values`."""
     std: float
     """Sample standard deviation over the runs; 0 for one run."""
     values: tuple[float, ...]
+    """One a run (seed), in order."""
     higher_is_better: bool = True
+    """False where lower is better, as for ODCorr."""
 
     @classmethod
     def of(cls, values: Sequence[float], *, higher_is_better: bool = True) -> Self:
@@ -37,22 +40,36 @@ class MetricRecord(Record):
     """Published at `RunLayout.metric(model, task)`. Only status `ok` is final."""
 
     model: str
+    """Name of a teacher of the run, of a baseline, or the URI of a teacher's folder."""
     step: int | None
     """Training step; 0 for random-init; None for a foreign baseline."""
     task: str
+    """Name of the task."""
     kind: str
+    """Of the task: knn, linear-probe, …"""
     status: Literal["ok", "failed"]
+    """ok: the figures stand; failed: there are none, and `reason` says why."""
     reason: str = ""
+    """Why it failed, in a sentence; empty where it is ok."""
     inputs_digest: str = ""
     """Of model, dataset and protocol together: an `ok` record with the same digest makes a re-run a no-op."""
     model_digest: str = ""
+    """Of the model: SHA-256 of its weights."""
     dataset: str = ""
+    """What it was judged on, as the task names it."""
     dataset_digest: str = ""
+    """Of the images, labels and split."""
     protocol: str = ""
+    """Name of how it was judged."""
     protocol_version: int = 1
+    """Rises when the same name would give other figures."""
     metrics: dict[str, MetricValue] = {}
+    """Figures by name."""
     details: dict[str, Any] = {}
     """What the report shows beside the figures: per-class values, spectra, class names."""
     wall_s: float = 0.0
+    """How long it took, seconds."""
     num_patches: int = 0
+    """Images (or patches of slides) that went through the model."""
     eosin_version: str = ""
+    """Of the eosin that judged."""

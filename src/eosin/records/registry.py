@@ -12,7 +12,7 @@ from eosin.records.base import Record
 class RegisteredModel(BaseModel):
     """One version: a teacher and where it came from. Never changed once it is in an entry."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     version: int
     """From 1 on, without gaps."""
@@ -23,7 +23,9 @@ class RegisteredModel(BaseModel):
     teacher: str
     """URI of the folder with model.json and model.safetensors."""
     weights_sha256: str
+    """Of model.safetensors."""
     index_uri: str
+    """The index it was trained on."""
     snapshot_id: str
     """The snapshot of `index_uri` that it was trained on."""
 
@@ -31,13 +33,16 @@ class RegisteredModel(BaseModel):
 class RegistryMove(BaseModel):
     """The pointer moved to `version`."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     time: str
     """ISO 8601, UTC."""
     action: Literal["promote", "rollback"]
+    """promote: a new version won; rollback: an earlier one was taken back."""
     version: int
+    """The version that became the current one."""
     why: tuple[str, ...] = ()
+    """What the judgement said, a line a metric, or a person's reason."""
 
 
 class RegistryEntry(Record):
@@ -47,8 +52,11 @@ class RegistryEntry(Record):
     unreadable_hint: ClassVar[str] = "restore an earlier version of {source}"
 
     name: str
+    """Of the model."""
     current: int
+    """Number of the current version."""
     versions: tuple[RegisteredModel, ...]
+    """Every version, from 1 on."""
     history: tuple[RegistryMove, ...]
     """Oldest first; the last one led to `current`."""
 

@@ -9,11 +9,16 @@ class RetrainBase(Record):
     """`retrain.json` of a run: the registry's current model when it was planned; `version` None: none yet."""
 
     registry: str
+    """URI of the registry."""
     name: str
+    """Of the model in it."""
     version: int | None = None
+    """Number of the version; None: there was none yet."""
     run: str = ""
+    """URI of the run that trained it."""
     teacher: str = ""
     """URI of the folder of its export; training begins with its weights."""
     index_uri: str = ""
+    """The index it was trained on."""
     snapshot_id: str = ""
     """What it was trained on; slides beyond it are new."""

@@ -12,11 +12,12 @@ from eosin.records.base import Record
 class Variant(BaseModel):
     """One run of a study."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     name: str
     """Of its folder, and of its point in the report."""
     value: Any
+    """Of the key; null stands for no limit."""
     run: str
     """URI of the run."""
     untrained: str
@@ -29,5 +30,6 @@ class Study(Record):
     key: str
     """The configuration key that differs, `section.key`."""
     variants: tuple[Variant, ...]
+    """In the order of their values."""
     heldout: str
     """URI of the patch set on which all of them are judged without labels."""

@@ -19,14 +19,23 @@ class ShardMarker(Record):
     """Published after a shard, once it is whole; what the manifest is made of."""
 
     shard: PatchSetShard = PatchSetShard(key="", num_patches=0, sha256="")
+    """The shard beside the marker."""
     snapshot_id: str
+    """The snapshot of the index that the slides are of."""
     patch_px: int
+    """Side of the square patches, px."""
     mpp: tuple[float, ...]
+    """Magnifications of its patches, µm a pixel."""
     encoding: str
+    """png or jpeg."""
     format: str = "parquet"
+    """parquet or webdataset."""
     slides: tuple[str, ...] = ()
+    """Slides that gave at least one patch."""
     rejected: tuple[RejectedPatch, ...] = ()
+    """Positions that could not be read."""
     notes: tuple[str, ...] = ()
+    """What a reader must know."""
 
 
 def read_manifest(uri: str, *, store: Store | None = None) -> PatchSetManifest:

@@ -28,7 +28,7 @@ _FILE_BYTES = 256 * 2**20
 class StoredRows(BaseModel):
     """Rows of one tensor, and where their bytes are."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     name: str
     """`part/name`; the part is student, teacher, optimizer or loss."""
@@ -37,13 +37,17 @@ class StoredRows(BaseModel):
     shape: tuple[int, ...]
     """Of the whole tensor."""
     first_row: int = 0
+    """Number of the first of these rows in the whole tensor."""
     num_rows: int
     """0 for a tensor without dimensions."""
     file: int
+    """Number of the file in the receipt's `files`."""
     start: int
     """Bytes into the file."""
     length: int
+    """Of the rows, bytes."""
     sha256: str
+    """Of these bytes."""
 
 
 class ShareReceipt(Record):
@@ -52,13 +56,16 @@ class ShareReceipt(Record):
     files: tuple[str, ...]
     """Keys, relative to the run."""
     stored: tuple[StoredRows, ...]
+    """Each piece of a tensor that the rank wrote: file, rows, shape, digest."""
 
 
 class ReceiptEntry(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     key: str
+    """Of the receipt, relative to the run."""
     sha256: str
+    """Of the receipt's bytes."""
 
 
 class CheckpointMarker(Record):
@@ -68,9 +75,13 @@ class CheckpointMarker(Record):
     step: int
     """Steps taken."""
     config_digest: str
+    """Of what decides the training; a checkpoint of another is not read."""
     receipts: tuple[ReceiptEntry, ...] = Field(min_length=1)
+    """One a rank."""
     size_bytes: int
+    """Of all files together."""
     loss: float | None = None
+    """Of the last step."""
 
 
 def pack(snapshot: Snapshot) -> Iterator[tuple[bytes, list[StoredRows]]]:

@@ -14,6 +14,7 @@ class SecretRecord(Record):
     """`secret.json` of a run."""
 
     secret: str
+    """Random; whoever can read the run knows it."""
 
 
 def run_secret(store: Store) -> str:

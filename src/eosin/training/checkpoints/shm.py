@@ -35,14 +35,21 @@ class Piece(Record):
     """What one process keeps of the state after `step` steps; all of `num_pieces` make it whole."""
 
     step: int = Field(ge=0)
+    """Steps taken."""
     index: int = Field(ge=0)
+    """Number of this piece."""
     num_pieces: int = Field(ge=1)
+    """Pieces that make up the state."""
     world: str = Field(pattern=r"^[0-9a-f]{8,64}$")
     """Of the processes that took it together: pieces of different worlds never make one state."""
     config_digest: str
+    """Of what decides the training."""
     loss: float | None = None
+    """Of the last step."""
     size_bytes: int = Field(default=0, ge=0)
+    """Of the piece."""
     sha256: str = ""
+    """Of its bytes."""
 
     @property
     def kept(self) -> int:
