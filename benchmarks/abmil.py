@@ -69,8 +69,8 @@ def make_bags(generator: torch.Generator) -> tuple[SlideBags, torch.Tensor]:
 def our_runs(
     bags: SlideBags, classes: torch.Tensor, train: torch.Tensor, val: torch.Tensor, config: AbmilConfig
 ) -> list[float]:
-    parts = [SlidePart(slides, classes[slides]) for slides in (train, val)]
-    return list(train_abmil(bags, *parts, parts[1], NUM_CLASSES, config, seed=0).best_score)
+    fitted, judged = (SlidePart(slides, classes[slides]) for slides in (train, val))
+    return list(train_abmil(bags, fitted, judged, judged, NUM_CLASSES, config, seed=0).best_score)
 
 
 def eva_run(
@@ -109,8 +109,8 @@ def loader(
 ) -> Any:
     patches, counts = bags.gather(slides)
     filled = patches.masked_fill(~counts.unsqueeze(-1), -torch.inf)
-    samples = [(bag, label, {}) for bag, label in zip(filled, classes[slides], strict=True)]
-    return torch.utils.data.DataLoader(samples, batch_size=config.batch_size, shuffle=shuffle)  # type: ignore[arg-type]
+    samples: Any = [(bag, label, {}) for bag, label in zip(filled, classes[slides], strict=True)]
+    return torch.utils.data.DataLoader(samples, batch_size=config.batch_size, shuffle=shuffle)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,6 @@ class Clock:
     def _switch(self, name: str) -> None:
         now: Any = time.process_time()
         if self._on_gpu:
-            now = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            now = torch.cuda.Event(enable_timing=True)
             now.record()
         self._marks.append((name, now))

@@ -130,8 +130,9 @@ def eva_fit(
 
 
 def loader(part: Part, config: ProbeConfig, *, shuffle: bool) -> Any:
-    samples = [(features, label, {}) for features, label in zip(part.features, part.classes, strict=True)]
-    return torch.utils.data.DataLoader(samples, batch_size=config.batch_size, shuffle=shuffle)  # type: ignore[arg-type]
+    pairs = zip(part.features, part.classes, strict=True)
+    samples: Any = [(features, label, {}) for features, label in pairs]
+    return torch.utils.data.DataLoader(samples, batch_size=config.batch_size, shuffle=shuffle)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -66,8 +67,8 @@ def compare(snapshot: Snapshot, mpp: float, arguments: argparse.Namespace) -> di
     ours, theirs = [], []
     for number in range(arguments.rounds):
         steps = range(number * num_steps, (number + 1) * num_steps)
-        ours.append(cpu_s(lambda steps=steps: stream_all(sampler, steps, num_threads=1)))
-        theirs.append(cpu_s(lambda steps=steps: deque(through_openslide(sampler, slides, steps), 0)))
+        ours.append(cpu_s(partial(stream_all, sampler, steps, num_threads=1)))
+        theirs.append(cpu_s(partial(drain, sampler, slides, steps)))
     a_patch = 1000 / (num_steps * BATCH)
     return {
         "mpp": mpp,
@@ -78,6 +79,10 @@ def compare(snapshot: Snapshot, mpp: float, arguments: argparse.Namespace) -> di
         "decodes_parts": decodes_parts(),
         "load": load(),
     }
+
+
+def drain(sampler: Sampler, slides: dict[int, openslide.OpenSlide], steps: range) -> None:
+    deque(through_openslide(sampler, slides, steps), 0)
 
 
 def through_openslide(
@@ -98,7 +103,8 @@ def read(
     region = np.asarray(slides[request.slide].read_region(corner, box.level, size).convert("RGB"))
     if size == (PATCH_PX, PATCH_PX):
         return region
-    return cv2.resize(region, (PATCH_PX, PATCH_PX), interpolation=cv2.INTER_AREA)
+    patch: npt.NDArray[np.uint8] = cv2.resize(region, (PATCH_PX, PATCH_PX), interpolation=cv2.INTER_AREA)
+    return patch
 
 
 def same_pixels(sampler: Sampler, slides: dict[int, openslide.OpenSlide]) -> int:

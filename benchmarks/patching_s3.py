@@ -17,8 +17,10 @@ import os
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,6 @@ from material import (
     median_ratio,
     sampler_of,
     stream_all,
-    wall_s,
     write_slides,
 )
 
@@ -83,9 +84,9 @@ def compare(sampler: Sampler, arguments: argparse.Namespace, kept: Path) -> dict
         ask(regions(sampler, range(10_000, 10_001)), str(kept))
         for number in range(arguments.rounds):
             steps = range(number * num_steps, (number + 1) * num_steps)
-            ours["wall_s"].append(
-                wall_s(lambda steps=steps: ours["cpu_s"].append(cpu_s(lambda: stream_all(sampler, steps))))
-            )
+            used_s, took_s = cpu_and_wall_s(partial(stream_all, sampler, steps))
+            ours["cpu_s"].append(used_s)
+            ours["wall_s"].append(took_s)
             answer = ask(regions(sampler, steps), "")
             for name, values in theirs.items():
                 values.append(answer[name])
@@ -119,23 +120,29 @@ def same_pixels(sampler: Sampler, theirs: Any) -> int:
     return sum(np.array_equal(a, b) for a, b in zip(batch.pixels, theirs, strict=True))
 
 
+def cpu_and_wall_s(work: Callable[[], object]) -> tuple[float, float]:
+    before_s = time.perf_counter()
+    return cpu_s(work), time.perf_counter() - before_s
+
+
 @contextmanager
 def peer(python: str) -> Iterator[Any]:
     script = Path(__file__).parent / "peers" / "tiffslide_s3fs.py"
     with subprocess.Popen(
         [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdin is not None and process.stdout is not None
+        orders, answers = process.stdin, process.stdout
+        assert orders is not None and answers is not None
 
         def ask(wanted: list[dict[str, object]], keep: str) -> dict[str, float]:
             order = {"regions": wanted, "keep": keep, "cache_type": "none"}
-            process.stdin.write(json.dumps(order) + "\n")
-            process.stdin.flush()
-            answer: dict[str, float] = json.loads(process.stdout.readline())
+            orders.write(json.dumps(order) + "\n")
+            orders.flush()
+            answer: dict[str, float] = json.loads(answers.readline())
             return answer
 
         yield ask
-        process.stdin.close()
+        orders.close()
 
 
 if __name__ == "__main__":

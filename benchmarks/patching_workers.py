@@ -13,7 +13,9 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -53,8 +55,8 @@ def threads(index: str, num_steps: int, num_rounds: int) -> tuple[list[float], l
     one_s, two_s = [], []
     for number in range(num_rounds):
         steps = range(number * num_steps, (number + 1) * num_steps)
-        one_s.append(wall_s(lambda steps=steps: stream_all(sampler, steps, num_threads=1)))
-        two_s.append(wall_s(lambda steps=steps: stream_all(sampler, steps, num_threads=2)))
+        one_s.append(wall_s(partial(stream_all, sampler, steps, num_threads=1)))
+        two_s.append(wall_s(partial(stream_all, sampler, steps, num_threads=2)))
     return one_s, two_s
 
 
@@ -65,9 +67,13 @@ def processes(index: str, num_steps: int, num_rounds: int) -> tuple[list[float],
         for number in range(num_rounds):
             steps = range(number * num_steps, (number + 1) * num_steps)
             halves = [steps[::2], steps[1::2]]
-            one_s.append(wall_s(lambda steps=steps: list(pool.map(read_steps, [index], [steps]))))
-            two_s.append(wall_s(lambda halves=halves: list(pool.map(read_steps, [index] * 2, halves))))
+            one_s.append(wall_s(partial(read_all, pool, index, [steps])))
+            two_s.append(wall_s(partial(read_all, pool, index, halves)))
     return one_s, two_s
+
+
+def read_all(pool: ProcessPoolExecutor, index: str, parts: Sequence[range]) -> None:
+    list(pool.map(read_steps, [index] * len(parts), parts))
 
 
 def read_steps(index: str, steps: range) -> None:

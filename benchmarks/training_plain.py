@@ -46,7 +46,7 @@ class Plain:
         with clock.part("losses"), self._ours._autocast():
             loss = self._loss(slot, dino, ibot)
         with clock.part("backward"):
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         self._update(values)
         return loss.item()
 
@@ -77,7 +77,8 @@ class Plain:
         masked = -((patches * ibot).sum(-1) * weights).sum() / (2 * n)
         views = tokens[:, 0].unflatten(0, (2, n))
         spread = config.koleo_weight * (koleo(views[0]) + koleo(views[1]))
-        return (crossed + pairs) / (2 + 2 * num_local) / n + config.ibot.weight * masked + spread
+        loss: Tensor = (crossed + pairs) / (2 + 2 * num_local) / n + config.ibot.weight * masked + spread
+        return loss
 
     def _tokens(self, network: Network, images: Tensor, masks: Tensor | None = None) -> Tensor:
         vit, backbone = network.backbone.vit, network.backbone

@@ -57,7 +57,7 @@ def configuration() -> str:
 
 def command_line() -> str:
     """The help of every command."""
-    root = typer.main.get_command(app)
+    root = typer.main.get_group(app)
     lines = ["# Command line", ""]
     for path, command in _commands(root, "eosin"):
         context = typer.Context(command, info_name=path, max_content_width=100, terminal_width=100)
@@ -141,7 +141,9 @@ def _commands(command: TyperCommand | TyperGroup, path: str) -> list[tuple[str, 
     found = [(path, command)]
     if isinstance(command, TyperGroup):
         for name in sorted(command.commands):
-            found += _commands(command.commands[name], f"{path} {name}")
+            inner = command.commands[name]
+            assert isinstance(inner, TyperCommand | TyperGroup)
+            found += _commands(inner, f"{path} {name}")
     return found
 
 

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import s3fs
 import tiffslide
 
@@ -29,9 +30,11 @@ def main() -> None:
         print(json.dumps({"cpu_s": cpu_s, "wall_s": wall_s}), flush=True)
 
 
-def read(slides: dict[str, tiffslide.TiffSlide], region: dict[str, Any]) -> np.ndarray:
+def read(slides: dict[str, tiffslide.TiffSlide], region: dict[str, Any]) -> npt.NDArray[np.uint8]:
     slide = slides[region["uri"]]
-    return slide.read_region(region["corner_px"], region["level"], region["size_px"], as_array=True)
+    place = (region["corner_px"], region["level"], region["size_px"])
+    pixels: npt.NDArray[np.uint8] = slide.read_region(*place, as_array=True)
+    return pixels
 
 
 if __name__ == "__main__":

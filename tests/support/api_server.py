@@ -77,7 +77,8 @@ class ApiServer:
 def serve() -> Iterator[ApiServer]:
     """A fresh server on a free port of loopback, gone at the end."""
     kmock = pytest.importorskip("kmock", reason="pip install kmock")
-    started, box = threading.Event(), {}
+    started = threading.Event()
+    box: dict[str, Any] = {}
 
     async def main() -> None:
         async with kmock.KubernetesEmulator() as mock, kmock.Server(mock) as server:

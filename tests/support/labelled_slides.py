@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from tests.support.slide_files import write_aperio
 
@@ -39,8 +40,9 @@ def write_labels(path: Path, rows: list[dict[str, str]]) -> str:
     return f"file://{path}"
 
 
-def _pixels(color: tuple[int, int, int], side_px: int, seed: int) -> np.ndarray:  # type: ignore[type-arg]
-    pixels = np.full((SIDE_PX, SIDE_PX, 3), 243, dtype=np.int16)
-    pixels[64 : 64 + side_px, 64 : 64 + side_px] = color
-    noise = np.random.default_rng(seed).integers(-12, 13, pixels.shape)
-    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+def _pixels(color: tuple[int, int, int], side_px: int, seed: int) -> npt.NDArray[np.uint8]:
+    drawn = np.full((SIDE_PX, SIDE_PX, 3), 243, dtype=np.int16)
+    drawn[64 : 64 + side_px, 64 : 64 + side_px] = color
+    noise = np.random.default_rng(seed).integers(-12, 13, drawn.shape)
+    pixels: npt.NDArray[np.uint8] = np.clip(drawn + noise, 0, 255).astype(np.uint8)
+    return pixels

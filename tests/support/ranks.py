@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 from eosin.config import RunConfig
 from eosin.models.arch import import_timm
@@ -50,7 +50,7 @@ def in_ranks(function: Callable[..., None], num_ranks: int, *arguments: object) 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(
+    start_processes(
         _in_group, (num_ranks, port, function, arguments), nprocs=num_ranks, start_method="forkserver"
     )
 

@@ -29,7 +29,8 @@ def picture(height: int, width: int, seed: int = 0) -> Pixels:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
-    return np.clip(smooth + rng.integers(-8, 9, smooth.shape), 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(smooth + rng.integers(-8, 9, smooth.shape), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def tissue_picture(height: int, width: int, seed: int = 0) -> Pixels:
@@ -37,16 +38,18 @@ def tissue_picture(height: int, width: int, seed: int = 0) -> Pixels:
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     inside = (y - height / 2) ** 2 + (x - width / 2) ** 2 < (min(height, width) / 3) ** 2
-    pixels = np.full((height, width, 3), 243, np.int16)
-    pixels[inside] = (214, 130, 180)
-    pixels[inside & (rng.random((height, width)) < 0.1)] = (90, 50, 130)
-    return np.clip(pixels + rng.integers(-4, 5, pixels.shape), 0, 255).astype(np.uint8)
+    drawn = np.full((height, width, 3), 243, np.int16)
+    drawn[inside] = (214, 130, 180)
+    drawn[inside & (rng.random((height, width)) < 0.1)] = (90, 50, 130)
+    pixels: Pixels = np.clip(drawn + rng.integers(-4, 5, drawn.shape), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def halved(pixels: Pixels, times: int = 1) -> Pixels:
     """`pixels` averaged down by 2 ** `times`, an odd last row or column dropped."""
     height, width = (side >> times for side in pixels.shape[:2])
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    smaller: Pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    return smaller
 
 
 def write_tiff(

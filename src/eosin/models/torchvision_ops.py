@@ -26,9 +26,9 @@ def define_missing_ops() -> bool:
     """
     if importlib.util.find_spec("torchvision") is None or _own_ops_load():
         return False
-    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
-        library.define(f"{name}{_NMS}")  # type: ignore[no-untyped-call]
+        library.define(f"{name}{_NMS}")
     _libraries.append(library)  # an operator lives as long as its Library object
     return True
 
@@ -41,7 +41,7 @@ def _own_ops_load() -> bool:
     binaries = [path for folder in folders for path in Path(folder).glob("_C*.so")]
     for binary in binaries:
         try:
-            torch.ops.load_library(str(binary))  # type: ignore[no-untyped-call]
+            torch.ops.load_library(str(binary))
         except OSError:
             continue
     return hasattr(torch.ops.torchvision, "nms")

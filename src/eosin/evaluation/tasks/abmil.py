@@ -197,7 +197,7 @@ class _Training:
         # The mean over slides of each run; summed, since runs share nothing.
         loss = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="sum") / places.shape[1]
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._optimizer.step()
 
     def _keep(self, epoch: int) -> None:

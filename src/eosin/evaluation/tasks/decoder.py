@@ -114,7 +114,7 @@ def train_decoder(
     for step in range(1, config.num_steps + 1):
         rows = order.next()
         optimizer.zero_grad()
-        _loss(decoder, train, rows, device).backward()  # type: ignore[no-untyped-call]
+        _loss(decoder, train, rows, device).backward()
         optimizer.step()
         if len(val) and step in judged_at:
             predicted = _predict(decoder, val, config.batch_size)

@@ -56,7 +56,7 @@ class DeviceSlab:
     def handle(self) -> Any:
         import torch.multiprocessing.reductions as reductions
 
-        return reductions.reduce_tensor(self._memory)  # type: ignore[no-untyped-call]
+        return reductions.reduce_tensor(self._memory)
 
     def read(self, offset: int, shape: tuple[int, ...]) -> Any:
         return self._memory[offset : offset + int(np.prod(shape))].view(shape).clone()

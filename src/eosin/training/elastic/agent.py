@@ -159,7 +159,7 @@ def _torchrun(flags: list[str], folder: Path) -> int:
     notice_lost_nodes()
     leave_when_done()
     try:
-        run(parse_args(flags))  # type: ignore[no-untyped-call]
+        run(parse_args(flags))
         return 0
     except SignalException:
         return EXIT_TRANSIENT

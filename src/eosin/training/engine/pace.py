@@ -35,7 +35,7 @@ class Stopwatch:
 
     def start(self) -> None:
         if self._on_gpu:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             self._events.append((begin, end))
         self._began_s = time.perf_counter()

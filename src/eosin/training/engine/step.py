@@ -54,12 +54,12 @@ class Numbers:
         # Pinned, since a copy to any other memory is waited for.
         self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
         self._values.copy_(values.detach(), non_blocking=True)
-        self._arrived = torch.cuda.Event() if values.is_cuda else None  # type: ignore[no-untyped-call]
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
         if self._arrived is not None:
             self._arrived.record()
 
     def arrived(self) -> bool:
-        return self._arrived is None or bool(self._arrived.query())  # type: ignore[no-untyped-call]
+        return self._arrived is None or bool(self._arrived.query())
 
     def wait(self) -> list[float]:
         if self._arrived is not None:
@@ -169,7 +169,7 @@ class Learner:
             else:
                 with self._autocast():
                     share = self.objective.slot_terms(self.student, index, slots[index], targets)
-                share[: len(TERMS)].sum().backward()  # type: ignore[no-untyped-call]
+                share[: len(TERMS)].sum().backward()
                 terms[index] = share.detach()
             self.spread.end_pass(index)
         self.spread.finish()
@@ -181,7 +181,7 @@ class Learner:
         slot = slots.get(index, self._blank)
         with self._autocast():
             share = self.objective.slot_terms(self.student, index, slot, targets)
-        (share[: len(TERMS)].sum() * 0.0).backward()  # type: ignore[no-untyped-call]
+        (share[: len(TERMS)].sum() * 0.0).backward()
 
     def _share_terms(self, terms: Mapping[int, Tensor], targets: Targets) -> Tensor:
         """Σ over all slots of the terms [6], and flags [2 × slots] of the slots that are not finite.
