@@ -27,8 +27,8 @@ import cv2
 from eosin.config import load_config
 from eosin.demo.server import LocalS3
 from eosin.demo.synthetic import SyntheticConfig, write_slide
+from eosin.index.publish import publish_snapshot
 from eosin.index.scan import scan_shard
-from eosin.index.snapshot import publish_snapshot
 from eosin.observability import RunLog
 from eosin.storage import open_store
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from eosin.config import RunConfig, load_config
 from eosin.config.patches import PatchesConfig
 from eosin.demo.synthetic import SyntheticConfig, write_slide
+from eosin.index.publish import publish_snapshot
 from eosin.index.scan import scan_shard
-from eosin.index.snapshot import Snapshot, open_snapshot, publish_snapshot
+from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.observability import RunLog
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream

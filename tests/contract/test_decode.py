@@ -19,15 +19,19 @@ from PIL import Image
 from eosin import steps
 from eosin.config import RunConfig, load_config
 from eosin.errors import PermanentError, UserError
+from eosin.index.publish import publish_snapshot
 from eosin.index.scan import scan_shard
-from eosin.index.snapshot import open_snapshot, publish_snapshot
+from eosin.index.snapshot import open_snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.sets.contact_sheet import contact_sheet
-from eosin.patches.sets.decode import decode_shard, publish_patch_set
+from eosin.patches.sets.decode import held_out_shards
+from eosin.patches.sets.decode_set import decode_set
 from eosin.patches.sets.patchset import read_patch_set
 from eosin.patches.sets.patchset_source import PatchSetSource
+from eosin.patches.sets.publish import publish_manifest
+from eosin.patches.sets.set_spec import open_decoding
 from eosin.records import IndexPin, PatchSetManifest
 from eosin.runs import pin_index, prepare_run
 from tests.support.patches import write_slides
@@ -59,9 +63,13 @@ def begin(folder: Path, run: Path, *overrides: str) -> str:
 
 
 def decode(run: str, num_shards: int) -> PatchSetManifest:
-    for shard in reversed(range(num_shards)):
-        decode_shard(run, shard=shard, num_shards=num_shards, log=LOG)
-    return publish_patch_set(run, "heldout", num_shards, LOG)
+    found = [decode_part(run, shard, num_shards) for shard in reversed(range(num_shards))][-1]
+    assert found is not None
+    return found
+
+
+def decode_part(run: str, shard: int, num_shards: int) -> PatchSetManifest | None:
+    return decode_set(run, name="heldout", shard=shard, num_shards=num_shards, log=LOG)
 
 
 def folder_of(run: str) -> Path:
@@ -117,9 +125,10 @@ def test_a_shard_deleted_under_its_marker_comes_back_the_same(indexed: Path, tmp
 
 def test_the_manifest_waits_for_every_shard(indexed: Path, tmp_path: Path) -> None:
     run = begin(indexed, tmp_path / "run")
-    decode_shard(run, shard=1, num_shards=3, log=LOG)
+    assert decode_part(run, 1, 3) is None
+    job = open_decoding(run, "heldout", 0, 3)
     with pytest.raises(UserError, match="missing: 0, 2"):
-        publish_patch_set(run, "heldout", 3, LOG)
+        publish_manifest(job.store, "heldout", held_out_shards(job.config, 3), LOG)
     with pytest.raises(UserError, match=r"manifest\.json is not there"):
         read_patch_set(str(folder_of(run)))
 
@@ -129,10 +138,10 @@ def test_a_killed_decode_continues_and_ends_with_the_same_bytes(indexed: Path, t
     run = begin(indexed, tmp_path / "killed")
     program = (
         "import sys\nfrom eosin.observability import RunLog\n"
-        "from eosin.patches.sets.decode import decode_shard, publish_patch_set\n"
+        "from eosin.patches.sets.decode_set import decode_set\n"
         "print('begun', flush=True)\n"
-        f"for n in range(2): decode_shard({run!r}, shard=n, num_shards=2, log=RunLog('test'))\n"
-        f"publish_patch_set({run!r}, 'heldout', 2, RunLog('test'))\n"
+        "for n in range(2):\n"
+        f"    decode_set({run!r}, name='heldout', shard=n, num_shards=2, log=RunLog('test'))\n"
     )
     for delay_s in (0.0, 0.1, 0.3):
         process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE,

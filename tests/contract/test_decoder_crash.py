@@ -13,14 +13,15 @@ from eosin import steps
 from eosin.config import RunConfig, load_config
 from eosin.config.patches import PatchesConfig
 from eosin.errors import TransientError
+from eosin.index.publish import publish_snapshot
 from eosin.index.scan import scan_shard
-from eosin.index.snapshot import Snapshot, open_snapshot, publish_snapshot
+from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.patches.decoding.pool import DecoderPool
+from eosin.patches.decoding.parent import DecoderPool
 from eosin.patches.decoding.quarantine import DecoderDied, Quarantine
+from eosin.patches.reading.read_plan import plan_read
 from eosin.patches.reading.tables import TileTables
-from eosin.patches.reading.tiles_needed import plan_reading
 from eosin.patches.request import PatchBatch, PatchRequest
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import MAX_ATTEMPTS, PatchStream, open_reader
@@ -87,7 +88,7 @@ def expected(snapshot: Snapshot) -> list[PatchRequest]:
     tables, slides = TileTables(snapshot), open_store(snapshot.slides_uri)
 
     def dies(request: PatchRequest) -> bool:
-        tiles = plan_reading(request, snapshot.rows[request.slide].header, 96, 0.1, 1).tiles
+        tiles = plan_read(request, snapshot.rows[request.slide].header, 96, 0.1, 1).tiles
         data = slides.get(snapshot.rows[request.slide].slide)
         places = tables.locate(tiles)
         return any(crashing.is_chosen(data[at.offset : at.offset + at.size_bytes]) for at in places)

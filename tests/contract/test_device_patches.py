@@ -12,12 +12,16 @@ import torch
 from eosin.config.patches import HsvFilterConfig, PatchesConfig
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
-from eosin.patches.decoding.cucim_batches import CucimBatches
-from eosin.patches.decoding.isolated import Region, RegionsWorker
-from eosin.patches.decoding.whole_slide import load_cucim, through_cucim
+from eosin.patches.decoding.whole_slide import (
+    CucimBatches,
+    RegionsWorker,
+    SlideRegion,
+    load_cucim,
+    through_cucim,
+)
 from eosin.patches.geometry import box_of
 from eosin.patches.reading.device_resize import resize_on_device
-from eosin.patches.reading.tiles_needed import resize
+from eosin.patches.reading.read_plan import resize
 from eosin.patches.request import PatchBatch
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
@@ -67,7 +71,7 @@ def test_cucims_batches_are_its_single_regions(snapshot: Snapshot) -> None:
     header = snapshot.rows[0].header
     path = Path(snapshot.slides_uri.removeprefix("file://"), snapshot.rows[0].slide)
     drawn = [request for request in sampler.draw_batch(0, range(24)) if request.slide == 0]
-    regions = [Region(path, header, request, box_of(request, header, 64, 0.1)) for request in drawn]
+    regions = [SlideRegion(path, header, request, box_of(request, header, 64, 0.1)) for request in drawn]
     together = CucimBatches(load_cucim(), None).work(regions)
     apart = RegionsWorker(through_cucim(load_cucim())).work(regions)
     assert len(drawn) > 5

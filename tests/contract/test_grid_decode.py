@@ -25,9 +25,10 @@ from eosin.config import RunConfig, load_config
 from eosin.config.patches import GridConfig
 from eosin.errors import UserError
 from eosin.evaluation.datasets.patch_set import open_patch_set
+from eosin.index.publish import publish_snapshot
 from eosin.index.rows import SlideRow
 from eosin.index.scan import scan_shard
-from eosin.index.snapshot import open_snapshot, publish_snapshot
+from eosin.index.snapshot import open_snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.sampling.grid import GridPlan, grid_positions, plan_grid

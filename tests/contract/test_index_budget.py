@@ -13,6 +13,7 @@ from eosin.index.snapshot import open_snapshot
 from eosin.slides.table import level_table
 from tests.support.counting import CountingStore
 from tests.support.indexing import config_for, count_stores, index
+from tests.support.regions import all_tiles
 from tests.support.slide_files import (
     EXPLICIT,
     JPEG2000,
@@ -59,7 +60,7 @@ def test_a_dozen_requests_and_a_mebibyte(tmp_path: Path, counted: list[CountingS
     assert row.status == "ok" and row.header.access == "tiles", row.detail
     store = next(each for each in counted if each.uri.endswith("slides"))
     assert not store.downloads and not store.gets
-    tables = snapshot.load_all_tiles(row)
+    tables = all_tiles(snapshot, row)
     level = row.header.levels[smallest_sufficient_level(row.header, 8.0)]
     tissue = level_table(level, tables)["size_bytes"]
     num_ranges, num_bytes = store.reads_of(name)

@@ -13,9 +13,9 @@ import pytest
 import eosin.index.rows as rows_module
 import eosin.index.scan as scan_module
 from eosin.index.merge import MergedRows
+from eosin.index.publish import publish_snapshot
 from eosin.index.rows import SlideRow, encode_rows
 from eosin.index.scan import scan_shard
-from eosin.index.snapshot import publish_snapshot
 from eosin.storage import open_store
 from tests.support.counting import CountingStore
 from tests.support.indexing import LOG, bare_row, config_for, make_slides, statuses

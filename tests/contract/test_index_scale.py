@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from eosin.index.snapshot import open_snapshot
+from eosin.patches.reading.read_plan import TileKey
 from eosin.patches.reading.tables import TileTables
-from eosin.patches.reading.tiles_needed import TileKey
 from tests.support.counting import CountingStore
 from tests.support.large_snapshot import link_tables, write_large_snapshot, write_table
 
@@ -33,7 +33,7 @@ from pathlib import Path
 from eosin.config.patches import PatchesConfig
 from eosin.index.snapshot import open_snapshot
 from eosin.patches.reading.tables import TileTables
-from eosin.patches.reading.tiles_needed import plan_reading
+from eosin.patches.reading.read_plan import plan_read
 from eosin.patches.sampling.sampler import Sampler
 from tests.support.counting import CountingStore
 
@@ -46,7 +46,7 @@ def peak_mib():  # getrusage would count what the process was forked from
 
 def tiles_of(request):
     header = snapshot.rows[request.slide].header
-    return plan_reading(request, header, config.patch_px, config.mpp_tolerance).tiles
+    return plan_read(request, header, config.patch_px, config.mpp_tolerance).tiles
 
 begin_mib, begin_s = resident_mib(), time.perf_counter()
 snapshot = open_snapshot(sys.argv[1])

@@ -14,9 +14,9 @@ import pytest
 import eosin.index.scan as scan_module
 from eosin.errors import UserError
 from eosin.index.inspect import inspect_index
+from eosin.index.publish import publish_snapshot
 from eosin.index.scan import scan_shard
-from eosin.index.snapshot import open_snapshot, publish_snapshot
-from eosin.slides.reader import open_slide_reader
+from eosin.index.snapshot import open_snapshot
 from eosin.slides.table import level_table
 from eosin.storage import open_store
 from tests.support.counting import CountingStore
@@ -30,6 +30,7 @@ from tests.support.indexing import (
     statuses,
     upload,
 )
+from tests.support.regions import all_tiles, regions_of
 from tests.support.samples import sample
 from tests.support.slide_files import (
     EXPLICIT,
@@ -143,7 +144,7 @@ def test_requests_and_bytes_a_slide_are_few(tmp_path: Path, counted: list[Counti
     store = next(each for each in counted if each.uri.endswith("slides"))
     assert not store.downloads and not store.gets
     row = open_snapshot(str(tmp_path / "index")).rows[0]
-    tissue = level_table(row.header.levels[2], open_snapshot(str(tmp_path / "index")).load_all_tiles(row))
+    tissue = level_table(row.header.levels[2], all_tiles(open_snapshot(str(tmp_path / "index")), row))
     num_ranges, num_bytes = store.reads_of("a.svs")
     header_ranges = num_ranges - np.count_nonzero(tissue["size_bytes"])
     assert header_ranges <= 12
@@ -173,8 +174,8 @@ def test_ten_gigapixels_are_indexed_by_a_dozen_requests_beside_tables_and_tissue
     num_tiles = sum(level.num_tiles for level in row.header.levels)
     assert num_ranges - len(tissue) <= 12
     assert num_bytes - int(tissue["size_bytes"].sum()) - 12 * num_tiles <= 2**20
-    with open_slide_reader(open_store(str(slides)), row.header, snapshot.load_all_tiles(row)) as reader:
-        np.testing.assert_array_equal(reader.read_region((70_003, 98_765), 0, (500, 400)), expected)
+    region = regions_of(snapshot, row).read_region((70_003, 98_765), 0, (500, 400))
+    np.testing.assert_array_equal(region, expected)
 
 
 def test_bad_slides_are_rows_with_reasons(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_bad_slides_are_rows_with_reasons(tmp_path: Path) -> None:
 def test_tile_offsets_past_the_end_are_named(tmp_path: Path) -> None:
     slides = make_slides(tmp_path / "slides", 1)
     store = open_store(str(slides))
-    from eosin.slides.header import read_header
+    from tests.support.regions import read_header
 
     _, tiles = read_header(store, [store.head("slide-0.svs")])
     data = (slides / "slide-0.svs").read_bytes()
@@ -217,7 +218,7 @@ def test_tile_offsets_past_the_end_are_named(tmp_path: Path) -> None:
 def test_a_tile_that_is_not_a_jpeg_is_named(tmp_path: Path) -> None:
     slides = make_slides(tmp_path / "slides", 1)
     store = open_store(str(slides))
-    from eosin.slides.header import read_header
+    from tests.support.regions import read_header
 
     _, tiles = read_header(store, [store.head("slide-0.svs")])
     data = bytearray((slides / "slide-0.svs").read_bytes())
@@ -316,8 +317,7 @@ def test_dicom_series_become_slides_and_are_reused(tmp_path: Path, counted: list
     }  # fmt: skip
     row = rows["case/0.dcm"]
     assert len(row.header.objects) == 3 and len(row.header.levels) == 2
-    with open_slide_reader(open_store(str(slides)), row.header, snapshot.load_all_tiles(row)) as reader:
-        np.testing.assert_array_equal(reader.read_region((0, 0), 0, (1000, 900)), big)
+    np.testing.assert_array_equal(regions_of(snapshot, row).read_region((0, 0), 0, (1000, 900)), big)
     counted.clear()
     scan_shard(config, 0, 1, LOG)
     assert not any(store.ranges for store in counted if store.uri.endswith("slides"))
@@ -346,7 +346,7 @@ def test_tile_tables_are_read_level_by_level(tmp_path: Path) -> None:
     index(config_for(slides, tmp_path / "index"))
     snapshot = open_snapshot(str(tmp_path / "index"))
     row = snapshot.rows[0]
-    whole = snapshot.load_all_tiles(row)
+    whole = all_tiles(snapshot, row)
     for number, level in enumerate(row.header.levels):
         np.testing.assert_array_equal(snapshot.load_tiles(row, number), level_table(level, whole))
         assert len(snapshot.load_tiles(row, number)) == level.num_tiles

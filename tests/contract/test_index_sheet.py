@@ -58,7 +58,11 @@ def test_the_outline_is_where_the_tissue_ends(indexed: str, tmp_path: Path) -> N
     tissue = rows_of(indexed)["slide-2.svs"].tissue
     assert tissue is not None and max(pixels.shape) <= 80
     green = (pixels[..., 1] - np.maximum(pixels[..., 0], pixels[..., 2])) > 20
-    x0, y0, x1, y1 = (each / 700 * pixels.shape[1] for each in tissue.bounds_px)
+    mask_rows, mask_columns = (np.flatnonzero(tissue.array.any(axis)) for axis in (1, 0))
+    to_picture = tissue.pixel_x_px / 700 * pixels.shape[1]
+    x0, y0, x1, y1 = to_picture * np.array(
+        (mask_columns[0], mask_rows[0], mask_columns[-1] + 1, mask_rows[-1] + 1)
+    )
     rows, columns = np.flatnonzero(green.any(1)), np.flatnonzero(green.any(0))
     found = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
     assert found == pytest.approx((x0, y0, x1, y1), abs=3)

@@ -23,8 +23,6 @@ from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from eosin.slides.errors import SlideError
 from eosin.slides.local import open_local, over_white
-from eosin.slides.reader import open_slide_reader
-from eosin.storage import open_store
 from tests.support.indexing import config_for, index, rows_of
 from tests.support.openslide_containers import write_czi, write_mirax, write_sakura, write_vms, write_vmu
 from tests.support.openslide_files import (
@@ -34,6 +32,7 @@ from tests.support.openslide_files import (
     write_trestle,
     write_ventana,
 )
+from tests.support.regions import regions_of
 from tests.support.slide_files import tissue_picture, write_dicom
 
 Pixels = npt.NDArray[np.uint8]
@@ -75,11 +74,8 @@ def test_it_is_indexed_and_read_as_openslide_does(tmp_path: Path, name: str) -> 
     row = snapshot.rows[0]
     assert row.status == "ok" and row.header.access == "local" and len(row.header.objects) == num_objects
     assert (row.header.mpp_x, row.header.mpp_y) == pytest.approx((0.5, 0.5), rel=0.01)
-    store = open_store(snapshot.slides_uri)
-    with (
-        openslide.OpenSlide(tmp_path / "slides" / key) as oracle,
-        open_slide_reader(store, row.header, snapshot.load_all_tiles(row)) as reader,
-    ):
+    reader = regions_of(snapshot, row)
+    with openslide.OpenSlide(tmp_path / "slides" / key) as oracle:
         assert row.header.vendor == oracle.properties["openslide.vendor"]
         sizes = [(level.width_px, level.height_px) for level in row.header.levels]
         assert sizes == list(oracle.level_dimensions)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from eosin.index.overview import read_overview
 from eosin.index.read_slide import check_levels
 from eosin.slides.errors import SlideError
-from eosin.slides.header import read_header
 from eosin.storage import open_store
+from tests.support.regions import read_header
 from tests.support.slide_files import (
     JPEG2000,
     halved,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from eosin.slides.header import read_header
 from eosin.slides.model import SlideHeader, TileTable
 from eosin.slides.table import level_table
 from eosin.storage import open_store
 from tests.support.counting import CountingStore
+from tests.support.regions import read_header
 from tests.support.samples import sample
 
 

@@ -10,8 +10,9 @@ import pytest
 from eosin import steps
 from eosin.config import RunConfig, load_config
 from eosin.errors import UserError
+from eosin.index.publish import publish_snapshot
 from eosin.index.scan import scan_shard
-from eosin.index.snapshot import open_snapshot, publish_snapshot
+from eosin.index.snapshot import open_snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.check import check_patches

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from eosin.patches.decoding import isolated
+from eosin.patches.decoding import parent
+from eosin.patches.decoding.child import TilesWorker
 from eosin.patches.decoding.decoders import CpuDecoder, EncodedTile, Pixels
-from eosin.patches.decoding.isolated import TilesWorker
 from eosin.slides.errors import SlideError
 
 CRASH = "EOSIN_TEST_CRASH"
@@ -24,8 +24,8 @@ ONE_IN = 13
 
 def install(monkeypatch: pytest.MonkeyPatch, how: str = "segv") -> None:
     """Let `patches.decoder=nvimgcodec` be the decoder of this module."""
-    monkeypatch.setitem(isolated.WORKERS, "nvimgcodec", "tests.support.crashing:tiles_worker")
-    monkeypatch.setattr(isolated, "_LIBRARIES", {})
+    monkeypatch.setitem(parent.WORKERS, "nvimgcodec", "tests.support.crashing:tiles_worker")
+    monkeypatch.setattr(parent, "_LIBRARIES", {})
     monkeypatch.setenv(CRASH, how)
 
 

@@ -8,9 +8,10 @@ from unittest import mock
 
 import eosin.index.plan as plan_module
 from eosin.config import RunConfig, load_config
+from eosin.index.publish import publish_snapshot
 from eosin.index.rows import SlideRow
 from eosin.index.scan import scan_shard
-from eosin.index.snapshot import open_snapshot, publish_snapshot
+from eosin.index.snapshot import open_snapshot
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.records import SnapshotManifest

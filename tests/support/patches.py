@@ -16,9 +16,9 @@ from eosin.index.snapshot import Snapshot
 from eosin.index.tissue_mask import TissueMask
 from eosin.layout import IndexLayout
 from eosin.records import SnapshotManifest
-from eosin.slides.header import read_header
 from eosin.slides.model import Level, SlideHeader, SlideObject
 from eosin.storage import open_store
+from tests.support.regions import read_header
 
 MASK_PX = 32
 """Level-0 pixels a mask pixel."""

@@ -15,7 +15,7 @@ from eosin.slides.decode import decode_tile
 from eosin.slides.errors import SlideError
 from eosin.slides.local import LocalSlide
 from eosin.slides.model import Level, SlideHeader, TileTable
-from eosin.slides.reader import fetch_tiles
+from eosin.slides.region import fetch_tiles
 from eosin.slides.table import level_table
 from eosin.storage import Store
 

@@ -25,7 +25,7 @@ from eosin.slides.decode import decode_tile
 from eosin.slides.errors import SlideError
 from eosin.slides.header import OpenedSlide, opened
 from eosin.slides.model import SlideHeader, SlideObject, TileTable
-from eosin.slides.reader import fetch_tiles
+from eosin.slides.region import fetch_tiles
 from eosin.slides.table import level_table
 from eosin.storage import AccessDenied, ObjectInfo, Store
 

@@ -9,15 +9,12 @@ import numpy as np
 
 from eosin.errors import PermanentError, UserError
 from eosin.index.latest import load_manifest, read_latest
-from eosin.index.publish import publish_snapshot
 from eosin.index.rows import OK, Rows, SlideRow
 from eosin.index.snapshot_rows import load_snapshot_rows
 from eosin.layout import IndexLayout
 from eosin.records import SnapshotManifest
 from eosin.slides.model import TILE_DTYPE, TileTable
 from eosin.storage import ByteRange, NotFound, Store, open_store
-
-__all__ = ["Rows", "SlideRow", "Snapshot", "open_snapshot", "publish_snapshot"]
 
 
 @dataclass(frozen=True)
@@ -47,12 +44,6 @@ class Snapshot:
         found = row.header.levels[level]
         width = TILE_DTYPE.itemsize
         return self._table(row, width * found.first_tile, width * found.num_tiles)
-
-    def load_all_tiles(self, row: SlideRow) -> TileTable:
-        """The whole tile table of a slide."""
-        num_tiles = sum(level.num_tiles for level in row.header.levels)
-        local = row.header.access == "local" or num_tiles == 0
-        return np.zeros(0, TILE_DTYPE) if local else self._table(row, 0, TILE_DTYPE.itemsize * num_tiles)
 
     def _table(self, row: SlideRow, start: int, length: int) -> TileTable:
         key = IndexLayout.tiles(row.digest)

@@ -60,18 +60,6 @@ class TissueMask:
         """Tissue area in level-0 pixels²."""
         return float(_SUMS.of(self)[-1, -1]) * self.pixel_x_px * self.pixel_y_px
 
-    @property
-    def bounds_px(self) -> tuple[float, float, float, float]:
-        """(x0, y0, x1, y1) of the tissue's bounding box in the level-0 frame; all 0 where there is none."""
-        mask = self.array
-        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        if not len(columns):
-            return 0.0, 0.0, 0.0, 0.0
-        return (
-            float(columns[0] * self.pixel_x_px), float(rows[0] * self.pixel_y_px),
-            float((columns[-1] + 1) * self.pixel_x_px), float((rows[-1] + 1) * self.pixel_y_px),
-        )  # fmt: skip
-
     @overload
     def fraction(self, x_px: float, y_px: float, w_px: float, h_px: float) -> float: ...
 

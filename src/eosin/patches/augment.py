@@ -21,7 +21,7 @@ from torch import Tensor
 from eosin.config.augment import AugmentConfig, Scale
 from eosin.patches import color
 from eosin.patches.resample import axis_matrices, views
-from eosin.patches.sampling.draws import Float64, normals, uniforms
+from eosin.patches.sampling.counter_rng import Float64, normals, uniforms
 
 _LOG_ASPECT = np.log(4.0 / 3.0)
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from eosin.config import RunConfig
 from eosin.config.patches import PricesConfig
-from eosin.index.snapshot import SlideRow, Snapshot
+from eosin.index.rows import SlideRow
+from eosin.index.snapshot import Snapshot
+from eosin.patches.reading.read_plan import ReadPlan, plan_read
 from eosin.patches.reading.tables import TileTables
-from eosin.patches.reading.tiles_needed import Reading, plan_reading
 from eosin.patches.request import PatchRequest
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.sets.training_set import check_training_set
@@ -107,7 +108,7 @@ def _average(sampler: Sampler) -> _Cost:
 
 def _ranges(sampler: Sampler, tables: TileTables, request: PatchRequest) -> tuple[int, int, int]:
     """Tiles, bytes and requests of one patch, neighbours joined over small gaps as the store joins them."""
-    keys = _reading(sampler, request).tiles
+    keys = _read_plan(sampler, request).tiles
     places = [place for place in tables.locate(keys) if place.size_bytes]
     wanted = [ByteRange(place.stored.key, place.offset, place.size_bytes) for place in places]
     reads = plan_requests(wanted, gap_bytes=GAP_BYTES)
@@ -120,7 +121,7 @@ def _requests_of(row: SlideRow) -> int:
     return sum(1 + -(-each.size_bytes // _STAGED_AT_ONCE_BYTES) for each in row.header.objects)
 
 
-def _reading(sampler: Sampler, request: PatchRequest) -> Reading:
+def _read_plan(sampler: Sampler, request: PatchRequest) -> ReadPlan:
     config = sampler.config
     header = sampler.snapshot.rows[request.slide].header
-    return plan_reading(request, header, config.patch_px, config.mpp_tolerance)
+    return plan_read(request, header, config.patch_px, config.mpp_tolerance)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eosin.patches.sampling.draws import Float64
+from eosin.patches.sampling.counter_rng import Float64
 
 LUMA: Float64 = np.array([0.299, 0.587, 0.114])
 _YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])

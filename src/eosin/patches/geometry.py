@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from eosin.patches.request import PatchRequest
 from eosin.slides.model import SlideHeader
-from eosin.slides.reader import to_level
+from eosin.slides.region import to_level
 
 _ROUNDING = 1.0 + 1e-6
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
@@ -17,13 +18,11 @@ from eosin.config.patches import PatchesConfig
 from eosin.errors import PermanentError, UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
-from eosin.patches.decoding.quarantine import Quarantine
+from eosin.patches.decoding.quarantine import DecoderDied, Quarantine
 from eosin.patches.hsv_filter import HsvFilter, share_in_range
-from eosin.patches.reading.guarded_reader import GuardedReader
 from eosin.patches.reading.reader import PatchReader, Pixels
 from eosin.patches.reading.sources import ByteSource, RangeSource, StageSource
 from eosin.patches.reading.stage import StagePool
-from eosin.patches.redraw import Redraws
 from eosin.patches.request import PatchBatch, PatchRequest, copied, on_host
 from eosin.patches.sampling.sampler import Sampler
 from eosin.slides.errors import SlideError
@@ -36,6 +35,10 @@ _PATCHES_PER_TASK = 16
 # A request to S3 takes several times as long as decoding what it brings. From a store that takes 40 ms, three
 # a core read twice the patches a second of one a core; what is in flight is bounded by the batches ahead.
 _THREADS_PER_CORE = 3
+
+_EACH_UP_TO = 8
+# Reasons that concern the whole slide: it will not come back during this process.
+_WHOLE_SLIDE = ("changed", "missing")
 
 OnReject = Callable[[PatchRequest, SlideError], None]
 # Of a patch that the filter rejects: its share of pixels in range, its name, its pixels.
@@ -185,6 +188,83 @@ class PatchStream(Closing):
 
 def _collect(pixels: Pixels, tasks: list[_Task]) -> PatchBatch:
     return PatchBatch(pixels, tuple(chain.from_iterable(task.result() for task in tasks)))
+
+
+class Redraws:
+    """Thread-safe record of the patches that were drawn again."""
+
+    def __init__(self, snapshot: Snapshot, log: RunLog) -> None:
+        self._snapshot = snapshot
+        self._log = log
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._gone: dict[int, SlideError] = {}
+
+    def gone(self, slide: int) -> SlideError | None:
+        """Why nothing of this slide can be read any more, if so."""
+        return self._gone.get(slide)
+
+    def report(self, request: PatchRequest, error: SlideError) -> None:
+        """Count a failed patch; the first 8 of a slide and reason are logged, then at 16, 32, 64…"""
+        slide = self._snapshot.rows[request.slide].slide
+        with self._lock:
+            if error.reason in _WHOLE_SLIDE:
+                self._gone[request.slide] = error
+            self._counts[slide, error.reason] += 1
+            count = self._counts[slide, error.reason]
+        if count <= _EACH_UP_TO or count & (count - 1) == 0:
+            self._log.event(
+                "patch-redrawn", slide=slide, x_px=request.x_px, y_px=request.y_px, mpp=request.mpp,
+                step=request.step, index=request.index, attempt=request.attempt, reason=error.reason,
+                message=error.message, count=count,
+            )  # fmt: skip
+
+    def summary(self) -> str:
+        """The slides that failed, with their reasons."""
+        with self._lock:
+            return ", ".join(f"{slide} ({reason})" for slide, reason in sorted(self._counts))
+
+
+class GuardedReader(Closing):
+    """As `PatchReader`; a patch that kills its decoder joins the quarantine, and is not read again."""
+
+    def __init__(self, reader: PatchReader, quarantine: Quarantine) -> None:
+        self._reader = reader
+        self._quarantine = quarantine
+
+    def read(self, requests: Sequence[PatchRequest]) -> list[Pixels | SlideError]:
+        """Each patch as [patch_px, patch_px, 3] RGB, or why its slide cannot give it."""
+        found: list[Pixels | SlideError | None] = [self._quarantine.error_of(each) for each in requests]
+        wanted = [place for place, error in enumerate(found) if error is None]
+        for place, patch in zip(wanted, self._reader.read([requests[i] for i in wanted]), strict=True):
+            self._note(requests[place], patch)
+            found[place] = patch
+        return [patch for patch in found if patch is not None]
+
+    def read_into(self, requests: Sequence[PatchRequest], patches: Pixels) -> list[SlideError | None]:
+        """As `read`, each patch written into its row of `patches`; what is returned says why one is not."""
+        if all(self._quarantine.error_of(request) is None for request in requests):
+            errors = self._reader.read_into(requests, patches)
+            for request, error in zip(requests, errors, strict=True):
+                self._note(request, error)
+            return errors
+        found = self.read(requests)
+        for place, patch in enumerate(found):
+            if not isinstance(patch, SlideError):
+                patches[place] = patch
+        return [patch if isinstance(patch, SlideError) else None for patch in found]
+
+    def _note(self, request: PatchRequest, outcome: Pixels | SlideError | None) -> None:
+        if isinstance(outcome, DecoderDied):
+            self._quarantine.add(request, outcome)
+
+    def empty(self, num: int) -> Pixels:
+        """Room for `num` patches, where the reader puts them."""
+        return self._reader.empty(num)
+
+    def close(self) -> None:
+        """End the decoders' processes."""
+        self._reader.close()
 
 
 def open_reader(

@@ -40,26 +40,18 @@ class OpenedSlide:
     """What a person should know of how it had to be read."""
 
 
-def read_header(
-    store: Store, objects: Sequence[ObjectInfo], *, stage_dir: str | Path | None = None
-) -> tuple[SlideHeader, TileTable]:
-    """Header and tile table of the slide that `objects` (in `store`) make up, the main one first.
-
-    A DICOM slide is all instances of one series; MRXS its index file and data files; all others one
-    object. Only formats that OpenSlide alone places are downloaded, to `stage_dir` (None: the system's
-    temporary folder), and forgotten again: their header says `access="local"` and their table is empty.
-    Every entry of a returned table lies inside its object. Raises `SlideError` with the reason
-    otherwise; `TransientError` and `UserError` of the store pass through.
-    """
-    with opened(store, objects, stage_dir=stage_dir) as slide:
-        return slide.header, slide.tiles
-
-
 @contextmanager
 def opened(
     store: Store, objects: Sequence[ObjectInfo], *, stage_dir: str | Path | None = None
 ) -> Iterator[OpenedSlide]:
-    """As `read_header`; a staged copy stays open until the context ends."""
+    """The slide that `objects` (in `store`) make up, the main one first; a staged copy is open meanwhile.
+
+    A DICOM slide is all instances of one series; MRXS its index file and data files; all others one
+    object. Only formats that OpenSlide alone places are downloaded, to `stage_dir` (None: the system's
+    temporary folder), and forgotten again: their header says `access="local"` and their table is empty.
+    Every entry of a table lies inside its object. Raises `SlideError` with the reason otherwise;
+    `TransientError` and `UserError` of the store pass through.
+    """
     stored = tuple(SlideObject(each.key, each.etag, each.size_bytes) for each in objects)
     with ExitStack() as stack:
         try:

@@ -1,20 +1,21 @@
-"""A rectangle of one level, put together from its tiles."""
+"""Regions of one level: the tiles under them, and the bytes of tiles in one batched read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from eosin.slides.model import Level
+from eosin.slides.errors import SlideError
+from eosin.slides.model import Level, SlideHeader, TileTable
+from eosin.storage import ByteRange, NotFound, ObjectChanged, Store
 
 Pixels = npt.NDArray[np.uint8]
 WHITE = 255
 
 
-class Part(NamedTuple):
+class TilePart(NamedTuple):
     """What one tile gives to a rectangle: `width_px` × `height_px` pixels."""
 
     tile: int
@@ -37,7 +38,7 @@ class Part(NamedTuple):
         return pixels[self.top_px : self.top_px + self.height_px, self.left_px : self.left_px + self.width_px]
 
 
-def parts_of_region(level: Level, x_px: int, y_px: int, w: int, h: int) -> list[Part]:
+def parts_of_region(level: Level, x_px: int, y_px: int, w: int, h: int) -> list[TilePart]:
     """The parts that cover what of a rectangle, in the level's own pixels, lies in the level; row-major."""
     x0, x1 = max(0, x_px), min(level.width_px, x_px + w)
     y0, y1 = max(0, y_px), min(level.height_px, y_px + h)
@@ -52,27 +53,33 @@ def parts_of_region(level: Level, x_px: int, y_px: int, w: int, h: int) -> list[
             left = max(x0, column * tile_w)
             width = min(x1, (column + 1) * tile_w) - left
             corner = (left - column * tile_w, top - row * tile_h, left - x_px, top - y_px)
-            parts.append(Part(row * num_columns + column, *corner, width, height))
+            parts.append(TilePart(row * num_columns + column, *corner, width, height))
     return parts
 
 
-def tiles_of_region(level: Level, x_px: int, y_px: int, w: int, h: int) -> list[int]:
-    """Row-major indices, within the level, of the tiles under a rectangle in the level's own pixels."""
-    return [part.tile for part in parts_of_region(level, x_px, y_px, w, h)]
+def to_level(position_px: int, downsample: float) -> int:
+    """The nearest pixel of a level to a level-0 position."""
+    return int(np.floor(position_px / downsample + 0.5))
 
 
-def assemble_region(
-    level: Level, x_px: int, y_px: int, w: int, h: int, get_tile: Callable[[int], Pixels | None]
-) -> Pixels:
-    """[h, w, 3] uint8 of the rectangle at (`x_px`, `y_px`) in this level's own pixels.
+def fetch_tiles(store: Store, header: SlideHeader, rows: TileTable, wanted: list[int]) -> dict[int, bytes]:
+    """Bytes of the `wanted` tiles by index within `rows` (empty: an empty tile), in one batched read.
 
-    `get_tile` returns the full-size pixels [tile_height, tile_width, 3] of a tile by its row-major
-    index within the level, or None for an empty one. What lies outside the level, and empty tiles,
-    is white.
+    `rows` is the tile table, or a level's part of it. Raises `SlideError` (`changed`, `corrupt-tile`).
     """
-    region = np.full((h, w, 3), WHITE, np.uint8)
-    for part in parts_of_region(level, x_px, y_px, w, h):
-        pixels = get_tile(part.tile)
-        if pixels is not None:
-            part.of_region(region)[:] = part.of_tile(pixels)
-    return region
+    ranges = []
+    for index in wanted:
+        offset, size_bytes, which = rows[index].tolist()
+        stored = header.objects[which]
+        ranges.append(ByteRange(stored.key, offset, size_bytes, stored.etag))
+    filled = [i for i, each in enumerate(ranges) if each.length]
+    try:
+        data = store.get_ranges([ranges[i] for i in filled])
+    except (ObjectChanged, NotFound) as error:
+        raise SlideError("changed", f"{header.objects[0].key} was replaced since it was indexed") from error
+    found = dict.fromkeys(wanted, b"")
+    for i, part in zip(filled, data, strict=True):
+        if len(part) != ranges[i].length:
+            raise SlideError("corrupt-tile", f"tile {wanted[i]} ends early in {ranges[i].key}")
+        found[wanted[i]] = part
+    return found

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import imagecodecs
 import numpy as np
-import numpy.typing as npt
 import pytest
 import simplejpeg
 
@@ -14,7 +13,7 @@ from eosin.slides.decode import decode_tile
 from eosin.slides.errors import SlideError
 from eosin.slides.jpeg import complete_jpeg
 from eosin.slides.model import Level
-from eosin.slides.region import assemble_region, tiles_of_region
+from eosin.slides.region import parts_of_region
 from tests.support.slide_files import picture, tissue_picture
 
 TILE = picture(120, 240)
@@ -105,18 +104,15 @@ def test_a_jpeg2000_tile_that_announces_gigapixels_is_not_decoded() -> None:
     assert "1048575" in error(replace(JPEG, compression="jpeg2000"), bytes(data)).message
 
 
-def test_a_region_is_pasted_from_its_tiles_and_white_elsewhere() -> None:
+def test_a_region_is_cut_into_what_its_tiles_give() -> None:
     level = Level(1000, 700, 1.0, 240, 120, "none", "rgb", 0)
-    asked: list[int] = []
-
-    def tile(index: int) -> npt.NDArray[np.uint8] | None:
-        asked.append(index)
-        return None if index == 6 else np.full((120, 240, 3), index, np.uint8)
-
-    region = assemble_region(level, 230, 110, 300, 150, tile)
-    assert sorted(asked) == tiles_of_region(level, 230, 110, 300, 150) == [0, 1, 2, 5, 6, 7, 10, 11, 12]
+    parts = parts_of_region(level, 230, 110, 300, 150)
+    assert [part.tile for part in parts] == [0, 1, 2, 5, 6, 7, 10, 11, 12]
+    region = np.full((150, 300, 3), 255, np.uint8)
+    for part in parts:
+        part.of_region(region)[:] = part.of_tile(np.full((120, 240, 3), part.tile, np.uint8))
     assert (region[0, 0] == 0).all() and (region[0, 10] == 1).all() and (region[10, 0] == 5).all()
-    assert (region[10, 10] == 255).all() and (region[149, 299] == 12).all()
-    outside = assemble_region(level, 990, 690, 20, 20, lambda index: np.zeros((120, 240, 3), np.uint8))
-    assert (outside[:10, :10] == 0).all() and (outside[10:] == 255).all() and (outside[:, 10:] == 255).all()
-    assert tiles_of_region(level, -50, 0, 50, 50) == tiles_of_region(level, 1000, 0, 5, 5) == []
+    assert (region[10, 10] == 6).all() and (region[149, 299] == 12).all()
+    (outside,) = parts_of_region(level, 990, 690, 20, 20)
+    assert (outside.width_px, outside.height_px, outside.left_px, outside.top_px) == (10, 10, 0, 0)
+    assert parts_of_region(level, -50, 0, 50, 50) == parts_of_region(level, 1000, 0, 5, 5) == []

@@ -24,9 +24,8 @@ from eosin.evaluation.subject import Subject
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION, fit
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.patches.reading.guarded_reader import GuardedReader
 from eosin.patches.request import PatchRequest
-from eosin.patches.stream import num_cores, open_reader
+from eosin.patches.stream import GuardedReader, num_cores, open_reader
 from eosin.slides.errors import SlideError
 from eosin.storage import NotFound, Store
 

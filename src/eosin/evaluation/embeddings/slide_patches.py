@@ -24,7 +24,7 @@ from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.request import PatchRequest
-from eosin.patches.sampling.draws import uniforms
+from eosin.patches.sampling.counter_rng import uniforms
 from eosin.patches.sampling.eligible import find_eligible
 from eosin.patches.sampling.grid import grid_positions, reading_config
 from eosin.storage import join_uri, open_store

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from eosin.config.patches import PatchesConfig
 from eosin.index.snapshot import Snapshot
-from eosin.patches.decoding.isolated import Isolation, Region
-from eosin.patches.decoding.whole_slide import OpenSlideFile
+from eosin.patches.decoding.parent import Isolation
+from eosin.patches.decoding.whole_slide import OpenSlideFile, SlideRegion
 from eosin.patches.geometry import box_of
 from eosin.patches.reading.device_resize import resize_on_device
+from eosin.patches.reading.read_plan import ReadPlan
 from eosin.patches.reading.reader import PatchReader
 from eosin.patches.reading.sources import ByteSource, gone
 from eosin.patches.reading.stage import StagePool, path_in
-from eosin.patches.reading.tiles_needed import Reading
 from eosin.patches.request import PatchRequest
 from eosin.slides.errors import SlideError
 from eosin.storage import NotFound, ObjectChanged
@@ -61,10 +61,10 @@ class DeviceReader(PatchReader):
         side_px = self.config.patch_px
         return torch.empty((num, side_px, side_px, 3), dtype=torch.uint8, device=self.device)
 
-    def _assemble(self, reading: Reading, tiles: Any, patch: Any) -> SlideError | None:
-        shape = (reading.box.height_px, reading.box.width_px, 3)
+    def _assemble(self, plan: ReadPlan, tiles: Any, patch: Any) -> SlideError | None:
+        shape = (plan.box.height_px, plan.box.width_px, 3)
         region = torch.full(shape, _WHITE, dtype=torch.uint8, device=self.device)
-        for key, part in reading.parts:
+        for key, part in plan.parts:
             tile = tiles[key]
             if isinstance(tile, SlideError):
                 return tile
@@ -83,7 +83,9 @@ class DeviceReader(PatchReader):
         try:
             with self._pool.use(header.objects) as folder:
                 path = path_in(folder, header.objects, 0)
-                regions = [Region(path, header, request, self._box(request)) for request in requests.values()]
+                regions = [
+                    SlideRegion(path, header, request, self._box(request)) for request in requests.values()
+                ]
                 found = self._isolated.regions(name, regions)
         except (NotFound, ObjectChanged) as error:
             return dict.fromkeys(requests, gone(header.objects[0].key, error))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from eosin.config.patches import PatchesConfig
 from eosin.index.snapshot import Snapshot
 from eosin.patches.decoding.decoders import CpuDecoder, EncodedTile, TileDecoder
-from eosin.patches.decoding.isolated import Isolation
+from eosin.patches.decoding.parent import Isolation
 from eosin.patches.decoding.whole_slide import (
     OpenSlideFile,
     RegionReader,
@@ -20,15 +20,15 @@ from eosin.patches.decoding.whole_slide import (
 )
 from eosin.patches.geometry import box_of
 from eosin.patches.reading.cache import ArrayCache
+from eosin.patches.reading.read_plan import ReadPlan, TileKey, plan_read, resize
 from eosin.patches.reading.sources import ByteSource, TileBytes, gone
 from eosin.patches.reading.stage import StagePool, path_in
 from eosin.patches.reading.tables import TileTables
-from eosin.patches.reading.tiles_needed import Reading, TileKey, plan_reading, resize
 from eosin.patches.request import PatchRequest
 from eosin.slides.errors import SlideError
 from eosin.slides.jpeg_part import decode_part
 from eosin.slides.model import SlideHeader
-from eosin.slides.region import WHITE, Part
+from eosin.slides.region import WHITE, TilePart
 from eosin.storage import NotFound, ObjectChanged
 
 Pixels = npt.NDArray[np.uint8]
@@ -110,14 +110,12 @@ class PatchReader:
     def _read_tiled(self, requests: dict[int, PatchRequest], patches: Pixels) -> dict[int, SlideError | None]:
         config, rows = self.config, self.snapshot.rows
         most = self._decoder.max_denominator
-        readings = {
-            place: plan_reading(
-                request, rows[request.slide].header, config.patch_px, config.mpp_tolerance, most
-            )
+        plans = {
+            place: plan_read(request, rows[request.slide].header, config.patch_px, config.mpp_tolerance, most)
             for place, request in requests.items()
         }
-        tiles = self._load(dict.fromkeys(key for reading in readings.values() for key in reading.tiles))
-        return {place: self._assemble(reading, tiles, patches[place]) for place, reading in readings.items()}
+        tiles = self._load(dict.fromkeys(key for plan in plans.values() for key in plan.tiles))
+        return {place: self._assemble(plan, tiles, patches[place]) for place, plan in plans.items()}
 
     def _load(self, keys: Iterable[TileKey]) -> dict[TileKey, _Tile | SlideError]:
         """Each tile: encoded where parts of it will be decoded, else its pixels."""
@@ -152,12 +150,12 @@ class PatchReader:
         return decoded
 
     def _assemble(
-        self, reading: Reading, tiles: dict[TileKey, _Tile | SlideError], patch: Pixels
+        self, plan: ReadPlan, tiles: dict[TileKey, _Tile | SlideError], patch: Pixels
     ) -> SlideError | None:
-        shape = (reading.box.height_px, reading.box.width_px, 3)
+        shape = (plan.box.height_px, plan.box.width_px, 3)
         region = patch if patch.shape == shape else self._scratch_of(shape)
         try:
-            for key, part in reading.parts:
+            for key, part in plan.parts:
                 _put(tiles[key], part, part.of_region(region))
         except SlideError as error:
             return error
@@ -202,7 +200,7 @@ class PatchReader:
         return None
 
 
-def _put(tile: _Tile | SlideError, part: Part, target: Pixels) -> None:
+def _put(tile: _Tile | SlideError, part: TilePart, target: Pixels) -> None:
     """Write what the tile gives into `target`. Raises `SlideError`."""
     if isinstance(tile, SlideError):
         raise tile

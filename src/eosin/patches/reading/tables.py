@@ -10,8 +10,8 @@ from eosin.errors import PermanentError
 from eosin.index.snapshot import Snapshot
 from eosin.layout import IndexLayout
 from eosin.patches.reading.cache import ArrayCache
+from eosin.patches.reading.read_plan import TileKey
 from eosin.patches.reading.sources import TileBytes
-from eosin.patches.reading.tiles_needed import TileKey
 from eosin.slides.model import TILE_DTYPE, TileTable
 from eosin.storage import ByteRange, NotFound
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from eosin.errors import UserError
 from eosin.index.snapshot import Snapshot
-from eosin.patches.sampling.draws import Float64
+from eosin.patches.sampling.counter_rng import Float64
 
 _NAMED_AT_MOST = 30
 

@@ -18,7 +18,7 @@ from eosin.index.snapshot import Snapshot
 from eosin.index.split import hash_unit, patient_of, split_patients
 from eosin.patches.geometry import best_level, extent_px, fits, level_mpp
 from eosin.patches.sampling.cohorts import of_weighted_cohorts, share_out
-from eosin.patches.sampling.draws import Float64
+from eosin.patches.sampling.counter_rng import Float64
 from eosin.patches.sampling.magnification import (
     ContinuousMagnifications,
     DiscreteMagnifications,

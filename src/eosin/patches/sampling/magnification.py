@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from eosin.patches.sampling.draws import Float64
+from eosin.patches.sampling.counter_rng import Float64
 
 # A step of the continuous draw: logarithms differ in the last bit between machines, what is drawn must not.
 _DECIMALS = 6

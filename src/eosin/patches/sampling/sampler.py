@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.config.patches import PatchesConfig
-from eosin.index.snapshot import SlideRow, Snapshot
+from eosin.index.rows import SlideRow
+from eosin.index.snapshot import Snapshot
 from eosin.patches.geometry import extent_px
 from eosin.patches.request import PatchRequest
-from eosin.patches.sampling.draws import Float64, uniforms
+from eosin.patches.sampling.counter_rng import Float64, uniforms
 from eosin.patches.sampling.eligible import Eligible, Split, find_eligible
 
 # Candidate positions of a patch; more are drawn only where all before them show too little tissue.

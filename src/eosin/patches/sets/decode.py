@@ -16,29 +16,23 @@ from eosin.patches.request import PatchBatch, PatchRequest
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.sets.encode import encode_row, rejected_patch
 from eosin.patches.sets.patchset import ShardMarker
-from eosin.patches.sets.publish import publish_manifest, publish_shard, read_marker, shard_suffix
-from eosin.patches.sets.set_spec import Decoding, open_decoding
+from eosin.patches.sets.publish import publish_shard, read_marker, shard_suffix
+from eosin.patches.sets.set_spec import Decoding
 from eosin.patches.sets.throughput import Throughput
 from eosin.patches.stream import PatchStream
-from eosin.records import PatchSetManifest, PatchSetShard, RejectedPatch
+from eosin.records import PatchSetShard, RejectedPatch
 from eosin.records.patchset_shard import PatchRow
 from eosin.slides.errors import SlideError
 
 _BATCH = 64
 
 
-def decode_shard(run_uri: str, *, shard: int, num_shards: int, log: RunLog) -> PatchSetShard:
-    """Draw, decode and publish shard `shard` of `num_shards`; a shard already published is left alone.
-
-    Patch i of the set is the same whatever `num_shards`; a shard holds a contiguous part of them, and
-    memory is bounded by its encoded images. Raises `UserError` for a shard there is none of, or where no
-    slide serves.
-    """
-    return decode_held_out(open_decoding(run_uri, HELD_OUT, shard, num_shards), log)
-
-
 def decode_held_out(job: Decoding, log: RunLog) -> PatchSetShard:
-    """As `decode_shard`, for a worker's part that is open already."""
+    """Draw, decode and publish this worker's shard of the held-out set; one already published is left alone.
+
+    Patch i of the set is the same whatever the number of shards; a shard holds a contiguous part of them, and
+    memory is bounded by its encoded images. Raises `UserError` where no slide serves.
+    """
     config, encoding = job.config, job.config.patches.heldout
     key = held_out_shards(job.config, job.num_shards)[job.shard]
     done = read_marker(job.store, key)
@@ -78,15 +72,6 @@ def publish_drawn(
         notes=notes,
     )
     return publish_shard(job.store, key, rows, marker)
-
-
-def publish_patch_set(run_uri: str, name: str, num_shards: int, log: RunLog) -> PatchSetManifest:
-    """Publish the manifest of the held-out set once all its shards are there.
-
-    Raises `UserError` naming the shards that are missing.
-    """
-    job = open_decoding(run_uri, name, 0, num_shards)
-    return publish_manifest(job.store, name, held_out_shards(job.config, num_shards), log)
 
 
 def held_out_shards(config: RunConfig, num_shards: int) -> list[str]:

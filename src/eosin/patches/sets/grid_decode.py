@@ -11,7 +11,6 @@ from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.decoding.quarantine import Quarantine
 from eosin.patches.hsv_filter import share_in_range
-from eosin.patches.reading.guarded_reader import GuardedReader
 from eosin.patches.reading.reader import Pixels
 from eosin.patches.request import PatchRequest
 from eosin.patches.sampling.grid import GridPlan, plan_grid
@@ -20,7 +19,7 @@ from eosin.patches.sets.patchset import ShardMarker
 from eosin.patches.sets.publish import find_published, publish_manifest, publish_shard, shard_suffix
 from eosin.patches.sets.set_spec import Decoding, pin_set
 from eosin.patches.sets.throughput import Throughput
-from eosin.patches.stream import num_cores, open_reader
+from eosin.patches.stream import GuardedReader, num_cores, open_reader
 from eosin.records import PatchSetManifest, RejectedPatch
 from eosin.records.patchset_shard import PatchRow
 from eosin.slides.errors import SlideError

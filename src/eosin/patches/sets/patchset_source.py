@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from eosin.errors import PermanentError, UserError
 from eosin.patches.request import PatchBatch, PatchRequest
-from eosin.patches.sampling.draws import uniforms
+from eosin.patches.sampling.counter_rng import uniforms
 from eosin.patches.sets.patchset import read_manifest, read_shard
 from eosin.records.patchset_shard import PatchRow
 from eosin.storage import open_store

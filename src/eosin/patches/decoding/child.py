@@ -1,4 +1,4 @@
-"""The process of a decoder that may crash.
+"""A decoder's own process, the child: its loop, and what makes the decoder in it.
 
 It answers one message at a time, and writes pixels to a slab of memory that its parent owns. It ends when
 the parent does. What it is sent comes from the parent alone, over a socket that both inherited.
@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import EosinError, describe
+from eosin.patches.decoding.decoders import EncodedTile
 from eosin.patches.decoding.slab import open_device_slab, open_host_slab
 from eosin.process import follow
 from eosin.slides.errors import SlideError
@@ -124,3 +125,33 @@ def _like(slab: Any, pixels: Any) -> Any:
     if isinstance(slab, np.ndarray) or not isinstance(pixels, np.ndarray):
         return pixels
     return sys.modules["torch"].from_numpy(np.ascontiguousarray(pixels)).to(slab.device)
+
+
+def tiles_worker(decoder: str) -> Worker:
+    """In the decoder's process: whole tiles by nvImageCodec; "nvimgcodec 0" keeps them on GPU 0."""
+    from eosin.patches.decoding.nvimgcodec import NvImageCodecDecoder
+
+    _, _, device = decoder.partition(" ")
+    return TilesWorker(NvImageCodecDecoder(int(device) if device else None).decode)
+
+
+def regions_worker(decoder: str) -> Worker:
+    """In the decoder's process: regions of staged slides by OpenSlide or cuCIM; "cucim 0": on GPU 0."""
+    from eosin.patches.decoding import whole_slide
+
+    name, _, device = decoder.partition(" ")
+    if device:
+        return whole_slide.CucimBatches(whole_slide.load_cucim(), device=int(device))
+    if name == "cucim":
+        return whole_slide.RegionsWorker(whole_slide.through_cucim(whole_slide.load_cucim()))
+    return whole_slide.RegionsWorker(whole_slide.through_openslide)
+
+
+class TilesWorker:
+    """A `Worker` of `decode`, which takes whole tiles."""
+
+    def __init__(self, decode: Callable[[Sequence[EncodedTile]], list[Pixels | SlideError]]) -> None:
+        self.work = decode
+
+    def rest(self) -> None:
+        """Nothing is kept open between batches."""

@@ -1,30 +1,141 @@
-"""Decoders in processes of their own, so that a crash or a hang costs one patch and not the training."""
+"""Decoders that may crash, seen from the process that uses them, the parent: pools of their processes.
+
+Each stands behind the same interface as the others; a crash or a hang costs one patch and not the training.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from eosin.errors import EosinError, PermanentError, TransientError
-from eosin.patches.decoding.process import InSlab, Pixels, Rest, Work
+from eosin.errors import EosinError, MissingDependency, PermanentError, TransientError
+from eosin.patches.decoding.child import InSlab, Pixels, Rest, Work
+from eosin.patches.decoding.decoders import EncodedTile, TileDecoder
 from eosin.patches.decoding.quarantine import DecoderDied
 from eosin.patches.decoding.slab import DeviceSlab, HostSlab
+from eosin.patches.decoding.whole_slide import OpenSlideFile, RegionReader, SlideRegion
+from eosin.patches.geometry import Box
+from eosin.patches.request import PatchRequest
 from eosin.slides.errors import SlideError
+from eosin.slides.model import SlideHeader
+
+if TYPE_CHECKING:
+    from eosin.config.patches import PatchesConfig
 
 START_TIMEOUT_S = 120.0
-_PROGRAM = "from eosin.patches.decoding.process import main; main()"
+_PROGRAM = "from eosin.patches.decoding.child import main; main()"
 # Signals that somebody else sent (a machine out of memory, an operator): no fault of the patch.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TRIES_FROM_OUTSIDE = 3
+# What makes the worker of each decoder in its process; tests put their own crashing ones here.
+WORKERS = {
+    "nvimgcodec": "eosin.patches.decoding.child:tiles_worker",
+    "cucim": "eosin.patches.decoding.child:regions_worker",
+    "openslide": "eosin.patches.decoding.child:regions_worker",
+}
+_LIBRARIES = {"nvimgcodec": ("nvidia.nvimgcodec", "nvImageCodec"), "cucim": ("cucim", "cuCIM")}
+
+
+class Isolation:
+    """Processes for the decoders that a reader may need; none runs before it is needed."""
+
+    def __init__(self, config: PatchesConfig, device: int | None = None) -> None:
+        """`device`: the GPU that decodes and keeps pixels; None: they come as arrays.
+
+        Raises `MissingDependency` where the configured decoder is absent.
+        """
+        self._device = device
+        self._timeout_s = config.decoder_timeout_s
+        self._pools: dict[str, DecoderPool] = {}
+        self._lock = threading.Lock()
+        if config.decoder != "cpu":
+            self._pool(config.decoder)
+
+    def tiles(self, decoder: str) -> TileDecoder:
+        """Whole tiles by a library that may crash."""
+        return IsolatedTiles(self._pool(decoder))
+
+    def slides(self, decoder: str) -> OpenSlideFile:
+        """Regions by a library that opens whole slides."""
+        return through_pool(self._pool(decoder))
+
+    def regions(self, decoder: str, regions: Sequence[SlideRegion]) -> list[Any]:
+        """Regions of one slide together: pixels, or why there are none."""
+        with self._pool(decoder).session() as session:
+            return session.run(regions)
+
+    def close(self) -> None:
+        """End the processes."""
+        for pool in self._pools.values():
+            pool.close()
+
+    def _pool(self, decoder: str) -> DecoderPool:
+        with self._lock:
+            if decoder not in self._pools:
+                self._pools[decoder] = open_pool(decoder, timeout_s=self._timeout_s, device=self._device)
+            return self._pools[decoder]
+
+
+class IsolatedTiles:
+    """A `TileDecoder` in processes of its own."""
+
+    max_denominator = 1
+
+    def __init__(self, pool: DecoderPool) -> None:
+        self._pool = pool
+
+    def decode(self, tiles: Sequence[EncodedTile]) -> list[Pixels | SlideError]:
+        return self._pool.run(tiles)
+
+
+def open_pool(decoder: str, *, timeout_s: float, device: int | None = None) -> DecoderPool:
+    """Processes of `decoder` (on GPU `device`), none started yet.
+
+    Raises `MissingDependency` where its library is absent.
+    """
+    if decoder in _LIBRARIES:
+        module, name = _LIBRARIES[decoder]
+        if not _is_installed(module):
+            raise MissingDependency(name, "gpu")
+    on_device = device if decoder != "openslide" else None
+    return DecoderPool(
+        decoder, WORKERS[decoder], timeout_s=timeout_s, device=on_device,
+        argument=decoder if on_device is None else f"{decoder} {device}",
+    )  # fmt: skip
+
+
+def through_pool(pool: DecoderPool) -> OpenSlideFile:
+    """Slides through the library that `pool` holds, one process a slide that is open."""
+
+    @contextlib.contextmanager
+    def opened(path: Path, header: SlideHeader) -> Iterator[RegionReader]:
+        with pool.session() as session:
+            yield _Regions(session, path, header)
+
+    return opened
+
+
+class _Regions:
+    def __init__(self, session: Session, path: Path, header: SlideHeader) -> None:
+        self._session, self._path, self._header = session, path, header
+
+    def read(self, request: PatchRequest, box: Box) -> Pixels:
+        (found,) = self._session.run([SlideRegion(self._path, self._header, request, box)])
+        if isinstance(found, SlideError):
+            raise found
+        return found
 
 
 class _Died(Exception):
@@ -259,3 +370,13 @@ def _stop(child: subprocess.Popen[bytes], connection: Connection) -> None:
     child.kill()
     child.wait()
     connection.close()
+
+
+def _is_installed(module: str) -> bool:
+    top = module.partition(".")[0]
+    if top in sys.modules and sys.modules[top] is None:
+        return False
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

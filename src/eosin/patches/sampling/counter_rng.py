@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of what they are for: no generator, no state, no order.
+"""Counter-based random numbers: a pure function of what they are for, without generator, state or order.
 
 A draw is a 64-bit hash of (seed, stream, step, sample index, draw number): the splitmix64 sequence
 (Steele, Lea and Flood 2014) begun at a key that is hashed in the same way. Any worker can compute any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eosin.patches.sampling.draws import normals, uniforms
+from eosin.patches.sampling.counter_rng import normals, uniforms
 
 
 def test_a_draw_does_not_depend_on_its_batch() -> None:

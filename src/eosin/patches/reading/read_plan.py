@@ -1,4 +1,4 @@
-"""What must be read for a patch: which tiles, at which scale, and how pixels become the patch."""
+"""The read plan of a patch: which tiles, at which scale, and how their pixels become the patch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import numpy.typing as npt
 from eosin.patches.geometry import Box, box_of
 from eosin.patches.request import PatchRequest
 from eosin.slides.model import Level, SlideHeader
-from eosin.slides.reader import to_level
-from eosin.slides.region import Part, parts_of_region
+from eosin.slides.region import TilePart, parts_of_region, to_level
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -29,7 +28,7 @@ class TileKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadPlan:
     """How a patch is put together. `box` and `view` are in the frame of the level at that scale."""
 
     request: PatchRequest
@@ -38,7 +37,7 @@ class Reading:
     denominator: int
 
     @cached_property
-    def parts(self) -> list[tuple[TileKey, Part]]:
+    def parts(self) -> list[tuple[TileKey, TilePart]]:
         """The tiles under the box, and what each gives to it."""
         box, slide = self.box, self.request.slide
         parts = parts_of_region(self.view, box.x_px, box.y_px, box.width_px, box.height_px)
@@ -49,9 +48,9 @@ class Reading:
         return [key for key, _ in self.parts]
 
 
-def plan_reading(
+def plan_read(
     request: PatchRequest, header: SlideHeader, patch_px: int, tolerance: float, max_denominator: int = 8
-) -> Reading:
+) -> ReadPlan:
     """How to read `request` from tiles: from the best level, JPEG scaled down while it is decoded.
 
     A JPEG tile decoded at 1/2, 1/4 or 1/8 costs a fraction of the whole; it is done where the scaled
@@ -62,7 +61,7 @@ def plan_reading(
     factor = min(box.width_px, box.height_px) / patch_px
     denominator = _denominator(level, min(factor, max_denominator))
     if denominator == 1:
-        return Reading(request, box, level, 1)
+        return ReadPlan(request, box, level, 1)
     view = replace(
         level,
         width_px=-(-level.width_px // denominator),
@@ -71,7 +70,7 @@ def plan_reading(
         tile_width_px=level.tile_width_px // denominator,
         tile_height_px=level.tile_height_px // denominator,
     )
-    return Reading(request, _scaled(box, view, denominator), view, denominator)
+    return ReadPlan(request, _scaled(box, view, denominator), view, denominator)
 
 
 def resize(region: Pixels, patch: Pixels) -> None:
