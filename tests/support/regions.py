@@ -12,7 +12,7 @@ from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot
 from eosin.slides.decode import decode_tile
 from eosin.slides.header import opened
-from eosin.slides.local import open_local
+from eosin.slides.local import LocalSlide, open_local
 from eosin.slides.model import SlideHeader, TileTable
 from eosin.slides.region import WHITE, fetch_tiles, parts_of_region, to_level
 from eosin.slides.staging import staged
@@ -34,7 +34,8 @@ class Regions:
         x, y = (to_level(each, found.downsample) for each in position_px)
         if self.header.access == "local":
             with self._local() as slide:
-                return slide.read_region(*position_px, level, w, h)
+                whole: Pixels = slide.read_region(*position_px, level, w, h)
+                return whole
         rows = level_table(found, self.tiles)
         region = np.full((h, w, 3), WHITE, np.uint8)
         parts = parts_of_region(found, x, y, w, h)
@@ -45,7 +46,7 @@ class Regions:
         return region
 
     @contextlib.contextmanager
-    def _local(self) -> Iterator:
+    def _local(self) -> Iterator[LocalSlide]:
         with staged(self.store, self.header.objects) as path, contextlib.closing(open_local(path)) as slide:
             yield slide
 
