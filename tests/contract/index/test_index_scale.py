@@ -92,7 +92,7 @@ def start_sampler(folder: Path, num_patches: int = 0) -> dict[str, float]:
     """
     result = subprocess.run(
         [sys.executable, "-c", _START, str(folder), str(num_patches)],
-        check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2],
+        check=True, capture_output=True, text=True, cwd=Path(__file__).parents[3],
     )  # fmt: skip
     found: dict[str, float] = json.loads(result.stdout)
     return found

@@ -19,7 +19,7 @@ from eosin.config import RunConfig, load_config
 from eosin.errors import UserError
 from tests.support.kubernetes import built_in_errors, check_golden, crd_errors
 
-GOLDEN = Path(__file__).parent / "golden" / "cluster"
+GOLDEN = Path(__file__).parent / "golden"
 IMAGE = "registry.example/eosin-train@sha256:" + "0" * 64
 RUN = "s3://bucket/runs/vits16"
 OWNER = names.OwnerReference("argoproj.io/v1alpha1", "Workflow", "pretrain-x7k2p", "6f1c-uid")

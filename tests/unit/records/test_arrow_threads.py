@@ -47,6 +47,6 @@ assert num_threads() == before, [Path(each, "comm").read_text() for each in Path
 def test_no_thread_is_left(work: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _COUNT.format(work=_WORK[work]), str(tmp_path)],
-        capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from eosin.config import load_config
 from eosin.errors import UserError
 from tests.support.kubernetes import check_golden, crd_errors, load_all
 
-GOLDEN = Path(__file__).parent / "golden" / "cluster"
+GOLDEN = Path(__file__).parent / "golden"
 IMAGE = "registry.example/eosin-train@sha256:" + "0" * 64
 RUN = "s3://bucket/runs/vits16"
 ONE_NODE = ""
