@@ -21,6 +21,7 @@ class IndexLayout:
     """Keys under an index URI: immutable shards, immutable snapshots, one moving pointer."""
 
     LATEST = "LATEST.json"
+    """Which snapshot is the newest: `Latest`. The one object of an index that moves."""
     SNAPSHOTS = "snapshots/"
     SCANS = "scans/"
     TILES = "tiles/"
@@ -28,7 +29,7 @@ class IndexLayout:
 
     @staticmethod
     def shard_marker(scan_id: str, shard: int, num_shards: int) -> str:
-        """Published last, once every part of the shard is there."""
+        """Of one shard of a scan: `ScanShard`, published last, once every part of the shard is there."""
         return f"scans/{scan_id}/{shard:05d}-of-{num_shards:05d}.json"
 
     @staticmethod
@@ -38,11 +39,13 @@ class IndexLayout:
 
     @staticmethod
     def scan_series(scan_id: str) -> str:
-        """Which DICOM files of large folders make up a slide, so that shards agree without reading them."""
+        """Which DICOM files of large folders make up a slide, so that shards agree without reading them:
+        `ScanSeries`."""
         return f"scans/{scan_id}/series.json"
 
     @staticmethod
     def scan(scan_id: str) -> str:
+        """One scan: the same slides, overrides and settings have the same id."""
         return f"scans/{scan_id}/"
 
     @staticmethod
@@ -52,18 +55,22 @@ class IndexLayout:
 
     @staticmethod
     def thumbnail(slide_digest: str) -> str:
+        """A small picture of one slide, under the same digest as its tile table."""
         return f"thumbnails/{slide_digest[:2]}/{slide_digest}.jpg"
 
     @staticmethod
     def snapshot(snapshot_id: str) -> str:
+        """One snapshot: all slides as they were, never changed."""
         return f"snapshots/{snapshot_id}/"
 
     @staticmethod
     def snapshot_rows(snapshot_id: str) -> str:
+        """A row a slide, sorted by key; its columns are below."""
         return f"snapshots/{snapshot_id}/slides.parquet"
 
     @staticmethod
     def snapshot_marker(snapshot_id: str) -> str:
+        """What the snapshot holds: `SnapshotManifest`, published last."""
         return f"snapshots/{snapshot_id}/{COMPLETE}"
 
 
@@ -71,16 +78,19 @@ class RunLayout:
     """Keys under a run URI."""
 
     CONFIG = "config.yaml"
+    """The configuration of the run, every default written out; published first, and once."""
     INDEX_PIN = "index.json"
+    """The snapshot that the run reads: `IndexPin`, published once."""
     TRAINING_DONE = "training.json"
+    """Training ended, and these are its teachers: `TrainingDone`, published last of all training."""
     LEASE = "lease.json"
-    """Which world of training processes may publish: the one that started last."""
+    """Which world of training processes may publish, the one that started last: `LeaseRecord`."""
     SECRET = "secret.json"
-    """What the run's processes know each other by; names their snapshots in memory."""
+    """What the run's processes know each other by; names their snapshots in memory: `SecretRecord`."""
     RETRAIN = "retrain.json"
-    """The model of the registry that a retraining began with."""
+    """The model of the registry that a retraining began with: `RetrainBase`."""
     STUDY = "study.json"
-    """What a study varies; its runs lie under VARIANTS."""
+    """What a study varies; its runs lie under `variants/`: `Study`."""
     VARIANTS = "variants/"
     CHECKPOINTS = "checkpoints/"
     TEACHERS = "teachers/"
@@ -92,10 +102,12 @@ class RunLayout:
     """Positions that crashed or hung a decoder: one immutable object each."""
     PICTURES = "pictures/"
     LOGS = "logs/"
-    EVENTS = "logs/events.jsonl"
     SUMMARY_HTML = "summary/summary.html"
+    """The report: one page that needs no network."""
     SUMMARY_MD = "summary/summary.md"
+    """The headline, for a pull request."""
     SUMMARY_JSON = "summary/summary.json"
+    """Every figure, for machines; its schema is `src/eosin/summary/templates/summary.schema.json`."""
 
     @staticmethod
     def tensorboard(file: str) -> str:
@@ -104,10 +116,12 @@ class RunLayout:
 
     @staticmethod
     def checkpoint(step: int) -> str:
+        """State of training after `step` steps, in shares of the ranks that wrote it."""
         return f"checkpoints/step-{step:08d}/"
 
     @staticmethod
     def checkpoint_marker(step: int) -> str:
+        """What the checkpoint is made of: `CheckpointMarker`, published last."""
         return f"checkpoints/step-{step:08d}/{COMPLETE}"
 
     @staticmethod
@@ -117,7 +131,7 @@ class RunLayout:
 
     @staticmethod
     def checkpoint_receipt(step: int, share: str) -> str:
-        """What one rank has written into a checkpoint; `share` names world and rank."""
+        """What one rank has written into a checkpoint: `ShareReceipt`; `share` names world and rank."""
         return f"checkpoints/step-{step:08d}/{share}.json"
 
     @staticmethod
@@ -127,6 +141,7 @@ class RunLayout:
 
     @staticmethod
     def teacher_weights(model: str) -> str:
+        """Weights of the backbone as timm names them, without mask token and heads, float32."""
         return f"teachers/{model}/{TEACHER_WEIGHTS}"
 
     @staticmethod
@@ -141,11 +156,12 @@ class RunLayout:
 
     @staticmethod
     def teacher_card(model: str) -> str:
-        """Published last: its presence says that the export is whole."""
+        """What the teacher is: `TeacherCard`, published last. Its presence says that the export is whole."""
         return f"teachers/{model}/{TEACHER_CARD}"
 
     @staticmethod
     def metric(model: str, task: str) -> str:
+        """One evaluation: `MetricRecord`. A baseline's name is made a key as `record_key` says."""
         return f"metrics/{model}/{task}.json"
 
     @staticmethod
@@ -160,6 +176,7 @@ class RunLayout:
 
     @staticmethod
     def embeddings(digest: str) -> str:
+        """Features of one dataset by one model; `digest` is of model, data and transform."""
         return f"embeddings/{digest}.safetensors"
 
     @staticmethod
@@ -174,20 +191,22 @@ class RunLayout:
 
     @staticmethod
     def patch_set(name: str) -> str:
+        """One patch set, decoded."""
         return f"patches/{name}/"
 
     @staticmethod
     def patch_set_spec(name: str) -> str:
-        """What the set is, pinned by the first who decodes a part of it."""
+        """What the set is, pinned by the first who decodes a part of it: `PatchSetSpec`."""
         return f"patches/{name}/set.json"
 
     @staticmethod
     def patch_set_shard(name: str, shard: int, num_shards: int, suffix: str = "parquet") -> str:
+        """Patches of a sampled set or of the held-out one; `suffix` is parquet or tar."""
         return f"patches/{name}/{shard:05d}-of-{num_shards:05d}.{suffix}"
 
     @staticmethod
     def patch_set_slide_shard(name: str, slide: int, part: int, num_parts: int, suffix: str) -> str:
-        """Part `part` of the patches of the set's slide number `slide`."""
+        """Part `part` of the patches of a grid's slide number `slide`."""
         return f"patches/{name}/{slide:06d}-{part:04d}-of-{num_parts:04d}.{suffix}"
 
     @staticmethod
@@ -198,6 +217,7 @@ class RunLayout:
 
     @staticmethod
     def patch_set_shard_marker(name: str, shard: int, num_shards: int) -> str:
+        """Published after the shard beside it: `ShardMarker`."""
         return f"patches/{name}/{shard:05d}-of-{num_shards:05d}.json"
 
     @staticmethod
@@ -207,7 +227,7 @@ class RunLayout:
 
     @staticmethod
     def patch_set_manifest(name: str) -> str:
-        """Published last, once every shard is there."""
+        """What the set holds: `PatchSetManifest`, published last, once every shard is there."""
         return f"patches/{name}/manifest.json"
 
     @staticmethod
@@ -217,6 +237,7 @@ class RunLayout:
 
     @staticmethod
     def quarantined(digest: str) -> str:
+        """One position that crashed or hung a decoder: `QuarantinedPatch`."""
         return f"quarantine/{digest}.json"
 
     @staticmethod
@@ -226,6 +247,7 @@ class RunLayout:
 
     @staticmethod
     def logs(source: str) -> str:
+        """All that one step has logged."""
         return f"logs/{source}/"
 
 
@@ -241,6 +263,7 @@ class RegistryLayout:
 
     @staticmethod
     def entry(name: str) -> str:
+        """Every version of a model, the current one, and each move: `RegistryEntry`."""
         return f"models/{name}.json"
 
     @classmethod

@@ -72,6 +72,7 @@ class CheckpointMarker(Record):
     """`COMPLETE.json` of a checkpoint, published last."""
 
     schema_version: int = FORMAT
+    """Of the checkpoint; one of another number is refused by name."""
     step: int
     """Steps taken."""
     config_digest: str
