@@ -30,13 +30,15 @@ def load_recipe(recipe: str) -> tuple[str, str]:
     Raises `UserError` with the nearest recipe where there is none of that name.
     """
     if recipe in _names():
-        return _with_name(_packaged(recipe), recipe), f"recipe {recipe}"
+        return _packaged(recipe), f"recipe {recipe}"
     if "://" in recipe:
         folder, _, key = recipe.rpartition("/")
         try:
             return open_store(folder).get(key).decode(), recipe
         except NotFound:
             raise UserError(f"there is no configuration at {recipe}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{recipe} is not text: {error.reason} at byte {error.start}") from error
     path = Path(recipe).expanduser()
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return _read(path), str(path)
@@ -66,10 +68,6 @@ def _names() -> list[str]:
 
 def _packaged(name: str) -> str:
     return files("eosin_recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def _with_name(text: str, name: str) -> str:
-    return text if "\nrecipe:" in f"\n{text}" else f"recipe: {name}\n{text}"
 
 
 def _description(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eosin.config import RunConfig, dump_config, load_config
+from eosin.config import RunConfig, with_overrides
 from eosin.config.patches import HELD_OUT
 from eosin.errors import UserError
 from eosin.layout import RANDOM_INIT, TEACHER_WEIGHTS, RunLayout
@@ -130,7 +130,7 @@ def _name(value: Any) -> str:
 
 
 def _variant_config(config: RunConfig, key: str, value: Any, heldout: str) -> RunConfig:
-    changed = load_config(dump_config(config), source="the study", overrides=[f"{key}={json.dumps(value)}"])
+    changed = with_overrides(config, [f"{key}={json.dumps(value)}"], source="the study")
     shared = [
         task.model_copy(update={"patch_set": heldout}) if getattr(task, "patch_set", "") == HELD_OUT else task
         for task in changed.evaluate.tasks

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import yaml
-
 from eosin.cluster.api import Cluster, Missing
 from eosin.config import load_config
 from eosin.config.cluster import ClusterConfig
-from eosin.errors import UserError
+from eosin.config.yaml_text import parse_yaml
 
 CONFIG_MAP = "eosin-cluster"
 KEY = "cluster.yaml"
@@ -34,8 +32,4 @@ def load_defaults(cluster: Cluster) -> ClusterConfig:
     except Missing:
         return ClusterConfig()
     source = f"ConfigMap {cluster.namespace}/{CONFIG_MAP}"
-    try:
-        section = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: {KEY} is not YAML: {error}") from error
-    return load_config(yaml.safe_dump({"cluster": section}), source=source).cluster
+    return load_config({"cluster": parse_yaml(text, f"{source}: {KEY}") or {}}, source=source).cluster

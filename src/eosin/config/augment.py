@@ -55,10 +55,16 @@ class AugmentConfig(Section):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise ValueError(f"{name} must be two shares with 0 < low ≤ high ≤ 1")
+        wider = [own >= other for own, other in zip(self.local_scale, self.global_scale, strict=True)]
+        if self.num_local and all(wider) and self.local_scale != self.global_scale:
+            raise ValueError(
+                f"local_scale {list(self.local_scale)} lies above global_scale {list(self.global_scale)}:"
+                " local crops are the smaller ones"
+            )
         if not 0 < self.blur_sigma_px[0] <= self.blur_sigma_px[1]:
             raise ValueError("blur_sigma_px must be two lengths with 0 < low ≤ high")
         if any(not 0 <= share <= 1 for share in self.blur):
             raise ValueError("blur needs three probabilities between 0 and 1")
-        if min(self.std) <= 0:
-            raise ValueError("std must be above 0")
+        if not all(0 <= value <= 1 for value in self.mean) or not all(0 < value <= 1 for value in self.std):
+            raise ValueError("mean and std are of pixels from 0 to 1: mean in 0 … 1, std above 0 and up to 1")
         return self

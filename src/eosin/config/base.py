@@ -1,10 +1,23 @@
-"""What every configuration section is."""
+"""The base of every configuration section."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+MAX_SEED = 2**63 - 1
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+CLASS_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,40}$"
+POOL_PATTERN = r"^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$"
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?$"
+FORMS = {
+    NAME_PATTERN: "of the pattern a-z, 0-9 and hyphens, 63 characters at most",
+    CLASS_PATTERN: "of the pattern A-Z, a-z, 0-9, spaces, _ and -, 41 characters at most",
+    POOL_PATTERN: "of the pattern a-z, 0-9 and hyphens, 12 characters at most, a letter first",
+    QUANTITY_PATTERN: "a Kubernetes quantity, such as 8, 500m or 64Gi",
+}
+"""What a pattern of this configuration asks for, in words."""
 
 
 def _as_written(value: Any) -> Any:
@@ -16,6 +29,35 @@ Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_written)]
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration tree; a key it does not know is an error."""
+    """A frozen part of the configuration tree.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    A key it does not know is an error, and so is a number that is not finite, or a truth value (which YAML
+    makes of a bare yes, no, on and off) where a number is expected.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_values_are_no_numbers(cls, data: Any) -> Any:
+        """Pydantic would take true for 1; as text it is refused, at the key where it stands."""
+        if not isinstance(data, dict):
+            return data
+        numbers = {name for name, field in cls.model_fields.items() if _is_number(field.annotation)}
+        return {name: _as_text(value) if name in numbers else value for name, value in data.items()}
+
+
+def _is_number(annotation: Any) -> bool:
+    types = _leaf_types(annotation)
+    return bool(types & {int, float}) and bool not in types
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_text(each) for each in value]
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _leaf_types(annotation: Any) -> set[Any]:
+    inner = get_args(annotation)
+    return {each for argument in inner for each in _leaf_types(argument)} if inner else {annotation}

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from eosin.config.base import Section
+from eosin.config.base import POOL_PATTERN, QUANTITY_PATTERN, Section
 
-PoolName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$")]
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?$")]
+PoolName = Annotated[str, Field(pattern=POOL_PATTERN)]
+Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN)]
 
 RENDEZVOUS = "rdzv"
 """Name of the replicated job that holds the rendezvous store; no pool may take it."""

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from eosin.config.base import Section
+from eosin.config.base import CLASS_PATTERN, NAME_PATTERN, Section
 from eosin.config.presets import ImageLayout, MaskLayout, SlideLayout, expand_preset
 
-TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,40}$")]
+TaskName = Annotated[str, Field(pattern=NAME_PATTERN)]
+ClassName = Annotated[str, Field(pattern=CLASS_PATTERN)]
 
 
 class ProbeConfig(Section):
@@ -72,7 +72,7 @@ class AbmilConfig(Section):
     """Width to which features are projected first."""
     attention_dim: int = Field(default=128, ge=1)
     """Width of the gated attention."""
-    hidden_dims: tuple[int, ...] = (128, 64)
+    hidden_dims: tuple[Annotated[int, Field(ge=1)], ...] = (128, 64)
     """Widths of the hidden layers after the attention."""
     max_step_gib: float = Field(default=2.0, gt=0)
     """Most memory for the patches of one step; more seeds than fit are trained after one another."""
@@ -157,6 +157,14 @@ class SegmentationTask(Section):
     """Most memory for tokens; a task that needs more is refused, since other tiles give other figures."""
     decoder: DecoderConfig = DecoderConfig()
     """How the decoder is built and trained."""
+
+    @model_validator(mode="after")
+    def _background_is_a_class(self) -> Self:
+        if self.classes is not None and self.background is not None and self.background >= len(self.classes):
+            raise ValueError(
+                f"background {self.background} is none of the {len(self.classes)} classes, counted from 0"
+            )
+        return self
 
 
 class CentreTask(Section):

@@ -1,31 +1,40 @@
-"""Read a configuration, override parts of it, and say plainly what is wrong with it."""
+"""Configuration files: read, overridden in part, written; and two of them compared."""
 
 from __future__ import annotations
 
-import difflib
+import copy
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from eosin.config.explain import explain
 from eosin.config.run import RunConfig
+from eosin.config.yaml_text import Location, parse_yaml
 from eosin.errors import UserError
 
-Location = tuple[str | int, ...]
 
+def load_config(
+    content: str | Mapping[str, Any], *, source: str = "config", overrides: Iterable[str] = ()
+) -> RunConfig:
+    """The run configuration that YAML text or a mapping holds, with `a.b=c` overrides applied last.
 
-def load_config(text: str, *, source: str = "config", overrides: Iterable[str] = ()) -> RunConfig:
-    """The run configuration in YAML `text`, with `a.b=c` overrides applied last.
-
-    Raises `UserError` naming file and line, or the override, and the key and the nearest known key.
+    Raises `UserError` naming file and line, or the override, and the key and the nearest known key; also
+    for a key that stands twice in one section.
     """
-    tree = _parse(text, source)
+    text = content if isinstance(content, str) else ""
+    tree = _sections(parse_yaml(content, source), source) if isinstance(content, str) else _copied(content)
     applied = {_apply(tree, override): override for override in overrides}
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error, text, source, applied) from error
+        raise explain(error, text, source, applied) from error
+
+
+def with_overrides(config: RunConfig, overrides: Iterable[str], *, source: str = "config") -> RunConfig:
+    """`config` with `a.b=c` overrides. Raises as `load_config` does; `source` is what it calls `config`."""
+    return load_config(config.model_dump(mode="json"), source=source, overrides=overrides)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -46,11 +55,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -
     return lines
 
 
-def _parse(text: str, source: str) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source} is not YAML: {_one_line(error)}") from error
+def _sections(tree: Any, source: str) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -58,10 +63,9 @@ def _parse(text: str, source: str) -> dict[str, Any]:
     return tree
 
 
-def _one_line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or "it cannot be parsed"
-    return f"line {mark.line + 1}: {problem}" if mark else str(problem)
+def _copied(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides are written into a copy, not into what the caller holds."""
+    return copy.deepcopy(dict(content))
 
 
 def _apply(tree: dict[str, Any], override: str) -> Location:
@@ -70,10 +74,7 @@ def _apply(tree: dict[str, Any], override: str) -> Location:
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise UserError(f"override {override!r} is not of the form section.key=value")
-    try:
-        parsed = yaml.safe_load(value) if value.strip() else ""
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: {_one_line(error)}") from error
+    parsed = parse_yaml(value, f"override {override!r}") if value.strip() else ""
     node: Any = tree
     for key in keys[:-1]:
         if node.get(key) is None:
@@ -83,91 +84,3 @@ def _apply(tree: dict[str, Any], override: str) -> Location:
             raise UserError(f"override {override!r}: {key} is a value, not a section")
     node[keys[-1]] = parsed
     return tuple(keys)
-
-
-def _explain(error: ValidationError, text: str, source: str, applied: Mapping[Location, str]) -> UserError:
-    lines = [
-        _explain_one(dict(detail), _origin(tuple(detail["loc"]), text, source, applied))
-        for detail in error.errors()
-    ]
-    return UserError("\n".join(lines), hint="`eosin recipes show demo` prints every key with its default")
-
-
-def _origin(location: Location, text: str, source: str, applied: Mapping[Location, str]) -> str:
-    """Who said what stands at `location`: an override, or a line of the file."""
-    for length in range(len(location), 0, -1):
-        if location[:length] in applied:
-            return f"override {applied[location[:length]]!r}"
-    line = _line_of(text, location)
-    return f"{source}:{line}" if line else source
-
-
-def _explain_one(detail: dict[str, Any], where: str) -> str:
-    location = tuple(detail["loc"])
-    path = ".".join(str(part) for part in location)
-    if detail["type"] == "model_type":
-        return f"{where}: {path} is a section of keys, not {detail.get('input')!r}"
-    if detail["type"] == "extra_forbidden":
-        near = _nearest(location)
-        return f"{where}: unknown key {path}" + (f"; did you mean {near}?" if near else "")
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    given = "" if isinstance(detail.get("input"), dict) else f" (given: {detail.get('input')!r})"
-    return f"{where}: {path + ': ' if path else ''}{message}{given}"
-
-
-def _nearest(location: Location) -> str | None:
-    """The known key nearest to an unknown one, as a full path; another section's if none here is near."""
-    section: type[BaseModel] | None = RunConfig
-    for part in location[:-1]:
-        section = _section_of(section, part) if section is not None else None
-    if section is None:
-        return None
-    prefix = ".".join(str(part) for part in location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), list(section.model_fields), n=1)
-    if near:
-        return f"{prefix}.{near[0]}" if prefix else near[0]
-    everywhere = _all_paths(RunConfig)
-    leaves = {path.rsplit(".", 1)[-1]: path for path in everywhere}
-    far = difflib.get_close_matches(str(location[-1]), list(leaves), n=1)
-    return leaves[far[0]] if far else None
-
-
-def _section_of(section: type[BaseModel], part: str | int) -> type[BaseModel] | None:
-    if not isinstance(part, str) or part not in section.model_fields:
-        return None
-    return _as_section(section.model_fields[part].annotation)
-
-
-def _as_section(annotation: Any) -> type[BaseModel] | None:
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
-
-
-def _all_paths(section: type[BaseModel], prefix: str = "") -> list[str]:
-    paths: list[str] = []
-    for name, field in section.model_fields.items():
-        inner = _as_section(field.annotation)
-        path = f"{prefix}{name}"
-        paths += [path] if inner is None else [path, *_all_paths(inner, f"{path}.")]
-    return paths
-
-
-def _line_of(text: str, location: Location) -> int | None:
-    """1-based line of the deepest part of `location` that the YAML text holds."""
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    line: int | None = None
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            pairs = [(key, value) for key, value in node.value if key.value == part]
-            if not pairs:
-                break
-            key, node = pairs[0]
-            line = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from eosin.config.base import Section
 
@@ -33,9 +34,17 @@ class ModelConfig(Section):
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Share of the crops that each residual branch leaves out (stochastic depth), alike in every block; above
     0.1 they are not computed either."""
-    layer_scale: float | None = Field(default=1e-5)
+    layer_scale: float | None = Field(default=1e-5, ge=0)
     """What LayerScale's factors begin at; None: none."""
     dino_head: HeadConfig = HeadConfig()
     """The head of the class token."""
     ibot_head: HeadConfig | None = None
     """A head of its own for patch tokens (iBOT); None: it shares the DINO head."""
+
+    @field_validator("arch_args")
+    @classmethod
+    def _numbers_are_finite(cls, arch_args: dict[str, Any]) -> dict[str, Any]:
+        for name, value in arch_args.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number")
+        return arch_args

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from eosin.config.base import Section
+from eosin.config.base import MAX_SEED, NAME_PATTERN, Section
 
 
 class EncodingConfig(Section):
@@ -28,7 +28,7 @@ class HeldOutConfig(EncodingConfig):
 
 
 HELD_OUT = "heldout"
-SetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+SetName = Annotated[str, Field(pattern=NAME_PATTERN)]
 _Hue = Annotated[int, Field(ge=0, le=180)]
 _Byte = Annotated[int, Field(ge=0, le=255)]
 
@@ -93,7 +93,7 @@ class SampledConfig(PatchSetConfig):
     """Drawn as training draws."""
     num_patches: int = Field(default=1024, ge=1)
     """The patches of a smaller set are among those of a larger one."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Of the draw; another one is another set."""
 
 
@@ -127,7 +127,7 @@ class PatchesConfig(Section):
     """Side of the square patch handed to augmentation, at the drawn mpp."""
     mpp: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     """Magnifications to draw from, µm a pixel."""
-    mpp_weights: tuple[float, ...] | None = None
+    mpp_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Weights of `mpp`; None: equal."""
     mpp_range: tuple[float, float] | None = None
     """Finest and coarsest magnification; draw uniformly in log mpp between them, in place of `mpp`."""
@@ -135,7 +135,7 @@ class PatchesConfig(Section):
     """A level up to this much coarser than the wanted mpp still serves (0.1: 0.55 for 0.5)."""
     weighting: Literal["slide", "area"] = "slide"
     """slide: every slide alike; area: by tissue area."""
-    cohort_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
+    cohort_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
     """Share of the training draws that each cohort gets, in proportion; within one, slides are drawn by
     `weighting`. A cohort that is not named gives none; slides of no cohort are those of `""`."""
     min_foreground: float = Field(default=0.4, ge=0, le=1)
@@ -193,6 +193,8 @@ class PatchesConfig(Section):
             raise ValueError("mpp needs at least one value, all above 0")
         if self.mpp_weights is not None and len(self.mpp_weights) != len(self.mpp):
             raise ValueError(f"mpp_weights has {len(self.mpp_weights)} entries, mpp has {len(self.mpp)}")
+        if self.mpp_weights is not None and not any(self.mpp_weights):
+            raise ValueError("mpp_weights needs at least one weight above 0")
         return self
 
     @property

@@ -9,7 +9,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from eosin.config.augment import AugmentConfig
-from eosin.config.base import Section
+from eosin.config.base import MAX_SEED, Section
 from eosin.config.cluster import ClusterConfig
 from eosin.config.evaluate import EvaluateConfig
 from eosin.config.index import IndexConfig
@@ -51,7 +51,7 @@ class RunConfig(Section):
     """The recipe this configuration began as."""
     description: str = ""
     """What the recipe is for and what it costs."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Of everything drawn: weights, samples, crops, masks. Another seed is another run."""
     slides: SlidesConfig = SlidesConfig()
     """Which slides, and what their headers do not say."""
@@ -72,9 +72,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _crops_fit(self) -> Self:
+        self._check_crop_sizes()
         patch_size = self.model.arch_args.get("patch_size")
-        if isinstance(patch_size, int):
-            for name in ("global_px", "local_px"):
+        if isinstance(patch_size, int) and patch_size > 0:
+            for name in ("global_px", "local_px") if self.augment.num_local else ("global_px",):
                 side_px = getattr(self.augment, name)
                 if side_px % patch_size:
                     raise ValueError(
@@ -83,6 +84,20 @@ class RunConfig(Section):
                         f" + {side_px % patch_size}"
                     )
         return self
+
+    def _check_crop_sizes(self) -> None:
+        """A crop is at most as large as what it is cut from; a published patch set says its own size."""
+        augment, patch_px = self.augment, self.patches.patch_px
+        if self.patches.source == "slides" and augment.global_px > patch_px:
+            raise ValueError(
+                f"augment.global_px {augment.global_px} is larger than patches.patch_px {patch_px}, which it"
+                " is cut from: raise patches.patch_px, or lower augment.global_px"
+            )
+        if augment.num_local and augment.local_px > augment.global_px:
+            raise ValueError(
+                f"augment.local_px {augment.local_px} is larger than augment.global_px {augment.global_px}:"
+                " local crops are the smaller ones"
+            )
 
     def identity(self) -> dict[str, Any]:
         """What decides the run's result: the configuration less what only steers speed or placement."""

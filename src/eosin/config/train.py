@@ -32,9 +32,16 @@ class IbotConfig(Section):
     mask_ratio: tuple[float, float] = (0.1, 0.5)
     """Least and largest share of a masked crop's patches that are hidden."""
 
+    @model_validator(mode="after")
+    def _ratio_rises(self) -> Self:
+        low, high = self.mask_ratio
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"mask_ratio must rise within 0 … 1, not {low} … {high}")
+        return self
+
 
 class KoLeoConfig(Section):
-    """Entropy of the class-token features of a microbatch by the distance to the nearest neighbour."""
+    """Entropy of the class-token features of a micro-batch by the distance to the nearest neighbour."""
 
     weight: float = Field(default=0.1, ge=0)
     """Of the term in the loss, with dinov2; 0 switches it off."""
@@ -60,11 +67,11 @@ class OptimizerConfig(Section):
     """At the first step, of AdamW; biases, norms and LayerScale have none."""
     weight_decay_end: float = Field(default=0.2, ge=0)
     """At the last step, to which it goes by a cosine."""
-    beta1: float = 0.9
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW's decay of the mean of gradients."""
-    beta2: float = 0.999
+    beta2: float = Field(default=0.999, ge=0, lt=1)
     """AdamW's decay of the mean of squared gradients."""
-    clip_grad_norm: float | None = 3.0
+    clip_grad_norm: float | None = Field(default=3.0, gt=0)
     """Largest norm of the gradients of each submodule, the backbone and each head; None: no clipping."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor on the learning rate from one block to the one below it; 1: all alike."""
@@ -125,10 +132,9 @@ class ElasticConfig(Section):
     memory_snapshots: Switch = "auto"
     """Keep each snapshot in shared memory, where a lost process leaves it. auto: where there is room;
     on: refuse to train without."""
-    load_balance: Literal["speed", "even"] = "speed"
-    """Share microbatches out by the measured speed of the ranks, or evenly. Sharded parameters need even
-    shares."""
-    load_balance_every_steps: int = Field(default=500, ge=1)
+    deal: Literal["speed", "even"] = "speed"
+    """Deal micro-batches to ranks by their measured speed, or evenly. Sharded parameters need even ones."""
+    deal_every_steps: int = Field(default=500, ge=1)
     """Look at the ranks' speed so often, and once soon after every start."""
 
 
@@ -139,15 +145,15 @@ class TrainConfig(Section):
     """Steps of the whole training; every schedule ends there."""
     batch_size: int = Field(default=1024, ge=1)
     """Patches a step over all workers; never depends on their number."""
-    num_microbatches: int = Field(default=32, ge=1)
-    """Microbatches the batch is cut into, whatever the world size; at least four a rank is wise."""
+    num_slots: int = Field(default=32, ge=1)
+    """Micro-batches the batch is cut into, whatever the world size; at least four a rank is wise."""
     precision: Literal["float32", "bf16"] = "bf16"
     """Of matrix products (autocast); weights, losses and gradients stay float32."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """ddp: student, teacher and optimizer whole on every worker; fsdp: sharded over them (FSDP2), for
     models that do not fit. Changing it does not change the result."""
     deterministic: bool = False
-    """Sum microbatch gradients in microbatch order, so that any world size gives the same bits."""
+    """Sum slot gradients in slot order, so that any world size gives the same bits."""
     pack: Switch = "auto"
     """Take global and local crops through the blocks as one sequence. auto: on a GPU, and where blocks are
     gathered from shards; on a CPU, larger operations gain nothing and the copies cost."""
@@ -155,7 +161,7 @@ class TrainConfig(Section):
     """Compile blocks and losses: minutes at every start, faster steps after. Needs a C++ compiler."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for a third more operations."""
-    momentum: float = Field(default=0.992, ge=0, le=1)
+    momentum: float = Field(default=0.992, ge=0, lt=1)
     """Of the teacher; rises to 1 by a cosine."""
     dino: DinoConfig = DinoConfig()
     """The loss on class tokens."""
@@ -212,17 +218,23 @@ class TrainConfig(Section):
         return 2 * self.optimizer.warmup_steps if grace is None else grace
 
     @property
-    def microbatch_size(self) -> int:
-        """Patches of one microbatch."""
-        return self.batch_size // self.num_microbatches
+    def slot_size(self) -> int:
+        """Patches of one micro-batch."""
+        return self.batch_size // self.num_slots
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        if self.batch_size % self.num_microbatches:
+        if self.batch_size % self.num_slots:
             raise ValueError(
-                f"batch_size {self.batch_size} is not divisible by num_microbatches {self.num_microbatches}: "
-                f"{self.batch_size} = {self.num_microbatches} × {self.batch_size // self.num_microbatches}"
-                f" + {self.batch_size % self.num_microbatches}"
+                f"batch_size {self.batch_size} is not divisible by num_slots {self.num_slots}: "
+                f"{self.batch_size} = {self.num_slots} × {self.batch_size // self.num_slots}"
+                f" + {self.batch_size % self.num_slots}"
+            )
+        peak = self.optimizer.lr * (self.batch_size / 1024) ** 0.5
+        if self.optimizer.min_lr > peak:
+            raise ValueError(
+                f"optimizer.min_lr {self.optimizer.min_lr:g} is above the largest learning rate, {peak:g}:"
+                f" optimizer.lr {self.optimizer.lr:g} × sqrt({self.batch_size} / 1024)"
             )
         if self.elastic.min_nodes > self.elastic.max_nodes:
             raise ValueError("elastic.min_nodes exceeds elastic.max_nodes")

@@ -1,4 +1,4 @@
-"""The pointer to the newest snapshot: the one moving object of an index."""
+"""The one moving object of an index: which snapshot is the newest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listing of the slides' folder, and which objects make up a slide."""
+"""What lies in the slides' folder, and which objects make up a slide."""
 
 from __future__ import annotations
 

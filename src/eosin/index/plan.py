@@ -1,4 +1,4 @@
-"""The scan plan: the listing, the overrides and the settings that together name a scan."""
+"""What a scan is: the listing, the overrides and the settings that together name it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing of a snapshot: the shards of a scan merged into one immutable table."""
+"""Merge the shards of a scan into one immutable snapshot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network: a backbone and its projection heads; student and teacher are two copies of it."""
+"""What is trained: a backbone and its projection heads, in two copies, student and teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transfer of tensors from the host to a device without waiting for it."""
+"""From the host to a device without waiting for it."""
 
 from __future__ import annotations
 

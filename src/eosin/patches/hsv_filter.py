@@ -1,4 +1,4 @@
-"""The HSV filter of decoded patches: enough pixels of stained tissue, by hue, saturation and value."""
+"""A look at the decoded patch: enough pixels of stained tissue, by hue, saturation and value."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ class HsvFilter:
         return passed
 
     def keep_anyway(self) -> None:
-        """Count a sample none of whose substitutes passed."""
         with self._lock:
             self.num_kept_anyway += 1
 

@@ -1,4 +1,4 @@
-"""Decoding of one tile: compressed bytes to pixels."""
+"""Compressed bytes of one tile to pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tile grid of a DICOM level: which tile each frame is."""
+"""Which tile of the grid each DICOM frame is."""
 
 from __future__ import annotations
 

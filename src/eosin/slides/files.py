@@ -1,4 +1,4 @@
-"""The file protocol of header readers."""
+"""The little of a file that header readers need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Header readers: from the objects of a slide to its header and tile table, by ranged reads."""
+"""From the objects of a slide to its header and tile table, by ranged reads alone where tiles allow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Staged slides through OpenSlide, for formats that only it can place."""
+"""Formats only OpenSlide places: a local copy is opened, and regions are read through the library."""
 
 from __future__ import annotations
 
@@ -68,7 +68,6 @@ class LocalSlide:
         return over_white(np.asarray(image))
 
     def close(self) -> None:
-        """Give the file back; reading afterwards is an error."""
         self._handle.close()
 
 

@@ -29,9 +29,9 @@ from eosin.patches.sets.contact_sheet import contact_sheet
 from eosin.patches.sets.decode import held_out_shards
 from eosin.patches.sets.decode_set import decode_set
 from eosin.patches.sets.patchset import read_patch_set
+from eosin.patches.sets.patchset_source import PatchSetSource
 from eosin.patches.sets.publish import publish_manifest
 from eosin.patches.sets.set_spec import open_decoding
-from eosin.patches.sets.training_set import PatchSetSource
 from eosin.records import IndexPin, PatchSetManifest
 from eosin.runs import pin_index, prepare_run
 from tests.support.patches import write_slides
@@ -51,7 +51,8 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(folder: Path, *overrides: str) -> RunConfig:
     base = [f"slides.uri={folder}/slides", f"index.uri={folder}/index", "patches.patch_px=64",
-            "patches.mpp=[0.5, 1.0]", "patches.heldout.num_patches=45", "augment.global_px=64"]  # fmt: skip
+            "patches.mpp=[0.5, 1.0]", "patches.heldout.num_patches=45", "augment.global_px=64",
+            "augment.local_px=32"]  # fmt: skip
     return load_config("", overrides=[*base, *overrides])
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from eosin import steps
 from eosin.config import RunConfig, load_config
-from eosin.config.patches import GridConfig
+from eosin.config.patches import GridConfig, PatchesConfig
 from eosin.errors import UserError
 from eosin.evaluation.datasets.patch_set import open_patch_set
 from eosin.index.publish import publish_snapshot
@@ -34,7 +34,7 @@ from eosin.observability import RunLog
 from eosin.patches.sampling.grid import GridPlan, grid_positions, plan_grid
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.sets.patchset import read_manifest, read_patch_set, read_shard
-from eosin.patches.sets.training_set import PatchSetSource
+from eosin.patches.sets.patchset_source import PatchSetSource
 from eosin.records import IndexPin, PatchSetManifest
 from eosin.records.patchset_shard import PatchRow
 from eosin.runs import pin_index, prepare_run
@@ -57,7 +57,8 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path, grid: str = "{mpp: 0.5, patches_per_shard: 10}", *more: str) -> RunConfig:
     return load_config("", overrides=[
         f"slides.uri={folder}/slides", f"index.uri={folder}/index", "patches.patch_px=64",
-        "patches.mpp=[0.5, 1.0]", "augment.global_px=64", f"patches.sets.tiles={grid}", *more,
+        "patches.mpp=[0.5, 1.0]", "augment.global_px=64", "augment.local_px=32",
+        f"patches.sets.tiles={grid}", *more,
     ])  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def rows_of(run: str) -> list[PatchRow]:
 
 def paper_plan(folder: Path, rows: list[SlideRow], **grid: Any) -> GridPlan:
     tree = {"patch_px": 128, "mpp": [0.25], "sets": {"tiles": {"mpp": 0.5, **grid}}}
-    patches = load_config("", overrides=[f"patches={tree}".replace("'", "")]).patches
+    patches = PatchesConfig.model_validate(tree)
     found = patches.sets["tiles"]
     assert isinstance(found, GridConfig)
     return plan_grid(paper_snapshot(folder, rows), patches, found)

@@ -46,7 +46,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 def test_bytes_and_requests_are_those_really_read(snapshot: Snapshot) -> None:
     settings = ["patches.patch_px=96", "patches.mpp=[0.25, 0.5]", "patches.tile_cache_bytes=0",
-                "train.batch_size=64", "train.num_microbatches=8", "seed=5"]  # fmt: skip
+                "train.batch_size=64", "train.num_slots=8", "seed=5", "augment.global_px=96"]  # fmt: skip
     config = load_config("", overrides=settings)
     figures = check_patches(config, snapshot)
     store: Any = Counting(open_store(snapshot.slides_uri))
@@ -62,7 +62,9 @@ def test_bytes_and_requests_are_those_really_read(snapshot: Snapshot) -> None:
 def test_staging_counts_a_slide_once_a_visit(snapshot: Snapshot) -> None:
     def figures(visit: int) -> dict[str, Any]:
         settings = [f"patches.patches_per_visit={visit}", "patches.patch_px=96", "patches.mpp=[0.25]"]
-        return check_patches(load_config("", overrides=[*settings, "train.batch_size=64"]), snapshot)
+        return check_patches(
+            load_config("", overrides=[*settings, "train.batch_size=64", "augment.global_px=96"]), snapshot
+        )
 
     one, eight = figures(1), figures(8)
     assert one["stage_requests_per_step"] == 2 * 64 and eight["stage_requests_per_step"] == 2 * 8
@@ -84,7 +86,8 @@ def test_cost_is_requests_and_bytes_at_the_prices(snapshot: Snapshot) -> None:
 
 def test_rows_of_large_tile_tables_are_counted(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     def requests() -> int:
-        config = load_config("", overrides=["patches.patch_px=96", "patches.mpp=[0.25]", "seed=5"])
+        sizes = ["patches.patch_px=96", "augment.global_px=96"]
+        config = load_config("", overrides=[*sizes, "patches.mpp=[0.25]", "seed=5"])
         return int(check_patches(config, snapshot)["range_requests_per_step"])
 
     small = requests()

@@ -106,7 +106,8 @@ def test_faults_do_not_change_a_decoded_set(
 def decode(snapshot: Snapshot, run: str, kind: str) -> PatchSetManifest:
     spec = {"grid": "{mpp: 0.5, patches_per_shard: 16}",
             "sampled": "{kind: sampled, num_patches: 24, patches_per_shard: 10}"}[kind]  # fmt: skip
-    config = load_config("", overrides=["patches.patch_px=96", "patches.mpp=[0.5]", f"patches.sets.a={spec}"])
+    sizes = ["patches.patch_px=96", "augment.global_px=96", "patches.mpp=[0.5]"]
+    config = load_config("", overrides=[*sizes, f"patches.sets.a={spec}"])
     wanted = config.patches.sets["a"]
     job = Decoding(open_store(run), config, snapshot, "a", wanted, 0, 1)
     if isinstance(wanted, GridConfig):

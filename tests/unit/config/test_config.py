@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+from collections.abc import Iterator
+from typing import get_args, get_origin
 
-from eosin.config import RunConfig, difference, dump_config, load_config
+import pytest
+from pydantic import BaseModel
+
+from eosin.config import RunConfig, difference, dump_config, load_config, with_overrides
+from eosin.config.yaml_text import parse_yaml
 from eosin.errors import UserError
 
 
@@ -127,3 +133,133 @@ def test_a_run_goes_on_under_an_eosin_that_knows_more_keys(monkeypatch: pytest.M
 def test_difference_names_each_leaf() -> None:
     lines = difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4})
     assert lines == ["a.c: 2 → 3", "d: None → 4"]
+
+
+MISTAKES = [
+    ("train.optimizer.clip_grad_norm=-1", "must be greater than 0"),
+    ("train.optimizer.clip_grad_norm=0", "must be greater than 0"),
+    ("train.optimizer.beta1=1", "must be less than 1"),
+    ("train.optimizer.beta2=1.5", "must be less than 1"),
+    ("train.optimizer.min_lr=1", "above the largest learning rate"),
+    ("train.momentum=1", "must be less than 1"),
+    ("train.ibot.mask_ratio=[0.5, 0.1]", "must rise within 0 … 1"),
+    ("model.layer_scale=-1", "must be greater than or equal to 0"),
+    ("augment.local_px=240", "augment.local_px 240 is larger than augment.global_px 224"),
+    ("augment.global_px=512", "augment.global_px 512 is larger than patches.patch_px 256"),
+    ("augment.global_scale=[0.05, 0.1]", "lies above global_scale"),
+    ("augment.mean=[123.7, 116.3, 103.5]", "mean in 0 … 1"),
+    ("augment.std=[58.4, 57.1, 57.4]", "std above 0 and up to 1"),
+    ("patches.mpp_weights=[-1, 1, 1, 1]", "must be greater than or equal to 0"),
+    ("patches.mpp_weights=[0, 0, 0, 0]", "at least one weight above 0"),
+    ("evaluate.tasks=[{kind: slide, name: a, dataset: b, abmil: {hidden_dims: [0]}}]",
+     "greater than or equal to 1"),
+    ("evaluate.tasks=[{kind: segmentation, name: a, dataset: b, classes: [x, y], background: 2}]",
+     "none of the 2 classes"),
+    ("train.num_steps=true", "must be a whole number"),
+    ("patches.mpp=[yes]", "must be a number"),
+    (f"seed={2**63}", "must be less than or equal to"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "allowed"), MISTAKES)
+def test_what_can_only_be_a_mistake_is_refused_with_key_and_what_is_allowed(
+    override: str, allowed: str
+) -> None:
+    message = refused("", override)
+    assert allowed in message and override.partition("=")[0].rpartition(".")[2] in message
+
+
+def float_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Every key of the tree that takes a number with a fraction, with a value that is not finite."""
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if get_origin(annotation) is tuple and not {float} & set(get_args(annotation)):
+            continue  # a list of sections
+        inner = next((each for each in (annotation, *get_args(annotation)) if isinstance(each, type)
+                      and issubclass(each, BaseModel)), None)  # fmt: skip
+        if inner is not None:
+            yield from float_keys(inner, f"{prefix}{name}.")
+        elif float in (annotation, *get_args(annotation)):
+            size = len(get_args(annotation)) if get_origin(annotation) is tuple else 0
+            for word in (".inf", "-.inf", ".nan"):
+                yield f"{prefix}{name}={'[' + ', '.join([word] * size) + ']' if size else word}"
+
+
+@pytest.mark.parametrize("override", list(float_keys()))
+def test_no_key_takes_a_number_that_is_not_finite(override: str) -> None:
+    assert "finite number" in refused("", override)
+
+
+def test_the_walk_over_numbers_finds_them() -> None:
+    keys = {override.partition("=")[0] for override in float_keys()}
+    assert len(keys) > 40 and {"train.optimizer.lr", "augment.mean", "model.layer_scale"} <= keys
+
+
+def test_numbers_of_the_architecture_are_finite_too() -> None:
+    assert "mlp_ratio must be a finite number" in refused("model:\n  arch_args: {mlp_ratio: .nan}\n")
+
+
+def test_no_local_crops_need_no_size() -> None:
+    assert load_config("", overrides=["augment.num_local=0", "augment.local_px=999"]).augment.num_local == 0
+
+
+def test_a_published_patch_set_says_its_own_size() -> None:
+    load_config("", overrides=["patches.source=s3://b/set", "patches.patch_px=96"])
+
+
+def test_a_section_that_stands_twice_is_refused_with_both_lines() -> None:
+    with pytest.raises(UserError, match=r"my\.yaml: key 'train' stands twice, on lines 1 and 4"):
+        load_config("train:\n  num_steps: 3\nseed: 1\ntrain:\n  seed: 2\n", source="my.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("train:\n  optimizer:\n    lr: 1\n    lr: 2\n", "lines 3 and 4"),
+        ("train: {num_steps: 1, num_steps: 2}\n", "line 1"),
+        ('seed: 1\n"seed": 2\n', "lines 1 and 2"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_wherever_it_stands(text: str, lines: str) -> None:
+    assert lines in refused(text)
+    assert "stands twice" in refused("", "train={num_steps: 1, num_steps: 2}")
+
+
+def test_merged_keys_are_no_duplicates() -> None:
+    text = "x: &x {num_steps: 3}\n".replace("x: ", "train: ") + "description: a\n"
+    assert load_config(text).train.num_steps == 3
+    merged = parse_yaml("a: &a {k: 1, l: 2}\nb: {<<: *a, k: 3}\n", "text")
+    assert merged["b"] == {"k": 3, "l": 2}
+
+
+def test_a_mapping_is_taken_as_it_is_and_left_as_it_was() -> None:
+    tree = {"train": {"num_steps": 5}}
+    assert load_config(tree, overrides=["train.num_steps=9"]).train.num_steps == 9
+    assert tree == {"train": {"num_steps": 5}}
+
+
+def test_part_of_a_configuration_is_replaced_without_text() -> None:
+    config = with_overrides(load_config("seed: 3\n"), ["train.num_steps=9"])
+    assert (config.seed, config.train.num_steps) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("augment.mean=0.5", "augment.mean: must be a list"),
+        ("augment.mean=[0.5, 0.5]", "augment.mean: has too few entries"),
+        ("evaluate.tasks=[{kind: knnn, name: a, dataset: b}]", "did you mean knn?"),
+        ("evaluate.tasks=[{name: a}]", "evaluate.tasks.0: kind is missing"),
+        ("evaluate.tasks=[{kind: knn, name: a, dataset: b, kk: 3}]", "did you mean evaluate.tasks.0.k?"),
+        ("cluster.pools=[{nam: a}]", "did you mean cluster.pools.0.name?"),
+        ("cluster.pools=[{name: A}]", "a-z, 0-9 and hyphens, 12 characters at most"),
+        ("patches.sets.tiles={mppp: 1}", "did you mean patches.sets.tiles.mpp?"),
+        ("patches.sets.tiles.mpp=abc", "patches.sets.tiles.mpp: must be a number"),
+        ("mpp=0.5", "did you mean index.tissue.mpp or patches.mpp?"),
+        ("trian.num_steps=3", "did you mean train?"),
+    ],
+)
+def test_mistakes_are_told_in_the_words_of_yaml(override: str, words: str) -> None:
+    message = refused("seed: 1\n", override)
+    assert words in message and f"override {override!r}" in message
+    assert not re.search(r"tuple|Input|tag|discriminator", message)

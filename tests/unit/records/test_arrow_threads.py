@@ -32,11 +32,9 @@ assert len(open_table(str(path)).samples) == 500
 """,
 }
 _COUNT = """
-import contextlib, os, sys
+import os, sys
 from pathlib import Path
-import cv2, numpy, pyarrow, pyarrow.parquet
-with contextlib.suppress(ImportError):
-    import pandas  # which Arrow imports where it is installed, and which starts threads of numexpr's
+import numpy, pyarrow, pyarrow.parquet
 num_threads = lambda: len(os.listdir("/proc/self/task"))
 before = num_threads()
 {work}

@@ -36,8 +36,6 @@ class SlideRegion:
 
 
 class RegionReader(Protocol):
-    """An open slide."""
-
     def read(self, request: PatchRequest, box: Box) -> Pixels:
         """[h, w, 3] RGB of `box`. Raises `SlideError`."""
         ...
@@ -130,11 +128,9 @@ class RegionsWorker:
         self._files = contextlib.ExitStack()
 
     def work(self, regions: Sequence[SlideRegion]) -> list[Pixels | SlideError]:
-        """Pixels of each region, or why it has none."""
         return [self._read(region) for region in regions]
 
     def rest(self) -> None:
-        """Close the slide."""
         self._files.close()
         self._path = self._opened = None
 

@@ -1,1 +1,1 @@
-"""Sampling: which patch is sample i of step t, by arithmetic on hashes, before any pixel is read."""
+"""Which patch is sample i of step t: arithmetic on hashes, before any pixel is read."""

@@ -1,4 +1,4 @@
-"""Cohort weights: how often each cohort is drawn from, however many slides it has."""
+"""How often each cohort is drawn from: by weights of its own, however many slides it has."""
 
 from __future__ import annotations
 

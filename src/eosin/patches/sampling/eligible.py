@@ -1,4 +1,4 @@
-"""Eligible slides: which can be drawn from, at which magnifications, and why others cannot."""
+"""Which slides can be drawn from, at which magnifications, and why the others cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The magnification of a patch, among those that its slide offers."""
+"""Which magnification a patch gets, among those that its slide offers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ _DECIMALS = 6
 
 
 class Magnifications(Protocol):
-    """The magnifications that each slide offers."""
-
     def pick(self, slide: int, uniform: float) -> float:
         """The mpp at `uniform` in [0, 1) on a slide (a position in `Eligible.rows`)."""
         ...
@@ -32,7 +30,6 @@ class DiscreteMagnifications:
     """Cumulative weights of `values` on each slide, ending at 1; flat where it lacks one, [n, k]."""
 
     def pick(self, slide: int, uniform: float) -> float:
-        """As `Magnifications`."""
         return self.values[int(np.searchsorted(self.cumulative[slide], uniform, side="right"))]
 
 
@@ -44,7 +41,6 @@ class ContinuousMagnifications:
     """Finest and coarsest mpp of each slide, [n, 2]."""
 
     def pick(self, slide: int, uniform: float) -> float:
-        """As `Magnifications`."""
         finest, coarsest = (float(bound) for bound in self.bounds[slide])
         drawn = round(finest * math.exp(uniform * math.log(coarsest / finest)), _DECIMALS)
         return min(max(drawn, finest), coarsest)

@@ -1,4 +1,4 @@
-"""Rows of a patch set from pixels."""
+"""From pixels to a row of a patch set."""
 
 from __future__ import annotations
 

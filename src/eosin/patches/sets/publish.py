@@ -1,4 +1,4 @@
-"""Publishing of patch sets: shards under markers, then the manifest that makes a set whole."""
+"""How a patch set becomes public: shards under markers, then the manifest that makes it whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding of a sampled set (`eosin decode --name`): patches drawn as training draws them, slide by slide."""
+"""`eosin decode --name NAME` of a sampled set: patches drawn as training draws them, slide by slide."""
 
 from __future__ import annotations
 

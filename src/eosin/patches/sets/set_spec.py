@@ -1,4 +1,4 @@
-"""Specification of a patch set: declared in the configuration or when first decoded, then pinned."""
+"""What a patch set of a run is: declared in the configuration or when it is first decoded, and pinned."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eosin.config import RunConfig, difference, dump_config, load_config
+from eosin.config import RunConfig, difference, load_config, with_overrides
 from eosin.config.patches import HELD_OUT, SetConfig
 from eosin.errors import UserError
 from eosin.index.snapshot import Snapshot, open_snapshot
@@ -71,7 +71,7 @@ def _declared(config: RunConfig, name: str, changes: Sequence[str]) -> SetConfig
     if not changes:
         return config.patches.sets.get(name)
     overrides = [f"patches.sets.{name}.{change}" for change in changes]
-    return load_config(dump_config(config), overrides=overrides).patches.sets[name]
+    return with_overrides(config, overrides, source="the run's configuration").patches.sets[name]
 
 
 def pin_set(job: Decoding) -> None:
@@ -106,7 +106,5 @@ def _load(store: Store, name: str, config: RunConfig) -> PatchSetSpec:
 
 def _parse(record: PatchSetSpec, name: str) -> SetConfig:
     """A record of an earlier eosin lacks keys; they have their defaults."""
-    tree = json.dumps(record.spec)
-    return load_config(
-        "", source=f"set.json of {name}", overrides=[f"patches.sets.{name}={tree}"]
-    ).patches.sets[name]
+    tree = {"patches": {"sets": {name: record.spec}}}
+    return load_config(tree, source=f"set.json of {name}").patches.sets[name]

@@ -1,4 +1,4 @@
-"""Decoding throughput for the log, at most once a second."""
+"""How fast patches are decoded and encoded, said at most once a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports of workers to their agent: why they ended, and from which step they began."""
+"""One line of why a worker ended, left where its agent and launcher look."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ class Superseded(TransientError):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a worker ended."""
-
     kind: Kind
     message: str
     hint: str
@@ -39,7 +37,6 @@ class Failure:
         return self.kind in ("user", "permanent", "superseded")
 
     def to_error(self) -> EosinError:
-        """As the error of its kind."""
         if self.kind == "user":
             return UserError(self.message, hint=self.hint)
         if self.kind in ("transient", "superseded"):
@@ -76,7 +73,6 @@ def read_failures(folder: Path) -> list[Failure]:
 
 
 def read_starts(folder: Path) -> list[Start]:
-    """All starts in `folder`, by time."""
     found = [Start(**json.loads(path.read_text())) for path in folder.glob("start-*.json")]
     return sorted(found, key=lambda start: start.time_s)
 
