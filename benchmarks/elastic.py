@@ -58,9 +58,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--num-losses", type=int, default=4)
     parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--slot-ms", type=float, default=30.0, help="added to every micro-batch")
+    parser.add_argument("--microbatch-ms", type=float, default=30.0, help="added to every microbatch")
     options = parser.parse_args()
-    os.environ[STEP_DELAY_S] = str(options.slot_ms / 1e3)
+    os.environ[STEP_DELAY_S] = str(options.microbatch_ms / 1e3)
     trace = draw(options.seed, options.num_losses)
     with Hosts() as hosts:
         print(json.dumps({"hosts": "network namespaces" if hosts.namespaces else "processes",

@@ -104,28 +104,28 @@ def on_gpu(batch: object) -> torch.Tensor:
 def training_rate(seconds: float) -> float:
     """Patches a second of crops, forward, backward and update, the patches on the device already."""
     from eosin.models.network import build_network
-    from eosin.training.engine.slots import SlotMaker
+    from eosin.training.engine.microbatch import MicrobatchMaker
     from eosin.training.engine.step import Learner
     from eosin.training.world import World
 
     text, source = load_recipe("vits16-dino")
     config: RunConfig = load_config(text, source=source)
     device = torch.device("cuda", 0)
-    world = World(config.train.num_slots, 0, 1, config.train.deterministic, device)
+    world = World(config.train.num_microbatches, 0, 1, config.train.deterministic, device)
     learner = Learner(config, build_network(config), world)
     backbone = learner.student.backbone
     grid = config.augment.global_px // backbone.patch_size
-    maker = SlotMaker(config, grid=grid, depth=backbone.depth, device=device)
+    maker = MicrobatchMaker(config, grid=grid, depth=backbone.depth, device=device)
     crops = MultiCrop(config.augment, seed=0, patch_px=config.patches.patch_px, device=device)
-    size, side_px = config.train.slot_size, config.patches.patch_px
+    size, side_px = config.train.microbatch_size, config.patches.patch_px
     pixels = torch.randint(0, 256, (size, side_px, side_px, 3), dtype=torch.uint8, device=device)
 
     def step(number: int) -> None:
-        slots = {}
-        for slot in world.own_slots:
-            views = crops(pixels, number, range(slot * size, (slot + 1) * size))
-            slots[slot] = maker.make(number, slot, views.global_crops, views.local_crops)
-        learner.step(number, slots)
+        microbatches = {}
+        for index in world.own_microbatches:
+            views = crops(pixels, number, range(index * size, (index + 1) * size))
+            microbatches[index] = maker.make(number, index, views.global_crops, views.local_crops)
+        learner.step(number, microbatches)
 
     for number in range(WARM_UP_BATCHES):
         step(number)

@@ -37,15 +37,15 @@ from material import index_slides, write_slides
 from training_plain import Plain
 
 from eosin.config import RunConfig
+from eosin.models.flops import measure_matrix_rate
 from eosin.models.network import Network, build_network
 from eosin.observability import RunLog
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from eosin.training.check import flops_per_image
-from eosin.training.engine.slots import Slot, SlotMaker
+from eosin.training.engine.microbatch import Microbatch, MicrobatchMaker
 from eosin.training.engine.step import Learner
 from eosin.training.loop import Trainer
-from eosin.training.matrix_rate import measure_matrix_rate
 from eosin.training.world import World
 
 _SHARED = {"dino_head": {"num_prototypes": 65536, "bottleneck_dim": 256}}
@@ -71,46 +71,48 @@ NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
         32,
     ),
 }
-"""The network, and the images of a micro-batch."""
+"""The network, and the images of a microbatch."""
 
 PARTS = ("data", "teacher", "forward", "losses", "backward", "optimizer", "EMA", "rest")
 RECIPE_DROP_PATH = {"L/16": 0.3, "L/14": 0.4}
 WARM_UP_STEPS = 3
-MakeSlots = Callable[[int], dict[int, Slot]]
+MakeMicrobatches = Callable[[int], dict[int, Microbatch]]
 
 
 class Ours:
     """eosin's step, timed from outside: the next batch is made while the device works, as in training."""
 
     def __init__(self, config: RunConfig, device: torch.device, clock: Clock) -> None:
-        self.learner = Learner(config, build_network(config), World(config.train.num_slots, device=device))
+        self.learner = Learner(
+            config, build_network(config), World(config.train.num_microbatches, device=device)
+        )
         self._clock = clock
-        self._make = make_slots(config, self.learner.student, device)
-        self._ready: dict[int, Slot] | None = None
+        self._make = make_microbatches(config, self.learner.student, device)
+        self._ready: dict[int, Microbatch] | None = None
         learner, student, teacher = self.learner, self.learner.student, self.learner.teacher
         for network, part in ((student, "forward"), (teacher, "teacher")):
             clock.wrap(network.backbone, "forward", part)
         clock.wrap(learner.objective, "targets", "losses")
-        clock.wrap(learner.objective, "slot_terms", "losses")
+        clock.wrap(learner.objective, "microbatch_terms", "losses")
         clock.wrap(learner, "_accumulate", "backward")
         for method in ("_clip", "_move_student"):
             clock.wrap(learner, method, "optimizer")
         clock.wrap(learner, "_move_teacher", "EMA")
 
-    def step(self, step: int, slots: dict[int, Slot]) -> float:
-        launched = self.learner.launch(step, self._ready or slots)
+    def step(self, step: int, microbatches: dict[int, Microbatch]) -> float:
+        launched = self.learner.launch(step, self._ready or microbatches)
         with self._clock.part("data"):
             self._ready = self._make(step + 1)
         return self.learner.settle(launched).loss
 
 
 def make_config(name: str, args: argparse.Namespace, drop_path: float = 0.0) -> RunConfig:
-    """One micro-batch a step: what a GPU does between two updates, many times over in a real run."""
+    """One microbatch a step: what a GPU does between two updates, many times over in a real run."""
     tree, images = NETWORKS[name]
     train = {
         "num_steps": 100_000,
         "batch_size": args.images or images,
-        "num_slots": 1,
+        "num_microbatches": 1,
         "compile": args.compile,
         "pack": "auto" if args.pack is None else args.pack,
         "activation_checkpointing": args.checkpoint_activations,
@@ -123,11 +125,11 @@ def make_config(name: str, args: argparse.Namespace, drop_path: float = 0.0) -> 
     return RunConfig.model_validate({**tree, "model": model, "train": train, "patches": patches})
 
 
-def make_slots(config: RunConfig, network: Network, device: torch.device) -> MakeSlots:
+def make_microbatches(config: RunConfig, network: Network, device: torch.device) -> MakeMicrobatches:
     """Synthetic crops, the same for all; masks and drop path as in training."""
     backbone, augment = network.backbone, config.augment
     grid = augment.global_px // backbone.patch_size
-    maker = SlotMaker(config, grid=grid, depth=backbone.depth, device=device)
+    maker = MicrobatchMaker(config, grid=grid, depth=backbone.depth, device=device)
     generator = torch.Generator(device).manual_seed(0)
     size = config.train.batch_size
     crops = [
@@ -151,7 +153,7 @@ class Contest:
         self.losses: dict[str, float] = {}
         self.memory: dict[str, int] = {}
         self._resident: dict[str, int] = {}
-        self._make: dict[str, MakeSlots] = {}
+        self._make: dict[str, MakeMicrobatches] = {}
         self._steppers = {way: self._begin(way) for way in self.configs}
 
     def _begin(self, way: str) -> Plain | Ours:
@@ -160,7 +162,7 @@ class Contest:
         kind = Plain if way == "plain" else Ours
         stepper = kind(self.configs[way], self._device, self.clocks[way])
         student = stepper.student if isinstance(stepper, Plain) else stepper.learner.student
-        make = self._make[way] = make_slots(self.configs[way], student, self._device)
+        make = self._make[way] = make_microbatches(self.configs[way], student, self._device)
         self.losses[way] = stepper.step(0, make(0))
         for step in range(1, WARM_UP_STEPS):
             stepper.step(step, make(step))
@@ -174,11 +176,11 @@ class Contest:
 
     def round(self, step: int) -> None:
         for way, stepper in self._steppers.items():
-            slots = self._make[way](step) if way == "plain" else {}
+            microbatches = self._make[way](step) if way == "plain" else {}
             if self._device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self._device)
             with self.clocks[way].round():
-                stepper.step(step, slots)
+                stepper.step(step, microbatches)
             others = sum(size for other, size in self._resident.items() if other != way)
             self.memory[way] = peak_bytes(self._device) - others
 
@@ -289,7 +291,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=20.0 if is_gpu else 5.0, help="from slides, at least"
     )
-    parser.add_argument("--images", type=int, help="images of a micro-batch")
+    parser.add_argument("--images", type=int, help="images of a microbatch")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=is_gpu)
     parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--pack", action=argparse.BooleanOptionalAction)

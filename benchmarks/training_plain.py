@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eosin.config import RunConfig
 from eosin.models.network import Network, build_network
-from eosin.training.engine.slots import Slot
+from eosin.training.engine.microbatch import Microbatch
 from eosin.training.engine.step import Learner
 from eosin.training.losses.uniformity import koleo
 from eosin.training.world import World
@@ -27,7 +27,9 @@ class Plain:
 
     def __init__(self, config: RunConfig, device: torch.device, clock: Clock) -> None:
         plain = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
-        self._ours = Learner(plain, build_network(config), World(config.train.num_slots, device=device))
+        self._ours = Learner(
+            plain, build_network(config), World(config.train.num_microbatches, device=device)
+        )
         self.student, self.teacher = self._ours.student, self._ours.teacher
         self._config, self._clock = config.train, clock
         groups = [
@@ -37,31 +39,31 @@ class Plain:
         betas = (config.train.optimizer.beta1, config.train.optimizer.beta2)
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, foreach=False, fused=False)
 
-    def step(self, step: int, slots: dict[int, Slot]) -> float:
+    def step(self, step: int, microbatches: dict[int, Microbatch]) -> float:
         values, clock = self._ours.schedules.at(step), self._clock
-        (slot,) = slots.values()
+        (microbatch,) = microbatches.values()
         with clock.part("losses"), torch.no_grad(), self._ours._autocast():
-            dino, ibot = self._targets(slot, values.teacher_temperature)
+            dino, ibot = self._targets(microbatch, values.teacher_temperature)
         self.optimizer.zero_grad()
         with clock.part("losses"), self._ours._autocast():
-            loss = self._loss(slot, dino, ibot)
+            loss = self._loss(microbatch, dino, ibot)
         with clock.part("backward"):
             loss.backward()
         self._update(values)
         return loss.item()
 
-    def _targets(self, slot: Slot, temperature: float) -> tuple[Tensor, Tensor]:
-        tokens = self._tokens(self.teacher, slot.global_crops.flatten(0, 1))
+    def _targets(self, microbatch: Microbatch, temperature: float) -> tuple[Tensor, Tensor]:
+        tokens = self._tokens(self.teacher, microbatch.global_crops.flatten(0, 1))
         classes = _logits(self.teacher.dino_head, tokens[:, 0]) / temperature
-        hidden = tokens[:, self.teacher.backbone.num_prefix_tokens :][slot.masks]
+        hidden = tokens[:, self.teacher.backbone.num_prefix_tokens :][microbatch.masks]
         patches = _logits(self.teacher.patch_head, hidden) / temperature
         return _sinkhorn(classes), _sinkhorn(patches)
 
-    def _loss(self, slot: Slot, dino: Tensor, ibot: Tensor) -> Tensor:
+    def _loss(self, microbatch: Microbatch, dino: Tensor, ibot: Tensor) -> Tensor:
         config, student = self._config, self.student
-        num_local, n = slot.local_crops.shape[:2]
-        tokens = self._tokens(student, slot.global_crops.flatten(0, 1), slot.masks)
-        local = self._tokens(student, slot.local_crops.flatten(0, 1))[:, 0]
+        num_local, n = microbatch.local_crops.shape[:2]
+        tokens = self._tokens(student, microbatch.global_crops.flatten(0, 1), microbatch.masks)
+        local = self._tokens(student, microbatch.local_crops.flatten(0, 1))[:, 0]
         temperature = config.dino.student_temperature
         ours = (_logits(student.dino_head, tokens[:, 0]) / temperature).log_softmax(-1).unflatten(0, (2, n))
         theirs = (
@@ -70,10 +72,12 @@ class Plain:
         targets = dino.unflatten(0, (2, n))
         crossed = -(ours * targets.flip(0)).sum()
         pairs = -sum((theirs * targets[view]).sum() for view in range(2))
-        assert slot.masks is not None
-        hidden = tokens[:, student.backbone.num_prefix_tokens :][slot.masks]
+        assert microbatch.masks is not None
+        hidden = tokens[:, student.backbone.num_prefix_tokens :][microbatch.masks]
         patches = (_logits(student.patch_head, hidden) / temperature).log_softmax(-1)
-        weights = (1.0 / slot.masks.sum(1, keepdim=True).clamp(min=1)).expand_as(slot.masks)[slot.masks]
+        weights = (1.0 / microbatch.masks.sum(1, keepdim=True).clamp(min=1)).expand_as(microbatch.masks)[
+            microbatch.masks
+        ]
         masked = -((patches * ibot).sum(-1) * weights).sum() / (2 * n)
         views = tokens[:, 0].unflatten(0, (2, n))
         spread = config.koleo_weight * (koleo(views[0]) + koleo(views[1]))

@@ -54,7 +54,7 @@ def site(overlay: str) -> ClusterConfig:
 
 def jobset(overlay: str) -> dict[str, Any]:
     config = RunConfig(cluster=with_defaults(ClusterConfig(), site(overlay)))
-    train = config.train.model_copy(update={"num_slots": 1024, "batch_size": 1024})
+    train = config.train.model_copy(update={"num_microbatches": 1024, "batch_size": 1024})
     config = config.model_copy(update={"train": train})
     return render_jobset(config, "s3://b/runs/x", image="reg/train:1")
 

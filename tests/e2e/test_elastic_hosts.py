@@ -245,7 +245,7 @@ def replay(site: Site, agents: list[Pod], seed: int, num_events: int) -> list[st
 def test_a_replayed_spot_market_ends_with_the_undisturbed_trajectory(
     make_site: Any, parallel: str, seed: int
 ) -> None:
-    """Three hosts on 8 micro-batches: shares of 3, 3 and 2, then of 4 and 4, then of 8."""
+    """Three hosts on 8 microbatches: shares of 3, 3 and 2, then of 4 and 4, then of 8."""
     site: Site = make_site(num_hosts=3, num_steps=100, parallel=parallel)
     agents = start_all(site)
     story = replay(site, agents, seed, num_events=10)

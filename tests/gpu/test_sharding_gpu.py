@@ -22,9 +22,9 @@ from eosin.models.network import build_network
 from eosin.observability import RunLog
 from eosin.storage import open_store
 from eosin.training.checkpoints.checkpoint import save_checkpoint, take_newest
-from eosin.training.checkpoints.share import take_share
+from eosin.training.checkpoints.state import take_share
+from eosin.training.engine.microbatch import batch_indices
 from eosin.training.engine.parallel import whole
-from eosin.training.engine.slots import batch_indices
 from eosin.training.engine.step import Learner, StepResult
 from eosin.training.loop import Trainer
 from eosin.training.world import World
@@ -49,12 +49,12 @@ def whole_float32() -> Iterator[None]:
 def steps(
     config: RunConfig, device: str, num_steps: int, rank: int = 0, size: int = 1
 ) -> tuple[list[StepResult], Learner]:
-    world = World(config.train.num_slots, rank, size, device=torch.device(device))
+    world = World(config.train.num_microbatches, rank, size, device=torch.device(device))
     trainer = Trainer(config, world, RunLog("gpu"))
-    indices = batch_indices(world.own_slots, config.train.slot_size)
+    indices = batch_indices(world.own_microbatches, config.train.microbatch_size)
     results = []
     for step, batch in enumerate(ArraySource().batches((t, indices) for t in range(num_steps))):
-        results.append(trainer.learner.step(step, trainer._slots(step, batch)))
+        results.append(trainer.learner.step(step, trainer._microbatches(step, batch)))
     return results, trainer.learner
 
 
@@ -82,7 +82,7 @@ def test_float32_shards_take_the_steps_of_replicas(method: str, compiled: bool, 
     theirs, replicas = steps(config, DEVICE, 3)
     faster = config.train.model_copy(update={"compile": compiled, "parallel": "fsdp"})
     ours, shards = steps(config.model_copy(update={"train": faster}), DEVICE, 3)
-    assert shards.spread.is_sharded and not replicas.spread.is_sharded
+    assert shards.strategy.is_sharded and not replicas.strategy.is_sharded
     for one, other in zip(ours, theirs, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
     one, other = vector(whole_student(shards)), vector(replicas.student.state_dict())
@@ -110,8 +110,8 @@ def test_every_gpu_of_the_machine_holds_a_shard(tmp_path: Path) -> None:
     if num_gpus < 2:
         pytest.skip("one GPU has nobody to share with")
     for precision, limit in (("float32", 1e-4), ("bf16", 5e-2)):
-        config = sharded(tiny_config(precision=precision, num_slots=8))
-        alone, _ = steps(tiny_config(precision=precision, num_slots=8), "cuda", 3)
+        config = sharded(tiny_config(precision=precision, num_microbatches=8))
+        alone, _ = steps(tiny_config(precision=precision, num_microbatches=8), "cuda", 3)
         mp.start_processes(_shard_on_gpu, (num_gpus, config, tmp_path), nprocs=num_gpus, start_method="spawn")
         losses = json.loads((tmp_path / "losses.json").read_text())
         assert losses == pytest.approx([result.loss for result in alone], rel=limit)

@@ -13,13 +13,13 @@ import torch
 
 from eosin.config import RunConfig
 from eosin.models.arch import import_timm
-from eosin.models.backbone import Crops, build_backbone
+from eosin.models.backbone import CropGroup, build_backbone
+from eosin.models.flops import measure_matrix_rate
 from eosin.observability import RunLog
-from eosin.training.checkpoints.state import flat_parts, take_snapshot
-from eosin.training.engine.slots import batch_indices
+from eosin.training.checkpoints.state import copy_state, flat_parts
+from eosin.training.engine.microbatch import batch_indices
 from eosin.training.engine.step import Learner, StepResult
 from eosin.training.loop import Trainer
-from eosin.training.matrix_rate import measure_matrix_rate
 from eosin.training.world import World
 from tests.support.training_run import ArraySource, tiny_config
 
@@ -34,12 +34,12 @@ SUBSET = {"drop_path": 0.3}
 
 
 def steps(config: RunConfig, device: str, num_steps: int) -> tuple[list[StepResult], Learner]:
-    world = World(config.train.num_slots, device=torch.device(device))
+    world = World(config.train.num_microbatches, device=torch.device(device))
     trainer = Trainer(config, world, RunLog("gpu"))
-    indices = batch_indices(world.own_slots, config.train.slot_size)
+    indices = batch_indices(world.own_microbatches, config.train.microbatch_size)
     results = []
     for step, batch in enumerate(ArraySource().batches((t, indices) for t in range(num_steps))):
-        results.append(trainer.learner.step(step, trainer._slots(step, batch)))
+        results.append(trainer.learner.step(step, trainer._microbatches(step, batch)))
     return results, trainer.learner
 
 
@@ -97,7 +97,7 @@ def test_packed_crops_of_a_real_size_in_bf16_are_those_of_a_pass_each() -> None:
     backbone = build_backbone(config.model, 224).cuda().eval()
     generator = torch.Generator("cuda").manual_seed(1)
     groups = [
-        Crops(torch.randn(num, 3, side, side, device="cuda", generator=generator))
+        CropGroup(torch.randn(num, 3, side, side, device="cuda", generator=generator))
         for num, side in ((8, 224), (32, 96))
     ]
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
@@ -114,25 +114,27 @@ KINDS = [{"method": "dino"}, {"model": SUBSET, "precision": "bf16"}, {"activatio
 def test_a_step_waits_for_the_device_only_at_its_end(train: dict[str, Any]) -> None:
     """Copies, crops, masks, teacher, student and gradients are launched without a synchronisation."""
     config = tiny_config(**train)
-    world = World(config.train.num_slots, device=torch.device("cuda"))
+    world = World(config.train.num_microbatches, device=torch.device("cuda"))
     trainer = Trainer(config, world, RunLog("gpu"))
-    indices = batch_indices(world.own_slots, config.train.slot_size)
+    indices = batch_indices(world.own_microbatches, config.train.microbatch_size)
     first, second = ArraySource().batches((step, indices) for step in range(2))
-    trainer.learner.step(0, trainer._slots(0, first))
+    trainer.learner.step(0, trainer._microbatches(0, first))
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        launched = trainer.learner.launch(1, trainer._slots(1, second))
+        launched = trainer.learner.launch(1, trainer._microbatches(1, second))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert trainer.learner.settle(launched).loss > 0
 
 
 def test_a_run_of_the_loop_takes_the_steps_of_one_at_a_time() -> None:
-    """Crops of the next step are made while the device works: nothing it still reads is written over."""
+    """CropGroup of the next step are made while the device works: nothing it still reads is written over."""
     config = tiny_config(num_steps=6)
     apart, learner = steps(config, "cuda", 6)
-    trainer = Trainer(config, World(config.train.num_slots, device=torch.device("cuda")), RunLog("gpu"))
+    trainer = Trainer(
+        config, World(config.train.num_microbatches, device=torch.device("cuda")), RunLog("gpu")
+    )
     ahead = [result.loss for _, result in trainer._steps(ArraySource(), range(6), str)]
     assert ahead == pytest.approx([result.loss for result in apart], rel=1e-5)
     assert distance(trainer.learner, learner) < 1e-5
@@ -141,13 +143,13 @@ def test_a_run_of_the_loop_takes_the_steps_of_one_at_a_time() -> None:
 def test_a_snapshot_is_the_state_in_pinned_memory_and_stays_as_it_was() -> None:
     config = tiny_config(num_steps=4)
     _, learner = steps(config, "cuda", 2)
-    snapshot = take_snapshot(learner, 2, None)
+    snapshot = copy_state(learner, 2, None)
     expected = {name: value.cpu().clone() for name, value in flat_parts(learner).items()}
     trainer = Trainer(config, learner.world, RunLog("gpu"))
     trainer.learner = learner
-    indices = batch_indices(learner.world.own_slots, config.train.slot_size)
+    indices = batch_indices(learner.world.own_microbatches, config.train.microbatch_size)
     for step, batch in enumerate(ArraySource().batches((t, indices) for t in range(2, 4)), 2):
-        learner.step(step, trainer._slots(step, batch))
+        learner.step(step, trainer._microbatches(step, batch))
     kept = {f"{part}/{name}": v for part, tensors in snapshot.parts.items() for name, v in tensors.items()}
     assert kept.keys() == expected.keys()
     assert all(value.is_pinned() and torch.equal(value, expected[name]) for name, value in kept.items())

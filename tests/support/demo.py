@@ -15,7 +15,7 @@ from typing import Any
 
 # A pipeline of seconds: enough steps for two exports, few patches everywhere.
 TINY = (
-    "train.num_steps=6", "train.batch_size=8", "train.num_slots=4", "train.export_every_steps=3",
+    "train.num_steps=6", "train.batch_size=8", "train.num_microbatches=4", "train.export_every_steps=3",
     "train.checkpoint_every_steps=2", "train.log_every_steps=1",
     "train.optimizer.warmup_steps=2", "train.optimizer.freeze_last_layer_steps=1",
     "augment.num_local=2", "patches.heldout.num_patches=24",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eosin.config import RunConfig
 from eosin.models.network import Network, build_network
-from eosin.training.engine.slots import Slot
+from eosin.training.engine.microbatch import Microbatch
 
 FOLDER = Path(__file__).parents[1] / "data" / "golden"
 VALUES: dict[str, Any] = json.loads((FOLDER / "values.json").read_text())
@@ -22,7 +22,7 @@ def tensors(name: str) -> dict[str, Tensor]:
     return load_file(FOLDER / f"{name}.safetensors")
 
 
-def step_config(name: str, num_slots: int = 1) -> RunConfig:
+def step_config(name: str, num_microbatches: int = 1) -> RunConfig:
     """Our configuration of the reference's step `name`."""
     golden = VALUES["steps"][name]["config"]
     registers = (
@@ -45,7 +45,7 @@ def step_config(name: str, num_slots: int = 1) -> RunConfig:
             "train": {
                 "num_steps": 1,
                 "batch_size": golden["images"],
-                "num_slots": num_slots,
+                "num_microbatches": num_microbatches,
                 "precision": "float32",
                 "dino": {
                     "centering": "sinkhorn" if golden["centering"] == "sinkhorn_knopp" else "softmax",
@@ -83,15 +83,15 @@ def network(config: RunConfig, golden: dict[str, Tensor], which: str) -> Network
     return built
 
 
-def slots(golden: dict[str, Tensor], num_slots: int) -> dict[int, Slot]:
-    """The reference's batch, cut into `num_slots` slots of consecutive images."""
+def microbatches(golden: dict[str, Tensor], num_microbatches: int) -> dict[int, Microbatch]:
+    """The reference's batch, cut into `num_microbatches` microbatches of consecutive images."""
     global_crops = golden["global_crops"].unflatten(0, (2, -1))
     local_crops = golden["local_crops"].unflatten(0, (3, -1))
     masks = golden["masks"].bool().unflatten(0, (2, -1))
-    size = global_crops.shape[1] // num_slots
-    cut = [slice(i * size, (i + 1) * size) for i in range(num_slots)]
+    size = global_crops.shape[1] // num_microbatches
+    cut = [slice(i * size, (i + 1) * size) for i in range(num_microbatches)]
     return {
-        i: Slot(global_crops[:, rows], local_crops[:, rows], masks[:, rows].flatten(0, 1))
+        i: Microbatch(global_crops[:, rows], local_crops[:, rows], masks[:, rows].flatten(0, 1))
         for i, rows in enumerate(cut)
     }
 

@@ -20,7 +20,7 @@ from eosin.models.arch import import_timm
 from eosin.observability import RunLog
 from eosin.storage import open_store
 from eosin.training.checkpoints.checkpoint import load_part, save_checkpoint, save_share
-from eosin.training.checkpoints.share import take_share
+from eosin.training.checkpoints.state import take_share
 from eosin.training.loop import Trainer
 from eosin.training.world import World
 from tests.support.training_run import STEP_DELAY_S, ArraySource, poison
@@ -39,7 +39,7 @@ class Leg:
     parallel: str = ""
     """ddp or fsdp; empty: as the configuration says."""
     slow_rank: int | None = None
-    """A rank whose every slot takes 150 ms more."""
+    """A rank whose every microbatch takes 150 ms more."""
 
 
 def in_ranks(function: Callable[..., None], num_ranks: int, *arguments: object) -> None:
@@ -105,7 +105,7 @@ def _train_leg(rank: int, num_ranks: int, leg: Leg, config: RunConfig, folder: P
     if rank == leg.slow_rank:
         os.environ[STEP_DELAY_S] = "0.15"
         poison()
-    world = World(config.train.num_slots, rank, num_ranks, config.train.deterministic)
+    world = World(config.train.num_microbatches, rank, num_ranks, config.train.deterministic)
     store = open_store(str(folder))
     trainer = Trainer(config, world, RunLog("test"))
     start = trainer.resume(store)

@@ -53,7 +53,7 @@ def patch(step: int, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def tiny_config(**train: Any) -> RunConfig:
-    """A ViT of 3 blocks and 32 features; 8 micro-batches of 2 patches."""
+    """A ViT of 3 blocks and 32 features; 8 microbatches of 2 patches."""
     optimizer = {"lr": 4e-3, "warmup_steps": 3, "freeze_last_layer_steps": 2, **train.pop("optimizer", {})}
     elastic = {"shutdown_timeout_s": 10, "keep_alive_interval_s": 1, **train.pop("elastic", {})}
     model = {
@@ -71,7 +71,7 @@ def tiny_config(**train: Any) -> RunConfig:
             "augment": {"global_px": 16, "local_px": 8, "num_local": 3},
             "model": model,
             "train": {
-                "num_steps": 20, "batch_size": 16, "num_slots": 8, "precision": "float32",
+                "num_steps": 20, "batch_size": 16, "num_microbatches": 8, "precision": "float32",
                 "checkpoint_every_steps": 5, "export_every_steps": 10, "log_every_steps": 5,
                 "snapshot_every_steps": 1, "optimizer": optimizer, "elastic": elastic, **train,
             },
@@ -100,18 +100,18 @@ def poison() -> None:
     """Make one step's crops infinite, or every step slow, where the test's environment says so."""
     import time
 
-    from eosin.training.engine.slots import Slot, SlotMaker
+    from eosin.training.engine.microbatch import Microbatch, MicrobatchMaker
 
     poisoned, delay_s = os.environ.get(POISONED_STEP), float(os.environ.get(STEP_DELAY_S, "0"))
-    make = SlotMaker.make
+    make = MicrobatchMaker.make
 
-    def slowed(self: SlotMaker, step: int, slot: int, *crops: Any) -> Slot:
+    def slowed(self: MicrobatchMaker, step: int, microbatch: int, *crops: Any) -> Microbatch:
         time.sleep(delay_s)
-        if poisoned == str(step) and slot == 5:
+        if poisoned == str(step) and microbatch == 5:
             crops[0].fill_(float("inf"))
-        return make(self, step, slot, *crops)
+        return make(self, step, microbatch, *crops)
 
-    SlotMaker.make = slowed  # type: ignore[method-assign, assignment]  # a slower one of this test
+    MicrobatchMaker.make = slowed  # type: ignore[method-assign, assignment]  # a slower one of this test
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tests.support.training_run import begin, tiny_config
             {"parallel": "fsdp"},
             r"÷ 2 ranks \+ .* gathered",
         ),
-        ({}, {"batch_size": 8}, "batch_size 8 ÷ num_slots 8 = 1"),
+        ({}, {"batch_size": 8}, "batch_size 8 ÷ num_microbatches 8 = 1"),
     ],
 )
 def test_with_the_arithmetic(

@@ -99,10 +99,12 @@ def _check_slots(config: RunConfig) -> None:
     most_workers = sum(
         pool.max_nodes * commands.workers_per_node(config, pool) for pool in config.cluster.pools
     )
-    if config.train.num_slots < most_workers:
+    if config.train.num_microbatches < most_workers:
         raise UserError(
-            f"{most_workers} workers share only {config.train.num_slots} micro-batches: some would idle",
-            hint=f"set train.num_slots to at least {most_workers} (four a worker is wise), or fewer nodes",
+            f"{most_workers} workers share only {config.train.num_microbatches} microbatches: some would"
+            " idle",
+            hint=f"set train.num_microbatches to at least {most_workers} (four a worker is wise), or fewer"
+            " nodes",
         )
 
 

@@ -41,7 +41,7 @@ class IbotConfig(Section):
 
 
 class KoLeoConfig(Section):
-    """Entropy of the class-token features of a micro-batch by the distance to the nearest neighbour."""
+    """Entropy of the class-token features of a microbatch by the distance to the nearest neighbour."""
 
     weight: float = Field(default=0.1, ge=0)
     """Of the term in the loss, with dinov2; 0 switches it off."""
@@ -132,9 +132,10 @@ class ElasticConfig(Section):
     memory_snapshots: Switch = "auto"
     """Keep each snapshot in shared memory, where a lost process leaves it. auto: where there is room;
     on: refuse to train without."""
-    deal: Literal["speed", "even"] = "speed"
-    """Deal micro-batches to ranks by their measured speed, or evenly. Sharded parameters need even ones."""
-    deal_every_steps: int = Field(default=500, ge=1)
+    load_balance: Literal["speed", "even"] = "speed"
+    """Share microbatches out by the measured speed of the ranks, or evenly. Sharded parameters need even
+    shares."""
+    load_balance_every_steps: int = Field(default=500, ge=1)
     """Look at the ranks' speed so often, and once soon after every start."""
 
 
@@ -145,15 +146,15 @@ class TrainConfig(Section):
     """Steps of the whole training; every schedule ends there."""
     batch_size: int = Field(default=1024, ge=1)
     """Patches a step over all workers; never depends on their number."""
-    num_slots: int = Field(default=32, ge=1)
-    """Micro-batches the batch is cut into, whatever the world size; at least four a rank is wise."""
+    num_microbatches: int = Field(default=32, ge=1)
+    """Microbatches the batch is cut into, whatever the world size; at least four a rank is wise."""
     precision: Literal["float32", "bf16"] = "bf16"
     """Of matrix products (autocast); weights, losses and gradients stay float32."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """ddp: student, teacher and optimizer whole on every worker; fsdp: sharded over them (FSDP2), for
     models that do not fit. Changing it does not change the result."""
     deterministic: bool = False
-    """Sum slot gradients in slot order, so that any world size gives the same bits."""
+    """Sum microbatch gradients in microbatch order, so that any world size gives the same bits."""
     pack: Switch = "auto"
     """Take global and local crops through the blocks as one sequence. auto: on a GPU, and where blocks are
     gathered from shards; on a CPU, larger operations gain nothing and the copies cost."""
@@ -218,17 +219,17 @@ class TrainConfig(Section):
         return 2 * self.optimizer.warmup_steps if grace is None else grace
 
     @property
-    def slot_size(self) -> int:
-        """Patches of one micro-batch."""
-        return self.batch_size // self.num_slots
+    def microbatch_size(self) -> int:
+        """Patches of one microbatch."""
+        return self.batch_size // self.num_microbatches
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        if self.batch_size % self.num_slots:
+        if self.batch_size % self.num_microbatches:
             raise ValueError(
-                f"batch_size {self.batch_size} is not divisible by num_slots {self.num_slots}: "
-                f"{self.batch_size} = {self.num_slots} × {self.batch_size // self.num_slots}"
-                f" + {self.batch_size % self.num_slots}"
+                f"batch_size {self.batch_size} is not divisible by num_microbatches {self.num_microbatches}: "
+                f"{self.batch_size} = {self.num_microbatches} × {self.batch_size // self.num_microbatches}"
+                f" + {self.batch_size % self.num_microbatches}"
             )
         peak = self.optimizer.lr * (self.batch_size / 1024) ** 0.5
         if self.optimizer.min_lr > peak:

@@ -1,4 +1,4 @@
-"""Where a slide is out of focus, read off the sizes of its compressed tiles.
+"""Out-of-focus areas of a slide, read off the sizes of its compressed tiles.
 
 A lossy codec spends its bytes on detail, and blur has none: tiles of the finest level out of focus are
 several times smaller than others of the same tissue. Their sizes are in the tile table already, so this

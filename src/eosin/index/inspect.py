@@ -1,4 +1,4 @@
-"""What an index holds, and what is wrong with which slide, for a person or as JSON."""
+"""Inspection of an index: what it holds, and what is wrong with which slide, for a person or as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Problem:
+class SlideProblem:
     """A slide that is not used, or of which something must be known."""
 
     slide: str
@@ -51,7 +51,7 @@ class Inspection:
     num_patients: int
     copies: tuple[tuple[str, ...], ...]
     """Slides that show the same under several names; they are kept on one side of the held-out split."""
-    problems: tuple[Problem, ...]
+    problems: tuple[SlideProblem, ...]
 
     def __str__(self) -> str:
         lines = [
@@ -169,7 +169,7 @@ def _inspect(uri: str, snapshot: Snapshot) -> Inspection:
         cohorts=_by_count(row.cohort for row in usable if row.cohort),
         num_patients=len({row.patient for row in usable} - {""}),
         copies=tuple(copies(usable)),
-        problems=tuple(Problem(row.slide, row.status, row.detail)
+        problems=tuple(SlideProblem(row.slide, row.status, row.detail)
                        for row in rows if row.status != OK or row.detail),
     )  # fmt: skip
 

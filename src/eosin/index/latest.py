@@ -1,4 +1,4 @@
-"""The one moving object of an index: which snapshot is the newest."""
+"""The pointer to the newest snapshot: the one moving object of an index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in the slides' folder, and which objects make up a slide."""
+"""Listing of the slides' folder, and which objects make up a slide."""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ class MaskFile:
         return replace(mask, packed=bits)
 
     def read(self, start: int, num_bytes: int) -> bytes:
+        """The bytes of one mask."""
         assert self._file is not None
         return os.pread(self._file.fileno(), num_bytes, start)
 

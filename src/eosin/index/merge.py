@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from eosin.errors import UserError
-from eosin.index.rows import Rows, SlideRow, load_rows
+from eosin.index.rows import SlideRow, SlideRows, load_rows
 from eosin.storage import Store
 
 
@@ -20,7 +20,7 @@ class MergedRows:
 
     def __init__(self, store: Store, keys: Sequence[str], num_held: int) -> None:
         self._store, self._num_held = store, num_held
-        self._held: OrderedDict[str, Rows] = OrderedDict()
+        self._held: OrderedDict[str, SlideRows] = OrderedDict()
         self._order = sorted(
             (slide, key, i)
             for key in keys
@@ -33,14 +33,14 @@ class MergedRows:
     def __iter__(self) -> Iterator[SlideRow]:
         return (self._part(key)[i] for _, key, i in self._order)
 
-    def _part(self, key: str) -> Rows:
+    def _part(self, key: str) -> SlideRows:
         rows = self._held.pop(key, None) or self._read(key)
         self._held[key] = rows
         while len(self._held) > self._num_held:
             self._held.popitem(last=False)
         return rows
 
-    def _read(self, key: str) -> Rows:
+    def _read(self, key: str) -> SlideRows:
         rows = load_rows(self._store, key)
         if rows is None:
             raise UserError(

@@ -1,4 +1,4 @@
-"""What a person knows of slides that their headers do not say: a CSV keyed by `slide`."""
+"""Overrides: what a person knows of slides that their headers do not say, a CSV keyed by `slide`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole slide, small: the pixels the tissue mask and the thumbnail are made of."""
+"""Overview of a slide: the pixels that the tissue mask and the thumbnail are made of."""
 
 from __future__ import annotations
 

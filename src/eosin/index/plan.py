@@ -1,4 +1,4 @@
-"""What a scan is: the listing, the overrides and the settings that together name it."""
+"""The scan plan: the listing, the overrides and the settings that together name a scan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of the newest snapshot that need not be made again."""
+"""Reuse of rows of the newest snapshot that need not be made again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from eosin.index.latest import load_manifest, read_latest
 from eosin.index.listing import Unit
 from eosin.index.plan import ScanPlan
 from eosin.index.read_slide import INDEXER_VERSION, reuse_digest, slide_digest, with_override
-from eosin.index.rows import FLEETING, Rows, SlideRow
+from eosin.index.rows import FLEETING, SlideRow, SlideRows
 from eosin.index.snapshot_rows import load_snapshot_rows
 from eosin.index.tissue_model import model_digest
 from eosin.storage import NotFound, ObjectInfo, Store
@@ -17,7 +17,7 @@ from eosin.storage import NotFound, ObjectInfo, Store
 class PreviousRows:
     """The newest snapshot's rows, by the objects they were made of; each is made when it is asked for."""
 
-    def __init__(self, rows: Rows | None) -> None:
+    def __init__(self, rows: SlideRows | None) -> None:
         self._rows = rows
         self._by_object: dict[str, int] = {}
         for i, objects in enumerate(rows.column("objects") if rows is not None else ()):

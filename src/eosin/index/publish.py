@@ -1,4 +1,4 @@
-"""Merge the shards of a scan into one immutable snapshot."""
+"""Publishing of a snapshot: the shards of a scan merged into one immutable table."""
 
 from __future__ import annotations
 

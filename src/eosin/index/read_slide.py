@@ -1,4 +1,4 @@
-"""One slide to one row: header, a tile of every level decoded, tissue, thumbnail."""
+"""Reading of one slide into its row: header, a tile of every level decoded, tissue, thumbnail."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NO_OVERRIDE = Override()
 
 
 @dataclass(frozen=True)
-class Reading:
+class ScanContext:
     """What reading a slide needs: where it lies, where its tables go, and how tissue is found."""
 
     slides: Store
@@ -56,7 +56,7 @@ class _Made:
     """JPEG."""
 
 
-def read_slide(reading: Reading, objects: Sequence[ObjectInfo], override: Override | None) -> SlideRow:
+def read_slide(context: ScanContext, objects: Sequence[ObjectInfo], override: Override | None) -> SlideRow:
     """The row of the slide that `objects` make up. Publishes its tile table and thumbnail.
 
     A slide that cannot be read is a row with its reason. Raises only what concerns the store:
@@ -64,11 +64,11 @@ def read_slide(reading: Reading, objects: Sequence[ObjectInfo], override: Overri
     """
     stored = tuple(SlideObject(each.key, each.etag, each.size_bytes) for each in objects)
     override = override or _NO_OVERRIDE
-    bare = _bare_row(reading, stored, override)
+    bare = _bare_row(context, stored, override)
     made: _Made | None = None
     try:
-        with opened(reading.slides, objects, stage_dir=reading.stage_dir) as slide:
-            row, made = _examined(reading, _with_header(bare, slide.header, override), slide)
+        with opened(context.slides, objects, stage_dir=context.stage_dir) as slide:
+            row, made = _examined(context, _with_header(bare, slide.header, override), slide)
     except SlideError as error:
         row = replace(bare, read_status=error.reason, read_detail=_readable(error.message))
     except AccessDenied as error:
@@ -79,7 +79,7 @@ def read_slide(reading: Reading, objects: Sequence[ObjectInfo], override: Overri
         detail = _readable(f"{type(error).__name__}: {error}")
         row = replace(bare, read_status="unreadable", read_detail=detail)
     if made is not None:  # not above: a store that refuses to be written to is no slide's fault
-        _publish(reading, row.digest, made)
+        _publish(context, row.digest, made)
     return with_override(row, override)
 
 
@@ -117,13 +117,13 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _bare_row(reading: Reading, stored: tuple[SlideObject, ...], override: Override) -> SlideRow:
-    digest = slide_digest(reading.slides.uri, stored)
+def _bare_row(context: ScanContext, stored: tuple[SlideObject, ...], override: Override) -> SlideRow:
+    digest = slide_digest(context.slides.uri, stored)
     header = SlideHeader(stored, "", "", (), None, None)
     return SlideRow(
         slide=min(each.key for each in stored) if len(stored) > 1 and _is_series(stored) else stored[0].key,
         status="", detail="", header=header, digest=digest,
-        reuse_digest=reuse_digest(digest, reading.config, override, reading.model_digest),
+        reuse_digest=reuse_digest(digest, context.config, override, context.model_digest),
     )  # fmt: skip
 
 
@@ -141,23 +141,23 @@ def _with_header(row: SlideRow, header: SlideHeader, override: Override) -> Slid
     return replace(row, header=replace(header, objects=header.objects + others), mpp_source=source)
 
 
-def _examined(reading: Reading, row: SlideRow, slide: OpenedSlide) -> tuple[SlideRow, _Made | None]:
+def _examined(context: ScanContext, row: SlideRow, slide: OpenedSlide) -> tuple[SlideRow, _Made | None]:
     """The row with its status, after decoding what the index needs to see, and what is published with it."""
     header = row.header
     if header.mpp_x is None or header.mpp_y is None:
         detail = "neither header nor overrides give its µm a pixel"
         return replace(row, read_status="no-mpp", read_detail=detail), None
-    if max(header.mpp_x, header.mpp_y) > reading.config.max_mpp:
+    if max(header.mpp_x, header.mpp_y) > context.config.max_mpp:
         detail = f"its finest level has {max(header.mpp_x, header.mpp_y):.4g} µm a pixel, more than"
-        detail = f"{detail} {reading.config.max_mpp:g}"
+        detail = f"{detail} {context.config.max_mpp:g}"
         return replace(row, read_status="too-coarse", read_detail=detail), None
     try:
-        overview, content, focus = _seen(reading, header, slide)
+        overview, content, focus = _seen(context, header, slide)
     except SlideError as error:
         return replace(row, read_status=error.reason, read_detail=error.message), None
     tissue = detect_tissue(
-        overview, header.mpp_x, header.mpp_y, reading.config.tissue,
-        model=reading.model, focus=focus,
+        overview, header.mpp_x, header.mpp_y, context.config.tissue,
+        model=context.model, focus=focus,
     )  # fmt: skip
     tissue_mm2 = tissue.area * header.mpp_x * header.mpp_y / 1e6
     status = OK if tissue_mm2 > 0 else "no-tissue"
@@ -168,14 +168,16 @@ def _examined(reading: Reading, row: SlideRow, slide: OpenedSlide) -> tuple[Slid
     return row, _Made(slide.tiles, encode_thumbnail(overview.pixels))
 
 
-def _seen(reading: Reading, header: SlideHeader, slide: OpenedSlide) -> tuple[Overview, str, Focus | None]:
+def _seen(
+    context: ScanContext, header: SlideHeader, slide: OpenedSlide
+) -> tuple[Overview, str, Focus | None]:
     """The overview, the digest of what is on the slide, and what tells its focus. Raises `SlideError`."""
-    mpp = reading.config.tissue.mpp
+    mpp = context.config.tissue.mpp
     if slide.local is not None:
         overview = read_local_overview(slide.local, header, mpp)
         return overview, content_digest(header, [overview.pixels.tobytes()]), None
-    largest = check_levels(reading.slides, header, slide.tiles)
-    overview = read_overview(reading.slides, header, slide.tiles, mpp)
+    largest = check_levels(context.slides, header, slide.tiles)
+    overview = read_overview(context.slides, header, slide.tiles, mpp)
     content = content_digest(header, [slide.tiles["size_bytes"].tobytes(), *largest])
     return overview, content, focus_of(header, slide.tiles, largest)
 
@@ -218,10 +220,10 @@ def content_digest(header: SlideHeader, parts: Iterable[bytes]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _publish(reading: Reading, digest: str, made: _Made) -> None:
+def _publish(context: ScanContext, digest: str, made: _Made) -> None:
     if len(made.tiles):
-        reading.index.put(IndexLayout.tiles(digest), made.tiles.tobytes())
-    reading.index.put(IndexLayout.thumbnail(digest), made.thumbnail)
+        context.index.put(IndexLayout.tiles(digest), made.tiles.tobytes())
+    context.index.put(IndexLayout.thumbnail(digest), made.thumbnail)
 
 
 def encode_thumbnail(pixels: npt.NDArray[np.uint8]) -> bytes:

@@ -59,6 +59,7 @@ class SlideRow:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of all its objects."""
         return sum(each.size_bytes for each in self.header.objects)
 
 
@@ -107,7 +108,7 @@ def write_rows(rows: Iterable[SlideRow], file: BinaryIO) -> None:
             writer.write_table(pa.Table.from_pylist([_to_record(row) for row in group], schema=SCHEMA))
 
 
-def load_rows(store: Store, key: str) -> Rows | None:
+def load_rows(store: Store, key: str) -> SlideRows | None:
     """Published rows, or None where they are not there."""
     try:
         return decode_rows(store.get(key), source=f"{store.uri}/{key}")
@@ -115,7 +116,7 @@ def load_rows(store: Store, key: str) -> Rows | None:
         return None
 
 
-class Rows(Sequence[SlideRow]):
+class SlideRows(Sequence[SlideRow]):
     """Rows of a Parquet table, made on first use; what is never asked for stays compact."""
 
     def __init__(self, table: pa.Table, masks: Sequence[TissueMask | None] | None = None) -> None:
@@ -173,26 +174,24 @@ class Rows(Sequence[SlideRow]):
         return [_from_record(*each) for each in zip(records, masks, strict=True)]
 
 
-def decode_rows(data: bytes, *, source: str) -> Rows:
+def decode_rows(data: bytes, *, source: str) -> SlideRows:
     """The rows in Parquet bytes. Raises `PermanentError` naming `source` where they are not rows."""
     try:
-        return Rows(conformed(read_table(data)))
+        return SlideRows(conformed(read_table(data)))
     except (pa.ArrowException, OSError) as error:
         raise PermanentError(f"{source} does not hold index rows: {error}", hint="index again") from error
 
 
 def conformed(part: pa.Table) -> pa.Table:
-    """With all columns of today; those that an older indexer did not write hold nulls.
+    """The columns of `SCHEMA`, in order.
 
-    Raises `pyarrow.ArrowInvalid` where a column is not of its kind.
+    Raises `pyarrow.ArrowInvalid` where one lacks or is not of its kind.
     """
-    found = {name: part.column(name) for name in part.column_names}
     for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
-        column = found.setdefault(name, pa.nulls(len(part), kind))
-        if not column.type.equals(kind):
-            raise pa.ArrowInvalid(f"column {name} holds {column.type}, not {kind}")
-    columns = [found[name] for name in SCHEMA.names]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+        found = part.schema.field(name).type if name in part.schema.names else None
+        if found != kind:
+            raise pa.ArrowInvalid(f"column {name} holds {found}, not {kind}")
+    return part.select(SCHEMA.names)
 
 
 def _to_record(row: SlideRow) -> dict[str, Any]:
@@ -232,8 +231,7 @@ def _views(values: pa.BinaryArray) -> list[memoryview]:
 
 
 def _from_record(record: dict[str, Any], tissue: TissueMask | None) -> SlideRow:
-    # Snapshots of older indexers lack the newest columns.
-    values = {**record, "content": record["content"] or ""}
+    values = dict(record)
     header = SlideHeader(
         objects=tuple(SlideObject(**each) for each in values.pop("objects")),
         levels=tuple(Level(**each) for each in values.pop("levels")),

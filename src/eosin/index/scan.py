@@ -1,4 +1,4 @@
-"""Scan one shard of the slides, and publish its rows whole."""
+"""The scan of one shard of the slides, its rows published whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eosin.errors import UserError
 from eosin.index.listing import Unit, in_shard
 from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.previous import PreviousRows, load_previous
-from eosin.index.read_slide import Reading, read_slide
+from eosin.index.read_slide import ScanContext, read_slide
 from eosin.index.rows import FLEETING, OK, SlideRow, encode_rows, load_rows
 from eosin.index.series import divided, split_series
 from eosin.index.tissue_model import load_tissue_model, model_digest
@@ -89,11 +89,11 @@ def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: R
     previous = load_previous(plan.index)
     every = divided(plan, previous, config.index.slides_in_flight)
     units = [unit for unit in every if in_shard(unit, shard, num_shards)]
-    reading = Reading(
+    context = ScanContext(
         plan.slides, plan.index, config.index, config.patches.stage_dir,
         load_tissue_model(config.index.tissue.onnx, plan.tissue_model), model_digest(plan.tissue_model),
     )  # fmt: skip
-    progress = _Progress(log, len(units))
+    progress = _ScanProgress(log, len(units))
     starts = range(0, len(units), _UNITS_A_PART)
     with ThreadPoolExecutor(config.index.slides_in_flight, "scan") as pool:
         for number, start in enumerate(starts):
@@ -102,13 +102,13 @@ def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: R
             rows: Sequence[SlideRow] | None = load_rows(plan.index, key)
             if rows is None or has_fleeting(rows):
                 rows = _flat(
-                    pool.map(lambda unit: _rows_of(reading, plan, previous, unit, progress, log), part)
+                    pool.map(lambda unit: _rows_of(context, plan, previous, unit, progress, log), part)
                 )
                 plan.index.put(key, encode_rows(rows))
             else:
                 progress.add(len(part), rows)
             progress.count(rows)
-            _refuse_a_wall(reading, progress, rows)
+            _refuse_a_wall(context, progress, rows)
     return progress.result(len(starts))
 
 
@@ -117,12 +117,12 @@ def has_fleeting(rows: Iterable[SlideRow]) -> bool:
     return any(row.read_status in FLEETING for row in rows)
 
 
-def _refuse_a_wall(reading: Reading, progress: _Progress, rows: Sequence[SlideRow]) -> None:
+def _refuse_a_wall(context: ScanContext, progress: _ScanProgress, rows: Sequence[SlideRow]) -> None:
     """One slide that may not be read is its own affair; where none of many may, the credentials are wrong."""
     num_read = sum(progress.read_statuses.values())
     if num_read >= _UNITS_A_PART and progress.read_statuses["denied"] == num_read:
         raise UserError(
-            f"none of {num_read} slides in {reading.slides.uri} may be read: {rows[0].read_detail}",
+            f"none of {num_read} slides in {context.slides.uri} may be read: {rows[0].read_detail}",
             hint="give the credentials in use the right to read (s3:GetObject) under this prefix",
         )
 
@@ -132,13 +132,18 @@ def _flat(parts: Iterable[list[SlideRow]]) -> list[SlideRow]:
 
 
 def _rows_of(
-    reading: Reading, plan: ScanPlan, previous: PreviousRows, unit: Unit, progress: _Progress, log: RunLog
+    context: ScanContext,
+    plan: ScanPlan,
+    previous: PreviousRows,
+    unit: Unit,
+    progress: _ScanProgress,
+    log: RunLog,
 ) -> list[SlideRow]:
-    rows = previous.reusable(plan, reading.config, unit)
+    rows = previous.reusable(plan, context.config, unit)
     if rows is None:
         whole = unit.kind != "dicom-folder"
-        groups = [unit.objects] if whole else split_series(reading.slides, unit.objects)
-        rows = [read_slide(reading, group, plan.override(group)) for group in groups]
+        groups = [unit.objects] if whole else split_series(context.slides, unit.objects)
+        rows = [read_slide(context, group, plan.override(group)) for group in groups]
         for row in rows:
             if row.status != OK:
                 log.event("slide-not-used", slide=row.slide, status=row.status, detail=row.detail)
@@ -146,7 +151,7 @@ def _rows_of(
     return rows
 
 
-class _Progress:
+class _ScanProgress:
     """Thread-safe count of what is done, reported every few seconds and at the end."""
 
     def __init__(self, log: RunLog, total: int) -> None:

@@ -1,4 +1,4 @@
-"""A contact sheet: every slide small, with the outline of its tissue, on one page for a person to judge."""
+"""Contact sheet of slides: each one small, with the outline of its tissue, on one page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SheetResult:
 
 
 @dataclass(frozen=True)
-class Cell:
+class SheetCell:
     """One slide of the page; `picture` is a data URI, empty where there is none."""
 
     slide: str
@@ -104,18 +104,18 @@ def _sample(indices: Sequence[int], most: int) -> list[int]:
     return [indices[i * len(indices) // num] for i in range(num)]
 
 
-def _cells(snapshot: Snapshot, shown: Sequence[int], side_px: int) -> Iterator[Cell]:
+def _cells(snapshot: Snapshot, shown: Sequence[int], side_px: int) -> Iterator[SheetCell]:
     with ThreadPoolExecutor(_AT_ONCE, "sheet") as pool:
         for start in range(0, len(shown), _ROWS_AHEAD):
             rows = [snapshot.rows[i] for i in shown[start : start + _ROWS_AHEAD]]
             yield from pool.map(partial(_cell, snapshot, side_px), rows)
 
 
-def _cell(snapshot: Snapshot, side_px: int, row: SlideRow) -> Cell:
+def _cell(snapshot: Snapshot, side_px: int, row: SlideRow) -> SheetCell:
     jpeg = load_thumbnail(snapshot, row, side_px, _QUALITY)
     picture = "" if jpeg is None else "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
     status = "" if row.status == OK else row.status
-    return Cell(row.slide, status, row.detail, picture, tissue_share(row), row.header.mpp_x)
+    return SheetCell(row.slide, status, row.detail, picture, tissue_share(row), row.header.mpp_x)
 
 
 def _template() -> Template:

@@ -9,7 +9,7 @@ import numpy as np
 
 from eosin.errors import PermanentError, UserError
 from eosin.index.latest import load_manifest, read_latest
-from eosin.index.rows import OK, Rows, SlideRow
+from eosin.index.rows import OK, SlideRow, SlideRows
 from eosin.index.snapshot_rows import load_snapshot_rows
 from eosin.layout import IndexLayout
 from eosin.records import SnapshotManifest
@@ -22,13 +22,14 @@ class Snapshot:
     """Rows of every slide, sorted by slide; tile tables are read level by level on request."""
 
     manifest: SnapshotManifest
-    rows: Rows
+    rows: SlideRows
     usable: Sequence[int]
     """Indices of the rows with status `ok`."""
     store: Store
 
     @property
     def slides_uri(self) -> str:
+        """The folder that the keys of the rows are relative to."""
         return self.manifest.slides_uri
 
     def load_tiles(self, row: SlideRow, level: int) -> TileTable:

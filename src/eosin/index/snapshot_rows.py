@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 
 from eosin.errors import PermanentError
 from eosin.index.mask_file import MaskFile
-from eosin.index.rows import ROWS_AT_ONCE, SCHEMA, Rows, conformed, masks_of
+from eosin.index.rows import ROWS_AT_ONCE, SCHEMA, SlideRows, conformed, masks_of
 from eosin.index.tissue_mask import TissueMask
 from eosin.layout import IndexLayout
 from eosin.records import SnapshotManifest
 from eosin.storage import Store
 
 
-def load_snapshot_rows(store: Store, manifest: SnapshotManifest) -> Rows:
+def load_snapshot_rows(store: Store, manifest: SnapshotManifest) -> SlideRows:
     """The rows that `manifest` names. Raises `NotFound`, `PermanentError` where they are damaged."""
     key = IndexLayout.snapshot_rows(manifest.snapshot_id)
     with tempfile.TemporaryDirectory(prefix="eosin-snapshot-") as folder:
@@ -31,7 +31,7 @@ def load_snapshot_rows(store: Store, manifest: SnapshotManifest) -> Rows:
         return read_rows(path, source=f"{store.uri}/{key}")
 
 
-def read_rows(path: Path, *, source: str) -> Rows:
+def read_rows(path: Path, *, source: str) -> SlideRows:
     """As `decode_rows`, of a local file: 512 masks in memory at a time.
 
     Raises `PermanentError` naming `source` where it does not hold rows.
@@ -49,4 +49,4 @@ def read_rows(path: Path, *, source: str) -> Rows:
                 pa.default_memory_pool().release_unused()  # else the room of all masks is kept
     except (pa.ArrowException, OSError) as error:
         raise PermanentError(f"{source} does not hold index rows: {error}", hint="index again") from error
-    return Rows(pa.concat_tables(parts), masks)
+    return SlideRows(pa.concat_tables(parts), masks)

@@ -1,4 +1,4 @@
-"""Which slides are kept from training: by patient, by a stable hash, whatever else is in the snapshot."""
+"""The held-out split: by patient, by a stable hash, whatever else is in the snapshot."""
 
 from __future__ import annotations
 

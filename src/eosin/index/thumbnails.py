@@ -1,4 +1,4 @@
-"""Small pictures of slides: published by the index, shown with the outline of the tissue mask."""
+"""Thumbnails of slides: published by the index, shown with the outline of the tissue mask."""
 
 from __future__ import annotations
 

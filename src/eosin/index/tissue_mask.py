@@ -1,4 +1,4 @@
-"""Where the tissue is: a bit a mask pixel, and the foreground share of any box in constant time."""
+"""The tissue mask: a bit a mask pixel, and the foreground share of any box in constant time."""
 
 from __future__ import annotations
 

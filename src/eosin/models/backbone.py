@@ -16,7 +16,7 @@ from eosin.models.compiling import compiled
 from eosin.models.drop_path import KEEP_ALL, DropPath, Layout, pack_drops
 
 
-class Crops(NamedTuple):
+class CropGroup(NamedTuple):
     """Crops of one size. `images`: [n, 3, H, W]; `masks`: bool [n, patches], row-major, True where the
     mask token stands in the patch's place; `wanted`: only so many tokens of each are asked for, the class
     token first (None: all), so that the last MLP need not run on the others."""
@@ -44,14 +44,17 @@ class Backbone(nn.Module):
 
     @property
     def num_features(self) -> int:
+        """Width of a token."""
         return int(self.vit.num_features)
 
     @property
     def depth(self) -> int:
+        """Number of blocks."""
         return len(self.vit.blocks)
 
     @property
     def patch_size(self) -> int:
+        """Side of a patch, px."""
         return patch_size_of(self.vit)
 
     @property
@@ -60,15 +63,15 @@ class Backbone(nn.Module):
         return int(self.vit.num_prefix_tokens)
 
     def forward(
-        self, images: Tensor | Sequence[Crops], masks: Tensor | None = None, drop: DropPath = KEEP_ALL
+        self, images: Tensor | Sequence[CropGroup], masks: Tensor | None = None, drop: DropPath = KEEP_ALL
     ) -> Any:
-        """Normalised tokens [n, prefix + patches, dim] of `images` [n, 3, H, W], or those `Crops` wants.
+        """Normalised tokens [n, prefix + patches, dim] of `images` [n, 3, H, W], or those `CropGroup` wants.
 
-        Of several `Crops`, a list with one such tensor a size: all go through the blocks as one packed
+        Of several `CropGroup`, a list with one such tensor a size: all go through the blocks as one packed
         sequence, which gives the same tokens in fewer and larger operations.
         """
         if isinstance(images, Tensor):
-            return self._packed([Crops(images, masks, drop)])[0]
+            return self._packed([CropGroup(images, masks, drop)])[0]
         return self._packed(images)
 
     def compile_blocks(self, **options: Any) -> None:
@@ -77,7 +80,7 @@ class Backbone(nn.Module):
         for block in self.vit.blocks:
             block.run = run
 
-    def _packed(self, groups: Sequence[Crops]) -> list[Tensor]:
+    def _packed(self, groups: Sequence[CropGroup]) -> list[Tensor]:
         embedded = [self._embed(crops) for crops in groups]
         layout: Layout = tuple((x.shape[0], x.shape[1]) for x in embedded)
         wanted: Layout = tuple(
@@ -98,7 +101,7 @@ class Backbone(nn.Module):
         parts = self.vit.norm(x).split([num * tokens for num, tokens in wanted])
         return [part.unflatten(0, size) for part, size in zip(parts, wanted, strict=True)]
 
-    def _embed(self, crops: Crops) -> Tensor:
+    def _embed(self, crops: CropGroup) -> Tensor:
         x = self.vit.patch_embed(crops.images)
         if crops.masks is not None:
             grid = crops.masks.view(*x.shape[:3], 1)

@@ -104,6 +104,7 @@ class PackedBlock(Block):  # type: ignore[misc]
         mlp_drop: BranchDrop = KEEP_BRANCH,
         wanted: Layout | None = None,
     ) -> Tensor:
+        """Tokens of the same layout, or of `wanted`."""
         if layout is None:
             return super().forward(x)  # type: ignore[no-any-return]
         return self.run(self, x, layout, attention_drop, mlp_drop, wanted)

@@ -1,4 +1,4 @@
-"""Teachers in and out: safetensors that plain timm loads, and a card that says what they are."""
+"""Export and loading of teachers: safetensors that plain timm loads, and a card that says what they are."""
 
 from __future__ import annotations
 

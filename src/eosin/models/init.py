@@ -1,4 +1,4 @@
-"""Warm starts: weights from timm or from a safetensors file, and what became of each tensor."""
+"""Initial weights from timm or a safetensors file, and what became of each tensor."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class InitReport:
     """The file has no LayerScale: ours begins at 1, which leaves the loaded function as it was."""
 
     def summary(self) -> dict[str, Any]:
+        """As fields of the `init` event."""
         return {
             "source": self.source,
             "num_loaded": len(self.loaded),

@@ -1,4 +1,4 @@
-"""What is trained: a backbone and its projection heads, in two copies, student and teacher."""
+"""The network: a backbone and its projection heads; student and teacher are two copies of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the host to a device without waiting for it."""
+"""Transfer of tensors from the host to a device without waiting for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration would read, worked out from the index alone, before any GPU is taken."""
+"""Estimates of what a configuration would read, from the index alone, before any GPU is taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which level serves a wanted mpp, and which of its pixels a patch covers. Pure arithmetic."""
+"""Geometry of a patch: the level that serves an mpp, and which of its pixels a patch covers."""
 
 from __future__ import annotations
 

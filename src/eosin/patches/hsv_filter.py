@@ -1,4 +1,4 @@
-"""A look at the decoded patch: enough pixels of stained tissue, by hue, saturation and value."""
+"""The HSV filter of decoded patches: enough pixels of stained tissue, by hue, saturation and value."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class HsvFilter:
         return passed
 
     def keep_anyway(self) -> None:
+        """Count a sample none of whose substitutes passed."""
         with self._lock:
             self.num_kept_anyway += 1
 

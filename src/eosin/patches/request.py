@@ -1,4 +1,4 @@
-"""Which patch: the name of a sample before any pixel of it is read."""
+"""The patch request: a sample named before any pixel of it is read."""
 
 from __future__ import annotations
 
@@ -54,4 +54,6 @@ class PatchSource(Protocol):
         """One `PatchBatch` for each (step, sample indices) of `wanted`, in order, read ahead of need."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give back what the source holds."""
+        ...

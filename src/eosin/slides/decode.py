@@ -1,4 +1,4 @@
-"""Compressed bytes of one tile to pixels."""
+"""Decoding of one tile: compressed bytes to pixels."""
 
 from __future__ import annotations
 

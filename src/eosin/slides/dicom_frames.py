@@ -1,4 +1,4 @@
-"""Where each frame of a DICOM object lies: native, by an offset table, or by a walk of the items."""
+"""Frame offsets of a DICOM object: native, by an offset table, or by a walk of the items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tile of the grid each DICOM frame is."""
+"""The tile grid of a DICOM level: which tile each frame is."""
 
 from __future__ import annotations
 

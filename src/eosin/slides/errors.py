@@ -1,4 +1,4 @@
-"""Why a slide, or a part of it, cannot be used: a code that is counted and a sentence that is read."""
+"""Reasons why a slide, or a part of it, cannot be used: a code that is counted, a sentence that is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The little of a file that header readers need."""
+"""The file protocol of header readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the objects of a slide to its header and tile table, by ranged reads alone where tiles allow."""
+"""Header readers: from the objects of a slide to its header and tile table, by ranged reads."""
 
 from __future__ import annotations
 

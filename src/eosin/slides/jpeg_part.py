@@ -1,4 +1,4 @@
-"""A rectangle of a tile, decoded without the rest of the tile where that can be done.
+"""Partial decoding of JPEG tiles: a rectangle, without the rest of the tile where that can be done.
 
 A random patch of 224 px needs half of the pixels of its 240 px tiles. The compiled module that leaves out
 the others is optional: without it, and for tiles that are not plain JPEG, the whole tile is decoded, and

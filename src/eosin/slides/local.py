@@ -1,4 +1,4 @@
-"""Formats only OpenSlide places: a local copy is opened, and regions are read through the library."""
+"""Staged slides through OpenSlide, for formats that only it can place."""
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ class LocalSlide:
         return over_white(np.asarray(image))
 
     def close(self) -> None:
+        """Give the file back; reading afterwards is an error."""
         self._handle.close()
 
 

@@ -1,4 +1,4 @@
-"""What a slide is, once its header has been read: levels, tiles, resolution, where each byte lies.
+"""The slide model: levels, tiles, resolution, and where each byte lies, once a header has been read.
 
 Coordinates named `x_px`, `y_px` without further word are in the level-0 frame: pixels of the finest
 level, origin at its top-left corner, y down.
@@ -50,14 +50,17 @@ class Level:
 
     @property
     def num_tiles_x(self) -> int:
+        """Columns of the tile grid."""
         return -(-self.width_px // self.tile_width_px)
 
     @property
     def num_tiles_y(self) -> int:
+        """Rows of the tile grid."""
         return -(-self.height_px // self.tile_height_px)
 
     @property
     def num_tiles(self) -> int:
+        """Tiles of the grid, edge tiles included."""
         return self.num_tiles_x * self.num_tiles_y
 
 

@@ -1,4 +1,4 @@
-"""A slide's objects on a local disk, side by side as they lay in the store."""
+"""Staging: a slide's objects on a local disk, side by side as they lay in the store."""
 
 from __future__ import annotations
 

@@ -94,4 +94,5 @@ def row_major(table: TileTable, stored_x: int, num_x: int, num_y: int) -> TileTa
 
 
 def concatenate(tables: Sequence[TileTable]) -> TileTable:
+    """One table of several levels, in order; empty for none."""
     return np.concatenate(tables) if tables else np.zeros(0, TILE_DTYPE)

@@ -36,7 +36,7 @@ _TYPES: dict[int, tuple[str, int]] = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class IfdEntry:
     """One tag: `count` values of TIFF type `kind` at byte `offset` of the file."""
 
     kind: int
@@ -45,6 +45,7 @@ class Entry:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of all values."""
         return self.count * _TYPES[self.kind][1]
 
 
@@ -53,10 +54,11 @@ class Directory:
     """One image file directory; values are read on request."""
 
     tiff: TiffFile
-    entries: dict[int, Entry]
+    entries: dict[int, IfdEntry]
     position: int
 
     def has(self, tag: int) -> bool:
+        """Whether the directory has the tag."""
         return tag in self.entries
 
     def raw(self, tag: int) -> bytes:
@@ -89,12 +91,14 @@ class Directory:
         return default
 
     def rational(self, tag: int) -> float | None:
+        """The first number of a value as a real one; None where it is absent, 0 / 0 or text."""
         values = self.array(tag)
         if len(values) >= 2 and self.entries[tag].kind in (5, 10):
             return float(values[0]) / float(values[1]) if values[1] else None
         return float(values[0]) if len(values) and values.dtype.kind in "uif" else None
 
     def text(self, tag: int) -> str:
+        """A value as text up to its first NUL; empty where the tag is absent."""
         return self.raw(tag).split(b"\0")[0].decode("utf-8", "replace")
 
 
@@ -130,7 +134,8 @@ class TiffFile:
             raise SlideError("truncated", f"{length} bytes at {offset} were asked for, {len(data)} came")
         return data
 
-    def read_value(self, entry: Entry) -> bytes:
+    def read_value(self, entry: IfdEntry) -> bytes:
+        """The bytes of a value. Raises `SlideError` where it is larger than any header needs."""
         if entry.num_bytes > _MAX_VALUE_BYTES:
             raise SlideError("corrupt-header", f"a TIFF tag announces {entry.num_bytes} bytes")
         return self.read(entry.offset, entry.num_bytes)
@@ -169,19 +174,19 @@ class TiffFile:
             int(struct.unpack(self.order + next_form, following)[0]),
         )
 
-    def _entries(self, data: bytes, start: int, count: int, entry_bytes: int) -> dict[int, Entry]:
+    def _entries(self, data: bytes, start: int, count: int, entry_bytes: int) -> dict[int, IfdEntry]:
         form, inline_bytes, value_at = ("HHQ", 8, 12) if self.big else ("HHI", 4, 8)
-        entries: dict[int, Entry] = {}
+        entries: dict[int, IfdEntry] = {}
         for i in range(count):
             tag, kind, num = struct.unpack_from(self.order + form, data, i * entry_bytes)
             if kind not in _TYPES:
                 continue
             at = i * entry_bytes + value_at
             if num * _TYPES[kind][1] <= inline_bytes:
-                entries[tag] = Entry(kind, num, start + at)
+                entries[tag] = IfdEntry(kind, num, start + at)
             else:
                 pointer = "Q" if self.big else "I"
-                entries[tag] = Entry(kind, num, struct.unpack_from(self.order + pointer, data, at)[0])
+                entries[tag] = IfdEntry(kind, num, struct.unpack_from(self.order + pointer, data, at)[0])
         return entries
 
 

@@ -1,4 +1,4 @@
-"""Which TIFF dialect a slide speaks: its pyramid and its resolution, one hook a vendor."""
+"""TIFF dialects: the pyramid and the resolution of a slide, one hook a vendor."""
 
 from __future__ import annotations
 

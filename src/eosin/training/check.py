@@ -1,4 +1,4 @@
-"""Refuse what cannot be trained before anything is started, and say what the rest will take."""
+"""Checks of a configuration before training starts, and the figures it is planned by."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_training(
     backbone, augment = network.backbone, config.augment
     require_multiple(augment.global_px, backbone.patch_size, "augment.global_px")
     require_multiple(augment.local_px, backbone.patch_size, "augment.local_px")
-    _check_slots(config)
+    _check_microbatches(config)
     _check_schedules(config)
     _check_masks(config, (augment.global_px // backbone.patch_size) ** 2)
     memory = device_memory(config, network, num_ranks)
@@ -49,7 +49,7 @@ def check_training(
         "exaflop": round(gflop * config.train.batch_size * config.train.num_steps / 1e9, 6),
         "num_steps": config.train.num_steps,
         "patches": config.train.num_steps * config.train.batch_size,
-        "slot_size": config.train.slot_size,
+        "microbatch_size": config.train.microbatch_size,
     }
 
 
@@ -65,8 +65,8 @@ def flops_per_image(config: RunConfig, network: Network, *, with_drop_path: bool
     """
     augment, train = config.augment, config.train
     num_patches = (augment.global_px // network.backbone.patch_size) ** 2
-    masked = sum(mask_counts(train.ibot, 2 * train.slot_size, num_patches)) if train.uses_ibot else 0
-    views = Views(augment.global_px, augment.local_px, augment.num_local, masked / train.slot_size)
+    masked = sum(mask_counts(train.ibot, 2 * train.microbatch_size, num_patches)) if train.uses_ibot else 0
+    views = Views(augment.global_px, augment.local_px, augment.num_local, masked / train.microbatch_size)
     return flops_per_patch(network, views, drop_path=config.model.drop_path if with_drop_path else 0.0)
 
 
@@ -79,21 +79,22 @@ def local_memory_bytes(config: RunConfig) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // smallest_world(config)
 
 
-def _check_slots(config: RunConfig) -> None:
+def _check_microbatches(config: RunConfig) -> None:
     train = config.train
     workers = train.elastic.max_nodes * train.elastic.workers_per_node
-    if workers > train.num_slots:
+    if workers > train.num_microbatches:
         raise UserError(
             f"{workers} workers ({train.elastic.max_nodes} nodes × {train.elastic.workers_per_node}) for"
-            f" {train.num_slots} micro-batches: {workers - train.num_slots} would have nothing to do",
-            hint=f"raise train.num_slots to a multiple of {workers}, or take fewer workers",
+            f" {train.num_microbatches} microbatches: {workers - train.num_microbatches} would have"
+            " nothing to do",
+            hint=f"raise train.num_microbatches to a multiple of {workers}, or take fewer workers",
         )
-    spread = [name for name in ("koleo", "kde") if getattr(train, f"{name}_weight") > 0]
-    if spread and train.slot_size < 2:
+    uniformity = [name for name in ("koleo", "kde") if getattr(train, f"{name}_weight") > 0]
+    if uniformity and train.microbatch_size < 2:
         raise UserError(
-            f"train.{spread[0]} compares the patches of a micro-batch, and there is 1: batch_size"
-            f" {train.batch_size} ÷ num_slots {train.num_slots} = {train.slot_size}",
-            hint="lower train.num_slots",
+            f"train.{uniformity[0]} compares the patches of a microbatch, and there is 1: batch_size"
+            f" {train.batch_size} ÷ num_microbatches {train.num_microbatches} = {train.microbatch_size}",
+            hint="lower train.num_microbatches",
         )
 
 
@@ -115,10 +116,10 @@ def _check_masks(config: RunConfig, num_patches: int) -> None:
     low, high = train.ibot.mask_ratio
     if not 0 <= low <= high <= 1:
         raise UserError(f"train.ibot.mask_ratio ({low}, {high}) must rise within 0 … 1")
-    counts = mask_counts(train.ibot, 2 * train.slot_size, num_patches)
+    counts = mask_counts(train.ibot, 2 * train.microbatch_size, num_patches)
     if not sum(counts):
         raise UserError(
-            f"train.ibot masks nothing: {2 * train.slot_size} crops a micro-batch × probability"
+            f"train.ibot masks nothing: {2 * train.microbatch_size} crops a microbatch × probability"
             f" {train.ibot.mask_probability}, ratio up to {high} of {num_patches} patches",
             hint="raise mask_probability or mask_ratio, or set train.ibot.weight=0",
         )
@@ -130,7 +131,7 @@ def _too_large(config: RunConfig, network: Network, memory: DeviceMemory, memory
     sharded = config.model_copy(update={"train": config.train.model_copy(update={"parallel": "fsdp"})})
     for num_ranks in (2**n for n in range(1, 11)):
         enough = device_memory(sharded, network, num_ranks)
-        if num_ranks <= config.train.num_slots and enough.certain_bytes < memory_bytes:
+        if num_ranks <= config.train.num_microbatches and enough.certain_bytes < memory_bytes:
             return UserError(
                 message,
                 hint=f"train.parallel=fsdp over {num_ranks} ranks or more needs"

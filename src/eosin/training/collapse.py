@@ -1,4 +1,4 @@
-"""Whether the teacher's features still tell patches apart: a rolling sample, its figures, their floors."""
+"""Detection of collapse: figures of a rolling sample of teacher features, and their floors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a training needs on each device, as arithmetic that can be checked by hand.
+"""Device memory of a training, as arithmetic that can be checked by hand.
 
 With P parameters (backbone and heads) on W ranks, in bytes:
 
@@ -8,8 +8,8 @@ With P parameters (backbone and heads) on W ranks, in bytes:
 
 U is the largest block: two are gathered at once, beside the gradient of
 one and its float32 copy on the way to the others. H is what is gathered throughout a pass: embeddings and
-heads in float32, their gradient and its copy. Deterministic mode keeps one more gradient a slot (ddp) or a
-second shard of the gradient (fsdp).
+heads in float32, their gradient and its copy. Deterministic mode keeps one more gradient a microbatch (ddp)
+or a second shard of the gradient (fsdp).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class DeviceMemory:
     gathered_bytes: int
     """Parameters and gradients of other ranks' shards that are here for a moment."""
     kept_bytes: int
-    """Slot gradients of deterministic mode."""
+    """Microbatch gradients of deterministic mode."""
     activation_bytes: int
-    """Of one micro-batch: an estimate; all else is exact but for what the allocator rounds up."""
+    """Of one microbatch: an estimate; all else is exact but for what the allocator rounds up."""
 
     @property
     def certain_bytes(self) -> int:
@@ -53,7 +53,7 @@ class DeviceMemory:
         if self.parallel == "fsdp":
             text += f" ÷ {self.num_ranks} ranks + {self.gathered_bytes / _GIB:.1f} GiB gathered"
         if self.kept_bytes:
-            text += f" + {self.kept_bytes / _GIB:.1f} GiB of slot gradients"
+            text += f" + {self.kept_bytes / _GIB:.1f} GiB of microbatch gradients"
         return f"{text} = {self.certain_bytes / _GIB:.1f} GiB"
 
 
@@ -62,14 +62,14 @@ def device_memory(config: RunConfig, network: Network, num_ranks: int) -> Device
     parameters = sum(p.numel() for p in network.parameters())
     sharded = config.train.parallel == "fsdp" and num_ranks > 1
     copies = _COPIES * _FLOAT32 * parameters
-    slots_each = -(-config.train.num_slots // num_ranks)
+    microbatches_each = -(-config.train.num_microbatches // num_ranks)
     return DeviceMemory(
         config.train.parallel if sharded else "ddp",
         num_ranks,
         parameters,
         -(-copies // num_ranks) if sharded else copies,
         _gathered_bytes(network) if sharded else 0,
-        _kept_bytes(config, parameters, num_ranks if sharded else 1, slots_each),
+        _kept_bytes(config, parameters, num_ranks if sharded else 1, microbatches_each),
         _activation_bytes(config, network),
     )
 
@@ -80,16 +80,16 @@ def _gathered_bytes(network: Network) -> int:
     return 4 * _FLOAT32 * max(blocks) + 3 * _FLOAT32 * rest
 
 
-def _kept_bytes(config: RunConfig, parameters: int, num_shards: int, slots_each: int) -> int:
+def _kept_bytes(config: RunConfig, parameters: int, num_shards: int, microbatches_each: int) -> int:
     if not config.train.deterministic:
         return 0
-    return _FLOAT32 * parameters * (slots_each if num_shards == 1 else 1) // num_shards
+    return _FLOAT32 * parameters * (microbatches_each if num_shards == 1 else 1) // num_shards
 
 
 def _activation_bytes(config: RunConfig, network: Network) -> int:
     """34 values of the stream a token and block (a rule for ViTs with fused attention; one, and one block's
     34, where activations are computed again), and at most four chunks of logits."""
-    backbone, augment, size = network.backbone, config.augment, config.train.slot_size
+    backbone, augment, size = network.backbone, config.augment, config.train.microbatch_size
     tokens = size * (
         2 * ((augment.global_px // backbone.patch_size) ** 2 + backbone.num_prefix_tokens)
         + augment.num_local * ((augment.local_px // backbone.patch_size) ** 2 + backbone.num_prefix_tokens)

@@ -21,11 +21,10 @@ from eosin.storage import Store
 from eosin.training.checkpoints.checkpoint import take_newest
 from eosin.training.checkpoints.memory import Memory
 from eosin.training.checkpoints.publisher import Publisher
-from eosin.training.checkpoints.share import take_share
-from eosin.training.checkpoints.state import Parts, hand_out, set_step, take_snapshot, teacher_copy
+from eosin.training.checkpoints.state import Parts, copy_state, hand_out, set_step, take_share, teacher_copy
 from eosin.training.elastic.heartbeat import Heartbeat
-from eosin.training.engine.pace import Dealer
-from eosin.training.engine.slots import Slot, SlotMaker, batch_indices
+from eosin.training.engine.load_balance import LoadBalancer
+from eosin.training.engine.microbatch import Microbatch, MicrobatchMaker, batch_indices
 from eosin.training.engine.step import Launched, Learner, NonFinite, StepResult
 from eosin.training.progress import Progress
 from eosin.training.warm_start import first_networks
@@ -36,8 +35,8 @@ SlideName = Callable[[int], str]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How far training came, on every rank."""
+class ReachedStep:
+    """How far training came: steps taken and the last loss, the same on every rank."""
 
     step: int
     loss: float | None
@@ -49,7 +48,7 @@ class _Ready:
 
     step: int
     batch: PatchBatch
-    slots: dict[int, Slot]
+    microbatches: dict[int, Microbatch]
     waited_s: float
     """How long there was nothing to do but wait for its patches."""
 
@@ -65,11 +64,13 @@ class Trainer:
         """Where this rank's snapshots are kept beside the checkpoints."""
         student, teacher = first_networks(config, world, log)
         self.learner = Learner(config, student, world, teacher)
-        self.dealer = Dealer(config.train.elastic, world, log, in_step=self.learner.spread.is_sharded)
-        self.learner.spread.stopwatch = self.dealer.stopwatch
+        self.balancer = LoadBalancer(
+            config.train.elastic, world, log, in_step=self.learner.strategy.is_sharded
+        )
+        self.learner.strategy.stopwatch = self.balancer.stopwatch
         self._heartbeat = Heartbeat()
         backbone = self.learner.student.backbone
-        self._maker = SlotMaker(
+        self._maker = MicrobatchMaker(
             config,
             grid=config.augment.global_px // backbone.patch_size,
             depth=backbone.depth,
@@ -79,26 +80,26 @@ class Trainer:
             config.augment, seed=config.seed, patch_px=config.patches.patch_px, device=world.device
         )
 
-    def resume(self, store: Store) -> Outcome:
+    def resume(self, store: Store) -> ReachedStep:
         """Take the newest whole checkpoint, if there is one, on every rank."""
-        return Outcome(*take_newest(self.learner, store, self.config.digest(), self.log))
+        return ReachedStep(*take_newest(self.learner, store, self.config.digest(), self.log))
 
     def take_over(
         self, step: int, loss: float | None, holders: Sequence[int], held: Mapping[int, Parts]
-    ) -> Outcome:
+    ) -> ReachedStep:
         """Take the state after `step` steps on every rank: piece i of it is with rank `holders[i]`, in its
         `held[i]`. Raises `PermanentError` where a piece does not fit the network."""
-        return Outcome(hand_out(self.learner, step, held, holders), loss)
+        return ReachedStep(hand_out(self.learner, step, held, holders), loss)
 
     def run(
         self,
         source: PatchSource,
-        start: Outcome,
+        start: ReachedStep,
         publisher: Publisher | None,
         slide_name: SlideName,
         *,
         until: int | None = None,
-    ) -> Outcome:
+    ) -> ReachedStep:
         """Train from `start` to step `until` (None: the last one)."""
         set_step(self.learner, start.step)
         end = self.config.train.num_steps if until is None else until
@@ -107,32 +108,32 @@ class Trainer:
         with closing(
             Progress(self.config, self.world, self.log, start.step, self.learner, age_s)
         ) as progress:
-            for stretch in self.dealer.stretches(start.step, end):
-                self.dealer.deal()
-                for ready, result in self._steps(source, stretch, slide_name):
+            for interval in self.balancer.intervals(start.step, end):
+                self.balancer.balance()
+                for ready, result in self._steps(source, interval, slide_name):
                     progress.waited(ready.waited_s)
-                    outcome = Outcome(ready.step + 1, result.loss)
+                    outcome = ReachedStep(ready.step + 1, result.loss)
                     progress.step(outcome.step, result)
-                    self.dealer.stepped(ready.waited_s)
+                    self.balancer.stepped(ready.waited_s)
                     self._save(publisher, outcome, result)
                     self._heartbeat.beat()
         self._heartbeat.stop()
         return outcome
 
     def _steps(
-        self, source: PatchSource, stretch: range, slide_name: SlideName
+        self, source: PatchSource, interval: range, slide_name: SlideName
     ) -> Generator[tuple[_Ready, StepResult]]:
-        """Take the steps of `stretch`, in which slots stay where they are.
+        """Take the steps of `interval`, in which microbatches stay where they are.
 
         A step's crops are made while the device still works at the step before, where it works by itself.
         """
-        indices = batch_indices(self.world.own_slots, self.config.train.slot_size)
-        batches = source.batches((step, indices) for step in stretch)
+        indices = batch_indices(self.world.own_microbatches, self.config.train.microbatch_size)
+        batches = source.batches((step, indices) for step in interval)
         following: _Ready | None = None
-        for step in stretch:
+        for step in interval:
             ready = following or self._ready(step, batches)
-            launched, following = self.learner.launch(step, ready.slots), None
-            if step + 1 < stretch.stop and not launched.numbers.arrived():
+            launched, following = self.learner.launch(step, ready.microbatches), None
+            if step + 1 < interval.stop and not launched.numbers.arrived():
                 following = self._ready(step + 1, batches, launched)
             try:
                 result = self.learner.settle(launched)
@@ -147,21 +148,23 @@ class Trainer:
         waited_s = time.monotonic() - waiting_s
         if launched is not None and not launched.numbers.arrived():
             waited_s = 0.0
-        with self.dealer.working():
-            return _Ready(step, batch, self._slots(step, batch), waited_s)
+        with self.balancer.working():
+            return _Ready(step, batch, self._microbatches(step, batch), waited_s)
 
-    def _slots(self, step: int, batch: PatchBatch) -> dict[int, Slot]:
-        """Crops slot by slot, so that their bits do not depend on who owns which."""
-        size = self.config.train.slot_size
-        slots = {}
-        for place, slot in enumerate(self.world.own_slots):
+    def _microbatches(self, step: int, batch: PatchBatch) -> dict[int, Microbatch]:
+        """Crops microbatch by microbatch, so that their bits do not depend on who owns which."""
+        size = self.config.train.microbatch_size
+        microbatches = {}
+        for place, microbatch in enumerate(self.world.own_microbatches):
             rows = slice(place * size, (place + 1) * size)
             pixels = to_device(torch.as_tensor(batch.pixels[rows]), self.world.device)
             crops = self._crops(pixels, step, [request.index for request in batch.requests[rows]])
-            slots[slot] = self._maker.make(step, slot, crops.global_crops, crops.local_crops)
-        return slots
+            microbatches[microbatch] = self._maker.make(
+                step, microbatch, crops.global_crops, crops.local_crops
+            )
+        return microbatches
 
-    def _save(self, publisher: Publisher | None, outcome: Outcome, result: StepResult) -> None:
+    def _save(self, publisher: Publisher | None, outcome: ReachedStep, result: StepResult) -> None:
         """Hand out what is due after this step: a teacher, and a copy of the state to whom it concerns."""
         train, step = self.config.train, outcome.step
         last = step == train.num_steps
@@ -180,14 +183,14 @@ class Trainer:
         rescuer = publisher if not checkpoint and self._holds_needed_copy() else None
         if rescuer is None and memory is None:
             return
-        snapshot = take_snapshot(self.learner, step, result.loss)
+        snapshot = copy_state(self.learner, step, result.loss)
         if memory is not None:
             memory.offer(snapshot)
         if rescuer is not None:
             rescuer.offer(snapshot)
 
     def _holds_needed_copy(self) -> bool:
-        return self.learner.spread.is_sharded or self.world.rank == 0
+        return self.learner.strategy.is_sharded or self.world.rank == 0
 
     def _export(self, publisher: Publisher, step: int) -> None:
         """Gather the teacher in the host memory of rank 0, which publishes it."""
@@ -199,15 +202,15 @@ class Trainer:
             publisher.export(step, teacher)
 
     def _explain(self, error: NonFinite, batch: PatchBatch, slide_name: SlideName) -> PermanentError:
-        size = self.config.train.slot_size
-        own = [slot for slot in error.slots if slot in self.world.own_slots]
-        first = self.world.own_slots.start
+        size = self.config.train.microbatch_size
+        own = [microbatch for microbatch in error.microbatches if microbatch in self.world.own_microbatches]
+        first = self.world.own_microbatches.start
         requests = [
             request
-            for slot in own
-            for request in batch.requests[(slot - first) * size : (slot - first + 1) * size]
+            for microbatch in own
+            for request in batch.requests[(microbatch - first) * size : (microbatch - first + 1) * size]
         ]
-        where = f" in micro-batches {list(error.slots)}" if error.slots else ""
+        where = f" in microbatches {list(error.microbatches)}" if error.microbatches else ""
         return PermanentError(
             f"step {error.step}: {error.what} is not finite{where}; nothing was updated"
             + _name_patches(requests, slide_name),
@@ -215,7 +218,7 @@ class Trainer:
         )
 
 
-def exported_models(config: RunConfig) -> tuple[str, ...]:
+def planned_models(config: RunConfig) -> tuple[str, ...]:
     """Names of the teachers a whole run exports, by step."""
     every, last = config.train.export_every_steps, config.train.num_steps
     steps = [*range(every, last, every), last]

@@ -1,4 +1,4 @@
-"""What a training step tells: one event every few steps, TensorBoard's curves, Prometheus' gauges."""
+"""Progress of training: one event every few steps, TensorBoard's curves, Prometheus' gauges."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 
 from eosin.config import RunConfig
 from eosin.errors import PermanentError
+from eosin.models.flops import measure_matrix_rate
 from eosin.observability import RunLog
-from eosin.training.board import Board
 from eosin.training.check import flops_per_image
 from eosin.training.collapse import CollapseWatch, RollingSample, signals_of
 from eosin.training.engine.step import Learner, StepResult
-from eosin.training.matrix_rate import measure_matrix_rate
+from eosin.training.tensorboard import TensorBoardWriter
 from eosin.training.world import World
 
 METRICS_PORT = "EOSIN_METRICS_PORT"
@@ -51,7 +51,7 @@ class Progress:
             num_prototypes=config.model.dino_head.num_prototypes,
             first_step=config.train.collapse_first_step,
         )
-        self._sinks: list[Board | _Gauges] = []
+        self._sinks: list[TensorBoardWriter | _Gauges] = []
         if world.rank == 0:
             self._flops = flops_per_image(config, learner.student)
             self._peak = _peak_flops(config, world.device)
@@ -139,9 +139,11 @@ class _Window:
         self.restart(start)
 
     def restart(self, done: int) -> None:
+        """Begin anew after `done` steps."""
         self.first, self.waited_s, self._began_s = done, 0.0, time.monotonic()
 
     def lasted_s(self) -> float:
+        """Seconds since then."""
         return max(time.monotonic() - self._began_s, 1e-9)
 
     def step_s(self, done: int) -> float:
@@ -165,6 +167,7 @@ class _Gauges:
         self._gauges: dict[str, Any] = {}
 
     def show(self, step: int, fields: dict[str, Any]) -> None:
+        """Set a gauge to each field's value."""
         from prometheus_client import Gauge
 
         for name, value in fields.items():
@@ -174,12 +177,15 @@ class _Gauges:
             self._gauges[name].set(value)
 
     def close(self) -> None:
+        """Serve no more."""
         self._server.shutdown()
         self._server.server_close()
 
 
-def _open_sinks(config: RunConfig, log: RunLog, start: int) -> list[Board | _Gauges]:
-    sinks: list[Board | _Gauges] = [Board(log, start)] if config.train.tensorboard else []
+def _open_sinks(config: RunConfig, log: RunLog, start: int) -> list[TensorBoardWriter | _Gauges]:
+    sinks: list[TensorBoardWriter | _Gauges] = (
+        [TensorBoardWriter(log, start)] if config.train.tensorboard else []
+    )
     port = os.environ.get(METRICS_PORT, "")
     try:
         if port.isdigit():

@@ -1,4 +1,4 @@
-"""What training starts from: random weights, a published backbone, or another run's student and teacher."""
+"""Warm starts of training: random weights, a published backbone, or another run's student and teacher."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ from eosin.training.checkpoints.lease import Lease
 from eosin.training.checkpoints.publisher import Publisher
 from eosin.training.checkpoints.reexport import export_missing
 from eosin.training.elastic.failures import FAILURES_DIR, report_failure, report_start
-from eosin.training.engine.pace import slots_advice
-from eosin.training.loop import Outcome, SlideName, Trainer, exported_models
+from eosin.training.engine.load_balance import granularity_advice
+from eosin.training.loop import ReachedStep, SlideName, Trainer, planned_models
 from eosin.training.resume import resume, shared_memory, start_memory
 from eosin.training.world import World
 
@@ -149,13 +149,13 @@ def _train(
         if world.rank == 0:
             log.event("world", world_size=world.size, start_step=start.step, found_in=found_in,
                       device=str(world.device),
-                      slots=[len(world.slots_of(rank)) for rank in range(world.size)])  # fmt: skip
-            advice = slots_advice(world.num_slots, world.size)
-            if advice and config.train.elastic.deal == "speed":
+                      microbatches=[len(world.microbatches_of(r)) for r in range(world.size)])  # fmt: skip
+            advice = granularity_advice(world.num_microbatches, world.size)
+            if advice and config.train.elastic.load_balance == "speed":
                 log.event("warning", message=advice)
         trainer.memory = start_memory(trainer, store, folder, token)
         if folder is not None:
-            trainer.dealer.memory = folder.path / f"pace-of-{os.environ.get('LOCAL_RANK', '0')}"
+            trainer.balancer.memory = folder.path / f"time-of-{os.environ.get('LOCAL_RANK', '0')}"
         feed = open_feed(config, pin, log)
         try:
             outcome = trainer.run(feed.source, start, publisher, feed.slide_name)
@@ -180,12 +180,17 @@ def _has_ended(config: RunConfig, world: World, store: Store, log: RunLog) -> bo
 
 
 def _finish(
-    publisher: Publisher, config: RunConfig, pin: IndexPin, outcome: Outcome, log: RunLog, started_s: float
+    publisher: Publisher,
+    config: RunConfig,
+    pin: IndexPin,
+    outcome: ReachedStep,
+    log: RunLog,
+    started_s: float,
 ) -> None:
     """Now that all is published, say that training has ended."""
     done = TrainingDone(
         num_steps=outcome.step,
-        models=exported_models(config),
+        models=planned_models(config),
         snapshot_id=pin.snapshot_id,
         config_digest=config.digest(),
         wall_s=time.monotonic() - started_s,
@@ -202,7 +207,7 @@ def _join_world(config: RunConfig) -> World:
         timeout = timedelta(seconds=config.train.elastic.process_group_timeout_s)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout)
-    return World(config.train.num_slots, rank, size, config.train.deterministic, device)
+    return World(config.train.num_microbatches, rank, size, config.train.deterministic, device)
 
 
 def _device() -> torch.device:

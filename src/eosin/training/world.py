@@ -1,7 +1,7 @@
-"""Who does which part of the batch, and sums over all of it.
+"""The world of ranks: which microbatches each owns, and collectives over all of them.
 
-The batch is cut into a fixed number of slots; ranks own consecutive slots, in uneven shares where they
-must. Whatever crosses samples is a sum or a maximum over slots, taken here.
+The batch is cut into a fixed number of microbatches; ranks own consecutive ones, in uneven shares where they
+must. Whatever crosses samples is a sum or a maximum over microbatches, taken here.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def share_of(rank: int, world_size: int, num_slots: int) -> range:
-    """Slots of `rank`: consecutive, shares differing by at most one (8 slots, 3 ranks: 3, 3, 2)."""
-    each, extra = divmod(num_slots, world_size)
+def share_of(rank: int, world_size: int, num_microbatches: int) -> range:
+    """Microbatches of `rank`: consecutive, shares differing by at most one (8 on 3 ranks: 3, 3, 2)."""
+    each, extra = divmod(num_microbatches, world_size)
     start = rank * each + min(rank, extra)
     return range(start, start + each + (rank < extra))
 
@@ -27,50 +27,51 @@ _CPU = torch.device("cpu")
 
 
 @dataclass
-class Deal:
-    """How many slots each rank holds; empty: shares as even as may be. All ranks change it together."""
+class Shares:
+    """How many microbatches each rank holds; empty: as even as may be. All ranks change it together."""
 
-    shares: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`. With `deterministic`, sums run in slot order whatever the world size."""
+    """This process among `size`. With `deterministic`, sums run in one order whatever the world size."""
 
-    num_slots: int
+    num_microbatches: int
     rank: int = 0
     size: int = 1
     deterministic: bool = False
     device: torch.device = _CPU
-    deal: Deal = field(default_factory=Deal)
+    shares: Shares = field(default_factory=Shares)
 
     @property
-    def own_slots(self) -> range:
-        return self.slots_of(self.rank)
+    def own_microbatches(self) -> range:
+        """Indices of the microbatches of this rank."""
+        return self.microbatches_of(self.rank)
 
     @property
     def num_passes(self) -> int:
-        """Slots of the largest share."""
-        return max(len(self.slots_of(rank)) for rank in range(self.size))
+        """Microbatches of the largest share."""
+        return max(len(self.microbatches_of(rank)) for rank in range(self.size))
 
-    def slots_of(self, rank: int) -> range:
-        """Slots that `rank` holds now: consecutive, in order of rank."""
-        if not self.deal.shares:
-            return share_of(rank, self.size, self.num_slots)
-        start = sum(self.deal.shares[:rank])
-        return range(start, start + self.deal.shares[rank])
+    def microbatches_of(self, rank: int) -> range:
+        """Microbatches that `rank` holds now: consecutive, in order of rank."""
+        if not self.shares.sizes:
+            return share_of(rank, self.size, self.num_microbatches)
+        start = sum(self.shares.sizes[:rank])
+        return range(start, start + self.shares.sizes[rank])
 
-    def sum_over_slots(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
-        """Σ over all slots of all ranks of the tensors in `parts` (own slots), shaped as `like`."""
+    def sum_over_microbatches(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
+        """Σ over all microbatches of the tensors in `parts` (this rank's own), shaped as `like`."""
         if self.deterministic:
-            return self._sum_in_slot_order(parts, like)
+            return self._sum_in_microbatch_order(parts, like)
         total = torch.zeros_like(like)
-        for slot in sorted(parts):
-            total += parts[slot]
+        for microbatch in sorted(parts):
+            total += parts[microbatch]
         return self.all_reduce(total)
 
-    def max_over_slots(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
-        """Element-wise maximum over all slots; exact in any order."""
+    def max_over_microbatches(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
+        """Element-wise maximum over all microbatches; exact in any order."""
         largest = torch.full_like(like, -torch.inf)
         for part in parts.values():
             largest = torch.maximum(largest, part)
@@ -118,10 +119,10 @@ class World:
             dist.broadcast(tensor, src=source)
         return tensor
 
-    def _sum_in_slot_order(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
+    def _sum_in_microbatch_order(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
         total = torch.zeros_like(like)
         for rank in range(self.size):
-            for slot in self.slots_of(rank):
-                part = parts[slot].contiguous().clone() if rank == self.rank else torch.empty_like(like)
+            for microbatch in self.microbatches_of(rank):
+                part = parts[microbatch].contiguous().clone() if rank == self.rank else torch.empty_like(like)
                 total += self.broadcast(part, rank)
         return total

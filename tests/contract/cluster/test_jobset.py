@@ -26,7 +26,7 @@ OWNER = names.OwnerReference("argoproj.io/v1alpha1", "Workflow", "pretrain-x7k2p
 
 ONE_NODE = ""
 SPOT = """
-train: {num_slots: 256, elastic: {shutdown_timeout_s: 20, last_call_timeout_s: 0.4}}
+train: {num_microbatches: 256, elastic: {shutdown_timeout_s: 20, last_call_timeout_s: 0.4}}
 patches: {reader: stage, stage_dir: /mnt/nvme}
 cluster:
   namespace: pathology
@@ -224,7 +224,7 @@ def test_any_run_uri_gives_a_name_that_fits_a_host_name(tail: str) -> None:
     ("text", "words"),
     [
         ("cluster: {grace_period_s: 20}", "cluster.grace_period_s"),
-        ("train: {num_slots: 4}\ncluster: {pools: [{gpus_per_node: 8}]}", "micro-batches"),
+        ("train: {num_microbatches: 4}\ncluster: {pools: [{gpus_per_node: 8}]}", "microbatches"),
     ],
 )
 def test_refused_before_a_gpu_is_taken(text: str, words: str) -> None:

@@ -22,7 +22,7 @@ IMAGE = "registry.example/eosin-train@sha256:" + "0" * 64
 RUN = "s3://bucket/runs/vits16"
 ONE_NODE = ""
 SPOT = """
-train: {num_slots: 64}
+train: {num_microbatches: 64}
 cluster:
   queue: gpus
   pools:

@@ -29,9 +29,9 @@ from eosin.patches.sets.contact_sheet import contact_sheet
 from eosin.patches.sets.decode import held_out_shards
 from eosin.patches.sets.decode_set import decode_set
 from eosin.patches.sets.patchset import read_patch_set
-from eosin.patches.sets.patchset_source import PatchSetSource
 from eosin.patches.sets.publish import publish_manifest
 from eosin.patches.sets.set_spec import open_decoding
+from eosin.patches.sets.training_set import PatchSetSource
 from eosin.records import IndexPin, PatchSetManifest
 from eosin.runs import pin_index, prepare_run
 from tests.support.patches import write_slides

@@ -41,7 +41,7 @@ TRAINING = [
     "augment.global_px=32", "augment.local_px=16", "augment.num_local=1", "model.arch=vit_tiny_patch16_224",
     "model.arch_args={patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}",
     "model.dino_head={num_prototypes: 64, hidden_dim: 32, bottleneck_dim: 16}",
-    "train.num_steps=2", "train.batch_size=4", "train.num_slots=2", "train.precision=float32",
+    "train.num_steps=2", "train.batch_size=4", "train.num_microbatches=2", "train.precision=float32",
     "train.checkpoint_every_steps=2", "train.export_every_steps=2", "train.log_every_steps=1",
     "train.optimizer.warmup_steps=1", "patches.sets.tiles={mpp: 1.0, patches_per_shard: 20}",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from eosin.patches.decoding.whole_slide import (
     through_cucim,
 )
 from eosin.patches.geometry import box_of
-from eosin.patches.reading.device_resize import resize_on_device
+from eosin.patches.reading.device_reader import resize_on_device
 from eosin.patches.reading.read_plan import resize
 from eosin.patches.request import PatchBatch
 from eosin.patches.sampling.sampler import Sampler

@@ -34,7 +34,7 @@ from eosin.observability import RunLog
 from eosin.patches.sampling.grid import GridPlan, grid_positions, plan_grid
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.sets.patchset import read_manifest, read_patch_set, read_shard
-from eosin.patches.sets.patchset_source import PatchSetSource
+from eosin.patches.sets.training_set import PatchSetSource
 from eosin.records import IndexPin, PatchSetManifest
 from eosin.records.patchset_shard import PatchRow
 from eosin.runs import pin_index, prepare_run

@@ -46,7 +46,8 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 def test_bytes_and_requests_are_those_really_read(snapshot: Snapshot) -> None:
     settings = ["patches.patch_px=96", "patches.mpp=[0.25, 0.5]", "patches.tile_cache_bytes=0",
-                "train.batch_size=64", "train.num_slots=8", "seed=5", "augment.global_px=96"]  # fmt: skip
+                "augment.global_px=96", "train.batch_size=64", "train.num_microbatches=8",
+                "seed=5"]  # fmt: skip
     config = load_config("", overrides=settings)
     figures = check_patches(config, snapshot)
     store: Any = Counting(open_store(snapshot.slides_uri))

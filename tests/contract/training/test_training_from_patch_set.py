@@ -27,7 +27,7 @@ TRAINING = [
     "model.arch=vit_tiny_patch16_224",
     "model.arch_args={patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}",
     "model.dino_head={num_prototypes: 64, hidden_dim: 32, bottleneck_dim: 16}",
-    "train.num_steps=3", "train.batch_size=8", "train.num_slots=4", "train.precision=float32",
+    "train.num_steps=3", "train.batch_size=8", "train.num_microbatches=4", "train.precision=float32",
     "train.checkpoint_every_steps=3", "train.export_every_steps=3", "train.log_every_steps=1",
     "train.optimizer.warmup_steps=1",
 ]  # fmt: skip

@@ -39,7 +39,7 @@ WORKER_ENDS = {
     "tell the workers to go": signal.SIGTERM,
 }
 # Bits are compared, and shares that follow the measured speed sum in another order.
-TWO_WORKERS = {"workers_per_node": 2, "deal": "even"}
+TWO_WORKERS = {"workers_per_node": 2, "load_balance": "even"}
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +224,7 @@ def test_an_infinite_loss_stops_before_anything_moves_and_names_its_patches(
     with pytest.raises(PermanentError) as raised:
         train(run_uri, log=RunLog("test"), worker=WORKER)
     text = raised.value.message
-    assert "step 4" in text and "micro-batches [5]" in text
+    assert "step 4" in text and "microbatches [5]" in text
     assert "slide-3.svs at (100, 3), 0.5 mpp" in text and "slide-4.svs at (110, 3)" in text
     assert durable_step(run_uri) == 4
     assert not open_store(run_uri).exists(RunLayout.TRAINING_DONE)
@@ -245,7 +245,7 @@ def test_what_cannot_be_trained_is_refused_before_a_process_starts(
 ) -> None:
     monkeypatch.setattr("eosin.training.elastic.launch._run_agents", lambda *_: pytest.fail("started"))
     begin(run_uri, tiny_config(elastic={"workers_per_node": 9}))
-    with pytest.raises(UserError, match=r"9 workers \(1 nodes × 9\) for 8 micro-batches: 1 would"):
+    with pytest.raises(UserError, match=r"9 workers \(1 nodes × 9\) for 8 microbatches: 1 would"):
         train(run_uri, log=RunLog("test"), worker=WORKER)
 
 

@@ -36,7 +36,7 @@ except Exception as error:
 """
 NUM_STEPS = 40
 # Sums run in another order where shares follow the measured speed: equal to 1e-5, not to the bit.
-EVEN = {"workers_per_node": 2, "deal": "even"}
+EVEN = {"workers_per_node": 2, "load_balance": "even"}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 
 from eosin.errors import PermanentError
 from eosin.index.publish import row_identity
-from eosin.index.rows import SCHEMA, SlideRow, decode_rows, encode_rows
+from eosin.index.rows import SlideRow, decode_rows, encode_rows
 from eosin.index.snapshot_rows import read_rows
 from eosin.index.tissue_mask import TissueMask
 from eosin.slides.model import Level, SlideHeader, SlideObject
@@ -97,12 +96,6 @@ def test_masks_that_the_disk_has_no_room_for_stay_in_memory(
     with pytest.warns(RuntimeWarning, match="no room for them in TMPDIR"):
         found = read_rows(path, source="test")
     assert [row_identity(each) for each in found] == [row_identity(each) for each in rows]
-
-
-def test_rows_of_an_older_indexer_lack_its_newer_columns(tmp_path: Path) -> None:
-    table = pq.read_table(io.BytesIO(encode_rows([row(1)])), schema=SCHEMA).drop_columns(["content"])
-    pq.write_table(table, tmp_path / "rows.parquet")
-    assert [each.content for each in read_rows(tmp_path / "rows.parquet", source="test")] == [""]
 
 
 def test_a_table_of_other_columns_is_not_rows(tmp_path: Path) -> None:

@@ -74,14 +74,6 @@ def test_packing_loses_nothing() -> None:
     mask = TissueMask.from_array(array, 16.0, 8.0)
     np.testing.assert_array_equal(mask.array, array)
     assert mask.area == array.sum() * 128.0
-    rows, columns = np.nonzero(array)
-    assert mask.bounds_px == (
-        columns.min() * 16, rows.min() * 8, (columns.max() + 1) * 16, (rows.max() + 1) * 8,
-    )  # fmt: skip
-
-
-def test_no_tissue_has_no_bounds() -> None:
-    assert TissueMask.from_array(np.zeros((5, 5), bool), 1, 1).bounds_px == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("size", [(0.0, 5.0), (5.0, -1.0)])

@@ -12,7 +12,7 @@ import torch
 import torch._dynamo.testing
 
 from eosin.errors import UserError
-from eosin.models.backbone import Backbone, Crops, build_backbone
+from eosin.models.backbone import Backbone, CropGroup, build_backbone
 from eosin.models.drop_path import draw_drop_path
 from eosin.models.torchvision_ops import define_missing_ops
 from tests.support.training_run import tiny_config
@@ -63,7 +63,7 @@ def test_above_a_tenth_an_exact_number_of_samples_runs_a_branch(rate: float, kep
     assert all(len(set(row.tolist())) == kept for row in drop.rows)
 
 
-def plain_pass(backbone: Backbone, crops: Crops) -> torch.Tensor:
+def plain_pass(backbone: Backbone, crops: CropGroup) -> torch.Tensor:
     """One size of crops, branch by branch over timm's own modules."""
 
     def residual(index: int, x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -83,12 +83,12 @@ def plain_pass(backbone: Backbone, crops: Crops) -> torch.Tensor:
     return backbone.vit.norm(x)  # type: ignore[no-any-return]
 
 
-def two_sizes(rate: float) -> list[Crops]:
+def two_sizes(rate: float) -> list[CropGroup]:
     """Four masked crops of 16 px and nine of 8 px, each with its drop path."""
     rng = np.random.default_rng(7)
     masks = torch.from_numpy(rng.random((4, 16)) < 0.4)
     drops = [draw_drop_path(rate, 3, num, rng, CPU) for num in (4, 9)]
-    return [Crops(images(4), masks, drops[0]), Crops(images(9, 8), None, drops[1])]
+    return [CropGroup(images(4), masks, drops[0]), CropGroup(images(9, 8), None, drops[1])]
 
 
 def with_gradients(backbone: Backbone, tokens: list[torch.Tensor]) -> dict[str, torch.Tensor]:

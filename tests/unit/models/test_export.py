@@ -187,7 +187,7 @@ def test_weights_that_are_not_the_cards(tmp_path: Path) -> None:
 
 def test_random_init_is_what_training_starts_from(config: RunConfig) -> None:
     model, card = random_init(config)
-    learner = Learner(config, build_network(config), World(config.train.num_slots))
+    learner = Learner(config, build_network(config), World(config.train.num_microbatches))
     start = learner.student.backbone.vit.state_dict()
     assert card.step == 0 and card.name == "random-init"
     assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())

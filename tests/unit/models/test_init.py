@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from eosin.errors import TransientError, UserError
 from eosin.models.arch import create_vit, import_timm
-from eosin.models.backbone import Backbone, Crops, build_backbone
+from eosin.models.backbone import Backbone, CropGroup, build_backbone
 from eosin.models.init import initialize
 from tests.support.golden import part, tensors
 from tests.support.training_run import tiny_config
@@ -87,7 +87,7 @@ def test_positions_survive_registers_gained_or_lost(
     assert set(report.interpolated) == (set() if px == 16 else {"pos_embed"})
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        one, other = (b._embed(Crops(images)) for b in (source, target))
+        one, other = (b._embed(CropGroup(images)) for b in (source, target))
     patches = slice(-16, None)
     assert torch.allclose(one[:, 0], other[:, 0], atol=1e-6)
     assert torch.allclose(one[:, patches], other[:, patches], atol=1e-6)

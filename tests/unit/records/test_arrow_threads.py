@@ -32,9 +32,11 @@ assert len(open_table(str(path)).samples) == 500
 """,
 }
 _COUNT = """
-import os, sys
+import contextlib, os, sys
 from pathlib import Path
-import numpy, pyarrow, pyarrow.parquet
+import cv2, numpy, pyarrow, pyarrow.parquet
+with contextlib.suppress(ImportError):
+    import pandas  # which Arrow imports where it is installed, and which starts threads of numexpr's
 num_threads = lambda: len(os.listdir("/proc/self/task"))
 before = num_threads()
 {work}

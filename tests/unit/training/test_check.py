@@ -30,7 +30,7 @@ def test_planned_figures_of_a_known_model() -> None:
         RunConfig.model_validate(
             {
                 "model": {"arch": "vit_small_patch16_224"},
-                "train": {"batch_size": 64, "num_slots": 4, "num_steps": 20_000},
+                "train": {"batch_size": 64, "num_microbatches": 4, "num_steps": 20_000},
             }
         )
     )
@@ -70,10 +70,10 @@ def test_impossible_networks(sections: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"batch_size": 8}, r"batch_size 8 ÷ num_slots 8 = 1"),
+        ({"batch_size": 8}, r"batch_size 8 ÷ num_microbatches 8 = 1"),
         (
             {"elastic": {"max_nodes": 3, "workers_per_node": 4}},
-            r"12 workers \(3 nodes × 4\) for 8 micro-batches: 4 would",
+            r"12 workers \(3 nodes × 4\) for 8 microbatches: 4 would",
         ),
         ({"optimizer": {"warmup_steps": 20}}, r"warmup_steps 20 is not below train.num_steps 20"),
         ({"ibot": {"mask_ratio": (0.0, 0.01)}}, "masks nothing"),
@@ -120,9 +120,9 @@ def test_what_does_not_fit_whole_is_told_over_how_many_ranks_shards_would_fit() 
         check_training(sharded, memory_bytes=8 * 2**30, num_ranks=2)
 
 
-def test_deterministic_mode_counts_a_gradient_a_slot() -> None:
+def test_deterministic_mode_counts_a_gradient_a_microbatch() -> None:
     network = build_network(tiny_config(), meta=True)
     plain = device_memory(tiny_config(), network, 3)
     kept = device_memory(tiny_config(deterministic=True), network, 3)
-    # Three of the eight slots, four bytes a parameter each.
+    # Three of the eight microbatches, four bytes a parameter each.
     assert kept.certain_bytes - plain.certain_bytes == 3 * 4 * plain.parameters

@@ -26,7 +26,7 @@ from eosin.training.checkpoints.checkpoint import (
     save_share,
 )
 from eosin.training.checkpoints.publisher import Publisher
-from eosin.training.checkpoints.state import Snapshot, restore, take_snapshot
+from eosin.training.checkpoints.state import TrainingState, copy_state, restore
 from eosin.training.engine.step import Learner
 from eosin.training.world import World
 from tests.support.training_run import tiny_config
@@ -50,15 +50,15 @@ def store(tmp_path: Path) -> Store:
 
 
 def learner(seed_shift: float = 0.0) -> Learner:
-    made = Learner(CONFIG, build_network(CONFIG), World(CONFIG.train.num_slots))
+    made = Learner(CONFIG, build_network(CONFIG), World(CONFIG.train.num_microbatches))
     with torch.no_grad():
         for parameter in made.student.parameters():
             parameter += seed_shift
     return made
 
 
-def snapshot(step: int) -> Snapshot:
-    return take_snapshot(learner(step / 1000), step, 1.5)
+def snapshot(step: int) -> TrainingState:
+    return copy_state(learner(step / 1000), step, 1.5)
 
 
 def test_what_is_saved_comes_back_bit_for_bit(store: Store) -> None:
@@ -76,7 +76,7 @@ def test_what_is_saved_comes_back_bit_for_bit(store: Store) -> None:
 
 def test_a_snapshot_does_not_change_with_training() -> None:
     made = learner()
-    taken = take_snapshot(made, 1, None)
+    taken = copy_state(made, 1, None)
     before = copy.deepcopy(taken.parts["student"])
     with torch.no_grad():
         for parameter in made.student.parameters():
@@ -139,9 +139,9 @@ def test_another_configurations_checkpoint_is_refused(store: Store) -> None:
 
 def test_a_state_of_another_network_does_not_fit() -> None:
     other = tiny_config(model={"arch_args": {"patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 2}})
-    foreign = Learner(other, build_network(other), World(other.train.num_slots))
+    foreign = Learner(other, build_network(other), World(other.train.num_microbatches))
     with pytest.raises(PermanentError, match="student does not fit"):
-        restore(learner(), 3, take_snapshot(foreign, 3, None).parts, "it")
+        restore(learner(), 3, copy_state(foreign, 3, None).parts, "it")
 
 
 def test_old_ones_and_leftovers_go_and_the_newest_stay(store: Store) -> None:
@@ -192,13 +192,6 @@ def test_shares_that_do_not_make_up_every_tensor_are_not_marked_whole(store: Sto
     save_share(store, twice)
     with pytest.raises(PermanentError, match="do not make up"):
         save_checkpoint(store, replace(snapshot(5), num_pieces=2), DIGEST)
-
-
-def test_the_first_format_is_refused_by_name_and_not_started_over(store: Store) -> None:
-    old = {"schema_version": 1, "step": 5, "config_digest": DIGEST, "parts": {"student": {"size_bytes": 1}}}
-    store.put(RunLayout.checkpoint_marker(5), json.dumps(old).encode())
-    with pytest.raises(UserError, match="has format 1; this eosin reads format 2"):
-        load_newest(store, DIGEST, Log())
 
 
 def test_files_are_cut_at_a_size_and_come_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

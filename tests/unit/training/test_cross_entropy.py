@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from eosin.training.losses import cross_entropy, kernels
 from eosin.training.losses.cross_entropy import Prototypes, dino_terms, ibot_sum
-from eosin.training.losses.sinkhorn import Problem, sinkhorn_shift, sinkhorn_shifts
+from eosin.training.losses.sinkhorn import SinkhornProblem, sinkhorn_shifts
 from eosin.training.world import World
 
 K, DIM, N, NUM_LOCAL = 50, 12, 7, 3
@@ -109,7 +109,7 @@ def test_no_more_logits_at_once_than_a_chunk(monkeypatch: pytest.MonkeyPatch) ->
     student, teacher = Prototypes(STUDENT, 0.1), Prototypes(TEACHER, 0.05)
     dino_terms(GLOBAL, LOCAL, SEEN, student, teacher)
     ibot_sum(TOKENS, SEEN_TOKENS, WEIGHTS, student, teacher)
-    sinkhorn_shift({0: SEEN_TOKENS}, teacher, World(1))
+    sinkhorn_shifts([SinkhornProblem({0: SEEN_TOKENS}, teacher)], World(1))[0]
     assert max(made) <= K * 9 and sum(made) > 10 * max(made)
 
 
@@ -132,24 +132,28 @@ class CountingWorld(World):
 
     calls: list[str]
 
-    def max_over_slots(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
+    def max_over_microbatches(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
         self.calls.append("max")
-        return super().max_over_slots(parts, like)
+        return super().max_over_microbatches(parts, like)
 
-    def sum_over_slots(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
+    def sum_over_microbatches(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
         self.calls.append("sum")
-        return super().sum_over_slots(parts, like)
+        return super().sum_over_microbatches(parts, like)
 
 
 def test_two_sinkhorn_problems_share_their_collectives() -> None:
     world = CountingWorld(2)
     object.__setattr__(world, "calls", [])
-    dino = Problem({0: SEEN[:, :4].flatten(0, 1), 1: SEEN[:, 4:].flatten(0, 1)}, Prototypes(TEACHER, 0.05))
-    ibot = Problem({0: SEEN_TOKENS[:0], 1: SEEN_TOKENS}, Prototypes(STUDENT[:31], 0.07))
+    dino = SinkhornProblem(
+        {0: SEEN[:, :4].flatten(0, 1), 1: SEEN[:, 4:].flatten(0, 1)}, Prototypes(TEACHER, 0.05)
+    )
+    ibot = SinkhornProblem({0: SEEN_TOKENS[:0], 1: SEEN_TOKENS}, Prototypes(STUDENT[:31], 0.07))
     together = sinkhorn_shifts([dino, ibot], world)
     assert world.calls == ["max", "sum"] * 3
     for problem, shift in zip((dino, ibot), together, strict=True):
-        assert torch.equal(shift, sinkhorn_shift(problem.features, problem.prototypes, World(2)))
+        assert torch.equal(
+            shift, sinkhorn_shifts([SinkhornProblem(problem.features, problem.prototypes)], World(2))[0]
+        )
 
 
 BACKENDS = [
@@ -179,7 +183,7 @@ def test_compiled_kernels_are_whole_graphs_of_the_same_function(
                 terms = dino_terms(inputs[0], inputs[1], SEEN, student, teacher, chosen)
                 total = ibot_sum(inputs[2], SEEN_TOKENS, WEIGHTS, student, teacher, chosen)
                 rows = {0: SEEN_TOKENS}
-                (shift,) = sinkhorn_shifts([Problem(rows, teacher)], World(1), kernels=chosen)
+                (shift,) = sinkhorn_shifts([SinkhornProblem(rows, teacher)], World(1), kernels=chosen)
             (terms[:2].sum() + total).backward()
             found.append([terms.detach(), total.detach(), shift, *(x.grad for x in inputs)])
         for ours, theirs in zip(*found, strict=True):

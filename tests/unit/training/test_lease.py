@@ -16,7 +16,7 @@ from eosin.storage import Store, open_store
 from eosin.training.checkpoints.checkpoint import ALONE, complete_steps
 from eosin.training.checkpoints.lease import Lease, LeaseRecord
 from eosin.training.checkpoints.publisher import Publisher
-from eosin.training.checkpoints.state import Snapshot, take_snapshot
+from eosin.training.checkpoints.state import TrainingState, copy_state
 from eosin.training.elastic.agent import _exit_code, verdict
 from eosin.training.elastic.failures import FAILURES_DIR, Superseded, report_failure
 from eosin.training.engine.step import Learner
@@ -34,11 +34,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    return Learner(CONFIG, build_network(CONFIG), World(CONFIG.train.num_slots))
+    return Learner(CONFIG, build_network(CONFIG), World(CONFIG.train.num_microbatches))
 
 
-def snapshot(learner: Learner, step: int) -> Snapshot:
-    return take_snapshot(learner, step, None)
+def snapshot(learner: Learner, step: int) -> TrainingState:
+    return copy_state(learner, step, None)
 
 
 def test_the_newest_wins_and_the_older_is_told_by_whom(store: Store) -> None:

@@ -16,10 +16,10 @@ from eosin.storage import open_store
 from eosin.training.checkpoints import memory as memory_module
 from eosin.training.checkpoints import shm
 from eosin.training.checkpoints.memory import Memory, is_possible, room_problem
-from eosin.training.checkpoints.recovery import Bounds, bounds, choose, load_held
 from eosin.training.checkpoints.secret import known_secret, run_secret
 from eosin.training.checkpoints.shm import SHM_DIR, Piece, ShmFolder, flatten, sweep, unflatten
-from eosin.training.checkpoints.state import Snapshot
+from eosin.training.checkpoints.state import TrainingState
+from eosin.training.resume import Bounds, bounds, choose, load_held
 from tests.support.training_run import tiny_config
 
 WORLD, OTHER = "a" * 32, "b" * 32
@@ -220,7 +220,7 @@ def test_folder_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.Monke
 def test_memory_keeps_what_it_is_offered_and_forgets_at_the_end(folder: ShmFolder) -> None:
     kept = Memory(folder, piece(0), RunLog("test"))
     for step in (1, 2, 3):
-        kept.offer(Snapshot(step, 0.5, parts(step)))
+        kept.offer(TrainingState(step, 0.5, parts(step)))
     kept.close()
     assert [(found.step, found.loss) for found in folder.pieces()] == [(3, 0.5), (2, 0.5)]
     Memory(folder, piece(0), RunLog("test")).close(forget=True)
@@ -233,6 +233,6 @@ def test_memory_that_cannot_keep_says_so_once_and_goes_on(
     monkeypatch.setattr(shm, "save_file", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
     kept = Memory(folder, piece(0), RunLog("test"))
     for step in (1, 2):
-        kept.offer(Snapshot(step, None, parts(step)))
+        kept.offer(TrainingState(step, None, parts(step)))
     kept.close()
     assert capsys.readouterr().err.count("no space left") == 1

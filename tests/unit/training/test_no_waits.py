@@ -16,7 +16,7 @@ from eosin.config import RunConfig
 from eosin.models.drop_path import Layout, pack_drops
 from eosin.observability import RunLog
 from eosin.training.engine import step as engine
-from eosin.training.engine.slots import batch_indices
+from eosin.training.engine.microbatch import batch_indices
 from eosin.training.loop import Trainer
 from eosin.training.world import World
 from tests.support.training_run import ArraySource, tiny_config
@@ -45,7 +45,7 @@ def trainer(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     monkeypatch.setattr(torch, "autocast", lambda device, *args, **kwargs: autocast("cpu", *args, **kwargs))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: is_enabled("cpu"))
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
-    return Trainer(config, World(config.train.num_slots, device=torch.device("meta")), RunLog("meta"))
+    return Trainer(config, World(config.train.num_microbatches, device=torch.device("meta")), RunLog("meta"))
 
 
 @pytest.mark.parametrize("train", KINDS, ids=str)
@@ -54,13 +54,13 @@ def test_crops_masks_and_a_step_are_launched_whole(
 ) -> None:
     config = tiny_config(**train)
     run = trainer(config, monkeypatch)
-    indices = batch_indices(run.world.own_slots, config.train.slot_size)
+    indices = batch_indices(run.world.own_microbatches, config.train.microbatch_size)
     batch = next(iter(ArraySource().batches([(0, indices)])))
-    launched = run.learner.launch(0, run._slots(0, batch))
+    launched = run.learner.launch(0, run._microbatches(0, batch))
     numbers = launched.numbers
     assert isinstance(numbers, NeverArrives)
-    num_slots, has_centre = config.train.num_slots, config.train.centering == "softmax"
-    assert numbers.values.shape == (6 + 2 * num_slots + len(launched.norms) + has_centre,)
+    num_microbatches, has_centre = config.train.num_microbatches, config.train.centering == "softmax"
+    assert numbers.values.shape == (6 + 2 * num_microbatches + len(launched.norms) + has_centre,)
     assert launched.norms.keys() == run.learner.student.submodules().keys()
 
 
@@ -75,10 +75,10 @@ def test_what_would_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return pack_drops(drops, layout, num_branches)
 
     monkeypatch.setattr("eosin.models.backbone.pack_drops", peeking)
-    indices = batch_indices(run.world.own_slots, config.train.slot_size)
+    indices = batch_indices(run.world.own_microbatches, config.train.microbatch_size)
     batch = next(iter(ArraySource().batches([(0, indices)])))
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        run.learner.launch(0, run._slots(0, batch))
+        run.learner.launch(0, run._microbatches(0, batch))
 
 
 class Late(engine.Numbers):
@@ -94,7 +94,7 @@ def test_a_batch_made_while_the_device_works_changes_nothing(monkeypatch: pytest
     losses, asked = {}, {}
     for numbers in (engine.Numbers, Late):
         monkeypatch.setattr(engine, "Numbers", numbers)
-        run = Trainer(config, World(config.train.num_slots), RunLog("ahead"))
+        run = Trainer(config, World(config.train.num_microbatches), RunLog("ahead"))
         source, order = ArraySource(), []
         batches = source.batches
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from eosin.config.train import TrainConfig
-from eosin.training.engine.schedules import CosineSchedule, Schedules
+from eosin.training.engine.optimizer import CosineSchedule, Schedules
 from eosin.training.losses.cross_entropy import Prototypes, dino_terms, ibot_sum
-from eosin.training.losses.sinkhorn import sinkhorn_shift
+from eosin.training.losses.sinkhorn import SinkhornProblem, sinkhorn_shifts
 from eosin.training.losses.uniformity import kde, koleo
 from eosin.training.world import World
 from tests.support.golden import VALUES, relative_error, tensors
@@ -25,7 +25,11 @@ def of_logits(num_prototypes: int, temperature: float, shift: Tensor | None = No
 
 def teacher(kind: str, logits: Tensor, center: Tensor) -> Prototypes:
     plain = of_logits(logits.shape[1], TEACHER_T)
-    shift = sinkhorn_shift({0: logits}, plain, World(1)) if kind == "sinkhorn" else -center / TEACHER_T
+    shift = (
+        sinkhorn_shifts([SinkhornProblem({0: logits}, plain)], World(1))[0]
+        if kind == "sinkhorn"
+        else -center / TEACHER_T
+    )
     return of_logits(logits.shape[1], TEACHER_T, shift.flatten())
 
 
@@ -46,18 +50,18 @@ def test_teacher_probabilities_of_patches(kind: str, name: str) -> None:
     assert relative_error(ours, GOLDEN[name]) < 1e-5
 
 
-def test_sinkhorn_split_over_slots_equals_the_whole() -> None:
+def test_sinkhorn_split_over_microbatches_equals_the_whole() -> None:
     logits = GOLDEN["teacher_cls_logits"]
     plain = of_logits(logits.shape[1], TEACHER_T)
     split = {0: logits[:5], 1: logits[5:6], 2: logits[6:]}
-    shift = sinkhorn_shift(split, plain, World(3))
+    shift = sinkhorn_shifts([SinkhornProblem(split, plain)], World(3))[0]
     ours = of_logits(logits.shape[1], TEACHER_T, shift).probabilities(logits)
     assert relative_error(ours, GOLDEN["teacher_probs_sinkhorn"]) < 1e-5
 
 
 def test_sinkhorn_stays_finite_where_exponentials_overflow() -> None:
     logits = torch.randn(16, 24, generator=torch.Generator().manual_seed(3)) * 60
-    shift = sinkhorn_shift({0: logits}, of_logits(24, 0.04), World(1))
+    shift = sinkhorn_shifts([SinkhornProblem({0: logits}, of_logits(24, 0.04))], World(1))[0]
     probabilities = of_logits(24, 0.04, shift).probabilities(logits)
     assert probabilities.isfinite().all()
     assert torch.allclose(probabilities.sum(1), torch.ones(16))
@@ -162,7 +166,7 @@ def test_schedule(key: str, schedule: CosineSchedule) -> None:
 
 def test_last_layer_stands_still_at_first_and_the_rate_follows_the_root_of_the_batch() -> None:
     config = TrainConfig.model_validate(
-        {"num_steps": 100, "batch_size": 256, "num_slots": 4,
+        {"num_steps": 100, "batch_size": 256, "num_microbatches": 4,
          "optimizer": {"lr": 1e-3, "warmup_steps": 10, "freeze_last_layer_steps": 20}}
     )  # fmt: skip
     schedules = Schedules(config)

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from eosin.config.train import OptimizerConfig
-from eosin.training.engine.param_groups import multipliers
+from eosin.training.engine.optimizer import multipliers
 from eosin.training.engine.step import Learner, StepResult
 from eosin.training.world import World
 from tests.support.golden import (
     VALUES,
     flat_gradients,
+    microbatches,
     network,
     our_state,
     part,
     relative_error,
-    slots,
     step_config,
     tensors,
 )
@@ -25,10 +25,10 @@ from tests.support.golden import (
 STEPS = ["sinkhorn_separate_heads", "centering_shared_head_registers"]
 
 
-def take_step(name: str, num_slots: int = 1, **train: object) -> tuple[StepResult, dict[str, Tensor]]:
+def take_step(name: str, num_microbatches: int = 1, **train: object) -> tuple[StepResult, dict[str, Tensor]]:
     """The step's result and its gradients before clipping."""
     golden = tensors(f"step_{name}")
-    config = step_config(name, num_slots)
+    config = step_config(name, num_microbatches)
     config = config.model_copy(
         update={
             "train": config.train.model_copy(
@@ -41,9 +41,9 @@ def take_step(name: str, num_slots: int = 1, **train: object) -> tuple[StepResul
             )
         }
     )  # fmt: skip
-    learner = Learner(config, network(config, golden, "student"), World(num_slots))
+    learner = Learner(config, network(config, golden, "student"), World(num_microbatches))
     learner.teacher.load_state_dict(network(config, golden, "teacher").state_dict())
-    result = learner.step(0, slots(golden, num_slots))
+    result = learner.step(0, microbatches(golden, num_microbatches))
     return result, flat_gradients(learner.student)
 
 
@@ -80,11 +80,11 @@ def test_gradient_of_every_parameter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("num_slots", [2, 3])
-def test_splitting_into_slots_changes_only_koleo(name: str, num_slots: int) -> None:
-    """KoLeo is defined over a micro-batch; everything else over the batch, however it is cut."""
+@pytest.mark.parametrize("num_microbatches", [2, 3])
+def test_splitting_into_microbatches_changes_only_koleo(name: str, num_microbatches: int) -> None:
+    """KoLeo is defined over a microbatch; everything else over the batch, however it is cut."""
     golden = VALUES["steps"][name]
-    result, gradients = take_step(name, num_slots, koleo=_no_koleo())
+    result, gradients = take_step(name, num_microbatches, koleo=_no_koleo())
     _, whole = take_step(name, 1, koleo=_no_koleo())
     assert result.terms["dino_local"] == pytest.approx(golden["dino_local_crops_loss"], rel=1e-5)
     assert result.terms["dino_global"] == pytest.approx(golden["dino_global_crops_loss"], rel=1e-5)

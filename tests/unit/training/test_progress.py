@@ -16,8 +16,8 @@ from eosin.errors import PermanentError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog, step_line
 from eosin.storage import open_store
-from eosin.training import board
-from eosin.training.loop import Outcome, Trainer
+from eosin.training import tensorboard
+from eosin.training.loop import ReachedStep, Trainer
 from eosin.training.progress import METRICS_PORT
 from eosin.training.world import World
 from tests.support.training_run import ArraySource, tiny_config
@@ -27,8 +27,8 @@ def train(folder: Path, config: RunConfig, until: int) -> list[dict[str, Any]]:
     """The events of a training from its start to `until`."""
     store = open_store(str(folder))
     with RunLog("train", store) as log:
-        trainer = Trainer(config, World(config.train.num_slots), log)
-        trainer.run(ArraySource(), Outcome(0, None), None, str, until=until)
+        trainer = Trainer(config, World(config.train.num_microbatches), log)
+        trainer.run(ArraySource(), ReachedStep(0, None), None, str, until=until)
     keys = sorted(info.key for info in store.list(RunLayout.LOGS))
     return [json.loads(line) for key in keys for line in store.get(key).decode().splitlines()]
 
@@ -103,7 +103,7 @@ def test_tensorboards_files_lie_in_the_run_in_parts_of_bounded_size(
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setattr(board, "_PART_BYTES", 2000)
+    monkeypatch.setattr(tensorboard, "_PART_BYTES", 2000)
     events = train(tmp_path, tiny_config(tensorboard=True, log_every_steps=1), 8)
     files = sorted((tmp_path / "tensorboard").iterdir())
     assert len(files) > 1 and max(file.stat().st_size for file in files) < 4000

@@ -14,7 +14,7 @@ from eosin.records import TeacherCard, TrainingDone
 from eosin.storage import Store, open_store
 from eosin.training.checkpoints.checkpoint import ALONE
 from eosin.training.checkpoints.publisher import Publisher
-from eosin.training.checkpoints.state import take_snapshot
+from eosin.training.checkpoints.state import copy_state
 from eosin.training.engine.step import Learner
 from eosin.training.train import train
 from eosin.training.worker import run_worker
@@ -40,13 +40,13 @@ def ended(tmp_path: Path) -> Store:
     uri = str(tmp_path / "run")
     config = begin(uri, tiny_config(model={"init": "random"}))
     store = open_store(uri)
-    learner = Learner(config, build_network(config), World(config.train.num_slots))
+    learner = Learner(config, build_network(config), World(config.train.num_microbatches))
     publisher = Publisher(store, config, "snap", RunLog("test"))
     for step in (10, 20):
         for parameter in learner.teacher.parameters():
             parameter += 0.25
         publisher.export(step, learner.teacher.backbone)
-    publisher.checkpoint(take_snapshot(learner, 20, 1.0))
+    publisher.checkpoint(copy_state(learner, 20, 1.0))
     publisher.close()
     done = TrainingDone(num_steps=20, models=(FIRST, LAST), snapshot_id="snap", config_digest=config.digest())
     store.put(RunLayout.TRAINING_DONE, done.to_json())

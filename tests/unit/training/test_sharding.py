@@ -16,20 +16,20 @@ from eosin.models.network import build_network
 from eosin.observability import RunLog
 from eosin.training.checkpoints.state import (
     Parts,
+    copy_state,
     flat_parts,
     hand_out,
     live_parts,
-    load_whole,
+    put_rows,
     restore,
     row_block,
     set_step,
-    take_snapshot,
 )
+from eosin.training.engine.microbatch import Microbatch, batch_indices
 from eosin.training.engine.parallel import local, whole
-from eosin.training.engine.slots import Slot, batch_indices
 from eosin.training.engine.step import Learner, NonFinite
 from eosin.training.loop import Trainer
-from eosin.training.world import Deal, World
+from eosin.training.world import Shares, World
 from tests.support import golden
 from tests.support.ranks import in_ranks
 from tests.support.training_run import ArraySource, tiny_config
@@ -37,14 +37,14 @@ from tests.support.training_run import ArraySource, tiny_config
 STEPS = ["sinkhorn_separate_heads", "centering_shared_head_registers"]
 
 
-def golden_config(name: str, num_slots: int, parallel: str) -> RunConfig:
-    """One step as the reference took it: no KoLeo where the batch is cut, since that is per micro-batch."""
-    config = golden.step_config(name, num_slots)
+def golden_config(name: str, num_microbatches: int, parallel: str) -> RunConfig:
+    """One step as the reference took it: no KoLeo where the batch is cut, since that is per microbatch."""
+    config = golden.step_config(name, num_microbatches)
     dino = config.train.dino.model_copy(
         update={"teacher_temperature_warmup": 0.05, "teacher_temperature": 0.05}
     )
     update = {"optimizer": OptimizerConfig(clip_grad_norm=None), "dino": dino, "parallel": parallel}
-    koleo = {} if num_slots == 1 else {"koleo": KoLeoConfig(weight=0.0)}
+    koleo = {} if num_microbatches == 1 else {"koleo": KoLeoConfig(weight=0.0)}
     return config.model_copy(update={"train": config.train.model_copy(update={**update, **koleo})})
 
 
@@ -53,19 +53,23 @@ def golden_step(name: str, config: RunConfig, world: World) -> tuple[dict[str, f
     tensors = golden.tensors(f"step_{name}")
     learner = Learner(config, golden.network(config, tensors, "student"), world)
     teacher = golden.network(config, tensors, "teacher").state_dict()
-    load_whole(learner, learner.teacher, teacher)
-    cut = golden.slots(tensors, config.train.num_slots)
-    result = learner.step(0, {slot: cut[slot] for slot in world.own_slots})
+    with torch.no_grad():
+        for key, value in learner.teacher.state_dict().items():
+            put_rows(learner, value, teacher[key], 0)
+    cut = golden.microbatches(tensors, config.train.num_microbatches)
+    result = learner.step(0, {microbatch: cut[microbatch] for microbatch in world.own_microbatches})
     gradients = {
         n: whole(p.grad).clone() for n, p in learner.student.named_parameters() if p.grad is not None
     }
     return result.terms, gradients
 
 
-def compare_with_golden(rank: int, num_ranks: int, name: str, num_slots: int) -> None:
-    alone = World(num_slots)
-    _, expected = golden_step(name, golden_config(name, num_slots, "ddp"), alone)
-    terms, ours = golden_step(name, golden_config(name, num_slots, "fsdp"), World(num_slots, rank, num_ranks))
+def compare_with_golden(rank: int, num_ranks: int, name: str, num_microbatches: int) -> None:
+    alone = World(num_microbatches)
+    _, expected = golden_step(name, golden_config(name, num_microbatches, "ddp"), alone)
+    terms, ours = golden_step(
+        name, golden_config(name, num_microbatches, "fsdp"), World(num_microbatches, rank, num_ranks)
+    )
     reference = golden.VALUES["steps"][name]
     assert terms["dino_local"] == pytest.approx(reference["dino_local_crops_loss"], rel=1e-5)
     assert terms["dino_global"] == pytest.approx(reference["dino_global_crops_loss"], rel=1e-5)
@@ -77,15 +81,17 @@ def compare_with_golden(rank: int, num_ranks: int, name: str, num_slots: int) ->
 
 @pytest.mark.parametrize(("num_ranks", "name"), [(2, STEPS[1]), (3, STEPS[0])])
 def test_a_sharded_step_is_the_references(num_ranks: int, name: str) -> None:
-    """Three slots: two ranks have uneven shares. The single process is compared in test_parity_step."""
+    """Three microbatches two ranks have uneven shares. The single process is compared in test_parity_step."""
     in_ranks(compare_with_golden, num_ranks, name, 3)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize(("num_ranks", "num_slots"), [(2, 2), (2, 3), (3, 3), (3, 6), (4, 6)])
-def test_a_sharded_step_is_the_references_at_every_cut(name: str, num_ranks: int, num_slots: int) -> None:
-    in_ranks(compare_with_golden, num_ranks, name, num_slots)
+@pytest.mark.parametrize(("num_ranks", "num_microbatches"), [(2, 2), (2, 3), (3, 3), (3, 6), (4, 6)])
+def test_a_sharded_step_is_the_references_at_every_cut(
+    name: str, num_ranks: int, num_microbatches: int
+) -> None:
+    in_ranks(compare_with_golden, num_ranks, name, num_microbatches)
 
 
 @pytest.mark.parametrize(("num_rows", "num_pieces"), [(1, 3), (5, 3), (7, 4), (8, 2), (9, 8)])
@@ -129,7 +135,7 @@ def piece_of(live: Parts, expected: dict[str, Tensor], index: int, num_pieces: i
 def move_pieces(rank: int, num_ranks: int) -> None:
     """Three pieces of an earlier world, two on the last rank and one on the first, go to two ranks."""
     config = tiny_config(parallel="fsdp")
-    world = World(config.train.num_slots, rank, num_ranks)
+    world = World(config.train.num_microbatches, rank, num_ranks)
     learner = sharded_learner(config, world)
     expected = {name: whole(value).clone() for name, value in flat_parts(learner).items()}
     pieces = [piece_of(live_parts(learner), expected, index, 3) for index in range(3)]
@@ -154,8 +160,8 @@ def own_copy(value: Tensor) -> Tensor:
 
 def copies_are_of_ones_own_rows(rank: int, num_ranks: int, folder: Path) -> None:
     config = tiny_config(parallel="fsdp")
-    learner = sharded_learner(config, World(config.train.num_slots, rank, num_ranks))
-    taken = take_snapshot(learner, 7, None)
+    learner = sharded_learner(config, World(config.train.num_microbatches, rank, num_ranks))
+    taken = copy_state(learner, 7, None)
     assert (taken.index, taken.num_pieces) == (rank, num_ranks)
     held = sum(t.numel() for part in ("student", "teacher", "optimizer") for t in taken.parts[part].values())
     everything = sum(value.numel() for name, value in flat_parts(learner).items() if "loss/" not in name)
@@ -169,7 +175,7 @@ def copies_are_of_ones_own_rows(rank: int, num_ranks: int, folder: Path) -> None
         for value in flat_parts(learner).values():
             value.zero_()
     restore(learner, 7, gathered, "here")
-    again = take_snapshot(learner, 7, None)
+    again = copy_state(learner, 7, None)
     for part, tensors in before.items():
         assert all(torch.equal(again.parts[part][name], value) for name, value in tensors.items())
 
@@ -183,22 +189,24 @@ def lopsided(rank: int, num_ranks: int) -> None:
     outcomes = []
     for shares in ((8, 0), (5, 3)):
         config = tiny_config(parallel="fsdp")
-        world = World(8, rank, num_ranks, deal=Deal(shares))
+        world = World(8, rank, num_ranks, shares=Shares(shares))
         learner = Learner(config, build_network(config), world)
-        slots = {slot: random_slot(config, slot) for slot in world.own_slots}
-        result = learner.step(0, slots)
+        microbatches = {
+            microbatch: random_microbatch(config, microbatch) for microbatch in world.own_microbatches
+        }
+        result = learner.step(0, microbatches)
         outcomes.append((result.loss, result.grad_norms["backbone"]))
     assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-5)
 
 
-def random_slot(config: RunConfig, seed: int) -> Slot:
+def random_microbatch(config: RunConfig, seed: int) -> Microbatch:
     generator = torch.Generator().manual_seed(seed)
     crops = [torch.randn(n, 2, 3, px, px, generator=generator) for n, px in ((2, 16), (3, 8))]
     masks = torch.rand(4, 16, generator=generator) < 0.3
-    return Slot(crops[0], crops[1], masks)
+    return Microbatch(crops[0], crops[1], masks)
 
 
-def test_a_rank_without_a_slot_keeps_the_others_company() -> None:
+def test_a_rank_without_a_microbatch_keeps_the_others_company() -> None:
     in_ranks(lopsided, 2)
 
 
@@ -206,13 +214,15 @@ def poisoned(rank: int, num_ranks: int) -> None:
     config = tiny_config(parallel="fsdp")
     world = World(8, rank, num_ranks)
     learner = Learner(config, build_network(config), world)
-    slots = {slot: random_slot(config, slot) for slot in world.own_slots}
-    if 6 in slots:
-        slots[6].global_crops.fill_(torch.inf)
+    microbatches = {
+        microbatch: random_microbatch(config, microbatch) for microbatch in world.own_microbatches
+    }
+    if 6 in microbatches:
+        microbatches[6].global_crops.fill_(torch.inf)
     before = [own_copy(p) for p in learner.student.parameters()]
     with pytest.raises(NonFinite) as raised:
-        learner.step(3, slots)
-    assert (raised.value.step, raised.value.slots) == (3, (6,))
+        learner.step(3, microbatches)
+    assert (raised.value.step, raised.value.microbatches) == (3, (6,))
     assert all(torch.equal(own_copy(p), q) for p, q in zip(learner.student.parameters(), before, strict=True))
     dist.barrier()
 
@@ -230,13 +240,14 @@ def compare_compiled(rank: int, num_ranks: int, checkpointing: bool, drop_path: 
     for compiled in (False, True):
         config = tiny_config(
             parallel="fsdp", compile=compiled, activation_checkpointing=checkpointing,
-            num_slots=3, batch_size=6, model={"drop_path": drop_path},
+            num_microbatches=3, batch_size=6, model={"drop_path": drop_path},
         )  # fmt: skip
         trainer = Trainer(config, World(3, rank, num_ranks), RunLog("compiled"))
-        indices = batch_indices(trainer.world.own_slots, config.train.slot_size)
+        indices = batch_indices(trainer.world.own_microbatches, config.train.microbatch_size)
         batches = ArraySource().batches((step, indices) for step in range(2))
         losses.append([
-            trainer.learner.step(step, trainer._slots(step, batch)).loss for step, batch in enumerate(batches)
+            trainer.learner.step(step, trainer._microbatches(step, batch)).loss
+            for step, batch in enumerate(batches)
         ])  # fmt: skip
         ends.append(torch.cat([whole(p.detach()).flatten() for p in trainer.learner.student.parameters()]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)

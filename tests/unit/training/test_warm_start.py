@@ -15,8 +15,8 @@ from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.storage import open_store
 from eosin.training.checkpoints.checkpoint import save_checkpoint
-from eosin.training.checkpoints.state import take_snapshot
-from eosin.training.loop import Outcome, Trainer
+from eosin.training.checkpoints.state import copy_state
+from eosin.training.loop import ReachedStep, Trainer
 from eosin.training.world import World
 from tests.support.training_run import ArraySource, begin, tiny_config
 
@@ -26,9 +26,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Trainer]:
     """A run of four steps, with its checkpoint."""
     uri = str(tmp_path_factory.mktemp("finished"))
     config = begin(uri, tiny_config(num_steps=6))
-    trainer = Trainer(config, World(config.train.num_slots), RunLog("test"))
-    outcome = trainer.run(ArraySource(), Outcome(0, None), None, str, until=4)
-    save_checkpoint(open_store(uri), take_snapshot(trainer.learner, 4, outcome.loss), config.digest())
+    trainer = Trainer(config, World(config.train.num_microbatches), RunLog("test"))
+    outcome = trainer.run(ArraySource(), ReachedStep(0, None), None, str, until=4)
+    save_checkpoint(open_store(uri), copy_state(trainer.learner, 4, outcome.loss), config.digest())
     return uri, trainer
 
 
@@ -41,7 +41,7 @@ def post_training(uri: str, **model: Any) -> RunConfig:
 def started(config: RunConfig, folder: Path) -> tuple[Trainer, list[dict[str, Any]]]:
     store = open_store(str(folder))
     with RunLog("train", store) as log:
-        trainer = Trainer(config, World(config.train.num_slots), log)
+        trainer = Trainer(config, World(config.train.num_microbatches), log)
     keys = [info.key for info in store.list(RunLayout.LOGS)]
     events = [json.loads(line) for key in keys for line in store.get(key).decode().splitlines()]
     return trainer, [event for event in events if event["event"] == "init"]
@@ -70,7 +70,7 @@ def test_student_teacher_and_heads_go_on_with_resampled_positions(
     )
     assert len(reports) == 2 and all(report["interpolated"] == ["pos_embed"] for report in reports)
     assert reports[0]["heads"] == {"dino_head": "loaded"} and not reports[0]["missing"]
-    assert trainer.run(ArraySource(), Outcome(0, None), None, str, until=2).step == 2
+    assert trainer.run(ArraySource(), ReachedStep(0, None), None, str, until=2).step == 2
 
 
 def test_old_crops_give_the_old_features(finished: tuple[str, Trainer], tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished: tuple[str, Trainer], tmp_
     config = begin(str(tmp_path / "run"), tiny_config(num_steps=6))
     store = open_store(str(tmp_path / "run"))
     for step in (3, 5):
-        save_checkpoint(store, take_snapshot(before.learner, step, 1.0), config.digest())
+        save_checkpoint(store, copy_state(before.learner, step, 1.0), config.digest())
     newest = next(info.key for info in store.list("checkpoints/step-00000005") if "safetensors" in info.key)
     (tmp_path / "run" / newest).write_bytes(b"torn")
     _, reports = started(post_training(str(tmp_path / "run")), tmp_path / "log")

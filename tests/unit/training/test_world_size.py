@@ -16,7 +16,7 @@ from eosin.training.world import World, share_of
 from tests.support.ranks import Leg, norm_difference, train_legs
 from tests.support.training_run import tiny_config
 
-DINO = {"method": "dino", "num_slots": 4}
+DINO = {"method": "dino", "num_microbatches": 4}
 SEPARATE_HEADS = tiny_config(
     num_steps=20, model={"ibot_head": {"num_prototypes": 48, "hidden_dim": 32, "bottleneck_dim": 16}}
 )
@@ -31,17 +31,18 @@ def consumed(folder: Path) -> list[tuple[int, int]]:
 @pytest.mark.parametrize(
     ("world_size", "shares"), [(1, [8]), (3, [3, 3, 2]), (8, [1] * 8), (10, [1] * 8 + [0, 0])]
 )
-def test_shares_cover_every_slot_once(world_size: int, shares: list[int]) -> None:
+def test_shares_cover_every_microbatch_once(world_size: int, shares: list[int]) -> None:
     owned = [share_of(rank, world_size, 8) for rank in range(world_size)]
     assert [len(share) for share in owned] == shares
-    assert [slot for share in owned for slot in share] == list(range(8))
+    assert [microbatch for share in owned for microbatch in share] == list(range(8))
 
 
-def test_sums_in_slot_order_do_not_depend_on_how_slots_are_held() -> None:
+def test_sums_in_microbatch_order_do_not_depend_on_how_microbatches_are_held() -> None:
     parts = {
-        slot: torch.randn(50, generator=torch.Generator().manual_seed(slot)) * 1e4**slot for slot in range(4)
+        microbatch: torch.randn(50, generator=torch.Generator().manual_seed(microbatch)) * 1e4**microbatch
+        for microbatch in range(4)
     }
-    ordered = World(4, deterministic=True).sum_over_slots(dict(reversed(parts.items())), parts[0])
+    ordered = World(4, deterministic=True).sum_over_microbatches(dict(reversed(parts.items())), parts[0])
     by_hand = ((parts[0] + parts[1]) + parts[2]) + parts[3]
     assert torch.equal(ordered, by_hand)
 
@@ -62,7 +63,7 @@ def test_two_ranks_end_where_one_does(tmp_path: Path, alone: tuple[Path, dict[st
 def test_uneven_shares_restarts_and_another_spread_in_between_end_where_one_rank_does(
     tmp_path: Path, alone: tuple[Path, dict[str, Tensor]]
 ) -> None:
-    """From one rank to three that hold shards of 3, 3 and 2 slots, to two with whole copies."""
+    """From one rank to three that hold shards of 3, 3 and 2 microbatches, to two with whole copies."""
     legs = [Leg(1, 6), Leg(3, 13, "fsdp"), Leg(2, 20, "ddp")]
     changing = train_legs(SEPARATE_HEADS, tmp_path, legs)
     assert norm_difference(changing, alone[1]) <= 1e-5
@@ -87,7 +88,7 @@ def test_deterministic_mode_gives_the_same_bits_at_any_world_size(tmp_path: Path
 METHODS: dict[str, dict[str, object]] = {"dinov2": {}, "dino": {"method": "dino"}}
 WORLDS = {
     "2": [Leg(2, 20)],
-    "3 on 8 slots": [Leg(3, 20)],
+    "3 on 8 microbatches": [Leg(3, 20)],
     "4": [Leg(4, 20)],
     "1, 3, 2": [Leg(1, 7), Leg(3, 13), Leg(2, 20)],
 }
@@ -97,7 +98,7 @@ WORLDS = {
 def undisturbed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RunConfig, Path, dict[str, Tensor]]:
-    """Twenty steps of one rank, by method; 8 slots."""
+    """Twenty steps of one rank, by method; 8 microbatches."""
     config = tiny_config(num_steps=20, **METHODS[request.param])
     folder = tmp_path_factory.mktemp(request.param)
     return config, folder, train_legs(config, folder, [Leg(1, 20)])

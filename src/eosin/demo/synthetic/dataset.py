@@ -97,7 +97,9 @@ def write_dataset(
         labelled = _existing_labelled(root / "labelled", config)
         jobs = [_slide_job(root, index, record, config) for index, record in enumerate(records)]
         if labelled is None:
-            jobs += [_Job("labelled patient", index, config, "") for index in range(config.labelled_patients)]
+            jobs += [
+                _SlideJob("labelled patient", index, config, "") for index in range(config.labelled_patients)
+            ]
         drawn = _run(jobs, num_workers, progress or _silent)
         if labelled is None and config.labelled_patients:
             labelled = _publish_labelled(root / "labelled", drawn, config)
@@ -119,7 +121,7 @@ def _prepare(root: Path, records: tuple[SlideRecord, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _SlideJob:
     kind: str
     index: int
     config: SyntheticConfig
@@ -138,15 +140,15 @@ class _Job:
         return []
 
 
-def _slide_job(root: Path, index: int, record: SlideRecord, config: SyntheticConfig) -> _Job:
-    return _Job("slide", index, config, str(root / "slides" / record.slide))
+def _slide_job(root: Path, index: int, record: SlideRecord, config: SyntheticConfig) -> _SlideJob:
+    return _SlideJob("slide", index, config, str(root / "slides" / record.slide))
 
 
 def _slide_seed(config: SyntheticConfig, index: int) -> int:
     return derived_seed(config.seed, "slide", index)
 
 
-def _run(jobs: list[_Job], num_workers: int | None, progress: Progress) -> list[PatchRow]:
+def _run(jobs: list[_SlideJob], num_workers: int | None, progress: Progress) -> list[PatchRow]:
     """The patches of all labelled patients, in order, once every job is done."""
     workers = min(num_workers or os.cpu_count() or 1, len(jobs))
     results: dict[int, list[PatchRow]] = {}
@@ -156,12 +158,12 @@ def _run(jobs: list[_Job], num_workers: int | None, progress: Progress) -> list[
     return [row for place in range(len(jobs)) for row in results[place]]
 
 
-def _in_turn(jobs: list[_Job]) -> Iterator[tuple[int, list[PatchRow]]]:
+def _in_turn(jobs: list[_SlideJob]) -> Iterator[tuple[int, list[PatchRow]]]:
     for place, job in enumerate(jobs):
         yield place, job.run()
 
 
-def _in_processes(jobs: list[_Job], workers: int) -> Iterator[tuple[int, list[PatchRow]]]:
+def _in_processes(jobs: list[_SlideJob], workers: int) -> Iterator[tuple[int, list[PatchRow]]]:
     """Fresh processes: forking one that already runs OpenCV's or Arrow's threads can deadlock."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:

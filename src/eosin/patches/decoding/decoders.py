@@ -26,6 +26,8 @@ class EncodedTile:
 
 
 class TileDecoder(Protocol):
+    """Encoded tiles to pixels."""
+
     max_denominator: int
     """How far it scales JPEG tiles down while decoding; 1: not at all."""
 
@@ -40,6 +42,7 @@ class CpuDecoder:
     max_denominator = 8
 
     def decode(self, tiles: Sequence[EncodedTile]) -> list[Pixels | SlideError]:
+        """As `TileDecoder`."""
         return [decode_one(tile) for tile in tiles]
 
 

@@ -34,6 +34,7 @@ class NvImageCodecDecoder:
         self._threads = threading.local()
 
     def decode(self, tiles: Sequence[EncodedTile]) -> list[Pixels | SlideError]:
+        """As `TileDecoder`; tensors on the GPU where a device was named."""
         mine = [place for place, tile in enumerate(tiles) if _is_safe(tile.level)]
         found: dict[int, Pixels | SlideError] = {}
         if mine:

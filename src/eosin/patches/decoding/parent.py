@@ -97,6 +97,7 @@ class IsolatedTiles:
         self._pool = pool
 
     def decode(self, tiles: Sequence[EncodedTile]) -> list[Pixels | SlideError]:
+        """As `TileDecoder`."""
         return self._pool.run(tiles)
 
 
@@ -239,6 +240,7 @@ class DecoderPool:
             return HostSlab() if self._device is None else DeviceSlab(self._device)
 
     def give_back(self, process: _Process) -> None:
+        """Keep a process for the next caller; end it where the pool is closed."""
         if self._closed:
             process.stop()
         else:
@@ -262,6 +264,7 @@ class Session:
             return [self._alone(item) for item in items]
 
     def end(self) -> None:
+        """Give the process back, its files closed."""
         if self._process is not None:
             self._process.rest()
             self._pool.give_back(self._process)

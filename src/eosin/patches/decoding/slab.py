@@ -15,6 +15,8 @@ SLAB_BYTES = 64 * 2**20
 
 
 class Slab(Protocol):
+    """Memory that two processes share."""
+
     def handle(self) -> Any:
         """What lets another process write here; it is pickled."""
         ...
@@ -35,12 +37,14 @@ class HostSlab:
 
     @property
     def descriptor(self) -> int:
+        """Of the file; the child inherits it."""
         return self._file.fileno()
 
     def handle(self) -> None:
         """The child inherits the descriptor."""
 
     def read(self, offset: int, shape: tuple[int, ...]) -> Any:
+        """As `Slab`: an array."""
         size = int(np.prod(shape))
         return np.frombuffer(self._map, np.uint8, size, offset).reshape(shape).copy()
 
@@ -54,11 +58,13 @@ class DeviceSlab:
         self._memory = torch.empty(SLAB_BYTES, dtype=torch.uint8, device=f"cuda:{device}")
 
     def handle(self) -> Any:
+        """As `Slab`."""
         import torch.multiprocessing.reductions as reductions
 
         return reductions.reduce_tensor(self._memory)
 
     def read(self, offset: int, shape: tuple[int, ...]) -> Any:
+        """As `Slab`: a tensor."""
         return self._memory[offset : offset + int(np.prod(shape))].view(shape).clone()
 
 

@@ -36,6 +36,8 @@ class SlideRegion:
 
 
 class RegionReader(Protocol):
+    """An open slide."""
+
     def read(self, request: PatchRequest, box: Box) -> Pixels:
         """[h, w, 3] RGB of `box`. Raises `SlideError`."""
         ...
@@ -128,9 +130,11 @@ class RegionsWorker:
         self._files = contextlib.ExitStack()
 
     def work(self, regions: Sequence[SlideRegion]) -> list[Pixels | SlideError]:
+        """Pixels of each region, or why it has none."""
         return [self._read(region) for region in regions]
 
     def rest(self) -> None:
+        """Close the slide."""
         self._files.close()
         self._path = self._opened = None
 

@@ -25,6 +25,7 @@ class ArrayCache(Generic[K, A]):
         self._lock = threading.Lock()
 
     def get(self, key: K) -> A | None:
+        """The array of `key`, which counts as used now; None where it is not held."""
         with self._lock:
             found = self._arrays.get(key)
             if found is not None:

@@ -7,6 +7,7 @@ cuCIM reads regions of staged slides, those of one size and level in a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from eosin.index.snapshot import Snapshot
 from eosin.patches.decoding.parent import Isolation
 from eosin.patches.decoding.whole_slide import OpenSlideFile, SlideRegion
 from eosin.patches.geometry import box_of
-from eosin.patches.reading.device_resize import resize_on_device
 from eosin.patches.reading.read_plan import ReadPlan
 from eosin.patches.reading.reader import PatchReader
 from eosin.patches.reading.sources import ByteSource, gone
@@ -108,3 +108,38 @@ class DeviceReader(PatchReader):
     def _tensor(self, pixels: Any) -> Tensor:
         found = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
         return found.to(self.device, non_blocking=True)
+
+
+def resize_on_device(region: Tensor, side_px: int) -> Tensor:
+    """uint8 [h, w, 3] as uint8 [side_px, side_px, 3], within one level of what OpenCV gives.
+
+    Area averaging and linear interpolation are separable, so they are two matrix products in float32.
+    """
+    height, width = region.shape[:2]
+    if (height, width) == (side_px, side_px):
+        return region
+    weights = _area if min(height, width) >= side_px else _linear
+    rows = weights(height, side_px, region.device)
+    columns = weights(width, side_px, region.device)
+    narrow = rows @ region.float().reshape(height, width * 3)
+    wide = torch.einsum("yxc,ox->yoc", narrow.view(side_px, width, 3), columns)
+    return wide.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=64)
+def _area(in_px: int, out_px: int, device: torch.device) -> Tensor:
+    """Float32 [out_px, in_px]: the share of each input pixel that an output pixel covers."""
+    scale = in_px / out_px
+    start = torch.arange(out_px, dtype=torch.float64)[:, None] * scale
+    pixel = torch.arange(in_px, dtype=torch.float64)[None, :]
+    covered = (torch.minimum(start + scale, pixel + 1) - torch.maximum(start, pixel)).clamp(min=0)
+    return (covered / covered.sum(1, keepdim=True)).float().to(device)
+
+
+@lru_cache(maxsize=64)
+def _linear(in_px: int, out_px: int, device: torch.device) -> Tensor:
+    """Float32 [out_px, in_px]: linear interpolation between pixel centres, the edge repeated."""
+    place = (torch.arange(out_px, dtype=torch.float64) + 0.5) * (in_px / out_px) - 0.5
+    place = place.clamp(0, in_px - 1)
+    pixel = torch.arange(in_px, dtype=torch.float64)
+    return (1 - (place[:, None] - pixel[None, :]).abs()).clamp(min=0).float().to(device)

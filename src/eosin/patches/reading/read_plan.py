@@ -45,6 +45,7 @@ class ReadPlan:
 
     @property
     def tiles(self) -> list[TileKey]:
+        """The tiles under the box, row by row."""
         return [key for key, _ in self.parts]
 
 

@@ -1,4 +1,4 @@
-"""Requests to pixels: a few patches at a time, each tile fetched and decoded once."""
+"""The patch reader: requests to pixels, a few patches at a time, each tile fetched and decoded once."""
 
 from __future__ import annotations
 

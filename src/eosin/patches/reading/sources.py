@@ -22,10 +22,13 @@ class TileBytes(NamedTuple):
 
     @property
     def stored(self) -> SlideObject:
+        """The object that holds the tile."""
         return self.objects[self.object]
 
 
 class ByteSource(Protocol):
+    """A way to the bytes of tiles."""
+
     def fetch(self, tiles: Sequence[TileBytes]) -> list[bytes | SlideError]:
         """The bytes of each tile, or why its slide cannot give them (reason `changed` or `missing`).
 
@@ -41,6 +44,7 @@ class RangeSource:
         self.store = store
 
     def fetch(self, tiles: Sequence[TileBytes]) -> list[bytes | SlideError]:
+        """As `ByteSource`."""
         ranges = [
             ByteRange(tile.stored.key, tile.offset, tile.size_bytes, tile.stored.etag) for tile in tiles
         ]
@@ -72,6 +76,7 @@ class StageSource:
         self.pool = pool
 
     def fetch(self, tiles: Sequence[TileBytes]) -> list[bytes | SlideError]:
+        """As `ByteSource`."""
         found: list[bytes | SlideError] = [b""] * len(tiles)
         for objects in dict.fromkeys(tile.objects for tile in tiles):
             places = [place for place, tile in enumerate(tiles) if tile.objects == objects]

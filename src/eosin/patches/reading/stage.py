@@ -32,7 +32,7 @@ _WAIT_FOR_ROOM_S = 600.0
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _StagedSlide:
     path: Path
     size_bytes: int
     used_s: float
@@ -128,13 +128,13 @@ class StagePool:
                 free += entry.size_bytes
         return free >= size_bytes
 
-    def _entries(self) -> list[_Entry]:
+    def _entries(self) -> list[_StagedSlide]:
         found = []
         for path in self.directory.iterdir():
             with contextlib.suppress(OSError, ValueError):
                 if path.name.endswith(_PART) and _delete_unused(path):
                     continue  # whoever was filling it is gone
-                found.append(_Entry(path, _size_of(path), path.stat().st_mtime))
+                found.append(_StagedSlide(path, _size_of(path), path.stat().st_mtime))
         return found
 
     @contextlib.contextmanager

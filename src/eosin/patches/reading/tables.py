@@ -1,4 +1,4 @@
-"""Where tiles lie, without ever holding all tile tables: 30,000 slides have some 35 GB of them."""
+"""Tile-table look-ups without holding all tables: 30,000 slides have some 35 GB of them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Which patch is sample i of step t: arithmetic on hashes, before any pixel is read."""
+"""Sampling: which patch is sample i of step t, by arithmetic on hashes, before any pixel is read."""

@@ -1,4 +1,4 @@
-"""How often each cohort is drawn from: by weights of its own, however many slides it has."""
+"""Cohort weights: how often each cohort is drawn from, however many slides it has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which slides can be drawn from, at which magnifications, and why the others cannot."""
+"""Eligible slides: which can be drawn from, at which magnifications, and why others cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which magnification a patch gets, among those that its slide offers."""
+"""The magnification of a patch, among those that its slide offers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _DECIMALS = 6
 
 
 class Magnifications(Protocol):
+    """The magnifications that each slide offers."""
+
     def pick(self, slide: int, uniform: float) -> float:
         """The mpp at `uniform` in [0, 1) on a slide (a position in `Eligible.rows`)."""
         ...
@@ -30,6 +32,7 @@ class DiscreteMagnifications:
     """Cumulative weights of `values` on each slide, ending at 1; flat where it lacks one, [n, k]."""
 
     def pick(self, slide: int, uniform: float) -> float:
+        """As `Magnifications`."""
         return self.values[int(np.searchsorted(self.cumulative[slide], uniform, side="right"))]
 
 
@@ -41,6 +44,7 @@ class ContinuousMagnifications:
     """Finest and coarsest mpp of each slide, [n, 2]."""
 
     def pick(self, slide: int, uniform: float) -> float:
+        """As `Magnifications`."""
         finest, coarsest = (float(bound) for bound in self.bounds[slide])
         drawn = round(finest * math.exp(uniform * math.log(coarsest / finest)), _DECIMALS)
         return min(max(drawn, finest), coarsest)

@@ -1,4 +1,4 @@
-"""Which patch is sample i of step t: arithmetic on hashes, the same on every worker, after every restart."""
+"""The sampler: sample i of step t by arithmetic on hashes, the same on every worker, after every restart."""
 
 from __future__ import annotations
 

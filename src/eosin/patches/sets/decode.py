@@ -1,4 +1,4 @@
-"""`eosin decode`: the held-out patch set of a run, as immutable shards with a manifest."""
+"""The held-out patch set of a run (`eosin decode`), as immutable shards with a manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From pixels to a row of a patch set."""
+"""Rows of a patch set from pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`eosin decode --name NAME` of a grid: shard by shard, slide by slide, each slide by one worker."""
+"""Decoding of a grid set (`eosin decode --name`): shard by shard, each slide by one worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a patch set becomes public: shards under markers, then the manifest that makes it whole."""
+"""Publishing of patch sets: shards under markers, then the manifest that makes a set whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`eosin decode --name NAME` of a sampled set: patches drawn as training draws them, slide by slide."""
+"""Decoding of a sampled set (`eosin decode --name`): patches drawn as training draws them, slide by slide."""
 
 from __future__ import annotations
 

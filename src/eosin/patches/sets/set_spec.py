@@ -1,4 +1,4 @@
-"""What a patch set of a run is: declared in the configuration or when it is first decoded, and pinned."""
+"""Specification of a patch set: declared in the configuration or when first decoded, then pinned."""
 
 from __future__ import annotations
 

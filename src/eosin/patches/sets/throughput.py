@@ -1,4 +1,4 @@
-"""How fast patches are decoded and encoded, said at most once a second."""
+"""Decoding throughput for the log, at most once a second."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from eosin.observability import RunLog
 from eosin.storage import NotFound, Store
 from eosin.training.checkpoints.files import CheckpointMarker, ReceiptEntry, ShareReceipt, pack
 from eosin.training.checkpoints.resharding import all_rows, fetch, put, read_marker, read_stored, read_whole
-from eosin.training.checkpoints.state import Snapshot, flat_parts, set_step, synchronize
+from eosin.training.checkpoints.state import TrainingState, flat_parts, set_step, synchronize
 from eosin.training.engine.step import Learner
 
 ALONE = "0" * 8
@@ -26,7 +26,7 @@ def _nothing() -> None:
     return
 
 
-def save_share(store: Store, snapshot: Snapshot, *, world: str = ALONE) -> ShareReceipt:
+def save_share(store: Store, snapshot: TrainingState, *, world: str = ALONE) -> ShareReceipt:
     """Publish what `snapshot` has of the checkpoint of its step, and its receipt last.
 
     `world`: of the processes that write together, hex; the same on all of them.
@@ -45,7 +45,7 @@ def save_share(store: Store, snapshot: Snapshot, *, world: str = ALONE) -> Share
 
 def save_checkpoint(
     store: Store,
-    snapshot: Snapshot,
+    snapshot: TrainingState,
     config_digest: str,
     *,
     world: str = ALONE,
@@ -79,14 +79,14 @@ def save_checkpoint(
     return marker
 
 
-def load_newest(store: Store, config_digest: str, log: RunLog) -> Snapshot | None:
+def load_newest(store: Store, config_digest: str, log: RunLog) -> TrainingState | None:
     """The newest whole checkpoint, or None. One that is half-written or damaged is skipped with a
     warning and the one before is taken. Raises `UserError` where it belongs to another configuration.
     """
     for step in sorted(complete_steps(store), reverse=True):
         try:
             marker = read_marker(store, step, config_digest)
-            return Snapshot(marker.step, marker.loss, read_whole(store, marker))
+            return TrainingState(marker.step, marker.loss, read_whole(store, marker))
         except (NotFound, PermanentError) as error:
             warn_skipped(log, step, error)
     return None
@@ -103,7 +103,7 @@ def take_newest(learner: Learner, store: Store, config_digest: str, log: RunLog)
         loss, values = None, None
         try:
             marker = read_marker(store, step, config_digest)
-            reads = learner.spread.is_sharded or world.rank == 0
+            reads = learner.strategy.is_sharded or world.rank == 0
             live = flat_parts(learner) if reads else {}
             loss, values = marker.loss, fetch(store, read_stored(store, marker), live) if reads else []
         except (NotFound, PermanentError) as error:
@@ -111,8 +111,8 @@ def take_newest(learner: Learner, store: Store, config_digest: str, log: RunLog)
         if world.all_agree(values is not None):
             put(values or [])
             set_step(learner, step)
-            return (step if learner.spread.is_sharded else synchronize(learner, step)), loss
-    if not learner.spread.is_sharded:
+            return (step if learner.strategy.is_sharded else synchronize(learner, step)), loss
+    if not learner.strategy.is_sharded:
         synchronize(learner, 0)
     return 0, None
 

@@ -1,4 +1,4 @@
-"""How a checkpoint lies in the bucket: safetensors files, a receipt a rank, one marker.
+"""The format of a checkpoint in the bucket: safetensors files, a receipt a rank, one marker.
 
     checkpoints/step-00000500/WORLD-00001-of-00008-000.safetensors    some tensors, or rows of them
     checkpoints/step-00000500/WORLD-00001-of-00008.json               receipt: what lies where, with digests
@@ -18,9 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from eosin.records.base import Record
-from eosin.training.checkpoints.state import Rows, Snapshot
+from eosin.training.checkpoints.state import TensorRows, TrainingState
 
-FORMAT = 2
 # A file is held in memory while it is written.
 _FILE_BYTES = 256 * 2**20
 
@@ -60,6 +59,8 @@ class ShareReceipt(Record):
 
 
 class ReceiptEntry(BaseModel):
+    """A receipt that a marker names."""
+
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     key: str
@@ -71,8 +72,6 @@ class ReceiptEntry(BaseModel):
 class CheckpointMarker(Record):
     """`COMPLETE.json` of a checkpoint, published last."""
 
-    schema_version: int = FORMAT
-    """Of the checkpoint; one of another number is refused by name."""
     step: int
     """Steps taken."""
     config_digest: str
@@ -85,14 +84,14 @@ class CheckpointMarker(Record):
     """Of the last step."""
 
 
-def pack(snapshot: Snapshot) -> Iterator[tuple[bytes, list[StoredRows]]]:
+def pack(snapshot: TrainingState) -> Iterator[tuple[bytes, list[StoredRows]]]:
     """The files of a snapshot, each of at most 256 MiB or of one tensor, and what lies in them."""
     for number, group in enumerate(_groups(snapshot)):
         data = save({name: tensor.contiguous() for name, tensor in group.items()})
         yield data, list(_describe(data, number, snapshot.rows))
 
 
-def _groups(snapshot: Snapshot) -> Iterator[dict[str, Tensor]]:
+def _groups(snapshot: TrainingState) -> Iterator[dict[str, Tensor]]:
     group: dict[str, Tensor] = {}
     for name, tensor in _named(snapshot):
         if group and sum(t.nbytes for t in group.values()) + tensor.nbytes > _FILE_BYTES:
@@ -102,7 +101,7 @@ def _groups(snapshot: Snapshot) -> Iterator[dict[str, Tensor]]:
     yield group
 
 
-def _named(snapshot: Snapshot) -> Iterable[tuple[str, Tensor]]:
+def _named(snapshot: TrainingState) -> Iterable[tuple[str, Tensor]]:
     """Tensors by `part/name`, without those that have no row here."""
     return (
         (f"{part}/{name}", tensor)
@@ -112,14 +111,14 @@ def _named(snapshot: Snapshot) -> Iterable[tuple[str, Tensor]]:
     )
 
 
-def _describe(data: bytes, file: int, rows: Mapping[str, Rows]) -> Iterator[StoredRows]:
+def _describe(data: bytes, file: int, rows: Mapping[str, TensorRows]) -> Iterator[StoredRows]:
     """Read back from a safetensors file where its tensors are: 8 bytes of length, a JSON header, the data."""
     header_bytes = int.from_bytes(data[:8], "little")
     for name, entry in json.loads(data[8 : 8 + header_bytes]).items():
         if name == "__metadata__":
             continue
         shape = tuple(entry["shape"])
-        place = rows.get(name, Rows(0, shape))
+        place = rows.get(name, TensorRows(0, shape))
         start, stop = (8 + header_bytes + offset for offset in entry["data_offsets"])
         yield StoredRows(
             name=name, dtype=entry["dtype"], shape=place.shape, first_row=place.first,

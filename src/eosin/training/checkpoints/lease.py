@@ -1,4 +1,4 @@
-"""Which world may publish for a run: the one that started last.
+"""The lease of a run: the world that started last may publish.
 
 After a false alarm of the keep-alive, or two launches of one run, two worlds train the same run and
 neither knows of the other. Rank 0 of each writes its own token into one object when it starts, before

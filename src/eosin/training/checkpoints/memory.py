@@ -1,4 +1,4 @@
-"""What keeps the newest snapshots in memory, beside training: one thread, one snapshot at a time."""
+"""Snapshots in memory, kept by a thread beside training, one at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eosin.errors import EosinError, UserError
 from eosin.observability import RunLog
 from eosin.training.checkpoints.neighbour import Receiver
 from eosin.training.checkpoints.shm import Piece, ShmFolder, flatten
-from eosin.training.checkpoints.state import Snapshot
+from eosin.training.checkpoints.state import TrainingState
 
 Push = Callable[[Piece, Path], None]
 _CGROUP = Path("/sys/fs/cgroup")
@@ -40,7 +40,7 @@ class Memory:
         self._log = log
         self._push = push
         self._warned = False
-        self._waiting: queue.Queue[Snapshot | None] = queue.Queue(maxsize=1)
+        self._waiting: queue.Queue[TrainingState | None] = queue.Queue(maxsize=1)
         self._busy = threading.Event()
         self._thread = threading.Thread(target=self._work, name="eosin-memory", daemon=True)
         self._thread.start()
@@ -51,7 +51,7 @@ class Memory:
         processes must keep the same steps; a whole state may skip while the one before is written."""
         return self._template.num_pieces > 1 or not self._busy.is_set()
 
-    def offer(self, snapshot: Snapshot) -> None:
+    def offer(self, snapshot: TrainingState) -> None:
         """Keep `snapshot`; waits while an earlier one is still waiting to be written."""
         self._busy.set()
         self._waiting.put(snapshot)
@@ -75,7 +75,7 @@ class Memory:
                 if self._waiting.empty():
                     self._busy.clear()
 
-    def _keep(self, snapshot: Snapshot) -> None:
+    def _keep(self, snapshot: TrainingState) -> None:
         piece = self._template.model_copy(update={"step": snapshot.step, "loss": snapshot.loss})
         piece = self.folder.write(piece, flatten(snapshot.parts))
         self.folder.prune(piece.kept)

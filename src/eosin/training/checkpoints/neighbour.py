@@ -30,6 +30,8 @@ _LENGTH = struct.Struct(">I")
 
 @dataclass(frozen=True)
 class Address:
+    """Where a process takes pieces."""
+
     host: str
     port: int
 
@@ -48,6 +50,7 @@ class Receiver:
         threading.Thread(target=self._serve, name="eosin-receiver", daemon=True).start()
 
     def close(self) -> None:
+        """Take no more."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -18,7 +18,7 @@ from eosin.records import TrainingDone
 from eosin.storage import Store
 from eosin.training.checkpoints.checkpoint import ALONE, delete_old, save_checkpoint, save_share
 from eosin.training.checkpoints.lease import Lease
-from eosin.training.checkpoints.state import Snapshot
+from eosin.training.checkpoints.state import TrainingState
 
 # One job in flight and one waiting: more would only hold more copies of the state.
 _MAX_WAITING = 1
@@ -31,10 +31,10 @@ class _Job:
 
 
 class Publisher:
-    """A rank's way out. Rank 0 publishes teachers and makes checkpoints whole; the others only write their
-    shares. Jobs run one after another, so that a teacher is durable before any checkpoint of the same or a
-    later step is: a restart never loses one. With a `lease`, which rank 0 has, nothing is made whole once
-    another world has taken the run over.
+    """Publishing of one rank. Rank 0 publishes teachers and makes checkpoints whole; the others only write
+    their shares. Jobs run one after another, so that a teacher is durable before any checkpoint of the same
+    or a later step is: a restart never loses one. With a `lease`, which rank 0 has, nothing is made
+    whole once another world has taken the run over.
 
     The first failure stops all later jobs and is raised by the next call from the training thread.
     """
@@ -58,14 +58,14 @@ class Publisher:
         self._log = log
         self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=_MAX_WAITING)
         self._error: BaseException | None = None
-        self._newest: Snapshot | None = None
+        self._newest: TrainingState | None = None
         self._durable_step = 0
         self._durable_s = time.monotonic()
         self._saving = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="eosin-publisher", daemon=True)
         self._thread.start()
 
-    def offer(self, snapshot: Snapshot) -> None:
+    def offer(self, snapshot: TrainingState) -> None:
         """Remember the newest copy of the state, for `rescue`."""
         self._newest = snapshot
 
@@ -73,7 +73,7 @@ class Publisher:
         """Seconds since this process last made a checkpoint whole; before its first, since it began."""
         return time.monotonic() - self._durable_s
 
-    def checkpoint(self, snapshot: Snapshot) -> None:
+    def checkpoint(self, snapshot: TrainingState) -> None:
         """Publish this rank's share of a checkpoint; waits only while two publications are under way."""
         self._submit(lambda: self._save(snapshot))
 
@@ -112,7 +112,7 @@ class Publisher:
             self._rescue(newest)
         return self._durable_step
 
-    def _rescue(self, snapshot: Snapshot) -> None:
+    def _rescue(self, snapshot: TrainingState) -> None:
         """Others that hold a piece are told to go at the same moment; who died will not write its own."""
         try:
             self._save(snapshot, timeout_s=_RESCUE_WAIT_S)
@@ -139,7 +139,7 @@ class Publisher:
             finally:
                 self._jobs.task_done()
 
-    def _save(self, snapshot: Snapshot, timeout_s: float | None = None) -> None:
+    def _save(self, snapshot: TrainingState, timeout_s: float | None = None) -> None:
         with self._saving:
             if snapshot.step <= self._durable_step:
                 return

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from eosin.errors import PermanentError, UserError
 from eosin.layout import RunLayout
 from eosin.storage import ByteRange, Store, join_uri
-from eosin.training.checkpoints.files import FORMAT, CheckpointMarker, ShareReceipt, StoredRows
+from eosin.training.checkpoints.files import CheckpointMarker, ShareReceipt, StoredRows
 from eosin.training.checkpoints.state import Parts
 from eosin.training.engine.parallel import local
 
@@ -68,15 +68,9 @@ class Stored:
 
 def read_marker(store: Store, step: int, config_digest: str) -> CheckpointMarker:
     """Raises `NotFound`, `PermanentError` where it is damaged, `UserError` where it belongs to another
-    configuration or format."""
+    configuration."""
     key = RunLayout.checkpoint_marker(step)
     data = store.get(key)
-    if b'"parts"' in data and b'"receipts"' not in data:
-        raise UserError(
-            f"the checkpoint of step {step} in {store.uri} has format 1; this eosin reads format {FORMAT}",
-            hint="finish the run with the version that began it, or begin a new one from its teacher by"
-            " model.init",
-        )
     marker = CheckpointMarker.from_json(data, source=join_uri(store.uri, key))
     if marker.config_digest != config_digest:
         raise UserError(
@@ -146,6 +140,7 @@ def fetch(store: Store, stored: Stored, tensors: Mapping[str, Tensor]) -> list[t
 
 
 def all_rows(receipts: Iterable[ShareReceipt]) -> Iterator[StoredRows]:
+    """What all `receipts` list."""
     return (rows for receipt in receipts for rows in receipt.stored)
 
 

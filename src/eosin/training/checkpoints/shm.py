@@ -130,6 +130,7 @@ class ShmFolder:
         return piece
 
     def file(self, piece: Piece) -> Path:
+        """Where the tensors of `piece` are."""
         return self.path / f"{piece.name}.safetensors"
 
     def pieces(self) -> list[Piece]:
@@ -198,6 +199,7 @@ class ShmFolder:
 
 
 def shm_root() -> Path:
+    """The folder under which snapshots in memory are kept."""
     return Path(os.environ.get(SHM_DIR) or "/dev/shm")
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_local_save_plan
 from torch.distributed.tensor import DTensor
 
 from eosin.errors import PermanentError
@@ -25,7 +26,7 @@ LOSS_PART = "loss"
 
 
 @dataclass(frozen=True)
-class Rows:
+class TensorRows:
     """Where a block of rows lies in its tensor of `shape`."""
 
     first: int
@@ -33,7 +34,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class TrainingState:
     """A copy on the host of the state after `step` steps; nothing changes it any more.
 
     `num_pieces` snapshots, one a rank, make up the state; `rows` (by `part/name`) places the tensors of
@@ -45,24 +46,53 @@ class Snapshot:
     parts: Parts
     index: int = 0
     num_pieces: int = 1
-    rows: Mapping[str, Rows] = field(default_factory=dict)
+    rows: Mapping[str, TensorRows] = field(default_factory=dict)
 
 
-def take_snapshot(learner: Learner, step: int, loss: float | None) -> Snapshot:
+def copy_state(learner: Learner, step: int, loss: float | None) -> TrainingState:
     """Copy what this rank holds to host memory. Costs 16 bytes a parameter, shared by the ranks that hold
     shards, and the time of one copy."""
     live = live_parts(learner)
     parts = to_host(live)
-    if not learner.spread.is_sharded:
-        return Snapshot(step, loss, parts)
-    return Snapshot(step, loss, parts, learner.world.rank, learner.world.size, rows_of(learner, live))
+    if not learner.strategy.is_sharded:
+        return TrainingState(step, loss, parts)
+    return TrainingState(step, loss, parts, learner.world.rank, learner.world.size, rows_of(learner, live))
 
 
-def rows_of(learner: Learner, live: Parts) -> dict[str, Rows]:
+def take_share(learner: Learner, step: int, loss: float | None) -> TrainingState:
+    """Copy this rank's part of the checkpoint of `step` to host memory: 16 bytes a parameter over all ranks.
+
+    Of shards every rank writes its own, rank 0 also what is not sharded. Replicas are planned by
+    torch.distributed.checkpoint: each tensor once, the next always to the rank with the least.
+    """
+    world, live = learner.world, live_parts(learner)
+    rows = rows_of(learner, live)
+    if learner.strategy.is_sharded:
+        wanted = set(rows) if world.rank else set(rows) | {f"{LOSS_PART}/{name}" for name in live[LOSS_PART]}
+    else:
+        wanted = _shares(flat_parts(learner), world.size)[world.rank]
+    parts = {
+        part: {name: value for name, value in tensors.items() if f"{part}/{name}" in wanted}
+        for part, tensors in live.items()
+    }
+    return TrainingState(step, loss, to_host(parts), world.rank, world.size, rows)
+
+
+def _shares(state: dict[str, Tensor], num_ranks: int) -> list[set[str]]:
+    """`part/name` of the tensors of every rank; all ranks come to the same, without asking each other."""
+    local_plan = create_default_local_save_plan(state, is_coordinator=True)
+    planner = DefaultSavePlanner(flatten_state_dict=False)
+    plans, _ = planner.create_global_plan([local_plan] * num_ranks)
+    return [{item.index.fqn for item in plan.items} for plan in plans]
+
+
+def rows_of(learner: Learner, live: Parts) -> dict[str, TensorRows]:
     """Where this rank's rows of every sharded tensor lie, by `part/name`."""
     world = learner.world
     return {
-        f"{part}/{name}": Rows(row_block(value.shape[0], world.rank, world.size).start, tuple(value.shape))
+        f"{part}/{name}": TensorRows(
+            row_block(value.shape[0], world.rank, world.size).start, tuple(value.shape)
+        )
         for part, tensors in live.items()
         for name, value in tensors.items()
         if isinstance(value, DTensor)
@@ -169,13 +199,6 @@ def put_rows(learner: Learner, tensor: Tensor, rows: Tensor, first: int) -> None
         local(tensor)[start - own.start : stop - own.start].copy_(rows[start - first : stop - first])
 
 
-def load_whole(learner: Learner, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give `module` (student or teacher) the values in `tensors`, whole tensors by name."""
-    with torch.no_grad():
-        for name, value in module.state_dict().items():
-            put_rows(learner, value, tensors[name], 0)
-
-
 def set_step(learner: Learner, step: int) -> None:
     """Tell the optimizer how many steps it has taken (its bias correction depends on it)."""
     prepare_moments(learner, step)
@@ -187,7 +210,7 @@ def set_step(learner: Learner, step: int) -> None:
 def hand_out(learner: Learner, step: int, held: Mapping[int, Parts], holders: Sequence[int]) -> int:
     """Put a state back that ranks hold in pieces, on every rank; returns the step. A collective.
 
-    Piece i lies with rank `holders[i]`, in its `held[i]`, as `take_snapshot` cut it in a world of
+    Piece i lies with rank `holders[i]`, in its `held[i]`, as `copy_state` cut it in a world of
     `len(holders)` shards (one: a whole state, of a world of replicas). One piece of one tensor travels at a
     time, so no rank holds more than that beside its own share. Raises `PermanentError`, on the rank that
     holds it, for a piece that does not fit the network.

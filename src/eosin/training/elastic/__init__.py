@@ -1,1 +1,1 @@
-"""The processes of an elastic training: started fast, watched, brought together after a loss."""
+"""The processes of an elastic training: started, watched, brought together after a loss."""

@@ -1,4 +1,4 @@
-"""One line of why a worker ended, left where its agent and launcher look."""
+"""Reports of workers to their agent: why they ended, and from which step they began."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Superseded(TransientError):
 
 @dataclass(frozen=True)
 class Failure:
+    """Why a worker ended."""
+
     kind: Kind
     message: str
     hint: str
@@ -37,6 +39,7 @@ class Failure:
         return self.kind in ("user", "permanent", "superseded")
 
     def to_error(self) -> EosinError:
+        """As the error of its kind."""
         if self.kind == "user":
             return UserError(self.message, hint=self.hint)
         if self.kind in ("transient", "superseded"):
@@ -73,6 +76,7 @@ def read_failures(folder: Path) -> list[Failure]:
 
 
 def read_starts(folder: Path) -> list[Start]:
+    """All starts in `folder`, by time."""
     found = [Start(**json.loads(path.read_text())) for path in folder.glob("start-*.json")]
     return sorted(found, key=lambda start: start.time_s)
 

@@ -96,10 +96,12 @@ class _Agent:
 
     @property
     def ended(self) -> bool:
+        """Whether the process is over."""
         return self._process.poll() is not None
 
     @property
     def failed(self) -> bool:
+        """Whether it is over with another exit code than 0."""
         return self._process.poll() not in (None, 0)
 
     def error(self) -> EosinError:

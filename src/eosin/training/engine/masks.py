@@ -23,7 +23,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def mask_counts(config: IbotConfig, num_crops: int, num_patches: int) -> list[int]:
-    """How many patches of each masked crop are hidden, for one micro-batch of `num_crops` crops.
+    """How many patches of each masked crop are hidden, for one microbatch of `num_crops` crops.
 
     The ratio range is cut into as many strata as there are masked crops, and each takes its stratum's
     middle: DINOv2 draws within the stratum, which changes the count from step to step.
@@ -44,7 +44,7 @@ def draw_masks(config: IbotConfig, num_crops: int, grid: int, rng: np.random.Gen
 
 
 class Masked(NamedTuple):
-    """Where the hidden patches of a micro-batch are, so that no device has to count them."""
+    """Where the hidden patches of a microbatch are, so that no device has to count them."""
 
     places: Tensor
     """int64 [masked]: crop × patches + patch, ascending."""

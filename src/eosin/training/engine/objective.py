@@ -1,4 +1,4 @@
-"""The whole loss: the teacher's targets over all slots first, then each slot's share of the sum."""
+"""The whole loss: the teacher's targets over all microbatches, then each one's share of the sum."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from eosin.config.train import TrainConfig
-from eosin.models.backbone import Crops
+from eosin.models.backbone import CropGroup
 from eosin.models.heads import ProjectionHead
 from eosin.models.network import Network
 from eosin.training.engine.masks import Masked
-from eosin.training.engine.slots import Slot
+from eosin.training.engine.microbatch import Microbatch
 from eosin.training.losses.cross_entropy import Prototypes, dino_terms, ibot_sum
 from eosin.training.losses.kernels import PLAIN, compiled_kernels
-from eosin.training.losses.sinkhorn import Problem, sinkhorn_shifts
+from eosin.training.losses.sinkhorn import SinkhornProblem, sinkhorn_shifts
 from eosin.training.losses.uniformity import kde, koleo
 from eosin.training.world import World
 
@@ -33,7 +33,7 @@ class Centers:
 
 
 class TeacherViews(NamedTuple):
-    """What the teacher makes of one slot."""
+    """What the teacher makes of one microbatch."""
 
     tokens: Tensor
     """[2, n, d] bottleneck features of the global views."""
@@ -45,20 +45,20 @@ class TeacherViews(NamedTuple):
 
 @dataclass(frozen=True)
 class Targets:
-    """The teacher's view of the batch: bottleneck features by slot and how to read them."""
+    """The teacher's view of the batch: bottleneck features by microbatch and how to read them."""
 
     dino: Prototypes
     ibot: Prototypes
     views: dict[int, TeacherViews]
 
-    def is_finite(self, slot: int) -> Tensor:
-        """Whether the teacher's features of a slot are: bool [], on their device."""
-        views = self.views[slot]
+    def is_finite(self, microbatch: int) -> Tensor:
+        """Whether the teacher's features of a microbatch are: bool [], on their device."""
+        views = self.views[microbatch]
         return views.tokens.isfinite().all() & views.patches.isfinite().all()
 
 
 class Objective:
-    """DINO or DINOv2 over a batch of `config.batch_size` patches in `config.num_slots` slots."""
+    """DINO or DINOv2 over a batch of `config.batch_size` patches in `config.num_microbatches` parts."""
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         self._config = config
@@ -67,6 +67,8 @@ class Objective:
         self._packs = config.pack == "on" if config.pack != "auto" else _packing_gains(config, world.device)
 
     def new_centers(self, network: Network) -> Centers:
+        """Zero, as before the first step, on this rank's device."""
+
         def zeros(head: ProjectionHead) -> Tensor:
             return torch.zeros(head.last_layer.weight_v.shape[0], device=self._world.device)
 
@@ -77,25 +79,25 @@ class Objective:
     def targets(
         self,
         teacher: Network,
-        slots: Mapping[int, Slot],
+        microbatches: Mapping[int, Microbatch],
         centers: Centers,
         temperature: float,
-        surplus: Mapping[int, Slot] | None = None,
+        surplus: Mapping[int, Microbatch] | None = None,
     ) -> Targets:
-        """Run the teacher over this rank's slots and settle the global statistics of its logits.
+        """Run the teacher over this rank's microbatches and settle the global statistics of its logits.
 
         Softmax centring uses the centres of the steps before and then moves `centers`, in place.
         `surplus`: passes that no statistic counts, for ranks that must run the teacher equally often.
         """
         uses_ibot = centers.ibot is not None
-        passes = {**slots, **(surplus or {})}
-        views = {slot: _teacher_views(teacher, passes[slot], uses_ibot) for slot in passes}
-        dino = Problem(
-            {slot: views[slot].tokens.flatten(0, 1) for slot in slots},
+        passes = {**microbatches, **(surplus or {})}
+        views = {microbatch: _teacher_views(teacher, passes[microbatch], uses_ibot) for microbatch in passes}
+        dino = SinkhornProblem(
+            {microbatch: views[microbatch].tokens.flatten(0, 1) for microbatch in microbatches},
             Prototypes(teacher.dino_head.last_layer.weight(), temperature),
         )
-        ibot = Problem(
-            {slot: views[slot].patches for slot in slots},
+        ibot = SinkhornProblem(
+            {microbatch: views[microbatch].patches for microbatch in microbatches},
             Prototypes(teacher.patch_head.last_layer.weight(), temperature),
         )
         problems, means = [dino, ibot][: 1 + uses_ibot], [centers.dino, centers.ibot]
@@ -105,14 +107,16 @@ class Objective:
         ]
         return Targets(settled[0], settled[-1] if uses_ibot else ibot.prototypes, views)
 
-    def slot_terms(self, student: Network, index: int, slot: Slot, targets: Targets) -> Tensor:
-        """This slot's share of every term in `TERMS` and of the teacher's entropy, float32 [6].
+    def microbatch_terms(
+        self, student: Network, index: int, microbatch: Microbatch, targets: Targets
+    ) -> Tensor:
+        """This microbatch's share of every term in `TERMS` and of the teacher's entropy, float32 [6].
 
-        Shares add up over the slots of all ranks to the batch's loss, weights and means included.
+        Shares add up over the microbatches of all ranks to the batch's loss, weights and means included.
         """
         config = self._config
-        tokens, local = _student_tokens(student, slot, pack=self._packs)
-        views = tokens[:, 0].view(*slot.global_crops.shape[:2], -1)
+        tokens, local = _student_tokens(student, microbatch, pack=self._packs)
+        views = tokens[:, 0].view(*microbatch.global_crops.shape[:2], -1)
         features = student.dino_head(torch.cat([views.flatten(0, 1), local.flatten(0, 1)]))
         num_global = views.shape[0] * views.shape[1]
         dino = dino_terms(
@@ -126,19 +130,21 @@ class Objective:
         num_pairs = 2 + 2 * local.shape[0]
         local_pairs, crossed = (dino[:2] / (num_pairs * config.batch_size)).unbind()
         entropy = dino[2] / (2 * config.batch_size)
-        ibot = self._ibot(student, index, tokens, slot, targets)
-        spread = [self._koleo(views), self._kde(views)]
-        return torch.stack([local_pairs, crossed, ibot, *spread, entropy])
+        ibot = self._ibot(student, index, tokens, microbatch, targets)
+        uniformity = [self._koleo(views), self._kde(views)]
+        return torch.stack([local_pairs, crossed, ibot, *uniformity, entropy])
 
-    def _ibot(self, student: Network, index: int, tokens: Tensor, slot: Slot, targets: Targets) -> Tensor:
-        if slot.masked is None:
+    def _ibot(
+        self, student: Network, index: int, tokens: Tensor, microbatch: Microbatch, targets: Targets
+    ) -> Tensor:
+        if microbatch.masked is None:
             return tokens.new_zeros((), dtype=torch.float32)
-        hidden = _masked_tokens(student, tokens, slot.masked)
+        hidden = _masked_tokens(student, tokens, microbatch.masked)
         prototypes = Prototypes(student.patch_head.last_layer.weight(), self._config.dino.student_temperature)
         total = ibot_sum(
             student.patch_head(hidden),
             targets.views[index].patches,
-            slot.masked.weights,
+            microbatch.masked.weights,
             prototypes,
             targets.ibot,
             self._kernels,
@@ -147,16 +153,19 @@ class Objective:
         return self._config.ibot.weight * total / (2 * self._config.batch_size)
 
     def _koleo(self, views: Tensor) -> Tensor:
-        weight = self._config.koleo_weight / self._config.num_slots
+        weight = self._config.koleo_weight / self._config.num_microbatches
         return weight * (koleo(views[0]) + koleo(views[1])) if weight else views.new_zeros(()).float()
 
     def _kde(self, views: Tensor) -> Tensor:
-        weight, kappa = self._config.kde_weight / self._config.num_slots, self._config.kde.concentration
+        weight, kappa = (
+            self._config.kde_weight / self._config.num_microbatches,
+            self._config.kde.concentration,
+        )
         return (
             weight * (kde(views[0], kappa) + kde(views[1], kappa)) if weight else views.new_zeros(()).float()
         )
 
-    def _shifts(self, problems: Sequence[Problem], centers: Sequence[Tensor]) -> list[Tensor]:
+    def _shifts(self, problems: Sequence[SinkhornProblem], centers: Sequence[Tensor]) -> list[Tensor]:
         """Each problem's shift [K]; softmax centring then moves the centres."""
         if self._config.centering == "sinkhorn":
             return sinkhorn_shifts(problems, self._world, kernels=self._kernels)
@@ -169,26 +178,26 @@ class Objective:
     def _move_center(self, center: Tensor, prototypes: Prototypes, features: Mapping[int, Tensor]) -> None:
         ones = torch.ones(1, device=center.device)
         sums = {
-            slot: torch.cat([prototypes.summed_logits(rows), ones * rows.shape[0]])
-            for slot, rows in features.items()
+            microbatch: torch.cat([prototypes.summed_logits(rows), ones * rows.shape[0]])
+            for microbatch, rows in features.items()
         }
-        total = self._world.sum_over_slots(sums, torch.cat([center, ones]))
+        total = self._world.sum_over_microbatches(sums, torch.cat([center, ones]))
         momentum = self._config.dino.center_momentum
         center.mul_(momentum).add_(total[:-1] / total[-1].clamp(min=1), alpha=1 - momentum)
 
 
 def _packing_gains(config: TrainConfig, device: torch.device) -> bool:
-    """On a GPU, and where every pass gathers the blocks; the same for any spread in deterministic mode."""
+    """On a GPU, and where every pass gathers the blocks; the same for any strategy in deterministic mode."""
     return device.type != "cpu" or config.parallel == "fsdp" or config.deterministic
 
 
-def _teacher_views(teacher: Network, slot: Slot, uses_ibot: bool) -> TeacherViews:
-    size = slot.global_crops.shape[:2]
-    tokens = teacher.backbone(slot.global_crops.flatten(0, 1))
+def _teacher_views(teacher: Network, microbatch: Microbatch, uses_ibot: bool) -> TeacherViews:
+    size = microbatch.global_crops.shape[:2]
+    tokens = teacher.backbone(microbatch.global_crops.flatten(0, 1))
     classes = tokens[:, 0]
     views = teacher.dino_head(classes).view(*size, -1)
-    if uses_ibot and slot.masked is not None:
-        patches = teacher.patch_head(_masked_tokens(teacher, tokens, slot.masked))
+    if uses_ibot and microbatch.masked is not None:
+        patches = teacher.patch_head(_masked_tokens(teacher, tokens, microbatch.masked))
     else:
         patches = views.new_zeros(0, views.shape[-1])
     return TeacherViews(views, patches, classes.view(*size, -1))
@@ -201,12 +210,12 @@ def _masked_tokens(network: Network, tokens: Tensor, masked: Masked) -> Tensor:
     return tokens.flatten(0, 1).index_select(0, places)
 
 
-def _student_tokens(student: Network, slot: Slot, *, pack: bool) -> tuple[Tensor, Tensor]:
+def _student_tokens(student: Network, microbatch: Microbatch, *, pack: bool) -> tuple[Tensor, Tensor]:
     """All tokens [2 n, tokens, dim] of the global crops, class tokens [num_local, n, dim] of the local."""
-    num_local, n = slot.local_crops.shape[:2]
-    groups = [Crops(slot.global_crops.flatten(0, 1), slot.masks, slot.global_drop)]
+    num_local, n = microbatch.local_crops.shape[:2]
+    groups = [CropGroup(microbatch.global_crops.flatten(0, 1), microbatch.masks, microbatch.global_drop)]
     if num_local:
-        groups.append(Crops(slot.local_crops.flatten(0, 1), drop=slot.local_drop, wanted=1))
+        groups.append(CropGroup(microbatch.local_crops.flatten(0, 1), drop=microbatch.local_drop, wanted=1))
     passes = [groups] if pack else [[crops] for crops in groups]
     tokens = [part for crops in passes for part in student.backbone(crops)]
     local = tokens[1][:, 0] if num_local else tokens[0].new_zeros(0, tokens[0].shape[-1])

@@ -1,7 +1,7 @@
-"""How student, teacher and gradients lie on the ranks: whole on each (`Replicas`), or in shards (`Shards`).
+"""Parallel strategies: student, teacher and gradients whole on every rank (`Replicated`) or cut (`Sharded`).
 
-Both run a step's slots as passes of one micro-batch and end with the gradient of the whole batch, in
-float32: a sum over slots, never a mean over ranks.
+Both run a step's microbatches as passes of one microbatch and end with the gradient of the whole batch, in
+float32: a sum over microbatches, never a mean over ranks.
 """
 
 from __future__ import annotations
@@ -25,36 +25,38 @@ from torch.distributed.tensor import DTensor
 from eosin.config.train import TrainConfig
 from eosin.models.heads import ProjectionHead
 from eosin.models.network import Network
-from eosin.training.engine.pace import Stopwatch
+from eosin.training.engine.load_balance import Stopwatch
 from eosin.training.world import World
 
 # As torch.nn.utils.clip_grad_norm_.
 _CLIP_EPS = 1e-6
 
 
-class Spread(Protocol):
-    """Where the parameters are and how the gradients of a step come together."""
+class ParallelStrategy(Protocol):
+    """Where the parameters are and how the gradients of a step come together (`parallelize` chooses one)."""
 
     is_sharded: bool
     stopwatch: Stopwatch | None
-    """Where one is set, it runs while this rank works on its own slots without waiting for others."""
+    """Where one is set, it runs while this rank works on its own microbatches without waiting for others."""
 
     def passes(self) -> list[int | None]:
-        """Slots in the order in which this rank runs the student; None: a pass of zero weight."""
+        """Microbatches in the order in which this rank runs the student; None: a pass of zero weight."""
         ...
 
-    def num_teacher_passes(self) -> int: ...
+    def num_teacher_passes(self) -> int:
+        """How often this rank runs the teacher a step."""
+        ...
 
     def begin(self) -> None:
         """Forget the gradients of the step before."""
         ...
 
-    def end_pass(self, slot: int | None) -> None:
-        """After the backward pass of `slot`."""
+    def end_pass(self, microbatch: int | None) -> None:
+        """After the backward pass of `microbatch`."""
         ...
 
     def finish(self) -> None:
-        """Leave the sum over all slots of all ranks in every parameter's `grad`."""
+        """Leave the sum over all microbatches of all ranks in every parameter's `grad`."""
         ...
 
     def gradient_norms(self) -> dict[str, Tensor]:
@@ -62,16 +64,16 @@ class Spread(Protocol):
         ...
 
 
-def spread(student: Network, teacher: Network, config: TrainConfig, world: World) -> Spread:
+def parallelize(student: Network, teacher: Network, config: TrainConfig, world: World) -> ParallelStrategy:
     """Put both networks on this rank's device as `config.parallel` says.
 
     A world of one without a process group has nothing to shard with, and nothing to gain.
     """
     if config.parallel == "fsdp" and dist.is_initialized():
-        return Shards(student, teacher, config, world)
+        return Sharded(student, teacher, config, world)
     student.to(world.device)
     teacher.to(world.device)
-    return Replicas(student, world)
+    return Replicated(student, world)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ def clip_(module: nn.Module, norm: Tensor, limit: float) -> None:
     torch._foreach_mul_(gradients, (limit / (norm + _CLIP_EPS)).clamp(max=1.0))
 
 
-class Replicas:
+class Replicated:
     """Everything on every rank, kept alike by one all-reduce of all gradients a step."""
 
     is_sharded = False
@@ -103,10 +105,10 @@ class Replicas:
         self._kept: dict[int, Tensor] = {}
 
     def passes(self) -> list[int | None]:
-        return list(self._world.own_slots)
+        return list(self._world.own_microbatches)
 
     def num_teacher_passes(self) -> int:
-        return len(self._world.own_slots)
+        return len(self._world.own_microbatches)
 
     def begin(self) -> None:
         self._kept.clear()
@@ -114,16 +116,16 @@ class Replicas:
         if self.stopwatch is not None:
             self.stopwatch.start()
 
-    def end_pass(self, slot: int | None) -> None:
-        if self._world.deterministic and slot is not None:
-            self._kept[slot] = self._gradients.clone()
+    def end_pass(self, microbatch: int | None) -> None:
+        if self._world.deterministic and microbatch is not None:
+            self._kept[microbatch] = self._gradients.clone()
             self._gradients.zero_()
 
     def finish(self) -> None:
         if self.stopwatch is not None:
             self.stopwatch.stop()
         if self._world.deterministic:
-            self._gradients.copy_(self._world.sum_over_slots(self._kept, self._gradients))
+            self._gradients.copy_(self._world.sum_over_microbatches(self._kept, self._gradients))
         else:
             self._world.all_reduce(self._gradients)
 
@@ -133,12 +135,12 @@ class Replicas:
         return {name: _norm(_gradients_of(module), together) for name, module in modules.items()}
 
 
-class Shards:
+class Sharded:
     """FSDP2: a rank holds rows of every tensor and gathers a unit (block, head) while it runs.
 
     A rank that skipped a pass would leave the others waiting in a collective, so all run as many passes
-    as the largest share has slots, the surplus with zero weight. In deterministic mode the slots of all
-    ranks are run one after another, so that they add up in slot order: a check, as slow as one rank.
+    as the largest share has microbatches, the surplus with zero weight. In deterministic mode those of all
+    ranks are run one after another, so that they add up in order: a check, as slow as one rank.
     """
 
     is_sharded = True
@@ -152,9 +154,12 @@ class Shards:
             _shard(network, config, world, keeps_roots=network is student)
 
     def passes(self) -> list[int | None]:
-        own = self._world.own_slots
+        own = self._world.own_microbatches
         if self._world.deterministic:
-            return [slot if slot in own else None for slot in range(self._world.num_slots)]
+            return [
+                microbatch if microbatch in own else None
+                for microbatch in range(self._world.num_microbatches)
+            ]
         return [*own, *[None] * (self._world.num_passes - len(own))]
 
     def num_teacher_passes(self) -> int:
@@ -165,8 +170,8 @@ class Shards:
         for parameter in self._student.parameters():
             parameter.grad = None
 
-    def end_pass(self, slot: int | None) -> None:
-        """FSDP adds up passes by itself; in deterministic mode a slot's gradient must be whole first."""
+    def end_pass(self, microbatch: int | None) -> None:
+        """FSDP adds up passes by itself; in deterministic mode each gradient must be whole first."""
         if not self._world.deterministic:
             return
         for parameter in self._student.parameters():
@@ -183,7 +188,7 @@ class Shards:
         self._sums.clear()
 
     def gradient_norms(self) -> dict[str, Tensor]:
-        """From the shards by one all-reduce; in deterministic mode tensor by tensor, as `Replicas` does."""
+        """From the shards by one all-reduce; in deterministic mode tensor by tensor, as `Replicated` does."""
         modules = self._student.submodules()
         if self._world.deterministic:
             return {name: _norm(map(whole, _gradients_of(module)), False) for name, module in modules.items()}

@@ -12,22 +12,21 @@ from torch import Tensor
 
 from eosin.config import RunConfig
 from eosin.models.network import Network, speed_up, teacher_of
+from eosin.training.engine.microbatch import Microbatch, blank_microbatch
 from eosin.training.engine.objective import TERMS, Objective, Targets
-from eosin.training.engine.parallel import clip_, local, spread
-from eosin.training.engine.param_groups import param_groups
-from eosin.training.engine.schedules import Schedules, StepValues
-from eosin.training.engine.slots import Slot, blank_slot
+from eosin.training.engine.optimizer import Schedules, StepValues, apply_values, build_optimizer
+from eosin.training.engine.parallel import clip_, local, parallelize
 from eosin.training.world import World
 
 
 class NonFinite(ArithmeticError):
-    """The loss or a gradient is not finite; nothing was updated. `slots`: where, empty if unknown."""
+    """The loss or a gradient is not finite; nothing was updated. `microbatches`: where, empty if unknown."""
 
-    def __init__(self, step: int, what: str, slots: tuple[int, ...]) -> None:
+    def __init__(self, step: int, what: str, microbatches: tuple[int, ...]) -> None:
         super().__init__(f"step {step}: {what} is not finite")
         self.step = step
         self.what = what
-        self.slots = slots
+        self.microbatches = microbatches
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,11 @@ class Numbers:
             self._arrived.record()
 
     def arrived(self) -> bool:
+        """Whether `wait` would return at once."""
         return self._arrived is None or bool(self._arrived.query())
 
     def wait(self) -> list[float]:
+        """The numbers, once they are on the host."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return [float(value) for value in self._values]
@@ -90,46 +91,37 @@ class Learner:
         self.student = student.train()
         self.student.backbone.mask_token.requires_grad_(config.train.uses_ibot)
         self.teacher = teacher_of(self.student if teacher is None else teacher)
-        self._blank = blank_slot(config, student.backbone.patch_size, world.device)
-        self.spread = spread(self.student, self.teacher, config.train, world)
+        self._blank = blank_microbatch(config, student.backbone.patch_size, world.device)
+        self.strategy = parallelize(self.student, self.teacher, config.train, world)
         for network in (self.student, self.teacher):
             speed_up(network, config.train)
         self.objective = Objective(config.train, world)
         self.centers = self.objective.new_centers(self.student)
         self.schedules = Schedules(config.train)
-        optimizer = config.train.optimizer
-        self.optimizer = torch.optim.AdamW(
-            param_groups(self.student, optimizer),
-            lr=0.0,
-            betas=(optimizer.beta1, optimizer.beta2),
-            # The fused kernel rounds the last few values of a tensor otherwise than those before, so that
-            # its bits depend on where shards are cut.
-            fused=not config.train.deterministic,
-            foreach=config.train.deterministic,
-        )
+        self.optimizer = build_optimizer(self.student, config.train)
 
-    def step(self, step: int, slots: Mapping[int, Slot]) -> StepResult:
-        """Take step `step` (from 0) on this rank's `slots`.
+    def step(self, step: int, microbatches: Mapping[int, Microbatch]) -> StepResult:
+        """Take step `step` (from 0) on this rank's `microbatches`.
 
         Raises `NonFinite`, on every rank alike and before anything has moved but the centres, where the
         loss or its gradient is not finite.
         """
-        return self.settle(self.launch(step, slots))
+        return self.settle(self.launch(step, microbatches))
 
-    def launch(self, step: int, slots: Mapping[int, Slot]) -> Launched:
+    def launch(self, step: int, microbatches: Mapping[int, Microbatch]) -> Launched:
         """Compute the gradients of step `step`. On a GPU they are only asked for: nothing here waits.
 
         So the next batch can be made ready while the device works; `settle` ends the step.
         """
         values = self.schedules.at(step)
-        surplus = dict.fromkeys(self._surplus(len(slots)), self._blank)
+        surplus = dict.fromkeys(self._surplus(len(microbatches)), self._blank)
         with self._autocast():
             targets = self.objective.targets(
-                self.teacher, slots, self.centers, values.teacher_temperature, surplus
+                self.teacher, microbatches, self.centers, values.teacher_temperature, surplus
             )
-        terms = self._share_terms(self._accumulate(slots, targets), targets)
-        norms = self.spread.gradient_norms()
-        features = [targets.views[slot].features[0] for slot in slots]
+        terms = self._share_terms(self._accumulate(microbatches, targets), targets)
+        norms = self.strategy.gradient_norms()
+        features = [targets.views[microbatch].features[0] for microbatch in microbatches]
         numbers = torch.cat([terms, torch.stack(list(norms.values())), self._center_norm()])
         return Launched(
             step, values, norms, Numbers(numbers), torch.cat(features) if features else None,
@@ -138,10 +130,11 @@ class Learner:
     def settle(self, launched: Launched) -> StepResult:
         """Wait for the gradients, judge them and move the parameters; raises as `step` does."""
         numbers = launched.numbers.wait()
-        terms = _sound_terms(launched.step, numbers, self.world.num_slots)
-        norms = dict(zip(launched.norms, numbers[_num_shared(self.world.num_slots) :], strict=False))
+        terms = _sound_terms(launched.step, numbers, self.world.num_microbatches)
+        norms = dict(zip(launched.norms, numbers[_num_shared(self.world.num_microbatches) :], strict=False))
         self._clip(launched, norms)
-        self._move_student(launched.values)
+        apply_values(self.optimizer, launched.values)
+        self.optimizer.step()
         self._move_teacher(launched.values.momentum)
         *parts, entropy = terms
         return StepResult(
@@ -155,47 +148,49 @@ class Learner:
             return torch.zeros(0, device=self.world.device)
         return torch.linalg.vector_norm(self.centers.dino, keepdim=True)  # type: ignore[no-any-return]
 
-    def _surplus(self, num_slots: int) -> range:
+    def _surplus(self, num_microbatches: int) -> range:
         """Indices of the teacher's passes that only keep this rank in step with the others."""
-        return range(-1, num_slots - self.spread.num_teacher_passes() - 1, -1)
+        return range(-1, num_microbatches - self.strategy.num_teacher_passes() - 1, -1)
 
-    def _accumulate(self, slots: Mapping[int, Slot], targets: Targets) -> dict[int, Tensor]:
-        """Gradients of all slots of all ranks, summed; this rank's terms by slot."""
+    def _accumulate(self, microbatches: Mapping[int, Microbatch], targets: Targets) -> dict[int, Tensor]:
+        """Gradients of all microbatches of all ranks, summed; this rank's terms by microbatch."""
         terms: dict[int, Tensor] = {}
-        self.spread.begin()
-        for index in self.spread.passes():
+        self.strategy.begin()
+        for index in self.strategy.passes():
             if index is None:
-                self._pass_of_zero_weight(slots, targets)
+                self._pass_of_zero_weight(microbatches, targets)
             else:
                 with self._autocast():
-                    share = self.objective.slot_terms(self.student, index, slots[index], targets)
+                    share = self.objective.microbatch_terms(self.student, index, microbatches[index], targets)
                 share[: len(TERMS)].sum().backward()
                 terms[index] = share.detach()
-            self.spread.end_pass(index)
-        self.spread.finish()
+            self.strategy.end_pass(index)
+        self.strategy.finish()
         return terms
 
-    def _pass_of_zero_weight(self, slots: Mapping[int, Slot], targets: Targets) -> None:
-        """Run the student with the others, on a slot of its own again, and add nothing."""
-        index = max(slots, default=-1)
-        slot = slots.get(index, self._blank)
+    def _pass_of_zero_weight(self, microbatches: Mapping[int, Microbatch], targets: Targets) -> None:
+        """Run the student with the others, on a microbatch of its own again, and add nothing."""
+        index = max(microbatches, default=-1)
+        microbatch = microbatches.get(index, self._blank)
         with self._autocast():
-            share = self.objective.slot_terms(self.student, index, slot, targets)
+            share = self.objective.microbatch_terms(self.student, index, microbatch, targets)
         (share[: len(TERMS)].sum() * 0.0).backward()
 
     def _share_terms(self, terms: Mapping[int, Tensor], targets: Targets) -> Tensor:
-        """Σ over all slots of the terms [6], and flags [2 × slots] of the slots that are not finite.
+        """Σ over microbatches of the terms [6], and flags [2 × microbatches] of those that are not finite.
 
-        First the slots whose teacher features are not: one spoils every slot's targets.
+        First those whose teacher features are not: one spoils every microbatch's targets.
         """
-        num_slots = self.world.num_slots
+        num_microbatches = self.world.num_microbatches
         rows = {}
-        for slot, share in terms.items():
-            culprits = torch.zeros(2, num_slots, device=share.device)
-            culprits[0, slot] = ~targets.is_finite(slot)
-            culprits[1, slot] = ~share.isfinite().all()
-            rows[slot] = torch.cat([share.nan_to_num(posinf=0.0, neginf=0.0), culprits.flatten()])
-        return self.world.sum_over_slots(rows, torch.zeros(_num_shared(num_slots), device=self.world.device))
+        for microbatch, share in terms.items():
+            culprits = torch.zeros(2, num_microbatches, device=share.device)
+            culprits[0, microbatch] = ~targets.is_finite(microbatch)
+            culprits[1, microbatch] = ~share.isfinite().all()
+            rows[microbatch] = torch.cat([share.nan_to_num(posinf=0.0, neginf=0.0), culprits.flatten()])
+        return self.world.sum_over_microbatches(
+            rows, torch.zeros(_num_shared(num_microbatches), device=self.world.device)
+        )
 
     def _clip(self, launched: Launched, norms: Mapping[str, float]) -> None:
         bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
@@ -204,13 +199,6 @@ class Learner:
         limit = self.config.optimizer.clip_grad_norm
         for name, module in self.student.submodules().items() if limit is not None else ():
             clip_(module, launched.norms[name], limit or math.inf)
-
-    def _move_student(self, values: StepValues) -> None:
-        for group in self.optimizer.param_groups:
-            factors = group["multipliers"]
-            group["lr"] = factors.lr * (values.last_layer_lr if factors.last_layer else values.lr)
-            group["weight_decay"] = factors.weight_decay * values.weight_decay
-        self.optimizer.step()
 
     @torch.no_grad()
     def _move_teacher(self, momentum: float) -> None:
@@ -223,15 +211,20 @@ class Learner:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
 
 
-def _num_shared(num_slots: int) -> int:
-    """Numbers that ranks share about a step: terms with the entropy, and two flags a slot."""
-    return len(TERMS) + 1 + 2 * num_slots
+def _num_shared(num_microbatches: int) -> int:
+    """Numbers that ranks share about a step: terms with the entropy, and two flags a microbatch."""
+    return len(TERMS) + 1 + 2 * num_microbatches
 
 
-def _sound_terms(step: int, numbers: Sequence[float], num_slots: int) -> list[float]:
-    """The terms and the entropy; raises `NonFinite` naming the slots that are not finite."""
+def _sound_terms(step: int, numbers: Sequence[float], num_microbatches: int) -> list[float]:
+    """The terms and the entropy; raises `NonFinite` naming the microbatches that are not finite."""
     start = len(TERMS) + 1
-    for flags in (numbers[start : start + num_slots], numbers[start + num_slots : start + 2 * num_slots]):
+    for flags in (
+        numbers[start : start + num_microbatches],
+        numbers[start + num_microbatches : start + 2 * num_microbatches],
+    ):
         if any(flags):
-            raise NonFinite(step, "the loss", tuple(slot for slot, flag in enumerate(flags) if flag))
+            raise NonFinite(
+                step, "the loss", tuple(microbatch for microbatch, flag in enumerate(flags) if flag)
+            )
     return list(numbers[:start])

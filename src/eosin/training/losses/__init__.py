@@ -1,1 +1,1 @@
-"""The loss terms of DINO and DINOv2, each a function of one micro-batch and global statistics."""
+"""The loss terms of DINO and DINOv2, each a function of one microbatch and global statistics."""

@@ -13,8 +13,8 @@ from eosin.training.losses.kernels import PLAIN, Kernels, Readout
 from eosin.training.world import World
 
 
-class Problem(NamedTuple):
-    """One assignment to solve: bottleneck features [rows, d] of this rank's slots, and prototypes [K, d].
+class SinkhornProblem(NamedTuple):
+    """One assignment to solve: features [rows, d] of this rank's microbatches, prototypes [K, d].
 
     Rows of all ranks together are the batch.
     """
@@ -24,7 +24,7 @@ class Problem(NamedTuple):
 
 
 def sinkhorn_shifts(
-    problems: Sequence[Problem], world: World, num_iterations: int = 3, kernels: Kernels = PLAIN
+    problems: Sequence[SinkhornProblem], world: World, num_iterations: int = 3, kernels: Kernels = PLAIN
 ) -> list[Tensor]:
     """For each problem log r [K] such that softmax(z / T + log r) is its Sinkhorn-Knopp assignment.
 
@@ -39,24 +39,17 @@ def sinkhorn_shifts(
     log_rows = [torch.zeros(size, device=readouts[0].weight.device) for size in sizes]
     for iteration in range(num_iterations):
         sums = {
-            slot: torch.cat(
+            microbatch: torch.cat(
                 [
-                    _log_row_sums(p.features[slot], readout, rows if iteration else None, kernels)
+                    _log_row_sums(p.features[microbatch], readout, rows if iteration else None, kernels)
                     for p, readout, rows in zip(problems, readouts, log_rows, strict=True)
                 ]
             )
-            for slot in problems[0].features
+            for microbatch in problems[0].features
         }
-        total = _log_sum_over_slots(sums, torch.cat(log_rows), world)
+        total = _log_sum_over_microbatches(sums, torch.cat(log_rows), world)
         log_rows = [-rows for rows in torch.split(total, sizes)]
     return log_rows
-
-
-def sinkhorn_shift(
-    features: Mapping[int, Tensor], prototypes: Prototypes, world: World, num_iterations: int = 3
-) -> Tensor:
-    """`sinkhorn_shifts` of one problem."""
-    return sinkhorn_shifts([Problem(features, prototypes)], world, num_iterations)[0]
 
 
 def _log_row_sums(rows: Tensor, readout: Readout, log_rows: Tensor | None, kernels: Kernels) -> Tensor:
@@ -70,7 +63,7 @@ def _log_row_sums(rows: Tensor, readout: Readout, log_rows: Tensor | None, kerne
     return parts[0] if len(parts) == 1 else torch.stack(parts).logsumexp(dim=0)
 
 
-def _log_sum_over_slots(log_sums: Mapping[int, Tensor], like: Tensor, world: World) -> Tensor:
-    largest = world.max_over_slots(log_sums, like)
-    scaled = {slot: (value - largest).exp() for slot, value in log_sums.items()}
-    return largest + world.sum_over_slots(scaled, like).log()
+def _log_sum_over_microbatches(log_sums: Mapping[int, Tensor], like: Tensor, world: World) -> Tensor:
+    largest = world.max_over_microbatches(log_sums, like)
+    scaled = {microbatch: (value - largest).exp() for microbatch, value in log_sums.items()}
+    return largest + world.sum_over_microbatches(scaled, like).log()

@@ -1,4 +1,4 @@
-"""Terms that spread the class-token features of a micro-batch over the sphere."""
+"""Uniformity terms (KoLeo, KDE), which spread the class-token features of a microbatch over the sphere."""
 
 from __future__ import annotations
 

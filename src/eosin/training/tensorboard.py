@@ -1,4 +1,4 @@
-"""TensorBoard's files: written locally, published in parts of bounded size."""
+"""TensorBoard event files, written locally and published in parts of bounded size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PART_BYTES = 4 * 2**20
 _SKIPPED = {"step", "num_steps", "eta_s"}
 
 
-class Board(Closing):
+class TensorBoardWriter(Closing):
     """Scalars of the step event as TensorBoard event files under the run's `tensorboard/`.
 
     The file being written is published again every minute from a thread, and a new one is begun at

@@ -1,4 +1,4 @@
-"""What one slot (micro-batch) of one step is made of; nothing here knows the world size."""
+"""Microbatches: crops, masks and drop path of a part of one step's batch, whatever the world size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MASKS, _DROP_PATH = 1, 2
 
 
 @dataclass(frozen=True)
-class Slot:
+class Microbatch:
     """Views of n patches. `masks`: bool [2 n, patches], view-major, or None without iBOT."""
 
     global_crops: Tensor
@@ -37,22 +37,22 @@ class Slot:
             object.__setattr__(self, "masked", found)
 
 
-def slot_indices(slot: int, slot_size: int) -> range:
-    """Sample indices of a slot within its step's batch."""
-    return range(slot * slot_size, (slot + 1) * slot_size)
+def microbatch_indices(microbatch: int, microbatch_size: int) -> range:
+    """Sample indices of a microbatch within its step's batch."""
+    return range(microbatch * microbatch_size, (microbatch + 1) * microbatch_size)
 
 
-def batch_indices(slots: Sequence[int], slot_size: int) -> list[int]:
-    """Sample indices of several slots, in slot order."""
-    return [index for slot in slots for index in slot_indices(slot, slot_size)]
+def batch_indices(microbatches: Sequence[int], microbatch_size: int) -> list[int]:
+    """Sample indices of several microbatches, in microbatch order."""
+    return [index for microbatch in microbatches for index in microbatch_indices(microbatch, microbatch_size)]
 
 
-def blank_slot(config: RunConfig, patch_size: int, device: torch.device) -> Slot:
-    """A slot of black patches with nothing masked, for a rank that has no slot to run."""
-    size, augment = config.train.slot_size, config.augment
+def blank_microbatch(config: RunConfig, patch_size: int, device: torch.device) -> Microbatch:
+    """A microbatch of black patches with nothing masked, for a rank that has no microbatch to run."""
+    size, augment = config.train.microbatch_size, config.augment
     masks = np.zeros((2 * size, (augment.global_px // patch_size) ** 2), dtype=bool)
     uses_ibot = config.train.uses_ibot
-    return Slot(
+    return Microbatch(
         torch.zeros(2, size, 3, augment.global_px, augment.global_px, device=device),
         torch.zeros(augment.num_local, size, 3, augment.local_px, augment.local_px, device=device),
         to_device(masks, device) if uses_ibot else None,
@@ -60,8 +60,8 @@ def blank_slot(config: RunConfig, patch_size: int, device: torch.device) -> Slot
     )
 
 
-class SlotMaker:
-    """Adds what is drawn for a micro-batch together: masks and drop path, pure in (seed, step, slot)."""
+class MicrobatchMaker:
+    """Adds what is drawn for a microbatch together: masks and drop path, pure in (seed, step, microbatch)."""
 
     def __init__(self, config: RunConfig, *, grid: int, depth: int, device: torch.device) -> None:
         """`grid`: patches along a side of a global crop; `depth`: blocks of the backbone."""
@@ -70,12 +70,12 @@ class SlotMaker:
         self._depth = depth
         self._device = device
 
-    def make(self, step: int, slot: int, global_crops: Tensor, local_crops: Tensor) -> Slot:
-        """The slot of `global_crops` [2, n, 3, G, G] and `local_crops` [num_local, n, 3, L, L]."""
-        drops = self._rng(_DROP_PATH, step, slot)
+    def make(self, step: int, microbatch: int, global_crops: Tensor, local_crops: Tensor) -> Microbatch:
+        """The microbatch of `global_crops` [2, n, 3, G, G] and `local_crops` [num_local, n, 3, L, L]."""
+        drops = self._rng(_DROP_PATH, step, microbatch)
         rate = self._config.model.drop_path
-        masks, masked = self._masks(step, slot, 2 * global_crops.shape[1])
-        return Slot(
+        masks, masked = self._masks(step, microbatch, 2 * global_crops.shape[1])
+        return Microbatch(
             global_crops,
             local_crops,
             masks,
@@ -86,11 +86,13 @@ class SlotMaker:
             masked,
         )
 
-    def _masks(self, step: int, slot: int, num_crops: int) -> tuple[Tensor | None, Masked | None]:
+    def _masks(self, step: int, microbatch: int, num_crops: int) -> tuple[Tensor | None, Masked | None]:
         if not self._config.train.uses_ibot:
             return None, None
-        masks = draw_masks(self._config.train.ibot, num_crops, self._grid, self._rng(_MASKS, step, slot))
+        masks = draw_masks(
+            self._config.train.ibot, num_crops, self._grid, self._rng(_MASKS, step, microbatch)
+        )
         return to_device(masks, self._device), find_masked(masks, self._device)
 
-    def _rng(self, purpose: int, step: int, slot: int) -> np.random.Generator:
-        return np.random.default_rng([self._config.seed, purpose, step, slot])
+    def _rng(self, purpose: int, step: int, microbatch: int) -> np.random.Generator:
+        return np.random.default_rng([self._config.seed, purpose, step, microbatch])
