@@ -7,8 +7,8 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 RUN python -m venv /opt/eosin
 ENV PATH=/opt/eosin/bin:$PATH
 WORKDIR /src
-COPY images/requirements-build.txt images/requirements-evaluate.txt ./
-RUN pip install --require-hashes -r requirements-build.txt \
+COPY environment/build.txt images/requirements-evaluate.txt ./
+RUN pip install --require-hashes -r build.txt \
  && pip install --require-hashes --no-build-isolation -r requirements-evaluate.txt
 COPY . .
 RUN pip install --no-deps --no-build-isolation --no-index . \

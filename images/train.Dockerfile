@@ -11,8 +11,8 @@ WORKDIR /src
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev libjpeg62-turbo-dev \
  && rm -rf /var/lib/apt/lists/*
-COPY images/requirements-build.txt images/requirements-train.txt ./
-RUN pip install --require-hashes -r requirements-build.txt \
+COPY environment/build.txt images/requirements-train.txt ./
+RUN pip install --require-hashes -r build.txt \
  && pip install --require-hashes --no-build-isolation -r requirements-train.txt
 COPY . .
 RUN pip install --no-deps --no-build-isolation --no-index . \
