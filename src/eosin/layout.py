@@ -1,4 +1,4 @@
-"""Every object key, in one place. Nothing else builds a key out of strings.
+"""Object keys, all of them: nothing else builds a key out of strings.
 
 Keys are relative to the URI they belong to (`IndexLayout` to an index, `RunLayout` to a run), so
 that a store opened at that URI takes them as they are.
@@ -201,7 +201,8 @@ class RunLayout:
 
     @staticmethod
     def patch_set_shard(name: str, shard: int, num_shards: int, suffix: str = "parquet") -> str:
-        """Patches of a sampled set or of the held-out one; `suffix` is parquet or tar."""
+        """Patches of a sampled set or of the held-out one; `suffix` is parquet or tar. The same key with
+        the suffix json is its marker, published after it: `ShardMarker`."""
         return f"patches/{name}/{shard:05d}-of-{num_shards:05d}.{suffix}"
 
     @staticmethod
@@ -214,11 +215,6 @@ class RunLayout:
         """Slide, part and number of parts of a slide's shard, given its marker's key; None for other keys."""
         match = re.fullmatch(r"patches/[^/]+/(\d{6})-(\d{4})-of-(\d{4})\.json", marker_key)
         return (int(match[1]), int(match[2]), int(match[3])) if match else None
-
-    @staticmethod
-    def patch_set_shard_marker(name: str, shard: int, num_shards: int) -> str:
-        """Published after the shard beside it: `ShardMarker`."""
-        return f"patches/{name}/{shard:05d}-of-{num_shards:05d}.json"
 
     @staticmethod
     def patch_set_marker_of(shard_key: str) -> str:

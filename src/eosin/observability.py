@@ -1,4 +1,4 @@
-"""Progress that a person reads and JSON lines that outlive the pod.
+"""Log of a step: progress that a person reads, and JSON lines that outlive the pod.
 
 One `RunLog` a step: each event is a JSON object. Events go to standard error (a short line for a
 person, or the JSON itself with `EOSIN_LOG=json`) and, where a store is given, to objects of JSON

@@ -1,13 +1,19 @@
-"""Everything one step publishes as JSON and another reads."""
+"""Records: everything that one step publishes as JSON and another reads."""
 
 from eosin.records.bucket import load_record, publish_once, update_record
+from eosin.records.index import SnapshotManifest
 from eosin.records.metric import MetricRecord, MetricValue
 from eosin.records.patchset import PatchSetManifest, PatchSetShard, RejectedPatch
 from eosin.records.registry import RegisteredModel, RegistryEntry, RegistryMove
-from eosin.records.retrain import RetrainBase
-from eosin.records.snapshot import IndexPin, SnapshotManifest, TrainingDone
-from eosin.records.study import Study, Variant
-from eosin.records.teacher import TeacherCard
+from eosin.records.run import (
+    IndexPin,
+    QuarantinedPatch,
+    RetrainBase,
+    Study,
+    TeacherCard,
+    TrainingDone,
+    Variant,
+)
 
 __all__ = [
     "IndexPin",
@@ -15,6 +21,7 @@ __all__ = [
     "MetricValue",
     "PatchSetManifest",
     "PatchSetShard",
+    "QuarantinedPatch",
     "RegisteredModel",
     "RegistryEntry",
     "RegistryMove",

@@ -1,4 +1,4 @@
-"""What every published record is: frozen JSON with a schema version, tolerant of newer fields."""
+"""Base of every published record: frozen JSON with a schema version, tolerant of newer fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three verbs for records in a bucket: load one, publish it once, update it by compare-and-swap."""
+"""Three verbs for records in a bucket: load one, publish it once, update it by compare-and-swap."""
 
 from __future__ import annotations
 

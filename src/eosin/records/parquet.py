@@ -1,4 +1,4 @@
-"""Parquet bytes as a table, read by the thread that asks."""
+"""Parquet tables from bytes, read by the thread that asks."""
 
 from __future__ import annotations
 

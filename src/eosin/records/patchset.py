@@ -1,4 +1,4 @@
-"""The manifest of an immutable set of decoded patches."""
+"""Records of a patch set: its specification, and the manifest of its decoded shards."""
 
 from __future__ import annotations
 

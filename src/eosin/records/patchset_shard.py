@@ -1,4 +1,4 @@
-"""One shard of a patch set, as Parquet or as a tar: the same rows, the same bytes."""
+"""Shard of a patch set, as Parquet or as a tar: the same rows, the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A shard of a patch set as a tar by the webdataset library's convention.
+"""Shard of a patch set as a tar by the webdataset library's convention.
 
 A sample is two files of one name, its image (`.png` or `.jpg`) and what is known of it (`.json`); names
 hold no other dot and are unique in the set. The tar has no times and no owners: the same rows, the same

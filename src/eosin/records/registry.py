@@ -1,4 +1,4 @@
-"""The entry of a model in the registry: which teacher is the current one, and every one before it."""
+"""Entry of a model in the registry: which teacher is the current one, and every one before it."""
 
 from __future__ import annotations
 

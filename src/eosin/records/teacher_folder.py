@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from eosin.records.teacher import TeacherCard
+from eosin.records.run import TeacherCard
 
 
 def timm_lines(folder: str) -> str:

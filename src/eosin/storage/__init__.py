@@ -1,4 +1,4 @@
-"""The object store: ranged and batched reads, atomic publish, conditional put, retry; s3 and file."""
+"""Object store: ranged reads, atomic and conditional puts, retries; on S3 or in a folder."""
 
 from eosin.storage.base import (
     AccessDenied,

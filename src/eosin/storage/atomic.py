@@ -1,4 +1,4 @@
-"""Local files that appear whole or not at all."""
+"""Atomic files: local files that appear whole or not at all."""
 
 from __future__ import annotations
 

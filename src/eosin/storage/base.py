@@ -1,4 +1,4 @@
-"""The object store as the rest of eosin sees it: ranged reads and whole, conditional publishes."""
+"""Protocol of an object store: ranged reads and whole, conditional publishes; its errors."""
 
 from __future__ import annotations
 

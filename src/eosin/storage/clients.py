@@ -1,4 +1,4 @@
-"""The boto3 and libcurl clients of this process, shared by all stores of equal settings."""
+"""Clients of this process, boto3 and libcurl, shared by all stores of equal settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client of libcurl: many GETs at once, each batch from one thread, over connections that stay open."""
+"""Client of libcurl: many GETs at once, each batch from one thread, over connections that stay open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of the local file system as a store."""
+"""Store in a folder of the local file system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a URI to a store."""
+"""Stores by URI."""
 
 from __future__ import annotations
 

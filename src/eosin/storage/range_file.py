@@ -1,4 +1,4 @@
-"""An object as a seekable file, for libraries that read headers."""
+"""Seekable file over ranged reads of one object, for libraries that read headers."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ def plan_requests(
     return requests
 
 
-def cut(request: RangedGet, body: bytes | memoryview, ranges: Sequence[ByteRange]) -> list[tuple[int, bytes]]:
+def cut_body(
+    request: RangedGet, body: bytes | memoryview, ranges: Sequence[ByteRange]
+) -> list[tuple[int, bytes]]:
     """`body` of `request` cut into (position, bytes); shorter only where the object ends."""
     pieces = []
     for position in request.members:
@@ -87,7 +89,7 @@ class RangeReader:
             retry.call(lambda: self._fetch_missing(requests, bodies), self._clients.settings.retry)
         results = [b""] * len(ranges)
         for number, request in enumerate(requests):
-            for position, piece in cut(request, bodies[number], ranges):
+            for position, piece in cut_body(request, bodies[number], ranges):
                 results[position] = piece
         return results
 

@@ -1,4 +1,4 @@
-"""A prefix of an S3 bucket as a store."""
+"""Store under a prefix of an S3 bucket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a failed S3 request means: an error of ours that names operation, bucket and key."""
+"""Errors of S3 requests in our own three kinds, naming operation, bucket and key."""
 
 from __future__ import annotations
 

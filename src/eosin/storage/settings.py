@@ -1,4 +1,4 @@
-"""How to reach S3, read from the environment once a store is opened."""
+"""Settings of S3, read from the environment once a store is opened."""
 
 from __future__ import annotations
 

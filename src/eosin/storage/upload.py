@@ -1,4 +1,4 @@
-"""Large objects in parts: nothing is visible until the last request, which publishes the whole."""
+"""Multipart uploads of large objects: the last request publishes the whole, none before it a part."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from eosin.patches.request import PatchBatch, PatchRequest
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import MAX_ATTEMPTS, PatchStream, open_reader
 from eosin.records import IndexPin, PatchSetManifest
-from eosin.records.quarantine import QuarantinedPatch
+from eosin.records.run import QuarantinedPatch
 from eosin.runs import pin_index, prepare_run
 from eosin.storage import open_store
 from eosin.training.worker import run_worker

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eosin.storage import ByteRange
-from eosin.storage.ranged_reads import cut, plan_requests
+from eosin.storage.ranged_reads import cut_body, plan_requests
 
 RANGES = st.lists(
     st.builds(
@@ -25,7 +25,7 @@ def test_every_range_is_served_exactly(ranges: list[ByteRange], gap_bytes: int, 
     content = {key: bytes(hash((key, at)) & 0xFF for at in range(2500)) for key in "ab"}
     served: dict[int, bytes] = {}
     for request in plan_requests(ranges, gap_bytes=gap_bytes, max_bytes=max_bytes):
-        for position, piece in cut(request, content[request.key][request.start : request.end], ranges):
+        for position, piece in cut_body(request, content[request.key][request.start : request.end], ranges):
             assert position not in served
             assert (ranges[position].key, ranges[position].etag) == (request.key, request.etag)
             served[position] = piece

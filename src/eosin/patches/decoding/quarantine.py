@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from eosin.layout import RunLayout
 from eosin.patches.request import PatchRequest
-from eosin.records.quarantine import QuarantinedPatch
+from eosin.records.run import QuarantinedPatch
 from eosin.slides.errors import SlideError
 from eosin.storage import Store, join_uri
 

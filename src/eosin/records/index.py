@@ -1,4 +1,4 @@
-"""The marker of an immutable index snapshot, and the pin that a run keeps of it."""
+"""Record of an index: the marker of an immutable snapshot."""
 
 from __future__ import annotations
 
@@ -26,29 +26,3 @@ class SnapshotManifest(Record):
     """How many slides were left out, by status."""
     eosin_version: str = ""
     """Of the eosin that published it."""
-
-
-class IndexPin(Record):
-    """`index.json` of a run: the snapshot it reads, for good."""
-
-    index_uri: str
-    """The index."""
-    snapshot_id: str
-    """Its snapshot."""
-
-
-class TrainingDone(Record):
-    """`training.json` of a run: training ended, these teachers are exported."""
-
-    num_steps: int
-    """Steps taken."""
-    models: tuple[str, ...]
-    """Names of the exported teachers, by step."""
-    snapshot_id: str
-    """The snapshot of the index that it was trained on."""
-    config_digest: str
-    """Of what decides the training in config.yaml."""
-    wall_s: float = 0.0
-    """From the start of the last world to the end, seconds."""
-    final_loss: float | None = None
-    """Loss of the last step."""

@@ -1,0 +1,134 @@
+"""Records of a run: snapshot, training, teachers, base of a retraining, quarantined patches, study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from eosin.records.base import Record
+
+
+class IndexPin(Record):
+    """`index.json` of a run: the snapshot it reads, for good."""
+
+    index_uri: str
+    """The index."""
+    snapshot_id: str
+    """Its snapshot."""
+
+
+class TrainingDone(Record):
+    """`training.json` of a run: training ended, these teachers are exported."""
+
+    num_steps: int
+    """Steps taken."""
+    models: tuple[str, ...]
+    """Names of the exported teachers, by step."""
+    snapshot_id: str
+    """The snapshot of the index that it was trained on."""
+    config_digest: str
+    """Of what decides the training in config.yaml."""
+    wall_s: float = 0.0
+    """From the start of the last world to the end, seconds."""
+    final_loss: float | None = None
+    """Loss of the last step."""
+
+
+class TeacherCard(Record):
+    """`model.json`: all that plain timm needs to build the model, and where it came from."""
+
+    name: str
+    """step-00000100, or random-init."""
+    step: int | None
+    """Training step; None: not trained here."""
+    arch: str
+    """Name of the architecture in timm."""
+    arch_args: dict[str, Any]
+    """Keyword arguments for `timm.create_model(arch, num_classes=0, **arch_args)`."""
+    img_px: int
+    """Side of the image the position embedding was made for."""
+    num_features: int
+    """Length of the features of an image."""
+    mean: tuple[float, float, float]
+    """Subtracted from red, green and blue (0 to 1) of an image."""
+    std: tuple[float, float, float]
+    """Red, green and blue are divided by it afterwards."""
+    mpp: tuple[float, ...]
+    """Magnifications it was trained at, µm a pixel; both ends, where it was a range."""
+    weights_sha256: str
+    """Of model.safetensors."""
+    config_digest: str = ""
+    """Of what decides the training in the run's config.yaml."""
+    snapshot_id: str = ""
+    """The snapshot of the index that it was trained on."""
+    eosin_version: str = ""
+    """Of the eosin that exported it."""
+
+
+class RetrainBase(Record):
+    """`retrain.json` of a run: the registry's current model when it was planned; `version` None: none yet."""
+
+    registry: str
+    """URI of the registry."""
+    name: str
+    """Of the model in it."""
+    version: int | None = None
+    """Number of the version; None: there was none yet."""
+    run: str = ""
+    """URI of the run that trained it."""
+    teacher: str = ""
+    """URI of the folder of its export; training begins with its weights."""
+    index_uri: str = ""
+    """The index it was trained on."""
+    snapshot_id: str = ""
+    """What it was trained on; slides beyond it are new."""
+
+
+class QuarantinedPatch(Record):
+    """One object under the run's `quarantine/`; what a run draws depends on which there are."""
+
+    slide: str
+    """Key of the slide."""
+    slide_digest: str
+    """Of the index row: a slide that was replaced is another one."""
+    x_px: int
+    """Left edge in the level-0 frame, pixels."""
+    y_px: int
+    """Top edge in the level-0 frame, pixels."""
+    mpp: float
+    """Magnification that was asked for, µm a pixel."""
+    decoder: str
+    """cucim, nvimgcodec or openslide."""
+    reason: str
+    """decoder-crash or decoder-hang."""
+    signal: str
+    """What ended the decoder's process: SIGSEGV, exit code 3, no answer in 60 s."""
+    message: str
+    """What the decoder said last."""
+
+
+class Variant(BaseModel):
+    """One run of a study."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    """Of its folder, and of its point in the report."""
+    value: Any
+    """Of the key; null stands for no limit."""
+    run: str
+    """URI of the run."""
+    untrained: str
+    """The model that its training begins with: random-init, timm:NAME or a teacher's folder."""
+
+
+class Study(Record):
+    """`study.json`, beside the configuration that all variants share."""
+
+    key: str
+    """The configuration key that differs, `section.key`."""
+    variants: tuple[Variant, ...]
+    """In the order of their values."""
+    heldout: str
+    """URI of the patch set on which all of them are judged without labels."""
