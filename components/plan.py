@@ -10,5 +10,5 @@ def plan(
     """Publish the run's configuration; returns the shards of indexing."""
     from eosin import steps
 
-    steps.as_step(steps.plan, run, recipe=recipe, settings=settings, slides=slides, index=index)
+    steps.as_step(steps.plan, run, steps.ConfigSource(recipe, settings, slides, index))
     return steps.shards(run, num_index_shards)

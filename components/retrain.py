@@ -19,9 +19,8 @@ def plan_retrain(
     """Publish the run's configuration, begun with the current model; returns the shards of indexing."""
     from eosin import steps
 
-    steps.as_step(
-        steps.plan_retrain, run, registry, name, recipe=recipe, settings=settings, slides=slides, index=index
-    )
+    source = steps.ConfigSource(recipe, settings, slides, index)
+    steps.as_step(steps.plan_retrain, run, registry, name, source)
     return steps.shards(run, num_index_shards)
 
 

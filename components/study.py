@@ -11,9 +11,8 @@ def plan_study(
     """Publish the study and the configuration of each of its runs; returns the shards of indexing."""
     from eosin import steps
 
-    steps.as_step(
-        steps.plan_study, run, vary, values, recipe=recipe, settings=settings, slides=slides, index=index
-    )
+    source = steps.ConfigSource(recipe, settings, slides, index)
+    steps.as_step(steps.plan_study, run, vary, values, source)
     return steps.shards(run, num_index_shards)
 
 

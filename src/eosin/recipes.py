@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +13,25 @@ import yaml
 
 from eosin.errors import UserError
 from eosin.storage import NotFound, open_store
+
+
+@dataclass(frozen=True)
+class ConfigSource:
+    """Where a configuration comes from: a recipe by name, path or URI, and what is changed in it."""
+
+    recipe: str = ""
+    """Empty: that of a run which is there already."""
+    settings: Sequence[str] = ()
+    """Overrides, `section.key=value`."""
+    slides: str = ""
+    """Shorthand for slides.uri."""
+    index: str = ""
+    """Shorthand for index.uri."""
+
+    def overrides(self) -> list[str]:
+        """All overrides, the settings last."""
+        short = (("slides.uri", self.slides), ("index.uri", self.index))
+        return [*(f"{key}={json.dumps(uri)}" for key, uri in short if uri), *self.settings]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from eosin.errors import EosinError, TransientError, UserError, describe, exit_c
 from eosin.layout import RunLayout, record_key
 from eosin.observability import RunLog, show_warnings
 from eosin.process import follow
+from eosin.recipes import ConfigSource as ConfigSource  # steps are given one
 from eosin.recipes import load_recipe
 from eosin.records import (
     IndexPin,
@@ -71,27 +72,15 @@ def report_error(error: Exception) -> None:
         print(f"error: {describe(error)}", file=sys.stderr, flush=True)
 
 
-def plan(
-    run_uri: str, *, recipe: str, settings: Iterable[str] = (), slides: str = "", index: str = ""
-) -> RunConfig:
+def plan(run_uri: str, source: ConfigSource) -> RunConfig:
     """Resolve the configuration and publish it with the run (or check it is the one published).
 
     Without a recipe it is the run's own. Raises `UserError` where no run was begun either.
     """
-    recipe = recipe or own_recipe(run_uri)
-    return prepare_run(run_uri, resolve_config(recipe, settings=settings, slides=slides, index=index))
+    return prepare_run(run_uri, resolve_config(source, of_run=run_uri))
 
 
-def plan_retrain(
-    run_uri: str,
-    registry_uri: str,
-    name: str,
-    *,
-    recipe: str = "",
-    settings: Iterable[str] = (),
-    slides: str = "",
-    index: str = "",
-) -> RunConfig:
+def plan_retrain(run_uri: str, registry_uri: str, name: str, source: ConfigSource) -> RunConfig:
     """As `plan`, warm-started from the registry's current model and judged beside it.
 
     Without a recipe it is the current model's own. What the run set out from is settled with its first
@@ -99,52 +88,32 @@ def plan_retrain(
     """
     from eosin.registry.retrain import keep_base
 
-    config, base = retrain_config(
-        run_uri, registry_uri, name, recipe=recipe, settings=settings, slides=slides, index=index
-    )
+    config, base = retrain_config(run_uri, registry_uri, name, source)
     if keep_base(run_uri, base) != base:
         raise TransientError(f"run {run_uri} is being planned by somebody else", hint="run it again")
     return prepare_run(run_uri, config)
 
 
 def retrain_config(
-    run_uri: str,
-    registry_uri: str,
-    name: str,
-    *,
-    recipe: str = "",
-    settings: Iterable[str] = (),
-    slides: str = "",
-    index: str = "",
+    run_uri: str, registry_uri: str, name: str, source: ConfigSource
 ) -> tuple[RunConfig, RetrainBase]:
     """What `plan_retrain` would publish. Raises `UserError` where neither recipe nor model is there."""
     from eosin.registry.retrain import find_base, warm_started
 
     base = find_base(registry_uri, name, run_uri)
-    if not recipe and base.version is None:
+    if not source.recipe and base.version is None:
         raise UserError(
             f"registry {registry_uri} has no model {name} to retrain",
             hint="name the recipe of the first one",
         )
-    recipe = recipe or own_recipe(base.run)
-    return warm_started(resolve_config(recipe, settings=settings, slides=slides, index=index), base), base
+    return warm_started(resolve_config(source, of_run=base.run), base), base
 
 
-def plan_study(
-    study_uri: str,
-    vary: str,
-    values: Iterable[Any] = (),
-    *,
-    recipe: str,
-    settings: Iterable[str] = (),
-    slides: str = "",
-    index: str = "",
-) -> Study:
+def plan_study(study_uri: str, vary: str, values: Iterable[Any], source: ConfigSource) -> Study:
     """Publish a study and the configuration of each of its runs."""
     from eosin import study
 
-    recipe = recipe or own_recipe(study_uri)
-    config = resolve_config(recipe, settings=settings, slides=slides, index=index)
+    config = resolve_config(source, of_run=study_uri)
     return study.plan_study(study_uri, config, vary, list(values))
 
 
@@ -178,14 +147,13 @@ def own_recipe(run_uri: str) -> str:
     return join_uri(run_uri, RunLayout.CONFIG)
 
 
-def resolve_config(
-    recipe: str, *, settings: Iterable[str] = (), slides: str = "", index: str = ""
-) -> RunConfig:
-    """The recipe with overrides; `slides` and `index` are shorthand for slides.uri and index.uri."""
-    text, source = load_recipe(recipe)
-    overrides = [f"slides.uri={json.dumps(slides)}"] if slides else []
-    overrides += [f"index.uri={json.dumps(index)}"] if index else []
-    config = load_config(text, source=source, overrides=[*overrides, *settings])
+def resolve_config(source: ConfigSource, *, of_run: str = "") -> RunConfig:
+    """The configuration that `source` names; without a recipe the one that `of_run` was begun with.
+
+    Raises `UserError` for what cannot be meant, and where no run was begun at `of_run`.
+    """
+    text, name = load_recipe(source.recipe or own_recipe(of_run))
+    config = load_config(text, source=name, overrides=source.overrides())
     return config if config.slides.uri else _with_indexed_slides(config)
 
 

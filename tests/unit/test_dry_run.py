@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,17 @@ def slides(tmp_path: Path) -> Path:
     return folder
 
 
+def source(slides: Path, settings: Sequence[str] = ()) -> steps.ConfigSource:
+    return steps.ConfigSource("demo", settings, str(slides))
+
+
 def everything(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
 def test_it_writes_nothing(slides: Path, tmp_path: Path) -> None:
     before = everything(tmp_path)
-    plan = plan_run(steps.resolve_config("demo", slides=str(slides)), str(tmp_path / "runs" / "a"))
+    plan = plan_run(steps.resolve_config(source(slides)), str(tmp_path / "runs" / "a"))
     assert (plan.num_objects, plan.total_bytes) == (1, len(b"never opened"))
     assert any(uri.endswith(RunLayout.SUMMARY_HTML) for step in plan.steps for uri in step.writes)
     assert everything(tmp_path) == before
@@ -35,25 +40,23 @@ def test_it_writes_nothing(slides: Path, tmp_path: Path) -> None:
 def test_overrides_that_are_not_there_are_refused_before_anything_runs(slides: Path, tmp_path: Path) -> None:
     settings = [f"slides.overrides={tmp_path / 'none.csv'}"]
     with pytest.raises(UserError, match=r"none\.csv"):
-        plan_run(
-            steps.resolve_config("demo", slides=str(slides), settings=settings), str(tmp_path / "runs/a")
-        )
+        plan_run(steps.resolve_config(source(slides, settings)), str(tmp_path / "runs/a"))
 
 
 def test_a_bucket_for_the_run_that_is_not_there_is_refused(slides: Path, bucket_uri: str) -> None:
     with pytest.raises(UserError, match="no bucket there-is-none"):
-        plan_run(steps.resolve_config("demo", slides=str(slides)), "s3://there-is-none/runs/a")
+        plan_run(steps.resolve_config(source(slides)), "s3://there-is-none/runs/a")
 
 
 def test_a_run_begun_otherwise_is_a_warning_with_the_difference(slides: Path, tmp_path: Path) -> None:
     run = str(tmp_path / "runs" / "a")
-    steps.plan(run, recipe="demo", slides=str(slides), settings=["seed=1"])
-    plan = plan_run(steps.resolve_config("demo", slides=str(slides), settings=["seed=2"]), run)
+    steps.plan(run, source(slides, ["seed=1"]))
+    plan = plan_run(steps.resolve_config(source(slides, ["seed=2"])), run)
     assert "the run was begun with another configuration: seed: 1 → 2" in plan.warnings
 
 
 def steps_of(slides: Path, run: str, pipeline: str, **arguments: str) -> dict[str, StepPlan]:
-    config = steps.resolve_config("demo", slides=str(slides))
+    config = steps.resolve_config(source(slides))
     plan = plan_run(config, run, pipeline=pipeline, arguments=arguments)
     return {step.step: step for step in plan.steps}
 
@@ -79,8 +82,6 @@ def test_the_pools_of_a_jobset_are_shown_with_their_price(slides: Path, tmp_path
         "[{name: anchor, price_usd_per_hour: 4}, {name: spot, spot: true, max_nodes: 3, gpus_per_node: 8}]"
     )
     settings = [f"cluster.pools={pools}"]
-    plan = plan_run(
-        steps.resolve_config("demo", slides=str(slides), settings=settings), str(tmp_path / "runs/a")
-    )
+    plan = plan_run(steps.resolve_config(source(slides, settings)), str(tmp_path / "runs/a"))
     assert plan.figures["pool anchor"] == "1 nodes (on demand), 1 GPUs, 1 workers, 4 USD an hour"
     assert plan.figures["pool spot"] == "0–3 nodes (spot), 0–24 GPUs, 0–24 workers"

@@ -78,12 +78,12 @@ def _config(pipeline: str, arguments: dict[str, Any]) -> RunConfig:
     """What the pipeline will resolve, so that what is impossible is refused before anything starts."""
     from eosin import steps
 
-    chosen = {key: arguments[key] for key in ("settings", "slides", "index")}
-    recipe, run = arguments["recipe"], arguments["run"]
+    source = steps.ConfigSource(*(arguments[key] for key in ("recipe", "settings", "slides", "index")))
+    run = arguments["run"]
     if pipeline == "retrain":
         registry, name = arguments["registry"], arguments["name"]
-        return steps.retrain_config(run, registry, name, recipe=recipe, **chosen)[0]
-    config = steps.resolve_config(recipe or steps.own_recipe(run), **chosen)
+        return steps.retrain_config(run, registry, name, source)[0]
+    config = steps.resolve_config(source, of_run=run)
     if pipeline == "scaling_study":
         from eosin.study import study_of
 

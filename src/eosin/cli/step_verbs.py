@@ -44,7 +44,7 @@ def index(
 
     part = _shard(shard)
     if run is None:
-        config = steps.resolve_config(recipe, settings=settings or (), slides=slides, index=index_uri)
+        config = steps.resolve_config(steps.ConfigSource(recipe, settings or (), slides, index_uri))
         emit(steps.index_slides(config, part, merge), as_json=as_json)
     else:
         emit(steps.index_run(run, part, merge), as_json=as_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,8 +39,8 @@ def teacher(tmp_path: Path) -> str:
     return f"file://{tmp_path}/first/runs/demo/teachers/step-00000300"
 
 
-def planned(tmp_path: Path, registry: str, name: str = "second", **more: str) -> RunConfig:
-    return steps.plan_retrain(f"file://{tmp_path}/runs/{name}", registry, NAME, **more)  # type: ignore[arg-type]
+def planned(tmp_path: Path, registry: str, name: str = "second", **more: Any) -> RunConfig:
+    return steps.plan_retrain(f"file://{tmp_path}/runs/{name}", registry, NAME, steps.ConfigSource(**more))
 
 
 def test_it_begins_with_the_current_model_and_is_judged_beside_it(tmp_path: Path, registry: str) -> None:
@@ -83,7 +84,7 @@ def test_refused_before_anything_is_published(
 ) -> None:
     run = f"file://{tmp_path}/runs/second"
     with pytest.raises(UserError, match=reason):
-        steps.plan_retrain(run, registry, registry_name, settings=settings)
+        steps.plan_retrain(run, registry, registry_name, steps.ConfigSource(settings=settings))
     assert not list(open_store(run).list())
 
 
@@ -96,7 +97,9 @@ def test_a_model_that_was_deleted_is_named(tmp_path: Path, registry: str) -> Non
 def test_a_run_retrains_one_name_only(tmp_path: Path, registry: str) -> None:
     planned(tmp_path, registry)
     with pytest.raises(UserError, match="retrains he of"):
-        steps.plan_retrain(f"file://{tmp_path}/runs/second", f"file://{tmp_path}/else", NAME)
+        steps.plan_retrain(
+            f"file://{tmp_path}/runs/second", f"file://{tmp_path}/else", NAME, steps.ConfigSource()
+        )
 
 
 def gate(tmp_path: Path, before: list[SlideRow], after: list[SlideRow], minimum: int) -> tuple[bool, int]:
