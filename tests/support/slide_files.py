@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ APERIO = "Aperio Image Library v11.2.1 \r\n{w}x{h} (128x128) test|AppMag = 20|MP
 WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 JPEG, JPEG2000 = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90"
+JPEGLS, HTJ2K = "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.201"
 
 
 def picture(height: int, width: int, seed: int = 0) -> Pixels:
@@ -163,10 +164,11 @@ def write_dicom(
     sparse: bool = False, skip: Sequence[int] = (), tile_px: int = 128,
     mpp: tuple[float, float] = (0.5, 0.52),
     series: str = "1.2.826.0.1.3680043.8.498.1", kind: str = "VOLUME", planes: int = 1,
+    change: Callable[[Dataset], None] = lambda dataset: None,
 ) -> Path:  # fmt: skip
     """One instance of a whole-slide series; `table` is basic, extended or none; mpp is (x, y).
 
-    `skip`: row-major tiles that a sparse instance leaves out.
+    `skip`: row-major tiles that a sparse instance leaves out. `change` is done to the dataset last.
     """
     height, width = pixels.shape[:2]
     num_x, num_y = -(-width // tile_px), -(-height // tile_px)
@@ -186,6 +188,7 @@ def write_dicom(
             [_position(r * tile_px + 1, c * tile_px + 1) for r, c in places]
         )
     _put_pixels(dataset, tiles, syntax, table)
+    change(dataset)
     dataset.save_as(path, enforce_file_format=True)
     return path
 
@@ -238,6 +241,11 @@ def _put_pixels(dataset: Dataset, tiles: Sequence[Pixels], syntax: str, table: s
     if syntax == JPEG:
         dataset.PhotometricInterpretation = "YBR_FULL_422"
         frames = [imagecodecs.jpeg8_encode(tile, level=85, subsampling="422") for tile in tiles]
+    elif syntax == JPEGLS:
+        frames = [imagecodecs.jpegls_encode(tile) for tile in tiles]
+    elif syntax == HTJ2K:
+        dataset.PhotometricInterpretation = "YBR_RCT"
+        frames = [imagecodecs.htj2k_encode(tile) for tile in tiles]
     else:
         dataset.PhotometricInterpretation = "YBR_RCT"
         frames = [imagecodecs.jpeg2k_encode(tile, codecformat="j2k", mct=True) for tile in tiles]

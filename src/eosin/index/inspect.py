@@ -38,6 +38,8 @@ class Inspection:
     slides_uri: str
     num_slides: int
     num_ok: int
+    num_not_slides: int
+    """Objects in the folder that are no slides: pictures, texts and the like."""
     size_bytes: int
     tissue_mm2: float
     statuses: dict[str, int]
@@ -58,6 +60,7 @@ class Inspection:
             f"index      {self.index_uri}",
             f"snapshot   {self.snapshot_id} of {self.slides_uri}",
             f"slides     {self.num_slides}, {self.num_ok} usable, {self.size_bytes / 1e9:.3g} GB",
+            *self._others(),
             f"tissue     {self.tissue_mm2:.4g} mm²",
             *(f"{name:<10} {_counts(counts)}" for name, counts in (
                 ("status", self.statuses), ("vendor", self.vendors), ("mpp", self.mpps),
@@ -76,6 +79,10 @@ class Inspection:
         if len(shown) < len(self.problems):
             lines.append(f"  … and {len(self.problems) - len(shown)} more; --json lists all")
         return "\n".join(lines)
+
+    def _others(self) -> list[str]:
+        num = self.num_not_slides
+        return [f"others     {num} objects that are no slides"] if num else []
 
     def _people(self) -> tuple[tuple[str, dict[str, int]], ...]:
         """Patients and cohorts, where the overrides name any."""
@@ -158,6 +165,7 @@ def _inspect(uri: str, snapshot: Snapshot) -> Inspection:
         slides_uri=snapshot.slides_uri,
         num_slides=len(rows),
         num_ok=len(usable),
+        num_not_slides=snapshot.manifest.num_not_slides,
         size_bytes=sum(row.size_bytes for row in rows),
         tissue_mm2=snapshot.manifest.tissue_mm2,
         statuses=_by_count(row.status for row in rows),

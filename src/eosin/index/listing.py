@@ -17,25 +17,32 @@ _NEVER_SLIDES = {
     ".log", ".pdf", ".tsv", ".xlsx", ".zip", ".gz", ".tar", ".py", ".npy", ".npz", ".h5", ".pt",
     ".safetensors", ".md5", ".sha256", ".part", ".tmp", ".ini", ".svg",
 }  # fmt: skip
+# Names that say a format other than DICOM: what else an object is, its content says.
+_SLIDE_NAMES = {
+    ".svs", ".tif", ".tiff", ".btf", ".tf8", ".ndpi", ".scn", ".bif", ".qptiff", ".czi", ".vsi", ".mrxs",
+    ".vms", ".vmu", ".isyntax", ".i2syntax", ".lif", ".nd2", ".afi", ".svslide",
+}  # fmt: skip
+_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".heic"}
 _MRXS, _MRXS_INDEX = ".mrxs", "Slidedat.ini"
 _VMS, _VMS_PARTS = (".vms", ".vmu"), (".jpg", ".opt", ".vmf", ".ngr")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Objects read together, the main one first. A DICOM folder may hold several slides (series)."""
+    """Objects read together, the main one first."""
 
     key: str
-    """Decides the shard: the slide's key, or the folder of the DICOM files."""
-    kind: Literal["slide", "dicom-folder", "series"]
+    """Decides the shard: the slide's key, or the folder of unsorted objects."""
+    kind: Literal["slide", "unsorted"]
+    """unsorted: objects of one folder whose content tells which slides they are, as that of DICOM does."""
     objects: tuple[ObjectInfo, ...]
 
 
-def list_units(store: Store, include: Sequence[str] = ()) -> list[Unit]:
-    """Every object that could be a slide, grouped, in key order. One listing of the store.
+def list_units(store: Store, include: Sequence[str] = ()) -> tuple[list[Unit], int]:
+    """Every object that could be a slide, grouped, in key order, and how many pictures were passed over.
 
-    Hidden objects, folder markers and files of types that are never slides are passed over; `include`
-    keeps the keys that match any of its globs (all, where it is empty).
+    One listing of the store. Hidden objects, folder markers and files of types that are never slides are
+    passed over; `include` keeps the keys that match any of its globs (all, where it is empty).
     """
     objects = [each for each in store.list() if _could_be_slide(each.key)]
     owners = _owners([each.key for each in objects])
@@ -46,13 +53,23 @@ def list_units(store: Store, include: Sequence[str] = ()) -> list[Unit]:
             members.setdefault(owner, []).append(each)
     folders: dict[str, list[ObjectInfo]] = {}
     units: list[Unit] = []
+    num_pictures = 0
     for each in mains:
-        if PurePosixPath(each.key).suffix.lower() == ".dcm":
-            folders.setdefault(str(PurePosixPath(each.key).parent), []).append(each)
-        else:
+        path = PurePosixPath(each.key)
+        suffix = path.suffix.lower()
+        if suffix in _PICTURES:
+            num_pictures += 1
+        elif suffix in _SLIDE_NAMES or path.name == _MRXS_INDEX:
             units.append(Unit(each.key, "slide", (each, *members.get(each.key, ()))))
-    units += [Unit(folder, "dicom-folder", tuple(files)) for folder, files in folders.items()]
-    return sorted(units, key=lambda unit: unit.objects[0].key)
+        else:
+            folders.setdefault(str(path.parent), []).append(each)
+    units += [Unit(folder, "unsorted", tuple(files)) for folder, files in folders.items()]
+    return sorted(units, key=lambda unit: unit.objects[0].key), num_pictures
+
+
+def claims_dicom(key: str) -> bool:
+    """Whether the name says that the object is DICOM, so that another content is a fault to be named."""
+    return PurePosixPath(key).suffix.lower() in (".dcm", ".dicom")
 
 
 def listing_digest(units: Iterable[Unit]) -> str:

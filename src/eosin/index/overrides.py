@@ -60,13 +60,13 @@ def _names_of(units: Iterable[Unit]) -> dict[str, set[str]]:
     names: dict[str, set[str]] = {}
     keys: list[str] = []
     for unit in units:
-        mains = unit.objects if unit.kind == "dicom-folder" else unit.objects[:1]
+        mains = unit.objects if unit.kind == "unsorted" else unit.objects[:1]
         for each in mains:
             path = PurePosixPath(each.key)
             keys.append(each.key)
             for name in {path.name, path.stem}:
                 names.setdefault(name, set()).add(each.key)
-        if unit.kind == "dicom-folder":
+        if unit.kind == "unsorted":
             for name in {unit.key, PurePosixPath(unit.key).name}:
                 names.setdefault(name, set()).add(unit.objects[0].key)
     names.update({key: {key} for key in keys})

@@ -25,6 +25,8 @@ class ScanPlan:
     slides: Store
     index: Store
     units: Sequence[Unit]
+    num_pictures: int
+    """Objects that are pictures by name, and no slides."""
     tissue_model: bytes
     """The ONNX model of `index.tissue.onnx`; empty where none is named."""
     overrides: Mapping[str, Override]
@@ -43,7 +45,7 @@ def plan_scan(config: RunConfig) -> ScanPlan:
     if not config.index.uri:
         raise UserError("no place for the index named", hint="give it: index.uri, or --index")
     slides, index = open_store(config.slides.uri), open_store(config.index.uri)
-    units = list_units(slides, config.slides.include)
+    units, num_pictures = list_units(slides, config.slides.include)
     overrides = load_overrides(config.slides.overrides)
     found, unknown = overrides.matched(units)
     model = load_model_bytes(config.index.tissue.onnx)
@@ -53,4 +55,4 @@ def plan_scan(config: RunConfig) -> ScanPlan:
         model_digest(model),
     ]  # fmt: skip
     scan_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return ScanPlan(scan_id, slides, index, units, model, found, unknown)
+    return ScanPlan(scan_id, slides, index, units, num_pictures, model, found, unknown)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from eosin.config.index import IndexConfig
 from eosin.errors import PermanentError
 from eosin.index.latest import load_manifest, read_latest
@@ -25,7 +27,7 @@ class PreviousRows:
 
     def reusable(self, plan: ScanPlan, config: IndexConfig, unit: Unit) -> list[SlideRow] | None:
         """The unit's rows with the overrides joined anew; None where any of it must be read again."""
-        rows = self._rows_of(unit)
+        rows = self._rows_among(each.key for each in unit.objects)
         covered = {(each.key, each.etag) for row in rows for each in row.header.objects}
         if covered != {(each.key, each.etag) for each in unit.objects}:
             return None
@@ -33,24 +35,26 @@ class PreviousRows:
             return None
         return [with_override(row, plan.override(row.header.objects)) for row in rows]
 
-    def groups(self, unit: Unit) -> list[tuple[ObjectInfo, ...]] | None:
-        """Which of the unit's objects made up a slide; None where any is new, changed or to be read again."""
-        known = {each.key: each for each in unit.objects}
-        groups: list[tuple[ObjectInfo, ...]] = []
-        for row in self._rows_of(unit):
-            members = [known.get(each.key) for each in row.header.objects]
-            same = [info for info, each in zip(members, row.header.objects, strict=True)
-                    if info is not None and info.etag == each.etag]  # fmt: skip
-            if len(same) != len(members) or row.read_status in FLEETING:
-                return None
-            groups.append(tuple(same))
-        return groups if sum(map(len, groups)) == len(unit.objects) else None
+    def groups(self, objects: Mapping[str, ObjectInfo]) -> list[tuple[str, ...]]:
+        """Keys of those of `objects` that made up a slide and have not changed since, by slide.
 
-    def _rows_of(self, unit: Unit) -> list[SlideRow]:
-        """Rows that any of the unit's objects was part of."""
+        A series may have grown since: where any object of the snapshot's slides is new, changed or to be read
+        again, none is taken for known.
+        """
+        groups: list[tuple[str, ...]] = []
+        for row in self._rows_among(objects):
+            stored = row.header.objects
+            same = all(each.key in objects and objects[each.key].etag == each.etag for each in stored)
+            if not same or row.read_status in FLEETING:
+                return []
+            groups.append(tuple(each.key for each in stored))
+        return groups if sum(map(len, groups)) == len(objects) else []
+
+    def _rows_among(self, objects: Iterable[str]) -> list[SlideRow]:
+        """Rows that any of the objects was part of."""
         if self._rows is None:
             return []
-        found = {self._by_object[each.key]: None for each in unit.objects if each.key in self._by_object}
+        found = {self._by_object[key]: None for key in objects if key in self._by_object}
         return [self._rows.alone(i) for i in found]
 
 

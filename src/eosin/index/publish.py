@@ -20,6 +20,7 @@ from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.read_slide import INDEXER_VERSION
 from eosin.index.rows import FLEETING, OK, SlideRow, load_rows, write_rows
 from eosin.index.scan import by_frequency, load_shard
+from eosin.index.series import load_series
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.records import SnapshotManifest, publish_once
@@ -96,6 +97,7 @@ def _publish(plan: ScanPlan, rows: MergedRows) -> SnapshotManifest:
         if published is not None:
             return published
         rows_sha256 = _put_rows(plan.index, IndexLayout.snapshot_rows(snapshot_id), path)
+    sorted_out = load_series(plan)
     manifest = SnapshotManifest(
         snapshot_id=snapshot_id,
         rows_sha256=rows_sha256,
@@ -105,6 +107,7 @@ def _publish(plan: ScanPlan, rows: MergedRows) -> SnapshotManifest:
         num_ok=tally.statuses[OK],
         tissue_mm2=tally.tissue_mm2,
         reasons=by_frequency(tally.statuses),
+        num_not_slides=plan.num_pictures + (sorted_out.num_not_slides if sorted_out else 0),
         eosin_version=__version__,
     )
     return publish_once(plan.index, IndexLayout.snapshot_marker(snapshot_id), manifest)

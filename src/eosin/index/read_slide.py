@@ -29,7 +29,7 @@ from eosin.slides.region import fetch_tiles
 from eosin.slides.table import level_table
 from eosin.storage import AccessDenied, ObjectInfo, Store
 
-INDEXER_VERSION = 3
+INDEXER_VERSION = 4
 _THUMBNAIL_PX = 512
 _DETAIL_CHARS = 300
 _NO_OVERRIDE = Override()
@@ -121,14 +121,10 @@ def _bare_row(context: ScanContext, stored: tuple[SlideObject, ...], override: O
     digest = slide_digest(context.slides.uri, stored)
     header = SlideHeader(stored, "", "", (), None, None)
     return SlideRow(
-        slide=min(each.key for each in stored) if len(stored) > 1 and _is_series(stored) else stored[0].key,
+        slide=stored[0].key,
         status="", detail="", header=header, digest=digest,
         reuse_digest=reuse_digest(digest, context.config, override, context.model_digest),
     )  # fmt: skip
-
-
-def _is_series(stored: Sequence[SlideObject]) -> bool:
-    return all(each.key.lower().endswith(".dcm") for each in stored)
 
 
 def _with_header(row: SlideRow, header: SlideHeader, override: Override) -> SlideRow:

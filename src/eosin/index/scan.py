@@ -16,7 +16,7 @@ from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.previous import PreviousRows, load_previous
 from eosin.index.read_slide import ScanContext, read_slide
 from eosin.index.rows import FLEETING, OK, SlideRow, encode_rows, load_rows
-from eosin.index.series import divided, split_series
+from eosin.index.series import divided
 from eosin.index.tissue_model import load_tissue_model, model_digest
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
@@ -141,12 +141,9 @@ def _rows_of(
 ) -> list[SlideRow]:
     rows = previous.reusable(plan, context.config, unit)
     if rows is None:
-        whole = unit.kind != "dicom-folder"
-        groups = [unit.objects] if whole else split_series(context.slides, unit.objects)
-        rows = [read_slide(context, group, plan.override(group)) for group in groups]
-        for row in rows:
-            if row.status != OK:
-                log.event("slide-not-used", slide=row.slide, status=row.status, detail=row.detail)
+        rows = [read_slide(context, unit.objects, plan.override(unit.objects))]
+        if rows[0].status != OK:
+            log.event("slide-not-used", slide=rows[0].slide, status=rows[0].status, detail=rows[0].detail)
     progress.add(1, rows)
     return rows
 

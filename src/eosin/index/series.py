@@ -1,88 +1,111 @@
-"""DICOM files of one folder, by the series they belong to."""
+"""Sorting of objects by their content: DICOM instances into the slides they make up, wherever they lie."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from eosin.index.listing import Unit
+from eosin.index.listing import Unit, claims_dicom
 from eosin.index.plan import ScanPlan
 from eosin.index.previous import PreviousRows
 from eosin.layout import IndexLayout
-from eosin.records import load_record
 from eosin.records.base import Record
+from eosin.records.bucket import load_record
 from eosin.slides.dicom import read_series_uid
 from eosin.slides.errors import SlideError
-from eosin.slides.header import open_range
+from eosin.slides.header import begins_as_slide, is_dicom, open_range
 from eosin.slides.model import SlideObject
 from eosin.storage import AccessDenied, NotFound, ObjectChanged, ObjectInfo, Store
 
-_LARGE_FOLDER = 32
-"""Files from which on a folder is taken for many slides: a series is seldom more than a dozen."""
+_HEAD_BYTES = 132
+# What an object is: the series and pyramid it belongs to; a slide by itself; or no slide.
+_Instance = tuple[str, str]
+_ALONE, _NO_SLIDE = ("", ""), None
 
 
 class ScanSeries(Record):
-    """`series.json` of a scan: the slides in each large folder, as the keys that make them up."""
+    """`series.json` of a scan: what the objects are whose names do not tell."""
 
-    folders: dict[str, tuple[tuple[str, ...], ...]]
-    """Files of each series, by folder."""
+    slides: tuple[tuple[str, ...], ...]
+    """Keys of the objects of each slide, sorted."""
+    num_not_slides: int
+    """Objects that are no slides: counted, not listed."""
 
 
 def divided(plan: ScanPlan, previous: PreviousRows, num_threads: int) -> list[Unit]:
-    """The plan's units, large folders of DICOM files by series, in key order.
+    """The plan's units, unsorted ones taken apart into slides, in key order.
 
-    A bucket may keep thousands of series in one flat folder, which one shard would get whole. Only the
-    files' headers tell the series, so the first shard reads one block of each and publishes what it
-    found for the others; files whose slide a former snapshot holds are not read.
+    Only the objects' headers tell which series they belong to, so the first shard reads one block of each and
+    publishes what it found for the others; objects whose slide a former snapshot holds are not read.
     """
-    large = [unit for unit in plan.units if unit.kind == "dicom-folder" and len(unit.objects) > _LARGE_FOLDER]
-    if not large:
+    unsorted = {each.key: each for unit in plan.units if unit.kind == "unsorted" for each in unit.objects}
+    if not unsorted:
         return list(plan.units)
-    found = _series_of(plan, large, previous, num_threads)
-    units = [unit for unit in plan.units if unit.key not in found.folders]
-    for folder in large:
-        known = {each.key: each for each in folder.objects}
-        for keys in found.folders[folder.key]:
-            units.append(Unit(min(keys), "series", tuple(known[key] for key in sorted(keys))))
+    found = load_series(plan) or _sort(plan, unsorted, previous, num_threads)
+    units = [unit for unit in plan.units if unit.kind == "slide"]
+    units += [Unit(keys[0], "slide", tuple(unsorted[key] for key in keys)) for keys in found.slides]
     return sorted(units, key=lambda unit: unit.objects[0].key)
 
 
-def _series_of(
-    plan: ScanPlan, folders: Sequence[Unit], previous: PreviousRows, num_threads: int
+def load_series(plan: ScanPlan) -> ScanSeries | None:
+    """What a shard of the scan has found out already."""
+    return load_record(ScanSeries, plan.index, IndexLayout.scan_series(plan.scan_id))
+
+
+def _sort(
+    plan: ScanPlan, objects: Mapping[str, ObjectInfo], previous: PreviousRows, num_threads: int
 ) -> ScanSeries:
-    key = IndexLayout.scan_series(plan.scan_id)
-    published = load_record(ScanSeries, plan.index, key)
-    if published is not None:
-        return published
-    grouped = {}
-    for unit in folders:
-        groups = previous.groups(unit) or split_series(plan.slides, unit.objects, num_threads)
-        grouped[unit.key] = tuple(sorted(tuple(sorted(each.key for each in group)) for group in groups))
-    found = ScanSeries(folders=grouped)
-    plan.index.put(key, found.to_json())
+    known = previous.groups(objects)
+    told = {key for group in known for key in group}
+    groups, num_not_slides = split_series(
+        plan.slides, [each for each in objects.values() if each.key not in told], num_threads
+    )
+    groups += known
+    found = ScanSeries(slides=tuple(sorted(tuple(sorted(group)) for group in groups)),
+                       num_not_slides=num_not_slides)  # fmt: skip
+    plan.index.put(IndexLayout.scan_series(plan.scan_id), found.to_json())
     return found
 
 
 def split_series(
-    store: Store, objects: Sequence[ObjectInfo], num_threads: int = 1
-) -> list[tuple[ObjectInfo, ...]]:
-    """The objects of each slide: those of one series together, each unreadable file by itself."""
-    if len(objects) == 1:
-        return [tuple(objects)]
-    groups: dict[str, list[ObjectInfo]] = {}
+    store: Store, objects: Sequence[ObjectInfo], num_threads: int
+) -> tuple[list[tuple[str, ...]], int]:
+    """Keys of the objects of each slide, and how many objects are no slide.
+
+    Instances of one series and pyramid are one slide, those that name no pyramid (labels) with the first of
+    their series; each other slide is an object by itself.
+    """
     with ThreadPoolExecutor(num_threads, "series") as pool:
-        names = list(pool.map(lambda each: _series(store, each), objects))
-    for each, name in zip(objects, names, strict=True):
-        groups.setdefault(name or f"key:{each.key}", []).append(each)
-    return [tuple(group) for group in groups.values()]
+        kinds = dict(zip([each.key for each in objects], pool.map(lambda each: _kind(store, each), objects),
+                         strict=True))  # fmt: skip
+    pyramids: dict[str, list[str]] = {}
+    for kind in kinds.values():
+        if kind and kind != _ALONE:
+            pyramids.setdefault(kind[0], []).append(kind[1])
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for key, kind in kinds.items():
+        if kind == _ALONE:
+            groups[key, "", ""] = [key]
+        elif kind is not _NO_SLIDE:
+            series, pyramid = kind
+            named = sorted(filter(None, pyramids[series]))
+            groups.setdefault(("", series, pyramid or (named[0] if named else "")), []).append(key)
+    return [tuple(group) for group in groups.values()], sum(kind is _NO_SLIDE for kind in kinds.values())
 
 
-def _series(store: Store, info: ObjectInfo) -> str:
-    """The series an object belongs to; empty where its header does not say, or may not be read."""
+def _kind(store: Store, info: ObjectInfo) -> _Instance | None:
+    """What an object is; `_ALONE` too where it may not be read, so that its row can say so."""
+    unclaimed = _ALONE if claims_dicom(info.key) else _NO_SLIDE
     if info.size_bytes == 0:
-        return ""
+        return unclaimed
     stored = SlideObject(info.key, info.etag, info.size_bytes)
     try:
-        return read_series_uid(open_range(store, stored), stored)
+        file = open_range(store, stored)
+        head = file.read(_HEAD_BYTES)
+        if is_dicom(head):
+            file.seek(0)
+            series, pyramid = read_series_uid(file, stored)
+            return (series, pyramid) if series else _ALONE
+        return _ALONE if begins_as_slide(head) else unclaimed
     except (SlideError, ObjectChanged, NotFound, AccessDenied):
-        return ""
+        return _ALONE

@@ -24,5 +24,7 @@ class SnapshotManifest(Record):
     """Area of tissue of the usable slides, mm²."""
     reasons: dict[str, int] = {}
     """How many slides were left out, by status."""
+    num_not_slides: int = 0
+    """Objects in the folder that are no slides: counted, not listed."""
     eosin_version: str = ""
     """Of the eosin that published it."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from eosin.slides.errors import SlideError
 from eosin.slides.jpeg import decode_jpeg
-from eosin.slides.jpeg2000 import decode_jpeg2000
+from eosin.slides.jpeg2000 import decode_jpeg2000, ycbcr_to_rgb
 from eosin.slides.model import Level
 
 SCALE_DENOMINATORS = (1, 2, 4, 8)
@@ -20,30 +20,48 @@ def decode_tile(level: Level, data: bytes, scale_denominator: int = 1) -> Pixels
     """RGB pixels [h, w, 3], uint8, of a tile, edge tiles in full tile size.
 
     `scale_denominator` 1, 2, 4 or 8 gives [ceil(h / d), ceil(w / d), 3]: in the DCT domain for JPEG, by
-    area averaging otherwise. Alpha is dropped, gray is repeated. Raises `SlideError` (`corrupt-tile`)
+    area averaging otherwise. Transparent is white, gray is repeated. Raises `SlideError` (`corrupt-tile`)
     where the bytes are not such a tile, ValueError for another denominator.
     """
     if scale_denominator not in SCALE_DENOMINATORS:
         raise ValueError(f"scale_denominator {scale_denominator} is not one of {SCALE_DENOMINATORS}")
     if level.compression == "jpeg":
         return decode_jpeg(level, data, scale_denominator)
-    decode = decode_jpeg2000 if level.compression == "jpeg2000" else _decode_raw
+    decode = _DECODERS.get(level.compression, _decode_raw)
     return _scaled(_as_rgb(decode(level, data)), scale_denominator)
 
 
+def _decode_jpegls(level: Level, data: bytes) -> Pixels:
+    """JPEG-LS; the frame header (ITU-T T.87, C.2.2) is read first, so that no tile can ask for gigabytes."""
+    at = data.find(b"\xff\xf7", 0, 4096)
+    size = (int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big"))
+    if at < 0 or size != (level.tile_width_px, level.tile_height_px):
+        raise SlideError("corrupt-tile", f"a tile is no JPEG-LS of {level.tile_width_px} px")
+    try:
+        pixels: Pixels = np.asarray(imagecodecs.jpegls_decode(data))
+    except (imagecodecs.JpeglsError, ValueError) as error:
+        raise SlideError("corrupt-tile", f"a JPEG-LS tile cannot be decoded: {error}") from error
+    wanted = 2 if level.color_space == "gray" else 3
+    if pixels.dtype != np.uint8 or pixels.ndim != wanted:
+        raise SlideError("corrupt-tile", f"a JPEG-LS tile holds {pixels.dtype} of shape {pixels.shape}")
+    return ycbcr_to_rgb(pixels) if level.color_space == "ycbcr" else pixels
+
+
 def _decode_raw(level: Level, data: bytes) -> Pixels:
-    """Uncompressed, LZW and Deflate tiles; the output buffer bounds what a hostile tile can unfold to."""
+    """Uncompressed and losslessly packed tiles; the output buffer bounds what a hostile one can unfold to."""
     samples = level.tile_height_px * level.tile_width_px
     try:
         if level.compression == "lzw":
             flat = imagecodecs.lzw_decode(data, buffersize=4 * samples + 1)
         elif level.compression == "deflate":
             flat = imagecodecs.zlib_decode(data, out=4 * samples + 1)
+        elif level.compression == "zstd":
+            flat = imagecodecs.zstd_decode(data, out=4 * samples + 1)
         elif level.compression == "none":
             flat = data
         else:
             raise SlideError("unsupported-compression", "its tiles are read through OpenSlide only")
-    except (imagecodecs.LzwError, imagecodecs.ZlibError, ValueError) as error:
+    except (imagecodecs.LzwError, imagecodecs.ZlibError, imagecodecs.ZstdError, ValueError) as error:
         raise SlideError("corrupt-tile", f"a {level.compression} tile cannot be decoded: {error}") from error
     return _shape(level, np.frombuffer(flat, np.uint8))
 
@@ -58,11 +76,25 @@ def _shape(level: Level, flat: Pixels) -> Pixels:
 
 
 def _as_rgb(pixels: Pixels) -> Pixels:
+    """[h, w, 3] of gray, gray with alpha, RGB or RGBA; what is transparent is white, as the glass is."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    if pixels.shape[2] in (1, 2):
-        return np.repeat(pixels[..., :1], 3, axis=2)
-    return np.ascontiguousarray(pixels[..., :3])
+    num_samples = pixels.shape[2]
+    if num_samples == 1:
+        return np.repeat(pixels, 3, axis=2)
+    if num_samples == 3:
+        return np.ascontiguousarray(pixels)
+    return over_white(np.concatenate([np.repeat(pixels[..., :1], 3, axis=2), pixels[..., 1:]], axis=2)
+                      if num_samples == 2 else pixels)  # fmt: skip
+
+
+def over_white(rgba: Pixels) -> Pixels:
+    """[h, w, 3] from straight-alpha [h, w, 4], composed over white."""
+    alpha = rgba[..., 3:]
+    if (alpha == 255).all():
+        return np.ascontiguousarray(rgba[..., :3])
+    colour, cover = rgba[..., :3].astype(np.uint16), alpha.astype(np.uint16)
+    return ((colour * cover + 255 * (255 - cover) + 127) // 255).astype(np.uint8)
 
 
 def _scaled(pixels: Pixels, denominator: int) -> Pixels:
@@ -71,3 +103,6 @@ def _scaled(pixels: Pixels, denominator: int) -> Pixels:
     height, width = (-(-side // denominator) for side in pixels.shape[:2])
     scaled: Pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     return scaled
+
+
+_DECODERS = {"jpeg2000": decode_jpeg2000, "htj2k": decode_jpeg2000, "jpegls": _decode_jpegls}

@@ -6,43 +6,59 @@ Source: DICOM PS3.3 C.8.12 (VL Whole Slide Microscopy), PS3.5 annex A.4 (encapsu
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pydicom
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
 from eosin.errors import EosinError
 from eosin.slides.dicom_frames import frame_table, has_offset_table
-from eosin.slides.dicom_grid import place_frames
+from eosin.slides.dicom_grid import FrameGrid, place_by_position, place_in_order
 from eosin.slides.errors import SlideError
 from eosin.slides.files import BinaryFile
-from eosin.slides.model import ColorSpace, Compression, Level, SlideHeader, SlideObject, TileTable
+from eosin.slides.model import (
+    TILE_DTYPE,
+    ColorSpace,
+    Compression,
+    Level,
+    SlideHeader,
+    SlideObject,
+    TileTable,
+    plausible_mpp,
+)
 from eosin.slides.table import check_grid, check_total, concatenate
 from eosin.storage import NotFound, ObjectChanged
 
 WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
-_SERIES_UID = Tag(0x0020, 0x000E)
+_PYRAMID_UID, _SERIES_UID = Tag(0x0008, 0x0019), Tag(0x0020, 0x000E)
 _MAX_HEADER_BYTES = 512 * 2**20
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"}
 _COMPRESSIONS: dict[str, Compression] = {
     **dict.fromkeys(_NATIVE, "none"),
     "1.2.840.10008.1.2.4.50": "jpeg",
-    "1.2.840.10008.1.2.4.90": "jpeg2000",
-    "1.2.840.10008.1.2.4.91": "jpeg2000",
+    **dict.fromkeys(("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), "jpegls"),
+    **dict.fromkeys(("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"), "jpeg2000"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{each}" for each in (201, 202, 203)), "htj2k"),
 }
 _TAGS = [
-    "SOPClassUID", "ImageType", "SeriesInstanceUID", "SOPInstanceUID", "Rows", "Columns",
-    "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "BitsAllocated",
+    "SOPClassUID", "ImageType", "SeriesInstanceUID", "PyramidUID", "Rows", "Columns", "NumberOfFrames",
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "BitsAllocated",
     "TotalPixelMatrixColumns", "TotalPixelMatrixRows", "TotalPixelMatrixFocalPlanes", "NumberOfOpticalPaths",
-    "DimensionOrganizationType", "SharedFunctionalGroupsSequence", "ConcatenationFrameOffsetNumber",
+    "TotalPixelMatrixOriginSequence", "OpticalPathSequence", "ExtendedDepthOfField",
+    "DimensionOrganizationType", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "ConcatenationUID", "ConcatenationFrameOffsetNumber", "InConcatenationTotalNumber",
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "ImagedVolumeWidth", "ImagedVolumeHeight",
 ]  # fmt: skip
+# What an image of a whole-slide series is, in the third value of its type (PS3.3 C.8.12.4.1.1).
+_OTHER_PICTURES = ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER")
+# Illumination (CID 8123, SRT and DCM): what shines by itself is no stained tissue in transmitted light.
+_FLUORESCENCE = ("111743",)
 
 # Damage becomes one reason for the slide, not a page of warnings that quote it.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -55,20 +71,23 @@ class Instance:
     """One DICOM object: its attributes, and the tile table of its frames in the level's grid."""
 
     stored: SlideObject
-    series: str
     role: str
-    """volume, or label, overview, thumbnail: pictures that are no level."""
-    width_px: int
-    height_px: int
-    tile_width_px: int
-    tile_height_px: int
-    frame_offset: int | None
-    """Of the first frame, in a part of a concatenation; None: the object holds the whole level."""
+    """volume; or what is no level: label, overview, thumbnail, localizer, unknown."""
+    grid: FrameGrid
+    concatenation: str
+    """Names the level of which the object is a part; empty where it holds all of it."""
     compression: Compression
     color_space: ColorSpace
     mpp_x: float | None
     mpp_y: float | None
+    z_mm: float
+    """Of the object's focal plane, or of the lowest of them."""
+    extended_depth: bool
+    """Several focal planes made into one that is sharp everywhere."""
     tiles: TileTable
+    may_have_holes: bool = False
+    """Frames are placed by position, and absent ones are background."""
+    num_planes: int = 1
     walked: bool = False
     """Without an offset table: the whole object was read to find its frames."""
 
@@ -79,12 +98,15 @@ def read_instance(file: BinaryFile, stored: SlideObject) -> Instance:
         return _read_instance(file, stored)
 
 
-def read_series_uid(file: BinaryFile, stored: SlideObject) -> str:
-    """The series an instance belongs to. Raises `SlideError` where the header cannot be read."""
+def read_series_uid(file: BinaryFile, stored: SlideObject) -> tuple[str, str]:
+    """Series and pyramid (empty where it names none) of an instance.
+
+    Raises `SlideError` where the header is damaged.
+    """
     with _named_damage():
         bounded = _Bounded(file, stored.size_bytes)
-        dataset = read_partial(bounded, stop_when=_past_series, specific_tags=[_SERIES_UID])
-        return str(dataset.get("SeriesInstanceUID", ""))
+        dataset = read_partial(bounded, stop_when=_past_series, specific_tags=[_PYRAMID_UID, _SERIES_UID])
+        return str(dataset.get("SeriesInstanceUID", "")), str(dataset.get("PyramidUID", ""))
 
 
 def _past_series(tag: BaseTag, value_kind: str | None, length: int) -> bool:
@@ -107,110 +129,149 @@ def _named_damage() -> Iterator[None]:
         raise SlideError("corrupt-header", text) from error
 
 
-def _read_tags(file: _Bounded, tags: list[str]) -> Any:
-    return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
+def series_slide(instances: Sequence[Instance]) -> tuple[SlideHeader, TileTable, str]:
+    """One slide from the instances of one series, finest level first, and a remark where planes were chosen.
 
-
-def series_slide(instances: Sequence[Instance]) -> tuple[SlideHeader, TileTable]:
-    """One slide from the instances of one series, finest level first.
-
-    Raises `SlideError` (`not-a-slide`) where none of them is a level.
+    Raises `SlideError`: `not-a-slide` where none of them is a level, `truncated` where a level lacks parts.
     """
     volumes = [each for each in instances if each.role == "volume"]
     if not volumes:
         roles = ", ".join(sorted({each.role for each in instances}))
         raise SlideError("not-a-slide", f"its DICOM series holds only: {roles}")
-    objects = tuple(each.stored for each in volumes)
-    groups: dict[tuple[int, int], list[int]] = {}
+    pictures: dict[tuple[int, int], dict[str, list[int]]] = {}
     for i, each in enumerate(volumes):
-        groups.setdefault((each.width_px, each.height_px), []).append(i)
+        size, name = (each.grid.width_px, each.grid.height_px), each.concatenation or f"object {i}"
+        pictures.setdefault(size, {}).setdefault(name, []).append(i)
     levels: list[Level] = []
     tables: list[TileTable] = []
-    first_tile = 0
-    for size in sorted(groups, reverse=True):
-        members = sorted(groups[size], key=lambda i: volumes[i].frame_offset or 0)
-        table = _merge(volumes, members)
-        levels.append(_level(volumes[members[0]], levels, first_tile))
-        tables.append(table)
-        first_tile += len(table)
+    first_tile, most_planes, finest = 0, 1, volumes[0]
+    for size in sorted(pictures, reverse=True):
+        members, num_planes = _chosen(volumes, list(pictures[size].values()))
+        level = volumes[members[0]]
+        finest = finest if levels else level
+        levels.append(_level(level, levels, first_tile))
+        tables.append(_merged(volumes, members))
+        first_tile += level.grid.num_tiles
+        most_planes = max(most_planes, num_planes)
         check_total(first_tile)
-    finest = volumes[groups[max(groups)][0]]
+    objects = tuple(each.stored for each in volumes)
     header = SlideHeader(objects, "dicom", "dicom", tuple(levels), finest.mpp_x, finest.mpp_y)
-    return header, concatenate(tables)
+    remark = f"the middle one of {most_planes} focal planes is read" if most_planes > 1 else ""
+    return header, concatenate(tables), remark
 
 
-def _merge(volumes: Sequence[Instance], members: Sequence[int]) -> TileTable:
+def _chosen(volumes: Sequence[Instance], pictures: list[list[int]]) -> tuple[list[int], int]:
+    """Of several pictures of one size (each the objects that make it up) one, and how many planes there are.
+
+    One of extended depth of field is in focus everywhere; else the middle focal plane.
+    """
+    for members in pictures:
+        if volumes[members[0]].extended_depth:
+            return members, 1
+    by_plane = {volumes[members[0]].z_mm: members for members in reversed(pictures)}
+    planes = sorted(by_plane)
+    members = by_plane[planes[(len(planes) - 1) // 2]]
+    return members, max(len(planes), volumes[members[0]].num_planes)
+
+
+def _merged(volumes: Sequence[Instance], members: Sequence[int]) -> TileTable:
     """One level's table; the parts of a concatenation fill each other's holes."""
-    merged: TileTable | None = None
+    merged = np.zeros(volumes[members[0]].grid.num_tiles, TILE_DTYPE)
     for i in members:
-        part = volumes[i].tiles.copy()
-        part["object"] = i
-        if merged is None:
-            merged = part
-        elif len(part) == len(merged):
-            holes = merged["size_bytes"] == 0
-            merged[holes] = part[holes]
-    assert merged is not None
+        part = volumes[i].tiles
+        if len(part) != len(merged):
+            raise SlideError("corrupt-header", "parts of a concatenation have different tiles")
+        filled = part["size_bytes"] > 0
+        merged[filled] = part[filled]
+        merged["object"][filled] = i
+    num_absent = int((merged["size_bytes"] == 0).sum())
+    if num_absent and not volumes[members[0]].may_have_holes:
+        raise SlideError("truncated", f"{num_absent} of {len(merged)} tiles lie in parts that are missing")
     return merged
 
 
 def _level(instance: Instance, finer: Sequence[Level], first_tile: int) -> Level:
-    base = finer[0] if finer else None
-    downsample = (
-        (base.width_px / instance.width_px + base.height_px / instance.height_px) / 2 if base else 1.0
-    )
+    grid, base = instance.grid, finer[0] if finer else None
+    downsample = (base.width_px / grid.width_px + base.height_px / grid.height_px) / 2 if base else 1.0
     return Level(
-        width_px=instance.width_px, height_px=instance.height_px, downsample=downsample,
-        tile_width_px=instance.tile_width_px, tile_height_px=instance.tile_height_px,
+        width_px=grid.width_px, height_px=grid.height_px, downsample=downsample,
+        tile_width_px=grid.tile_width_px, tile_height_px=grid.tile_height_px,
         compression=instance.compression, color_space=instance.color_space, first_tile=first_tile,
     )  # fmt: skip
 
 
 def _read_instance(file: BinaryFile, stored: SlideObject) -> Instance:
     bounded = _Bounded(file, stored.size_bytes)
-    dataset = _read_tags(bounded, _TAGS)
+    dataset = pydicom.dcmread(bounded, stop_before_pixels=True, specific_tags=list(_TAGS))
     pixels_at = bounded.tell()
     if str(dataset.get("SOPClassUID", "")) != WSI_CLASS:
         raise SlideError("not-a-slide", "it is DICOM, but not a whole-slide image")
     instance = _attributes(dataset, stored)
     if instance.role != "volume":
         return instance
-    check_grid(instance.width_px, instance.height_px, instance.tile_width_px, instance.tile_height_px)
+    grid = instance.grid
+    check_grid(grid.width_px, grid.height_px, grid.tile_width_px, grid.tile_height_px)
     num_frames = int(dataset.get("NumberOfFrames", 1))
-    frames = frame_table(bounded, dataset, pixels_at, num_frames, _frame_bytes(dataset, instance))
-    sparse = str(dataset.get("DimensionOrganizationType", "")) == "TILED_SPARSE"
-    groups = _per_frame_groups(bounded) if sparse else None
+    frames = frame_table(bounded, dataset, pixels_at, num_frames, _frame_bytes(dataset, grid))
+    groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    # Where positions are, they decide, whatever the organisation is said to be.
+    positioned = bool(groups) and "PlanePositionSlideSequence" in groups[0]
+    if positioned:
+        placed = place_by_position(grid, frames, groups, _shared(dataset))
+    elif str(dataset.get("DimensionOrganizationType", "")) == "TILED_SPARSE":
+        raise SlideError("corrupt-header", "its frames have no positions")
+    else:
+        offset = dataset.get("ConcatenationFrameOffsetNumber")
+        placed = place_in_order(grid, frames, None if offset is None else int(offset))
     walked = not has_offset_table(bounded, dataset, pixels_at)
-    return replace(instance, tiles=place_frames(instance, frames, groups), walked=walked)
+    return replace(instance, tiles=placed.tiles, may_have_holes=positioned, num_planes=placed.num_planes,
+                   walked=walked)  # fmt: skip
 
 
 def _attributes(dataset: Any, stored: SlideObject) -> Instance:
-    kinds = [str(part).upper() for part in dataset.get("ImageType", [])]
-    role = next((kind.lower() for kind in kinds if kind in ("LABEL", "OVERVIEW", "THUMBNAIL")), "volume")
+    role = _role(dataset)
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     if role == "volume" and syntax not in _COMPRESSIONS:
         raise SlideError("unsupported-compression", f"DICOM transfer syntax {syntax}")
+    if role == "volume":
+        _refuse_fluorescence(dataset)
     compression = _COMPRESSIONS.get(syntax, "other")
     mpp_x, mpp_y = _mpp(dataset)
+    origin = dataset.get("TotalPixelMatrixOriginSequence")
     return Instance(
         stored=stored,
-        series=str(dataset.get("SeriesInstanceUID", "")),
         role=role,
-        width_px=int(dataset.get("TotalPixelMatrixColumns", 0)),
-        height_px=int(dataset.get("TotalPixelMatrixRows", 0)),
-        tile_width_px=int(dataset.get("Columns", 0)),
-        tile_height_px=int(dataset.get("Rows", 0)),
-        frame_offset=_optional_int(dataset.get("ConcatenationFrameOffsetNumber")),
+        grid=FrameGrid(
+            int(dataset.get("TotalPixelMatrixColumns", 0)), int(dataset.get("TotalPixelMatrixRows", 0)),
+            int(dataset.get("Columns", 0)), int(dataset.get("Rows", 0)),
+            max(1, int(dataset.get("TotalPixelMatrixFocalPlanes") or 1)),
+            max(1, int(dataset.get("NumberOfOpticalPaths") or 1)),
+        ),
+        concatenation=str(dataset.get("ConcatenationUID", "")),
         compression=compression,
         color_space=_color_space(dataset, compression) if role == "volume" else "rgb",
         mpp_x=mpp_x,
         mpp_y=mpp_y,
+        z_mm=float((origin and origin[0].get("ZOffsetInSlideCoordinateSystem")) or 0.0),
+        extended_depth=str(dataset.get("ExtendedDepthOfField", "")) == "YES",
         tiles=concatenate([]),
-    )
+    )  # fmt: skip
 
 
-def _optional_int(value: Any) -> int | None:
-    return None if value is None else int(value)
+def _role(dataset: Any) -> str:
+    """What the image is. What does not say that it is of the volume is none of its levels."""
+    kinds = [str(part).upper() for part in dataset.get("ImageType") or []]
+    other = next((kind.lower() for kind in kinds if kind in _OTHER_PICTURES), "")
+    return other or ("volume" if "VOLUME" in kinds else "unknown")
+
+
+def _refuse_fluorescence(dataset: Any) -> None:
+    for path in dataset.get("OpticalPathSequence") or []:
+        kinds = path.get("IlluminationTypeCodeSequence") or []
+        if any(str(kind.get("CodeValue", "")) in _FLUORESCENCE for kind in kinds):
+            raise SlideError(
+                "not-brightfield", "it shows fluorescence, not stained tissue in transmitted light"
+            )
 
 
 def _color_space(dataset: Any, compression: Compression) -> ColorSpace:
@@ -234,25 +295,36 @@ def _color_space(dataset: Any, compression: Compression) -> ColorSpace:
 
 
 def _mpp(dataset: Any) -> tuple[float | None, float | None]:
-    """(x, y) in µm; PixelSpacing is (row, column) spacing in mm."""
-    shared = dataset.get("SharedFunctionalGroupsSequence") or [None]
-    measures = shared[0].get("PixelMeasuresSequence") if shared[0] is not None else None
-    spacing = measures[0].get("PixelSpacing") if measures else None
-    if spacing is None or len(spacing) != 2:
-        return None, None
-    y, x = (1e3 * float(value) for value in spacing)
-    return (x, y) if all(math.isfinite(v) and v > 0 for v in (x, y)) else (None, None)
+    """(x, y) in µm: pixel measures of all frames or of the first, else the imaged volume's extent.
+
+    PixelSpacing is (row, column) spacing in mm, ImagedVolumeWidth in mm over the whole matrix.
+    """
+    frames = dataset.get("PerFrameFunctionalGroupsSequence") or [None]
+    for group in (_shared(dataset), frames[0]):
+        measures = group.get("PixelMeasuresSequence") if group is not None else None
+        spacing = measures[0].get("PixelSpacing") if measures else None
+        if spacing is not None and len(spacing) == 2:
+            y, x = (plausible_mpp(1e3 * float(value)) for value in spacing)
+            if x and y:
+                return x, y
+    x, y = (
+        plausible_mpp(1e3 * float(extent_mm) / int(pixels)) if extent_mm and pixels else None
+        for extent_mm, pixels in (
+            (dataset.get("ImagedVolumeWidth"), dataset.get("TotalPixelMatrixColumns")),
+            (dataset.get("ImagedVolumeHeight"), dataset.get("TotalPixelMatrixRows")),
+        )
+    )
+    return (x, y) if x and y else (None, None)
 
 
-def _frame_bytes(dataset: Any, instance: Instance) -> int:
+def _shared(dataset: Any) -> Any:
+    """The functional groups of all frames; None where there are none."""
+    return (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+
+
+def _frame_bytes(dataset: Any, grid: FrameGrid) -> int:
     """Bytes of an uncompressed frame."""
-    return int(instance.tile_width_px * instance.tile_height_px * int(dataset.get("SamplesPerPixel", 1)))
-
-
-def _per_frame_groups(file: _Bounded) -> Any:
-    file.seek(0)
-    dataset = _read_tags(file, ["PerFrameFunctionalGroupsSequence"])
-    return dataset.get("PerFrameFunctionalGroupsSequence") or []
+    return int(grid.tile_width_px * grid.tile_height_px * int(dataset.get("SamplesPerPixel", 1)))
 
 
 class _Bounded:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _HEAD_BYTES = 132
 _LOCAL_MAGIC = (b"SQLite format 3\0", b"ZISRAWFILE")
 _LOCAL_SUFFIXES = (".mrxs", ".vms", ".vmu")
+_TIFF_SUFFIXES = (".tif", ".tiff", ".svs", ".btf")
 _MIRAX_INDEX = "Slidedat.ini"
 
 
@@ -67,6 +68,11 @@ def is_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM"
 
 
+def begins_as_slide(head: bytes) -> bool:
+    """Whether a file that begins so (132 bytes or more) is of a format that holds slides."""
+    return is_dicom(head) or is_tiff(head) or head.startswith(_LOCAL_MAGIC)
+
+
 def open_range(store: Store, stored: SlideObject) -> BinaryFile:
     """A seekable file over one object, read by byte range, pinned to the version listed."""
     return RangeFile(store, stored.key, size_bytes=stored.size_bytes, etag=stored.etag)
@@ -85,18 +91,24 @@ def _read(
     head = file.read(_HEAD_BYTES)
     if head.startswith(_LOCAL_MAGIC):
         return _open_local(store, stored, stage_dir, stack)
+    if is_dicom(head):  # first: the objects of open archives are TIFF files as well, each a level of its own
+        if main.key.lower().endswith(_TIFF_SUFFIXES):
+            text = "it is DICOM under the name of a TIFF, so that its series cannot be put together"
+            raise SlideError("unsupported-layout", f"{text}: name it .dcm")
+        return _read_dicom(store, stored)
     if is_tiff(head):
         return _read_tiff(store, stored, file, stage_dir, stack)
-    if is_dicom(head):
-        from eosin.slides.dicom import read_instance, series_slide
-
-        instances = [read_instance(open_range(store, each), each) for each in stored]
-        num_bytes = sum(each.stored.size_bytes for each in instances if each.walked)
-        remark = (
-            f"no frame offsets: {num_bytes / 1e6:.3g} MB were read to find its tiles" if num_bytes else ""
-        )
-        return OpenedSlide(*series_slide(instances), remark=remark)
     raise SlideError("not-a-slide", f"it is {_what_it_is(head)}, no slide format eosin knows")
+
+
+def _read_dicom(store: Store, stored: tuple[SlideObject, ...]) -> OpenedSlide:
+    from eosin.slides.dicom import read_instance, series_slide
+
+    instances = [read_instance(open_range(store, each), each) for each in stored]
+    header, tiles, remark = series_slide(instances)
+    num_bytes = sum(each.stored.size_bytes for each in instances if each.walked)
+    walked = f"no frame offsets: {num_bytes / 1e6:.3g} MB were read to find its tiles" if num_bytes else ""
+    return OpenedSlide(header, tiles, remark="; ".join(filter(None, (remark, walked))))
 
 
 def _check_mirax(stored: tuple[SlideObject, ...]) -> None:

@@ -1,4 +1,4 @@
-"""JPEG 2000 tiles, the YCbCr ones of Aperio's 33003 included."""
+"""JPEG 2000 tiles, high-throughput ones and the YCbCr ones of Aperio's 33003 included."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def decode_jpeg2000(level: Level, data: bytes) -> npt.NDArray[np.uint8]:
     if (width, height) != (level.tile_width_px, level.tile_height_px):
         raise SlideError("corrupt-tile", f"a JPEG 2000 tile is {width} × {height} px")
     try:
-        decoded = _decode_subsampled(data) if subsampled else imagecodecs.jpeg2k_decode(data)
+        decode = imagecodecs.htj2k_decode if level.compression == "htj2k" else imagecodecs.jpeg2k_decode
+        decoded = _decode_subsampled(data) if subsampled else decode(data)
         pixels: npt.NDArray[np.uint8] = np.asarray(decoded)
-    except (imagecodecs.Jpeg2kError, ValueError, OSError) as error:
+    except (imagecodecs.Jpeg2kError, imagecodecs.Htj2kError, ValueError, OSError) as error:
         raise SlideError("corrupt-tile", f"a JPEG 2000 tile cannot be decoded: {error}") from error
     if pixels.dtype != np.uint8 or pixels.shape[:2] != (height, width):
         raise SlideError("corrupt-tile", f"a JPEG 2000 tile holds {pixels.dtype} of shape {pixels.shape}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from eosin.slides.decode import over_white
 from eosin.slides.errors import SlideError
-from eosin.slides.model import Level, SlideHeader, SlideObject
+from eosin.slides.model import Level, SlideHeader, SlideObject, plausible_mpp
 
 _TILE_PX = 256
 
@@ -77,18 +77,8 @@ def _without_folder(error: Exception, path: Path) -> str:
     return str(error).replace(f"{path.parent}/", "").replace(str(path.parent), "its folder")
 
 
-def over_white(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """[h, w, 3] from straight-alpha [h, w, 4], composed over white."""
-    alpha = rgba[..., 3:]
-    if (alpha == 255).all():
-        return np.ascontiguousarray(rgba[..., :3])
-    colour, cover = rgba[..., :3].astype(np.uint16), alpha.astype(np.uint16)
-    return ((colour * cover + 255 * (255 - cover) + 127) // 255).astype(np.uint8)
-
-
 def _mpp(text: str | None) -> float | None:
     try:
-        value = float(text) if text else math.nan
+        return plausible_mpp(float(text.replace(",", "."))) if text else None
     except ValueError:
         return None
-    return value if math.isfinite(value) and value > 0 else None

@@ -6,14 +6,18 @@ level, origin at its top-left corner, y down.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Compression = Literal["jpeg", "jpeg2000", "lzw", "deflate", "none", "other"]
+Compression = Literal["jpeg", "jpeg2000", "jpegls", "htj2k", "lzw", "deflate", "zstd", "none", "other"]
 ColorSpace = Literal["rgb", "ycbcr", "gray"]
+
+# Light resolves some 0.2 µm; the coarsest overview scan is finer than print (72 dpi: 353 µm).
+_FINEST_PLAUSIBLE_MPP, _COARSEST_PLAUSIBLE_MPP = 0.02, 50.0
 
 # Fixed width, so that the bytes of tile t of a published table are [16 t, 16 t + 16).
 TILE_DTYPE = np.dtype([("offset", "<u8"), ("size_bytes", "<u4"), ("object", "<u4")])
@@ -78,3 +82,14 @@ class SlideHeader:
     mpp_y: float | None
     access: Literal["tiles", "local"] = "tiles"
     """tiles: any tile by byte range; local: OpenSlide on a staged copy."""
+
+
+def plausible_mpp(value: float | None) -> float | None:
+    """`value` (µm a pixel) where it can be the resolution of a scan: from 0.02 to 50; else None.
+
+    72 dpi, a unit taken for another and a zero are none: a resolution that nobody measured must not decide
+    which patches are drawn.
+    """
+    if value is None or not math.isfinite(value):
+        return None
+    return value if _FINEST_PLAUSIBLE_MPP <= value <= _COARSEST_PLAUSIBLE_MPP else None

@@ -20,7 +20,7 @@ from eosin.slides.tiff_vendors import Pyramid, read_pyramid
 
 _COMPRESSIONS: dict[int, Compression] = {
     1: "none", 5: "lzw", 7: "jpeg", 8: "deflate", 32946: "deflate",
-    33003: "jpeg2000", 33004: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000",
+    33003: "jpeg2000", 33004: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000", 34926: "zstd", 50000: "zstd",
 }  # fmt: skip
 _APERIO_YCBCR, _APERIO_RGB = 33003, 33005
 _GRAY, _RGB, _YCBCR = 1, 2, 6
@@ -95,7 +95,7 @@ def _compression(directory: Directory) -> Compression:
 
 
 def _predictor(directory: Directory, compression: Compression) -> int:
-    predictor = directory.integer(tag.PREDICTOR, 1) if compression in ("lzw", "deflate") else 1
+    predictor = directory.integer(tag.PREDICTOR, 1) if compression in ("lzw", "deflate", "zstd") else 1
     if predictor not in (1, 2):
         raise SlideError("unsupported-compression", f"its tiles use TIFF predictor {predictor}")
     return predictor

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import html
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from eosin.slides import tiff_ifd as tag
 from eosin.slides.errors import SlideError
+from eosin.slides.model import plausible_mpp
 from eosin.slides.tiff_ifd import Directory, TiffFile
 
 _UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-_COARSEST_PLAUSIBLE_MPP = 50.0
 _REDUCED_IMAGE = 1
 
 
@@ -93,13 +92,6 @@ def _same_picture(finest: Directory, other: Directory) -> bool:
     """Whether `other` has the aspect of `finest`, to 5 % or to two pixels of rounding."""
     (width, height), (w, h) = _size(finest), _size(other)
     return abs(width * h - height * w) <= max(0.05 * height * w, 2 * max(width, height))
-
-
-def plausible_mpp(value: float | None) -> float | None:
-    """`value` where it can be the resolution of a scan; None for absent, absurd or print resolutions."""
-    if value is None or not math.isfinite(value) or value <= 0 or value > _COARSEST_PLAUSIBLE_MPP:
-        return None
-    return value
 
 
 def _aperio(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:

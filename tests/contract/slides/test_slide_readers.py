@@ -10,7 +10,7 @@ import numpy.typing as npt
 import openslide
 import pytest
 
-from eosin.slides.local import over_white
+from eosin.slides.decode import over_white
 from eosin.slides.model import SlideHeader
 from eosin.storage import Store, open_store
 from tests.support.openslide_files import write_huron

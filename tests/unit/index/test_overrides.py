@@ -88,7 +88,5 @@ def test_a_key_wins_over_a_file_name_and_an_ambiguous_name_is_none(tmp_path: Pat
 
 def test_a_dicom_folder_may_be_named(tmp_path: Path) -> None:
     files = tuple(ObjectInfo(f"case/{i}.dcm", 1, "e", 0.0) for i in range(3))
-    found, unknown = loaded(tmp_path, "slide,patient\ncase,P\n").matched(
-        [Unit("case", "dicom-folder", files)]
-    )
+    found, unknown = loaded(tmp_path, "slide,patient\ncase,P\n").matched([Unit("case", "unsorted", files)])
     assert found["case/0.dcm"].patient == "P" and not unknown

@@ -68,12 +68,15 @@ def test_shared_tables_are_spliced_and_rgb_is_said() -> None:
     assert b"Adobe" not in complete_jpeg(JPEG, simplejpeg.encode_jpeg(TILE))
 
 
-def test_gray_is_repeated_and_alpha_dropped() -> None:
+def test_gray_is_repeated_and_what_is_transparent_is_white() -> None:
     gray = replace(RAW, color_space="gray")
     found = decode_tile(gray, TILE[..., 0].tobytes())
     np.testing.assert_array_equal(found, np.repeat(TILE[..., :1], 3, axis=2))
-    with_alpha = np.dstack([TILE, np.zeros_like(TILE[..., :1])])
-    np.testing.assert_array_equal(decode_tile(RAW, with_alpha.tobytes()), TILE)
+    alpha = np.full_like(TILE[..., :1], 255)
+    alpha[:20] = 0
+    found = decode_tile(RAW, np.dstack([TILE, alpha]).tobytes())
+    np.testing.assert_array_equal(found[20:], TILE[20:])
+    assert (found[:20] == 255).all()
 
 
 def test_horizontal_differences_are_summed_up() -> None:
