@@ -1,6 +1,7 @@
-"""What every pipeline gives its tasks: images, credentials, retries."""
+"""Defaults of every pipeline's tasks: images, access to the bucket, retries."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from kfp import dsl, kubernetes
 
@@ -8,15 +9,65 @@ REGISTRY = "eosin"
 INDEX_IMAGE = f"{REGISTRY}/index:0.1.0"
 TRAIN_IMAGE = f"{REGISTRY}/train:0.1.0"
 EVALUATE_IMAGE = f"{REGISTRY}/evaluate:0.1.0"
-# What a pod needs to reach the bucket where it has no identity of its own; each key may be absent.
-S3_ENVIRONMENT = {
-    name: name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
-}
+# Names of what a person or the chart puts into the namespace for the pods; each may be absent.
+S3_SECRET = "eosin-s3"
+S3_CONFIG_MAP = "eosin-s3-access"
+S3_CA_CONFIG_MAP = "eosin-s3-ca"
+IMAGE_PULL_SECRET = "eosin-pull"
+_SECRET_KEYS = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION",
+)  # fmt: skip
+# Under names of their own: two sources of one variable are merged into a pod that the API server refuses.
+# `eosin.step_process` takes them for what the Secret leaves open.
+_CONFIG_MAP_KEYS = {"AWS_ENDPOINT_URL": "EOSIN_AWS_ENDPOINT_URL", "AWS_REGION": "EOSIN_AWS_REGION"}
+_CA_FOLDER = "/etc/eosin/ca"
+# Argo counts it from the first attempt's start and ends whatever runs then: longer than any training.
+_RETRIED_FOR = f"{60 * 86400}s"
+_NUM_RETRIES = 5
+# A launcher of days is moved by upgrades and drains; each replacement finds its training again.
+_NUM_LAUNCHER_RETRIES = 50
 
 
-def prepare(tasks: Iterable[dsl.PipelineTask], s3_secret: object) -> None:
-    """Credentials for every task, three attempts, and no caching: eosin's own idempotence decides."""
+@dataclass(frozen=True)
+class Access:
+    """Names in the namespace by which pods reach the bucket and the registry: parameters of the pipeline."""
+
+    s3_secret: object
+    s3_config_map: object
+    s3_ca_config_map: object
+    image_pull_secret: object
+
+
+def prepare(
+    tasks: Iterable[dsl.PipelineTask], access: Access, launchers: Iterable[dsl.PipelineTask] = ()
+) -> None:
+    """Access, retries, and no caching: eosin's own idempotence decides. `launchers`: tasks that train."""
     for task in tasks:
-        task.set_caching_options(False)
-        kubernetes.use_secret_as_env(task, s3_secret, S3_ENVIRONMENT, optional=True)
-        task.set_retry(num_retries=2, backoff_duration="10s", backoff_factor=2)
+        _give_access(task, access)
+        _retry(task, _NUM_RETRIES, "10s", 2)
+    for task in launchers:
+        _give_access(task, access)
+        _retry(task, _NUM_LAUNCHER_RETRIES, "30s", 1)
+
+
+def exit_task(task: dsl.PipelineTask, access: Access, image: object) -> dsl.PipelineTask:
+    """`task` as the one that runs last. The exit handler takes no task that was prepared after it."""
+    prepare((task.set_container_image(image),), access)
+    return task
+
+
+def _give_access(task: dsl.PipelineTask, access: Access) -> None:
+    task.set_caching_options(False)
+    kubernetes.use_config_map_as_env(task, access.s3_config_map, _CONFIG_MAP_KEYS, optional=True)
+    kubernetes.use_secret_as_env(task, access.s3_secret, {name: name for name in _SECRET_KEYS}, optional=True)
+    kubernetes.use_config_map_as_volume(task, access.s3_ca_config_map, _CA_FOLDER, optional=True)
+    kubernetes.set_image_pull_secrets(task, [access.image_pull_secret])
+
+
+def _retry(task: dsl.PipelineTask, num_retries: int, backoff: str, factor: float) -> None:
+    task.set_retry(
+        num_retries=num_retries,
+        backoff_duration=backoff,
+        backoff_factor=factor,
+        backoff_max_duration=_RETRIED_FOR,
+    )

@@ -6,11 +6,18 @@
 from pathlib import Path
 
 from eosin_components.choose import choose
+from eosin_components.finish import finish
 from eosin_components.plan import plan
 from eosin_pipelines.defaults import (
     EVALUATE_IMAGE,
+    IMAGE_PULL_SECRET,
     INDEX_IMAGE,
+    S3_CA_CONFIG_MAP,
+    S3_CONFIG_MAP,
+    S3_SECRET,
     TRAIN_IMAGE,
+    Access,
+    exit_task,
     prepare,
 )
 from eosin_pipelines.graph import index_and_decode, judge_and_report
@@ -35,8 +42,11 @@ def evaluate(
     index_image: str = INDEX_IMAGE,
     train_image: str = TRAIN_IMAGE,
     evaluate_image: str = EVALUATE_IMAGE,
-    s3_secret: str = "eosin-s3",
-) -> str:
+    s3_secret: str = S3_SECRET,
+    s3_config_map: str = S3_CONFIG_MAP,
+    s3_ca_config_map: str = S3_CA_CONFIG_MAP,
+    image_pull_secret: str = IMAGE_PULL_SECRET,
+) -> None:
     """Index and decode where the run has not yet, evaluate, summarize.
 
     Args:
@@ -52,20 +62,26 @@ def evaluate(
         train_image: Image of decode.
         evaluate_image: Image of choose and evaluate.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
+        s3_config_map: ConfigMap with AWS_ENDPOINT_URL and AWS_REGION for every pod: the chart makes it.
+        s3_ca_config_map: ConfigMap with ca.crt, for a store with a certificate of its own authority.
+        image_pull_secret: Secret by which the kubelet pulls the images of a private registry.
     """
-    planned = plan(
-        run=run,
-        recipe=recipe,
-        settings=settings,
-        slides=slides,
-        index=index,
-        num_index_shards=num_index_shards,
-    ).set_container_image(index_image)
-    pairs = choose(run=run, teacher=teacher).after(planned).set_container_image(evaluate_image)
-    data = index_and_decode(run, planned, num_decode_shards, index_image, train_image, (pairs,))
-    judged, report = judge_and_report(run, pairs, "model-x-task", data.decoded, index_image, evaluate_image)
-    prepare((planned, pairs, data.scanned, data.snapshot, data.decoded, judged, report), s3_secret)
-    return report.outputs["Output"]
+    access = Access(s3_secret, s3_config_map, s3_ca_config_map, image_pull_secret)
+    with dsl.ExitHandler(exit_task(finish(run=run), access, index_image), name="evaluation"):
+        planned = plan(
+            run=run,
+            recipe=recipe,
+            settings=settings,
+            slides=slides,
+            index=index,
+            num_index_shards=num_index_shards,
+        ).set_container_image(index_image)
+        pairs = choose(run=run, teacher=teacher).after(planned).set_container_image(evaluate_image)
+        data = index_and_decode(run, planned, num_decode_shards, index_image, train_image, (pairs,))
+        judged, report = judge_and_report(
+            run, pairs, "model-x-task", data.decoded, index_image, evaluate_image
+        )
+        prepare((planned, pairs, data.scanned, data.snapshot, data.decoded, judged, report), access)
 
 
 def compile_to(path: Path = COMPILED) -> Path:

@@ -5,13 +5,20 @@
 
 from pathlib import Path
 
+from eosin_components.finish import finish
 from eosin_components.promote import promote
 from eosin_components.retrain import judge_new_slides, name_run, plan_retrain, say_unchanged
 from eosin_components.train import train
 from eosin_pipelines.defaults import (
     EVALUATE_IMAGE,
+    IMAGE_PULL_SECRET,
     INDEX_IMAGE,
+    S3_CA_CONFIG_MAP,
+    S3_CONFIG_MAP,
+    S3_SECRET,
     TRAIN_IMAGE,
+    Access,
+    exit_task,
     prepare,
 )
 from eosin_pipelines.graph import decode_held_out, index_slides, judge_and_report
@@ -42,11 +49,14 @@ def retrain(
     index_image: str = INDEX_IMAGE,
     train_image: str = TRAIN_IMAGE,
     evaluate_image: str = EVALUATE_IMAGE,
-    s3_secret: str = "eosin-s3",
-) -> str:
+    s3_secret: str = S3_SECRET,
+    s3_config_map: str = S3_CONFIG_MAP,
+    s3_ca_config_map: str = S3_CA_CONFIG_MAP,
+    image_pull_secret: str = IMAGE_PULL_SECRET,
+) -> None:
     """Index what is new, stop where it is too little, else train, evaluate, summarize and promote.
 
-    Returns promoted, refused or unchanged.
+    The task promote says promoted, refused or unchanged.
 
     Args:
         run: URI of the run, s3://bucket/runs/NAME; {date} becomes the day. The same URI again continues it.
@@ -67,34 +77,39 @@ def retrain(
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
+        s3_config_map: ConfigMap with AWS_ENDPOINT_URL and AWS_REGION for every pod: the chart makes it.
+        s3_ca_config_map: ConfigMap with ca.crt, for a store with a certificate of its own authority.
+        image_pull_secret: Secret by which the kubelet pulls the images of a private registry.
     """
-    named = name_run(run=run).set_container_image(index_image)
-    uri = named.outputs["Output"]
-    planned = plan_retrain(
-        run=uri, registry=registry, name=name, recipe=recipe, settings=settings, slides=slides, index=index,
-        num_index_shards=num_index_shards,
-    ).set_container_image(index_image)  # fmt: skip
-    scanned, snapshot = index_slides(uri, planned, num_decode_shards, index_image)
-    gate = judge_new_slides(
-        run=uri, min_new_slides=min_new_slides, decode_shards=snapshot.outputs["Output"]
-    ).set_container_image(index_image)
-    with dsl.If(gate.outputs["Output"] == "train", name="enough-is-new"):
-        decoded = decode_held_out(snapshot, train_image)
-        trained = train(run=uri, backend=backend).set_container_image(train_image)
-        judged, report = judge_and_report(
-            uri, trained, "checkpoint-x-task", decoded, index_image, evaluate_image
-        )
-        promoted = promote(
-            run=uri, registry=registry, name=name, judge_by=judge_by, margin=margin, alpha=alpha,
-            report=report.outputs["Output"],
+    access = Access(s3_secret, s3_config_map, s3_ca_config_map, image_pull_secret)
+    with dsl.ExitHandler(exit_task(finish(run=run), access, index_image), name="retraining"):
+        named = name_run(run=run).set_container_image(index_image)
+        uri = named.outputs["Output"]
+        planned = plan_retrain(
+            run=uri, registry=registry, name=name, recipe=recipe, settings=settings, slides=slides,
+            index=index, num_index_shards=num_index_shards,
         ).set_container_image(index_image)  # fmt: skip
-    with dsl.Else(name="too-little-is-new"):
-        unchanged = say_unchanged(name=name).set_container_image(index_image)
-    prepare(
-        (named, planned, scanned, snapshot, gate, decoded, trained, judged, report, promoted, unchanged),
-        s3_secret,
-    )
-    return dsl.OneOf(promoted.outputs["Output"], unchanged.outputs["Output"])
+        scanned, snapshot = index_slides(uri, planned, num_decode_shards, index_image)
+        gate = judge_new_slides(
+            run=uri, min_new_slides=min_new_slides, decode_shards=snapshot.outputs["Output"]
+        ).set_container_image(index_image)
+        with dsl.If(gate.outputs["Output"] == "train", name="enough-is-new"):
+            decoded = decode_held_out(snapshot, train_image)
+            trained = train(run=uri, backend=backend).set_container_image(train_image)
+            judged, report = judge_and_report(
+                uri, trained, "checkpoint-x-task", decoded, index_image, evaluate_image
+            )
+            promoted = promote(
+                run=uri, registry=registry, name=name, judge_by=judge_by, margin=margin, alpha=alpha,
+                report=report.outputs["Output"],
+            ).set_container_image(index_image)  # fmt: skip
+        with dsl.Else(name="too-little-is-new"):
+            unchanged = say_unchanged(name=name).set_container_image(index_image)
+        prepare(
+            (named, planned, scanned, snapshot, gate, decoded, judged, report, promoted, unchanged),
+            access,
+            (trained,),
+        )
 
 
 def compile_to(path: Path = COMPILED) -> Path:

@@ -6,12 +6,19 @@
 from pathlib import Path
 
 from eosin_components.evaluate import evaluate
+from eosin_components.finish import finish
 from eosin_components.study import list_evaluations, pin_variants, plan_study, study_report
 from eosin_components.train import train
 from eosin_pipelines.defaults import (
     EVALUATE_IMAGE,
+    IMAGE_PULL_SECRET,
     INDEX_IMAGE,
+    S3_CA_CONFIG_MAP,
+    S3_CONFIG_MAP,
+    S3_SECRET,
     TRAIN_IMAGE,
+    Access,
+    exit_task,
     prepare,
 )
 from eosin_pipelines.graph import index_and_decode
@@ -41,8 +48,11 @@ def scaling_study(
     index_image: str = INDEX_IMAGE,
     train_image: str = TRAIN_IMAGE,
     evaluate_image: str = EVALUATE_IMAGE,
-    s3_secret: str = "eosin-s3",
-) -> str:
+    s3_secret: str = S3_SECRET,
+    s3_config_map: str = S3_CONFIG_MAP,
+    s3_ca_config_map: str = S3_CA_CONFIG_MAP,
+    image_pull_secret: str = IMAGE_PULL_SECRET,
+) -> None:
     """Index and decode once, train each variant, evaluate all, write one report.
 
     Args:
@@ -60,28 +70,34 @@ def scaling_study(
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
+        s3_config_map: ConfigMap with AWS_ENDPOINT_URL and AWS_REGION for every pod: the chart makes it.
+        s3_ca_config_map: ConfigMap with ca.crt, for a store with a certificate of its own authority.
+        image_pull_secret: Secret by which the kubelet pulls the images of a private registry.
     """
-    planned = plan_study(
-        run=run, vary=vary, values=values, recipe=recipe, settings=settings, slides=slides, index=index,
-        num_index_shards=num_index_shards,
-    ).set_container_image(index_image)  # fmt: skip
-    data = index_and_decode(run, planned, num_decode_shards, index_image, train_image)
-    pinned = pin_variants(run=run, decode_shards=data.snapshot.outputs["Output"])
-    pinned.set_container_image(index_image)
-    with dsl.ParallelFor(pinned.outputs["Output"], name="variants", parallelism=_TRAININGS_AT_ONCE) as each:
-        trained = train(run=each.variant, backend=backend).set_container_image(train_image)
-    pairs = list_evaluations(run=run, trained=dsl.Collected(trained.outputs["Output"]))
-    pairs.set_container_image(evaluate_image)
-    with dsl.ParallelFor(pairs.outputs["Output"], name="variant-x-checkpoint-x-task") as pair:
-        judged = evaluate(
-            run=pair.variant, model=pair.model, task=pair.judged_on,
-            decoded=dsl.Collected(data.decoded.output),
-        ).set_container_image(evaluate_image)  # fmt: skip
-    report = study_report(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
-    report.set_container_image(index_image)
-    tasks = (planned, data.scanned, data.snapshot, data.decoded, pinned, trained, pairs, judged, report)
-    prepare(tasks, s3_secret)
-    return report.outputs["Output"]
+    access = Access(s3_secret, s3_config_map, s3_ca_config_map, image_pull_secret)
+    with dsl.ExitHandler(exit_task(finish(run=run), access, index_image), name="study"):
+        planned = plan_study(
+            run=run, vary=vary, values=values, recipe=recipe, settings=settings, slides=slides, index=index,
+            num_index_shards=num_index_shards,
+        ).set_container_image(index_image)  # fmt: skip
+        data = index_and_decode(run, planned, num_decode_shards, index_image, train_image)
+        pinned = pin_variants(run=run, decode_shards=data.snapshot.outputs["Output"])
+        pinned.set_container_image(index_image)
+        with dsl.ParallelFor(
+            pinned.outputs["Output"], name="variants", parallelism=_TRAININGS_AT_ONCE
+        ) as each:
+            trained = train(run=each.variant, backend=backend).set_container_image(train_image)
+        pairs = list_evaluations(run=run, trained=dsl.Collected(trained.outputs["Output"]))
+        pairs.set_container_image(evaluate_image)
+        with dsl.ParallelFor(pairs.outputs["Output"], name="variant-x-checkpoint-x-task") as pair:
+            judged = evaluate(
+                run=pair.variant, model=pair.model, task=pair.judged_on,
+                decoded=dsl.Collected(data.decoded.output),
+            ).set_container_image(evaluate_image)  # fmt: skip
+        report = study_report(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
+        report.set_container_image(index_image)
+        tasks = (planned, data.scanned, data.snapshot, data.decoded, pinned, pairs, judged, report)
+        prepare(tasks, access, (trained,))
 
 
 def compile_to(path: Path = COMPILED) -> Path:

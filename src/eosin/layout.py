@@ -101,6 +101,10 @@ class RunLayout:
     QUARANTINE = "quarantine/"
     """Positions that crashed or hung a decoder: one immutable object each."""
     PICTURES = "pictures/"
+    KUBEFLOW_RUN = "kubeflow.json"
+    """Where in Kubeflow the run goes on, or went on last."""
+    FAILURES = "failures/"
+    """Last errors of steps that have not succeeded since."""
     LOGS = "logs/"
     SUMMARY_HTML = "summary/summary.html"
     """The report: one page that needs no network."""
@@ -235,6 +239,10 @@ class RunLayout:
     def quarantined(digest: str) -> str:
         """One position that crashed or hung a decoder: `QuarantinedPatch`."""
         return f"quarantine/{digest}.json"
+
+    @staticmethod
+    def failure(step: str) -> str:
+        return f"failures/{step}.json"
 
     @staticmethod
     def log(source: str, part: str) -> str:

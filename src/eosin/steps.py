@@ -7,20 +7,15 @@ an image needs only the libraries of the steps it runs.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from eosin.config import RunConfig, load_config
-from eosin.errors import EosinError, TransientError, UserError, describe, exit_code_of
+from eosin.errors import TransientError, UserError
 from eosin.layout import RunLayout, record_key
-from eosin.observability import RunLog, show_warnings
-from eosin.process import follow
+from eosin.observability import RunLog
 from eosin.recipes import ConfigSource as ConfigSource  # steps are given one
 from eosin.recipes import load_recipe
 from eosin.records import (
@@ -32,7 +27,8 @@ from eosin.records import (
     Study,
     TrainingDone,
 )
-from eosin.runs import load_pin, load_run, pin_index, prepare_run
+from eosin.runs import dated, load_pin, load_run, pin_index, prepare_run
+from eosin.step_process import as_step, in_pod, publish_silent_failure
 from eosin.storage import join_uri, open_store
 
 if TYPE_CHECKING:
@@ -41,35 +37,9 @@ if TYPE_CHECKING:
     from eosin.summary.study_report import StudyResult
     from eosin.summary.summarize import SummaryResult
 
-P = ParamSpec("P")
-R = TypeVar("R")
+__all__ = ["as_step"]
 
 BACKENDS = ("local", "jobset")
-
-
-def as_step(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a step in a pod or subprocess of its own: an error becomes one log line and an exit code."""
-    show_warnings()
-    runner_pid = os.environ.get("EOSIN_RUNNER_PID")
-    if runner_pid:
-        follow(int(runner_pid))
-    try:
-        return function(*args, **kwargs)
-    except Exception as error:
-        report_error(error)
-        sys.exit(exit_code_of(error))
-
-
-def report_error(error: Exception) -> None:
-    """Write the error to standard error: a JSON line where `EOSIN_LOG=json`, else for a person."""
-    if not isinstance(error, EosinError) or os.environ.get("EOSIN_TRACEBACK") == "1":
-        traceback.print_exception(error)
-    if os.environ.get("EOSIN_LOG") == "json":
-        fields = {"message": getattr(error, "message", describe(error)), "hint": getattr(error, "hint", "")}
-        line = {"event": "error", "kind": type(error).__name__, "exit_code": exit_code_of(error), **fields}
-        print(json.dumps(line), file=sys.stderr, flush=True)
-    else:
-        print(f"error: {describe(error)}", file=sys.stderr, flush=True)
 
 
 def plan(run_uri: str, source: ConfigSource) -> RunConfig:
@@ -339,3 +309,29 @@ def promote(
     rule = Rule(metrics=tuple(metrics), margin=margin, alpha=alpha)
     with RunLog("promote", open_store(run_uri)) as log:
         return promote_teacher(registry_uri, name, run_uri, model=model, rule=rule, log=log)
+
+
+def finish(run_uri: str) -> list[str]:
+    """End what the run has left on the cluster; returns the names of training that goes on without it.
+
+    On this machine a run leaves nothing. Steps whose pods were ended from outside get their error here.
+    """
+    if not in_pod():
+        return []
+    from eosin.cluster.api import connect
+    from eosin.cluster.finish import finish_run
+    from eosin.cluster.workflow import find_launcher
+
+    cluster = connect()
+    try:
+        launcher = find_launcher(cluster)
+    except UserError:  # an account that cannot see its Workflow has submitted no training either
+        return []
+    if launcher.owner is None:
+        return []
+    run_uri = dated(run_uri)
+    with RunLog("finish", open_store(run_uri)) as log:
+        left = finish_run(cluster, launcher, log=log)
+    for failure in left.silent:
+        publish_silent_failure(run_uri, failure)
+    return list(left.training)

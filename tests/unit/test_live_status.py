@@ -22,7 +22,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs the cluster was asked of."""
     runs: list[str] = []
 
-    def live_state(run: str) -> LiveState:
+    def live_state(run: str, **_: str) -> LiveState:
         runs.append(run)
         if "away" in run:
             raise TransientError("the API server cannot be reached")

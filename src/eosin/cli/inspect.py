@@ -1,4 +1,4 @@
-"""status, logs and cancel: what a run has come to, from its URI alone, and an end to it."""
+"""status, logs, cancel and resume: what a run has come to, from its URI alone, and an end to it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eosin.cli.options import ClusterNamespace, Context, Host
 from eosin.cli.output import AsJson, Run, emit, plain
 
 
@@ -14,6 +15,7 @@ def register(app: typer.Typer) -> None:
     app.command()(status)
     app.command()(logs)
     app.command()(cancel)
+    app.command()(resume)
 
 
 def status(
@@ -21,26 +23,43 @@ def status(
     live: Annotated[
         bool | None, typer.Option("--live/--no-live", help="Ask the cluster too; neither: if one answers.")
     ] = None,
+    namespace: ClusterNamespace = "",
+    context: Context = "",
     as_json: AsJson = False,
 ) -> None:
     """How far a run has come, long after its pods are gone; and its JobSet, where a cluster is in reach."""
     from eosin.status import run_status
 
     result = run_status(run)
-    on_cluster = None if live is False else _live(run, required=bool(live))
+    on_cluster = None if live is False else _live(run, namespace, context, required=bool(live))
     text = f"{result}\n   cluster    {on_cluster}" if on_cluster else str(result)
     emit({**plain(result), "live": on_cluster}, as_json=as_json, text=text)
 
 
-def cancel(run: Run, as_json: AsJson = False) -> None:
-    """Stop a run's training on the cluster; what it saved stays, and the same run URI continues it."""
-    from eosin.cluster.cancel import cancel_training
+def cancel(
+    run: Run,
+    host: Host = "",
+    namespace: ClusterNamespace = "",
+    context: Context = "",
+    as_json: AsJson = False,
+) -> None:
+    """End a run on a cluster at any stage; what it saved stays, and the same run URI continues it."""
+    from eosin.run_control import Where, cancel
 
-    done = cancel_training(run)
+    done = cancel(run, Where(host, namespace, context))
     emit(done, as_json=as_json, text=str(done))
 
 
-def _live(run: str, *, required: bool) -> Any:
+def resume(run: Run, host: Host = "", namespace: ClusterNamespace = "", as_json: AsJson = False) -> None:
+    """Have Kubeflow go on with a run that has failed; steps that are finished are kept."""
+    from eosin.run_control import Where, resume
+
+    run_id = resume(run, Where(host, namespace))
+    text = f"Kubeflow run {run_id} goes on\nnext: eosin status {run}"
+    emit({"run_id": run_id}, as_json=as_json, text=text)
+
+
+def _live(run: str, namespace: str, context: str, *, required: bool) -> Any:
     """The state of the run's JobSet; None where there is none, or no cluster answers."""
     from eosin.cluster.api import is_configured
     from eosin.cluster.live_state import live_state
@@ -50,7 +69,7 @@ def _live(run: str, *, required: bool) -> Any:
     if not required and not (run.startswith("s3://") and is_configured()):
         return None
     try:
-        return live_state(run)
+        return live_state(run, namespace=namespace, context=context)
     except EosinError:
         if required:
             raise

@@ -1,4 +1,4 @@
-"""Options that several verbs share: parameters of a pipeline, pods of its tasks."""
+"""Options that several verbs share: a pipeline's parameters, its tasks' pods, where a run goes on."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ PodSettings = Annotated[
 PodsFile = Annotated[
     Path | None, typer.Option("--pods", envvar="EOSIN_PODS", help="The same as a YAML file, task by task.")
 ]
+Host = Annotated[
+    str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Address of the Kubeflow Pipelines API.")
+]
+ClusterNamespace = Annotated[
+    str, typer.Option(help="Namespace of the run's pods; none: what the run noted when it was submitted.")
+]
+Context = Annotated[str, typer.Option(help="Context of the kubeconfig; none: the current one.")]

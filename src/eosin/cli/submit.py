@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from eosin.cli.options import Param, PodSettings, PodsFile
+from eosin.cli.options import Host, Param, PodSettings, PodsFile
 from eosin.cli.output import AsJson, Settings, emit
 from eosin.errors import UserError
 from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, takes
@@ -15,9 +15,6 @@ from eosin.kubeflow.task_pods import placed, read_pods
 _MAX_NAME = 63
 schedule_app = typer.Typer(no_args_is_help=True, help="Recurring pipelines: create, list, delete.")
 
-Host = Annotated[
-    str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Address of the Kubeflow Pipelines API.")
-]
 Namespace = Annotated[str, typer.Option(help="Profile, on a Kubeflow of many users.")]
 Experiment = Annotated[str, typer.Option(help="Kubeflow experiment the runs belong to.")]
 Account = Annotated[str, typer.Option(help="Service account of all tasks; none: Kubeflow's default.")]
@@ -53,6 +50,8 @@ def submit(
     """Submit a pipeline to Kubeflow. The same again, while it is going, finds it."""
     from eosin.kubeflow.client import connect, kubeflow_errors
     from eosin.kubeflow.runs import submit_run
+    from eosin.records import KubeflowRun
+    from eosin.run_control import note_submission
     from eosin.runs import dated
 
     path = compiled_pipeline(pipeline)
@@ -62,7 +61,11 @@ def submit(
     with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
         client = connect(host, namespace)
         made = submit_run(client, compiled, arguments, experiment=experiment, service_account=service_account)
-    emit(made, as_json=as_json, text=f"{made}\nnext: eosin status {given['run']}")
+    note = note_submission(arguments["run"], KubeflowRun(
+        namespace=namespace, run_id=made.run_id, pipeline=pipeline, host=host
+    ))  # fmt: skip
+    text = "\n".join(filter(None, (str(made), note, f"next: eosin status {given['run']}")))
+    emit(made, as_json=as_json, text=text)
 
 
 @schedule_app.command()

@@ -274,9 +274,10 @@ class Cluster:
         raise AssertionError("unreachable")
 
 
-def connect(namespace: str = "", *, attempts: int = _ATTEMPTS) -> Cluster:
+def connect(namespace: str = "", *, context: str = "", attempts: int = _ATTEMPTS) -> Cluster:
     """Connect from inside a pod, or as kubectl would from here; each call is tried `attempts` times.
 
+    `context` is one of the kubeconfig, the current one unless given; it has no meaning inside a pod.
     `namespace` defaults to that of the pod, then to the context's, then to `eosin`. Raises `UserError`
     where no cluster is configured.
     """
@@ -290,8 +291,8 @@ def connect(namespace: str = "", *, attempts: int = _ATTEMPTS) -> Cluster:
             config.load_incluster_config(client_configuration=settings)
             default = (_SERVICE_ACCOUNT / "namespace").read_text().strip()
         else:
-            config.load_kube_config(client_configuration=settings)
-            default = _context_namespace(config)
+            config.load_kube_config(context=context or None, client_configuration=settings)
+            default = _context_namespace(config, context)
     except (config.ConfigException, OSError) as error:
         raise UserError(
             f"no Kubernetes cluster is configured here: {error}",
@@ -313,9 +314,10 @@ def is_configured() -> bool:
     return inside_a_pod() or any(Path(file).expanduser().is_file() for file in files if file)
 
 
-def _context_namespace(config: Any) -> str:
-    _, active = config.list_kube_config_contexts()
-    return str(active["context"].get("namespace", ""))
+def _context_namespace(config: Any, context: str) -> str:
+    contexts, active = config.list_kube_config_contexts()
+    chosen = next((each for each in contexts if each["name"] == context), active)
+    return str(chosen["context"].get("namespace", ""))
 
 
 def _lines(response: Any) -> Iterator[str]:

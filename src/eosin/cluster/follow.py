@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from eosin.cluster import watch
 from eosin.cluster.api import Manifest, Missing
 from eosin.cluster.failure import PodFailure, explain, stuck_pods
-from eosin.cluster.names import REPLICATED_JOB_LABEL
+from eosin.cluster.names import FOLLOWED_ANNOTATION, REPLICATED_JOB_LABEL
 from eosin.cluster.pod_logs import PodLogMirror
 from eosin.cluster.training_jobs import TrainingJobs, terminal_state
 from eosin.errors import EosinError, TransientError, UserError
 from eosin.observability import RunLog
 
 _LOG_LINES = 20
+_NOTED_EVERY_S = 60.0
 
 
 @dataclass
@@ -27,6 +31,9 @@ class Follower:
     mirror: PodLogMirror
     log: RunLog
     stuck_timeout_s: float
+    last: Manifest | None = None
+    """The job as it was last seen."""
+    _noted_s: float = -math.inf
     _seen: set[tuple[str, int]] = field(default_factory=set)
     _stuck_since_s: dict[str, float] = field(default_factory=dict)
     _shown: dict[str, Any] = field(default_factory=dict)
@@ -36,6 +43,7 @@ class Follower:
         jobset: Manifest | None = None
         for jobset in watch.states(self.jobs, name):
             if jobset is not None:
+                self.last = jobset
                 self._observe_if_possible(jobset)
         return jobset
 
@@ -56,6 +64,7 @@ class Follower:
         self._report_state(jobset, pods)
         self._report_warnings(name)
         if not terminal_state(jobset):
+            self._note_that_it_is_followed(name)
             self._give_up_on_stuck(jobset, pods)
 
     def _report_state(self, jobset: Manifest, pods: list[Manifest]) -> None:
@@ -77,6 +86,17 @@ class Follower:
                 self._seen.add(key)
                 what = {"object": event["involvedObject"]["name"], "reason": event.get("reason", "")}
                 self.log.event("warning", **what, message=event.get("message", ""))
+
+    def _note_that_it_is_followed(self, name: str) -> None:
+        """By it the training's own watcher knows that somebody judges its end (`eosin.cluster.watcher`)."""
+        now_s = time.monotonic()
+        if now_s - self._noted_s < _NOTED_EVERY_S:
+            return
+        stamp = datetime.now(UTC).isoformat(timespec="seconds")
+        patch = {"metadata": {"annotations": {FOLLOWED_ANNOTATION: stamp}}}
+        with contextlib.suppress(Missing):
+            self.jobs.cluster.patch(self.jobs.resource, name, patch)
+            self._noted_s = now_s
 
     def _give_up_on_stuck(self, jobset: Manifest, pods: list[Manifest]) -> None:
         """GPUs must not be held for an image that cannot be pulled: delete the JobSet and say so."""

@@ -9,7 +9,7 @@ from eosin.cluster.api import AlreadyExists, Cluster, Manifest, connect
 from eosin.cluster.defaults import load_defaults, with_defaults
 from eosin.cluster.follow import Follower
 from eosin.cluster.jobset import render_disruption_budget
-from eosin.cluster.names import BUDGET, OwnerReference, jobset_name
+from eosin.cluster.names import BUDGET, CANCELLED_ANNOTATION, OwnerReference, jobset_name
 from eosin.cluster.pod_logs import PodLogMirror, echo_prefix
 from eosin.cluster.spot_jobs import remove_leftovers
 from eosin.cluster.training_jobs import Submission, TrainingJobs, check_kind, terminal_state, training_jobs
@@ -22,6 +22,8 @@ from eosin.process import sigterm_raises
 from eosin.records import TrainingDone
 from eosin.runs import load_pin, load_run, load_training_done, missing_teachers
 from eosin.storage import Store, join_uri, open_store
+
+_CANCELLED_HINT = "what it saved stays in the run; the same run URI continues it"
 
 
 class _Terminated(BaseException):
@@ -83,15 +85,23 @@ def _train(
         raise
     mirror.close()
     if ended is None:
-        raise TransientError(
-            f"{jobs.resource.kind} {name} was deleted while it trained",
-            hint="run it again: it goes on from the last checkpoint",
-        )
+        raise _deleted(jobs, follower.last or job, launcher)
     failure = follower.explain(ended) if terminal_state(ended) == "Failed" else None
     jobs.remove_surplus(ended)
     if failure is not None:
         raise failure
     return _finished(store, config, f"{jobs.resource.kind} {name}")
+
+
+def _deleted(jobs: TrainingJobs, last: Manifest, launcher: Launcher) -> EosinError:
+    """The error of a training that went while it was followed."""
+    called = f"{jobs.resource.kind} {last['metadata']['name']}"
+    annotations = last["metadata"].get("annotations") or {}
+    if CANCELLED_ANNOTATION in annotations or launcher.was_cancelled(jobs.cluster):
+        return UserError(f"the run was cancelled; {called} is deleted", hint=_CANCELLED_HINT)
+    return TransientError(
+        f"{called} was deleted while it trained", hint="run it again: it goes on from the last checkpoint"
+    )
 
 
 def _submit(
@@ -137,7 +147,7 @@ def _terminated(run_uri: str, jobs: TrainingJobs, launcher: Launcher, log: RunLo
         log.event("cancelled", jobset=name)
         return UserError(
             f"the run was cancelled; {called} is deleted",
-            hint="what it saved stays in the run",
+            hint=_CANCELLED_HINT,
         )
     log.event("detached", jobset=name, note="this pod is evicted; training goes on")
     return TransientError(

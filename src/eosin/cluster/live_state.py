@@ -8,7 +8,10 @@ from eosin.cluster.api import Cluster, connect
 from eosin.cluster.follow import phases
 from eosin.cluster.names import JOBSET, jobset_name
 from eosin.cluster.training_jobs import find_training, terminal_state
+from eosin.layout import RunLayout
+from eosin.records import KubeflowRun, load_record
 from eosin.runs import load_run
+from eosin.storage import open_store
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,11 @@ class LiveState:
         return " · ".join([f"{self.kind} {self.jobset}: {self.state.lower()}{restarts}", *pools])
 
 
-def live_state(run_uri: str, *, cluster: Cluster | None = None) -> LiveState | None:
+def live_state(
+    run_uri: str, *, namespace: str = "", context: str = "", cluster: Cluster | None = None
+) -> LiveState | None:
     """The run's JobSet or TrainJob as the cluster shows it, if there is one. Every call is tried once."""
-    cluster = cluster or connect(load_run(run_uri).cluster.namespace, attempts=1)
+    cluster = cluster or _connect(run_uri, namespace, context)
     found = find_training(cluster, jobset_name(run_uri))
     if found is None:
         return None
@@ -44,3 +49,9 @@ def live_state(run_uri: str, *, cluster: Cluster | None = None) -> LiveState | N
     restarts = int((job.get("status") or {}).get("restarts", 0))
     pods = phases(cluster.list_pods(job["metadata"]["name"]))
     return LiveState(job["metadata"]["name"], state, restarts, pods, jobs.resource.kind)
+
+
+def _connect(run_uri: str, namespace: str, context: str) -> Cluster:
+    place = load_record(KubeflowRun, open_store(run_uri), RunLayout.KUBEFLOW_RUN)
+    namespace = namespace or (place.namespace if place else "") or load_run(run_uri).cluster.namespace
+    return connect(namespace, context=context, attempts=1)

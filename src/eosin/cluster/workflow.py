@@ -6,9 +6,8 @@ import os
 from dataclasses import dataclass
 
 from eosin.cluster.api import Cluster, Manifest, Missing, inside_a_pod
-from eosin.cluster.names import WORKFLOW, OwnerReference
-
-_WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
+from eosin.cluster.names import RUN_ID_LABEL, WORKFLOW, WORKFLOW_LABEL, OwnerReference
+from eosin.records import KubeflowRun
 
 
 @dataclass(frozen=True)
@@ -18,6 +17,7 @@ class Launcher:
     image: str = ""
     workflow: str = ""
     owner: OwnerReference | None = None
+    kubeflow_run: KubeflowRun | None = None
 
     def was_cancelled(self, cluster: Cluster) -> bool:
         """Whether the run was cancelled, rather than this pod evicted."""
@@ -33,6 +33,11 @@ def is_stopped(workflow: Manifest | None) -> bool:
     return spec.get("shutdown") in {"Stop", "Terminate"} or spec.get("activeDeadlineSeconds") == 0
 
 
+def has_ended(workflow: Manifest) -> bool:
+    """Whether Argo has done with the Workflow."""
+    return bool((workflow.get("status") or {}).get("finishedAt"))
+
+
 def find_launcher(cluster: Cluster, *, pod_name: str = "") -> Launcher:
     """This pod's image and Workflow.
 
@@ -46,8 +51,11 @@ def find_launcher(cluster: Cluster, *, pod_name: str = "") -> Launcher:
         pod = cluster.get_pod(pod_name)
     except Missing:
         return Launcher()
-    workflow = pod["metadata"].get("labels", {}).get(_WORKFLOW_LABEL, "")
-    return Launcher(_image(pod), workflow, _reference(cluster, workflow))
+    workflow = pod["metadata"].get("labels", {}).get(WORKFLOW_LABEL, "")
+    found = cluster.get(WORKFLOW, workflow) if workflow else None
+    if found is None:
+        return Launcher(_image(pod), workflow)
+    return Launcher(_image(pod), workflow, owner_reference(found), _kubeflow_run(cluster, found))
 
 
 def stop_workflow(cluster: Cluster, name: str) -> bool:
@@ -74,8 +82,13 @@ def _image(pod: Manifest) -> str:
     return str(main["image"])
 
 
-def _reference(cluster: Cluster, workflow: str) -> OwnerReference | None:
-    found = cluster.get(WORKFLOW, workflow) if workflow else None
-    if found is None:
-        return None
-    return OwnerReference(WORKFLOW.api_version, WORKFLOW.kind, workflow, found["metadata"]["uid"])
+def owner_reference(workflow: Manifest) -> OwnerReference:
+    """The reference by which an object goes when the Workflow goes."""
+    metadata = workflow["metadata"]
+    return OwnerReference(WORKFLOW.api_version, WORKFLOW.kind, metadata["name"], metadata["uid"])
+
+
+def _kubeflow_run(cluster: Cluster, workflow: Manifest) -> KubeflowRun:
+    metadata = workflow["metadata"]
+    run_id = str((metadata.get("labels") or {}).get(RUN_ID_LABEL, ""))
+    return KubeflowRun(namespace=cluster.namespace, run_id=run_id, workflow=metadata["name"])

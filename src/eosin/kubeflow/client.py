@@ -55,8 +55,8 @@ def kubeflow_errors(host: str) -> Iterator[None]:
         ) from error
 
 
-def pages_of(page_of: Callable[..., Any], field: str, experiment_id: str) -> Iterator[Any]:
-    """Every object that `page_of`, a listing call of kfp's client, finds in the experiment."""
+def pages_of(page_of: Callable[..., Any], field: str, experiment_id: str | None) -> Iterator[Any]:
+    """Every object that `page_of`, a listing call of kfp's client, finds in the experiment (None: in all)."""
     token = ""
     while True:
         page = page_of(experiment_id=experiment_id, page_size=_PAGE, page_token=token)

@@ -32,6 +32,7 @@ _TITLES = {
     "train": "train",
     "evaluate": "evaluate · one process a checkpoint and task",
     "summarize": "summarize · write the report",
+    "finish": "finish · leave nothing behind on a cluster",
 }
 _NOISY_S = 5.0
 _QUIET_EVENTS = {"index-pinned", "plan", "embeddings", "embeddings-shared"}

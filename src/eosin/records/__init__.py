@@ -2,6 +2,7 @@
 
 from eosin.records.bucket import load_record, publish_once, update_record
 from eosin.records.index import SnapshotManifest
+from eosin.records.kubeflow_run import KubeflowRun
 from eosin.records.metric import MetricRecord, MetricValue
 from eosin.records.patchset import PatchSetManifest, PatchSetShard, RejectedPatch
 from eosin.records.registry import RegisteredModel, RegistryEntry, RegistryMove
@@ -14,9 +15,11 @@ from eosin.records.run import (
     TrainingDone,
     Variant,
 )
+from eosin.records.step_failure import StepFailure
 
 __all__ = [
     "IndexPin",
+    "KubeflowRun",
     "MetricRecord",
     "MetricValue",
     "PatchSetManifest",
@@ -28,6 +31,7 @@ __all__ = [
     "RejectedPatch",
     "RetrainBase",
     "SnapshotManifest",
+    "StepFailure",
     "Study",
     "TeacherCard",
     "TrainingDone",

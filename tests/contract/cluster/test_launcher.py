@@ -431,10 +431,8 @@ def test_sigterm_deletes_when_cancelled_and_leaves_when_evicted(
 
 
 def test_cancel_and_live_state(server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cancel, "load_run", lambda uri: CONFIG)
-    monkeypatch.setattr(live_state, "load_run", lambda uri: CONFIG)
     assert live_state.live_state(RUN, cluster=server.cluster) is None
-    nothing = cancel.cancel_training(RUN, cluster=server.cluster)
+    nothing = cancel.cancel_on_cluster(RUN, server.cluster)
     assert (nothing.jobset, nothing.workflow) == ("", "") and "nothing of the run" in str(nothing)
     live(server)
     server.pod(NAME, "anchor", phase="Running")
@@ -446,17 +444,16 @@ def test_cancel_and_live_state(server: ApiServer, run: Store, monkeypatch: pytes
         NAME, "Running", 2, {"anchor": {"Running": 1}, "spot": {"Pending": 1, "Running": 1}}
     )
     assert "running, 2 restarts · anchor 1 running · spot 1 pending, 1 running" in str(state)
-    assert cancel.cancel_training(RUN, cluster=server.cluster) == cancel.Cancelled(NAME, "")
+    assert cancel.cancel_on_cluster(RUN, server.cluster) == cancel.Cancelled(NAME, "")
     assert server.cluster.get(names.JOBSET, NAME) is None
 
 
 def test_cancelling_stops_the_workflow_that_would_submit_it_again(
     server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cancel, "load_run", lambda uri: CONFIG)
     server.add(WORKFLOWS, {"metadata": {"name": "w", "uid": "w-uid"}, "spec": {"entrypoint": "x"}})
     live(server)
     owner = names.OwnerReference("argoproj.io/v1alpha1", "Workflow", "w", "w-uid").manifest()
     server.patch_jobset(NAME, {"metadata": {"ownerReferences": [owner]}})
-    assert cancel.cancel_training(RUN, cluster=server.cluster) == cancel.Cancelled(NAME, "w")
+    assert cancel.cancel_on_cluster(RUN, server.cluster) == cancel.Cancelled(NAME, "w")
     assert Launcher(workflow="w").was_cancelled(server.cluster) is True

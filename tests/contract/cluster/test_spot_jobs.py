@@ -151,7 +151,7 @@ def test_jobs_of_another_jobset_are_not_removed(server: ApiServer) -> None:
 def test_cancel_takes_them_along(server: ApiServer, run: Store) -> None:
     server.add(JOBSETS, jobset())
     add_jobs(server, jobset())
-    assert cancel.cancel_training(RUN, cluster=server.cluster).jobset == NAME
+    assert cancel.cancel_on_cluster(RUN, server.cluster).jobset == NAME
     assert there(server) == {} and server.cluster.get(names.JOBSET, NAME) is None
 
 

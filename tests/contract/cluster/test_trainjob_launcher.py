@@ -57,8 +57,7 @@ def server() -> Iterator[ApiServer]:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     store = launched_run(tmp_path, CONFIG, monkeypatch)
-    for module in (launcher, cancel, live_state):
-        monkeypatch.setattr(module, "load_run", lambda uri, store=None: CONFIG)
+    monkeypatch.setattr(launcher, "load_run", lambda uri, store=None: CONFIG)
     monkeypatch.setattr(launcher, "find_launcher", lambda cluster: Launcher(workflow="w", owner=OWNER))
     monkeypatch.setattr(training_runtime, "_SEEN_S", 0.0)
     return store
@@ -271,7 +270,7 @@ def test_cancel_and_live_state(server: ApiServer, run: Store) -> None:
     server.pod(NAME, "anchor", phase="Running")
     state = live_state.live_state(RUN, cluster=server.cluster)
     assert str(state) == f"TrainJob {NAME}: running · anchor 1 running"
-    stopped = cancel.cancel_training(RUN, cluster=server.cluster)
+    stopped = cancel.cancel_on_cluster(RUN, server.cluster)
     assert str(stopped) == f"TrainJob {NAME} and Workflow w stopped"
     assert there(server, "trainjobs") is there(server, "trainingruntimes") is None
     assert len(server.requests("delete", "/")) == 2, "the JobSet is Trainer's to remove, other runtimes stay"

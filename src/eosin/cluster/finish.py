@@ -1,0 +1,122 @@
+"""End of a Kubeflow run, as its last task sees it: what still trains, which steps ended without a word."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from eosin.cluster import names
+from eosin.cluster.api import Cluster, Manifest, Missing
+from eosin.cluster.resources import is_being_deleted, owner_uids, run_of
+from eosin.cluster.training_jobs import JobSets, TrainingJobs, TrainJobs, terminal_state
+from eosin.cluster.workflow import Launcher, has_ended, is_stopped
+from eosin.errors import UserError
+from eosin.observability import RunLog
+from eosin.records import StepFailure
+
+_BAD_PHASES = {"Failed", "Error"}
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run that has ended leaves: names of training that was stopped, and of training that goes on."""
+
+    stopped: tuple[str, ...]
+    training: tuple[str, ...]
+    silent: tuple[StepFailure, ...]
+    """Steps whose pods ended without being able to say why: evicted, killed for memory, lost."""
+
+
+def finish_run(cluster: Cluster, launcher: Launcher, *, log: RunLog) -> Left:
+    """Stop the training of a Workflow that a person has stopped; leave it where only the run has failed.
+
+    Kubeflow calls its last task alike after success, failure and Terminate, and says FAILED for the last two:
+    the Workflow itself tells them apart. A training that another Workflow owns too, and that goes on, is that
+    one's. Raises `UserError` where training must be stopped and this identity may not.
+    """
+    workflow = cluster.get(names.WORKFLOW, launcher.workflow)
+    live = list(_training_of(cluster, launcher))
+    to_stop = [
+        each for each in live if is_stopped(workflow) and not _goes_on_elsewhere(cluster, each[1], launcher)
+    ]
+    for jobs, job in to_stop:  # all are told before any is waited for
+        log.event(
+            "cancelled", jobset=job["metadata"]["name"], note="the run was terminated; its pods save and end"
+        )
+        cluster.delete(jobs.resource, job, propagation="Foreground")
+    for jobs, job in to_stop:
+        jobs.delete(job)
+    going_on = [job for _, job in live if job not in [stopped for _, stopped in to_stop]]
+    for job in going_on:
+        log.event("unfollowed", jobset=job["metadata"]["name"], run=run_of(job))
+    silent = () if is_stopped(workflow) else tuple(silent_failures(workflow))
+    return Left(_names(job for _, job in to_stop), _names(going_on), silent)
+
+
+def _names(jobs: Iterable[Manifest]) -> tuple[str, ...]:
+    return tuple(job["metadata"]["name"] for job in jobs)
+
+
+def silent_failures(workflow: Manifest | None) -> Iterator[StepFailure]:
+    """A record for each step of which Argo knows a failed pod."""
+    nodes = ((workflow or {}).get("status") or {}).get("nodes") or {}
+    made_good = {
+        child
+        for node in nodes.values()
+        if node.get("type") == "Retry" and node.get("phase") not in _BAD_PHASES
+        for child in node.get("children") or []
+    }
+    for key, node in nodes.items():
+        bad = node.get("type") == "Pod" and node.get("phase") in _BAD_PHASES
+        if bad and key not in made_good and _is_step(node):
+            yield StepFailure(
+                step=_step_of(node),
+                message=f"its pod ended: {node.get('message') or node['phase']}",
+                hint="eosin resume RUN goes on from the steps that are finished",
+                kind="PodFailure",
+                exit_code=_exit_code(node),
+                time=str(node.get("finishedAt") or ""),
+                pod=str(node.get("id", "")),
+            )
+
+
+def _training_of(cluster: Cluster, launcher: Launcher) -> Iterator[tuple[TrainingJobs, Manifest]]:
+    """Live training that the launcher's Workflow owns, each through the kind that made it."""
+    uid = launcher.owner.uid if launcher.owner else ""
+    kinds: tuple[TrainingJobs, ...] = (TrainJobs(cluster), JobSets(cluster))
+    for jobs in kinds:
+        found: list[Manifest] = []
+        with contextlib.suppress(Missing, UserError):  # an API that is not installed, or not granted
+            found = cluster.list_objects(jobs.resource, f"{names.MANAGED_BY}=eosin")
+        for job in found:
+            mine = uid in owner_uids(job, names.WORKFLOW.kind) and not owner_uids(job, names.TRAINJOB.kind)
+            if mine and not terminal_state(job) and not is_being_deleted(job):
+                yield jobs, job
+
+
+def _goes_on_elsewhere(cluster: Cluster, job: Manifest, launcher: Launcher) -> bool:
+    for owner in job["metadata"].get("ownerReferences") or []:
+        if owner["kind"] != names.WORKFLOW.kind or owner["name"] == launcher.workflow:
+            continue
+        other = cluster.get(names.WORKFLOW, owner["name"])
+        if other is not None and not is_stopped(other) and not has_ended(other):
+            return True
+    return False
+
+
+def _is_step(node: Manifest) -> bool:
+    """Not one of Kubeflow's own drivers."""
+    return "driver" not in str(node.get("displayName", ""))
+
+
+def _step_of(node: Manifest) -> str:
+    """The task's name in the pipeline: `…exit-handler-1.train.executor` → train."""
+    path = [part for part in str(node.get("name", "")).split(".") if not part.startswith("executor")]
+    return re.sub(r"\(.*", "", path[-1]) if path else "step"
+
+
+def _exit_code(node: Manifest) -> int:
+    found = re.search(r"exit code (\d+)", str(node.get("message", "")))
+    return int(found[1]) if found else 0
