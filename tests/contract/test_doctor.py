@@ -8,6 +8,7 @@ import pytest
 
 from eosin import doctor
 from eosin.doctor import Check, check_store, run_checks
+from eosin.errors import install_command
 from eosin.storage import open_store
 
 
@@ -78,7 +79,7 @@ def test_a_library_that_crashes_or_hangs_is_a_finding(monkeypatch: pytest.Monkey
     check = doctor._library(doctor._Library("lib", ("numpy",), "import time; time.sleep(30)", "gpu", ""))
     assert "no answer" in check.detail
     absent = doctor._library(doctor._Library("lib", ("no-such-distribution",), "", "gpu", "slow"))
-    assert (absent.status, absent.fix) == ("warn", "pip install 'eosin[gpu]'")
+    assert (absent.status, absent.fix) == ("warn", install_command("gpu"))
 
 
 def test_little_room_is_told_by_degrees(tmp_path: Path) -> None:

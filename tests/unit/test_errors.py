@@ -16,6 +16,7 @@ from eosin.errors import (
     UserError,
     describe,
     exit_code_of,
+    install_command,
 )
 
 
@@ -43,7 +44,7 @@ def test_user_error_inside_a_pod_fails_the_job(monkeypatch: pytest.MonkeyPatch) 
 def test_errors_cross_process_borders_whole() -> None:
     error = pickle.loads(pickle.dumps(UserError("bucket b is missing", hint="make it")))  # noqa: S301
     assert (error.message, error.hint) == ("bucket b is missing", "make it")
-    assert pickle.loads(pickle.dumps(MissingDependency("cucim", "gpu"))).hint == "pip install 'eosin[gpu]'"  # noqa: S301
+    assert pickle.loads(pickle.dumps(MissingDependency("cucim", "gpu"))).hint == install_command("gpu")  # noqa: S301
 
 
 def test_describe_is_message_and_hint() -> None:
@@ -112,3 +113,32 @@ def test_an_interruption_says_that_the_same_command_continues(
     assert capsys.readouterr().err == "error: interrupted\n  → the same command continues\n"
     assert invoke(["status", "file:///tmp/x", "--json"]) == 130
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 130
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        ({"url": "file:///my%20src", "dir_info": {"editable": True}}, "pip install -e '/my src[train]'"),
+        ({"url": "file:///src/eosin", "dir_info": {}}, "pip install '/src/eosin[train]'"),
+        (
+            {"url": "file:///dist/eosin-0.1.0-py3-none-any.whl", "archive_info": {}},
+            "pip install 'eosin[train] @ file:///dist/eosin-0.1.0-py3-none-any.whl'",
+        ),
+        (
+            {"url": "https://host/eosin.git", "vcs_info": {"vcs": "git"}},
+            "pip install 'eosin[train] @ git+https://host/eosin.git'",
+        ),
+        (None, "pip install 'eosin[train]'"),
+    ],
+)  # fmt: skip
+def test_an_extra_is_installed_from_where_eosin_came(
+    origin: dict[str, object] | None, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return None if origin is None else json.dumps(origin)
+
+    monkeypatch.setattr("eosin.errors.distribution", lambda name: Installed())
+    assert install_command("train") == command
+    assert MissingDependency("torch", "train").hint == command
