@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from evaluation import eva_fit, summary, timed
 
-from eosin.config.evaluate import AbmilConfig
-from eosin.evaluation.tasks.abmil import SlideBags, SlidePart, train_abmil
+from eosin.config.heads import AbmilConfig
+from eosin.evaluation.heads.abmil import SlideBags, SlidePart, train_abmil
 from eosin.models.torchvision_ops import define_missing_ops
 
 NUM_CLASSES, DIM = 3, 64

@@ -23,7 +23,7 @@ from PIL import Image
 
 from eosin.evaluation.datasets.open_dataset import open_dataset
 from eosin.evaluation.embeddings.embed import embed
-from eosin.evaluation.subject import Subject
+from eosin.evaluation.judged_model import JudgedModel
 from eosin.models.arch import import_timm
 from eosin.observability import RunLog
 from eosin.records import TeacherCard
@@ -66,12 +66,12 @@ def write_images(folder: Path, num: int) -> list[Path]:
     return paths
 
 
-def as_subject(arch: str, model: Any) -> Subject:
+def as_subject(arch: str, model: Any) -> JudgedModel:
     card = TeacherCard(
         name=arch, step=None, arch=arch, arch_args={}, img_px=SIDE_PX, num_features=int(model.num_features),
         mean=(MEAN,) * 3, std=(STD,) * 3, mpp=(), weights_sha256="",
     )  # fmt: skip
-    return Subject(arch, None, "benchmark", lambda: (model, card))
+    return JudgedModel(arch, None, "benchmark", lambda: (model, card))
 
 
 def timed(run: Callable[[], Any], num: int) -> tuple[Any, dict[str, float]]:
@@ -91,7 +91,7 @@ def plain_loop(model: Any, paths: list[Path]) -> Any:
     return torch.cat(rows).numpy()
 
 
-def batched(subject: Subject, folder: Path) -> Any:
+def batched(subject: JudgedModel, folder: Path) -> Any:
     dataset = open_dataset(f"file://{folder}/images")
     store = open_store(f"file://{folder}/store")
     return embed(subject, dataset, store=store, batch_size=64, log=RunLog("benchmark")).features

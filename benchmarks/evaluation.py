@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from eosin.config.evaluate import AbmilConfig, ProbeConfig
-from eosin.evaluation.tasks.probe import Part, train_probes
+from eosin.config.heads import AbmilConfig, ProbeConfig
+from eosin.evaluation.heads.linear import Part, train_probes
 from eosin.models.torchvision_ops import define_missing_ops
 
 

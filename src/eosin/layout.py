@@ -169,13 +169,8 @@ class RunLayout:
         return f"metrics/{model}/{task}.json"
 
     @staticmethod
-    def picture(model: str, task: str) -> str:
-        """JPEG that a task shows beside its figures; not under metrics/, where every object is a record."""
-        return f"pictures/{model}/{task}.jpg"
-
-    @staticmethod
     def example(model: str, task: str, kind: str) -> str:
-        """JPEG of examples beside a task's figures: `kind` is neighbours or maps."""
+        """JPEG of examples beside a task's figures: `kind` is neighbours, maps or panel."""
         return f"pictures/{model}/{task}.{kind}.jpg"
 
     @staticmethod

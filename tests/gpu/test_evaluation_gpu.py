@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from eosin.config.evaluate import AbmilConfig, ProbeConfig
+from eosin.config.heads import AbmilConfig, ProbeConfig
 from eosin.evaluation.embeddings.forward import Forward
-from eosin.evaluation.tasks.abmil import SlideBags, SlidePart, train_abmil
-from eosin.evaluation.tasks.probe import Part, train_probes
+from eosin.evaluation.heads.abmil import SlideBags, SlidePart, train_abmil
+from eosin.evaluation.heads.linear import Part, train_probes
 from eosin.models.arch import import_timm
 from eosin.records import TeacherCard
 

@@ -188,7 +188,7 @@ def record(model: str, step: int | None, task: dict[str, Any], quality: float, *
         common["details"] = {
             "classes": list(CLASSES), "confusion": confusion.tolist(),
             "recall": dict.fromkeys(CLASSES, share),
-            "balanced_accuracy_interval": [share - 0.08, share + 0.08], "interval_over": "6 patients",
+            "intervals": {"balanced_accuracy": [share - 0.08, share + 0.08]}, "interval_over": "6 patients",
             "num_train": 200, "num_val": 50, "num_judged": 90, "judged_on": "test", "truth": truth,
             "predicted": predicted, "patients": [f"p{i % 6}" for i in range(90)], "transform": "resize v1",
             "num_dropped": 1, "dropped": [{"source": HOSTILE, "reason": "damaged"}], "notes": ["a <note>"],

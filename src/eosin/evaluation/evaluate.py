@@ -1,4 +1,4 @@
-"""One evaluation, start to record: the only thing this package publishes besides embeddings."""
+"""Evaluation step: one model judged on one task, published as a metric record."""
 
 from __future__ import annotations
 
@@ -7,34 +7,22 @@ import hashlib
 import importlib.metadata
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 
 from eosin.config import RunConfig
-from eosin.config.evaluate import (
-    CentreTask,
-    KnnTask,
-    LinearProbeTask,
-    RobustnessTask,
-    SegmentationTask,
-    SlideTask,
-    TaskConfig,
-    UnsupervisedTask,
-)
 from eosin.errors import EosinError, PermanentError, TransientError, UserError, describe
 from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.datasets.leakage import leakage_note, leaked_patients
-from eosin.evaluation.datasets.mask_folder import MaskedDataset
-from eosin.evaluation.datasets.open_task import dataset_uri, open_task
-from eosin.evaluation.embeddings.changes import CHANGES
-from eosin.evaluation.embeddings.embed import Embeddings, embed
-from eosin.evaluation.protocol import protocol_of, task_identity
-from eosin.evaluation.subject import Subject, find_subject, lost_subject
-from eosin.evaluation.tasks.outcome import Outcome
+from eosin.evaluation.judged_model import JudgedModel, find_model, missing_model
+from eosin.evaluation.pictures.examples import Example
+from eosin.evaluation.task import Task, TaskContext
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.records import MetricRecord, load_record
+from eosin.records.details import Details, ExamplePicture
 from eosin.runs import load_run
 from eosin.storage import Store, open_store
 
@@ -50,11 +38,11 @@ def evaluate(run_uri: str, model: str, task: str, *, log: RunLog) -> MetricRecor
     store = open_store(run_uri)
     config = load_run(run_uri, store=store)
     wanted = _find_task(run_uri, config, task)
-    subject = _find_model(run_uri, config, model, store)
+    judged = _find_model(run_uri, config, model, store)
     # A task that embeds several times reads the weights once.
-    subject = replace(subject, load=cache(subject.load))
+    judged = replace(judged, load=cache(judged.load))
     started_s = time.monotonic()
-    evaluation = _Evaluation(run_uri, store, config, wanted, subject, log)
+    evaluation = _Evaluation(wanted, TaskContext(run_uri, config, judged, store, log))
     try:
         there = evaluation.existing()
         if there is not None:
@@ -62,60 +50,59 @@ def evaluate(run_uri: str, model: str, task: str, *, log: RunLog) -> MetricRecor
             return there
         record = evaluation.judge()
     except Exception as error:
-        record = _publish(store, subject, evaluation.failure(error), started_s)
+        record = _publish(store, judged, evaluation.failure(error), started_s)
         log.event("evaluation-failed", model=model, task=task, reason=record.reason)
         if isinstance(error, TransientError):
             raise
         return record
-    record = _publish(store, subject, record, started_s)
+    record = _publish(store, judged, record, started_s)
     figures = {name: value.mean for name, value in record.metrics.items()}
     log.event("evaluated", model=model, task=task, seconds=round(record.wall_s, 2), **figures)
     return record
 
 
-def _find_model(run_uri: str, config: RunConfig, name: str, store: Store) -> Subject:
+def _find_model(run_uri: str, config: RunConfig, name: str, store: Store) -> JudgedModel:
     """A baseline that the configuration names and nobody can find fails when it is judged, as a record."""
     try:
-        return find_subject(run_uri, config, name, store)
+        return find_model(run_uri, config, name, store)
     except UserError as error:
         if name not in config.evaluate.baselines:
             raise
-        return lost_subject(name, error)
+        return missing_model(name, error)
 
 
-def _find_task(run_uri: str, config: RunConfig, name: str) -> TaskConfig:
+def _find_task(run_uri: str, config: RunConfig, name: str) -> Task:
     tasks = {task.name: task for task in config.evaluate.tasks}
     if name in tasks:
-        return tasks[name]
+        task = tasks[name]
+        assert isinstance(task, Task)
+        return task
     near = difflib.get_close_matches(name, tasks, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(tasks) or 'none'}"
     raise UserError(f"run {run_uri} has no task {name}", hint=hint)
 
 
-def _publish(store: Store, subject: Subject, record: MetricRecord, started_s: float) -> MetricRecord:
+def _publish(store: Store, model: JudgedModel, record: MetricRecord, started_s: float) -> MetricRecord:
     record = record.model_copy(update={"wall_s": time.monotonic() - started_s})
-    store.put(RunLayout.metric(subject.key, record.task), record.to_json())
+    store.put(RunLayout.metric(model.key, record.task), record.to_json())
     return record
 
 
 @dataclass
 class _Evaluation:
-    run_uri: str
-    store: Store
-    config: RunConfig
-    task: TaskConfig
-    subject: Subject
-    log: RunLog
+    task: Task
+    context: TaskContext
     dataset: Dataset | None = None
     inputs_digest: str = ""
 
     def existing(self) -> MetricRecord | None:
         """The `ok` record of these very inputs, where it is there. Opens the dataset, not the model."""
-        self.dataset = open_task(self.task, self.run_uri)
+        context = self.context
+        self.dataset = self.task.open(context.run_uri)
         self.inputs_digest = self._inputs_digest(self.dataset)
-        key = RunLayout.metric(self.subject.key, self.task.name)
+        key = RunLayout.metric(context.model.key, self.task.name)
         try:
-            record = load_record(MetricRecord, self.store, key)
+            record = load_record(MetricRecord, context.store, key)
         except PermanentError:
             return None
         final = record is not None and record.status == "ok" and record.inputs_digest == self.inputs_digest
@@ -124,81 +111,38 @@ class _Evaluation:
     def judge(self) -> MetricRecord:
         """Run the task on the dataset that `existing` opened."""
         assert self.dataset is not None
-        if isinstance(self.task, SegmentationTask):
-            outcome, num_patches = self._segment(self.task)
-        elif isinstance(self.task, SlideTask):
-            outcome, num_patches = self._slides(self.task)
-        else:
-            outcome, num_patches = self._run_embedded(self.dataset)
-        leaked = self._leaked(self.dataset)
-        protocol = protocol_of(self.task)
-        details = {
-            **outcome.details,
-            "notes": [
-                *self.dataset.notes,
-                *outcome.details.get("notes", []),
-                *([leakage_note(leaked)] if leaked else []),
-            ],
-            "leaked_patients": list(leaked),
-        }
-        if protocol.hyperparameters is not None:
-            details |= {
-                "hyperparameters": protocol.hyperparameters,
-                "protocol_changes": list(protocol.changes),
-            }
-        return self._record(status="ok", metrics=outcome.metrics, num_patches=num_patches, details=details)
-
-    def _run_embedded(self, dataset: Dataset) -> tuple[Outcome, int]:
-        """The outcome of a task on embeddings, with what was left out, and how many images there were."""
-        embeddings = self._embed()
-        outcome = self._run_task(dataset, embeddings)
-        dropped = {
-            "num_dropped": embeddings.num_dropped,
-            "dropped": list(embeddings.dropped),
-            "transform": f"{TRANSFORM} v{TRANSFORM_VERSION}",
-        }
-        shown = self._examples(dataset, embeddings)
-        details = {**outcome.details, **dropped, **({"examples": shown} if shown else {})}
-        return replace(outcome, details=details), len(embeddings.rows)
-
-    def _examples(self, dataset: Dataset, embeddings: Embeddings) -> list[dict[str, str]]:
-        """Pictures of a few patches, published before the record names them."""
-        if not isinstance(self.task, UnsupervisedTask | KnnTask):
-            return []
-        from eosin.evaluation.tasks.show import examples_of
-
-        shown = []
-        for each in examples_of(self.task, dataset, embeddings, self.subject):
-            key = RunLayout.example(self.subject.key, self.task.name, each.kind)
-            self.store.put(key, each.jpeg)
-            shown.append({"kind": each.kind, "key": key, "caption": each.caption})
-        return shown
-
-    def _segment(self, task: SegmentationTask) -> tuple[Outcome, int]:
-        """As `_run_embedded`, on patch tokens; the picture is there before the record names it."""
-        from eosin.evaluation.tasks.segmentation import run_segmentation
-
-        assert isinstance(self.dataset, MaskedDataset)
-        evaluate, seed = self.config.evaluate, self.config.seed
-        outcome = run_segmentation(
-            task, self.dataset, self.subject, batch_size=evaluate.batch_size, seed=seed, log=self.log
+        result = self.task.run(self.dataset, self.context)
+        shown = self._publish_examples((*result.examples, *self.task.examples(self.dataset, self.context)))
+        details = self._completed(result.details, self.dataset, shown)
+        return self._record(
+            status="ok", metrics=result.metrics, num_patches=result.num_items, details=details
         )
-        if not outcome.picture:
-            return outcome, outcome.num_tiles
-        key = RunLayout.picture(self.subject.key, task.name)
-        self.store.put(key, outcome.picture)
-        return replace(outcome, details={**outcome.details, "picture": key}), outcome.num_tiles
 
-    def _slides(self, task: SlideTask) -> tuple[Outcome, int]:
-        from eosin.evaluation.datasets.slide_dataset import SlideDataset
-        from eosin.evaluation.tasks.slides import run_slides
+    def _publish_examples(self, examples: Iterable[Example]) -> tuple[ExamplePicture, ...]:
+        """Pictures, published before the record names them."""
+        shown = []
+        for each in examples:
+            key = RunLayout.example(self.context.model.key, self.task.name, each.kind)
+            self.context.store.put(key, each.jpeg)
+            shown.append(ExamplePicture(kind=each.kind, key=key, caption=each.caption))
+        return tuple(shown)
 
-        assert isinstance(self.dataset, SlideDataset)
-        return run_slides(
-            self.run_uri, self.config, task, self.dataset, self.subject, store=self.store, log=self.log
+    def _completed(self, details: Details, dataset: Dataset, shown: tuple[ExamplePicture, ...]) -> Details:
+        """With what every record tells: notes of the dataset, leakage, protocol, pictures."""
+        leaked, protocol = self._leaked(dataset), self.task.protocol()
+        notes = (*dataset.notes, *details.notes, *([leakage_note(leaked)] if leaked else []))
+        return details.model_copy(
+            update={
+                "notes": notes,
+                "leaked_patients": leaked,
+                "hyperparameters": dict(protocol.hyperparameters),
+                "protocol_changes": protocol.changes,
+                "examples": shown,
+            }
         )
 
     def failure(self, error: Exception) -> MetricRecord:
+        """The record of an evaluation that `error` ended."""
         if not isinstance(error, EosinError):
             error = PermanentError(
                 f"{type(error).__name__}: {error}", hint="this is a defect of eosin: report it"
@@ -206,64 +150,35 @@ class _Evaluation:
         reason = " → ".join(line.strip() for line in describe(error).splitlines() if line.strip())
         return self._record(status="failed", reason=reason)
 
-    def _embed(self, change: str = "") -> Embeddings:
-        assert self.dataset is not None
-        batch_size = self.config.evaluate.batch_size
-        return embed(
-            self.subject, self.dataset, store=self.store, batch_size=batch_size, log=self.log, change=change
-        )
-
     def _leaked(self, dataset: Dataset) -> tuple[str, ...]:
         """Of a teacher on a labelled dataset; of other models it is not known what they saw."""
-        if not self.subject.trained_by or isinstance(self.task, UnsupervisedTask | RobustnessTask):
-            return ()
-        return leaked_patients(self.subject.trained_by, dataset)
+        trained_by = self.context.model.trained_by
+        return leaked_patients(trained_by, dataset) if trained_by and self.task.has_labels else ()
 
     def _inputs_digest(self, dataset: Dataset) -> str:
-        protocol = protocol_of(self.task)
+        protocol = self.task.protocol()
         inputs = [
-            self.subject.digest,
+            self.context.model.digest,
             dataset.digest,
-            task_identity(self.task),
+            self.task.model_dump(mode="json"),
             (protocol.name, protocol.version),
             TRANSFORM,
             TRANSFORM_VERSION,
-            self.config.seed,
+            self.context.config.seed,
         ]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
-    def _run_task(self, dataset: Dataset, embeddings: Embeddings) -> Outcome:
-        if isinstance(self.task, KnnTask):
-            from eosin.evaluation.tasks.knn import run_knn
-
-            return run_knn(self.task, dataset, embeddings)
-        if isinstance(self.task, LinearProbeTask):
-            from eosin.evaluation.tasks.linear_probe import run_linear_probe
-
-            return run_linear_probe(self.task, dataset, embeddings, seed=self.config.seed)
-        if isinstance(self.task, CentreTask):
-            from eosin.evaluation.tasks.centres import run_centres
-
-            return run_centres(self.task, dataset, embeddings)
-        if isinstance(self.task, RobustnessTask):
-            from eosin.evaluation.tasks.robustness import run_robustness
-
-            return run_robustness(dataset, embeddings, {name: self._embed(name) for name in CHANGES})
-        from eosin.evaluation.tasks.unsupervised import run_unsupervised
-
-        return run_unsupervised(dataset, embeddings)
-
     def _record(self, **fields: object) -> MetricRecord:
-        protocol = protocol_of(self.task)
+        protocol, model = self.task.protocol(), self.context.model
         return MetricRecord.model_validate(
             {
-                "model": self.subject.name,
-                "step": self.subject.step,
+                "model": model.name,
+                "step": model.step,
                 "task": self.task.name,
                 "kind": self.task.kind,
                 "inputs_digest": self.inputs_digest,
-                "model_digest": self.subject.digest,
-                "dataset": dataset_uri(self.task, self.run_uri),
+                "model_digest": model.digest,
+                "dataset": self.task.dataset_uri(self.context.run_uri),
                 "dataset_digest": self.dataset.digest if self.dataset else "",
                 "protocol": protocol.name,
                 "protocol_version": protocol.version,

@@ -1,10 +1,10 @@
-"""Which models are judged on which tasks."""
+"""Evaluation plan: which models are judged on which tasks."""
 
 from __future__ import annotations
 
 from eosin.config import RunConfig
 from eosin.errors import UserError
-from eosin.evaluation.subject import exported_models
+from eosin.evaluation.judged_model import exported_models
 from eosin.layout import TEACHER_CARD, RunLayout, step_of
 from eosin.records import TrainingDone, load_record
 from eosin.runs import load_run

@@ -1,15 +1,16 @@
-"""May the difference of one figure between two models be chance? From their metric records alone."""
+"""Significance of the difference of one figure between two models, from their metric records."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
 from eosin.metrics.bootstrap import Figure, paired_difference, paired_interval
 from eosin.metrics.permutation import permutation_p_value
 from eosin.records import MetricRecord
+from eosin.records.details import ClassifierDetails, Details, SegmentationDetails
 
 _FIGURES: tuple[Figure, ...] = get_args(Figure)
 
@@ -33,24 +34,29 @@ def significance(before: MetricRecord, after: MetricRecord, metric: str) -> Sign
     return paired or _by_pixel(before.details, after.details, metric) or _by_seed(before, after, metric)
 
 
-def _by_prediction(before: dict[str, Any], after: dict[str, Any], metric: str) -> Significance | None:
-    truth, patients = after.get("truth"), after.get("patients")
+def _by_prediction(before: Details, after: Details, metric: str) -> Significance | None:
     figure = next((name for name in _FIGURES if name == metric), None)
-    if figure is None or not truth or not before.get("predicted") or not after.get("predicted"):
+    if not isinstance(before, ClassifierDetails) or not isinstance(after, ClassifierDetails):
         return None
-    if (before.get("truth"), before.get("patients")) != (truth, patients):
+    if figure is None or not after.truth or not before.predicted or not after.predicted:
         return None
-    found = paired_difference(truth, before["predicted"], after["predicted"], groups=patients, figure=figure)
+    if (before.truth, before.patients) != (after.truth, after.patients):
+        return None
+    patients = after.patients or None
+    found = paired_difference(
+        after.truth, before.predicted[0], after.predicted[0], groups=patients, figure=figure
+    )
     return Significance(found.p_value, f"paired bootstrap over {'patients' if patients else 'images'}")
 
 
-def _by_pixel(before: dict[str, Any], after: dict[str, Any], metric: str) -> Significance | None:
+def _by_pixel(before: Details, after: Details, metric: str) -> Significance | None:
     """Of Dice: counts of each patient or image are kept in place of the pixels."""
-    first, second = before.get("group_confusions"), after.get("group_confusions")
-    counted = after.get("counted_classes")
+    if not isinstance(before, SegmentationDetails) or not isinstance(after, SegmentationDetails):
+        return None
+    first, second, counted = before.group_confusions, after.group_confusions, after.counted_classes
     if metric != "dice" or not first or not second or first.keys() != second.keys():
         return None
-    if before.get("counted_classes") != counted:
+    if before.counted_classes != counted:
         return None
     counts = [
         np.asarray([each[name] for name in sorted(first)], dtype=np.float64) for each in (first, second)
@@ -58,7 +64,7 @@ def _by_pixel(before: dict[str, Any], after: dict[str, Any], metric: str) -> Sig
     if counts[0].shape != counts[1].shape:
         return None
     found = paired_interval(counts[0], counts[1], "dice", counted=counted)
-    over = str(after.get("interval_over", "")).rpartition(" ")[2] or "images"
+    over = after.interval_over.rpartition(" ")[2] or "images"
     return Significance(found.p_value, f"paired bootstrap over {over}")
 
 

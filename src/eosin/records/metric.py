@@ -1,4 +1,4 @@
-"""One evaluation: a model judged on a task."""
+"""Metric record: one model judged on one task."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationInfo, field_validator
 
 from eosin.records.base import Record
+from eosin.records.details import DETAILS, Details
 
 
 class MetricValue(BaseModel):
@@ -65,11 +66,17 @@ class MetricRecord(Record):
     """Rises when the same name would give other figures."""
     metrics: dict[str, MetricValue] = {}
     """Figures by name."""
-    details: dict[str, Any] = {}
-    """What the report shows beside the figures: per-class values, spectra, class names."""
+    details: SerializeAsAny[Details] = Details()
+    """What the report shows beside the figures; of the model that `DETAILS` has for the kind of task."""
     wall_s: float = 0.0
     """How long it took, seconds."""
     num_patches: int = 0
     """Images (or patches of slides) that went through the model."""
     eosin_version: str = ""
     """Of the eosin that judged."""
+
+    @field_validator("details", mode="before")
+    @classmethod
+    def _of_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        model = DETAILS.get(info.data.get("kind", ""), Details)
+        return model.model_validate(value) if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Is one model better than another? From the metric records of one run, figure by figure."""
+"""Comparison of two models by the metric records of one run, figure by figure."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def compare(
 
 def named_metrics(config: RunConfig, names: Sequence[str]) -> list[tuple[str, str]]:
     """(task, metric) of each `TASK/METRIC`. Raises `UserError` for a task the run does not have."""
-    labelled = [task.name for task in config.evaluate.tasks if task.kind in ("knn", "linear-probe")]
+    labelled = [task.name for task in config.evaluate.tasks if _BALANCED in task.headline]
     names = names or [f"{name}/{_BALANCED}" for name in labelled]
     if not names:
         raise UserError(
@@ -120,7 +120,7 @@ def _verdict(better: float, test: Significance | None, rule: Rule) -> tuple[bool
 
 
 def _basis(record: MetricRecord) -> tuple[object, ...]:
-    changes = record.details.get("protocol_changes")
+    changes = record.details.protocol_changes
     return record.dataset_digest, record.protocol, record.protocol_version, changes
 
 

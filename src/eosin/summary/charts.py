@@ -1,4 +1,4 @@
-"""Which charts a run gives: metrics over steps, losses, speed, spectra, unsupervised against supervised."""
+"""Charts of a run: metrics over steps, losses, speed, spectra, unsupervised against supervised."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from eosin.layout import RANDOM_INIT
 from eosin.records import MetricRecord
+from eosin.records.details import Spectrum, UnsupervisedDetails
 from eosin.summary.names import metric_name, model_label
 from eosin.summary.result import Result
 from eosin.summary.results import metric_order, model_order
@@ -72,27 +73,30 @@ def _scatter(task: str, metric: str, x_of: dict[str, Result], figures: Sequence[
 def spectrum_charts(records: Sequence[MetricRecord]) -> list[Chart]:
     """Singular values of random-init and up to three teachers, relative to the largest."""
     charts = []
-    for task in dict.fromkeys(r.task for r in records if r.status == "ok" and "spectrum" in r.details):
-        found = [r for r in records if r.task == task and r.status == "ok" and "spectrum" in r.details]
-        found.sort(key=lambda r: model_order(r.model, r.step))
+    spectra = [
+        (record, record.details.spectrum)
+        for record in sorted(records, key=lambda r: model_order(r.model, r.step))
+        if isinstance(record.details, UnsupervisedDetails) and record.details.spectrum
+    ]
+    for task in dict.fromkeys(record.task for record, _ in spectra):
+        found = [_spectrum(record, spectrum) for record, spectrum in spectra if record.task == task]
         charts.append(
             Chart(title=f"{task}: singular values", x_label="rank", y_label="relative to the largest",
-                  series=tuple(_spectrum(record) for record in _chosen(found)), log_y=True)
+                  series=tuple(_chosen(found)), log_y=True)
         )  # fmt: skip
     return charts
 
 
-def _chosen(records: Sequence[MetricRecord]) -> list[MetricRecord]:
+def _chosen(series: Sequence[Series]) -> list[Series]:
     """The first, the last and some between."""
-    if len(records) <= _MAX_SPECTRA:
-        return list(records)
-    places = [round(i * (len(records) - 1) / (_MAX_SPECTRA - 1)) for i in range(_MAX_SPECTRA)]
-    return [records[i] for i in places]
+    if len(series) <= _MAX_SPECTRA:
+        return list(series)
+    places = [round(i * (len(series) - 1) / (_MAX_SPECTRA - 1)) for i in range(_MAX_SPECTRA)]
+    return [series[i] for i in places]
 
 
-def _spectrum(record: MetricRecord) -> Series:
-    spectrum = record.details["spectrum"]
-    pairs = zip(spectrum["rank"], spectrum["relative"], strict=True)
+def _spectrum(record: MetricRecord, spectrum: Spectrum) -> Series:
+    pairs = zip(spectrum.rank, spectrum.relative, strict=True)
     points = tuple(Point(float(rank), max(float(value), 1e-9)) for rank, value in pairs)
     return Series(model_label(record.model), points, marked=False)
 

@@ -1,8 +1,8 @@
-"""The table at the top: what training brought, task by task, against where it began."""
+"""Headline table: what training brought, task by task, against where it began."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eosin.layout import RANDOM_INIT
@@ -10,11 +10,6 @@ from eosin.metrics.significance import Significance, significance
 from eosin.records import MetricRecord
 from eosin.summary.result import Result
 from eosin.summary.results import metric_order, model_order
-
-_PER_TASK = {"unsupervised": ("rankme", "odcorr"), "knn": ("balanced_accuracy", "top1"),
-             "linear-probe": ("balanced_accuracy",),
-             "segmentation": ("dice",), "slide": ("balanced_accuracy",), "centres": ("robustness_index",),
-             "robustness": ("stain_retrieval", "rotation_retrieval")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,15 +47,20 @@ class Line:
         return None if not change else (change > 0) == self.higher_is_better
 
 
-def headline(lines: Sequence[Line], results: Sequence[Result]) -> list[Line]:
-    """Of `lines` the main metrics of every task, in the order of `results`."""
+def headline(
+    lines: Sequence[Line], results: Sequence[Result], wanted: Mapping[str, Sequence[str]]
+) -> list[Line]:
+    """Of `lines` the main metrics of every task, in the order of `results`.
+
+    `wanted`: the metrics that head a task, by its name; a task that is not there shows all it has.
+    """
     found = {(line.task, line.metric): line for line in lines}
     chosen = []
     for task in dict.fromkeys(result.task for result in results):
         usable = [r for r in results if r.task == task and r.status == "ok" and r.metric]
         names = {str(r.metric) for r in usable}
-        wanted = [name for name in _PER_TASK.get(usable[0].kind, ()) if name in names] if usable else []
-        chosen += [found[task, name] for name in wanted or sorted(names, key=metric_order)]
+        heading = [name for name in wanted.get(task, ()) if name in names]
+        chosen += [found[task, name] for name in heading or sorted(names, key=metric_order)]
     return chosen
 
 

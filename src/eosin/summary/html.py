@@ -1,25 +1,35 @@
-"""summary.html: one self-contained page, made from the report by a template."""
+"""Report page: summary.html, self-contained, made by a template."""
 
 from __future__ import annotations
 
 import base64
 import re
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from eosin.records import MetricRecord
+from eosin.records.details import (
+    CentresDetails,
+    Details,
+    ExamplePicture,
+    JudgedDetails,
+    RobustnessDetails,
+    SegmentationDetails,
+    SlideDetails,
+    UnsupervisedDetails,
+)
 from eosin.records.teacher_folder import features_line, timm_lines
 from eosin.summary import charts, names, svg
 from eosin.summary.gaps import listed
 from eosin.summary.headline import baselines_of
 from eosin.summary.markdown import arrow
-from eosin.summary.published import named_examples
 from eosin.summary.report import Report
-from eosin.summary.results import intervals, model_order, protocol_changes
+from eosin.summary.results import intervals, model_order
 
+_BY_MPP = (UnsupervisedDetails, RobustnessDetails, CentresDetails)
 _COLOR = re.compile(r"#[0-9a-f]{6}")
 
 
@@ -33,7 +43,7 @@ def to_html(report: Report) -> str:
         scatter_charts=charts.scatter_charts(report.results),
         spectrum_charts=charts.spectrum_charts(report.records),
         training_charts=charts.training_charts(report.log) if report.log else [],
-        details=[_task_details(record, report) for record in _newest(report)],
+        tasks=[_task_view(record, report) for record in _newest(report)],
     )
     return page + "\n"
 
@@ -79,73 +89,54 @@ def _newest(report: Report) -> list[MetricRecord]:
     return [newest[task] for task in dict.fromkeys(r.task for r in report.results) if task in newest]
 
 
-def _task_details(record: MetricRecord, report: Report) -> dict[str, Any]:
-    """What the template shows of one record; a field a record lacks is empty, not an error."""
-    details = record.details
-    confusion = details.get("confusion") or []
-    classes = [str(name) for name in details.get("classes") or []]
-    if len(confusion) != len(classes) or any(len(row) != len(classes) for row in confusion):
-        confusion = []
-    return {
-        "record": record,
-        "classes": classes,
-        "confusion": [[(int(n), int(n) / max(1, sum(row))) for n in row] for row in confusion],
-        "recall": details.get("recall") or {},
-        "intervals": intervals(details),
-        "examples": _examples(record, report),
-        "interval_over": details.get("interval_over", ""),
-        "counts": {key: details[key] for key in ("num_train", "num_val", "num_judged") if key in details},
-        "judged_on": details.get("judged_on", ""),
-        "unit": str(details.get("unit") or "images"),
-        **_protocol(record),
-        **_segmentation(record, report),
-        **_by_mpp(record),
-        "centre_counts": details.get("counts") or {},
-        "patches_per_slide": details.get("patches_per_slide") or {},
-        "notes": [str(note) for note in details.get("notes") or []],
-        "num_dropped": details.get("num_dropped", 0),
-        "dropped": details.get("dropped") or [],
-        "transform": details.get("transform", ""),
-    }
+@dataclass(frozen=True)
+class TaskView:
+    """One record as the template shows it: its details by their kind, and what was made of them."""
+
+    record: MetricRecord
+    details: Details
+    judged: JudgedDetails | None
+    unsupervised: UnsupervisedDetails | None
+    segmentation: SegmentationDetails | None
+    slides: SlideDetails | None
+    centres: CentresDetails | None
+    intervals: list[tuple[str, float, float]]
+    pictures: list[tuple[bytes, ExamplePicture]]
+    """Those that are still there."""
+    confusion: list[list[tuple[int, float]]]
+    """Count and share of its row."""
+    colors: dict[str, str]
+    by_mpp: dict[str, dict[str, float]]
+    by_mpp_names: list[str]
+    """Figures that any magnification has."""
 
 
-def _protocol(record: MetricRecord) -> dict[str, Any]:
-    """What the head was trained with, and what of it is not eva's."""
-    values = record.details.get("hyperparameters") or {}
-    decoder = record.details.get("decoder") or {}
-    return {
-        "changes": protocol_changes(record),
-        "hyperparameters": ", ".join(f"{name} {value}" for name, value in values.items()),
-        "decoder": f"{decoder['name']} v{decoder['version']} on {decoder['input']}: {decoder['layers']}"
-        if {"name", "version", "input", "layers"} <= set(decoder)
-        else "",
-    }
+def _task_view(record: MetricRecord, report: Report) -> TaskView:
+    details, pictures = record.details, report.published.pictures
+    judged = details if isinstance(details, JudgedDetails) else None
+    segmentation = details if isinstance(details, SegmentationDetails) else None
+    by_mpp = details.by_mpp if isinstance(details, _BY_MPP) else {}
+    figures = {name: None for each in by_mpp.values() for name in each if name != "num_samples"}
+    return TaskView(
+        record=record,
+        details=details,
+        judged=judged,
+        unsupervised=details if isinstance(details, UnsupervisedDetails) else None,
+        segmentation=segmentation,
+        slides=details if isinstance(details, SlideDetails) else None,
+        centres=details if isinstance(details, CentresDetails) else None,
+        intervals=intervals(record),
+        pictures=[(pictures[each.key], each) for each in details.examples if each.key in pictures],
+        confusion=_confusion(judged) if judged else [],
+        colors={n: c for n, c in segmentation.colors.items() if _COLOR.fullmatch(c)} if segmentation else {},
+        by_mpp=by_mpp,
+        by_mpp_names=list(figures),
+    )
 
 
-def _segmentation(record: MetricRecord, report: Report) -> dict[str, Any]:
-    """The picture of patch, truth and prediction, and the colours in it."""
-    colors = record.details.get("colors") or {}
-    return {
-        "picture": report.published.pictures.get(str(record.details.get("picture", ""))),
-        "colors": {str(name): str(color) for name, color in colors.items() if _COLOR.fullmatch(str(color))},
-    }
-
-
-def _examples(record: MetricRecord, report: Report) -> list[dict[str, Any]]:
-    """Pictures of neighbours, components and attention that are still there."""
-    pictures = report.published.pictures
-    return [
-        {"jpeg": pictures[each["key"]], "caption": str(each.get("caption", ""))}
-        for each in named_examples(record)
-        if each["key"] in pictures
-    ]
-
-
-def _by_mpp(record: MetricRecord) -> dict[str, Any]:
-    """Figures of each magnification, and the names of those that any of them has."""
-    details = record.details
-    figures: dict[str, dict[str, float]] = details.get("by_mpp") or details.get("retrieval_by_mpp") or {}
-    for mpp, index in (details.get("robustness_index_by_mpp") or {}).items():
-        figures[mpp] = {} if index is None else {"robustness_index": index}
-    names = {name: None for each in figures.values() for name in each if name != "num_samples"}
-    return {"by_mpp": figures, "by_mpp_names": list(names)}
+def _confusion(details: JudgedDetails) -> list[list[tuple[int, float]]]:
+    """Empty where it does not fit the classes."""
+    rows, size = details.confusion, len(details.classes)
+    if len(rows) != size or any(len(row) != size for row in rows):
+        return []
+    return [[(n, n / max(1, sum(row))) for n in row] for row in rows]

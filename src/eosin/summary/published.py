@@ -132,18 +132,10 @@ def _metric_records(reader: _Reader) -> tuple[tuple[str, MetricRecord], ...]:
 
 def _pictures(store: Store, records: Sequence[tuple[str, MetricRecord]]) -> dict[str, bytes]:
     """Those that are there and are JPEGs; a record speaks of nothing outside the run's pictures."""
-    named = {str(record.details.get("picture", "")) for _, record in records}
-    named |= {each["key"] for _, record in records for each in named_examples(record)}
+    named = {each.key for _, record in records for each in record.details.examples}
     keys = sorted(key for key in named if key.startswith(RunLayout.PICTURES) and ".." not in key)
     found = {key: _optional(store, key) for key in keys}
     return {key: data for key, data in found.items() if data and data.startswith(_JPEG)}
-
-
-def named_examples(record: MetricRecord) -> list[dict[str, str]]:
-    """`key` and `caption` of each example picture that the record names; others of its words are dropped."""
-    examples = record.details.get("examples")
-    found = [each for each in examples if isinstance(each, dict)] if isinstance(examples, list) else []
-    return [each for each in found if isinstance(each.get("key"), str)]
 
 
 def _patch_sets(reader: _Reader) -> tuple[PatchSet, ...]:

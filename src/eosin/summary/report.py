@@ -95,7 +95,8 @@ def build_report(published: Published) -> Report:
     results = collect_results(published)
     records = [record for _, record in published.records]
     every = all_lines(results, records)
-    lines = headline(every, results)
+    heading = {task.name: task.headline for task in published.config.evaluate.tasks}
+    lines = headline(every, results, heading)
     pairs = {(r.model, r.task): r.status for r in results}
     config = published.config
     differences = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from eosin.layout import RANDOM_INIT, step_of
 from eosin.records import MetricRecord
@@ -76,7 +75,7 @@ def _of_pair(
 def _of_record(record: MetricRecord, disagreement: str) -> list[Result]:
     if record.status == "failed" or not record.metrics:
         return [_empty(record.model, record.step, record.task, record.kind, "failed", record.reason)]
-    found = {name: (low, high) for name, low, high in intervals(record.details)}
+    found = {name: (low, high) for name, low, high in intervals(record)}
     return [
         Result(
             model=record.model, step=record.step, task=record.task, kind=record.kind, metric=name,
@@ -89,15 +88,10 @@ def _of_record(record: MetricRecord, disagreement: str) -> list[Result]:
     ]  # fmt: skip
 
 
-def intervals(details: dict[str, Any]) -> list[tuple[str, float, float]]:
+def intervals(record: MetricRecord) -> list[tuple[str, float, float]]:
     """(metric, low, high) of each 95 % interval that a record tells."""
-    found = dict(details.get("intervals") or {})
-    for metric in ("balanced_accuracy", "dice"):
-        if details.get(f"{metric}_interval"):
-            found.setdefault(metric, details[f"{metric}_interval"])
-    return [
-        (metric, low, high) for metric, (low, high) in sorted(found.items(), key=lambda i: metric_order(i[0]))
-    ]
+    found = sorted(record.details.intervals.items(), key=lambda item: metric_order(item[0]))
+    return [(metric, low, high) for metric, (low, high) in found]
 
 
 def metric_order(name: str) -> tuple[int, str]:
@@ -134,14 +128,8 @@ _Basis = tuple[str, str, int, str]
 
 
 def _basis(record: MetricRecord) -> _Basis:
-    changes = "; ".join(protocol_changes(record))
+    changes = "; ".join(record.details.protocol_changes)
     return record.dataset_digest, record.protocol, record.protocol_version, changes
-
-
-def protocol_changes(record: MetricRecord) -> list[str]:
-    """Where the record departs from the usual protocol; empty for a record that does not say."""
-    changes = record.details.get("protocol_changes")
-    return [str(change) for change in changes] if isinstance(changes, list) else []
 
 
 def _protocol(record: MetricRecord) -> str:

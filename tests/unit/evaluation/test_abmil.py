@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eosin.config.evaluate import AbmilConfig
-from eosin.evaluation.tasks.abmil import (
+from eosin.config.heads import AbmilConfig
+from eosin.evaluation.heads.abmil import (
     Parameters,
     SlideBags,
     SlidePart,

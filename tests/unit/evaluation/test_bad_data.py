@@ -39,12 +39,12 @@ def test_damaged_images_are_dropped_counted_and_named(tmp_path: Path) -> None:
     record = _probe(tmp_path, uri)
     assert record.status == "ok"
     assert record.num_patches == 22
-    assert record.details["num_dropped"] == 3
-    reasons = {drop["source"]: drop["reason"] for drop in record.details["dropped"]}
+    assert record.details.num_dropped == 3
+    reasons = {drop.source: drop.reason for drop in record.details.dropped}
     assert reasons["train/red/000.png"] == "the file is empty"
     assert reasons["test/blue/001.png"].startswith("damaged")
     assert reasons["test/blue/page.png"].startswith("not a PNG, JPEG or TIFF")
-    assert record.details["num_judged"] == 7
+    assert record.details.num_judged == 7
 
 
 def test_missing_files_of_a_table_are_dropped_and_named(tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_missing_files_of_a_table_are_dropped_and_named(tmp_path: Path) -> None:
     rows = [f"{name}/{i:03d}.png,{name}" for name in ("red", "blue") for i in range(12)]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
     record = _probe(tmp_path, f"file://{tmp_path}/labels.csv")
-    assert (record.status, record.num_patches, record.details["num_dropped"]) == ("ok", 20, 4)
-    assert {drop["reason"] for drop in record.details["dropped"]} == {"the file is missing"}
+    assert (record.status, record.num_patches, record.details.num_dropped) == ("ok", 20, 4)
+    assert {drop.reason for drop in record.details.dropped} == {"the file is missing"}
 
 
 def test_one_damaged_image_moves_no_other_to_another_split(tmp_path: Path) -> None:
@@ -61,9 +61,7 @@ def test_one_damaged_image_moves_no_other_to_another_split(tmp_path: Path) -> No
     before = _probe(tmp_path, uri)
     (tmp_path / "set/red/003.png").write_bytes(b"x")
     after = _probe(tmp_path, uri)
-    counts = [
-        (r.details["num_train"], r.details["num_val"], r.details["num_judged"]) for r in (before, after)
-    ]
+    counts = [(r.details.num_train, r.details.num_val, r.details.num_judged) for r in (before, after)]
     assert sum(abs(a - b) for a, b in zip(*counts, strict=True)) == 1
 
 
@@ -107,8 +105,8 @@ def test_classes_that_one_split_lacks_are_noted(tmp_path: Path) -> None:
     layout = {"train": {"red": 5, "blue": 5}, "test": {"red": 3, "blue": 3, "green": 3}}
     record = _probe(tmp_path, write_folder(tmp_path / "set", layout), num_steps=500)
     assert record.status == "ok"
-    assert "no image of green in training" in record.details["notes"]
-    assert record.details["recall"]["green"] < 0.5
+    assert "no image of green in training" in record.details.notes
+    assert record.details.recall["green"] < 0.5
 
 
 def test_labels_that_no_two_splits_share_are_a_failed_record(tmp_path: Path) -> None:
@@ -126,7 +124,7 @@ def test_fewer_images_than_seeds_or_shots(tmp_path: Path) -> None:
     few = _probe(tmp_path, uri, num_runs=20)
     assert few.status == "ok"
     assert len(few.metrics["balanced_accuracy"].values) == 20
-    assert "no validation images: the last epoch is judged, not the best" in few.details["notes"]
+    assert "no validation images: the last epoch is judged, not the best" in few.details.notes
     shots = _probe(tmp_path / "b", uri, num_shots=5)
     assert shots.status == "failed"
     assert "5 shots are wanted" in shots.reason
@@ -136,8 +134,8 @@ def test_more_neighbours_than_images_is_noted(tmp_path: Path) -> None:
     uri = write_folder(tmp_path / "set", {"train": {"red": 3, "blue": 3}, "test": {"red": 2, "blue": 2}})
     config = make_config([{"kind": "knn", "name": "knn", "dataset": uri, "k": 20}])
     record = evaluate(make_run(tmp_path, config), "random-init", "knn", log=quiet_log())
-    assert record.details["k"] == 6
-    assert "k is 6, not 20: the training split has no more images" in record.details["notes"]
+    assert record.details.k == 6
+    assert "k is 6, not 20: the training split has no more images" in record.details.notes
 
 
 def test_two_at_once_give_one_embedding_file_and_the_same_record(tmp_path: Path) -> None:

@@ -38,11 +38,11 @@ def test_a_part_is_judged_with_more_seeds_than_images_and_says_that_it_is_one(tm
     run = make_run(tmp_path, make_config([task]))
     record = evaluate(run, "random-init", "breakhis", log=quiet_log())
     assert record.status == "ok", record.reason
-    assert len(record.metrics["balanced_accuracy"].values) == 20 > record.details["num_train"] == 7
-    assert any("a part of BreakHis at 40× only" in note for note in record.details["notes"])
-    (dropped,) = record.details["dropped"]
-    assert dropped["source"].endswith("SOB_B_TA-14-777-40-001.png") and "damaged" in dropped["reason"]
-    assert record.details["interval_over"] == "4 patients"
+    assert len(record.metrics["balanced_accuracy"].values) == 20 > record.details.num_train == 7
+    assert any("a part of BreakHis at 40× only" in note for note in record.details.notes)
+    (dropped,) = record.details.dropped
+    assert dropped.source.endswith("SOB_B_TA-14-777-40-001.png") and "damaged" in dropped.reason
+    assert record.details.interval_over == "4 patients"
 
 
 def test_published_masks_are_judged_from_their_own_form(tmp_path: Path) -> None:
@@ -59,9 +59,9 @@ def test_published_masks_are_judged_from_their_own_form(tmp_path: Path) -> None:
     record = evaluate(run, "random-init", "monusac", log=quiet_log())
     assert record.status == "ok", record.reason
     assert set(record.metrics) >= {"dice", "dice_epithelial"}
-    (dropped,) = record.details["dropped"]
-    assert "not an annotation file" in dropped["reason"]
-    assert record.details["interval_over"].endswith("patients")
+    (dropped,) = record.details.dropped
+    assert "not an annotation file" in dropped.reason
+    assert record.details.interval_over.endswith("patients")
 
 
 def test_slides_of_a_diverged_checkpoint_are_a_failed_record(tmp_path: Path) -> None:
@@ -74,4 +74,4 @@ def test_slides_of_a_diverged_checkpoint_are_a_failed_record(tmp_path: Path) -> 
     assert failed.status == "failed" and "not finite" in failed.reason
     fewer = evaluate(run, "random-init", "kinds", log=quiet_log())
     assert fewer.status == "ok", fewer.reason
-    assert len(fewer.metrics["top1"].values) == ABMIL["num_runs"] > fewer.details["num_train"] == 2
+    assert len(fewer.metrics["top1"].values) == ABMIL["num_runs"] > fewer.details.num_train == 2

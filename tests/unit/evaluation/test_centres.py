@@ -42,8 +42,8 @@ def test_patches_that_differ_by_tissue_alone_have_the_best_index(tmp_path: Path)
     assert record.status == "ok", record.reason
     assert record.metrics["robustness_index"].mean > 0.95
     assert record.metrics["same_centre_neighbours"].higher_is_better is False
-    assert record.details["robustness_index_by_mpp"].keys() == {"0.5", "1"}
-    assert record.details["counts"] == {"red": {"north": 6, "south": 6}, "blue": {"north": 6, "south": 6}}
+    assert record.details.by_mpp.keys() == {"0.5", "1"}
+    assert record.details.counts == {"red": {"north": 6, "south": 6}, "blue": {"north": 6, "south": 6}}
 
 
 def test_an_empty_cell_is_told(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_an_empty_cell_is_told(tmp_path: Path) -> None:
     path = tmp_path / "data" / "patches.csv"
     path.write_text("\n".join(line for line in path.read_text().splitlines() if "westred" not in line))
     record = _judge(tmp_path, dataset)
-    assert any("no patch of red from west" in note for note in record.details["notes"])
+    assert any("no patch of red from west" in note for note in record.details.notes)
 
 
 def test_one_centre_is_refused(tmp_path: Path) -> None:

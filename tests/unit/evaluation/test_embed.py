@@ -13,7 +13,7 @@ from eosin.errors import TransientError
 from eosin.evaluation.datasets.dataset import Dataset, Missing
 from eosin.evaluation.datasets.folder import open_folder
 from eosin.evaluation.embeddings.embed import Embeddings, embed
-from eosin.evaluation.subject import Subject, find_subject
+from eosin.evaluation.judged_model import JudgedModel, find_model
 from eosin.storage import open_store
 from tests.support.evaluation import make_config, make_run, quiet_log, write_folder
 
@@ -28,32 +28,32 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> Subject:
+def subject(tmp_path: Path) -> JudgedModel:
     config = make_config([])
     run = make_run(tmp_path, config)
-    return find_subject(run, config, "random-init", open_store(run))
+    return find_model(run, config, "random-init", open_store(run))
 
 
-def _embed(folder: Path, subject: Subject, dataset: Dataset, batch_size: int) -> Embeddings:
+def _embed(folder: Path, subject: JudgedModel, dataset: Dataset, batch_size: int) -> Embeddings:
     store = open_store(f"file://{folder}/{batch_size}")
     return embed(subject, dataset, store=store, batch_size=batch_size, log=quiet_log())
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 13, 14])
 def test_the_batch_decides_neither_order_nor_what_is_left_out(
-    batch_size: int, dataset: Dataset, subject: Subject, tmp_path: Path
+    batch_size: int, dataset: Dataset, subject: JudgedModel, tmp_path: Path
 ) -> None:
     whole = _embed(tmp_path, subject, dataset, 256)
     found = _embed(tmp_path, subject, dataset, batch_size)
     assert found.rows.tolist() == whole.rows.tolist()
     assert len(found.rows) == 10
     assert found.dropped == whole.dropped
-    assert [each["source"] for each in found.dropped] == ["blue/000.png", "blue/005.png", "red/006.png"]
+    assert [each.source for each in found.dropped] == ["blue/000.png", "blue/005.png", "red/006.png"]
     np.testing.assert_allclose(found.features, whole.features, rtol=1e-4, atol=1e-5)
 
 
 def test_a_store_that_fails_in_a_later_batch_is_heard(
-    dataset: Dataset, subject: Subject, tmp_path: Path
+    dataset: Dataset, subject: JudgedModel, tmp_path: Path
 ) -> None:
     def read(indices: Sequence[int]) -> list[bytes | Missing]:
         if 7 in indices:

@@ -66,20 +66,20 @@ def test_each_task_publishes_its_record(run: str) -> None:
         assert 1 < heldout.metrics["rankme"].mean <= 32
         assert 0 <= heldout.metrics["odcorr"].mean <= 1
         assert not heldout.metrics["odcorr"].higher_is_better
-        assert set(heldout.details["by_mpp"]) == {"0.5", "1"}
+        assert set(heldout.details.by_mpp) == {"0.5", "1"}
         assert _stored(run, model, "heldout") == heldout
 
     knn = _judge(run, "step-00000020", "texture-knn")
     assert knn.metrics["top1"].mean > 0.9, "three colours are told apart by any network"
-    assert sum(map(sum, knn.details["confusion"])) == knn.details["num_judged"]
+    assert sum(map(sum, knn.details.confusion)) == knn.details.num_judged
 
     probe = _judge(run, "step-00000020", "texture-probe")
     accuracy = probe.metrics["balanced_accuracy"]
     assert len(accuracy.values) == 3
     assert accuracy.mean > 0.9
-    low, high = probe.details["balanced_accuracy_interval"]
+    low, high = probe.details.intervals["balanced_accuracy"]
     assert low <= accuracy.values[0] <= high
-    assert probe.details["interval_over"].endswith("patients")
+    assert probe.details.interval_over.endswith("patients")
 
 
 def test_robustness_is_measured_for_every_change_and_magnification(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_robustness_is_measured_for_every_change_and_magnification(tmp_path: Pat
     assert record.status == "ok"
     assert {name.rsplit("_", 1)[0] for name in record.metrics} == {"rotation", "flip", "stain", "blur"}
     assert all(value.mean <= 1 for value in record.metrics.values())
-    assert set(record.details["retrieval_by_mpp"]) == {"0.5", "1"}
+    assert set(record.details.by_mpp) == {"0.5", "1"}
     assert len(list(open_store(uri).list(RunLayout.EMBEDDINGS))) == 5, "the originals and four changes"
 
 

@@ -14,9 +14,9 @@ from eosin.evaluation.datasets.dataset import Dataset, Missing, Sample
 from eosin.evaluation.embeddings.embed import Embeddings
 from eosin.evaluation.embeddings.forward import Forward
 from eosin.evaluation.evaluate import evaluate
+from eosin.evaluation.judged_model import JudgedModel
 from eosin.evaluation.pictures import sheets
 from eosin.evaluation.pictures.examples import map_examples, neighbour_examples
-from eosin.evaluation.subject import Subject
 from eosin.models.arch import import_timm
 from eosin.records import TeacherCard
 from eosin.storage import open_store
@@ -99,14 +99,14 @@ def test_a_sheet_never_outgrows_its_bound(monkeypatch: pytest.MonkeyPatch) -> No
     Image.open(io.BytesIO(small)).load()
 
 
-def _subject(arch: str, img_px: int = 32, **args: object) -> Subject:
+def _subject(arch: str, img_px: int = 32, **args: object) -> JudgedModel:
     torch.manual_seed(0)
     module = import_timm().create_model(arch, num_classes=0, **args).eval()
     card = TeacherCard(
         name="m", step=None, arch=arch, arch_args={}, img_px=img_px, num_features=int(module.num_features),
         mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), mpp=(), weights_sha256="",
     )  # fmt: skip
-    return Subject("m", None, "d", lambda: (module, card))
+    return JudgedModel("m", None, "d", lambda: (module, card))
 
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -158,8 +158,8 @@ def test_records_name_pictures_that_are_there(tmp_path: Path) -> None:
     for task in ("knn", "heldout"):
         record = evaluate(run, "random-init", task, log=quiet_log())
         assert record.status == "ok", record.reason
-        kinds[task] = [each["kind"] for each in record.details["examples"]]
-        for each in record.details["examples"]:
-            data = open_store(run).get(each["key"])
+        kinds[task] = [each.kind for each in record.details.examples]
+        for each in record.details.examples:
+            data = open_store(run).get(each.key)
             assert data[:2] == b"\xff\xd8" and len(data) <= sheets.MAX_BYTES
     assert kinds == {"knn": ["neighbours"], "heldout": ["neighbours", "maps"]}

@@ -71,9 +71,9 @@ def test_a_teacher_of_another_run_has_seen_that_runs_slides(tmp_path: Path) -> N
     judging = make_run(tmp_path / "other", config)
     record = evaluate(judging, f"{trained}/teachers/step-00000003", "knn", log=quiet_log())
     assert record.status == "ok", record.reason
-    leaked = record.details["leaked_patients"]
+    leaked = record.details.leaked_patients
     assert leaked and set(leaked) < {f"p{i}" for i in range(7)}
-    assert any(leaked[0] in note for note in record.details["notes"])
+    assert any(leaked[0] in note for note in record.details.notes)
 
 
 def test_a_teacher_without_its_run_says_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from eosin.evaluation.datasets.masks import IGNORE, infer_coding, load_mask
 from eosin.evaluation.embeddings.tiles import cut, draw, grid
-from eosin.evaluation.tasks.decoder import dice_loss, pixel_confusion
+from eosin.evaluation.heads.decoder import dice_loss, pixel_confusion
 from eosin.evaluation.transform import BadImage
 from eosin.metrics.segmentation import dice
 from tests.support.evaluation import encoded

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eosin.config.evaluate import ProbeConfig
-from eosin.evaluation.tasks.probe import Part, Probes, train_probes
+from eosin.config.heads import ProbeConfig
+from eosin.evaluation.heads.linear import Part, Probes, train_probes
 
 
 def _data(seed: int, count: int, *, dim: int = 12, num_classes: int = 4, spread: float = 1.0) -> Part:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from eosin.config.evaluate import LinearProbeTask, ProbeConfig
-from eosin.evaluation.protocol import protocol_of
+from eosin.config.heads import ProbeConfig
+from eosin.evaluation.tasks.linear_probe import LinearProbeTask
 
 
 def _probe(**fields: Any) -> LinearProbeTask:
@@ -16,9 +16,8 @@ def _probe(**fields: Any) -> LinearProbeTask:
 
 @pytest.mark.parametrize("fields", [{}, {"patience_epochs": 7}, {"num_shots": 10, "num_runs": 50}])
 def test_evas_protocol_keeps_its_name(fields: dict[str, Any]) -> None:
-    protocol = protocol_of(_probe(**fields))
+    protocol = _probe(**fields).protocol()
     assert (protocol.name, protocol.changes) == ("linear-probe-eva", ())
-    assert protocol.hyperparameters is not None
     assert fields.items() <= protocol.hyperparameters.items()
 
 
@@ -34,6 +33,6 @@ def test_evas_protocol_keeps_its_name(fields: dict[str, Any]) -> None:
     ],
 )
 def test_any_change_takes_the_name_away_and_is_told(fields: dict[str, Any], change: str) -> None:
-    protocol = protocol_of(_probe(**fields))
+    protocol = _probe(**fields).protocol()
     assert protocol.name == "linear-probe"
     assert protocol.changes == (change,)

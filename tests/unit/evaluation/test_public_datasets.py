@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from eosin.config import RunConfig
-from eosin.config.evaluate import LinearProbeTask, SegmentationTask
 from eosin.config.presets import PRESETS
 from eosin.errors import UserError
 from eosin.evaluation.datasets.masks import IGNORE
 from eosin.evaluation.datasets.open_dataset import open_dataset
 from eosin.evaluation.datasets.public.registry import IMAGES, MASKS
+from eosin.evaluation.tasks.linear_probe import LinearProbeTask
+from eosin.evaluation.tasks.segmentation import SegmentationTask
 from tests.support import public_datasets as trees
 
 MINI = {

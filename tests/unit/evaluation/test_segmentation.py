@@ -33,7 +33,7 @@ def _judge(folder: Path, dataset: str, model: str = RANDOM_INIT, **fields: Any) 
 
 
 def _reasons(record: MetricRecord) -> dict[str, str]:
-    return {drop["source"]: drop["reason"] for drop in record.details["dropped"]}
+    return {drop.source: drop.reason for drop in record.details.dropped}
 
 
 @pytest.mark.parametrize("model", [RANDOM_INIT, "step-00000020"])
@@ -52,18 +52,19 @@ def test_blobs_are_found_on_images_never_seen(tmp_path: Path, model: str) -> Non
 def test_the_record_names_decoder_and_every_hyperparameter(tmp_path: Path) -> None:
     record = _judge(tmp_path, write_masked(tmp_path / "data"))
     assert (record.protocol, record.protocol_version) == ("segmentation-conv-decoder", 1)
-    decoder = record.details["decoder"]
-    assert (decoder["name"], decoder["version"], decoder["loss"]) == ("conv-decoder", 1, "Dice")
-    assert {name: decoder[name] for name in DECODER} == DECODER
-    assert decoder["weight_decay"] == 0.01
-    assert "num_steps 40 (eva: 2000)" in record.details["protocol_changes"]
-    assert not any("weight_decay" in change for change in record.details["protocol_changes"])
+    decoder = record.details.decoder
+    assert (decoder.name, decoder.version, decoder.loss) == ("conv-decoder", 1, "Dice")
+    assert DECODER.items() <= record.details.hyperparameters.items()
+    assert record.details.hyperparameters["weight_decay"] == 0.01
+    assert "num_steps 40 (eva: 2000)" in record.details.protocol_changes
+    assert not any("weight_decay" in change for change in record.details.protocol_changes)
 
 
 def test_the_picture_lies_beside_the_record(tmp_path: Path) -> None:
     record = _judge(tmp_path, write_masked(tmp_path / "data"))
-    key = record.details["picture"]
-    assert key == RunLayout.picture(RANDOM_INIT, "blobs")
+    (shown,) = record.details.examples
+    key = shown.key
+    assert key == RunLayout.example(RANDOM_INIT, "blobs", "panel")
     data = open_store(f"file://{tmp_path}/run").get(key)
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.format == "JPEG"
@@ -82,14 +83,14 @@ def test_the_same_seed_gives_the_same_figures(tmp_path: Path) -> None:
     dataset = write_masked(tmp_path / "data")
     one, two = (_judge(tmp_path / name, dataset) for name in ("one", "two"))
     assert one.metrics == two.metrics
-    assert one.details["best_step"] == two.details["best_step"]
+    assert one.details.best_step == two.details.best_step
 
 
 def test_masks_of_0_and_255_are_two_classes(tmp_path: Path) -> None:
     indices = _judge(tmp_path / "i", write_masked(tmp_path / "indices"))
     binary = _judge(tmp_path / "b", write_masked(tmp_path / "binary", binary=True))
     assert binary.metrics == indices.metrics
-    assert binary.details["classes"] == ["background", "class 1"]
+    assert binary.details.classes == ("background", "class 1")
 
 
 def test_what_cannot_be_used_is_left_out_and_named(tmp_path: Path) -> None:
@@ -111,8 +112,8 @@ def test_what_cannot_be_used_is_left_out_and_named(tmp_path: Path) -> None:
     assert "images/03.png" in reasons
     assert "empty" in reasons["images/04.png"]
     assert "2 images share" in reasons["images/05.png"]
-    assert record.details["num_dropped"] == 6
-    assert any("1 mask(s) without an image" in note for note in record.details["notes"])
+    assert record.details.num_dropped == 6
+    assert any("1 mask(s) without an image" in note for note in record.details.notes)
 
 
 def _empty(root: Path) -> None:
@@ -168,7 +169,7 @@ def test_too_many_tokens_are_refused_by_name(tmp_path: Path) -> None:
 def test_more_tiles_than_allowed_are_drawn_and_noted(tmp_path: Path) -> None:
     record = _judge(tmp_path, write_masked(tmp_path / "data"), max_tiles=20)
     assert record.num_patches == 20
-    assert "20 of 24 tiles are drawn (max_tiles)" in record.details["notes"]
+    assert "20 of 24 tiles are drawn (max_tiles)" in record.details.notes
 
 
 def test_ignored_pixels_are_not_judged(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_ignored_pixels_are_not_judged(tmp_path: Path) -> None:
     record = _judge(tmp_path, f"file://{root}", ignore_value=255)
     assert record.status == "ok", record.reason
     # Half of every image: 64 x 32 pixels of each judged one, in the tiles that show any.
-    assert sum(record.details["class_pixels"].values()) == record.details["num_judged"] * 32 * 32
+    assert sum(record.details.class_pixels.values()) == record.details.num_judged * 32 * 32
     assert record.num_patches == 12
 
 
@@ -190,15 +191,15 @@ def test_real_nuclei_give_figures_and_a_picture(tmp_path: Path) -> None:
     record = _judge(tmp_path, f"file://{folder}", classes=["background", "nucleus"], max_tiles=600)
     assert record.status == "ok", record.reason
     assert 0.2 < record.metrics["dice_nucleus"].mean < 1
-    assert record.details["num_images"] == 10
-    assert "picture" in record.details
+    assert record.details.num_images == 10
+    assert record.details.examples
 
 
 def test_dice_has_an_interval_over_images_and_counts_to_compare_by(tmp_path: Path) -> None:
     record = _judge(tmp_path, write_masked(tmp_path / "data"))
-    low, high = record.details["dice_interval"]
+    low, high = record.details.intervals["dice"]
     assert 0 <= low <= record.metrics["dice"].values[0] <= high <= 1
-    counts = np.array(list(record.details["group_confusions"].values()))
-    assert record.details["interval_over"] == f"{len(counts)} images"
-    pixels = sum(record.details["class_pixels"].values())
+    counts = np.array(list(record.details.group_confusions.values()))
+    assert record.details.interval_over == f"{len(counts)} images"
+    pixels = sum(record.details.class_pixels.values())
     assert counts.sum() == pixels

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from eosin.config.evaluate import SlideTask
 from eosin.errors import UserError
 from eosin.evaluation.datasets.public.slides import SLIDES, stratified_split
 from eosin.evaluation.datasets.slide_dataset import open_slides
@@ -38,9 +37,9 @@ def test_slides_are_told_apart_by_their_patches_and_stored_once(tmp_path: Path) 
     assert record.metrics["balanced_accuracy"].mean > 0.9
     assert len(record.metrics["balanced_accuracy"].values) == ABMIL["num_runs"]
     details = record.details
-    assert (details["num_train"], details["num_val"], details["num_judged"]) == (6, 6, 6)
-    assert details["patches_per_slide"]["max"] == 6 > details["patches_per_slide"]["min"]
-    assert any("num_epochs 12 (eva: 100)" in change for change in details["protocol_changes"])
+    assert (details.num_train, details.num_val, details.num_judged) == (6, 6, 6)
+    assert details.patches_per_slide.max == 6 > details.patches_per_slide.min
+    assert any("num_epochs 12 (eva: 100)" in change for change in details.protocol_changes)
     stored = list((tmp_path / "run" / "embeddings").rglob("*.safetensors"))
     assert len(stored) == 18
     sizes = [len(safetensors.numpy.load_file(path)["features"]) for path in stored]
@@ -63,10 +62,10 @@ def test_a_slide_that_is_bad_missing_or_empty_is_named_and_the_rest_judged(tmp_p
     (tmp_path / "slides" / "violet_train_1.svs").unlink()
     record = _judge(tmp_path, dataset, name="kinds")
     assert record.status == "ok", record.reason
-    dropped = {Path(each["source"]).name: each["reason"] for each in record.details["dropped"]}
+    dropped = {Path(each.source).name: each.reason for each in record.details.dropped}
     assert dropped.keys() == {"pink_train_0.svs", "violet_train_1.svs"}
     assert "missing" in dropped["violet_train_1.svs"]
-    assert (record.details["num_train"], record.details["num_dropped"]) == (4, 2)
+    assert (record.details.num_train, record.details.num_dropped) == (4, 2)
 
 
 def test_no_slide_there_is_one_clear_failure(tmp_path: Path) -> None:
@@ -98,14 +97,14 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_used_says_why(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(UserError, match=message):
-        open_slides(SlideTask(kind="slide", name="t", dataset=f"file://{tmp_path}/labels.csv"))
+        open_slides(f"file://{tmp_path}/labels.csv")
 
 
 def test_tcga_slides_carry_their_patient(tmp_path: Path) -> None:
     (tmp_path / "tp53.csv").write_text(
         "slide,label\nx/TCGA-38-6178-01Z-00-DX1.svs,mutated\nTCGA-38-6178-01A-01-TS1.svs,mutated\nother.svs,wild\n"
     )
-    dataset = open_slides(SlideTask(kind="slide", name="t", dataset=f"file://{tmp_path}/tp53.csv"))
+    dataset = open_slides(f"file://{tmp_path}/tp53.csv")
     assert [s.patient for s in dataset.samples] == ["TCGA-38-6178", "TCGA-38-6178", ""]
 
 

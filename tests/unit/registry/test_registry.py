@@ -13,6 +13,7 @@ from eosin.errors import PermanentError, UserError
 from eosin.layout import RegistryLayout, RunLayout, model_name
 from eosin.observability import RunLog
 from eosin.records import MetricRecord, MetricValue, RegisteredModel, RegistryEntry, bucket
+from eosin.records.details import ClassifierDetails, Details
 from eosin.registry import entries
 from eosin.registry.compare import Rule
 from eosin.registry.entries import find_entry, roll_back
@@ -60,7 +61,7 @@ def labelled_record(model: str, task: str, right: float, *, num_samples: int = 4
     predicted = [t if p < right else (t + 1) % NUM_CLASSES for t, p in zip(truth, place, strict=True)]
     share = float(np.mean([t == p for t, p in zip(truth, predicted, strict=True)]))
     made = record(model, None, next(each for each in TASKS if each["name"] == task), 0.5)
-    details = {**made.details, "truth": truth, "predicted": predicted, "patients": None}
+    details = ClassifierDetails(truth=truth, predicted=[predicted])
     metrics = {"balanced_accuracy": MetricValue.of([share]), "top1": MetricValue.of([share])}
     return made.model_copy(update={"details": details, "metrics": metrics})
 
@@ -147,7 +148,9 @@ def test_accuracy_is_tested_on_the_predictions_that_are_kept(world: World, curre
 def judged_by_runs(store: Store, model: str, values: list[float]) -> None:
     """A record of a metric that keeps a value a run and no predictions."""
     made = record(model, None, TASKS[2], 0.5)
-    put_record(store, made.model_copy(update={"metrics": {"dice": MetricValue.of(values)}, "details": {}}))
+    put_record(
+        store, made.model_copy(update={"metrics": {"dice": MetricValue.of(values)}, "details": Details()})
+    )
 
 
 @pytest.mark.parametrize(

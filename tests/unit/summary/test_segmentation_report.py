@@ -19,7 +19,7 @@ from eosin.storage import open_store
 from eosin.summary.summarize import SummaryResult, summarize
 from tests.support.evaluation import export, make_config, make_run, quiet_log
 from tests.support.segmentation import DECODER, write_masked
-from tests.support.summary import TASKS, fake_run, jpeg, put_record, record, report_file
+from tests.support.summary import TASKS, fake_run, jpeg, record, report_file
 
 
 def _summarize(run: str) -> tuple[SummaryResult, str]:
@@ -45,7 +45,7 @@ def test_dice_picture_and_decoder_are_in_the_report(run: str) -> None:
     assert set(result.headline) == {"blobs dice", "blobs dice (random-init)"}
     assert "blobs: Dice" in page, "a curve over steps"
     assert "blobs: Dice of class 1" in page
-    picture = open_store(run).get(RunLayout.picture("step-00000020", "blobs"))
+    picture = open_store(run).get(RunLayout.example("step-00000020", "blobs", "panel"))
     assert base64.b64encode(picture).decode() in page
     assert "conv-decoder v1 on patch tokens alone" in page
     assert "num_steps 40 (eva: 2000)" in page
@@ -55,7 +55,7 @@ def test_dice_picture_and_decoder_are_in_the_report(run: str) -> None:
 
 def test_without_its_picture_the_rest_is_shown(run: str) -> None:
     store = open_store(run)
-    store.delete([RunLayout.picture("step-00000020", "blobs")])
+    store.delete([RunLayout.example("step-00000020", "blobs", "panel")])
     _, page = _summarize(run)
     assert "Patch, truth, prediction" not in page
     assert "blobs: Dice" in page
@@ -68,14 +68,17 @@ def test_a_record_cannot_name_another_object(tmp_path: Path, key: Any) -> None:
     open_store(run).put("logs/secret.jpg", data)
     open_store(f"file://{tmp_path}/runs").put("secret.jpg", data)
     spoiled = record("step-00000300", 300, TASKS[1], 0.9)
-    put_record(open_store(run), spoiled.model_copy(update={"details": {**spoiled.details, "picture": key}}))
+    tree = json.loads(spoiled.to_json())
+    tree["details"]["examples"] = [{"kind": "panel", "key": key, "caption": ""}]
+    key_of_record = RunLayout.metric(spoiled.model, spoiled.task)
+    open_store(run).put(key_of_record, json.dumps(tree).encode())
     assert base64.b64encode(data).decode() not in _summarize(run)[1]
 
 
 def test_what_is_no_jpeg_is_not_shown(run: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
-    key = RunLayout.picture("step-00000020", "blobs")
+    key = RunLayout.example("step-00000020", "blobs", "panel")
     open_store(run).put(key, buffer.getvalue())
     assert "Patch, truth, prediction" not in _summarize(run)[1]
 
@@ -86,7 +89,8 @@ def test_records_with_different_changes_are_not_compared(tmp_path: Path) -> None
     key = RunLayout.metric("step-00000100", "textures-linear")
     stored = MetricRecord.from_json(store.get(key), source=key)
     changes = ["num_steps 5 (eva: 12500)"]
-    other = stored.model_copy(update={"details": {**stored.details, "protocol_changes": changes}})
+    details = stored.details.model_copy(update={"protocol_changes": tuple(changes)})
+    other = stored.model_copy(update={"details": details})
     store.put(key, other.to_json())
     _, page = _summarize(run)
     summary = json.loads(report_file(run, RunLayout.SUMMARY_JSON))

@@ -18,6 +18,7 @@ from PIL import Image
 from eosin.errors import UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
+from eosin.records.details import ExamplePicture
 from eosin.storage import open_store
 from eosin.summary.summarize import SummaryResult, summarize
 from tests.support.summary import HOSTILE, STEPS, TASKS, fake_run, jpeg, put_record, record, report_file
@@ -110,15 +111,15 @@ def test_a_gain_that_chance_explains_is_called_that(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     store = open_store(run)
     first = record("random-init", 0, TASKS[1], 0.5)
-    truth = first.details["truth"]
-    predicted = list(first.details["predicted"])
+    truth = first.details.truth
+    predicted = list(first.details.predicted[0])
     wrong = next(i for i, (t, p) in enumerate(zip(truth, predicted, strict=True)) if t != p)
     predicted[wrong] = truth[wrong]
     better = {
         name: value.model_copy(update={"mean": value.mean + 0.01}) for name, value in first.metrics.items()
     }
     put_record(store, first)
-    details = {**first.details, "predicted": predicted}
+    details = first.details.model_copy(update={"predicted": (tuple(predicted),)})
     last = first.model_copy(
         update={"model": "step-00000300", "step": 300, "metrics": better, "details": details}
     )
@@ -346,16 +347,17 @@ def test_pictures_and_intervals_of_a_record_are_shown(tmp_path: Path) -> None:
     data = jpeg(Image.new("RGB", (30, 20), "teal"))
     store.put(key, data)
     shown = [
-        {"kind": "neighbours", "key": key, "caption": "Each row: <b>a patch</b>"},
-        {"kind": "maps", "key": key.replace("neighbours", "gone"), "caption": "not there"},
-        {"kind": "elsewhere", "key": "checkpoints/x.jpg", "caption": "not a picture"},
-        "nonsense",
+        ExamplePicture(kind="neighbours", key=key, caption="Each row: <b>a patch</b>"),
+        ExamplePicture(kind="maps", key=key.replace("neighbours", "gone"), caption="not there"),
+        ExamplePicture(kind="elsewhere", key="checkpoints/x.jpg", caption="not a picture"),
     ]
     base = record("step-00000300", 300, TASKS[0], 0.7)
-    intervals = {"top1": [0.61, 0.72], "f1_macro": [0.51, 0.66]}
-    put_record(store, base.model_copy(update={"details": {**base.details, "examples": shown}}))
+    details = base.details.model_copy(update={"examples": tuple(shown)})
+    put_record(store, base.model_copy(update={"details": details}))
     probe = record("step-00000300", 300, TASKS[2], 0.7)
-    put_record(store, probe.model_copy(update={"details": {**probe.details, "intervals": intervals}}))
+    intervals = {**probe.details.intervals, "top1": (0.61, 0.72), "f1_macro": (0.51, 0.66)}
+    details = probe.details.model_copy(update={"intervals": intervals})
+    put_record(store, probe.model_copy(update={"details": details}))
     summary = _summary(run)
     page = report_file(run, RunLayout.SUMMARY_HTML)
     assert base64.b64encode(data).decode() in page

@@ -98,7 +98,7 @@ def test_the_index_of_centres_heads_its_task_and_is_told_by_magnification(tmp_pa
     }
     details = {
         "counts": {"<b>TUM": {"A": 41, "B": 7}},
-        "robustness_index_by_mpp": {"0.5": 0.777, "1": None},
+        "by_mpp": {"0.5": {"robustness_index": 0.777}, "1": {}},
     }
     put_record(
         open_store(run),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eosin.config.evaluate import SlideTask
+from eosin.config.presets import SlideLayout
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import SPLITS, Dataset, Digest, Missing, Sample
 from eosin.evaluation.datasets.patients import tcga_patient
@@ -22,31 +22,34 @@ class SlideDataset(Dataset):
     slides_uri: str
 
 
-def open_slides(task: SlideTask) -> SlideDataset:
-    """The slides that `task` names, with their labels.
+def open_slides(
+    uri: str, layout: SlideLayout | None = None, *, allow_subset: bool = False, slides_uri: str = ""
+) -> SlideDataset:
+    """Slides with their labels: of the CSV at `uri`, or of the public dataset `layout` in the folder `uri`.
 
-    Raises `UserError` for a CSV that is not there or not understood, or a public dataset that is not whole.
+    `slides_uri`: folder of the slides that a CSV names (empty: where it lies). Raises `UserError` for a CSV
+    that is not there or not understood, or a public dataset that is not whole.
     """
-    if task.layout is None:
-        return _from_csv(task)
-    found = SLIDES[task.layout].open(task.dataset, allow_subset=task.allow_subset)
-    return _slide_dataset(task.dataset, found.uri, found.samples, found.notes)
+    if layout is None:
+        return _from_csv(uri, slides_uri)
+    found = SLIDES[layout].open(uri, allow_subset=allow_subset)
+    return _slide_dataset(uri, found.uri, found.samples, found.notes)
 
 
-def _from_csv(task: SlideTask) -> SlideDataset:
-    folder, _, name = task.dataset.rpartition("/")
+def _from_csv(uri: str, slides_uri: str) -> SlideDataset:
+    folder, _, name = uri.rpartition("/")
     try:
         data = open_store(folder or ".").get(name)
     except NotFound:
         raise UserError(
-            f"no table at {task.dataset}", hint="a CSV with the columns slide and label is needed"
+            f"no table at {uri}", hint="a CSV with the columns slide and label is needed"
         ) from None
-    rows = parse_csv(data, task.dataset, ("slide", "label"))
-    samples = [_sample(task.dataset, number, row) for number, row in enumerate(rows, 2)]
+    rows = parse_csv(data, uri, ("slide", "label"))
+    samples = [_sample(uri, number, row) for number, row in enumerate(rows, 2)]
     twice = [name for name, count in Counter(sample.source for sample in samples).items() if count > 1]
     if twice:
-        raise UserError(f"{task.dataset} names {twice[0]} twice", hint="one row a slide is needed")
-    return _slide_dataset(task.dataset, task.slides or folder or ".", samples, ())
+        raise UserError(f"{uri} names {twice[0]} twice", hint="one row a slide is needed")
+    return _slide_dataset(uri, slides_uri or folder or ".", samples, ())
 
 
 def _sample(uri: str, number: int, row: dict[str, str]) -> Sample:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from eosin.errors import PermanentError
 from eosin.evaluation.datasets.dataset import Dataset, Missing
 from eosin.evaluation.embeddings.changes import CHANGES, CHANGES_VERSION
-from eosin.evaluation.subject import Subject
+from eosin.evaluation.judged_model import JudgedModel
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION, BadImage, load_image
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
@@ -42,9 +43,28 @@ class Embeddings:
     dropped: tuple[dict[str, str], ...]
     """The first of the images that could not be read: source and reason."""
 
+    def told(self) -> dict[str, Any]:
+        """Fields of `Details` on what was left out, and on how images became pixels."""
+        return {
+            "num_dropped": self.num_dropped,
+            "dropped": self.dropped,
+            "transform": f"{TRANSFORM} v{TRANSFORM_VERSION}",
+        }
+
+    def rows_by_mpp(self, dataset: Dataset, *, min_samples: int) -> dict[str, list[int]]:
+        """Rows of `features` of each magnification with so many samples, finest first; empty for only one."""
+        rows: dict[float, list[int]] = defaultdict(list)
+        for i, row in enumerate(self.rows.tolist()):
+            mpp = dataset.samples[row].mpp
+            if mpp is not None:
+                rows[mpp].append(i)
+        if len(rows) < 2:
+            return {}
+        return {f"{mpp:g}": rows[mpp] for mpp in sorted(rows) if len(rows[mpp]) >= min_samples}
+
 
 def embed(
-    subject: Subject, dataset: Dataset, *, store: Store, batch_size: int, log: RunLog, change: str = ""
+    model: JudgedModel, dataset: Dataset, *, store: Store, batch_size: int, log: RunLog, change: str = ""
 ) -> Embeddings:
     """The embeddings of every readable image of `dataset`, from the store where they are there already.
 
@@ -53,27 +73,27 @@ def embed(
     Several processes may do this at once: all compute the same, the first to publish wins. Raises
     `PermanentError` where no image can be read or an embedding is not finite.
     """
-    key = RunLayout.embeddings(_digest(subject, dataset, change))
+    key = RunLayout.embeddings(_digest(model, dataset, change))
     stored = _load(store, key)
     if stored is not None:
-        log.event("embeddings", model=subject.name, images=len(stored.rows), source="stored")
+        log.event("embeddings", model=model.name, images=len(stored.rows), source="stored")
         return stored
-    made = _compute(subject, dataset, batch_size, log, change)
+    made = _compute(model, dataset, batch_size, log, change)
     if not put_if_absent(store, key, _encode(made)):
         log.event("embeddings-shared", key=key, detail="another task published them first")
     return made
 
 
-def _digest(subject: Subject, dataset: Dataset, change: str) -> str:
-    identity = [subject.digest, dataset.digest, TRANSFORM, TRANSFORM_VERSION, "float32"]
+def _digest(model: JudgedModel, dataset: Dataset, change: str) -> str:
+    identity = [model.digest, dataset.digest, TRANSFORM, TRANSFORM_VERSION, "float32"]
     identity += [change, CHANGES_VERSION] if change else []
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def _compute(subject: Subject, dataset: Dataset, batch_size: int, log: RunLog, change: str) -> Embeddings:
+def _compute(model: JudgedModel, dataset: Dataset, batch_size: int, log: RunLog, change: str) -> Embeddings:
     from eosin.evaluation.embeddings.forward import Forward
 
-    forward = Forward(*subject.load())
+    forward = Forward(*model.load())
     features: list[Features] = []
     rows: list[int] = []
     dropped: list[dict[str, str]] = []
@@ -98,8 +118,8 @@ def _compute(subject: Subject, dataset: Dataset, batch_size: int, log: RunLog, c
             if good:
                 features.append(forward(np.stack(list(good.values()))))
                 rows += good
-            log.progress(indices[-1] + 1, total, "images", model=subject.name)
-    return _checked(subject, dataset, features, rows, dropped)
+            log.progress(indices[-1] + 1, total, "images", model=model.name)
+    return _checked(model, dataset, features, rows, dropped)
 
 
 def _one_ahead(load: Callable[[range], T], batches: Sequence[range]) -> Iterator[T]:
@@ -125,7 +145,7 @@ def _decode(data: bytes | Missing, img_px: int) -> Pixels | str:
 
 
 def _checked(
-    subject: Subject,
+    model: JudgedModel,
     dataset: Dataset,
     features: list[Features],
     rows: list[int],
@@ -141,7 +161,7 @@ def _checked(
     bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
     if len(bad):
         raise PermanentError(
-            f"model {subject.name}: {len(bad)} of {len(matrix)} embeddings are not finite, "
+            f"model {model.name}: {len(bad)} of {len(matrix)} embeddings are not finite, "
             f"first that of {dataset.samples[rows[bad[0]]].source}",
             hint="the checkpoint diverged: look at the loss before it, and judge an earlier one",
         )

@@ -20,7 +20,7 @@ from eosin.errors import PermanentError
 from eosin.evaluation.embeddings.embed import Features
 from eosin.evaluation.embeddings.forward import Forward
 from eosin.evaluation.embeddings.slide_patches import SlidePlan
-from eosin.evaluation.subject import Subject
+from eosin.evaluation.judged_model import JudgedModel
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION, fit
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
@@ -56,7 +56,7 @@ class Bags:
 
 
 def embed_slides(
-    subject: Subject, plan: SlidePlan, *, store: Store, folder: Path, batch_size: int, log: RunLog
+    model: JudgedModel, plan: SlidePlan, *, store: Store, folder: Path, batch_size: int, log: RunLog
 ) -> Bags:
     """Embeddings of every slide of `plan`, from the store where they are there; laid out in `folder`.
 
@@ -64,8 +64,8 @@ def embed_slides(
     Memory holds one slide. Raises `PermanentError` where no slide gives a patch, or an embedding is not
     finite.
     """
-    digest = _digest(subject, plan)
-    worker = _Worker(subject, plan, batch_size)
+    digest = _digest(model, plan)
+    worker = _Worker(model, plan, batch_size)
     dropped = list(plan.dropped)
     counts: list[int] = []
     rows: list[int] = []
@@ -80,7 +80,7 @@ def embed_slides(
                 counts.append(len(found))
                 rows.append(place)
                 dim = found.shape[1]
-            log.progress(done, len(plan.places), "slides", model=subject.name)
+            log.progress(done, len(plan.places), "slides", model=model.name)
     if not rows:
         raise PermanentError(
             f"no slide gives a patch; the first, {dropped[0]['source']}: {dropped[0]['reason']}"
@@ -95,10 +95,10 @@ def embed_slides(
     )
 
 
-def _digest(subject: Subject, plan: SlidePlan) -> str:
+def _digest(model: JudgedModel, plan: SlidePlan) -> str:
     """Of the model and of how patches are drawn; the slide's own digest is part of its key."""
     identity = [
-        subject.digest, TRANSFORM, TRANSFORM_VERSION, plan.grid.model_dump(mode="json"), plan.num_patches,
+        model.digest, TRANSFORM, TRANSFORM_VERSION, plan.grid.model_dump(mode="json"), plan.num_patches,
         plan.reading.patch_px, plan.reading.decoder, "float32",
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -124,15 +124,15 @@ def _stored_or_made(
 class _Worker:
     """Reads and embeds the patches of one slide after another; opens model and reader when first needed."""
 
-    def __init__(self, subject: Subject, plan: SlidePlan, batch_size: int) -> None:
-        self._subject, self._plan, self._batch_size = subject, plan, batch_size
+    def __init__(self, model: JudgedModel, plan: SlidePlan, batch_size: int) -> None:
+        self._model, self._plan, self._batch_size = model, plan, batch_size
         self._forward: Forward | None = None
         self._reader: GuardedReader | None = None
 
     def embed(self, place: int) -> Features | str:
         """[n, D] of the slide's patches that can be read, or why there are none."""
         if self._forward is None or self._reader is None:
-            self._forward = Forward(*self._subject.load())
+            self._forward = Forward(*self._model.load())
             self._reader = open_reader(self._plan.snapshot, self._plan.reading, share_tiles=True)
         features: list[Features] = []
         batch: list[Pixels] = []
@@ -152,7 +152,7 @@ class _Worker:
     def _checked(self, features: Features, place: int) -> Features:
         if not np.isfinite(features).all():
             raise PermanentError(
-                f"model {self._subject.name}: embeddings of {self._plan.row(place).slide} are not finite",
+                f"model {self._model.name}: embeddings of {self._plan.row(place).slide} are not finite",
                 hint="the checkpoint diverged: look at the loss before it, and judge an earlier one",
             )
         return features

@@ -1,4 +1,4 @@
-"""Which patches stand for each slide: an index of the slides, a grid over their tissue, a stable draw."""
+"""Patches of labelled slides: an index of the slides, a grid over their tissue, a stable draw."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from eosin.config import RunConfig
-from eosin.config.evaluate import SlideTask
 from eosin.config.index import IndexConfig, TissueConfig
 from eosin.config.patches import GridConfig, PatchesConfig
 from eosin.config.slides import SlidesConfig
@@ -61,18 +60,25 @@ class SlidePlan:
 
 
 def plan_slides(
-    run_uri: str, config: RunConfig, task: SlideTask, dataset: SlideDataset, *, log: RunLog
+    run_uri: str,
+    config: RunConfig,
+    dataset: SlideDataset,
+    grid: GridConfig,
+    *,
+    num_patches: int,
+    overrides: str | None,
+    log: RunLog,
 ) -> SlidePlan:
     """Index the labelled slides of `dataset` inside the run, where that is not done yet, and plan patches.
 
+    At most `num_patches` a slide, on `grid`; `overrides` is a table of what the slides' headers lack.
     Raises `UserError` where none of them can be read.
     """
     keys, dropped = _find_keys(dataset)
-    indexing = _indexing_config(run_uri, config, task, dataset, sorted(set(keys.values())))
+    indexing = _indexing_config(run_uri, config, overrides, dataset, sorted(set(keys.values())))
     scan_shard(indexing, 0, 1, log)
     manifest = publish_snapshot(indexing, 1, log)
     snapshot = open_snapshot(indexing.index.uri, manifest.snapshot_id)
-    grid = GridConfig(mpp=task.mpp, patch_px=task.patch_px, min_foreground=task.min_foreground)
     reading = reading_config(config.patches, grid)
     eligible = find_eligible(snapshot, reading, "all")
     usable = {snapshot.rows[int(number)].slide: int(number) for number in eligible.rows}
@@ -82,14 +88,14 @@ def plan_slides(
         for key in keys.values()
         if key not in usable
     ]
-    return SlidePlan(snapshot, reading, grid, task.num_patches, places, tuple(dropped))
+    return SlidePlan(snapshot, reading, grid, num_patches, places, tuple(dropped))
 
 
 def _indexing_config(
-    run_uri: str, config: RunConfig, task: SlideTask, dataset: SlideDataset, keys: Sequence[str]
+    run_uri: str, config: RunConfig, overrides: str | None, dataset: SlideDataset, keys: Sequence[str]
 ) -> RunConfig:
     """As the run's own, but of these slides, into a folder of the run that depends on them alone."""
-    identity = "\x1f".join([dataset.slides_uri, task.overrides or "", *keys])
+    identity = "\x1f".join([dataset.slides_uri, overrides or "", *keys])
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     index = IndexConfig(
         uri=join_uri(run_uri, RunLayout.slide_index(name)),
@@ -98,7 +104,7 @@ def _indexing_config(
         tissue=_TISSUE,
     )
     slides = SlidesConfig(
-        uri=dataset.slides_uri, overrides=task.overrides, include=tuple(_literal(key) for key in keys)
+        uri=dataset.slides_uri, overrides=overrides, include=tuple(_literal(key) for key in keys)
     )
     return config.model_copy(update={"index": index, "slides": slides})
 

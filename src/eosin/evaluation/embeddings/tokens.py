@@ -1,4 +1,4 @@
-"""Frozen patch tokens and classes of every tile of a masked dataset, in memory and within a bound."""
+"""Patch tokens: frozen, of every tile of a masked dataset with its classes, in memory within a bound."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from eosin.config.evaluate import SegmentationTask
 from eosin.errors import PermanentError, UserError
 from eosin.evaluation.datasets.dataset import Missing
 from eosin.evaluation.datasets.mask_folder import MaskedDataset
 from eosin.evaluation.datasets.masks import IGNORE, Classes, MaskCoding, infer_coding, load_mask
 from eosin.evaluation.embeddings.tiles import Pixels, Tile, cut, draw, grid
-from eosin.evaluation.subject import Subject
+from eosin.evaluation.judged_model import JudgedModel
 from eosin.evaluation.transform import BadImage, decode_image
 from eosin.observability import RunLog
 
@@ -49,7 +48,7 @@ class TileTokens:
 
 @dataclass
 class _Mask:
-    """What a first look at a mask gives."""
+    """Values and size of a mask, or why it cannot be used."""
 
     values: frozenset[int] = frozenset()
     size: tuple[int, int] = (0, 0)
@@ -58,7 +57,7 @@ class _Mask:
 
 
 @dataclass
-class _Reading:
+class _MaskReading:
     dataset: MaskedDataset
     coding: MaskCoding
     side_px: int
@@ -69,29 +68,39 @@ class _Reading:
 
 
 def tile_tokens(
-    subject: Subject, dataset: MaskedDataset, task: SegmentationTask, *, batch_size: int, log: RunLog
+    model: JudgedModel,
+    dataset: MaskedDataset,
+    *,
+    num_classes: int | None,
+    ignore_value: int | None,
+    max_tiles: int,
+    max_gib: float,
+    batch_size: int,
+    log: RunLog,
 ) -> TileTokens:
     """Tokens of every tile of every image whose mask can be read and understood.
 
-    Raises `UserError` where no image is left, or the tokens would not fit `task.max_tokens_gib`;
+    `num_classes` and `ignore_value` say what the masks mean, see `infer_coding`; where the images give more
+    than `max_tiles`, a stable draw is taken. Raises `UserError` where no image is left, or the tokens would
+    not fit `max_gib`;
     `PermanentError` where a token is not finite or the model has no map of tokens.
     """
     from eosin.evaluation.embeddings.forward import Forward
 
-    forward = Forward(*subject.load())
+    forward = Forward(*model.load())
     masks = _look(dataset)
     coding = infer_coding(
         (mask.values for mask in masks if not mask.reason),
-        num_classes=len(task.classes) if task.classes else None,
-        ignore_value=task.ignore_value,
+        num_classes=num_classes,
+        ignore_value=ignore_value,
     )
-    reading = _Reading(dataset, coding, forward.img_px, list(dataset.unpaired))
+    reading = _MaskReading(dataset, coding, forward.img_px, list(dataset.unpaired))
     all_tiles = _plan(reading, masks)
-    tiles = draw(all_tiles, [sample.source for sample in dataset.samples], task.max_tiles)
-    filled = _Filled(forward, task, len(tiles))
+    tiles = draw(all_tiles, [sample.source for sample in dataset.samples], max_tiles)
+    filled = _Filled(forward, len(tiles), max_gib)
     for batch in _batched(_cut_all(reading, tiles), batch_size):
         filled.add(batch)
-        log.progress(filled.count, len(tiles), "tiles", model=subject.name)
+        log.progress(filled.count, len(tiles), "tiles", model=model.name)
     if filled.tokens is None:
         first = reading.dropped[0] if reading.dropped else {"source": "-", "reason": "every pixel is ignored"}
         raise UserError(
@@ -128,7 +137,7 @@ def _look_at(data: bytes | Missing) -> _Mask:
     return _Mask(frozenset(np.unique(values).tolist()), (values.shape[0], values.shape[1]))
 
 
-def _plan(reading: _Reading, masks: list[_Mask]) -> list[Tile]:
+def _plan(reading: _MaskReading, masks: list[_Mask]) -> list[Tile]:
     tiles: list[Tile] = []
     for row, mask in enumerate(masks):
         reason = mask.reason or reading.coding.unknown(mask.values)
@@ -142,7 +151,7 @@ def _plan(reading: _Reading, masks: list[_Mask]) -> list[Tile]:
 _Cut = tuple[Tile, Pixels, Classes]
 
 
-def _cut_all(reading: _Reading, tiles: list[Tile]) -> Iterator[_Cut]:
+def _cut_all(reading: _MaskReading, tiles: list[Tile]) -> Iterator[_Cut]:
     """Tiles in order, image by image; those with no pixel to learn or judge are passed over."""
     by_row: dict[int, list[Tile]] = {}
     for tile in tiles:
@@ -178,8 +187,8 @@ def _pair(image: bytes | Missing, mask: bytes | Missing, coding: MaskCoding) -> 
 class _Filled:
     """Arrays for all tiles, made when the first batch has shown how large a token map is."""
 
-    def __init__(self, forward: Forward, task: SegmentationTask, num_tiles: int) -> None:
-        self._forward, self._task, self._num_tiles = forward, task, num_tiles
+    def __init__(self, forward: Forward, num_tiles: int, max_gib: float) -> None:
+        self._forward, self._num_tiles, self._max_gib = forward, num_tiles, max_gib
         self.tokens: Tokens | None = None
         self.classes: Classes = np.empty((num_tiles, forward.img_px, forward.img_px), dtype=np.uint8)
         self.tiles: list[Tile] = []
@@ -204,10 +213,9 @@ class _Filled:
 
     def _room(self, tokens: Tokens) -> Tokens:
         gib = tokens[0].nbytes * self._num_tiles / _GIB
-        if gib > self._task.max_tokens_gib:
+        if gib > self._max_gib:
             raise UserError(
-                f"the tokens of {self._num_tiles} tiles need {gib:.1f} GiB, "
-                f"task {self._task.name} allows {self._task.max_tokens_gib:g}",
+                f"the tokens of {self._num_tiles} tiles need {gib:.1f} GiB, {self._max_gib:g} are allowed",
                 hint="lower max_tiles for all models alike, or raise max_tokens_gib",
             )
         return np.empty((self._num_tiles, *tokens.shape[1:]), dtype=np.float16)

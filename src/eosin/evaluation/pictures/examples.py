@@ -13,8 +13,8 @@ from eosin.errors import PermanentError
 from eosin.evaluation.datasets.dataset import Dataset, Missing
 from eosin.evaluation.embeddings.embed import Embeddings, Features
 from eosin.evaluation.embeddings.forward import Forward
+from eosin.evaluation.judged_model import JudgedModel
 from eosin.evaluation.pictures.sheets import CELL_PX, Color, Pixels, sheet
-from eosin.evaluation.subject import Subject
 from eosin.evaluation.transform import BadImage, load_image
 
 _NUM_QUERIES, _NUM_NEIGHBOURS = 6, 5
@@ -65,10 +65,10 @@ def neighbour_examples(
     return Example("neighbours", sheet(rows, frames), caption + framed)
 
 
-def map_examples(dataset: Dataset, embeddings: Embeddings, subject: Subject) -> Example | None:
+def map_examples(dataset: Dataset, embeddings: Embeddings, model: JudgedModel) -> Example | None:
     """A few patches beside the first three principal components of their tokens, and the class token's
     attention; None for a model without a map of tokens."""
-    forward = Forward(*subject.load())
+    forward = Forward(*model.load())
     places = _spread(range(len(embeddings.rows)), _NUM_QUERIES)
     images = _images(dataset, [int(embeddings.rows[place]) for place in places], forward.img_px)
     if images is None:

@@ -1,42 +1,72 @@
-"""The centres task: are a patch's neighbours of its tissue, or from its hospital?"""
+"""Centres task: are a patch's neighbours of its tissue, or from its hospital?"""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
+from pydantic import Field
 
-from eosin.config.evaluate import CentreTask
 from eosin.errors import PermanentError, UserError
-from eosin.evaluation.datasets.dataset import Dataset, Sample
-from eosin.evaluation.embeddings.embed import Embeddings, Features
-from eosin.evaluation.tasks.outcome import Outcome
-from eosin.metrics.centres import NeighbourCounts, count_neighbours
+from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult
 from eosin.records import MetricValue
+from eosin.records.details import CentresDetails
+
+if TYPE_CHECKING:
+    from eosin.evaluation.datasets.dataset import Dataset, Sample
+    from eosin.evaluation.embeddings.embed import Features
+    from eosin.metrics.centres import NeighbourCounts
 
 
-def run_centres(task: CentreTask, dataset: Dataset, embeddings: Embeddings) -> Outcome:
-    """The robustness index over all patches, and at each magnification alone.
+class CentreTask(Task):
+    """Do embeddings group by tissue or by where the slide was made? An index in the manner of PathoROB."""
 
-    Raises `UserError` where labels or centres are missing or all one, `PermanentError` where no neighbour
-    tells anything.
-    """
-    rows = [i for i, row in enumerate(embeddings.rows.tolist()) if _is_known(dataset.samples[row])]
-    samples = [dataset.samples[int(embeddings.rows[i])] for i in rows]
-    features = embeddings.features[rows]
-    _require_two(dataset, "label", {sample.label for sample in samples})
-    _require_two(dataset, "centre", {sample.centre for sample in samples})
-    found = _count(dataset, features, samples, task.k)
-    index = found.robustness_index
-    if index is None:
-        raise PermanentError(f"{dataset.uri}: no neighbour is of another class or another centre")
-    metrics = {
-        "robustness_index": MetricValue.of([index]),
-        "same_class_neighbours": MetricValue.of([found.same_class]),
-        "same_centre_neighbours": MetricValue.of([found.same_centre], higher_is_better=False),
-    }
-    return Outcome(metrics, _details(task, dataset, features, samples, len(embeddings.rows) - len(rows)))
+    headline: ClassVar[tuple[str, ...]] = ("robustness_index",)
+
+    kind: Literal["centres"]
+    """Whether neighbours share tissue or centre."""
+    dataset: str
+    """URI of a CSV or Parquet table of images with the columns label (tissue) and centre."""
+    k: int = Field(default=10, ge=1)
+    """Neighbours that are looked at; those of the same patient are passed over."""
+
+    def dataset_uri(self, run_uri: str) -> str:
+        return self.dataset
+
+    def protocol(self) -> TaskProtocol:
+        return TaskProtocol("centres-neighbours", 1, hyperparameters={"k": self.k})
+
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+        """The robustness index over all patches, and at each magnification alone.
+
+        Raises `UserError` where labels or centres are missing or all one, `PermanentError` where no neighbour
+        tells anything.
+        """
+        embeddings = context.embed(dataset)
+        rows = [i for i, row in enumerate(embeddings.rows.tolist()) if _is_known(dataset.samples[row])]
+        samples = [dataset.samples[int(embeddings.rows[i])] for i in rows]
+        features = embeddings.features[rows]
+        _require_two(dataset, "label", {sample.label for sample in samples})
+        _require_two(dataset, "centre", {sample.centre for sample in samples})
+        found = _count(dataset, features, samples, self.k)
+        if found.robustness_index is None:
+            raise PermanentError(f"{dataset.uri}: no neighbour is of another class or another centre")
+        cells = Counter((sample.label, sample.centre) for sample in samples)
+        labels, centres = sorted({s.label for s in samples}), sorted({s.centre for s in samples})
+        details = CentresDetails(
+            **embeddings.told(),
+            k=self.k,
+            num_samples=len(samples),
+            counts={label: {centre: cells[label, centre] for centre in centres} for label in labels},
+            by_mpp=_by_mpp(self.k, dataset, features, samples),
+            notes=tuple(_notes(labels, centres, cells, samples, len(embeddings.rows) - len(rows))),
+        )
+        metrics = {
+            "robustness_index": MetricValue.of([found.robustness_index]),
+            "same_class_neighbours": MetricValue.of([found.same_class]),
+            "same_centre_neighbours": MetricValue.of([found.same_centre], higher_is_better=False),
+        }
+        return TaskResult(metrics, details, len(embeddings.rows))
 
 
 def _is_known(sample: Sample) -> bool:
@@ -53,6 +83,8 @@ def _require_two(dataset: Dataset, column: str, names: set[str]) -> None:
 
 
 def _count(dataset: Dataset, features: Features, samples: list[Sample], k: int) -> NeighbourCounts:
+    from eosin.metrics.centres import count_neighbours
+
     # Patches of one patient are alike for a third reason; without patients, a patch is its own group.
     groups = [sample.patient or f"\x1f{i}" for i, sample in enumerate(samples)]
     try:
@@ -63,35 +95,31 @@ def _count(dataset: Dataset, features: Features, samples: list[Sample], k: int) 
         raise PermanentError(f"the embeddings of {dataset.uri} cannot be compared: {error}") from error
 
 
-def _details(
-    task: CentreTask, dataset: Dataset, features: Features, samples: list[Sample], num_unknown: int
-) -> dict[str, Any]:
-    cells = Counter((sample.label, sample.centre) for sample in samples)
-    labels, centres = sorted({s.label for s in samples}), sorted({s.centre for s in samples})
+def _notes(
+    labels: list[str],
+    centres: list[str],
+    cells: Counter[tuple[str, str]],
+    samples: list[Sample],
+    num_unknown: int,
+) -> list[str]:
     absent = [f"{label} from {centre}" for label in labels for centre in centres if not cells[label, centre]]
     notes = [f"no patch of {', '.join(absent)}: the index is lower or higher for it"] if absent else []
     if num_unknown:
         notes.append(f"{num_unknown} patch(es) without label or centre are left out")
     if not all(sample.patient for sample in samples):
         notes.append("not every patch has a patient: neighbours may be of the same one")
-    return {
-        "k": task.k,
-        "num_samples": len(samples),
-        "counts": {label: {centre: cells[label, centre] for centre in centres} for label in labels},
-        "robustness_index_by_mpp": _by_mpp(task, dataset, features, samples),
-        "notes": notes,
-    }
+    return notes
 
 
 def _by_mpp(
-    task: CentreTask, dataset: Dataset, features: Features, samples: list[Sample]
-) -> dict[str, float | None]:
+    k: int, dataset: Dataset, features: Features, samples: list[Sample]
+) -> dict[str, dict[str, float]]:
     """At each magnification that has two patches or more; empty where there is only one."""
-    values = np.array([np.nan if sample.mpp is None else sample.mpp for sample in samples])
-    found = {}
-    for mpp in np.unique(values[np.isfinite(values)]).tolist():
-        rows = np.flatnonzero(values == mpp)
+    found: dict[str, dict[str, float]] = {}
+    for mpp in sorted({sample.mpp for sample in samples if sample.mpp is not None}):
+        rows = [i for i, sample in enumerate(samples) if sample.mpp == mpp]
         part = [samples[i] for i in rows]
         if len({s.patient or i for i, s in enumerate(part)}) > 1:
-            found[f"{mpp:g}"] = _count(dataset, features[rows], part, task.k).robustness_index
+            index = _count(dataset, features[rows], part, k).robustness_index
+            found[f"{mpp:g}"] = {} if index is None else {"robustness_index": index}
     return found if len(found) > 1 else {}

@@ -1,27 +1,62 @@
-"""Nearest neighbours in the training split vote on the judged one: no training, no choice of epoch."""
+"""kNN task: nearest neighbours in the training split vote on the judged one, without training."""
 
 from __future__ import annotations
 
-from eosin.config.evaluate import KnnTask
-from eosin.evaluation.datasets.dataset import Dataset
-from eosin.evaluation.embeddings.embed import Embeddings
-from eosin.evaluation.tasks.outcome import Outcome, accuracy_metrics, judge, labelled
-from eosin.metrics.knn import knn_predict
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from eosin.evaluation.task import TaskContext, TaskProtocol, TaskResult
+from eosin.evaluation.tasks.labelled_images import LabelledImagesTask
+
+if TYPE_CHECKING:
+    from eosin.evaluation.datasets.dataset import Dataset
+    from eosin.evaluation.pictures.examples import Example
 
 
-def run_knn(task: KnnTask, dataset: Dataset, embeddings: Embeddings) -> Outcome:
-    """Weighted cosine kNN. Raises `UserError` where the dataset has nothing to tell apart."""
-    parts = labelled(dataset, embeddings)
-    predicted = knn_predict(
-        parts.bank.features,
-        parts.bank.classes,
-        parts.judged.features,
-        k=task.k,
-        temperature=task.temperature,
-        num_classes=len(parts.class_names),
-    )
-    confusions, details = judge(parts, [predicted])
-    k = min(task.k, len(parts.bank.classes))
-    if k < task.k:
-        details["notes"].append(f"k is {k}, not {task.k}: the training split has no more images")
-    return Outcome(accuracy_metrics(confusions), {**details, "k": k, "num_bank": len(parts.bank.classes)})
+class KnnTask(LabelledImagesTask):
+    """Weighted cosine kNN."""
+
+    headline: ClassVar[tuple[str, ...]] = ("balanced_accuracy", "top1")
+
+    kind: Literal["knn"]
+    """Nearest neighbours."""
+    k: int = Field(default=20, ge=1)
+    """Neighbours that vote."""
+    temperature: float = Field(default=0.07, gt=0)
+    """T of the votes' weights exp(cosine / T)."""
+
+    def protocol(self) -> TaskProtocol:
+        values = {"k": self.k, "temperature": self.temperature}
+        return TaskProtocol("knn-cosine-weighted", 1, hyperparameters=values)
+
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+        """Accuracies of one run. Raises `UserError` where there is nothing to tell apart."""
+        from eosin.evaluation.labelled import accuracy_metrics, judge, split_labelled
+        from eosin.metrics.knn import knn_predict
+        from eosin.records.details import KnnDetails
+
+        embeddings = context.embed(dataset)
+        parts = split_labelled(dataset, embeddings)
+        bank, num_bank = parts.bank, len(parts.bank.classes)
+        predicted = knn_predict(
+            bank.features, bank.classes, parts.judged.features,
+            k=self.k, temperature=self.temperature, num_classes=len(parts.class_names),
+        )  # fmt: skip
+        k, notes = min(self.k, num_bank), list(parts.notes)
+        if k < self.k:
+            notes.append(f"k is {k}, not {self.k}: the training split has no more images")
+        confusions, told = judge(parts, [predicted])
+        details = KnnDetails(**embeddings.told(), **told, notes=tuple(notes), k=k, num_bank=num_bank)
+        return TaskResult(accuracy_metrics(confusions), details, len(embeddings.rows))
+
+    def examples(self, dataset: Dataset, context: TaskContext) -> list[Example]:
+        """Judged patches with their nearest neighbours among those that vote."""
+        from eosin.evaluation.labelled import split_labelled
+        from eosin.evaluation.pictures.examples import neighbour_examples
+
+        embeddings = context.embed(dataset)
+        parts = split_labelled(dataset, embeddings)
+        queries, bank = parts.judged.places.tolist(), parts.bank.places.tolist()
+        found = neighbour_examples(dataset, embeddings, queries, bank)
+        return [found] if found else []

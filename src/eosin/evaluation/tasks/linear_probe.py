@@ -1,41 +1,86 @@
-"""The linear-probe task: eva's protocol on stored embeddings."""
+"""Linear-probe task: eva's protocol on stored embeddings."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from eosin.config.evaluate import LinearProbeTask
+from eosin.config.heads import ProbeConfig
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import Dataset
-from eosin.evaluation.embeddings.embed import Embeddings
-from eosin.evaluation.tasks.outcome import LabelledPart, Outcome, classifier_metrics, judge, labelled
-from eosin.evaluation.tasks.probe import Part, train_probes
+from eosin.evaluation.task import TaskContext, TaskProtocol, TaskResult, changes_from
+from eosin.evaluation.tasks.labelled_images import LabelledImagesTask
+
+if TYPE_CHECKING:
+    import torch
+
+    from eosin.evaluation.datasets.dataset import Dataset
+    from eosin.evaluation.heads.linear import Part
+    from eosin.evaluation.labelled import LabelledPart
+
+# kaiko-eva 0.4.5, offline patch classification.
+_EVA = {"num_steps": 12_500, "batch_size": 256, "lr": 3e-4, "weight_decay": 0.01, "num_runs": 5}
+_EVA_SHOTS, _EVA_SHOTS_RUNS = 10, 50
 
 
-def run_linear_probe(
-    task: LinearProbeTask, dataset: Dataset, embeddings: Embeddings, *, seed: int
-) -> Outcome:
-    """Balanced accuracy over `num_runs` seeds. Raises `UserError` where there is nothing to tell apart."""
-    parts = labelled(dataset, embeddings)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train, val, judged = (_part(part, device) for part in (parts.train, parts.val, parts.judged))
-    try:
-        probes = train_probes(train, val, len(parts.class_names), task.probe, seed=seed)
-    except ValueError as error:
-        raise UserError(f"{dataset.uri}: {error}", hint="lower probe.num_shots") from error
-    probabilities = probes.probabilities(judged.features).cpu().numpy()
-    confusions, details = judge(parts, list(probabilities.argmax(axis=-1)))
-    if not len(val):
-        details["notes"].append("no validation images: the last epoch is judged, not the best")
-    details |= {
-        "best_epoch": list(probes.best_epoch),
-        "validation_balanced_accuracy": list(probes.best_score),
-        "num_epochs": probes.num_epochs,
-    }
-    return Outcome(classifier_metrics(parts.judged.classes, probabilities, confusions), details)
+class LinearProbeTask(LabelledImagesTask):
+    """A linear layer on frozen embeddings, several runs that differ in initialisation and order."""
+
+    headline: ClassVar[tuple[str, ...]] = ("balanced_accuracy",)
+
+    kind: Literal["linear-probe"]
+    """A linear head on frozen features."""
+    probe: ProbeConfig = ProbeConfig()
+    """How the head is trained."""
+
+    def protocol(self) -> TaskProtocol:
+        """Called eva's only where nothing is changed."""
+        values = self.probe.model_dump(mode="json")
+        changes = _changes(values)
+        return TaskProtocol("linear-probe" if changes else "linear-probe-eva", 1, changes, values)
+
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+        """Accuracies over `probe.num_runs` runs. Raises `UserError` where there is nothing to tell apart."""
+        import torch
+
+        from eosin.evaluation.heads.linear import train_probes
+        from eosin.evaluation.labelled import classifier_metrics, judge, split_labelled
+        from eosin.records.details import ClassifierDetails
+
+        embeddings = context.embed(dataset)
+        parts = split_labelled(dataset, embeddings)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        train, val, judged = (_part(part, device) for part in (parts.train, parts.val, parts.judged))
+        try:
+            probes = train_probes(train, val, len(parts.class_names), self.probe, seed=context.config.seed)
+        except ValueError as error:
+            raise UserError(f"{dataset.uri}: {error}", hint="lower probe.num_shots") from error
+        probabilities = probes.probabilities(judged.features).cpu().numpy()
+        confusions, told = judge(parts, list(probabilities.argmax(axis=-1)))
+        notes = () if len(val) else ("no validation images: the last epoch is judged, not the best",)
+        details = ClassifierDetails(
+            **embeddings.told(),
+            **told,
+            notes=(*parts.notes, *notes),
+            best_epoch=probes.best_epoch,
+            validation_score=probes.best_score,
+            num_epochs=probes.num_epochs,
+        )
+        metrics = classifier_metrics(parts.judged.classes, probabilities, confusions)
+        return TaskResult(metrics, details, len(embeddings.rows))
 
 
 def _part(part: LabelledPart, device: torch.device) -> Part:
+    import numpy as np
+    import torch
+
+    from eosin.evaluation.heads.linear import Part
+
     features = np.ascontiguousarray(part.features, dtype=np.float32)
     return Part(torch.from_numpy(features).to(device), torch.from_numpy(part.classes).to(device))
+
+
+def _changes(values: dict[str, Any]) -> tuple[str, ...]:
+    shots = values["num_shots"]
+    if shots is None:
+        return changes_from(_EVA, values)
+    changes = changes_from({**_EVA, "num_runs": _EVA_SHOTS_RUNS}, values)
+    return changes if shots == _EVA_SHOTS else (*changes, f"num_shots {shots} (eva: all, or {_EVA_SHOTS})")

@@ -1,46 +1,60 @@
-"""Robustness: do embeddings stay when orientation, stain or sharpness changes and tissue does not?"""
+"""Robustness task: do embeddings stay when orientation, stain or sharpness changes and tissue does not?"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from eosin.errors import PermanentError
-from eosin.evaluation.datasets.dataset import Dataset
-from eosin.evaluation.embeddings.embed import Embeddings
-from eosin.evaluation.tasks.outcome import Outcome
-from eosin.metrics.invariance import agreement, retrieval
+from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult, patch_set_uri
 from eosin.records import MetricValue
+from eosin.records.details import RobustnessDetails
+
+if TYPE_CHECKING:
+    from eosin.evaluation.datasets.dataset import Dataset
 
 
-def run_robustness(dataset: Dataset, embeddings: Embeddings, changed: Mapping[str, Embeddings]) -> Outcome:
-    """For each change: how often a changed patch is found again among all patches, and how far it moved.
+class RobustnessTask(Task):
+    """Agreement of embeddings under rotation, flip, change of stain and blur: no labels needed."""
 
-    Raises `PermanentError` where there are fewer than two patches.
-    """
-    metrics: dict[str, MetricValue] = {}
-    by_mpp: dict[str, dict[str, float]] = defaultdict(dict)
-    try:
-        for name, other in changed.items():
-            metrics[f"{name}_retrieval"] = MetricValue.of([retrieval(embeddings.features, other.features)])
-            metrics[f"{name}_agreement"] = MetricValue.of([agreement(embeddings.features, other.features)])
-    except ValueError as error:
-        raise PermanentError(f"the embeddings of {dataset.uri} cannot be compared: {error}") from error
-    for mpp, rows in _rows_by_mpp(dataset, embeddings).items():
-        for name, other in changed.items():
-            by_mpp[mpp][f"{name}_retrieval"] = retrieval(embeddings.features[rows], other.features[rows])
-    details: dict[str, Any] = {"num_samples": len(embeddings.rows), "retrieval_by_mpp": dict(by_mpp)}
-    return Outcome(metrics, details)
+    headline: ClassVar[tuple[str, ...]] = ("stain_retrieval", "rotation_retrieval")
+    has_labels: ClassVar[bool] = False
 
+    kind: Literal["robustness"]
+    """Agreement under changes of a patch."""
+    patch_set: str = "heldout"
+    """Name of a patch set of the run, or the URI of any dataset."""
 
-def _rows_by_mpp(dataset: Dataset, embeddings: Embeddings) -> dict[str, list[int]]:
-    """Rows of each magnification that has two patches or more; empty where there is only one."""
-    rows: dict[float, list[int]] = defaultdict(list)
-    for i, row in enumerate(np.asarray(embeddings.rows).tolist()):
-        mpp = dataset.samples[row].mpp
-        if mpp is not None:
-            rows[mpp].append(i)
-    return {f"{mpp:g}": rows[mpp] for mpp in sorted(rows) if len(rows[mpp]) > 1} if len(rows) > 1 else {}
+    def dataset_uri(self, run_uri: str) -> str:
+        return patch_set_uri(self.patch_set, run_uri)
+
+    def protocol(self) -> TaskProtocol:
+        from eosin.evaluation.embeddings.changes import CHANGES_VERSION
+
+        return TaskProtocol("robustness-orientation-stain-blur", CHANGES_VERSION)
+
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+        """For each change: how often a changed patch is found again among all patches, and how far it moved.
+
+        Raises `PermanentError` where there are fewer than two patches.
+        """
+        from eosin.evaluation.embeddings.changes import CHANGES
+        from eosin.metrics.invariance import agreement, retrieval
+
+        embeddings = context.embed(dataset)
+        features = embeddings.features
+        rows_by_mpp = embeddings.rows_by_mpp(dataset, min_samples=2)
+        metrics: dict[str, MetricValue] = {}
+        by_mpp: dict[str, dict[str, float]] = {mpp: {} for mpp in rows_by_mpp}
+        for name in CHANGES:
+            changed = context.embed(dataset, name).features
+            try:
+                metrics[f"{name}_retrieval"] = MetricValue.of([retrieval(features, changed)])
+                metrics[f"{name}_agreement"] = MetricValue.of([agreement(features, changed)])
+            except ValueError as error:
+                raise PermanentError(
+                    f"the embeddings of {dataset.uri} cannot be compared: {error}"
+                ) from error
+            for mpp, rows in rows_by_mpp.items():
+                by_mpp[mpp][f"{name}_retrieval"] = retrieval(features[rows], changed[rows])
+        details = RobustnessDetails(**embeddings.told(), num_samples=len(features), by_mpp=by_mpp)
+        return TaskResult(metrics, details, len(features))

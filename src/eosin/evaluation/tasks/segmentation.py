@@ -1,257 +1,72 @@
-"""The segmentation task: Dice of decoders trained on frozen patch tokens."""
+"""Segmentation task: Dice of decoders trained on frozen patch tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
+from pydantic import Field
 
-from eosin.config.evaluate import SegmentationTask
-from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import Missing
-from eosin.evaluation.datasets.mask_folder import MaskedDataset
-from eosin.evaluation.datasets.masks import Classes
-from eosin.evaluation.datasets.splits import Split, split_samples
-from eosin.evaluation.embeddings.tiles import TILES_VERSION, Tile, cut
-from eosin.evaluation.embeddings.tokens import TileTokens, tile_tokens
-from eosin.evaluation.pictures.panel import class_color, panel
-from eosin.evaluation.subject import Subject
-from eosin.evaluation.tasks.decoder import (
-    TilePart,
-    Trained,
-    describe_decoder,
-    mean_dice,
-    pixel_confusion,
-    train_decoder,
-)
-from eosin.evaluation.tasks.outcome import Outcome
-from eosin.evaluation.transform import decode_image
-from eosin.metrics.bootstrap import interval
-from eosin.metrics.classification import recalls
-from eosin.metrics.segmentation import dice
-from eosin.observability import RunLog
-from eosin.records import MetricValue
+from eosin.config.base import CLASS_PATTERN
+from eosin.config.heads import DecoderConfig
+from eosin.config.presets import MaskLayout
+from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult, changes_from
 
-_MAX_SHOWN = 4
-_MAX_COUNTS = 50_000
+if TYPE_CHECKING:
+    from eosin.evaluation.datasets.dataset import Dataset
+    from eosin.evaluation.datasets.mask_folder import MaskedDataset
+
+ClassName = Annotated[str, Field(pattern=CLASS_PATTERN)]
+
+# kaiko-eva 0.4.5, segmentation.
+_EVA = {"num_steps": 2_000, "batch_size": 64, "lr": 2e-3, "weight_decay": 0.01, "num_runs": 5}
 
 
-@dataclass(frozen=True)
-class SegmentationOutcome(Outcome):
-    picture: bytes = b""
-    """JPEG: patch, truth and prediction of a few judged tiles."""
-    num_tiles: int = 0
+class SegmentationTask(Task):
+    """Dice of a small convolutional decoder on frozen patch tokens."""
 
+    headline: ClassVar[tuple[str, ...]] = ("dice",)
 
-def run_segmentation(
-    task: SegmentationTask,
-    dataset: MaskedDataset,
-    subject: Subject,
-    *,
-    batch_size: int,
-    seed: int,
-    log: RunLog,
-) -> SegmentationOutcome:
-    """Dice by class over `decoder.num_runs` seeds.
+    kind: Literal["segmentation"]
+    """Dice of a decoder on patch tokens."""
+    dataset: str
+    """URI of a folder with images/ and masks/ (perhaps each under train/ val/ test/), paired by name."""
+    layout: MaskLayout | None = None
+    """Read `dataset` as this public dataset is published, with its split and counts; None: as above."""
+    allow_subset: bool = False
+    """Take fewer images than the public dataset has; the record says so."""
+    classes: tuple[ClassName, ...] | None = Field(default=None, min_length=2, max_length=64)
+    """Name of each mask value from 0 on; None: as many classes as the masks have."""
+    background: int | None = Field(default=0, ge=0)
+    """Class left out of the mean Dice; None: every class counts."""
+    ignore_value: int | None = Field(default=None, ge=0, le=65_535)
+    """Mask value of pixels that are neither learned nor judged."""
+    max_tiles: int = Field(default=4_096, ge=4)
+    """Tiles over all splits; where the images give more, a stable draw is taken."""
+    max_tokens_gib: float = Field(default=8.0, gt=0)
+    """Most memory for tokens; a task that needs more is refused, since other tiles give other figures."""
+    decoder: DecoderConfig = DecoderConfig()
+    """How the decoder is built and trained."""
 
-    Raises `UserError` where there is nothing to tell apart, and as `tile_tokens` does.
-    """
-    found = tile_tokens(subject, dataset, task, batch_size=batch_size, log=log)
-    parts = _split(task, dataset, found)
-    num_classes = found.coding.num_classes
-    runs: list[Trained] = []
-    confusions: list[npt.NDArray[np.int64]] = []
-    shown: Classes | None = None
-    for run in range(task.decoder.num_runs):
-        trained = train_decoder(
-            parts.train, parts.val, num_classes, task.decoder, parts.counted, seed=seed * 1_000_003 + run
-        )
-        predicted = trained.predict(parts.judged)
-        shown = predicted if shown is None else shown
-        confusions.append(pixel_confusion(parts.judged.classes, predicted, num_classes))
-        runs.append(trained)
-        log.progress(run + 1, task.decoder.num_runs, "decoders", model=subject.name)
-    assert shown is not None
-    return SegmentationOutcome(
-        metrics=_metrics(parts, confusions),
-        details={
-            **parts.details,
-            **_trained_details(parts, runs, confusions),
-            **_interval(dataset, parts, shown),
-            **_decoder(task),
-        },
-        picture=_picture(task, dataset, found, parts, shown),
-        num_tiles=len(found.tiles),
-    )
+    def dataset_uri(self, run_uri: str) -> str:
+        return self.dataset
 
+    def open(self, run_uri: str) -> MaskedDataset:
+        """Images with masks: a public dataset where the task names its layout, else a folder of pairs."""
+        from eosin.evaluation.datasets.mask_folder import open_mask_folder
+        from eosin.evaluation.datasets.public.registry import MASKS
 
-@dataclass(frozen=True)
-class _Parts:
-    class_names: tuple[str, ...]
-    counted: tuple[int, ...]
-    """Classes whose mean is the headline figure: those in the judged truth, without background."""
-    train: TilePart
-    val: TilePart
-    judged: TilePart
-    judged_tiles: tuple[Tile, ...]
-    details: dict[str, Any] = field(default_factory=dict)
+        if self.layout is not None:
+            return MASKS[self.layout].open(self.dataset, allow_subset=self.allow_subset)
+        return open_mask_folder(self.dataset)
 
+    def protocol(self) -> TaskProtocol:
+        values = self.decoder.model_dump(mode="json")
+        return TaskProtocol("segmentation-conv-decoder", 1, changes_from(_EVA, values), values)
 
-def _split(task: SegmentationTask, dataset: MaskedDataset, found: TileTokens) -> _Parts:
-    # Whole images, and before dropping: one that cannot be read must not move another to the other side.
-    split = split_samples(dataset.samples)
-    names = class_names(task, found.coding.num_classes)
-    train, val, judged = (
-        [i for i, tile in enumerate(found.tiles) if tile.row in set(rows)]
-        for rows in (split.train, split.val, split.judged_indices)
-    )
-    parts = [
-        TilePart(found.tokens, np.array(chosen, dtype=np.int64), found.classes[chosen])
-        for chosen in (train, val, judged)
-    ]
-    counts = pixel_counts(parts[2].classes, len(names))
-    _require(dataset, split, parts[0], names, "training", 2)
-    _require(dataset, split, parts[2], names, split.judged, 1)
-    counted = tuple(c for c in range(len(names)) if c != task.background and counts[c])
-    if not counted:
-        raise UserError(
-            f"{dataset.uri}: the {split.judged} split shows {names[task.background or 0]} only",
-            hint="the mean Dice leaves the background out: set background, or give masks with other classes",
-        )
-    tiles = tuple(found.tiles[i] for i in judged)
-    details = _details(task, dataset, found, split, parts, names)
-    return _Parts(names, counted, parts[0], parts[1], parts[2], tiles, details)
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+        """Dice by class over `decoder.num_runs` runs; raises as `run_segmentation` does."""
+        from eosin.evaluation.datasets.mask_folder import MaskedDataset
+        from eosin.evaluation.segmentation import run_segmentation
 
-
-def class_names(task: SegmentationTask, num_classes: int) -> tuple[str, ...]:
-    """Those the task gives; else background, and the others by number."""
-    if task.classes:
-        return task.classes
-    return tuple("background" if c == task.background else f"class {c}" for c in range(num_classes))
-
-
-def pixel_counts(classes: Classes, num_classes: int) -> list[int]:
-    """Pixels of each class; ignored ones are left out."""
-    counts = np.bincount(classes.ravel(), minlength=num_classes)
-    return [int(count) for count in counts[:num_classes]]
-
-
-def _require(
-    dataset: MaskedDataset, split: Split, part: TilePart, names: Sequence[str], where: str, num: int
-) -> None:
-    there = [names[c] for c, count in enumerate(pixel_counts(part.classes, len(names))) if count]
-    if len(there) < num:
-        raise UserError(
-            f"{dataset.uri}: the {where} split has {len(part)} usable tile(s) of {len(there)} class(es) "
-            f"({', '.join(there) or 'none'}); at least {num} needed",
-            hint=f"its split has {len(split.train)} image(s) in train, {len(split.val)} in val, "
-            f"{len(split.test)} in test",
-        )
-
-
-def _details(
-    task: SegmentationTask,
-    dataset: MaskedDataset,
-    found: TileTokens,
-    split: Split,
-    parts: Sequence[TilePart],
-    names: Sequence[str],
-) -> dict[str, Any]:
-    notes = [*split.notes]
-    if found.num_tiles_there > task.max_tiles:
-        notes.append(f"{task.max_tiles} of {found.num_tiles_there} tiles are drawn (max_tiles)")
-    for where, part in (("training", parts[0]), ("the judged split", parts[2])):
-        counts = pixel_counts(part.classes, len(names))
-        absent = [name for name, count in zip(names, counts, strict=True) if not count]
-        if absent:
-            notes.append(f"no pixel of {', '.join(absent)} in {where}")
-    if not len(parts[1]):
-        notes.append("no validation tiles: the last step is judged, not the best")
-    return {
-        "classes": list(names),
-        "background": task.background,
-        "judged_on": split.judged,
-        "unit": f"tiles of {found.classes.shape[1]} px",
-        "num_images": len(dataset.samples) + len(dataset.unpaired),
-        **{f"num_{name}": len(part) for name, part in zip(("train", "val", "judged"), parts, strict=True)},
-        "class_pixels": dict(zip(names, pixel_counts(parts[2].classes, len(names)), strict=True)),
-        "colors": {name: "#{:02x}{:02x}{:02x}".format(*class_color(c)) for c, name in enumerate(names)
-                   if c != task.background},
-        "notes": notes,
-        "num_dropped": found.num_dropped,
-        "dropped": list(found.dropped),
-        "transform": f"tiles-at-native-scale v{TILES_VERSION}",
-    }  # fmt: skip
-
-
-def _metrics(parts: _Parts, confusions: Sequence[npt.NDArray[np.int64]]) -> dict[str, MetricValue]:
-    metrics = {"dice": MetricValue.of([mean_dice(c, parts.counted) for c in confusions])}
-    for c, name in enumerate(parts.class_names):
-        if confusions[0][c].sum():
-            metrics[f"dice_{name}"] = MetricValue.of([dice(each)[c] or 0.0 for each in confusions])
-    return metrics
-
-
-def _trained_details(
-    parts: _Parts, runs: Sequence[Trained], confusions: Sequence[npt.NDArray[np.int64]]
-) -> dict[str, Any]:
-    total = np.sum(confusions, axis=0)
-    return {
-        "confusion": total.tolist(),
-        "recall": dict(zip(parts.class_names, recalls(total), strict=True)),
-        "best_step": [run.best_step for run in runs],
-        "validation_dice": [run.best_score for run in runs],
-    }
-
-
-def _interval(dataset: MaskedDataset, parts: _Parts, predicted: Classes) -> dict[str, Any]:
-    """Of the first run's mean Dice, over patients, or images where not all patients are known.
-
-    The counts of each group are told too, so that two models can be compared on the same ones.
-    """
-    samples = [dataset.samples[tile.row] for tile in parts.judged_tiles]
-    by_patient = all(sample.patient for sample in samples)
-    names = [sample.patient if by_patient else sample.source for sample in samples]
-    groups = sorted(set(names))
-    num_classes = len(parts.class_names)
-    counts = np.zeros((len(groups), num_classes, num_classes), dtype=np.int64)
-    for i, name in enumerate(names):
-        tile = slice(i, i + 1)
-        counts[groups.index(name)] += pixel_confusion(
-            parts.judged.classes[tile], predicted[tile], num_classes
-        )
-    found = interval(counts, "dice", counted=parts.counted)
-    details: dict[str, Any] = {
-        "dice_interval": [found.low, found.high],
-        "interval_over": f"{len(groups)} {'patients' if by_patient else 'images'}",
-        "counted_classes": list(parts.counted),
-    }
-    if counts.size <= _MAX_COUNTS:
-        details["group_confusions"] = dict(zip(groups, counts.tolist(), strict=True))
-    return details
-
-
-def _decoder(task: SegmentationTask) -> dict[str, Any]:
-    return {"decoder": describe_decoder(task.decoder)}
-
-
-def _picture(
-    task: SegmentationTask, dataset: MaskedDataset, found: TileTokens, parts: _Parts, predicted: Classes
-) -> bytes:
-    """Of tiles spread evenly over those that show a counted class; the first run's prediction."""
-    showing = [i for i, each in enumerate(parts.judged.classes) if np.isin(each, parts.counted).any()]
-    num = min(_MAX_SHOWN, len(showing))
-    chosen = [showing[i * len(showing) // num] for i in range(num)]
-    rows = []
-    for i in chosen:
-        tile, truth = parts.judged_tiles[i], parts.judged.classes[i]
-        data = dataset.read([tile.row])[0]
-        if isinstance(data, Missing):  # taken away since: the figures stand, the picture does without
-            continue
-        image = np.asarray(decode_image(data), dtype=np.uint8)
-        pixels, _ = cut(image, np.zeros(image.shape[:2], dtype=np.uint8), tile, truth.shape[0])
-        rows.append((pixels, truth, predicted[i]))
-    return panel(rows, task.background) if rows else b""
+        assert isinstance(dataset, MaskedDataset)
+        return run_segmentation(self, dataset, context)

@@ -1,50 +1,89 @@
-"""Figures that need no labels: RankMe, ODCorr, the spectrum."""
+"""Unsupervised task: RankMe, ODCorr and the spectrum of embeddings."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-
+from eosin.config.task import TaskName
 from eosin.errors import PermanentError
-from eosin.evaluation.datasets.dataset import Dataset
-from eosin.evaluation.embeddings.embed import Embeddings, Features
-from eosin.evaluation.tasks.outcome import Outcome
-from eosin.metrics.correlation import num_constant_features, odcorr, odcorr_samples
-from eosin.metrics.rank import power_law_exponent, rankme, singular_values
+from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult, patch_set_uri
 from eosin.records import MetricValue
+from eosin.records.details import Spectrum, UnsupervisedDetails
+
+if TYPE_CHECKING:
+    from eosin.evaluation.datasets.dataset import Dataset
+    from eosin.evaluation.embeddings.embed import Embeddings, Features
+    from eosin.evaluation.pictures.examples import Example
 
 _SPECTRUM_POINTS = 64
 
 
-def run_unsupervised(dataset: Dataset, embeddings: Embeddings) -> Outcome:
-    """RankMe (uncentred), ODCorr of features and of samples; also at each magnification alone.
+class UnsupervisedTask(Task):
+    """RankMe and ODCorr of the held-out patch set: no labels needed."""
 
-    Raises `PermanentError` where they are not defined: fewer than two samples, features that do not vary.
-    """
-    features = embeddings.features
-    try:
-        metrics = {
-            "rankme": MetricValue.of([rankme(features)]),
-            "odcorr": MetricValue.of([odcorr(features)], higher_is_better=False),
-            "odcorr_samples": MetricValue.of([odcorr_samples(features)], higher_is_better=False),
-        }
-    except ValueError as error:
-        raise PermanentError(f"the embeddings of {dataset.uri} cannot be measured: {error}") from error
-    details = {
-        "num_samples": features.shape[0],
-        "num_features": features.shape[1],
-        "centred": False,
-        "constant_features": num_constant_features(features),
-        "spectrum": _spectrum(features),
-        "by_mpp": _by_mpp(dataset, embeddings),
-    }
-    return Outcome(metrics, details)
+    headline: ClassVar[tuple[str, ...]] = ("rankme", "odcorr")
+    has_labels: ClassVar[bool] = False
+
+    kind: Literal["unsupervised"] = "unsupervised"
+    """RankMe and ODCorr."""
+    name: TaskName = "heldout"
+    """Of the task, in records and in the report."""
+    patch_set: str = "heldout"
+    """Name of a patch set of the run, or the URI of any dataset."""
+
+    def dataset_uri(self, run_uri: str) -> str:
+        return patch_set_uri(self.patch_set, run_uri)
+
+    def protocol(self) -> TaskProtocol:
+        return TaskProtocol("rankme-odcorr", 1)
+
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+        """RankMe (uncentred), ODCorr of features and of samples; also at each magnification alone.
+
+        Raises `PermanentError` where they are not defined: fewer than two samples, features that do not vary.
+        """
+        from eosin.metrics.correlation import num_constant_features, odcorr, odcorr_samples
+        from eosin.metrics.rank import rankme
+
+        embeddings = context.embed(dataset)
+        features = embeddings.features
+        try:
+            metrics = {
+                "rankme": MetricValue.of([rankme(features)]),
+                "odcorr": MetricValue.of([odcorr(features)], higher_is_better=False),
+                "odcorr_samples": MetricValue.of([odcorr_samples(features)], higher_is_better=False),
+            }
+        except ValueError as error:
+            raise PermanentError(f"the embeddings of {dataset.uri} cannot be measured: {error}") from error
+        details = UnsupervisedDetails(
+            **embeddings.told(),
+            num_samples=features.shape[0],
+            num_features=features.shape[1],
+            constant_features=num_constant_features(features),
+            spectrum=_spectrum(features),
+            by_mpp=_by_mpp(dataset, embeddings),
+        )
+        return TaskResult(metrics, details, len(embeddings.rows))
+
+    def examples(self, dataset: Dataset, context: TaskContext) -> list[Example]:
+        """Nearest neighbours of any patches, and maps of their tokens."""
+        from eosin.evaluation.pictures.examples import map_examples, neighbour_examples
+
+        embeddings = context.embed(dataset)
+        everything = range(len(embeddings.rows))
+        found = [
+            neighbour_examples(dataset, embeddings, everything, everything),
+            map_examples(dataset, embeddings, context.model),
+        ]
+        return [each for each in found if each is not None]
 
 
-def _spectrum(features: Features) -> dict[str, Any]:
+def _spectrum(features: Features) -> Spectrum:
     """Singular values over their largest, at up to 64 log-spaced ranks (counted from 1), and α."""
+    import numpy as np
+
+    from eosin.metrics.rank import power_law_exponent, singular_values
+
     values = singular_values(features)
     ranks = np.unique(np.geomspace(1, len(values), _SPECTRUM_POINTS).round().astype(int))
     relative = values[ranks - 1] / values[0]
@@ -52,22 +91,21 @@ def _spectrum(features: Features) -> dict[str, Any]:
         alpha: float | None = power_law_exponent(values)
     except ValueError:
         alpha = None
-    return {"rank": ranks.tolist(), "relative": [float(f"{v:.6g}") for v in relative], "alpha": alpha}
+    return Spectrum(rank=ranks.tolist(), relative=tuple(float(f"{v:.6g}") for v in relative), alpha=alpha)
 
 
 def _by_mpp(dataset: Dataset, embeddings: Embeddings) -> dict[str, dict[str, float]]:
     """The figures of each magnification, where the patches have more than one."""
-    rows: dict[float, list[int]] = defaultdict(list)
-    for i, row in enumerate(embeddings.rows):
-        mpp = dataset.samples[row].mpp
-        if mpp is not None:
-            rows[mpp].append(i)
-    if len(rows) < 2:
-        return {}
-    return {f"{mpp:g}": _figures(embeddings.features[rows[mpp]]) for mpp in sorted(rows)}
+    return {
+        mpp: _figures(embeddings.features[rows])
+        for mpp, rows in embeddings.rows_by_mpp(dataset, min_samples=1).items()
+    }
 
 
 def _figures(features: Features) -> dict[str, float]:
+    from eosin.metrics.correlation import odcorr
+    from eosin.metrics.rank import rankme
+
     figures: dict[str, float] = {"num_samples": len(features)}
     for name, measure in (("rankme", rankme), ("odcorr", odcorr)):
         try:

@@ -1,10 +1,10 @@
-"""What a task hands back, and what every supervised task begins with."""
+"""Labelled embeddings: split into train, validation and judged, and the figures of what was predicted."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,6 @@ from eosin.records import MetricValue
 Classes = npt.NDArray[np.int64]
 _MAX_PREDICTIONS = 20_000
 _FIGURES: tuple[Figure, ...] = ("balanced_accuracy", "top1", "f1_macro")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    metrics: dict[str, MetricValue]
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,10 +54,12 @@ class Labelled:
     judged: LabelledPart
     bank: LabelledPart
     """What a task without a choice of epoch learns from: train, and validation cut off it."""
-    details: dict[str, Any]
+    judged_on: str
+    """The split: test, or val."""
+    notes: tuple[str, ...]
 
 
-def labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
+def split_labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
     """The labelled, readable samples of `dataset`, split by `split_samples`.
 
     Raises `UserError` naming the dataset where fewer than two classes are left to learn or judge, or where
@@ -88,48 +84,46 @@ def labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
     _require_two_classes(dataset, train, names, "training")
     _require_two_classes(dataset, judged, names, split.judged)
     _require_common_class(dataset, train, judged, names)
-    details = {
-        "classes": list(names),
-        "judged_on": split.judged,
-        "num_train": len(train.samples),
-        "num_val": len(val.samples),
-        "num_judged": len(judged.samples),
-        "class_counts": {name: int((judged.classes == i).sum()) for i, name in enumerate(names)},
-        "notes": [*split.notes, *_absent(train, judged, names)],
-    }
-    return Labelled(names, train, val, judged, bank, details)
+    notes = (*split.notes, *_absent(train, judged, names))
+    return Labelled(names, train, val, judged, bank, split.judged, notes)
 
 
 def judge(
     parts: Labelled, predictions: Sequence[npt.ArrayLike]
 ) -> tuple[list[npt.NDArray[np.int64]], dict[str, Any]]:
-    """The confusion matrix of each run, and what the report shows of all of them together.
+    """The confusion matrix [C, C] of each run, and fields of `ClassifierDetails`.
 
-    Classes, counts and the interval are of the judged part; the interval is of the first run.
+    `predictions`: of each run, the class of each judged sample. The interval is of the first run.
     """
-    num_classes = len(parts.class_names)
-    confusions = [confusion_matrix(parts.judged.classes, run, num_classes) for run in predictions]
-    patients = parts.judged.patients
-    counts = group_confusions(parts.judged.classes, predictions[0], groups=patients, num_classes=num_classes)
+    names, judged = parts.class_names, parts.judged
+    confusions = [confusion_matrix(judged.classes, run, len(names)) for run in predictions]
+    patients = judged.patients
+    counts = group_confusions(judged.classes, predictions[0], groups=patients, num_classes=len(names))
     found = {figure: interval(counts, figure) for figure in _FIGURES}
     total = np.sum(confusions, axis=0)
-    details = {
-        **parts.details,
+    told: dict[str, Any] = {
+        "classes": names,
+        "judged_on": parts.judged_on,
+        "num_train": len(parts.train.samples),
+        "num_val": len(parts.val.samples),
+        "num_judged": len(judged.samples),
+        "class_counts": {name: int((judged.classes == i).sum()) for i, name in enumerate(names)},
         "confusion": total.tolist(),
-        "recall": dict(zip(parts.class_names, recalls(total), strict=True)),
-        "balanced_accuracy_interval": [found["balanced_accuracy"].low, found["balanced_accuracy"].high],
-        "intervals": {figure: [each.low, each.high] for figure, each in found.items()},
+        "recall": dict(zip(names, recalls(total), strict=True)),
+        "intervals": {figure: (each.low, each.high) for figure, each in found.items()},
         "interval_over": f"{len(counts)} {'patients' if patients else 'images'}",
     }
-    if len(parts.judged.classes) <= _MAX_PREDICTIONS:
-        details["truth"] = parts.judged.classes.tolist()
-        details["predicted"] = np.asarray(predictions[0]).tolist()
-        if patients:
-            details["patients"] = patients
-    return confusions, details
+    if len(judged.classes) <= _MAX_PREDICTIONS:
+        told |= {
+            "truth": judged.classes.tolist(),
+            "predicted": [np.asarray(run).tolist() for run in predictions],
+            "patients": patients or (),
+        }
+    return confusions, told
 
 
 def accuracy_metrics(confusions: Sequence[npt.NDArray[np.int64]]) -> dict[str, MetricValue]:
+    """Balanced accuracy and top-1 of runs with these confusion matrices [C, C]."""
     return {
         "balanced_accuracy": MetricValue.of([balanced_accuracy(c) for c in confusions]),
         "top1": MetricValue.of([float(np.trace(c) / c.sum()) for c in confusions]),

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eosin.config.evaluate import AbmilConfig
-from eosin.evaluation.tasks.selection import BestEpochs, balanced_accuracies
+from eosin.config.heads import AbmilConfig
+from eosin.evaluation.heads.runs import BestEpochs, balanced_accuracies, run_seed
 
 Parameters = dict[str, Tensor]
 _GIB = 1 << 30
@@ -88,7 +88,7 @@ def train_abmil(
     parts = []
     for first in range(0, config.num_runs, at_once):
         runs = range(first, min(first + at_once, config.num_runs))
-        training = _Training(bags, train, val, num_classes, config, [seed * 1_000_003 + run for run in runs])
+        training = _Training(bags, train, val, num_classes, config, [run_seed(seed, run) for run in runs])
         training.run()
         parts.append((training.apply(training.best, judged), training.selection, training.num_epochs))
     return TrainedAbmil(

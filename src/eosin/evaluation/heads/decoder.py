@@ -1,11 +1,10 @@
-"""A small convolutional decoder from frozen patch tokens to classes, trained with Dice loss."""
+"""Convolutional decoder from frozen patch tokens to classes, trained with Dice loss."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +12,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eosin.config.evaluate import DecoderConfig
+from eosin.config.heads import DecoderConfig
 from eosin.evaluation.datasets.masks import IGNORE, Classes
 from eosin.evaluation.embeddings.tokens import Tokens
 from eosin.metrics.segmentation import dice
+from eosin.records.details import DecoderDescription
 
-DECODER, DECODER_VERSION = "conv-decoder", 1
-LAYERS = "1×1 to H, ×2, 3×3 to H, ×2, 3×3 to H/2, 1×1 to classes, bilinear to pixels; group norm, ReLU"
+DECODER = DecoderDescription(
+    name="conv-decoder",
+    version=1,
+    layers="1×1 to H, ×2, 3×3 to H, ×2, 3×3 to H/2, 1×1 to classes, bilinear to pixels; group norm, ReLU",
+    input="patch tokens alone",
+    loss="Dice",
+    optimizer="AdamW",
+)
 _SMOOTH = 1e-5
 
 
 class ConvDecoder(nn.Sequential):
-    """Tokens [N, D, h, w] to logits [N, C, 4h, 4w]; `LAYERS` says how."""
+    """Tokens [N, D, h, w] to logits [N, C, 4h, 4w]; `DECODER.layers` says how."""
 
     def __init__(self, token_dim: int, num_classes: int, hidden_dim: int) -> None:
         half = hidden_dim // 2
@@ -75,7 +81,7 @@ class TilePart:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedDecoder:
     """A decoder at its best validation; `best_score` is None without validation tiles."""
 
     decoder: ConvDecoder
@@ -96,7 +102,7 @@ def train_decoder(
     counted: Sequence[int],
     *,
     seed: int,
-) -> Trained:
+) -> TrainedDecoder:
     """Train one decoder by AdamW and keep its best by mean Dice of the classes `counted` on `val`.
 
     Initialisation and order of tiles follow from `seed` alone. Without validation the last is kept.
@@ -121,7 +127,7 @@ def train_decoder(
             score = mean_dice(pixel_confusion(val.classes, predicted, num_classes), counted)
             if score > best_score:
                 best, best_step, best_score = copy.deepcopy(decoder), step, score
-    return Trained(best, best_step, best_score if len(val) else None, config)
+    return TrainedDecoder(best, best_step, best_score if len(val) else None, config)
 
 
 def _loss(decoder: ConvDecoder, part: TilePart, rows: npt.NDArray[np.int64], device: torch.device) -> Tensor:
@@ -174,16 +180,3 @@ def mean_dice(confusion: npt.NDArray[np.int64], counted: Sequence[int]) -> float
     each = dice(confusion)
     there = [value for c in counted if (value := each[c]) is not None and confusion[c].sum()]
     return float(np.mean(there)) if there else 0.0
-
-
-def describe_decoder(config: DecoderConfig) -> dict[str, Any]:
-    """All that is needed to make the figure again."""
-    return {
-        "name": DECODER,
-        "version": DECODER_VERSION,
-        "layers": LAYERS,
-        "input": "patch tokens alone",
-        "loss": "Dice",
-        "optimizer": "AdamW",
-        **config.model_dump(mode="json"),
-    }

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eosin.config.evaluate import ProbeConfig
-from eosin.evaluation.tasks.selection import BestEpochs, balanced_accuracies
+from eosin.config.heads import ProbeConfig
+from eosin.evaluation.heads.runs import BestEpochs, balanced_accuracies, run_seed
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class _Runs:
         self._train = train
         self._batch_size = config.batch_size
         self._generators = [
-            torch.Generator().manual_seed(seed * 1_000_003 + run) for run in range(config.num_runs)
+            torch.Generator().manual_seed(run_seed(seed, run)) for run in range(config.num_runs)
         ]
         self._subsets = [_draw_shots(train.classes, config.num_shots, g) for g in self._generators]
         dim, device = train.features.shape[1], train.features.device

@@ -1,9 +1,14 @@
-"""The best validation epoch of each of many runs that train together."""
+"""Runs of one head that train together: their seeds, and the best validation epoch of each."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def run_seed(seed: int, run: int) -> int:
+    """The seed of one of several runs: those of two configured seeds never meet."""
+    return seed * 1_000_003 + run
 
 
 def balanced_accuracies(predicted: Tensor, classes: Tensor, num_classes: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Who is judged: an exported teacher of this run or another, the network untrained, or a model from timm."""
+"""Judged model: an exported teacher of this run or another, the network untrained, or a model from timm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMM = "timm:"
 
 
 @dataclass(frozen=True)
-class Subject:
+class JudgedModel:
     """A model before its weights are read. `load()` gives the module in eval mode and its card."""
 
     name: str
@@ -41,30 +41,30 @@ class Subject:
         return record_key(self.name)
 
 
-def find_subject(run_uri: str, config: RunConfig, name: str, store: Store) -> Subject:
+def find_model(run_uri: str, config: RunConfig, name: str, store: Store) -> JudgedModel:
     """The model called `name`. Raises `UserError` naming what is there where it is not exported."""
-    subject = _find(run_uri, config, name, store)
-    return subject if config.evaluate.img_px is None else _at_size(subject, config.evaluate.img_px)
+    model = _find(run_uri, config, name, store)
+    return model if config.evaluate.img_px is None else _at_size(model, config.evaluate.img_px)
 
 
-def lost_subject(name: str, error: UserError) -> Subject:
+def missing_model(name: str, error: UserError) -> JudgedModel:
     """A model that cannot be had: loading it raises `error`."""
 
     def load() -> tuple[nn.Module, TeacherCard]:
         raise error
 
-    return Subject(name, None, _digest({"lost": name}), load)
+    return JudgedModel(name, None, _digest({"missing": name}), load)
 
 
-def _at_size(subject: Subject, img_px: int) -> Subject:
+def _at_size(model: JudgedModel, img_px: int) -> JudgedModel:
     def load() -> tuple[nn.Module, TeacherCard]:
-        module, card = subject.load()
+        module, card = model.load()
         return module, card.model_copy(update={"img_px": img_px})
 
-    return replace(subject, digest=_digest({"model": subject.digest, "img_px": img_px}), load=load)
+    return replace(model, digest=_digest({"model": model.digest, "img_px": img_px}), load=load)
 
 
-def _find(run_uri: str, config: RunConfig, name: str, store: Store) -> Subject:
+def _find(run_uri: str, config: RunConfig, name: str, store: Store) -> JudgedModel:
     if name == RANDOM_INIT:
         return _random_init(config)
     if name.startswith(TIMM):
@@ -74,7 +74,7 @@ def _find(run_uri: str, config: RunConfig, name: str, store: Store) -> Subject:
     card = load_record(TeacherCard, store, RunLayout.teacher_card(name))
     if card is None:
         raise _unknown(run_uri, name, store)
-    return Subject(name, step_of(name), _card_digest(card), lambda: _load_teacher(run_uri, name), run_uri)
+    return JudgedModel(name, step_of(name), _card_digest(card), lambda: _load_teacher(run_uri, name), run_uri)
 
 
 _IDENTITY = {"arch", "arch_args", "img_px", "num_features", "mean", "std", "weights_sha256"}
@@ -84,7 +84,7 @@ def _card_digest(card: TeacherCard) -> str:
     return _digest(card.model_dump(mode="json", include=_IDENTITY))
 
 
-def _foreign_teacher(folder: str) -> Subject:
+def _foreign_teacher(folder: str) -> JudgedModel:
     """A teacher that lies anywhere: its name is the URI of the folder that holds model.json."""
     card = load_record(TeacherCard, open_store(folder), TEACHER_CARD)
     if card is None:
@@ -94,7 +94,7 @@ def _foreign_teacher(folder: str) -> Subject:
         )
     # No step: it is not one of this run's, whatever its own run called it.
     digest, (run, _, inside) = _card_digest(card), folder.rpartition("/" + RunLayout.TEACHERS)
-    return Subject(folder, None, digest, lambda: _load_teacher(folder, card.name), run if inside else "")
+    return JudgedModel(folder, None, digest, lambda: _load_teacher(folder, card.name), run if inside else "")
 
 
 def _unknown(run_uri: str, name: str, store: Store) -> UserError:
@@ -117,7 +117,7 @@ def _load_teacher(run_uri: str, name: str) -> tuple[nn.Module, TeacherCard]:
     return load_teacher(run_uri, name)
 
 
-def _random_init(config: RunConfig) -> Subject:
+def _random_init(config: RunConfig) -> JudgedModel:
     def load() -> tuple[nn.Module, TeacherCard]:
         from eosin.models.export import random_init
 
@@ -130,10 +130,10 @@ def _random_init(config: RunConfig) -> Subject:
         "mean": config.augment.mean,
         "std": config.augment.std,
     }
-    return Subject(RANDOM_INIT, 0, _digest(identity), load)
+    return JudgedModel(RANDOM_INIT, 0, _digest(identity), load)
 
 
-def _from_timm(name: str) -> Subject:
+def _from_timm(name: str) -> JudgedModel:
     arch, _, uri = name.removeprefix(TIMM).partition("@")
     if uri:
         return _from_file(name, arch, uri)
@@ -144,10 +144,10 @@ def _from_timm(name: str) -> Subject:
 
         return load_timm(name.removeprefix(TIMM))
 
-    return Subject(name, None, _digest(identity), load)
+    return JudgedModel(name, None, _digest(identity), load)
 
 
-def _from_file(name: str, arch: str, uri: str) -> Subject:
+def _from_file(name: str, arch: str, uri: str) -> JudgedModel:
     """timm's architecture with the weights of a safetensors file: told apart by etag, not by reading it."""
     folder, _, key = uri.rpartition("/")
     try:
@@ -163,7 +163,7 @@ def _from_file(name: str, arch: str, uri: str) -> Subject:
 
         return load_timm_file(arch, uri)
 
-    return Subject(name, None, _digest(identity), load)
+    return JudgedModel(name, None, _digest(identity), load)
 
 
 def _digest(identity: dict[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""Heads that are trained on frozen features: linear, attention over patches, convolutional decoder."""

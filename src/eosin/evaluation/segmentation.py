@@ -1,0 +1,240 @@
+"""Segmentation: Dice of decoders trained on frozen patch tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.errors import UserError
+from eosin.evaluation.datasets.dataset import Missing
+from eosin.evaluation.datasets.mask_folder import MaskedDataset
+from eosin.evaluation.datasets.masks import Classes
+from eosin.evaluation.datasets.splits import Split, split_samples
+from eosin.evaluation.embeddings.tiles import TILES_VERSION, Tile, cut
+from eosin.evaluation.embeddings.tokens import TileTokens, tile_tokens
+from eosin.evaluation.heads.decoder import (
+    DECODER,
+    TilePart,
+    TrainedDecoder,
+    mean_dice,
+    pixel_confusion,
+    train_decoder,
+)
+from eosin.evaluation.heads.runs import run_seed
+from eosin.evaluation.pictures.examples import Example
+from eosin.evaluation.pictures.panel import class_color, panel
+from eosin.evaluation.task import TaskContext, TaskResult
+from eosin.evaluation.transform import decode_image
+from eosin.metrics.bootstrap import interval
+from eosin.metrics.classification import recalls
+from eosin.metrics.segmentation import dice
+from eosin.records import MetricValue
+from eosin.records.details import LeftOut, SegmentationDetails
+
+if TYPE_CHECKING:
+    from eosin.evaluation.tasks.segmentation import SegmentationTask
+
+_MAX_SHOWN = 4
+_MAX_COUNTS = 50_000
+
+
+def run_segmentation(task: SegmentationTask, dataset: MaskedDataset, context: TaskContext) -> TaskResult:
+    """Dice by class over `decoder.num_runs` runs, with a picture of a few judged tiles.
+
+    Raises `UserError` where there is nothing to tell apart, and as `tile_tokens` does.
+    """
+    found = tile_tokens(
+        context.model, dataset,
+        num_classes=len(task.classes) if task.classes else None, ignore_value=task.ignore_value,
+        max_tiles=task.max_tiles, max_gib=task.max_tokens_gib,
+        batch_size=context.config.evaluate.batch_size, log=context.log,
+    )  # fmt: skip
+    parts = _split(task, dataset, found)
+    num_classes = found.coding.num_classes
+    runs: list[TrainedDecoder] = []
+    predicted: list[Classes] = []
+    for run in range(task.decoder.num_runs):
+        seed = run_seed(context.config.seed, run)
+        runs.append(
+            train_decoder(parts.train, parts.val, num_classes, task.decoder, parts.counted, seed=seed)
+        )
+        predicted.append(runs[-1].predict(parts.judged))
+        context.log.progress(run + 1, task.decoder.num_runs, "decoders", model=context.model.name)
+    confusions = [pixel_confusion(parts.judged.classes, each, num_classes) for each in predicted]
+    details = _details(task, dataset, found, parts, runs, confusions, predicted[0])
+    picture = _picture(task, dataset, parts, predicted[0])
+    return TaskResult(_metrics(parts, confusions), details, len(found.tiles), (picture,) if picture else ())
+
+
+@dataclass(frozen=True)
+class _Parts:
+    class_names: tuple[str, ...]
+    counted: tuple[int, ...]
+    """Classes whose mean is the headline figure: those in the judged truth, without background."""
+    train: TilePart
+    val: TilePart
+    judged: TilePart
+    judged_tiles: tuple[Tile, ...]
+    split: Split
+
+
+def _split(task: SegmentationTask, dataset: MaskedDataset, found: TileTokens) -> _Parts:
+    # Whole images, and before dropping: one that cannot be read must not move another to the other side.
+    split = split_samples(dataset.samples)
+    names = class_names(task, found.coding.num_classes)
+    train, val, judged = (
+        [i for i, tile in enumerate(found.tiles) if tile.row in set(rows)]
+        for rows in (split.train, split.val, split.judged_indices)
+    )
+    parts = [
+        TilePart(found.tokens, np.array(chosen, dtype=np.int64), found.classes[chosen])
+        for chosen in (train, val, judged)
+    ]
+    counts = pixel_counts(parts[2].classes, len(names))
+    _require(dataset, split, parts[0], names, "training", 2)
+    _require(dataset, split, parts[2], names, split.judged, 1)
+    counted = tuple(c for c in range(len(names)) if c != task.background and counts[c])
+    if not counted:
+        raise UserError(
+            f"{dataset.uri}: the {split.judged} split shows {names[task.background or 0]} only",
+            hint="the mean Dice leaves the background out: set background, or give masks with other classes",
+        )
+    tiles = tuple(found.tiles[i] for i in judged)
+    return _Parts(names, counted, parts[0], parts[1], parts[2], tiles, split)
+
+
+def class_names(task: SegmentationTask, num_classes: int) -> tuple[str, ...]:
+    """Those the task gives; else background, and the others by number."""
+    if task.classes:
+        return task.classes
+    return tuple("background" if c == task.background else f"class {c}" for c in range(num_classes))
+
+
+def pixel_counts(classes: Classes, num_classes: int) -> list[int]:
+    """Pixels of each class; ignored ones are left out."""
+    counts = np.bincount(classes.ravel(), minlength=num_classes)
+    return [int(count) for count in counts[:num_classes]]
+
+
+def _require(
+    dataset: MaskedDataset, split: Split, part: TilePart, names: Sequence[str], where: str, num: int
+) -> None:
+    there = [names[c] for c, count in enumerate(pixel_counts(part.classes, len(names))) if count]
+    if len(there) < num:
+        raise UserError(
+            f"{dataset.uri}: the {where} split has {len(part)} usable tile(s) of {len(there)} class(es) "
+            f"({', '.join(there) or 'none'}); at least {num} needed",
+            hint=f"its split has {len(split.train)} image(s) in train, {len(split.val)} in val, "
+            f"{len(split.test)} in test",
+        )
+
+
+def _details(
+    task: SegmentationTask,
+    dataset: MaskedDataset,
+    found: TileTokens,
+    parts: _Parts,
+    runs: Sequence[TrainedDecoder],
+    confusions: Sequence[npt.NDArray[np.int64]],
+    predicted: Classes,
+) -> SegmentationDetails:
+    names, total = parts.class_names, np.sum(confusions, axis=0)
+    return SegmentationDetails(
+        classes=names,
+        background=task.background,
+        judged_on=parts.split.judged,
+        unit=f"tiles of {found.classes.shape[1]} px",
+        num_images=len(dataset.samples) + len(dataset.unpaired),
+        num_train=len(parts.train),
+        num_val=len(parts.val),
+        num_judged=len(parts.judged),
+        class_pixels=dict(zip(names, pixel_counts(parts.judged.classes, len(names)), strict=True)),
+        colors={
+            name: "#{:02x}{:02x}{:02x}".format(*class_color(c))
+            for c, name in enumerate(names)
+            if c != task.background
+        },
+        notes=tuple(_notes(task, found, parts)),
+        num_dropped=found.num_dropped,
+        dropped=tuple(LeftOut.model_validate(each) for each in found.dropped),
+        transform=f"tiles-at-native-scale v{TILES_VERSION}",
+        confusion=total.tolist(),
+        recall=dict(zip(names, recalls(total), strict=True)),
+        best_step=tuple(run.best_step for run in runs),
+        validation_score=tuple(run.best_score for run in runs),
+        counted_classes=parts.counted,
+        decoder=DECODER,
+        **_interval(dataset, parts, predicted),
+    )
+
+
+def _notes(task: SegmentationTask, found: TileTokens, parts: _Parts) -> list[str]:
+    names, notes = parts.class_names, [*parts.split.notes]
+    if found.num_tiles_there > task.max_tiles:
+        notes.append(f"{task.max_tiles} of {found.num_tiles_there} tiles are drawn (max_tiles)")
+    for where, part in (("training", parts.train), ("the judged split", parts.judged)):
+        counts = pixel_counts(part.classes, len(names))
+        absent = [name for name, count in zip(names, counts, strict=True) if not count]
+        if absent:
+            notes.append(f"no pixel of {', '.join(absent)} in {where}")
+    if not len(parts.val):
+        notes.append("no validation tiles: the last step is judged, not the best")
+    return notes
+
+
+def _metrics(parts: _Parts, confusions: Sequence[npt.NDArray[np.int64]]) -> dict[str, MetricValue]:
+    metrics = {"dice": MetricValue.of([mean_dice(c, parts.counted) for c in confusions])}
+    for c, name in enumerate(parts.class_names):
+        if confusions[0][c].sum():
+            metrics[f"dice_{name}"] = MetricValue.of([dice(each)[c] or 0.0 for each in confusions])
+    return metrics
+
+
+def _interval(dataset: MaskedDataset, parts: _Parts, predicted: Classes) -> dict[str, Any]:
+    """Of the first run's mean Dice, over patients, or images where not all patients are known.
+
+    The counts of each group are told too, so that two models can be compared on the same ones.
+    """
+    samples = [dataset.samples[tile.row] for tile in parts.judged_tiles]
+    by_patient = all(sample.patient for sample in samples)
+    names = [sample.patient if by_patient else sample.source for sample in samples]
+    groups = sorted(set(names))
+    num_classes = len(parts.class_names)
+    counts = np.zeros((len(groups), num_classes, num_classes), dtype=np.int64)
+    for i, name in enumerate(names):
+        tile = slice(i, i + 1)
+        counts[groups.index(name)] += pixel_confusion(
+            parts.judged.classes[tile], predicted[tile], num_classes
+        )
+    found = interval(counts, "dice", counted=parts.counted)
+    details: dict[str, Any] = {
+        "intervals": {"dice": (found.low, found.high)},
+        "interval_over": f"{len(groups)} {'patients' if by_patient else 'images'}",
+    }
+    if counts.size <= _MAX_COUNTS:
+        details["group_confusions"] = dict(zip(groups, counts.tolist(), strict=True))
+    return details
+
+
+def _picture(
+    task: SegmentationTask, dataset: MaskedDataset, parts: _Parts, predicted: Classes
+) -> Example | None:
+    """Of tiles spread evenly over those that show a counted class; the first run's prediction."""
+    showing = [i for i, each in enumerate(parts.judged.classes) if np.isin(each, parts.counted).any()]
+    num = min(_MAX_SHOWN, len(showing))
+    chosen = [showing[i * len(showing) // num] for i in range(num)]
+    rows = []
+    for i in chosen:
+        tile, truth = parts.judged_tiles[i], parts.judged.classes[i]
+        data = dataset.read([tile.row])[0]
+        if isinstance(data, Missing):  # taken away since: the figures stand, the picture does without
+            continue
+        image = np.asarray(decode_image(data), dtype=np.uint8)
+        pixels, _ = cut(image, np.zeros(image.shape[:2], dtype=np.uint8), tile, truth.shape[0])
+        rows.append((pixels, truth, predicted[i]))
+    caption = "Patch, truth, prediction of the first run"
+    return Example("panel", panel(rows, task.background), caption) if rows else None

@@ -1,0 +1,113 @@
+"""Task: what every kind of evaluation task does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from eosin.config.task import TaskConfig
+from eosin.layout import RunLayout
+from eosin.records import MetricValue
+from eosin.records.details import Details
+from eosin.storage import Store, join_uri
+
+if TYPE_CHECKING:
+    from eosin.config import RunConfig
+    from eosin.evaluation.datasets.dataset import Dataset
+    from eosin.evaluation.embeddings.embed import Embeddings
+    from eosin.evaluation.judged_model import JudgedModel
+    from eosin.evaluation.pictures.examples import Example
+    from eosin.observability import RunLog
+
+
+@dataclass(frozen=True)
+class TaskProtocol:
+    """By what rules a figure is taken: figures of one protocol, name and version, compare."""
+
+    name: str
+    version: int
+    """Changes whenever a figure could."""
+    changes: tuple[str, ...] = ()
+    """Each hyperparameter that is not the published protocol's: `num_steps 150 (eva: 12500)`."""
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task hands back of one model."""
+
+    metrics: dict[str, MetricValue]
+    details: Details
+    num_items: int
+    """Images, tiles or patches that the model saw."""
+    examples: tuple[Example, ...] = ()
+
+
+@dataclass
+class TaskContext:
+    """What a task may use besides its dataset."""
+
+    run_uri: str
+    config: RunConfig
+    model: JudgedModel
+    store: Store
+    log: RunLog
+    _embedded: dict[str, Embeddings] = field(default_factory=dict)
+
+    def embed(self, dataset: Dataset, change: str = "") -> Embeddings:
+        """Embeddings of every readable image of `dataset`, changed as `change` says; computed once.
+
+        Raises as `eosin.evaluation.embeddings.embed.embed` does.
+        """
+        from eosin.evaluation.embeddings.embed import embed
+
+        if change not in self._embedded:
+            self._embedded[change] = embed(
+                self.model, dataset, store=self.store, batch_size=self.config.evaluate.batch_size,
+                log=self.log, change=change,
+            )  # fmt: skip
+        return self._embedded[change]
+
+
+class Task(TaskConfig):
+    """A kind of task. Its fields are its configuration; `open`, `run` and `protocol` are what it is."""
+
+    def dataset_uri(self, run_uri: str) -> str:
+        """Where the data lie: a URI of their own, or a patch set of the run."""
+        raise NotImplementedError
+
+    def open(self, run_uri: str) -> Dataset:
+        """The dataset; no image is read. Raises `UserError` where nothing usable is there."""
+        from eosin.evaluation.datasets.open_dataset import open_dataset
+
+        return open_dataset(self.dataset_uri(run_uri))
+
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+        """The figures of `context.model` on what `open` gave.
+
+        Raises `UserError` or `PermanentError` where there is nothing to measure.
+        """
+        raise NotImplementedError
+
+    def protocol(self) -> TaskProtocol:
+        """Name and version of the protocol, and where this task departs from it."""
+        raise NotImplementedError
+
+    def examples(self, dataset: Dataset, context: TaskContext) -> list[Example]:
+        """Pictures to show beside the figures."""
+        return []
+
+
+def patch_set_uri(name: str, run_uri: str) -> str:
+    """A patch set of the run by its name; a URI of any dataset as it is."""
+    return name if "/" in name else join_uri(run_uri, RunLayout.patch_set(name))
+
+
+def changes_from(
+    usual: Mapping[str, Any], values: Mapping[str, Any], *, source: str = "eva"
+) -> tuple[str, ...]:
+    """`NAME VALUE (SOURCE: USUAL)` for each of `usual` that differs in `values`."""
+    return tuple(
+        f"{name} {values[name]} ({source}: {usual[name]})" for name in usual if values[name] != usual[name]
+    )

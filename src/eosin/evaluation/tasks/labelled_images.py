@@ -1,0 +1,30 @@
+"""Tasks on labelled images: their dataset keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eosin.config.presets import ImageLayout
+from eosin.evaluation.task import Task
+
+if TYPE_CHECKING:
+    from eosin.evaluation.datasets.dataset import Dataset
+
+
+class LabelledImagesTask(Task):
+    """Images with a class each, split into train, validation and test."""
+
+    dataset: str
+    """URI of labelled images: a folder a class (perhaps under train/ val/ test/), a table, or a patch set."""
+    layout: ImageLayout | None = None
+    """Read `dataset` as this public dataset is published, with its split and counts; None: as above."""
+    allow_subset: bool = False
+    """Take fewer images than the public dataset has; the record says so."""
+
+    def dataset_uri(self, run_uri: str) -> str:
+        return self.dataset
+
+    def open(self, run_uri: str) -> Dataset:
+        from eosin.evaluation.datasets.open_dataset import open_dataset
+
+        return open_dataset(self.dataset, self.layout, allow_subset=self.allow_subset)

@@ -1,0 +1,154 @@
+"""Slide task: slides classified by gated attention over stored embeddings of their patches."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from eosin.config.heads import AbmilConfig
+from eosin.config.presets import SlideLayout
+from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult, changes_from
+
+if TYPE_CHECKING:
+    from eosin.evaluation.datasets.dataset import Dataset
+    from eosin.evaluation.datasets.slide_dataset import SlideDataset
+    from eosin.evaluation.embeddings.slide_embed import Bags
+    from eosin.evaluation.heads.abmil import SlideBags, SlidePart
+    from eosin.evaluation.labelled import LabelledPart
+
+# kaiko-eva 0.4.5, offline slide classification.
+_EVA = {
+    "num_epochs": 100, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.01, "num_runs": 20,
+    "patience_epochs": 20, "projection_dim": 128, "attention_dim": 128, "hidden_dims": [128, 64],
+}  # fmt: skip
+# Share of the free memory of a GPU that embeddings may take.
+_GPU_SHARE = 0.5
+
+
+class SlideTask(Task):
+    """Slides classified by gated attention over embeddings of patches on a grid in their tissue."""
+
+    headline: ClassVar[tuple[str, ...]] = ("balanced_accuracy",)
+
+    kind: Literal["slide"]
+    """Labels of whole slides."""
+    dataset: str
+    """URI of a CSV with the columns slide and label (and split, patient), or of a public dataset's folder."""
+    layout: SlideLayout | None = None
+    """Read `dataset` as this public dataset is published; None: it is a CSV."""
+    allow_subset: bool = False
+    """Take fewer slides than the public dataset has; the record says so."""
+    slides: str = ""
+    """Folder of the slides that the CSV names; empty: where the CSV lies."""
+    overrides: str | None = None
+    """As `slides.overrides`: mpp and what else the slides' headers lack."""
+    mpp: float = Field(default=0.5, gt=0)
+    """Magnification of the patches, µm a pixel."""
+    patch_px: int = Field(default=224, ge=16)
+    """Side of the square patches, px."""
+    num_patches: int = Field(default=1_000, ge=1)
+    """Most patches a slide, drawn from the grid by a stable hash."""
+    min_foreground: float = Field(default=0.35, ge=0, le=1)
+    """Share of a patch whose HSV saturation is above 20."""
+    abmil: AbmilConfig = AbmilConfig()
+    """How the head is trained."""
+
+    def dataset_uri(self, run_uri: str) -> str:
+        return self.dataset
+
+    def open(self, run_uri: str) -> SlideDataset:
+        """The slides with their labels; raises as `open_slides` does."""
+        from eosin.evaluation.datasets.slide_dataset import open_slides
+
+        return open_slides(self.dataset, self.layout, allow_subset=self.allow_subset, slides_uri=self.slides)
+
+    def protocol(self) -> TaskProtocol:
+        values = self.abmil.model_dump(mode="json", exclude={"max_step_gib"})
+        sampling = self.model_dump(mode="json", include={"mpp", "patch_px", "num_patches", "min_foreground"})
+        return TaskProtocol("slide-abmil-gated", 1, changes_from(_EVA, values), {**sampling, **values})
+
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+        """Accuracies over `abmil.num_runs` runs.
+
+        Raises `UserError` where no slide can be read or there is nothing to tell apart.
+        """
+        from eosin.config.patches import GridConfig
+        from eosin.evaluation.datasets.slide_dataset import SlideDataset
+        from eosin.evaluation.embeddings.slide_embed import embed_slides
+        from eosin.evaluation.embeddings.slide_patches import plan_slides
+
+        assert isinstance(dataset, SlideDataset)
+        config, log = context.config, context.log
+        grid = GridConfig(mpp=self.mpp, patch_px=self.patch_px, min_foreground=self.min_foreground)
+        plan = plan_slides(
+            context.run_uri, config, dataset, grid, num_patches=self.num_patches, overrides=self.overrides,
+            log=log,
+        )  # fmt: skip
+        if config.patches.stage_dir:
+            Path(config.patches.stage_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="eosin-slides-", dir=config.patches.stage_dir) as folder:
+            bags = embed_slides(
+                context.model, plan, store=context.store, folder=Path(folder),
+                batch_size=config.evaluate.batch_size, log=log,
+            )  # fmt: skip
+            return _judge(self.abmil, dataset, bags, seed=config.seed)
+
+
+def _judge(config: AbmilConfig, dataset: Dataset, bags: Bags, *, seed: int) -> TaskResult:
+    import numpy as np
+
+    from eosin.evaluation.embeddings.embed import Embeddings
+    from eosin.evaluation.heads.abmil import train_abmil
+    from eosin.evaluation.labelled import classifier_metrics, judge, split_labelled
+    from eosin.records.details import LeftOut, PatchesPerSlide, SlideDetails
+
+    # Slides take the place of images here; their patches stay where they are.
+    empty = np.empty((len(bags.rows), 0), dtype=np.float32)
+    parts = split_labelled(dataset, Embeddings(empty, bags.rows, bags.num_dropped, bags.dropped))
+    train, val, judged = (_part(part) for part in (parts.train, parts.val, parts.judged))
+    trained = train_abmil(_on_device(bags), train, val, judged, len(parts.class_names), config, seed=seed)
+    probabilities = trained.probabilities.cpu().numpy()
+    confusions, told = judge(parts, list(probabilities.argmax(axis=-1)))
+    notes = () if len(val) else ("no validation slides: the last epoch is judged, not the best",)
+    sizes = np.diff(bags.starts)
+    details = SlideDetails(
+        **told,
+        notes=(*parts.notes, *notes),
+        unit="slides",
+        best_epoch=trained.best_epoch,
+        validation_score=trained.best_score,
+        num_epochs=trained.num_epochs,
+        seeds_at_once=trained.seeds_at_once,
+        patches_per_slide=PatchesPerSlide(
+            min=int(sizes.min()), mean=float(sizes.mean()), max=int(sizes.max())
+        ),
+        num_dropped=bags.num_dropped,
+        dropped=tuple(LeftOut.model_validate(each) for each in bags.dropped),
+    )
+    metrics = classifier_metrics(parts.judged.classes, probabilities, confusions)
+    return TaskResult(metrics, details, bags.num_patches)
+
+
+def _on_device(bags: Bags) -> SlideBags:
+    """On the GPU where there is one with room for them; else they stay in their file."""
+    import torch
+
+    from eosin.evaluation.heads.abmil import SlideBags
+
+    features = torch.from_numpy(bags.features)
+    if torch.cuda.is_available():
+        free_bytes, _ = torch.cuda.mem_get_info()
+        if bags.features.nbytes < _GPU_SHARE * free_bytes:
+            features = features.cuda()
+    return SlideBags(features, torch.from_numpy(bags.starts))
+
+
+def _part(part: LabelledPart) -> SlidePart:
+    import torch
+
+    from eosin.evaluation.heads.abmil import SlidePart
+
+    return SlidePart(torch.from_numpy(part.places), torch.from_numpy(part.classes))

@@ -1,0 +1,203 @@
+"""Details of a metric record: one model for each kind of task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+Interval = tuple[float, float]
+"""Lower and upper end at 95 %."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class LeftOut(_Part):
+    """An image or a slide that could not be used."""
+
+    source: str
+    reason: str
+
+
+class ExamplePicture(_Part):
+    """A JPEG that was published before the record."""
+
+    kind: str
+    key: str
+    """Object key below the run."""
+    caption: str = ""
+
+
+class Details(_Part):
+    """What every kind of task tells beside its figures; a kind with nothing more to tell uses it as it is."""
+
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures must know."""
+    unit: str = "images"
+    """What is counted and judged: images, slides, tiles."""
+    num_dropped: int = 0
+    dropped: tuple[LeftOut, ...] = ()
+    """The first of what could not be used."""
+    transform: str = ""
+    """How an image became the pixels that the model saw, with its version."""
+    leaked_patients: tuple[str, ...] = ()
+    """Patients that are among the pretraining slides."""
+    hyperparameters: dict[str, Any] = {}
+    """Of the protocol."""
+    protocol_changes: tuple[str, ...] = ()
+    """Where they depart from the published protocol."""
+    intervals: dict[str, Interval] = {}
+    """By metric."""
+    interval_over: str = ""
+    """What was resampled, with its number: `12 patients`."""
+    examples: tuple[ExamplePicture, ...] = ()
+
+
+class Spectrum(_Part):
+    """Singular values relative to the largest, at some ranks counted from 1."""
+
+    rank: tuple[int, ...]
+    relative: tuple[float, ...]
+    alpha: float | None = None
+    """Exponent of the power law; None where it is not defined."""
+
+
+class UnsupervisedDetails(Details):
+    """Of RankMe and ODCorr."""
+
+    num_samples: int = 0
+    num_features: int = 0
+    centred: bool = False
+    constant_features: int = 0
+    spectrum: Spectrum | None = None
+    by_mpp: dict[str, dict[str, float]] = {}
+
+
+class RobustnessDetails(Details):
+    """Of changes of patches."""
+
+    num_samples: int = 0
+    by_mpp: dict[str, dict[str, float]] = {}
+
+
+class CentresDetails(Details):
+    """Of neighbours by tissue and by centre."""
+
+    k: int = 0
+    num_samples: int = 0
+    counts: dict[str, dict[str, int]] = {}
+    """Patches by tissue, then by centre."""
+    by_mpp: dict[str, dict[str, float]] = {}
+
+
+class JudgedDetails(Details):
+    """Of a task with classes, whose judged split says how good a model is."""
+
+    classes: tuple[str, ...] = ()
+    judged_on: str = ""
+    """The split: test, or val."""
+    num_train: int = 0
+    num_val: int = 0
+    num_judged: int = 0
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Counts of all runs together: row the true class, column the predicted one."""
+    recall: dict[str, float | None] = {}
+
+
+class ClassifierDetails(JudgedDetails):
+    """Of a classifier on embeddings."""
+
+    class_counts: dict[str, int] = {}
+    """Judged samples by class."""
+    truth: tuple[int, ...] = ()
+    """Class of each judged sample; empty where they are too many to keep."""
+    predicted: tuple[tuple[int, ...], ...] = ()
+    """Of each run, the class predicted for each judged sample."""
+    patients: tuple[str, ...] = ()
+    """Of each judged sample; empty unless all are known."""
+    best_epoch: tuple[int, ...] = ()
+    """Of each run, counted from 0."""
+    validation_score: tuple[float, ...] = ()
+    """Balanced accuracy on validation at the best epoch."""
+    num_epochs: int = 0
+
+    @field_validator("predicted", mode="before")
+    @classmethod
+    def _as_runs(cls, value: Any) -> Any:
+        """One run may be given without the list around it."""
+        return (
+            [value]
+            if isinstance(value, list | tuple) and value and isinstance(value[0], int)
+            else value or ()
+        )
+
+    @field_validator("truth", "patients", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        return () if value is None else value
+
+
+class KnnDetails(ClassifierDetails):
+    """Of nearest neighbours."""
+
+    k: int = 0
+    """Neighbours that voted: fewer than configured where the training split is smaller."""
+    num_bank: int = 0
+
+
+class PatchesPerSlide(_Part):
+    min: int
+    mean: float
+    max: int
+
+
+class SlideDetails(ClassifierDetails):
+    """Of slides classified by attention over their patches."""
+
+    patches_per_slide: PatchesPerSlide | None = None
+    seeds_at_once: int = 0
+
+
+class DecoderDescription(_Part):
+    """All that is needed to train a decoder again; hyperparameters stand in the details."""
+
+    name: str
+    version: int
+    layers: str
+    input: str
+    loss: str
+    optimizer: str
+
+
+class SegmentationDetails(JudgedDetails):
+    """Of a decoder on patch tokens."""
+
+    background: int | None = None
+    num_images: int = 0
+    """Images of the dataset, those left out included."""
+    class_pixels: dict[str, int] = {}
+    """Judged pixels by class."""
+    counted_classes: tuple[int, ...] = ()
+    """Those whose mean is the Dice."""
+    group_confusions: dict[str, tuple[tuple[int, ...], ...]] = {}
+    """Pixel counts of each patient or image, of the first run; empty where they are too many to keep."""
+    best_step: tuple[int, ...] = ()
+    validation_score: tuple[float | None, ...] = ()
+    """Mean Dice on validation at the best step."""
+    colors: dict[str, str] = {}
+    """Of the classes in the example picture, as #rrggbb."""
+    decoder: DecoderDescription | None = None
+
+
+DETAILS: dict[str, type[Details]] = {
+    "unsupervised": UnsupervisedDetails,
+    "robustness": RobustnessDetails,
+    "centres": CentresDetails,
+    "knn": KnnDetails,
+    "linear-probe": ClassifierDetails,
+    "slide": SlideDetails,
+    "segmentation": SegmentationDetails,
+}
+"""By kind of task; `Details` for one that is not here."""
