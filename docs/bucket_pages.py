@@ -9,6 +9,7 @@ import json
 import pkgutil
 import re
 from collections.abc import Iterator
+from typing import TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -30,6 +31,7 @@ LAYOUTS = {
     ),
     "RegistryLayout": ("A registry", "`s3://bucket/registry`: one object a model name."),
 }
+T = TypeVar("T", bound=BaseModel)
 INDEX_COLUMNS = {
     "slide": "Key of the slide's main object, relative to the slides URI.",
     "status": "ok, or the reason why it is not used.",
@@ -219,7 +221,7 @@ def _parts(model: type[BaseModel]) -> list[type[BaseModel]]:
     found: list[type[BaseModel]] = []
     for field in model.model_fields.values():
         for part in _models(field.annotation):
-            for each in (part, *_parts(part)):
+            for each in (part, *_parts(part), *_subclasses(part)):
                 if each not in found:
                     found.append(each)
     return found
@@ -234,7 +236,7 @@ def _models(annotation: object) -> Iterator[type[BaseModel]]:
         yield from _models(argument)
 
 
-def _subclasses(kind: type[Record]) -> Iterator[type[Record]]:
+def _subclasses(kind: type[T]) -> Iterator[type[T]]:
     for each in kind.__subclasses__():
         yield each
         yield from _subclasses(each)

@@ -134,10 +134,10 @@ def _row(name: str, field: Any) -> str:
 
 
 def _default(field: Any) -> str:
+    if field.default_factory is not None or isinstance(field.default, BaseModel):
+        return "see below"
     if field.default is PydanticUndefined:
         return "required"
-    if isinstance(field.default, BaseModel):
-        return "see below"
     if isinstance(field.default, tuple) and any(isinstance(item, BaseModel) for item in field.default):
         return "see below"
     return f"`{field.default!r}`"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from eosin.config.heads import DecoderConfig
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import Missing
 from eosin.evaluation.datasets.mask_folder import MaskedDataset
@@ -35,38 +36,49 @@ from eosin.metrics.segmentation import dice
 from eosin.records import MetricValue
 from eosin.records.details import LeftOut, SegmentationDetails
 
-if TYPE_CHECKING:
-    from eosin.evaluation.tasks.segmentation import SegmentationTask
-
 _MAX_SHOWN = 4
 _MAX_COUNTS = 50_000
 
 
-def run_segmentation(task: SegmentationTask, dataset: MaskedDataset, context: TaskContext) -> TaskResult:
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """As the keys of a segmentation task of the same names."""
+
+    classes: tuple[str, ...] | None
+    background: int | None
+    ignore_value: int | None
+    max_tiles: int
+    max_tokens_gib: float
+    decoder: DecoderConfig
+
+
+def run_segmentation(
+    settings: SegmentationSettings, dataset: MaskedDataset, context: TaskContext
+) -> TaskResult:
     """Dice by class over `decoder.num_runs` runs, with a picture of a few judged tiles.
 
     Raises `UserError` where there is nothing to tell apart, and as `tile_tokens` does.
     """
     found = tile_tokens(
         context.model, dataset,
-        num_classes=len(task.classes) if task.classes else None, ignore_value=task.ignore_value,
-        max_tiles=task.max_tiles, max_gib=task.max_tokens_gib,
+        num_classes=len(settings.classes) if settings.classes else None, ignore_value=settings.ignore_value,
+        max_tiles=settings.max_tiles, max_gib=settings.max_tokens_gib,
         batch_size=context.config.evaluate.batch_size, log=context.log,
     )  # fmt: skip
-    parts = _split(task, dataset, found)
+    parts = _split(settings, dataset, found)
     num_classes = found.coding.num_classes
     runs: list[TrainedDecoder] = []
     predicted: list[Classes] = []
-    for run in range(task.decoder.num_runs):
+    for run in range(settings.decoder.num_runs):
         seed = run_seed(context.config.seed, run)
         runs.append(
-            train_decoder(parts.train, parts.val, num_classes, task.decoder, parts.counted, seed=seed)
+            train_decoder(parts.train, parts.val, num_classes, settings.decoder, parts.counted, seed=seed)
         )
         predicted.append(runs[-1].predict(parts.judged))
-        context.log.progress(run + 1, task.decoder.num_runs, "decoders", model=context.model.name)
+        context.log.progress(run + 1, settings.decoder.num_runs, "decoders", model=context.model.name)
     confusions = [pixel_confusion(parts.judged.classes, each, num_classes) for each in predicted]
-    details = _details(task, dataset, found, parts, runs, confusions, predicted[0])
-    picture = _picture(task, dataset, parts, predicted[0])
+    details = _details(settings, dataset, found, parts, runs, confusions, predicted[0])
+    picture = _picture(settings, dataset, parts, predicted[0])
     return TaskResult(_metrics(parts, confusions), details, len(found.tiles), (picture,) if picture else ())
 
 
@@ -82,10 +94,10 @@ class _Parts:
     split: Split
 
 
-def _split(task: SegmentationTask, dataset: MaskedDataset, found: TileTokens) -> _Parts:
+def _split(settings: SegmentationSettings, dataset: MaskedDataset, found: TileTokens) -> _Parts:
     # Whole images, and before dropping: one that cannot be read must not move another to the other side.
     split = split_samples(dataset.samples)
-    names = class_names(task, found.coding.num_classes)
+    names = class_names(settings, found.coding.num_classes)
     train, val, judged = (
         [i for i, tile in enumerate(found.tiles) if tile.row in set(rows)]
         for rows in (split.train, split.val, split.judged_indices)
@@ -97,21 +109,21 @@ def _split(task: SegmentationTask, dataset: MaskedDataset, found: TileTokens) ->
     counts = pixel_counts(parts[2].classes, len(names))
     _require(dataset, split, parts[0], names, "training", 2)
     _require(dataset, split, parts[2], names, split.judged, 1)
-    counted = tuple(c for c in range(len(names)) if c != task.background and counts[c])
+    counted = tuple(c for c in range(len(names)) if c != settings.background and counts[c])
     if not counted:
         raise UserError(
-            f"{dataset.uri}: the {split.judged} split shows {names[task.background or 0]} only",
+            f"{dataset.uri}: the {split.judged} split shows {names[settings.background or 0]} only",
             hint="the mean Dice leaves the background out: set background, or give masks with other classes",
         )
     tiles = tuple(found.tiles[i] for i in judged)
     return _Parts(names, counted, parts[0], parts[1], parts[2], tiles, split)
 
 
-def class_names(task: SegmentationTask, num_classes: int) -> tuple[str, ...]:
+def class_names(settings: SegmentationSettings, num_classes: int) -> tuple[str, ...]:
     """Those the task gives; else background, and the others by number."""
-    if task.classes:
-        return task.classes
-    return tuple("background" if c == task.background else f"class {c}" for c in range(num_classes))
+    if settings.classes:
+        return settings.classes
+    return tuple("background" if c == settings.background else f"class {c}" for c in range(num_classes))
 
 
 def pixel_counts(classes: Classes, num_classes: int) -> list[int]:
@@ -134,7 +146,7 @@ def _require(
 
 
 def _details(
-    task: SegmentationTask,
+    settings: SegmentationSettings,
     dataset: MaskedDataset,
     found: TileTokens,
     parts: _Parts,
@@ -145,7 +157,7 @@ def _details(
     names, total = parts.class_names, np.sum(confusions, axis=0)
     return SegmentationDetails(
         classes=names,
-        background=task.background,
+        background=settings.background,
         judged_on=parts.split.judged,
         unit=f"tiles of {found.classes.shape[1]} px",
         num_images=len(dataset.samples) + len(dataset.unpaired),
@@ -156,9 +168,9 @@ def _details(
         colors={
             name: "#{:02x}{:02x}{:02x}".format(*class_color(c))
             for c, name in enumerate(names)
-            if c != task.background
+            if c != settings.background
         },
-        notes=tuple(_notes(task, found, parts)),
+        notes=tuple(_notes(settings, found, parts)),
         num_dropped=found.num_dropped,
         dropped=tuple(LeftOut.model_validate(each) for each in found.dropped),
         transform=f"tiles-at-native-scale v{TILES_VERSION}",
@@ -172,10 +184,10 @@ def _details(
     )
 
 
-def _notes(task: SegmentationTask, found: TileTokens, parts: _Parts) -> list[str]:
+def _notes(settings: SegmentationSettings, found: TileTokens, parts: _Parts) -> list[str]:
     names, notes = parts.class_names, [*parts.split.notes]
-    if found.num_tiles_there > task.max_tiles:
-        notes.append(f"{task.max_tiles} of {found.num_tiles_there} tiles are drawn (max_tiles)")
+    if found.num_tiles_there > settings.max_tiles:
+        notes.append(f"{settings.max_tiles} of {found.num_tiles_there} tiles are drawn (max_tiles)")
     for where, part in (("training", parts.train), ("the judged split", parts.judged)):
         counts = pixel_counts(part.classes, len(names))
         absent = [name for name, count in zip(names, counts, strict=True) if not count]
@@ -221,7 +233,7 @@ def _interval(dataset: MaskedDataset, parts: _Parts, predicted: Classes) -> dict
 
 
 def _picture(
-    task: SegmentationTask, dataset: MaskedDataset, parts: _Parts, predicted: Classes
+    settings: SegmentationSettings, dataset: MaskedDataset, parts: _Parts, predicted: Classes
 ) -> Example | None:
     """Of tiles spread evenly over those that show a counted class; the first run's prediction."""
     showing = [i for i, each in enumerate(parts.judged.classes) if np.isin(each, parts.counted).any()]
@@ -237,4 +249,4 @@ def _picture(
         pixels, _ = cut(image, np.zeros(image.shape[:2], dtype=np.uint8), tile, truth.shape[0])
         rows.append((pixels, truth, predicted[i]))
     caption = "Patch, truth, prediction of the first run"
-    return Example("panel", panel(rows, task.background), caption) if rows else None
+    return Example("panel", panel(rows, settings.background), caption) if rows else None

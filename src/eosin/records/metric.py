@@ -80,3 +80,16 @@ class MetricRecord(Record):
     def _of_kind(cls, value: Any, info: ValidationInfo) -> Any:
         model = DETAILS.get(info.data.get("kind", ""), Details)
         return model.model_validate(value) if isinstance(value, dict) else value
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """JSON schema of a metric record, with the details of each kind of task."""
+        schema = super().model_json_schema(*args, **kwargs)
+        definitions = schema.setdefault("$defs", {})
+        cases = []
+        for kind, model in DETAILS.items():
+            own = model.model_json_schema(ref_template="#/$defs/{model}")
+            definitions |= own.pop("$defs", {}) | {model.__name__: own}
+            details = {"properties": {"details": {"$ref": f"#/$defs/{model.__name__}"}}}
+            cases.append({"if": {"properties": {"kind": {"const": kind}}}, "then": details})
+        return schema | {"allOf": cases}
