@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator
 
 from eosin.records.base import Record
 from eosin.records.details import DETAILS, Details
@@ -66,7 +66,7 @@ class MetricRecord(Record):
     """Rises when the same name would give other figures."""
     metrics: dict[str, MetricValue] = {}
     """Figures by name."""
-    details: SerializeAsAny[Details] = Details()
+    details: SerializeAsAny[Details] = Field(default_factory=dict, validate_default=True)
     """What the report shows beside the figures; of the model that `DETAILS` has for the kind of task."""
     wall_s: float = 0.0
     """How long it took, seconds."""
@@ -79,7 +79,9 @@ class MetricRecord(Record):
     @classmethod
     def _of_kind(cls, value: Any, info: ValidationInfo) -> Any:
         model = DETAILS.get(info.data.get("kind", ""), Details)
-        return model.model_validate(value) if isinstance(value, dict) else value
+        if isinstance(value, model) and type(value) is not Details:
+            return value
+        return model.model_validate(value.model_dump() if isinstance(value, Details) else value)
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Line:
 
 
 def headline(
-    lines: Sequence[Line], results: Sequence[Result], wanted: Mapping[str, Sequence[str]]
+    lines: Sequence[Line], results: Sequence[Result], wanted: Mapping[str, Sequence[str]] | None = None
 ) -> list[Line]:
     """Of `lines` the main metrics of every task, in the order of `results`.
 
@@ -59,7 +59,7 @@ def headline(
     for task in dict.fromkeys(result.task for result in results):
         usable = [r for r in results if r.task == task and r.status == "ok" and r.metric]
         names = {str(r.metric) for r in usable}
-        heading = [name for name in wanted.get(task, ()) if name in names]
+        heading = [name for name in (wanted or {}).get(task, ()) if name in names]
         chosen += [found[task, name] for name in heading or sorted(names, key=metric_order)]
     return chosen
 

@@ -11,6 +11,7 @@ from eosin.metrics.bootstrap import paired_interval
 from eosin.metrics.permutation import permutation_p_value
 from eosin.metrics.significance import significance
 from eosin.records import MetricRecord, MetricValue
+from eosin.records.details import SegmentationDetails
 
 TRUTH = [i % 3 for i in range(60)]
 
@@ -52,7 +53,12 @@ def test_dice_is_paired_by_the_counts_of_each_patient() -> None:
     counts = [generator.integers(1, 9, (8, 2, 2)) for _ in range(2)]
     named = [{f"p{i}": each[i].tolist() for i in range(8)} for each in counts]
     told = {"counted_classes": [1], "interval_over": "8 patients"}
-    before, after = (record([0.5], "dice", group_confusions=each, **told) for each in named)
+    before, after = (
+        record([0.5], "dice").model_copy(
+            update={"details": SegmentationDetails(group_confusions=each, **told)}
+        )
+        for each in named
+    )
     found = significance(before, after, "dice")
     expected = paired_interval(counts[0], counts[1], "dice", counted=[1])
     assert found is not None and (found.p_value, found.how) == (
