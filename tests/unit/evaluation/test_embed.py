@@ -48,7 +48,7 @@ def test_the_batch_decides_neither_order_nor_what_is_left_out(
     assert found.rows.tolist() == whole.rows.tolist()
     assert len(found.rows) == 10
     assert found.dropped == whole.dropped
-    assert [each.source for each in found.dropped] == ["blue/000.png", "blue/005.png", "red/006.png"]
+    assert [each["source"] for each in found.dropped] == ["blue/000.png", "blue/005.png", "red/006.png"]
     np.testing.assert_allclose(found.features, whole.features, rtol=1e-4, atol=1e-5)
 
 
