@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from eosin.config.base import CLASS_PATTERN
 from eosin.config.heads import DecoderConfig
@@ -46,6 +46,14 @@ class SegmentationTask(Task):
     """Most memory for tokens; a task that needs more is refused, since other tiles give other figures."""
     decoder: DecoderConfig = DecoderConfig()
     """How the decoder is built and trained."""
+
+    @model_validator(mode="after")
+    def _background_is_a_class(self) -> Self:
+        if self.classes is not None and self.background is not None and self.background >= len(self.classes):
+            raise ValueError(
+                f"background {self.background} is none of the {len(self.classes)} classes, counted from 0"
+            )
+        return self
 
     def dataset_uri(self, run_uri: str) -> str:
         return self.dataset
