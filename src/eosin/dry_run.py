@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from eosin.cluster.placement import placement
-from eosin.config import RunConfig, difference, dump_config
-from eosin.errors import EosinError, UserError
-from eosin.index.overrides import load_overrides
+from eosin.config import RunConfig, dump_config
+from eosin.errors import EosinError, MissingDependency
 from eosin.layout import IndexLayout, RegistryLayout, RunLayout
-from eosin.runs import load_run, resolve
+from eosin.preflight import check_models, check_plan, check_teacher, check_trainable
 from eosin.storage import join_uri, open_store
 
 
@@ -31,11 +30,13 @@ class RunPlan:
     num_objects: int
     total_bytes: int
     steps: tuple[StepPlan, ...]
+    begun: str = ""
+    """What is at the run's place, and what planning it would change."""
     figures: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = ["# resolved configuration", self.config_yaml, "# steps"]
+        lines = ["# resolved configuration", self.config_yaml, f"# {self.begun}", "# steps"]
         for step in self.steps:
             lines.append(f"{step.step}" + (f"  ({step.note})" if step.note else ""))
             lines += [f"    reads   {uri}" for uri in step.reads]
@@ -51,33 +52,56 @@ class RunPlan:
 
 
 def plan_run(
-    config: RunConfig, run_uri: str, *, pipeline: str = "pretrain", arguments: Mapping[str, Any] | None = None
+    config: RunConfig,
+    run_uri: str,
+    *,
+    pipeline: str = "pretrain",
+    arguments: Mapping[str, Any] | None = None,
+    here: bool = False,
 ) -> RunPlan:
     """The plan of a run of `pipeline`, whose `arguments` name what is not in the configuration.
 
-    Raises `UserError` where the configuration, the slides, their overrides or the run's place make it
-    impossible.
+    `here`: on this machine, whose memory is then looked at, and not on the nodes of `cluster.pools`. Raises
+    `UserError` where anything makes the run impossible: configuration, slides, overrides, the models it
+    begins with and is judged beside, memory, or another run at its place.
     """
-    config = resolve(config, run_uri)
+    arguments = arguments or {}
+    planned = check_plan(run_uri, config)
+    config = planned.config
+    check_models(config)
+    if pipeline == "evaluate":
+        check_teacher(str(arguments.get("teacher", "")))
     sizes = [info.size_bytes for info in open_store(config.slides.uri).list()]
-    if not sizes:
-        raise UserError(
-            f"there is no object under {config.slides.uri}", hint="check the bucket and the prefix"
-        )
-    begun_otherwise = _begun_otherwise(config, run_uri)
-    load_overrides(config.slides.overrides)
-    trains = pipeline != "evaluate"
-    figures, warnings = _figures(config, trains)
+    figures, warnings = _figures(config, trains=pipeline != "evaluate", here=here)
     return RunPlan(
         run=run_uri,
         config=config.model_dump(mode="json"),
         config_yaml=dump_config(config),
         num_objects=len(sizes),
         total_bytes=sum(sizes),
-        steps=_steps(config, run_uri, pipeline, arguments or {}),
+        steps=_steps(config, run_uri, pipeline, arguments),
+        begun=str(planned),
         figures=figures,
-        warnings=(*begun_otherwise, *warnings),
+        warnings=(*warnings, *_missing_datasets(config)),
     )
+
+
+def _missing_datasets(config: RunConfig) -> Iterator[str]:
+    """Their tasks would end as failed records; the run goes on without them."""
+    for task in config.evaluate.tasks:
+        uri = getattr(task, "dataset", "")
+        if uri and not _is_there(uri):
+            yield f"task {task.name} will fail: there is nothing at {uri}"
+
+
+def _is_there(uri: str) -> bool:
+    try:
+        if next(iter(open_store(uri).list()), None) is not None:
+            return True
+        folder, _, key = uri.rstrip("/").rpartition("/")
+        return open_store(folder or ".").exists(key)
+    except EosinError:
+        return False
 
 
 def _steps(config: RunConfig, run: str, pipeline: str, arguments: Mapping[str, Any]) -> tuple[StepPlan, ...]:
@@ -146,34 +170,27 @@ def _pretrain_steps(config: RunConfig, run: str) -> tuple[StepPlan, ...]:
     )  # fmt: skip
 
 
-def _figures(config: RunConfig, trains: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _figures(config: RunConfig, *, trains: bool, here: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Figures of training and patching; what this image cannot work out becomes a warning."""
     figures: dict[str, Any] = {}
     warnings: list[str] = []
     try:
-        from eosin.training.check import check_training
-
-        figures |= check_training(config) | _placement(config) if trains else {}
-    except ImportError as error:
+        figures |= check_trainable(config, here=here) | _placement(config) if trains else {}
+    except (ImportError, MissingDependency) as error:
         warnings.append(f"no figures of training in this image: {error}")
     try:
         from eosin.index.snapshot import open_snapshot
-        from eosin.patches.check import check_patches
 
-        figures |= check_patches(config, open_snapshot(config.index.uri))
+        snapshot = open_snapshot(config.index.uri)
     except EosinError as error:
-        warnings.append(f"no figures of patching yet: {error.message}")
-    return figures, tuple(warnings)
+        return figures, (*warnings, f"no figures of patching yet: {error.message}")
+    try:
+        from eosin.patches.check import check_patches
+    except ImportError as error:
+        return figures, (*warnings, f"no figures of patching in this image: {error}")
+    return figures | check_patches(config, snapshot), tuple(warnings)
 
 
 def _placement(config: RunConfig) -> dict[str, str]:
     """A line a node pool: what a JobSet would take, from the fewest nodes to the most."""
     return {f"pool {each.pool}": str(each) for each in placement(config)}
-
-
-def _begun_otherwise(config: RunConfig, run_uri: str) -> tuple[str, ...]:
-    if not open_store(run_uri).exists(RunLayout.CONFIG):
-        return ()
-    begun = load_run(run_uri)
-    lines = difference(begun.identity(), config.identity())
-    return tuple(f"the run was begun with another configuration: {line}" for line in lines)

@@ -1,16 +1,22 @@
-"""A run's beginning: its configuration published once, the index snapshot it reads pinned once."""
+"""The beginning of a run: its configuration, published and replaced, and the index snapshot it pins."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+import uuid
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from eosin.config import RunConfig, difference, dump_config, load_config
-from eosin.errors import UserError
+from eosin.errors import TransientError, UserError
 from eosin.layout import RunLayout, step_of
-from eosin.records import IndexPin, TrainingDone, load_record, publish_once
-from eosin.storage import NotFound, Store, join_uri, open_store, put_if_absent
+from eosin.records import IndexPin, LeaseRecord, TrainingDone, load_record, publish_once
+from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store, put_if_absent
+
+_ATTEMPTS = 8
+# Sections that say nothing of which slides are read and which patches are drawn from them.
+_NOT_OF_PATCHES = ("augment.", "cluster.", "description:", "evaluate.", "model.", "recipe:", "train.")
 
 
 def dated(run_uri: str, day: date | None = None) -> str:
@@ -22,7 +28,8 @@ def resolve(config: RunConfig, run_uri: str) -> RunConfig:
     """`config` with whole URIs, and the index's filled in: one a folder of slides, beside the runs.
 
     `s3://bucket/runs/NAME` with slides in `s3://bucket/slides/tcga` gives
-    `s3://bucket/indexes/tcga-1f0c…`; the digits are of the whole slides URI.
+    `s3://bucket/indexes/tcga-1f0c…`, and `/home/me/run1` gives `/home/me/indexes/tcga-1f0c…`; the digits
+    are of the whole slides URI.
     """
     slides_uri = join_uri(config.slides.uri) if config.slides.uri else ""
     index_uri = join_uri(config.index.uri or _beside_the_runs(run_uri, slides_uri))
@@ -35,9 +42,11 @@ def resolve(config: RunConfig, run_uri: str) -> RunConfig:
 
 
 def _beside_the_runs(run_uri: str, slides_uri: str) -> str:
-    runs, _, _ = join_uri(run_uri).rpartition("/")
-    parent, _, folder = runs.rpartition("/")
-    place = parent if folder and parent and not parent.endswith("/") else runs
+    """In the folder `indexes` beside the folder `runs`, or, where runs lie in another one, inside that."""
+    place, _, _ = join_uri(run_uri).rpartition("/")
+    parent, _, folder = place.rpartition("/")
+    if folder == "runs" and not parent.endswith("/"):  # a bucket may be called runs
+        place = parent
     return join_uri(place, "indexes", _index_name(slides_uri))
 
 
@@ -47,17 +56,110 @@ def _index_name(slides_uri: str) -> str:
     return f"{last or 'slides'}-{digest}"
 
 
-def prepare_run(run_uri: str, config: RunConfig) -> RunConfig:
-    """Publish the resolved configuration of a run, or check that it is the one already there.
+@dataclass(frozen=True)
+class Planned:
+    """What planning a run would publish, and what that changes. `config` is resolved."""
 
-    Returns the configuration to use. Raises `UserError` with the difference where the run was begun
-    with another one; what only steers speed or placement may differ and the new values are used.
+    config: RunConfig
+    begun: bool
+    """A configuration is there already."""
+    changes: tuple[str, ...] = ()
+    """`section.key: old → new` of every value that is another than the one there."""
+    renewed: bool = False
+    """Some of them decide the result: the run, of which nothing is trained, begins anew."""
+    etag: str | None = None
+    """Of the configuration that is there."""
+
+    def __str__(self) -> str:
+        if not self.changes:
+            return "the run is begun, with the same configuration" if self.begun else "a new run"
+        how = "nothing was trained: the run begins anew with" if self.renewed else "the run goes on with"
+        return f"{how} {'; '.join(self.changes)}"
+
+
+def plan_config(run_uri: str, config: RunConfig) -> Planned:
+    """What `prepare_run` would do, without doing it.
+
+    Raises `UserError` with the difference where the run has trained something with another configuration;
+    what only steers speed or placement may differ, and the new values are those that are used.
     """
     config = resolve(config, run_uri)
     store = open_store(run_uri)
-    if not put_if_absent(store, RunLayout.CONFIG, dump_config(config).encode()):
-        _refuse_difference(run_uri, load_run(run_uri, store=store), config)
-    return config
+    try:
+        etag = store.head(RunLayout.CONFIG).etag
+        text = store.get(RunLayout.CONFIG).decode(errors="replace")
+    except NotFound:
+        return Planned(config, begun=False)
+    try:
+        old = load_config(text, source=join_uri(run_uri, RunLayout.CONFIG))
+    except UserError:
+        if has_trained(store):
+            raise
+        return Planned(config, True, ("the configuration that is there cannot be read",), True, etag)
+    decisive = difference(old.identity(), config.identity())
+    if decisive and has_trained(store):
+        raise UserError(
+            f"run {run_uri} was begun with another configuration:\n  " + "\n  ".join(decisive),
+            hint=f"take another run URI, undo the change, or remove the run: eosin delete {run_uri}",
+        )
+    changes = difference(old.model_dump(mode="json"), config.model_dump(mode="json"))
+    return Planned(config, True, tuple(changes), bool(decisive), etag)
+
+
+def prepare_run(run_uri: str, config: RunConfig) -> RunConfig:
+    """Publish the resolved configuration of a run; returns it.
+
+    Where the run was begun before, what only steers speed or placement is replaced. Where nothing is
+    trained yet anything is, and what was made with the old values (the pinned snapshot, patch sets) is
+    dropped. Raises `UserError` with the difference where something is trained, `TransientError` where
+    others keep planning the same run.
+    """
+    store = open_store(run_uri)
+    for _ in range(_ATTEMPTS):
+        planned = plan_config(run_uri, config)
+        data = dump_config(planned.config).encode()
+        if not planned.begun:
+            if put_if_absent(store, RunLayout.CONFIG, data):
+                return planned.config
+            continue
+        if not planned.changes:
+            return planned.config
+        if planned.renewed:
+            _begin_anew(store, planned.changes)
+        try:
+            store.put(RunLayout.CONFIG, data, if_match=planned.etag)
+            return planned.config
+        except (PreconditionFailed, NotFound):
+            continue
+    raise TransientError(f"run {run_uri} is being planned by others", hint="run it again")
+
+
+def has_trained(store: Store) -> bool:
+    """Whether a run, or a run of a study, has published anything that its training or judging made."""
+    results = (RunLayout.CHECKPOINTS, RunLayout.TEACHERS, RunLayout.METRICS, RunLayout.TRAINING_DONE)
+    if any(next(iter(store.list(prefix)), None) is not None for prefix in results):
+        return True
+    variants = (info.key.split("/", 2)[-1] for info in store.list(RunLayout.VARIANTS))
+    return any(key.startswith(results) for key in variants)
+
+
+def _begin_anew(store: Store, changes: tuple[str, ...]) -> None:
+    """Drop what was made with other values; a world of that configuration which still lives publishes
+    nothing more.
+
+    The configuration is replaced after this: a kill in between leaves a run that is planned, no more.
+    """
+    if store.exists(RunLayout.LEASE):
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        lease = LeaseRecord(token=uuid.uuid4().hex, holder="a new plan of the run", taken_at=now)
+        store.put(RunLayout.LEASE, lease.to_json())
+    if all(change.startswith(_NOT_OF_PATCHES) for change in changes):
+        return
+    store.delete([RunLayout.INDEX_PIN])
+    for prefix in (RunLayout.PATCH_SETS, RunLayout.QUARANTINE):
+        found = [info.key for info in store.list(prefix)]
+        # Manifests and markers first: what is left by a kill is not taken for whole.
+        store.delete(sorted(found, key=lambda key: (not key.endswith(".json"), key)))
 
 
 def load_run(run_uri: str, *, store: Store | None = None) -> RunConfig:
@@ -106,12 +208,3 @@ def missing_teachers(store: Store, done: TrainingDone) -> list[str]:
         if not has_teacher(store, name)
         and (name == done.models[-1] or store.exists(RunLayout.checkpoint_marker(step_of(name) or 0)))
     ]
-
-
-def _refuse_difference(run_uri: str, old: RunConfig, new: RunConfig) -> None:
-    lines = difference(old.identity(), new.identity())
-    if lines:
-        raise UserError(
-            f"run {run_uri} was begun with another configuration:\n  " + "\n  ".join(lines),
-            hint="take another run URI, or undo the change",
-        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from eosin.config import RunConfig, load_config
 from eosin.errors import TransientError, UserError
 from eosin.layout import RunLayout, record_key
 from eosin.observability import RunLog
+from eosin.preflight import check_models, check_plan, check_trainable
 from eosin.recipes import ConfigSource as ConfigSource  # steps are given one
 from eosin.recipes import load_recipe
 from eosin.records import (
@@ -45,9 +47,22 @@ BACKENDS = ("local", "jobset")
 def plan(run_uri: str, source: ConfigSource) -> RunConfig:
     """Resolve the configuration and publish it with the run (or check it is the one published).
 
-    Without a recipe it is the run's own. Raises `UserError` where no run was begun either.
+    Without a recipe it is the run's own. Raises `UserError` where no run was begun either, and for what the
+    run would refuse later; then nothing is published.
     """
-    return prepare_run(run_uri, resolve_config(source, of_run=run_uri))
+    return _publish_plan(run_uri, resolve_config(source, of_run=run_uri))
+
+
+def _publish_plan(run_uri: str, config: RunConfig, *, known_slides: str = "") -> RunConfig:
+    planned = check_plan(run_uri, config, known_slides=known_slides)
+    check_models(planned.config)
+    if find_spec("torch") is not None:  # an image without: the workers refuse it
+        check_trainable(planned.config, here=False)
+    config = prepare_run(run_uri, planned.config)
+    if planned.changes:
+        with RunLog("plan", open_store(run_uri)) as log:
+            log.event("planned-again", detail=str(planned))
+    return config
 
 
 def plan_retrain(run_uri: str, registry_uri: str, name: str, source: ConfigSource) -> RunConfig:
@@ -59,9 +74,11 @@ def plan_retrain(run_uri: str, registry_uri: str, name: str, source: ConfigSourc
     from eosin.registry.retrain import keep_base
 
     config, base = retrain_config(run_uri, registry_uri, name, source)
+    known_slides = load_run(base.run).slides.uri if base.run else ""
+    check_plan(run_uri, config, known_slides=known_slides)
     if keep_base(run_uri, base) != base:
         raise TransientError(f"run {run_uri} is being planned by somebody else", hint="run it again")
-    return prepare_run(run_uri, config)
+    return _publish_plan(run_uri, config, known_slides=known_slides)
 
 
 def retrain_config(
@@ -84,6 +101,7 @@ def plan_study(study_uri: str, vary: str, values: Iterable[Any], source: ConfigS
     from eosin import study
 
     config = resolve_config(source, of_run=study_uri)
+    check_plan(study_uri, config)
     return study.plan_study(study_uri, config, vary, list(values))
 
 
@@ -232,24 +250,12 @@ def train(run_uri: str, backend: str = "local") -> TrainingDone:
         if backend == "jobset":
             from eosin.cluster.launcher import train_on_cluster
 
-            _refuse_impossible(load_run(run_uri))
+            if find_spec("torch") is not None:
+                check_trainable(load_run(run_uri), here=False)
             return train_on_cluster(run_uri, log=log)
         from eosin.training.train import train as train_here
 
         return train_here(run_uri, log=log)
-
-
-def _refuse_impossible(config: RunConfig) -> None:
-    """What cannot be trained is refused before a GPU is asked for, where this image can tell."""
-    try:
-        from eosin.training.check import check_training
-    except ImportError:  # an image without torch: the workers refuse it
-        return
-    pools, on_cores = config.cluster.pools, config.train.elastic.workers_per_node
-    num_ranks = sum(pool.min_nodes * (pool.gpus_per_node or on_cores) for pool in pools)
-    known = [pool.gpu_memory_gib for pool in pools if pool.gpu_memory_gib is not None]
-    memory_bytes = int(min(known) * 2**30) if known else None
-    check_training(config, memory_bytes=memory_bytes, num_ranks=max(num_ranks, 1))
 
 
 def evaluations(run_uri: str, teacher: str = "") -> list[dict[str, str]]:

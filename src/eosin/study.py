@@ -12,8 +12,8 @@ from eosin.config import RunConfig, with_overrides
 from eosin.config.patches import HELD_OUT
 from eosin.errors import UserError
 from eosin.layout import RANDOM_INIT, TEACHER_WEIGHTS, RunLayout
-from eosin.records import Study, Variant, load_record, publish_once
-from eosin.runs import load_pin, pin_index, prepare_run
+from eosin.records import Study, Variant, load_record, update_record
+from eosin.runs import has_trained, load_pin, pin_index, plan_config, prepare_run, resolve
 from eosin.storage import join_uri, open_store
 
 _TIMM = "timm:"
@@ -37,12 +37,13 @@ class PlannedVariant:
 def plan_study(study_uri: str, config: RunConfig, vary: str, values: Sequence[Any] = ()) -> Study:
     """Publish the shared configuration, that of each variant, and what the study varies.
 
-    Repeated with the same it is a no-op. Raises `UserError` where a value is no value of the key, or
-    the study was begun otherwise.
+    Repeated with the same it is a no-op. Until something is trained it may be planned again as another.
+    Raises `UserError` where a value is no value of the key, or the study was begun otherwise and trained.
     """
-    config = prepare_run(study_uri, config)
-    study, planned = study_of(study_uri, config, vary, values)
+    study, planned = study_of(study_uri, resolve(config, study_uri), vary, values)
+    plan_config(study_uri, config)
     _keep(study_uri, study)
+    prepare_run(study_uri, config)
     for variant in planned:
         prepare_run(variant.record.run, variant.config)
     return study
@@ -167,7 +168,18 @@ def _looks_alike(first: RunConfig, second: RunConfig) -> bool:
 
 
 def _keep(study_uri: str, study: Study) -> None:
-    found = publish_once(open_store(study_uri), RunLayout.STUDY, study)
-    if found != study:
-        names = ", ".join(variant.name for variant in found.variants)
-        raise UserError(f"study {study_uri} was begun with {found.key}: {names}", hint="take another URI")
+    """Publish what the study varies; while nothing is trained, another plan gives way with its runs."""
+    store = open_store(study_uri)
+
+    def change(found: Study | None) -> Study | None:
+        if found is not None and found != study and has_trained(store):
+            names = ", ".join(variant.name for variant in found.variants)
+            raise UserError(
+                f"study {study_uri} was begun with {found.key}: {names}",
+                hint=f"take another URI, or remove the study: eosin delete {study_uri}",
+            )
+        return None if found == study else study
+
+    update_record(Study, store, RunLayout.STUDY, change)
+    kept = tuple(f"{RunLayout.variant(variant.name)}/" for variant in study.variants)
+    store.delete([info.key for info in store.list(RunLayout.VARIANTS) if not info.key.startswith(kept)])

@@ -11,6 +11,7 @@ from eosin import steps
 from eosin.dry_run import StepPlan, plan_run
 from eosin.errors import UserError
 from eosin.layout import RunLayout
+from eosin.storage import open_store
 
 
 @pytest.fixture
@@ -48,11 +49,110 @@ def test_a_bucket_for_the_run_that_is_not_there_is_refused(slides: Path, bucket_
         plan_run(steps.resolve_config(source(slides)), "s3://there-is-none/runs/a")
 
 
-def test_a_run_begun_otherwise_is_a_warning_with_the_difference(slides: Path, tmp_path: Path) -> None:
+def test_a_run_begun_otherwise_says_what_would_change(slides: Path, tmp_path: Path) -> None:
     run = str(tmp_path / "runs" / "a")
     steps.plan(run, source(slides, ["seed=1"]))
-    plan = plan_run(steps.resolve_config(source(slides, ["seed=2"])), run)
-    assert "the run was begun with another configuration: seed: 1 → 2" in plan.warnings
+    other = steps.resolve_config(source(slides, ["seed=2"]))
+    assert "the run begins anew with seed: 1 → 2" in plan_run(other, run).begun
+    faster = ["seed=1", "train.elastic.workers_per_node=1"]
+    plan = plan_run(steps.resolve_config(source(slides, faster)), run)
+    assert "the run goes on with train.elastic.workers_per_node: 2 → 1" in str(plan)
+
+
+def test_a_trained_run_begun_otherwise_is_refused_as_the_run_would(slides: Path, tmp_path: Path) -> None:
+    run = str(tmp_path / "runs" / "a")
+    steps.plan(run, source(slides, ["seed=1"]))
+    open_store(run).put(RunLayout.checkpoint_marker(3), b"{}")
+    with pytest.raises(UserError, match="seed: 1 → 2"):
+        plan_run(steps.resolve_config(source(slides, ["seed=2"])), run)
+
+
+def weights(folder: Path, width: int, depth: int) -> str:
+    """A safetensors file of a ViT in timm's names."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {"backbone.patch_embed.proj.weight": torch.zeros(width, 3, 8, 8)}
+    tensors |= {f"backbone.blocks.{i}.norm1.weight": torch.zeros(width) for i in range(depth)}
+    save_file(tensors, folder / f"{width}-{depth}.safetensors")
+    return str(folder / f"{width}-{depth}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.init=timm:nope", "has no model 'nope'"),
+        ("model.init=timm:vit_small_patch16_224.dinoo", "has no weights"),
+        ("model.init=timm:vit_small_patch16_224.dino", "384 features wide and 12 blocks deep"),
+        ("model.init=radnom", "neither random, timm:NAME nor a URI"),
+        ("model.init=TMP/none.safetensors", "there is no"),
+        ("model.init=TMP/slides/a.svs", "is not a safetensors file"),
+        (
+            "model.init=TMP/64-4.safetensors",
+            "64 features wide and 4 blocks deep, model.arch .* is 128 and 4",
+        ),
+        ("model.init=TMP/128-3.safetensors", "is 128 features wide and 3 blocks deep"),
+        ("model.init=run:TMP/runs/none", "no run at"),
+        ("model.arch=vit_nope", "has no model 'vit_nope'"),
+        ("evaluate.baselines=[timm:nope]", "has no model 'nope'"),
+        ("evaluate.baselines=[TMP/none/teachers/step-00000001]", "model.json is not there"),
+        ("evaluate.baselines=[timm:vit_small_patch16_224@TMP/none.safetensors]", "no weights at"),
+        ("evaluate.baselines=[random]", "is no baseline"),
+        ("model.dino_head.num_prototypes=1000000000000", "and there are 288.0 GiB"),
+        ("train.optimizer.warmup_steps=180", "is not below train.num_steps"),
+        ("slides.include=['*.ndpi']", "slides.include"),
+    ],
+)
+def test_what_the_run_would_refuse_is_refused_and_leaves_nothing_behind(
+    slides: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    weights(tmp_path, 64, 4), weights(tmp_path, 128, 3)
+    run, settings = str(tmp_path / "runs" / "a"), [setting.replace("TMP", str(tmp_path))]
+    before = everything(tmp_path)
+    with pytest.raises(UserError, match=message):
+        plan_run(steps.resolve_config(source(slides, settings)), run)
+    with pytest.raises(UserError, match=message):
+        steps.plan(run, source(slides, settings))
+    assert everything(tmp_path) == before
+
+
+def test_weights_that_fit_are_taken(slides: Path, tmp_path: Path) -> None:
+    settings = [f"model.init={weights(tmp_path, 128, 4)}"]
+    plan_run(steps.resolve_config(source(slides, settings)), str(tmp_path / "runs/a"))
+
+
+def test_a_run_to_go_on_from_needs_a_checkpoint_of_the_same_size(slides: Path, tmp_path: Path) -> None:
+    first = str(tmp_path / "runs" / "first")
+    steps.plan(first, source(slides))
+
+    def plan(*settings: str) -> None:
+        chosen = [f"model.init=run:{first}", *settings]
+        plan_run(steps.resolve_config(source(slides, chosen)), str(tmp_path / "runs/b"))
+
+    with pytest.raises(UserError, match="has no checkpoint"):
+        plan()
+    open_store(first).put(RunLayout.checkpoint_marker(30), b"{}")
+    plan()
+    with pytest.raises(UserError, match="is 128 features wide and 4 blocks deep"):
+        plan("model.arch_args={patch_size: 8, embed_dim: 64, depth: 4, num_heads: 4}")
+
+
+def test_prototypes_that_fit_no_memory_of_this_machine_are_refused(slides: Path, tmp_path: Path) -> None:
+    config = steps.resolve_config(source(slides, ["model.dino_head.num_prototypes=200000000"]))
+    plan_run(config, str(tmp_path / "runs/a"))
+    with pytest.raises(UserError, match="and there are"):
+        plan_run(config, str(tmp_path / "runs/a"), here=True)
+
+
+def test_a_dataset_that_is_not_there_is_a_warning(slides: Path, tmp_path: Path) -> None:
+    settings = [f"evaluate.tasks=[{{kind: knn, name: mine, dataset: {tmp_path}/none}}]"]
+    plan = plan_run(steps.resolve_config(source(slides, settings)), str(tmp_path / "runs/a"))
+    assert any("task mine will fail" in warning for warning in plan.warnings)
+
+
+def test_a_teacher_to_evaluate_must_be_there(slides: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no teacher at"):
+        steps_of(slides, str(tmp_path / "runs/a"), "evaluate", teacher=str(tmp_path / "none"))
 
 
 def steps_of(slides: Path, run: str, pipeline: str, **arguments: str) -> dict[str, StepPlan]:
@@ -62,9 +162,11 @@ def steps_of(slides: Path, run: str, pipeline: str, **arguments: str) -> dict[st
 
 
 def test_evaluating_a_stranger_trains_nothing(slides: Path, tmp_path: Path) -> None:
-    found = steps_of(slides, str(tmp_path / "runs/a"), "evaluate", teacher="s3://b/runs/x/teachers/y")
+    teacher = f"file://{tmp_path}/x/teachers/y"
+    open_store(teacher).put("model.json", b"{}")
+    found = steps_of(slides, str(tmp_path / "runs/a"), "evaluate", teacher=teacher)
     assert list(found) == ["plan", "index", "decode", "evaluate", "summarize"]
-    assert found["evaluate"].reads[0] == "s3://b/runs/x/teachers/y"
+    assert found["evaluate"].reads[0] == teacher
     assert not any(uri.endswith(RunLayout.TEACHERS) for uri in found["evaluate"].reads)
 
 

@@ -101,10 +101,25 @@ def test_refused_before_any_run_is_published(uri: str, vary: str, values: list[A
 
 
 def test_a_study_goes_on_only_as_it_was_begun(uri: str) -> None:
+    made = study.plan_study(uri, config(), "slides", [0.5, 1.0])
     study.plan_study(uri, config(), "slides", [0.5, 1.0])
-    study.plan_study(uri, config(), "slides", [0.5, 1.0])
+    open_store(made.variants[0].run).put(RunLayout.checkpoint_marker(3), b"{}")
     with pytest.raises(UserError, match=r"was begun with patches\.slide_fraction: 0\.5, 1"):
         study.plan_study(uri, config(), "slides", [0.5, 0.7])
+
+
+def test_a_study_without_anything_trained_is_planned_again(uri: str) -> None:
+    study.plan_study(uri, config(), "slides", [0.5, 1.0])
+    made = study.plan_study(uri, config(), "slides", [0.25, 1.0])
+    assert study.load_study(uri) == made
+    folders = {info.key.split("/")[1] for info in open_store(uri).list(RunLayout.VARIANTS)}
+    assert folders == {"0.25", "1"} == {variant.name for variant in made.variants}
+
+
+def test_a_study_that_cannot_be_leaves_nothing_behind(uri: str) -> None:
+    with pytest.raises(UserError, match="alike"):
+        study.plan_study(uri, config(), "slides", [0.5, 0.5])
+    assert not list(open_store(uri).list())
 
 
 def test_every_run_reads_the_snapshot_of_the_study(uri: str) -> None:

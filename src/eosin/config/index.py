@@ -28,7 +28,10 @@ class TissueConfig(Section):
 
 class IndexConfig(Section):
     uri: str = ""
-    """Where the index is published; empty: `indexes/NAME` beside the runs, one a folder of slides."""
+    """Where the index is published; empty: one a folder of slides, `indexes/NAME` beside the folder `runs`,
+    or in the folder that holds the run."""
+    allow_fewer_slides: bool = False
+    """Make a snapshot the newest one though it has less than half of the usable slides of the one before."""
     num_shards: int = Field(default=2, ge=1)
     """Shards of a scan: processes or pods that scan slides side by side. The index is the same for any
     number."""

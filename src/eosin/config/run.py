@@ -22,6 +22,7 @@ from eosin.config.train import TrainConfig
 _NOT_IDENTITY: tuple[tuple[str, ...], ...] = (
     ("description",),
     ("cluster",),
+    ("index", "allow_fewer_slides"),
     ("index", "num_shards"),
     ("index", "slides_in_flight"),
     ("patches", "decoder_timeout_s"),

@@ -134,12 +134,14 @@ class SlideInspection:
         return "\n".join(lines)
 
 
-def inspect_index(uri: str, slide: str | None = None) -> Inspection | SlideInspection:
-    """The newest snapshot of the index at `uri`, or one slide of it by key or file name.
+def inspect_index(
+    uri: str, slide: str | None = None, snapshot_id: str | None = None
+) -> Inspection | SlideInspection:
+    """A snapshot of the index at `uri` (None: its newest), or one slide of it by key or file name.
 
     Raises `UserError` where there is no index, or no such slide (or several).
     """
-    snapshot = open_snapshot(uri)
+    snapshot = open_snapshot(uri, snapshot_id)
     if slide is None:
         return _inspect(uri, snapshot)
     return _inspect_slide(_find(snapshot.rows, slide, uri))

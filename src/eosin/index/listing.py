@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Literal
 
+from eosin.errors import UserError
 from eosin.storage import ObjectInfo, Store
+from eosin.storage.file import FileStore
 
 _NEVER_SLIDES = {
     ".csv", ".json", ".jsonl", ".txt", ".md", ".geojson", ".parquet", ".xml", ".yaml", ".yml", ".html",
@@ -70,6 +74,41 @@ def list_units(store: Store, include: Sequence[str] = ()) -> tuple[list[Unit], i
 def claims_dicom(key: str) -> bool:
     """Whether the name says that the object is DICOM, so that another content is a fault to be named."""
     return PurePosixPath(key).suffix.lower() in (".dcm", ".dicom")
+
+
+def require_slide(store: Store, include: Sequence[str] = ()) -> None:
+    """Raises `UserError` saying why, where `list_units` would find nothing; reads no more than it must."""
+    first = other = None
+    for each in store.list():
+        if _could_be_slide(each.key) and PurePosixPath(each.key).suffix.lower() not in _PICTURES:
+            if _included(each.key, include):
+                return
+            first = first or each.key
+        other = other or each.key
+    message = f"there is no slide in {store.uri}"
+    if first is not None:
+        patterns = ", ".join(include)
+        raise UserError(f"{message} that slides.include ({patterns}) names", hint=f"the first key is {first}")
+    if other is not None:
+        raise UserError(f"{message}: {other} and what else is there cannot be one", hint="check slides.uri")
+    raise _nothing_at(store, message)
+
+
+def _nothing_at(store: Store, message: str) -> UserError:
+    """A folder that is not there, a file in its place, an empty folder or prefix."""
+    if not isinstance(store, FileStore):
+        return UserError(f"{message}: no object has that prefix", hint="check the bucket and the prefix")
+    folder = store.root
+    if folder.is_file():
+        return UserError(f"{message}: it is a file", hint=f"name its folder: {folder.parent}")
+    if folder.is_dir():
+        return UserError(f"{message}: the folder is empty", hint="check slides.uri")
+    near: list[str] = []
+    with suppress(OSError):
+        names = [each.name for each in folder.parent.iterdir() if each.is_dir()]
+        near = difflib.get_close_matches(folder.name, names, n=1)
+    hint = f"did you mean {folder.parent / near[0]}?" if near else "check slides.uri"
+    return UserError(f"{message}: there is no such folder", hint=hint)
 
 
 def listing_digest(units: Iterable[Unit]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from eosin.config import RunConfig
 from eosin.errors import UserError
-from eosin.index.listing import Unit, list_units, listing_digest
+from eosin.index.listing import Unit, list_units, listing_digest, require_slide
 from eosin.index.overrides import Override, load_overrides
 from eosin.index.read_slide import INDEXER_VERSION
 from eosin.index.tissue_model import load_model_bytes, model_digest
@@ -39,13 +39,16 @@ class ScanPlan:
 
 
 def plan_scan(config: RunConfig) -> ScanPlan:
-    """List the slides once and read the overrides. Raises `UserError` for what is not configured."""
+    """List the slides once and read the overrides. Raises `UserError` for what is not configured,
+    and where there is no slide."""
     if not config.slides.uri:
         raise UserError("no slides named", hint="give their folder: slides.uri, or --slides")
     if not config.index.uri:
         raise UserError("no place for the index named", hint="give it: index.uri, or --index")
     slides, index = open_store(config.slides.uri), open_store(config.index.uri)
     units, num_pictures = list_units(slides, config.slides.include)
+    if not units:
+        require_slide(slides, config.slides.include)
     overrides = load_overrides(config.slides.overrides)
     found, unknown = overrides.matched(units)
     model = load_model_bytes(config.index.tissue.onnx)

@@ -28,26 +28,47 @@ from eosin.storage import Store, put_if_absent
 
 _NAMED_SLIDES = 5
 _SPARE_PARTS = 4
+_LEAST_SHARE = 0.5
+"""Of the usable slides of the newest snapshot; one with fewer does not take its place unasked."""
 
 
 def publish_snapshot(config: RunConfig, num_shards: int, log: RunLog) -> SnapshotManifest:
     """Publish the snapshot of the scan whose `num_shards` shards are there, and make it the newest.
 
     The same slides give the same snapshot, byte for byte, whatever the number of shards and their
-    order; published again it is a no-op. Raises `UserError` where a shard is missing, and, after
-    publishing, where no slide can be used: the message counts the reasons and names slides.
+    order; published again it is a no-op. Raises `UserError` where a shard is missing; after publishing, where
+    no slide can be used (the message counts the reasons and names slides); and where it has far fewer usable
+    slides than the newest one, which then stays the newest, unless `index.allow_fewer_slides`.
     """
     plan = plan_scan(config)
     for name in plan.unknown_overrides:
         log.event("warning", detail=f"the overrides name {name}, which is no slide (or several)")
     latest = read_latest(plan.index)
-    if latest is not None and latest.scan_id == plan.scan_id:
-        manifest = load_manifest(plan.index, latest.snapshot_id)
-        if manifest is not None and not FLEETING & set(manifest.reasons):
-            return _checked(plan, manifest, log)
+    newest = load_manifest(plan.index, latest.snapshot_id) if latest is not None else None
+    same_scan = latest is not None and latest.scan_id == plan.scan_id
+    if newest is not None and same_scan and not FLEETING & set(newest.reasons):
+        return _checked(plan, newest, log)
     manifest = _publish(plan, _merged(plan, num_shards))
+    if newest is not None and not config.index.allow_fewer_slides:
+        _refuse_far_fewer(plan, manifest, newest)
     move_latest(plan.index, Latest(snapshot_id=manifest.snapshot_id, scan_id=plan.scan_id))
     return _checked(plan, manifest, log)
+
+
+def _refuse_far_fewer(plan: ScanPlan, manifest: SnapshotManifest, newest: SnapshotManifest) -> None:
+    """A mistyped folder, a moved one, a store that lists half: seldom what was meant."""
+    if manifest.num_ok >= _LEAST_SHARE * newest.num_ok:
+        return
+    if not manifest.num_ok:
+        raise no_usable_slide(plan, _rows(plan, manifest), manifest)
+    of = "" if manifest.slides_uri == newest.slides_uri else f" of {newest.slides_uri}"
+    raise UserError(
+        f"{plan.slides.uri} has {manifest.num_ok} usable slides, and the newest snapshot of {plan.index.uri}"
+        f" has {newest.num_ok}{of}; that one stays the newest",
+        hint="check the folder, or take another --index; where the slides are gone indeed:"
+        " --set index.allow_fewer_slides=true. What was found: eosin index inspect"
+        f" {plan.index.uri} --snapshot {manifest.snapshot_id}",
+    )
 
 
 def _merged(plan: ScanPlan, num_shards: int) -> MergedRows:
@@ -149,23 +170,24 @@ def _checked(plan: ScanPlan, manifest: SnapshotManifest, log: RunLog) -> Snapsho
     )
     if manifest.num_ok:
         return manifest
-    rows: Sequence[SlideRow] = load_rows(plan.index, IndexLayout.snapshot_rows(manifest.snapshot_id)) or ()
-    raise no_usable_slide(plan.slides.uri, rows, manifest.reasons)
+    raise no_usable_slide(plan, _rows(plan, manifest), manifest)
 
 
-def no_usable_slide(slides_uri: str, rows: Sequence[SlideRow], reasons: dict[str, int]) -> UserError:
+def _rows(plan: ScanPlan, manifest: SnapshotManifest) -> Sequence[SlideRow]:
+    return load_rows(plan.index, IndexLayout.snapshot_rows(manifest.snapshot_id)) or ()
+
+
+def no_usable_slide(plan: ScanPlan, rows: Sequence[SlideRow], manifest: SnapshotManifest) -> UserError:
     """What to tell where nothing can be used: reasons by count, slides by name, and the cure."""
-    if not rows:
-        return UserError(
-            f"there is no slide in {slides_uri}",
-            hint="check slides.uri and slides.include; the folder is empty",
-        )
-    counts = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
+    counts = ", ".join(f"{number} {reason}" for reason, number in manifest.reasons.items())
     named = "".join(f"\n  {row.slide}: {row.status}: {row.detail}" for row in rows[:_NAMED_SLIDES])
-    more = f"\n  … and {len(rows) - _NAMED_SLIDES} more" if len(rows) > _NAMED_SLIDES else ""
+    more = ""
+    if len(rows) > _NAMED_SLIDES:
+        command = f"eosin index inspect {plan.index.uri} --snapshot {manifest.snapshot_id}"
+        more = f"\n  … and {len(rows) - _NAMED_SLIDES} more: {command}"
     return UserError(
-        f"none of the {len(rows)} slides in {slides_uri} can be used ({counts}):{named}{more}",
-        hint=_cure(reasons),
+        f"none of the {len(rows)} slides in {plan.slides.uri} can be used ({counts}):{named}{more}",
+        hint=_cure(manifest.reasons),
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +16,8 @@ from eosin.errors import TransientError, UserError
 from eosin.models.arch import import_timm
 from eosin.models.backbone import Backbone
 from eosin.storage import NotFound, open_store, split_uri
+
+V = TypeVar("V")
 
 # Wrappers under which other codes store a backbone, longest first.
 _PREFIXES = ("teacher.backbone.", "student.backbone.", "backbone.vit.", "module.backbone.",
@@ -68,7 +71,7 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> I
     """Load a state dict in timm's or DINOv2's own layout; sizes that differ are resampled bicubically."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    state = place_class_token(_strip_prefix(state), backbone.vit)
+    state = place_class_token(strip_prefix(state), backbone.vit)
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     mask_token = state.get("mask_token")
     converted = checkpoint_filter_fn(dict(state), backbone.vit)
@@ -157,14 +160,14 @@ def _layer_scale_to_one(own: dict[str, Tensor], missing: list[str]) -> bool:
     return True
 
 
-def _strip_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's tensors under their bare names, whatever wrapper they were stored under."""
+def strip_prefix(state: Mapping[str, V]) -> dict[str, V]:
+    """The backbone's tensors (or their shapes) under their bare names, whatever they were stored under."""
     for prefix in _PREFIXES:
         if f"{prefix}patch_embed.proj.weight" in state:
             return {
                 name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
             }
-    return state
+    return dict(state)
 
 
 def _from_uri(uri: str) -> dict[str, Tensor]:

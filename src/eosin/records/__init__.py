@@ -3,6 +3,7 @@
 from eosin.records.bucket import load_record, publish_once, update_record
 from eosin.records.index import SnapshotManifest
 from eosin.records.kubeflow_run import KubeflowRun
+from eosin.records.lease import LeaseRecord
 from eosin.records.metric import MetricRecord, MetricValue
 from eosin.records.patchset import PatchSetManifest, PatchSetShard, RejectedPatch
 from eosin.records.registry import RegisteredModel, RegistryEntry, RegistryMove
@@ -20,6 +21,7 @@ from eosin.records.step_failure import StepFailure
 __all__ = [
     "IndexPin",
     "KubeflowRun",
+    "LeaseRecord",
     "MetricRecord",
     "MetricValue",
     "PatchSetManifest",

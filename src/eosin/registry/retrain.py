@@ -9,9 +9,9 @@ from eosin.errors import UserError
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import TEACHER_CARD, TEACHER_WEIGHTS, RunLayout
 from eosin.observability import RunLog
-from eosin.records import RetrainBase, TeacherCard, load_record, publish_once
+from eosin.records import RetrainBase, TeacherCard, load_record, update_record
 from eosin.registry.entries import read_entry
-from eosin.runs import load_pin
+from eosin.runs import has_trained, load_pin
 from eosin.storage import join_uri, open_store
 
 
@@ -25,30 +25,34 @@ class Gate:
 
 
 def find_base(registry_uri: str, name: str, run_uri: str) -> RetrainBase:
-    """What the run set out from, or, where it is new, the current model of the registry.
+    """What the run set out from, or, where it is new or nothing is trained, the registry's current model.
 
-    Raises `UserError` where the run set out from another name or registry.
+    Raises `UserError` where the run has trained from another name or registry.
     """
     base = load_record(RetrainBase, open_store(run_uri), RunLayout.RETRAIN)
-    return _current(registry_uri, name) if base is None else _of_name(base, registry_uri, name, run_uri)
-
-
-def keep_base(run_uri: str, base: RetrainBase) -> RetrainBase:
-    """Publish what the run sets out from; what is there already wins, and is returned.
-
-    Raises `UserError` where that is another name or registry.
-    """
-    found = publish_once(open_store(run_uri), RunLayout.RETRAIN, base)
-    return _of_name(found, base.registry, base.name, run_uri)
-
-
-def _of_name(base: RetrainBase, registry_uri: str, name: str, run_uri: str) -> RetrainBase:
-    if (base.registry, base.name) != (join_uri(registry_uri), name):
+    if base is None:
+        return _current(registry_uri, name)
+    if (base.registry, base.name) == (join_uri(registry_uri), name):
+        return base
+    if has_trained(open_store(run_uri)):
         raise UserError(
             f"run {run_uri} retrains {base.name} of {base.registry}, not {name} of {registry_uri}",
             hint="take another run URI",
         )
-    return base
+    return _current(registry_uri, name)
+
+
+def keep_base(run_uri: str, base: RetrainBase) -> RetrainBase:
+    """Publish what the run sets out from; of the same name and registry, what is there already wins.
+
+    Returns what stands there then. `base` is of `find_base`, which refuses to leave another one.
+    """
+
+    def change(found: RetrainBase | None) -> RetrainBase | None:
+        same = found is not None and (found.registry, found.name) == (base.registry, base.name)
+        return None if same else base
+
+    return update_record(RetrainBase, open_store(run_uri), RunLayout.RETRAIN, change) or base
 
 
 def warm_started(config: RunConfig, base: RetrainBase) -> RunConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,7 +236,62 @@ def test_an_empty_folder_is_said_so(tmp_path: Path) -> None:
     config = config_for(tmp_path / "slides", tmp_path / "index")
     with pytest.raises(UserError, match="there is no slide in"):
         index(config, 2)
-    assert open_snapshot(str(tmp_path / "index")).manifest.num_slides == 0
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize(
+    ("slides", "include", "message", "hint"),
+    [
+        ("slidess", [], "there is no such folder", "did you mean .*slides"),
+        ("slides/a.svs", [], "it is a file", "name its folder"),
+        ("notes", [], "readme.txt and what else is there cannot be one", "check"),
+        ("slides", ["*.ndpi"], r"that slides.include \(\*\.ndpi\) names", "the first key is a.svs"),
+    ],
+)
+def test_where_no_slide_is_it_says_why_and_leaves_nothing_behind(
+    tmp_path: Path, slides: str, include: list[str], message: str, hint: str
+) -> None:
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "a.svs").write_bytes(b"")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_bytes(b"")
+    config = config_for(tmp_path / slides, tmp_path / "index", f"slides.include={json.dumps(include)}")
+    with pytest.raises(UserError, match=message) as caught:
+        index(config)
+    assert re.search(hint, caught.value.hint)
+    assert not (tmp_path / "index").exists()
+
+
+def test_far_fewer_slides_are_not_made_the_newest_unasked(tmp_path: Path) -> None:
+    slides, uri = make_slides(tmp_path / "slides", 5), str(tmp_path / "index")
+    index(config_for(slides, tmp_path / "index"))
+    newest = open_snapshot(uri).manifest
+    other = make_slides(tmp_path / "other", 2)
+    with pytest.raises(UserError, match=r"has 2 usable slides, and the newest .* has 5 of") as caught:
+        index(config_for(other, tmp_path / "index"))
+    assert open_snapshot(uri).manifest == newest
+    refused = re.search(r"--snapshot (\w+)", caught.value.hint)
+    assert refused and inspect_index(uri, None, refused[1]).num_slides == 2  # type: ignore[union-attr]
+    made = index(config_for(other, tmp_path / "index", "index.allow_fewer_slides=true"))
+    assert open_snapshot(uri).manifest == made
+
+
+def test_a_snapshot_without_a_usable_slide_does_not_take_anothers_place(tmp_path: Path) -> None:
+    index(config_for(make_slides(tmp_path / "slides", 1), tmp_path / "index"))
+    newest = open_snapshot(str(tmp_path / "index")).manifest
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "a.svs").write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 1 slides"):
+        index(config_for(broken, tmp_path / "index"))
+    assert open_snapshot(str(tmp_path / "index")).manifest == newest
+
+
+def test_a_few_slides_less_are_a_new_snapshot(tmp_path: Path) -> None:
+    slides = make_slides(tmp_path / "slides", 4)
+    index(config_for(slides, tmp_path / "index"))
+    (slides / "slide-0.svs").unlink()
+    assert index(config_for(slides, tmp_path / "index")).num_ok == 3
 
 
 def test_only_broken_slides_are_counted_and_named_with_the_cure(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ from tests.support.summary import fake_run, slide_row, write_index
 
 NAME = "he"
 
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
+"""A safetensors file without any."""
+
 
 @pytest.fixture
 def registry(tmp_path: Path) -> str:
@@ -31,6 +34,7 @@ def registry(tmp_path: Path) -> str:
     run = open_store(fake_run(tmp_path / "first"))
     key = RunLayout.teacher_card(model_name(300))
     run.put(key, run.get(key).replace(b'"vit"', b'"vit_small_patch16_224"'))
+    run.put(RunLayout.teacher_weights(model_name(300)), NO_TENSORS)
     promote(uri, NAME, run.uri, log=RunLog("test"))
     return uri
 
@@ -67,9 +71,11 @@ def test_planned_again_it_sets_out_from_the_same_model_whatever_was_promoted(
 def test_the_next_one_is_not_judged_beside_every_model_before(tmp_path: Path, registry: str) -> None:
     first = open_store(f"file://{tmp_path}/first/runs/demo")
     config = steps.load_run(first.uri)
-    evaluate = config.evaluate.model_copy(update={"baselines": ("timm:x", teacher(tmp_path))})
+    evaluate = config.evaluate.model_copy(
+        update={"baselines": ("timm:vit_tiny_patch16_224", teacher(tmp_path))}
+    )
     first.put(RunLayout.CONFIG, dump_config(config.model_copy(update={"evaluate": evaluate})).encode())
-    assert planned(tmp_path, registry).evaluate.baselines == ("timm:x", teacher(tmp_path))
+    assert planned(tmp_path, registry).evaluate.baselines == ("timm:vit_tiny_patch16_224", teacher(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +102,7 @@ def test_a_model_that_was_deleted_is_named(tmp_path: Path, registry: str) -> Non
 
 def test_a_run_retrains_one_name_only(tmp_path: Path, registry: str) -> None:
     planned(tmp_path, registry)
+    open_store(f"file://{tmp_path}/runs/second").put(RunLayout.checkpoint_marker(3), b"{}")
     with pytest.raises(UserError, match="retrains he of"):
         steps.plan_retrain(
             f"file://{tmp_path}/runs/second", f"file://{tmp_path}/else", NAME, steps.ConfigSource()

@@ -11,10 +11,10 @@ from eosin.errors import EXIT_TRANSIENT, TransientError
 from eosin.layout import RunLayout
 from eosin.models.network import build_network
 from eosin.observability import RunLog
-from eosin.records import TrainingDone
+from eosin.records import LeaseRecord, TrainingDone
 from eosin.storage import Store, open_store
 from eosin.training.checkpoints.checkpoint import ALONE, complete_steps
-from eosin.training.checkpoints.lease import Lease, LeaseRecord
+from eosin.training.checkpoints.lease import Lease
 from eosin.training.checkpoints.publisher import Publisher
 from eosin.training.checkpoints.state import TrainingState, copy_state
 from eosin.training.elastic.agent import _exit_code, verdict

@@ -15,21 +15,9 @@ from datetime import UTC, datetime
 
 from eosin.errors import PermanentError
 from eosin.layout import RunLayout
-from eosin.records import load_record, publish_once
-from eosin.records.base import Record
+from eosin.records import LeaseRecord, load_record, publish_once
 from eosin.storage import Store
 from eosin.training.elastic.failures import Superseded
-
-
-class LeaseRecord(Record):
-    """`lease.json` of a run: the world that started last."""
-
-    token: str
-    """Random; whoever wrote it last may publish."""
-    holder: str
-    """Host and process of its rank 0."""
-    taken_at: str
-    """ISO 8601, UTC."""
 
 
 class Lease:

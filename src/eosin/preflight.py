@@ -1,0 +1,124 @@
+"""Checks of a run before it starts: whatever would be refused later is refused while nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from multiprocessing import get_context
+from typing import Any
+
+from eosin.config import RunConfig
+from eosin.errors import MissingDependency, UserError
+from eosin.index.listing import require_slide
+from eosin.index.overrides import load_overrides
+from eosin.layout import RANDOM_INIT, TEACHER_CARD
+from eosin.runs import Planned, plan_config
+from eosin.storage import NotFound, open_store
+
+_LARGEST_GPU_GIB = 288.0
+"""NVIDIA B300; what needs more has no place on any GPU of today."""
+_TIMM, _HUB = "timm:", "timm:hf-hub:"
+# Module that a verb needs, and the extra that installs it.
+TRAIN_LIBRARIES = (("torch", "train"), ("timm", "train"), ("safetensors", "train"))
+RUNNER_LIBRARIES = (("kfp", "kubeflow"),)
+
+
+def check_plan(run_uri: str, config: RunConfig, *, known_slides: str = "") -> Planned:
+    """What planning a run would do. Raises `UserError` for what it would refuse; publishes nothing.
+
+    `known_slides`: URI of a folder that an earlier run was trained on, which is not looked into again.
+    """
+    planned = plan_config(run_uri, config)
+    slides = planned.config.slides
+    if (not planned.begun or planned.renewed) and slides.uri != known_slides:
+        require_slide(open_store(slides.uri), slides.include)
+        load_overrides(slides.overrides)
+    return planned
+
+
+def require_libraries(libraries: Iterable[tuple[str, str]]) -> None:
+    """Raises `MissingDependency` naming the extra of the first (module, extra) that is not installed."""
+    for module, extra in libraries:
+        if find_spec(module) is None:
+            raise MissingDependency(module, extra)
+
+
+def check_models(config: RunConfig) -> None:
+    """Raises `UserError` where `model.init` or a baseline is certainly not there, or does not fit.
+
+    Weights that only a download can bring are not asked for. Without torch in this image names of timm are
+    taken as they are.
+    """
+    with_torch = find_spec("torch") is not None and find_spec("timm") is not None
+    if with_torch:
+        from eosin.models.init_check import check_init
+
+        check_init(config)
+    for name in config.evaluate.baselines:
+        _check_baseline(name, with_torch=with_torch)
+
+
+def check_teacher(uri: str) -> str:
+    """URI of the teacher that `uri` names. Raises `UserError` where there is none."""
+    from eosin.evaluation.plan import find_teacher
+
+    return find_teacher(uri)
+
+
+def check_trainable(config: RunConfig, *, here: bool) -> dict[str, Any]:
+    """Figures of the training. Raises `UserError` for what cannot be trained; `ImportError` without torch.
+
+    `here`: on this machine; else on the nodes of `cluster.pools`, whose memory is known where
+    `gpu_memory_gib` says it, so that without it only what fits no GPU at all is refused for its memory.
+    """
+    from eosin.training.check import check_training, local_memory_bytes
+
+    if here:
+        return check_training(config, memory_bytes=local_memory_bytes(config))
+    pools, on_cores = config.cluster.pools, config.train.elastic.workers_per_node
+    num_ranks = sum(pool.min_nodes * (pool.gpus_per_node or on_cores) for pool in pools)
+    known = [pool.gpu_memory_gib for pool in pools if pool.gpu_memory_gib is not None]
+    memory_gib = min(known, default=_LARGEST_GPU_GIB)
+    return check_training(config, memory_bytes=int(memory_gib * 2**30), num_ranks=max(num_ranks, 1))
+
+
+def check_trainable_apart(config: RunConfig) -> None:
+    """As `check_trainable` on this machine, in a process that ends with it.
+
+    A parent that waits for a pipeline needs no torch in its memory.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        apart.submit(_check_here, config).result()
+
+
+def _check_here(config: RunConfig) -> None:
+    check_trainable(config, here=True)
+
+
+def _check_baseline(name: str, *, with_torch: bool) -> None:
+    if name == RANDOM_INIT or name.startswith(_HUB):
+        return
+    if name.startswith(_TIMM):
+        arch, _, uri = name.removeprefix(_TIMM).partition("@")
+        if uri:
+            _require_object(uri, f"baseline {name}: no weights at {uri}")
+        elif with_torch:
+            from eosin.models.init_check import require_timm_weights
+
+            require_timm_weights(arch)
+        return
+    if "/" not in name:
+        raise UserError(
+            f"evaluate.baselines: {name!r} is no baseline",
+            hint="random-init, timm:NAME, timm:ARCH@URI, or the URI of a teacher's folder",
+        )
+    _require_object(f"{name.rstrip('/')}/{TEACHER_CARD}", f"baseline {name}: {TEACHER_CARD} is not there")
+
+
+def _require_object(uri: str, message: str) -> None:
+    folder, _, key = uri.rpartition("/")
+    try:
+        open_store(folder or ".").head(key)
+    except NotFound:
+        raise UserError(message, hint="check the URI, or leave it out of evaluate.baselines") from None
