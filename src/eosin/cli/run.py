@@ -57,7 +57,7 @@ def run(
     if dry_run:
         from eosin.dry_run import plan_run
 
-        plan = plan_run(config, run_uri, pipeline=pipeline, arguments=arguments)
+        plan = plan_run(config, run_uri, pipeline=pipeline, arguments=arguments, here=local)
         emit(plan, as_json=as_json, text=str(plan))
         return
     if not local:

@@ -54,12 +54,13 @@ def index(
 def inspect(
     uri: Annotated[str, typer.Argument(metavar="INDEX", help="URI of the index.")],
     slide: Annotated[str | None, typer.Argument(help="One slide, by its key.")] = None,
+    snapshot: Annotated[str | None, typer.Option(metavar="ID", help="This snapshot; none: the newest.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """What slides an index holds, and what is wrong with which."""
     from eosin.index.inspect import inspect_index
 
-    result = inspect_index(uri, slide)
+    result = inspect_index(uri, slide, snapshot)
     emit(result, as_json=as_json, text=str(result))
 
 
