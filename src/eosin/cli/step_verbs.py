@@ -54,7 +54,9 @@ def index(
 def inspect(
     uri: Annotated[str, typer.Argument(metavar="INDEX", help="URI of the index.")],
     slide: Annotated[str | None, typer.Argument(help="One slide, by its key.")] = None,
-    snapshot: Annotated[str | None, typer.Option(metavar="ID", help="This snapshot; none: the newest.")] = None,
+    snapshot: Annotated[
+        str | None, typer.Option(metavar="ID", help="This snapshot; none: the newest.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What slides an index holds, and what is wrong with which."""

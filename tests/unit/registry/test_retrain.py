@@ -75,7 +75,7 @@ def test_the_next_one_is_not_judged_beside_every_model_before(tmp_path: Path, re
         update={"baselines": ("timm:vit_tiny_patch16_224", teacher(tmp_path))}
     )
     first.put(RunLayout.CONFIG, dump_config(config.model_copy(update={"evaluate": evaluate})).encode())
-    assert planned(tmp_path, registry).evaluate.baselines == (stranger, teacher(tmp_path))
+    assert planned(tmp_path, registry).evaluate.baselines == ("timm:vit_tiny_patch16_224", teacher(tmp_path))
 
 
 @pytest.mark.parametrize(
