@@ -102,7 +102,7 @@ class RunLayout:
     """Positions that crashed or hung a decoder: one immutable object each."""
     PICTURES = "pictures/"
     KUBEFLOW_RUN = "kubeflow.json"
-    """Where in Kubeflow the run goes on, or went on last."""
+    """Where in Kubeflow the run goes on, or went on last: `KubeflowRun`."""
     FAILURES = "failures/"
     """Last errors of steps that have not succeeded since."""
     LOGS = "logs/"
@@ -237,6 +237,7 @@ class RunLayout:
 
     @staticmethod
     def failure(step: str) -> str:
+        """Last error of a step that has not succeeded since: `StepFailure`."""
         return f"failures/{step}.json"
 
     @staticmethod

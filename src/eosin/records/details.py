@@ -18,16 +18,20 @@ class LeftOut(_Part):
     """An image or a slide that could not be used."""
 
     source: str
+    """Its key or path."""
     reason: str
+    """Why, in a sentence."""
 
 
 class ExamplePicture(_Part):
     """A JPEG that was published before the record."""
 
     kind: str
+    """neighbours or maps."""
     key: str
     """Object key below the run."""
     caption: str = ""
+    """What it shows."""
 
 
 class Details(_Part):
@@ -38,6 +42,7 @@ class Details(_Part):
     unit: str = "images"
     """What is counted and judged: images, slides, tiles."""
     num_dropped: int = 0
+    """How many could not be used."""
     dropped: tuple[LeftOut, ...] = ()
     """The first of what could not be used."""
     transform: str = ""
@@ -53,13 +58,16 @@ class Details(_Part):
     interval_over: str = ""
     """What was resampled, with its number: `12 patients`."""
     examples: tuple[ExamplePicture, ...] = ()
+    """Pictures of what the model sees, beside the record."""
 
 
 class Spectrum(_Part):
     """Singular values relative to the largest, at some ranks counted from 1."""
 
     rank: tuple[int, ...]
+    """Numbers of the singular values that are told, from 1 on."""
     relative: tuple[float, ...]
+    """Each of them over the largest."""
     alpha: float | None = None
     """Exponent of the power law; None where it is not defined."""
 
@@ -68,42 +76,58 @@ class UnsupervisedDetails(Details):
     """Of RankMe and ODCorr."""
 
     num_samples: int = 0
+    """N, the embeddings they were taken of."""
     num_features: int = 0
+    """D, the length of an embedding."""
     centred: bool = False
+    """Whether the mean was subtracted first: it never is for RankMe."""
     constant_features: int = 0
+    """Features that are the same for all samples; ODCorr leaves them out."""
     spectrum: Spectrum | None = None
+    """Of the embeddings."""
     by_mpp: dict[str, dict[str, float]] = {}
+    """The figures of the patches of each magnification."""
 
 
 class RobustnessDetails(Details):
     """Of changes of patches."""
 
     num_samples: int = 0
+    """Patches that were changed."""
     by_mpp: dict[str, dict[str, float]] = {}
+    """The figures of the patches of each magnification."""
 
 
 class CentresDetails(Details):
     """Of neighbours by tissue and by centre."""
 
     k: int = 0
+    """Neighbours that were looked at."""
     num_samples: int = 0
+    """Patches with a tissue and a centre."""
     counts: dict[str, dict[str, int]] = {}
     """Patches by tissue, then by centre."""
     by_mpp: dict[str, dict[str, float]] = {}
+    """The figures of the patches of each magnification."""
 
 
 class JudgedDetails(Details):
     """Of a task with classes, whose judged split says how good a model is."""
 
     classes: tuple[str, ...] = ()
+    """In the order of their numbers."""
     judged_on: str = ""
     """The split: test, or val."""
     num_train: int = 0
+    """Samples that were learned from."""
     num_val: int = 0
+    """Samples that chose the epoch or step."""
     num_judged: int = 0
+    """Samples that the figures are of."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Counts of all runs together: row the true class, column the predicted one."""
     recall: dict[str, float | None] = {}
+    """By class; null where it has no judged sample."""
 
 
 class ClassifierDetails(JudgedDetails):
@@ -122,6 +146,7 @@ class ClassifierDetails(JudgedDetails):
     validation_score: tuple[float, ...] = ()
     """Balanced accuracy on validation at the best epoch."""
     num_epochs: int = 0
+    """Epochs of the longest run."""
 
     @field_validator("predicted", mode="before")
     @classmethod
@@ -145,36 +170,49 @@ class KnnDetails(ClassifierDetails):
     k: int = 0
     """Neighbours that voted: fewer than configured where the training split is smaller."""
     num_bank: int = 0
+    """Samples that voted."""
 
 
 class PatchesPerSlide(_Part):
     min: int
+    """Of the slide with the fewest."""
     mean: float
+    """Over all slides."""
     max: int
+    """Of the slide with the most."""
 
 
 class SlideDetails(ClassifierDetails):
     """Of slides classified by attention over their patches."""
 
     patches_per_slide: PatchesPerSlide | None = None
+    """Patches drawn from a slide."""
     seeds_at_once: int = 0
+    """Runs that were trained together; no effect on the figures."""
 
 
 class DecoderDescription(_Part):
     """All that is needed to train a decoder again; hyperparameters stand in the details."""
 
     name: str
+    """Of the decoder."""
     version: int
+    """Rises when the same name would be another decoder."""
     layers: str
+    """What it is made of, from tokens to classes."""
     input: str
+    """What it is given."""
     loss: str
+    """What it is trained by."""
     optimizer: str
+    """And how."""
 
 
 class SegmentationDetails(JudgedDetails):
     """Of a decoder on patch tokens."""
 
     background: int | None = None
+    """Class that the mean leaves out; null: none."""
     num_images: int = 0
     """Images of the dataset, those left out included."""
     class_pixels: dict[str, int] = {}
@@ -184,11 +222,13 @@ class SegmentationDetails(JudgedDetails):
     group_confusions: dict[str, tuple[tuple[int, ...], ...]] = {}
     """Pixel counts of each patient or image, of the first run; empty where they are too many to keep."""
     best_step: tuple[int, ...] = ()
+    """Of each run, the step with the best validation."""
     validation_score: tuple[float | None, ...] = ()
     """Mean Dice on validation at the best step."""
     colors: dict[str, str] = {}
     """Of the classes in the example picture, as #rrggbb."""
     decoder: DecoderDescription | None = None
+    """What was trained."""
 
 
 DETAILS: dict[str, type[Details]] = {

@@ -15,5 +15,6 @@ class KubeflowRun(Record):
     workflow: str = ""
     """Name of its Workflow, once it has one."""
     pipeline: str = ""
+    """Name of the pipeline: pretrain, retrain, …"""
     host: str = ""
     """Address of the API it was submitted to."""

@@ -11,7 +11,9 @@ class StepFailure(Record):
     step: str
     """Such as train, index-shard-00003 or evaluate-step-00000100-camelyon."""
     message: str
+    """What is wrong."""
     hint: str = ""
+    """What to do about it."""
     kind: str = ""
     """UserError, TransientError, PermanentError, or the name of what was not expected."""
     exit_code: int
@@ -21,3 +23,4 @@ class StepFailure(Record):
     attempt: int = 1
     """Counts the failures of this step in this run."""
     pod: str = ""
+    """Name of the pod; empty outside a cluster."""
