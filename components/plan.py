@@ -11,4 +11,4 @@ def plan(
     from eosin import steps
 
     steps.as_step(steps.plan, run, steps.ConfigSource(recipe, settings, slides, index))
-    return steps.shards(run, num_index_shards)
+    return steps.as_step(steps.index_shards, run, num_index_shards)

@@ -13,7 +13,7 @@ def plan_study(
 
     source = steps.ConfigSource(recipe, settings, slides, index)
     steps.as_step(steps.plan_study, run, vary, values, source)
-    return steps.shards(run, num_index_shards)
+    return steps.as_step(steps.index_shards, run, num_index_shards)
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)

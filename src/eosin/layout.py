@@ -44,6 +44,31 @@ class IndexLayout:
         return f"scans/{scan_id}/series.json"
 
     @staticmethod
+    def scan_listing(scan_id: str) -> str:
+        """What was listed when the scan began, a row an object; what comes later is for the next scan."""
+        return f"scans/{scan_id}/listing.parquet"
+
+    @staticmethod
+    def is_listing(key: str) -> bool:
+        """Whether `key` is that of a scan's listing."""
+        return key.startswith("scans/") and key.endswith("/listing.parquet")
+
+    @staticmethod
+    def scan_overrides(scan_id: str) -> str:
+        """The overrides as they were when the scan began."""
+        return f"scans/{scan_id}/overrides.csv"
+
+    @staticmethod
+    def scan_tissue_model(scan_id: str) -> str:
+        """The ONNX model of tissue as it was when the scan began."""
+        return f"scans/{scan_id}/tissue.onnx"
+
+    @staticmethod
+    def scan_marker(scan_id: str) -> str:
+        """What all shards of a scan work from: `ScanListing`, published last, before any shard begins."""
+        return f"scans/{scan_id}/listing.json"
+
+    @staticmethod
     def scan(scan_id: str) -> str:
         """One scan: the same slides, overrides and settings have the same id."""
         return f"scans/{scan_id}/"
@@ -79,6 +104,8 @@ class RunLayout:
 
     CONFIG = "config.yaml"
     """The configuration of the run, every default written out; published first, and once."""
+    SCAN = "scan.json"
+    """The scan that the run's snapshot is made by, taken when it is planned: `ScanPin`."""
     INDEX_PIN = "index.json"
     """The snapshot that the run reads: `IndexPin`, published once."""
     TRAINING_DONE = "training.json"

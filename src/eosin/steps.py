@@ -155,6 +155,22 @@ def _with_indexed_slides(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"slides": slides})
 
 
+def index_shards(run_uri: str, num_shards: int) -> list[dict[str, Any]]:
+    """Open the scan of the run, unless it has its snapshot, and say what each task of it is told."""
+    _scan_id(run_uri, anew=True)
+    return shards(run_uri, num_shards)
+
+
+def _scan_id(run_uri: str, *, anew: bool = False) -> str:
+    """The run's scan; empty where the run has its snapshot."""
+    from eosin.index.plan import scan_of_run
+
+    store = open_store(run_uri)
+    if store.exists(RunLayout.INDEX_PIN):
+        return ""
+    return scan_of_run(store, load_run(run_uri, store=store), anew=anew)
+
+
 def shards(run_uri: str, num_shards: int) -> list[dict[str, Any]]:
     """What each of `num_shards` tasks of a loop is told."""
     return [{"run_uri": run_uri, "num_shards": num_shards, "shard": shard} for shard in range(num_shards)]
@@ -169,7 +185,7 @@ def index_shard(run_uri: str, shard: int, num_shards: int) -> dict[str, Any]:
             return {}
         from eosin.index.scan import scan_shard
 
-        return asdict(scan_shard(config, shard, num_shards, log))
+        return asdict(scan_shard(config, shard, num_shards, log, scan_id=_scan_id(run_uri)))
 
 
 def snapshot(run_uri: str, num_shards: int) -> SnapshotManifest:
@@ -182,7 +198,7 @@ def snapshot(run_uri: str, num_shards: int) -> SnapshotManifest:
         if open_store(run_uri).exists(RunLayout.INDEX_PIN):
             pin = load_pin(run_uri)
             return open_snapshot(pin.index_uri, pin.snapshot_id).manifest
-        manifest = publish_snapshot(config, num_shards, log)
+        manifest = publish_snapshot(config, num_shards, log, scan_id=_scan_id(run_uri))
         pin_index(run_uri, IndexPin(index_uri=config.index.uri, snapshot_id=manifest.snapshot_id))
         return manifest
 
@@ -194,13 +210,20 @@ def index_run(run_uri: str, shard: tuple[int, int] | None, merge: int | None) ->
         return snapshot(run_uri, merge)
     if shard is not None:
         return index_shard(run_uri, *shard)
+    index_shards(run_uri, num_shards)
     for number in range(num_shards):
         index_shard(run_uri, number, num_shards)
     return snapshot(run_uri, num_shards)
 
 
-def index_slides(config: RunConfig, shard: tuple[int, int] | None, merge: int | None) -> Any:
-    """As `index_run`, without a run: the snapshot is published and nothing pinned to it."""
+def index_slides(
+    config: RunConfig, shard: tuple[int, int] | None, merge: int | None, scan_id: str = ""
+) -> Any:
+    """As `index_run`, without a run: the snapshot is published and nothing pinned to it.
+
+    `scan_id`: the scan to go on with; empty: the slides are listed, which opens a scan.
+    """
+    from eosin.index.plan import open_scan
     from eosin.index.publish import publish_snapshot
     from eosin.index.scan import scan_shard
 
@@ -209,12 +232,13 @@ def index_slides(config: RunConfig, shard: tuple[int, int] | None, merge: int | 
     num_shards = config.index.num_shards
     log = RunLog("index")
     if merge is not None:
-        return publish_snapshot(config, merge, log)
+        return publish_snapshot(config, merge, log, scan_id=scan_id)
+    scan_id = scan_id or open_scan(config)
     if shard is not None:
-        return scan_shard(config, *shard, log)
+        return scan_shard(config, *shard, log, scan_id=scan_id)
     for number in range(num_shards):
-        scan_shard(config, number, num_shards, log)
-    return publish_snapshot(config, num_shards, log)
+        scan_shard(config, number, num_shards, log, scan_id=scan_id)
+    return publish_snapshot(config, num_shards, log, scan_id=scan_id)
 
 
 def decode(

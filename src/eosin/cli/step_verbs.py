@@ -35,6 +35,9 @@ def index(
     settings: Settings = None,
     shard: Shard = None,
     merge: Annotated[int | None, typer.Option(metavar="N", help="Only merge N scanned shards.")] = None,
+    scan: Annotated[
+        str, typer.Option(help="Go on with this scan; without: with the slides as they are.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Scan slides in shards and publish the snapshot."""
@@ -45,7 +48,7 @@ def index(
     part = _shard(shard)
     if run is None:
         config = steps.resolve_config(steps.ConfigSource(recipe, settings or (), slides, index_uri))
-        emit(steps.index_slides(config, part, merge), as_json=as_json)
+        emit(steps.index_slides(config, part, merge, scan), as_json=as_json)
     else:
         emit(steps.index_run(run, part, merge), as_json=as_json)
 

@@ -73,8 +73,24 @@ def _names_of(units: Iterable[Unit]) -> dict[str, set[str]]:
     return names
 
 
+def read_overrides(uri: str | None) -> bytes:
+    """The CSV at `uri`; empty where none is named. Raises `UserError` where there is none."""
+    if not uri:
+        return b""
+    root, key = split_uri(uri)
+    try:
+        return open_store(root).get(key)
+    except NotFound:
+        raise UserError(f"no overrides at {uri}", hint="check slides.overrides") from None
+
+
 def load_overrides(uri: str | None) -> Overrides:
-    """Read the CSV at `uri` (None: no overrides).
+    """The overrides at `uri`, as `parse_overrides` reads them. Raises `UserError` where there are none."""
+    return parse_overrides(read_overrides(uri), uri)
+
+
+def parse_overrides(data: bytes, uri: str | None) -> Overrides:
+    """The overrides of the CSV `data`, which came from `uri` (None: there are none).
 
     Columns: slide; mpp, or mpp_x and mpp_y (µm a pixel); patient; cohort; label, or any `label:NAME`;
     exclude (yes / no). Other columns are kept. Cells are parted by commas, or by tabs, or by semicolons,
@@ -82,11 +98,6 @@ def load_overrides(uri: str | None) -> Overrides:
     """
     if not uri:
         return Overrides({}, "")
-    root, key = split_uri(uri)
-    try:
-        data = open_store(root).get(key)
-    except NotFound:
-        raise UserError(f"no overrides at {uri}", hint="check slides.overrides") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from eosin.config import RunConfig
-from eosin.errors import UserError
+from eosin.errors import PermanentError, UserError
+from eosin.index.latest import load_manifest, read_latest
 from eosin.index.listing import Unit, list_units, listing_digest, require_slide
-from eosin.index.overrides import Override, load_overrides
+from eosin.index.overrides import Override, parse_overrides, read_overrides
 from eosin.index.read_slide import INDEXER_VERSION
-from eosin.index.tissue_model import load_model_bytes, model_digest
+from eosin.index.tissue_model import load_model_bytes, load_tissue_model, model_digest
+from eosin.layout import IndexLayout, RunLayout
+from eosin.records import ScanListing, ScanPin, load_record, publish_once, update_record
+from eosin.records.parquet import read_table
 from eosin.slides.model import SlideObject
-from eosin.storage import ObjectInfo, Store, open_store
+from eosin.storage import NotFound, ObjectInfo, Store, open_store, put_if_absent
+
+_LISTING = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("kind", pa.string()),
+        ("key", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("modified_s", pa.float64()),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class ScanPlan:
-    """One logical scan: shards of it meet because they derive the same id from the same bucket."""
+    """One logical scan: its shards meet under one id, that of what was listed and how it is read."""
 
     scan_id: str
     slides: Store
@@ -38,24 +58,150 @@ class ScanPlan:
         return next((self.overrides[each.key] for each in objects if each.key in self.overrides), None)
 
 
-def plan_scan(config: RunConfig) -> ScanPlan:
-    """List the slides once and read the overrides. Raises `UserError` for what is not configured,
-    and where there is no slide."""
+@dataclass(frozen=True)
+class _Inputs:
+    """What a scan depends on beside the configuration."""
+
+    units: Sequence[Unit]
+    num_pictures: int
+    overrides: bytes
+    tissue_model: bytes
+
+
+def plan_scan(config: RunConfig, scan_id: str = "") -> ScanPlan:
+    """The plan of a scan that was opened, from what it published; without an id, from what is there now.
+
+    Raises `UserError` for what is not configured, where there is no slide, and where no scan `scan_id` was
+    opened in the index.
+    """
+    slides, index = _stores(config)
+    return _plan(config, slides, index, _published(index, scan_id) if scan_id else _listed(config, slides))
+
+
+def open_scan(config: RunConfig) -> str:
+    """List the slides and publish what all shards will work from; returns the id of the scan.
+
+    The same listing, overrides and settings have the same id. Raises as `plan_scan`, and where the tissue
+    model is none.
+    """
+    slides, index = _stores(config)
+    inputs = _listed(config, slides)
+    plan = _plan(config, slides, index, inputs)
+    load_tissue_model(config.index.tissue.onnx, plan.tissue_model)  # refused before anything is published
+    put_if_absent(index, IndexLayout.scan_listing(plan.scan_id), _encode(plan.units))
+    if inputs.overrides:
+        put_if_absent(index, IndexLayout.scan_overrides(plan.scan_id), inputs.overrides)
+    if inputs.tissue_model:
+        put_if_absent(index, IndexLayout.scan_tissue_model(plan.scan_id), inputs.tissue_model)
+    marker = ScanListing(
+        slides_uri=slides.uri,
+        num_objects=sum(len(unit.objects) for unit in plan.units),
+        num_pictures=inputs.num_pictures,
+        has_overrides=bool(inputs.overrides),
+        has_tissue_model=bool(inputs.tissue_model),
+    )
+    publish_once(index, IndexLayout.scan_marker(plan.scan_id), marker)
+    return plan.scan_id
+
+
+def scan_of_run(run: Store, config: RunConfig, *, anew: bool = False) -> str:
+    """Id of the scan that makes a run's snapshot, opened and pinned by whoever asks first.
+
+    All steps of the run work from its listing, however often they are tried again: what comes later is for
+    the next run. Another is opened where that of the pin was deleted, and, with `anew`, where it has ended
+    without a slide to use.
+    """
+    _, index = _stores(config)
+
+    def change(found: ScanPin | None) -> ScanPin | None:
+        if (
+            found is not None
+            and _is_there(index, found.scan_id)
+            and not (anew and _ended_empty(index, found))
+        ):
+            return None
+        return ScanPin(scan_id=open_scan(config))
+
+    pin = update_record(ScanPin, run, RunLayout.SCAN, change)
+    assert pin is not None
+    return pin.scan_id
+
+
+def _stores(config: RunConfig) -> tuple[Store, Store]:
+    """Of the slides and of the index."""
     if not config.slides.uri:
         raise UserError("no slides named", hint="give their folder: slides.uri, or --slides")
     if not config.index.uri:
         raise UserError("no place for the index named", hint="give it: index.uri, or --index")
-    slides, index = open_store(config.slides.uri), open_store(config.index.uri)
+    return open_store(config.slides.uri), open_store(config.index.uri)
+
+
+def _listed(config: RunConfig, slides: Store) -> _Inputs:
     units, num_pictures = list_units(slides, config.slides.include)
     if not units:
         require_slide(slides, config.slides.include)
-    overrides = load_overrides(config.slides.overrides)
-    found, unknown = overrides.matched(units)
-    model = load_model_bytes(config.index.tissue.onnx)
+    overrides = read_overrides(config.slides.overrides)
+    return _Inputs(units, num_pictures, overrides, load_model_bytes(config.index.tissue.onnx))
+
+
+def _plan(config: RunConfig, slides: Store, index: Store, inputs: _Inputs) -> ScanPlan:
+    overrides = parse_overrides(inputs.overrides, config.slides.overrides)
+    found, unknown = overrides.matched(inputs.units)
     identity = [
-        slides.uri, listing_digest(units), overrides.digest, list(config.slides.include),
+        slides.uri, listing_digest(inputs.units), overrides.digest, list(config.slides.include),
         config.index.tissue.model_dump(mode="json"), config.index.max_mpp, INDEXER_VERSION,
-        model_digest(model),
+        model_digest(inputs.tissue_model),
     ]  # fmt: skip
     scan_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return ScanPlan(scan_id, slides, index, units, num_pictures, model, found, unknown)
+    return ScanPlan(
+        scan_id, slides, index, inputs.units, inputs.num_pictures, inputs.tissue_model, found, unknown
+    )
+
+
+def _is_there(index: Store, scan_id: str) -> bool:
+    return index.exists(IndexLayout.scan_marker(scan_id))
+
+
+def _ended_empty(index: Store, pin: ScanPin) -> bool:
+    latest = read_latest(index)
+    if latest is None or latest.scan_id != pin.scan_id:
+        return False
+    manifest = load_manifest(index, latest.snapshot_id)
+    return manifest is not None and manifest.num_ok == 0
+
+
+def _published(index: Store, scan_id: str) -> _Inputs:
+    marker = load_record(ScanListing, index, IndexLayout.scan_marker(scan_id))
+    if marker is None:
+        raise UserError(
+            f"there is no scan {scan_id} in {index.uri}",
+            hint="without --scan a new one begins; `eosin index --shard` prints its name",
+        )
+    try:
+        listing = index.get(IndexLayout.scan_listing(scan_id))
+        overrides = index.get(IndexLayout.scan_overrides(scan_id)) if marker.has_overrides else b""
+        model = index.get(IndexLayout.scan_tissue_model(scan_id)) if marker.has_tissue_model else b""
+    except NotFound as error:
+        raise PermanentError(
+            f"{index.uri}/{error.args[0]} is gone", hint=f"delete {IndexLayout.scan(scan_id)} and index again"
+        ) from None
+    return _Inputs(_decode(listing), marker.num_pictures, overrides, model)
+
+
+def _encode(units: Sequence[Unit]) -> bytes:
+    rows = [
+        {"unit": unit.key, "kind": unit.kind, "key": each.key, "size_bytes": each.size_bytes,
+         "etag": each.etag, "modified_s": each.modified_s}
+        for unit in units for each in unit.objects
+    ]  # fmt: skip
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_LISTING), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _decode(data: bytes) -> list[Unit]:
+    units: dict[tuple[str, Any], list[ObjectInfo]] = {}
+    for row in read_table(data).to_pylist():
+        info = ObjectInfo(row["key"], row["size_bytes"], row["etag"], row["modified_s"])
+        units.setdefault((row["unit"], row["kind"]), []).append(info)
+    return [Unit(key, kind, tuple(objects)) for (key, kind), objects in units.items()]

@@ -32,15 +32,18 @@ _LEAST_SHARE = 0.5
 """Of the usable slides of the newest snapshot; one with fewer does not take its place unasked."""
 
 
-def publish_snapshot(config: RunConfig, num_shards: int, log: RunLog) -> SnapshotManifest:
+def publish_snapshot(
+    config: RunConfig, num_shards: int, log: RunLog, *, scan_id: str = ""
+) -> SnapshotManifest:
     """Publish the snapshot of the scan whose `num_shards` shards are there, and make it the newest.
 
+    `scan_id` names a scan that was opened; empty: the scan of what the folder holds now.
     The same slides give the same snapshot, byte for byte, whatever the number of shards and their
     order; published again it is a no-op. Raises `UserError` where a shard is missing; after publishing, where
     no slide can be used (the message counts the reasons and names slides); and where it has far fewer usable
     slides than the newest one, which then stays the newest, unless `index.allow_fewer_slides`.
     """
-    plan = plan_scan(config)
+    plan = plan_scan(config, scan_id)
     for name in plan.unknown_overrides:
         log.event("warning", detail=f"the overrides name {name}, which is no slide (or several)")
     latest = read_latest(plan.index)
@@ -85,7 +88,8 @@ def _merged(plan: ScanPlan, num_shards: int) -> MergedRows:
         raise UserError(
             f"{len(missing)} of {num_shards} shards of scan {plan.scan_id} are missing in {plan.index.uri}: "
             f"{names}",
-            hint="run `eosin index --shard I/N` for each; where slides came or went meanwhile, for all",
+            hint="run `eosin index --shard I/N` for each; where slides came or went meanwhile, name the scan "
+            "that the shards printed: --scan ID",
         )
     return MergedRows(plan.index, keys, num_held=num_shards + _SPARE_PARTS)
 

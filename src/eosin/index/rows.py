@@ -20,7 +20,7 @@ from eosin.slides.model import Level, SlideHeader, SlideObject
 from eosin.storage import NotFound, Store
 
 OK = "ok"
-FLEETING = frozenset({"changed", "denied", "unreadable"})
+FLEETING = frozenset({"changed", "denied", "missing", "unreadable"})
 """What a slide is today without its bytes saying so: such a row is made again by the next scan."""
 ROWS_AT_ONCE = 512
 

@@ -46,15 +46,20 @@ class ScanShard(Record):
 class ScanResult:
     """What one shard holds."""
 
+    scan_id: str
     num_slides: int
     num_ok: int
     reasons: dict[str, int] = field(default_factory=dict)
     """How many slides are not used, by status."""
 
 
-def scan_shard(config: RunConfig, shard: int, num_shards: int, log: RunLog) -> ScanResult:
+def scan_shard(
+    config: RunConfig, shard: int, num_shards: int, log: RunLog, *, scan_id: str = ""
+) -> ScanResult:
     """Read the slides of one shard and publish their rows, in parts of 128 slides and a marker last.
 
+    `scan_id` names a scan that was opened, whose listing is worked from; empty: the slides are listed now.
+    An object of the listing that was deleted or replaced since is a row with its reason.
     A shard already there is not read again, but for slides that could not be read for want of a right, or
     were replaced meanwhile. Rows of the newest snapshot are reused where neither the slide nor what its
     reading depended on has changed. Killed and run again, it goes on after the last part it published.
@@ -63,12 +68,12 @@ def scan_shard(config: RunConfig, shard: int, num_shards: int, log: RunLog) -> S
     """
     if not 0 <= shard < num_shards:
         raise UserError(f"shard {shard} of {num_shards}: it must be from 0 to {num_shards - 1}")
-    plan = plan_scan(config)
+    plan = plan_scan(config, scan_id)
     found = load_shard(plan, shard, num_shards)
     if found is None or found.num_fleeting:
         found = _scan(config, plan, shard, num_shards, log)
         plan.index.put(IndexLayout.shard_marker(plan.scan_id, shard, num_shards), found.to_json())
-    result = ScanResult(found.num_slides, found.num_ok, found.reasons)
+    result = ScanResult(plan.scan_id, found.num_slides, found.num_ok, found.reasons)
     log.event("shard-scanned", shard=shard, num_shards=num_shards, scan_id=plan.scan_id,
               num_slides=result.num_slides, num_ok=result.num_ok, reasons=result.reasons)  # fmt: skip
     return result

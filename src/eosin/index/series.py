@@ -10,7 +10,7 @@ from eosin.index.plan import ScanPlan
 from eosin.index.previous import PreviousRows
 from eosin.layout import IndexLayout
 from eosin.records.base import Record
-from eosin.records.bucket import load_record
+from eosin.records.bucket import load_record, publish_once
 from eosin.slides.dicom import read_series_uid
 from eosin.slides.errors import SlideError
 from eosin.slides.header import begins_as_slide, is_dicom, open_range
@@ -63,8 +63,8 @@ def _sort(
     groups += known
     found = ScanSeries(slides=tuple(sorted(tuple(sorted(group)) for group in groups)),
                        num_not_slides=num_not_slides)  # fmt: skip
-    plan.index.put(IndexLayout.scan_series(plan.scan_id), found.to_json())
-    return found
+    # Of shards that sort at once one is right for all: an object may change between their readings.
+    return publish_once(plan.index, IndexLayout.scan_series(plan.scan_id), found)
 
 
 def split_series(

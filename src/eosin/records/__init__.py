@@ -1,7 +1,7 @@
 """Records: everything that one step publishes as JSON and another reads."""
 
 from eosin.records.bucket import load_record, publish_once, update_record
-from eosin.records.index import SnapshotManifest
+from eosin.records.index import ScanListing, SnapshotManifest
 from eosin.records.kubeflow_run import KubeflowRun
 from eosin.records.lease import LeaseRecord
 from eosin.records.metric import MetricRecord, MetricValue
@@ -11,6 +11,7 @@ from eosin.records.run import (
     IndexPin,
     QuarantinedPatch,
     RetrainBase,
+    ScanPin,
     Study,
     TeacherCard,
     TrainingDone,
@@ -32,6 +33,8 @@ __all__ = [
     "RegistryMove",
     "RejectedPatch",
     "RetrainBase",
+    "ScanListing",
+    "ScanPin",
     "SnapshotManifest",
     "StepFailure",
     "Study",

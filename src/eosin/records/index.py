@@ -1,4 +1,4 @@
-"""Record of an index: the marker of an immutable snapshot."""
+"""Records of an index: the marker of an immutable snapshot, and that of a scan's listing."""
 
 from __future__ import annotations
 
@@ -28,3 +28,18 @@ class SnapshotManifest(Record):
     """Objects in the folder that are no slides: counted, not listed."""
     eosin_version: str = ""
     """Of the eosin that published it."""
+
+
+class ScanListing(Record):
+    """`listing.json` of a scan, published last of what all its shards work from."""
+
+    slides_uri: str
+    """Folder that was listed."""
+    num_objects: int
+    """Rows of listing.parquet."""
+    num_pictures: int
+    """Objects that are pictures by name, and no slides."""
+    has_overrides: bool
+    """Whether overrides.csv is there: slides.overrides as it was then."""
+    has_tissue_model: bool
+    """Whether tissue.onnx is there: index.tissue.onnx as it was then."""

@@ -18,6 +18,13 @@ class IndexPin(Record):
     """Its snapshot."""
 
 
+class ScanPin(Record):
+    """`scan.json` of a run: the scan that makes its snapshot, so that all steps work from one listing."""
+
+    scan_id: str
+    """Folder under the index's `scans/` with the listing."""
+
+
 class TrainingDone(Record):
     """`training.json` of a run: training ended, these teachers are exported."""
 

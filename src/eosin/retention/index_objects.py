@@ -72,7 +72,7 @@ def _digests(store: Store, live: Iterable[ObjectInfo]) -> set[str]:
     """Digests of all slides in the rows of `live`. Raises where rows cannot be read."""
     digests: set[str] = set()
     for each in live:
-        if not each.key.endswith(".parquet"):
+        if not each.key.endswith(".parquet") or IndexLayout.is_listing(each.key):
             continue
         source = join_uri(store.uri, each.key)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eosin.errors import PermanentError
+from eosin.storage import NotFound, ObjectChanged
 
 
 class SlideError(PermanentError):
@@ -10,7 +11,7 @@ class SlideError(PermanentError):
 
     Reasons: `empty-file`, `not-a-slide`, `truncated`, `corrupt-header`, `not-tiled`,
     `unsupported-compression`, `unsupported-pixels`, `unsupported-layout`, `tile-out-of-range`,
-    `corrupt-tile`, `changed`; the index adds `no-mpp`, `too-coarse`, `no-tissue`, `denied`,
+    `corrupt-tile`, `changed`, `missing`; the index adds `no-mpp`, `too-coarse`, `no-tissue`, `denied`,
     `unreadable` and `excluded`.
     """
 
@@ -20,3 +21,10 @@ class SlideError(PermanentError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return SlideError, (self.reason, self.message)
+
+
+def absent_or_changed(key: str, error: NotFound | ObjectChanged) -> SlideError:
+    """What it means for a slide that its object `key` is not the one that was listed (or indexed)."""
+    if isinstance(error, NotFound):
+        return SlideError("missing", f"{key} is no longer there")
+    return SlideError("changed", f"{key} was replaced since it was listed")

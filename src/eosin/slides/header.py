@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eosin.slides.errors import SlideError
+from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.slides.files import BinaryFile
 from eosin.slides.model import TILE_DTYPE, SlideHeader, SlideObject, TileTable
 from eosin.slides.staging import staged
@@ -58,7 +58,7 @@ def opened(
         try:
             slide = _read(store, stored, stage_dir, stack)
         except (ObjectChanged, NotFound) as error:
-            raise SlideError("changed", f"{stored[0].key} was replaced while it was read") from error
+            raise absent_or_changed(stored[0].key, error) from error
         check_table(slide.header, slide.tiles)
         yield slide
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from eosin.slides.errors import SlideError
+from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.slides.model import Level, SlideHeader, TileTable
 from eosin.storage import ByteRange, NotFound, ObjectChanged, Store
 
@@ -65,7 +65,8 @@ def to_level(position_px: int, downsample: float) -> int:
 def fetch_tiles(store: Store, header: SlideHeader, rows: TileTable, wanted: list[int]) -> dict[int, bytes]:
     """Bytes of the `wanted` tiles by index within `rows` (empty: an empty tile), in one batched read.
 
-    `rows` is the tile table, or a level's part of it. Raises `SlideError` (`changed`, `corrupt-tile`).
+    `rows` is the tile table, or a level's part of it. Raises `SlideError` (`changed`, `missing`,
+    `corrupt-tile`).
     """
     ranges = []
     for index in wanted:
@@ -76,7 +77,7 @@ def fetch_tiles(store: Store, header: SlideHeader, rows: TileTable, wanted: list
     try:
         data = store.get_ranges([ranges[i] for i in filled])
     except (ObjectChanged, NotFound) as error:
-        raise SlideError("changed", f"{header.objects[0].key} was replaced since it was indexed") from error
+        raise absent_or_changed(header.objects[0].key, error) from error
     found = dict.fromkeys(wanted, b"")
     for i, part in zip(filled, data, strict=True):
         if len(part) != ranges[i].length:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from eosin.errors import TransientError, UserError
-from eosin.slides.errors import SlideError
+from eosin.slides.errors import absent_or_changed
 from eosin.slides.model import SlideObject
-from eosin.storage import ObjectChanged, Store
+from eosin.storage import NotFound, ObjectChanged, Store
 
 _DOWNLOADS = 5
 _SPARE_BYTES = 64 * 2**20
@@ -45,8 +45,8 @@ def staged(store: Store, objects: Sequence[SlideObject], folder: str | Path | No
 def stage(store: Store, objects: Sequence[SlideObject], folder: Path) -> Path:
     """Download `objects` under `folder`, keeping their relative places; the first one's local path.
 
-    Raises `SlideError` (`changed`) where an object is no longer the one listed, `TransientError` where it
-    keeps coming short.
+    Raises `SlideError` (`changed`, `missing`) where an object is no longer the one listed, `TransientError`
+    where it keeps coming short.
     """
     base = PurePosixPath(objects[0].key).parent
     for each in objects:
@@ -54,8 +54,8 @@ def stage(store: Store, objects: Sequence[SlideObject], folder: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             download(store, each, target)
-        except ObjectChanged as error:
-            raise SlideError("changed", f"{each.key} was replaced since it was listed") from error
+        except (NotFound, ObjectChanged) as error:
+            raise absent_or_changed(each.key, error) from error
     return folder / PurePosixPath(objects[0].key).name
 
 

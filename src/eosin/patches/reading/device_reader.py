@@ -20,10 +20,10 @@ from eosin.patches.decoding.whole_slide import OpenSlideFile, SlideRegion
 from eosin.patches.geometry import box_of
 from eosin.patches.reading.read_plan import ReadPlan
 from eosin.patches.reading.reader import PatchReader
-from eosin.patches.reading.sources import ByteSource, gone
+from eosin.patches.reading.sources import ByteSource
 from eosin.patches.reading.stage import StagePool, path_in
 from eosin.patches.request import PatchRequest
-from eosin.slides.errors import SlideError
+from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.storage import NotFound, ObjectChanged
 
 _WHITE = 255
@@ -88,7 +88,7 @@ class DeviceReader(PatchReader):
                 ]
                 found = self._isolated.regions(name, regions)
         except (NotFound, ObjectChanged) as error:
-            return dict.fromkeys(requests, gone(header.objects[0].key, error))
+            return dict.fromkeys(requests, absent_or_changed(header.objects[0].key, error))
         except SlideError as error:
             return dict.fromkeys(requests, error)
         return self._put(list(requests), found, patches)

@@ -21,11 +21,11 @@ from eosin.patches.decoding.whole_slide import (
 from eosin.patches.geometry import box_of
 from eosin.patches.reading.cache import ArrayCache
 from eosin.patches.reading.read_plan import ReadPlan, TileKey, plan_read, resize
-from eosin.patches.reading.sources import ByteSource, TileBytes, gone
+from eosin.patches.reading.sources import ByteSource, TileBytes
 from eosin.patches.reading.stage import StagePool, path_in
 from eosin.patches.reading.tables import TileTables
 from eosin.patches.request import PatchRequest
-from eosin.slides.errors import SlideError
+from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.slides.jpeg_part import decode_part
 from eosin.slides.model import SlideHeader
 from eosin.slides.region import WHITE, TilePart
@@ -185,7 +185,7 @@ class PatchReader:
                     for place, request in requests.items()
                 }
         except (NotFound, ObjectChanged) as error:
-            return dict.fromkeys(requests, gone(objects[0].key, error))
+            return dict.fromkeys(requests, absent_or_changed(objects[0].key, error))
         except SlideError as error:
             return dict.fromkeys(requests, error)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from eosin.patches.reading.stage import StagePool, path_in
-from eosin.slides.errors import SlideError
+from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.slides.model import SlideObject
 from eosin.storage import ByteRange, NotFound, ObjectChanged, Store
 
@@ -66,7 +66,7 @@ class RangeSource:
         try:
             return self.store.get_ranges(ranges)
         except (NotFound, ObjectChanged) as error:
-            return [gone(key, error)] * len(ranges)
+            return [absent_or_changed(key, error)] * len(ranges)
 
 
 class StageSource:
@@ -93,14 +93,7 @@ class StageSource:
             with self.pool.use(objects) as folder:
                 return [_read(str(path_in(folder, objects, tile.object)), tile) for tile in tiles]
         except (NotFound, ObjectChanged) as error:
-            return [gone(objects[0].key, error)] * len(tiles)
-
-
-def gone(key: str, error: NotFound | ObjectChanged) -> SlideError:
-    """What a slide's absence or replacement means for its patches."""
-    if isinstance(error, NotFound):
-        return SlideError("missing", f"{key} is no longer there")
-    return SlideError("changed", f"{key} is not the object that was indexed")
+            return [absent_or_changed(objects[0].key, error)] * len(tiles)
 
 
 def _read(path: str, tile: TileBytes) -> bytes:
