@@ -16,6 +16,8 @@ from eosin.storage import join_uri, open_store
 
 @dataclass(frozen=True)
 class StepPlan:
+    """One step of a run: URIs that it reads and writes."""
+
     step: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -24,6 +26,8 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class RunPlan:
+    """All that `--dry-run` shows of a run."""
+
     run: str
     config: dict[str, Any]
     config_yaml: str

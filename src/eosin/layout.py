@@ -286,6 +286,7 @@ class RegistryLayout:
 
     @classmethod
     def is_name(cls, name: str) -> bool:
+        """Whether `name` may be a model's: lower case, digits and dashes, at most 63."""
         return cls._NAME.fullmatch(name) is not None
 
     @staticmethod

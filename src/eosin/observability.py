@@ -77,6 +77,7 @@ class RunLog:
             print(f"{self.source}: {key} cannot be written to {self._store.uri}: {error}", file=sys.stderr)
 
     def flush(self) -> None:
+        """Publish the events that are still in memory."""
         with self._lock:
             self._flush()
 

@@ -36,6 +36,8 @@ class ConfigSource:
 
 @dataclass(frozen=True)
 class Recipe:
+    """A packaged recipe, and what it is for."""
+
     name: str
     description: str
 

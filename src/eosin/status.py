@@ -18,6 +18,8 @@ from eosin.storage import Store, join_uri, open_store
 
 @dataclass(frozen=True)
 class StepStatus:
+    """How far one step of a run has come."""
+
     step: str
     state: str
     """done, partial or waiting."""
@@ -26,6 +28,8 @@ class StepStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
+    """How far a run has come, step by step."""
+
     run: str
     recipe: str
     config_digest: str
@@ -40,10 +44,13 @@ class RunStatus:
 
 @dataclass(frozen=True)
 class LogLine:
+    """One event of a run's log: `time`, `source`, `event` and what else it tells."""
+
     fields: dict[str, Any]
 
     @property
     def time(self) -> str:
+        """ISO 8601, UTC; empty where it has none."""
         return str(self.fields.get("time", ""))
 
     def __str__(self) -> str:

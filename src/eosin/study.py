@@ -30,6 +30,8 @@ _AXES: dict[str, tuple[str, tuple[Any, ...]]] = {
 
 @dataclass(frozen=True)
 class PlannedVariant:
+    """A variant of a study and the whole configuration of its run."""
+
     record: Variant
     config: RunConfig
 

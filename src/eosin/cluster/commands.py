@@ -29,6 +29,7 @@ def rendezvous_host(name: str) -> str:
 
 
 def rendezvous_command(config: RunConfig) -> list[str]:
+    """What the pod of the rendezvous store runs."""
     return ["python", "-m", "eosin.training.elastic.rendezvous", f"--port={config.cluster.rendezvous.port}"]
 
 

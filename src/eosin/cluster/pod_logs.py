@@ -70,6 +70,7 @@ class PodLog:
         return int(time.monotonic() - self._seen_s) + _OVERLAP_S
 
     def flush(self) -> None:
+        """Publish the lines that are still in memory."""
         with self._lock:
             self._publish()
 

@@ -49,10 +49,14 @@ class TrainingJobs(Protocol):
     """Training by objects of one kind, `resource`, in the namespace of `cluster`."""
 
     @property
-    def cluster(self) -> Cluster: ...
+    def cluster(self) -> Cluster:
+        """The namespace that the objects are made in."""
+        ...
 
     @property
-    def resource(self) -> Resource: ...
+    def resource(self) -> Resource:
+        """The kind of object that trains."""
+        ...
 
     def submit(self, submission: Submission) -> Manifest:
         """The object that trains the run, with all that belongs to it: made now, or found from before.

@@ -12,6 +12,8 @@ Scale = tuple[float, float]
 
 
 class AugmentConfig(Section):
+    """The crops that are made of a patch; lengths in pixels, shares and probabilities from 0 to 1."""
+
     global_px: int = Field(default=224, gt=0)
     """Side of the two global crops after resizing, px; a multiple of the backbone's patch size."""
     local_px: int = Field(default=96, gt=0)

@@ -16,6 +16,8 @@ RENDEZVOUS = "rdzv"
 
 
 class TolerationConfig(Section):
+    """A taint that pods put up with, as Kubernetes has it."""
+
     key: str = ""
     """Empty: every key."""
     operator: Literal["Exists", "Equal"] = "Exists"
@@ -91,6 +93,8 @@ class S3AccessConfig(Section):
 
 
 class ScratchConfig(Section):
+    """The volume on which each training pod stages slides."""
+
     size: Quantity = "200Gi"
     """Of each pod's scratch volume, where slides are staged."""
     storage_class: str = ""
@@ -98,6 +102,8 @@ class ScratchConfig(Section):
 
 
 class RendezvousConfig(Section):
+    """The pod that holds the rendezvous store, in which agents meet."""
+
     port: int = Field(default=29400, ge=1024, le=65535)
     """TCP port of the store."""
     cpu: Quantity = "250m"
@@ -111,6 +117,8 @@ class RendezvousConfig(Section):
 
 
 class ClusterConfig(Section):
+    """Where the pods of a training run, and how they are treated. Nothing here changes what is computed."""
+
     namespace: str = ""
     """Empty: that of the pod that submits, then that of the kubectl context, then `eosin`."""
     job_api: Literal["jobset", "trainjob"] = "jobset"

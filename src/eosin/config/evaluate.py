@@ -21,6 +21,8 @@ def _default_tasks() -> tuple[TaskConfig, ...]:
 
 
 class EvaluateConfig(Section):
+    """Which checkpoints are judged, by what, and beside which others."""
+
     tasks: tuple[AnyTask, ...] = Field(default_factory=_default_tasks)
     """What every model is judged on."""
     checkpoints: Literal["all", "last"] = "all"

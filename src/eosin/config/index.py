@@ -10,6 +10,8 @@ from eosin.config.base import Section
 
 
 class TissueConfig(Section):
+    """How the tissue of a slide is found, on a level of about `mpp` µm a pixel."""
+
     method: Literal["otsu", "saturation"] = "otsu"
     """otsu: Otsu's threshold on saturation and optical density; saturation: a fixed HSV saturation > 20."""
     onnx: str = ""
@@ -27,6 +29,8 @@ class TissueConfig(Section):
 
 
 class IndexConfig(Section):
+    """Where the index lies, and how slides are scanned into it."""
+
     uri: str = ""
     """Where the index is published; empty: one a folder of slides, `indexes/NAME` beside the folder `runs`,
     or in the folder that holds the run."""

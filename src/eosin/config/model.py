@@ -11,6 +11,8 @@ from eosin.config.base import Section
 
 
 class HeadConfig(Section):
+    """A projection head: an MLP to a bottleneck, and prototypes on it."""
+
     num_prototypes: int = Field(default=65536, gt=1)
     """Prototypes that features are compared with: the length of the logits."""
     hidden_dim: int = Field(default=2048, gt=0)
@@ -24,6 +26,8 @@ class HeadConfig(Section):
 
 
 class ModelConfig(Section):
+    """The backbone, what it begins with, and its heads."""
+
     arch: str = "vit_small_patch16_224"
     """Any timm VisionTransformer."""
     arch_args: dict[str, Any] = {}

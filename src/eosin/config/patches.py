@@ -10,6 +10,8 @@ from eosin.config.base import MAX_SEED, NAME_PATTERN, Section
 
 
 class EncodingConfig(Section):
+    """How the images of a patch set are stored."""
+
     encoding: Literal["png", "jpeg"] = "png"
     """Of the images: png keeps every pixel, jpeg is several times smaller."""
     jpeg_quality: int = Field(default=90, ge=1, le=100)
@@ -19,6 +21,8 @@ class EncodingConfig(Section):
 
 
 class HeldOutConfig(EncodingConfig):
+    """The patch set of held-out patients."""
+
     fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of patients (of slides, where no patient is known) kept from training, by a stable hash."""
     num_patches: int = Field(default=1024, ge=2)
@@ -120,6 +124,8 @@ class PricesConfig(Section):
 
 
 class PatchesConfig(Section):
+    """Which patches training draws, and how they are read. Magnifications in µm a pixel."""
+
     source: str = "slides"
     """slides, or the URI of a published patch set to train on: its patches are drawn uniformly, and what
     says how to draw from slides has no effect."""

@@ -48,6 +48,8 @@ _NOT_IDENTITY: tuple[tuple[str, ...], ...] = (
 
 
 class RunConfig(Section):
+    """The whole configuration of a run; every key has a default."""
+
     recipe: str = "custom"
     """The recipe this configuration began as."""
     description: str = ""

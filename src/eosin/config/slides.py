@@ -6,6 +6,8 @@ from eosin.config.base import Section
 
 
 class SlidesConfig(Section):
+    """Which slides, and what is known of them beside their headers."""
+
     uri: str = ""
     """Folder of slides: s3://bucket/prefix, file:///path or a path."""
     overrides: str | None = None

@@ -10,6 +10,8 @@ from eosin.config.base import Section, Switch
 
 
 class DinoConfig(Section):
+    """The loss on class tokens: temperatures and centring."""
+
     student_temperature: float = Field(default=0.1, gt=0)
     """Divides the student's logits before the softmax."""
     teacher_temperature: float = Field(default=0.07, gt=0)
@@ -25,6 +27,8 @@ class DinoConfig(Section):
 
 
 class IbotConfig(Section):
+    """The loss on masked patch tokens."""
+
     weight: float = Field(default=1.0, ge=0)
     """0 switches the masked-patch loss off."""
     mask_probability: float = Field(default=0.5, ge=0, le=1)
@@ -57,6 +61,8 @@ class KdeConfig(Section):
 
 
 class OptimizerConfig(Section):
+    """AdamW, its schedules and its multipliers."""
+
     lr: float = Field(default=2e-4, gt=0)
     """Base learning rate for a batch of 1024; multiplied by sqrt(batch_size / 1024)."""
     min_lr: float = Field(default=1e-6, ge=0)
@@ -101,6 +107,8 @@ class CollapseConfig(Section):
 
 
 class ElasticConfig(Section):
+    """Nodes, restarts and timeouts of a training whose world may change."""
+
     min_nodes: int = Field(default=1, ge=1)
     """Agents that a training on this machine starts; on a cluster the pools say it."""
     max_nodes: int = Field(default=1, ge=1)
@@ -140,6 +148,8 @@ class ElasticConfig(Section):
 
 
 class TrainConfig(Section):
+    """The method, its schedules, and how a step's work is cut up."""
+
     method: Literal["dino", "dinov2"] = "dinov2"
     """dino: class tokens alone, without a uniformity term; dinov2: with masked patches (iBOT) and KoLeo."""
     num_steps: int = Field(default=125_000, ge=1)
@@ -210,6 +220,7 @@ class TrainConfig(Section):
 
     @property
     def kde_weight(self) -> float:
+        """0 for dino, which has no uniformity term."""
         return self.kde.weight if self.method == "dinov2" else 0.0
 
     @property

@@ -17,6 +17,8 @@ SYNTHETIC = "synthetic"
 
 @dataclass(frozen=True)
 class Material:
+    """The slides of a demo, in the bucket, and the settings that they bring."""
+
     name: str
     slides_uri: str
     digest: str

@@ -28,6 +28,8 @@ _TEACHER_FILES = (TEACHER_CARD, TEACHER_WEIGHTS, TEACHER_TIMM_CONFIG, TEACHER_RE
 
 @dataclass(frozen=True)
 class DemoResult:
+    """What a demo ended with, for a person to look at."""
+
     run: str
     report: str
     """Local path of summary.html."""

@@ -16,6 +16,8 @@ _DIGEST = "eosin schedule "
 
 @dataclass(frozen=True)
 class Schedule:
+    """A recurring run, as Kubeflow has it."""
+
     name: str
     schedule_id: str
     cron: str

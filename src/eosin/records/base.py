@@ -21,6 +21,7 @@ class Record(BaseModel):
     """Of the form of this record; readers ignore fields that they do not know."""
 
     def to_json(self) -> bytes:
+        """The bytes that are published: indented JSON, UTF-8."""
         return (self.model_dump_json(indent=2) + "\n").encode()
 
     @classmethod

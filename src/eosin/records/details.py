@@ -174,6 +174,8 @@ class KnnDetails(ClassifierDetails):
 
 
 class PatchesPerSlide(_Part):
+    """How many patches slides gave."""
+
     min: int
     """Of the slide with the fewest."""
     mean: float

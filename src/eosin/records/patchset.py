@@ -10,6 +10,8 @@ from eosin.records.base import Record
 
 
 class PatchSetShard(BaseModel):
+    """One shard of a set."""
+
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     key: str
@@ -21,6 +23,8 @@ class PatchSetShard(BaseModel):
 
 
 class RejectedPatch(BaseModel):
+    """A position that gave no patch."""
+
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     slide: str

@@ -69,4 +69,5 @@ class RegistryEntry(Record):
 
     @property
     def current_model(self) -> RegisteredModel:
+        """The version that `current` names."""
         return self.versions[self.current - 1]

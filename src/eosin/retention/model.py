@@ -28,6 +28,7 @@ class GcResult:
 
     @property
     def size_bytes(self) -> int:
+        """Of all that is doomed together."""
         return sum(each.size_bytes for each in self.doomed)
 
     def __str__(self) -> str:

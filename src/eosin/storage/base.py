@@ -57,15 +57,21 @@ class Store(Protocol):
 
     uri: str
 
-    def get(self, key: str) -> bytes: ...
+    def get(self, key: str) -> bytes:
+        """The whole object. Raises `NotFound`."""
+        ...
 
     def get_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         """All `ranges` at once, in order, each exactly `length` bytes (short only at the object's end)."""
         ...
 
-    def head(self, key: str) -> ObjectInfo: ...
+    def head(self, key: str) -> ObjectInfo:
+        """Size, etag and time of an object, without its bytes. Raises `NotFound`."""
+        ...
 
-    def exists(self, key: str) -> bool: ...
+    def exists(self, key: str) -> bool:
+        """Whether an object is at `key`."""
+        ...
 
     def put(
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None

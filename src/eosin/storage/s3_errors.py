@@ -47,10 +47,12 @@ class S3Request:
 
     @property
     def target(self) -> str:
+        """URI of what was asked for."""
         return f"s3://{self.bucket}/{self.key}" if self.key else f"s3://{self.bucket}"
 
     @property
     def failed(self) -> str:
+        """The beginning of every message about it."""
         return f"cannot {self.operation} {self.target}"
 
 
@@ -83,6 +85,7 @@ def from_status(request: S3Request, code: str, status: int, detail: str = "") ->
 
 
 def missing_bucket(request: S3Request) -> UserError:
+    """There is no such bucket."""
     return UserError(
         f"{request.failed}: there is no bucket {request.bucket} at {request.endpoint}",
         hint=f"check the name, or make it: aws s3 mb s3://{request.bucket}",
@@ -124,6 +127,7 @@ def from_curl(request: S3Request, code: int, reason: str) -> Exception:
 
 
 def ignored_range(request: S3Request) -> PermanentError:
+    """A part was asked for and something else came."""
     return PermanentError(
         f"{request.failed}: asked for a part of it, got something else",
         hint=f"{request.endpoint}, or a proxy before it, ignores byte ranges",
@@ -131,6 +135,7 @@ def ignored_range(request: S3Request) -> PermanentError:
 
 
 def unreachable(request: S3Request, reason: str) -> TransientError:
+    """No server answered; `reason` is the client's."""
     return TransientError(
         f"{request.failed}: {request.endpoint} does not answer ({reason})",
         hint="check that the endpoint is up and AWS_ENDPOINT_URL names it",
@@ -138,6 +143,7 @@ def unreachable(request: S3Request, reason: str) -> TransientError:
 
 
 def untrusted(request: S3Request) -> UserError:
+    """The server's certificate is not trusted."""
     return UserError(
         f"{request.failed}: the certificate of {request.endpoint} is not trusted",
         hint="set AWS_CA_BUNDLE to the PEM file of the authority that signed it; a certificate that is "
@@ -146,6 +152,7 @@ def untrusted(request: S3Request) -> UserError:
 
 
 def short_body(request: S3Request, wanted: int, got: int) -> TransientError:
+    """The answer ended before its announced length."""
     return TransientError(f"{request.failed}: the answer had {got} of {wanted} bytes")
 
 

@@ -23,6 +23,7 @@ class Location(NamedTuple):
 
     @property
     def uri(self) -> str:
+        """The URI in its one spelling; `%` of a path is escaped."""
         if self.scheme == "file":
             return "file://" + self.path.replace("%", "%25")
         return f"s3://{self.bucket}/{self.path}" if self.path else f"s3://{self.bucket}"

@@ -42,6 +42,7 @@ class TileCodec:
 
     @property
     def predictor(self) -> bool:
+        """Whether tiles are stored as horizontal differences."""
         return self.compression in ("lzw", "deflate")
 
     def encode(self, tile: Rgb) -> bytes:

@@ -96,6 +96,7 @@ class SyntheticConfig:
 
     @property
     def tissues(self) -> tuple[TissueClass, ...]:
+        """The classes by name, in their order."""
         return tuple(TISSUE_CLASSES[name] for name in self.classes)
 
 

@@ -57,14 +57,17 @@ class DatasetTruth:
 
     @property
     def slides_folder(self) -> Path:
+        """Where the slides lie."""
         return self.folder / "slides"
 
     @property
     def overrides_path(self) -> Path:
+        """The table of what their headers lack."""
         return self.folder / "overrides.csv"
 
     @property
     def labelled_folder(self) -> Path:
+        """The patch set with labels."""
         return self.folder / "labelled"
 
 

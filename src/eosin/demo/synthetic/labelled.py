@@ -18,6 +18,8 @@ _FIELD_SIDE_PATCHES = 2
 
 
 class LabelledPatient(NamedTuple):
+    """A patient of the labelled set and the split they are in: train, val or test."""
+
     name: str
     split: str
 
