@@ -19,7 +19,7 @@ from eosin.storage.file import FileStore
 _NEVER_SLIDES = {
     ".csv", ".json", ".jsonl", ".txt", ".md", ".geojson", ".parquet", ".xml", ".yaml", ".yml", ".html",
     ".log", ".pdf", ".tsv", ".xlsx", ".zip", ".gz", ".tar", ".py", ".npy", ".npz", ".h5", ".pt",
-    ".safetensors", ".md5", ".sha256", ".part", ".tmp", ".ini", ".svg",
+    ".safetensors", ".md5", ".sha256", ".part", ".tmp", ".ini", ".svg", ".ets",
 }  # fmt: skip
 # Names that say a format other than DICOM: what else an object is, its content says.
 _SLIDE_NAMES = {

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 from eosin.errors import UserError
 from eosin.index.listing import Unit
+from eosin.slides.model import plausible_mpp
 from eosin.storage import NotFound, open_store, split_uri
 
 _KNOWN = {"slide", "mpp", "mpp_x", "mpp_y", "patient", "cohort", "label", "labels", "exclude"}
@@ -180,8 +181,8 @@ def _mpp(values: dict[str, str], column: str, where: str, decimal: str) -> float
         value = float(text.replace(decimal, "."))
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"{where}: {column} {text!r} is not a number of µm a pixel above 0")
+    if plausible_mpp(value) is None:
+        raise UserError(f"{where}: {column} {text!r} is not a number of µm a pixel from 0.02 to 50")
     return value
 
 

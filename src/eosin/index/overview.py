@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import gcd
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from eosin.slides.absent import tile_from_finer
 from eosin.slides.decode import decode_tile
 from eosin.slides.errors import SlideError
 from eosin.slides.local import LocalSlide
@@ -50,7 +52,8 @@ def read_overview(store: Store, header: SlideHeader, tiles: TileTable, mpp: floa
     Memory is the overview and 64 tiles. Raises `SlideError` (`corrupt-tile`) where more than 1 % of the
     tiles cannot be decoded.
     """
-    level = header.levels[smallest_sufficient_level(header, mpp)]
+    number = smallest_sufficient_level(header, mpp)
+    level = header.levels[number]
     factor = _factor(level, header, mpp)
     width, height = max(1, level.width_px // factor), max(1, level.height_px // factor)
     if width * height > _MAX_CANVAS_PIXELS:
@@ -64,6 +67,8 @@ def read_overview(store: Store, header: SlideHeader, tiles: TileTable, mpp: floa
             num_damaged += 1
             continue
         _place(canvas, small, level, index, factor)
+    for index, pixels in _absent_tiles(store, header, number, tiles):
+        _place(canvas, pixels, level, index, factor)
     if num_damaged > _WORST_SHARE * level.num_tiles:
         raise SlideError("corrupt-tile", f"{num_damaged} of {level.num_tiles} tiles cannot be decoded")
     return _at_mpp(canvas, header, level, factor, mpp, num_damaged)
@@ -123,10 +128,35 @@ def _coarser_mpp(header: SlideHeader) -> float:
 
 
 def _factor(level: Level, header: SlideHeader, mpp: float) -> int:
-    """The largest divisor of both tile sides by which averaging stays at least as fine as `mpp`."""
-    ratio = mpp / (level.downsample * _coarser_mpp(header))
+    """By how much tiles are averaged, so that the picture stays at least as fine as `mpp`.
+
+    A divisor of both tile sides where there is a good one; else tiles are fitted to whole pixels.
+    """
+    most = max(1, int(mpp / (level.downsample * _coarser_mpp(header))))
     common = gcd(level.tile_width_px, level.tile_height_px)
-    return max((each for each in range(1, int(max(1.0, ratio)) + 1) if common % each == 0), default=1)
+    exact = max(each for each in range(1, most + 1) if common % each == 0)
+    return exact if 2 * exact > most else min(most, level.tile_width_px, level.tile_height_px)
+
+
+def _absent_tiles(
+    store: Store, header: SlideHeader, number: int, tiles: TileTable
+) -> Iterator[tuple[int, Pixels]]:
+    """Tiles that the level lacks and a finer one shows; damage below them leaves them white."""
+
+    def load(level_number: int, wanted: Sequence[int]) -> dict[int, Pixels | None]:
+        level = header.levels[level_number]
+        data = fetch_tiles(store, header, level_table(level, tiles), list(wanted))
+        return {
+            i: decode_tile(level, part) if part else tile_from_finer(header, level_number, i, load)
+            for i, part in data.items()
+        }
+
+    absent = np.flatnonzero(level_table(header.levels[number], tiles)["size_bytes"] == 0)
+    for index in absent.tolist() if number else ():
+        with contextlib.suppress(SlideError):
+            pixels = tile_from_finer(header, number, index, load)
+            if pixels is not None:
+                yield index, pixels
 
 
 def _stored_tiles(
@@ -139,6 +169,9 @@ def _stored_tiles(
 
 
 def _reduced(level: Level, data: bytes, factor: int) -> Pixels:
+    exact = level.tile_width_px % factor == 0 and level.tile_height_px % factor == 0
+    if not exact:
+        return decode_tile(level, data)
     scale = next(each for each in (8, 4, 2, 1) if factor % each == 0)
     return _averaged(decode_tile(level, data, scale), factor // scale)
 
@@ -153,7 +186,12 @@ def _averaged(pixels: Pixels, factor: int) -> Pixels:
 
 def _place(canvas: Pixels, small: Pixels, level: Level, index: int, factor: int) -> None:
     row, column = divmod(index, level.num_tiles_x)
-    y, x = row * (level.tile_height_px // factor), column * (level.tile_width_px // factor)
+    (y, y_end), (x, x_end) = (
+        (round(number * side / factor), round((number + 1) * side / factor))
+        for number, side in ((row, level.tile_height_px), (column, level.tile_width_px))
+    )
+    if small.shape[:2] != (y_end - y, x_end - x):
+        small = np.asarray(cv2.resize(small, (x_end - x, y_end - y), interpolation=cv2.INTER_AREA), np.uint8)
     h, w = min(small.shape[0], canvas.shape[0] - y), min(small.shape[1], canvas.shape[1] - x)
     if h > 0 and w > 0:
         canvas[y : y + h, x : x + w] = small[:h, :w]

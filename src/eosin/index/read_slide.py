@@ -149,12 +149,11 @@ def _examined(context: ScanContext, row: SlideRow, slide: OpenedSlide) -> tuple[
         return replace(row, read_status="too-coarse", read_detail=detail), None
     try:
         overview, content, focus = _seen(context, header, slide)
+        tissue = detect_tissue(
+            overview, header.mpp_x, header.mpp_y, context.config.tissue, model=context.model, focus=focus
+        )
     except SlideError as error:
         return replace(row, read_status=error.reason, read_detail=error.message), None
-    tissue = detect_tissue(
-        overview, header.mpp_x, header.mpp_y, context.config.tissue,
-        model=context.model, focus=focus,
-    )  # fmt: skip
     tissue_mm2 = tissue.area * header.mpp_x * header.mpp_y / 1e6
     status = OK if tissue_mm2 > 0 else "no-tissue"
     row = replace(

@@ -16,6 +16,7 @@ from eosin.index.focus import Focus
 from eosin.index.overview import Overview
 from eosin.index.tissue_mask import TissueMask
 from eosin.index.tissue_model import TissueModel
+from eosin.slides.errors import SlideError
 
 Pixels = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
@@ -29,6 +30,10 @@ _LEAST_COLOUR = 0.025
 _LEAST_COLOUR_SHARE = 0.12
 _PLAIN_COLOUR = 0.05
 _HSV_SATURATION = 20
+# Of the brightest colour: backgrounds measured go up to 18, the darkest folds begin at some 50.
+_UNLIT, _UNLIT_LEAST_PX = 36, 5
+# A third of the picture is black, and what is lit is of one colour, or dim.
+_LEAST_UNLIT_SHARE, _LEAST_PURITY, _LEAST_LIGHT = 0.3, 0.3, 90
 
 
 def detect_tissue(
@@ -43,8 +48,9 @@ def detect_tissue(
     """The tissue mask of an overview; `mpp_x`, `mpp_y` are the slide's level-0 resolution.
 
     `model` finds the tissue in place of thresholds, and pen marks are its own affair; `focus` tells what
-    of the tissue is blurred.
+    of the tissue is blurred. Raises `SlideError` (`not-brightfield`).
     """
+    refuse_fluorescence(overview.pixels)
     pixel_um2 = overview.pixel_x_px * mpp_x * overview.pixel_y_px * mpp_y
     mask = _found(overview.pixels, config, model)
     if focus is not None:
@@ -58,7 +64,35 @@ def _found(pixels: Pixels, config: TissueConfig, model: TissueModel | None) -> B
     if model is not None:
         return np.asarray(model.probability(pixels) >= config.onnx_threshold)
     find = _by_density if config.method == "otsu" else _by_saturation
-    return _smoothed(find(pixels) & ~pen_marks(pixels))
+    return _smoothed(find(pixels) & ~pen_marks(pixels) & ~unlit(pixels))
+
+
+def unlit(pixels: Pixels) -> Bools:
+    """Where no light came through: black backgrounds, strips and padding, with their rim.
+
+    The densest stain lets through more than that; a few dark pixels may be pigment and are left alone.
+    """
+    dark = (pixels.max(axis=2) < _UNLIT).astype(np.uint8)
+    large = cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((_UNLIT_LEAST_PX, _UNLIT_LEAST_PX), np.uint8))
+    return np.asarray(cv2.dilate(large, np.ones((5, 5), np.uint8)) | dark, bool)
+
+
+def refuse_fluorescence(pixels: Pixels) -> None:
+    """Raises `SlideError` (`not-brightfield`) for a picture that shines on black instead of staining white.
+
+    Stained tissue lets some of every colour through, and most of the light of the slide; what fluoresces is
+    of one colour, or dim.
+    """
+    brightest = pixels.max(axis=2)
+    lit = brightest >= _UNLIT
+    if lit.mean() > 1 - _LEAST_UNLIT_SHARE or not lit.any():
+        return
+    high = brightest[lit].astype(np.float32)
+    purity = float(np.median(pixels.min(axis=2)[lit] / high))
+    if purity < _LEAST_PURITY or float(np.median(high)) < _LEAST_LIGHT:
+        raise SlideError(
+            "not-brightfield", "it shines on black, as fluorescence does; tissue stained on white is wanted"
+        )
 
 
 def _by_density(pixels: Pixels) -> Bools:

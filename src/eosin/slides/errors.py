@@ -10,9 +10,9 @@ class SlideError(PermanentError):
     """A defect of one slide. `reason` is the status its index row carries; `message` says what was met.
 
     Reasons: `empty-file`, `not-a-slide`, `truncated`, `corrupt-header`, `not-tiled`,
-    `unsupported-compression`, `unsupported-pixels`, `unsupported-layout`, `tile-out-of-range`,
-    `corrupt-tile`, `changed`, `missing`; the index adds `no-mpp`, `too-coarse`, `no-tissue`, `denied`,
-    `unreadable` and `excluded`.
+    `unsupported-compression`, `unsupported-pixels`, `unsupported-layout`, `unsupported-format`,
+    `tile-out-of-range`, `corrupt-tile`, `absent-tiles`, `not-brightfield`, `changed`, `missing`; the
+    index adds `no-mpp`, `too-coarse`, `no-tissue`, `denied`, `unreadable` and `excluded`.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -27,6 +27,12 @@ _HEAD_BYTES = 132
 _LOCAL_MAGIC = (b"SQLite format 3\0", b"ZISRAWFILE")
 _LOCAL_SUFFIXES = (".mrxs", ".vms", ".vmu")
 _TIFF_SUFFIXES = (".tif", ".tiff", ".svs", ".btf")
+# Valid slides all the same: their owners need not upload them again.
+_UNREADABLE = {
+    ".vsi": "an Olympus VSI keeps its pixels in .ets files",
+    ".isyntax": "it is a Philips iSyntax", ".i2syntax": "it is a Philips iSyntax",
+    ".lif": "it is a Leica LIF", ".nd2": "it is a Nikon ND2",
+}  # fmt: skip
 _MIRAX_INDEX = "Slidedat.ini"
 
 
@@ -85,6 +91,10 @@ def _read(
     _check_mirax(stored)
     if main.size_bytes == 0 and len(stored) == 1:
         raise SlideError("empty-file", "it has no bytes")
+    if how := _UNREADABLE.get(PurePosixPath(main.key).suffix.lower()):
+        raise SlideError(
+            "unsupported-format", f"{how}, which no library here reads: export it as OME-TIFF or DICOM"
+        )
     if main.key.lower().endswith(_LOCAL_SUFFIXES):
         return _open_local(store, stored, stage_dir, stack)
     file = open_range(store, main)

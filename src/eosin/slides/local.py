@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,15 @@ def open_local(path: Path) -> LocalSlide:
     try:
         return LocalSlide(openslide.OpenSlide(str(path)), path)
     except openslide.OpenSlideUnsupportedFormatError as error:
-        raise SlideError("not-a-slide", "OpenSlide does not know its format") from error
+        reason = "unsupported-format" if _is_czi(path) else "not-a-slide"
+        raise SlideError(reason, "OpenSlide does not know its format") from error
     except openslide.OpenSlideError as error:
-        raise SlideError("corrupt-header", f"OpenSlide refuses it: {_without_folder(error, path)}") from error
+        said = _without_folder(error, path)
+        if re.search(r"unsupported|not supported|cannot handle", said, re.IGNORECASE):
+            raise SlideError(
+                "unsupported-format", f"it is valid, but OpenSlide cannot read it: {said}"
+            ) from error
+        raise SlideError("corrupt-header", f"OpenSlide refuses it: {said}") from error
 
 
 class LocalSlide:
@@ -70,6 +77,11 @@ class LocalSlide:
     def close(self) -> None:
         """Give the file back; reading afterwards is an error."""
         self._handle.close()
+
+
+def _is_czi(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(10) == b"ZISRAWFILE"
 
 
 def _without_folder(error: Exception, path: Path) -> str:

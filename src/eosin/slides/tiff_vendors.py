@@ -95,26 +95,33 @@ def _same_picture(finest: Directory, other: Directory) -> bool:
 
 
 def _aperio(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
-    match = re.search(r"\|\s*MPP\s*=\s*([0-9.eE+-]+)", directories[0].text(tag.IMAGE_DESCRIPTION))
+    match = re.search(r"\|\s*MPP\s*=\s*([0-9.,eE+-]+)", directories[0].text(tag.IMAGE_DESCRIPTION))
     mpp = plausible_mpp(_number(match.group(1) if match else ""))
     return Pyramid("aperio", "svs", tuple(_tiled(directories)), mpp, mpp)
 
 
 def _ome(tiff: TiffFile, directories: Sequence[Directory]) -> Pyramid:
-    first = directories[0]
-    attributes = _ome_pixels(first.text(tag.IMAGE_DESCRIPTION))
-    if first.integer(tag.SAMPLES_PER_PIXEL, 1) == 1 and attributes.get("SizeC", "1") != "1":
+    """The largest image of the file: the macro or the label may well be the first."""
+    finest = _largest(directories)
+    attributes = _ome_pixels(directories[0].text(tag.IMAGE_DESCRIPTION), _size(finest))
+    if finest.integer(tag.SAMPLES_PER_PIXEL, 1) == 1 and attributes.get("SizeC", "1") != "1":
         raise SlideError("unsupported-layout", f"its {attributes['SizeC']} channels are separate images")
-    subs = tiff.sub_directories(first)
-    levels = _tiled([first, *subs] if subs else directories)
-    return Pyramid("ome", "ome-tiff", tuple(levels), _ome_mpp(attributes, "X"), _ome_mpp(attributes, "Y"))
+    subs = tiff.sub_directories(finest)
+    levels = _tiled([finest, *subs] if subs else directories)
+    said = _tiff_mpp(levels[0])
+    mpp = [_ome_mpp(attributes, axis) or said[i] for i, axis in enumerate("XY")]
+    return Pyramid("ome", "ome-tiff", tuple(levels), mpp[0], mpp[1])
 
 
-def _ome_pixels(description: str) -> dict[str, str]:
-    """Attributes of the first <Pixels> element."""
-    match = re.search(r"<(?:\w+:)?Pixels\b([^>]*)>", description)
-    pairs = re.findall(r"(\w+)\s*=\s*[\"']([^\"']*)[\"']", match.group(1) if match else "")
-    return {name: html.unescape(value) for name, value in pairs}
+def _ome_pixels(description: str, size: tuple[int, int]) -> dict[str, str]:
+    """Attributes of the <Pixels> element of the image of `size` (width, height), or of the only one."""
+    images = []
+    for match in re.finditer(r"<(?:\w+:)?Pixels\b([^>]*)>", description):
+        pairs = re.findall(r"(\w+)\s*=\s*[\"']([^\"']*)[\"']", match.group(1))
+        images.append({name: html.unescape(value) for name, value in pairs})
+    wanted = tuple(map(str, size))
+    alike = [each for each in images if (each.get("SizeX"), each.get("SizeY")) == wanted]
+    return (alike or (images if len(images) == 1 else []) or [{}])[0]
 
 
 def _ome_mpp(attributes: dict[str, str], axis: str) -> float | None:
@@ -154,10 +161,26 @@ def _philips_spacings(description: str) -> list[tuple[float, float]]:
 
 
 def _generic(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
-    """The first picture, and those that say they are reductions of it; others may show something else."""
-    reduced = [each for each in directories[1:] if each.integer(tag.NEW_SUBFILE_TYPE, 0) & _REDUCED_IMAGE]
-    levels = _tiled([directories[0], *reduced])
+    """The largest picture, whatever its page, and those that say they are reductions of it."""
+    whole = [each for each in directories if not each.integer(tag.NEW_SUBFILE_TYPE, 0) & _REDUCED_IMAGE]
+    finest = _largest(whole or directories)
+    reduced = [each for each in directories if each.integer(tag.NEW_SUBFILE_TYPE, 0) & _REDUCED_IMAGE]
+    levels = _tiled([finest, *reduced])
     return Pyramid("generic-tiff", "tiff", tuple(levels), *_tiff_mpp(levels[0]))
+
+
+def _largest(directories: Sequence[Directory]) -> Directory:
+    """The largest tiled picture.
+
+    Raises `SlideError` (`not-tiled`) where there is none, or a larger one of the same shape is not tiled:
+    then what is tiled is no more than its reductions.
+    """
+    finest = _tiled(directories, padded=True)[0]
+    for each in directories:
+        larger = _size(each)[0] * _size(each)[1] > _size(finest)[0] * _size(finest)[1]
+        if larger and _same_picture(finest, each) and not each.has(tag.TILE_WIDTH):
+            raise SlideError("not-tiled", "its finest picture is a TIFF without tiles")
+    return finest
 
 
 def _huron(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
@@ -177,8 +200,9 @@ def _tiff_mpp(finest: Directory) -> tuple[float | None, float | None]:
 
 
 def _number(text: str) -> float | None:
+    """A number, written with a decimal point or comma."""
     try:
-        return float(text)
+        return float(text.replace(",", "."))
     except ValueError:
         return None
 

@@ -19,10 +19,10 @@ from eosin.patches.decoding.parent import Isolation
 from eosin.patches.decoding.whole_slide import OpenSlideFile, SlideRegion
 from eosin.patches.geometry import box_of
 from eosin.patches.reading.read_plan import ReadPlan
-from eosin.patches.reading.reader import PatchReader
+from eosin.patches.reading.reader import PatchReader, any_tile_in, nothing_there
 from eosin.patches.reading.sources import ByteSource
 from eosin.patches.reading.stage import StagePool, path_in
-from eosin.patches.request import PatchRequest
+from eosin.patches.request import PatchRequest, on_host
 from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.storage import NotFound, ObjectChanged
 
@@ -63,6 +63,8 @@ class DeviceReader(PatchReader):
 
     def _assemble(self, plan: ReadPlan, tiles: Any, patch: Any) -> SlideError | None:
         shape = (plan.box.height_px, plan.box.width_px, 3)
+        if not any_tile_in(plan, tiles):
+            return nothing_there()
         region = torch.full(shape, _WHITE, dtype=torch.uint8, device=self.device)
         for key, part in plan.parts:
             tile = tiles[key]
@@ -104,6 +106,9 @@ class DeviceReader(PatchReader):
     def _box(self, request: PatchRequest) -> Any:
         header = self.snapshot.rows[request.slide].header
         return box_of(request, header, self.config.patch_px, self.config.mpp_tolerance)
+
+    def _on_host(self, pixels: Any) -> Any:
+        return on_host(pixels)
 
     def _tensor(self, pixels: Any) -> Tensor:
         found = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)

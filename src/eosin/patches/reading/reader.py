@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from eosin.config.patches import PatchesConfig
 from eosin.index.snapshot import Snapshot
-from eosin.patches.decoding.decoders import CpuDecoder, EncodedTile, TileDecoder
+from eosin.patches.decoding.decoders import CpuDecoder, EncodedTile, TileDecoder, decode_one
 from eosin.patches.decoding.parent import Isolation
 from eosin.patches.decoding.whole_slide import (
     OpenSlideFile,
@@ -25,6 +26,7 @@ from eosin.patches.reading.sources import ByteSource, TileBytes
 from eosin.patches.reading.stage import StagePool, path_in
 from eosin.patches.reading.tables import TileTables
 from eosin.patches.request import PatchRequest
+from eosin.slides.absent import tile_from_finer
 from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.slides.jpeg_part import decode_part
 from eosin.slides.model import SlideHeader
@@ -132,7 +134,40 @@ class PatchReader:
         tiles |= {key: self._checked(key, places[key], data) for key, data in encoded.items()}
         if not self._in_parts:
             tiles |= self._decode({key: tile for key, tile in tiles.items() if isinstance(tile, EncodedTile)})
+        tiles |= {key: self._from_finer(key) for key in absent if key.level and key not in places}
         return tiles
+
+    def _from_finer(self, key: TileKey) -> Pixels | SlideError | None:
+        """An absent tile of a coarser level, made from the next finer one."""
+        header = self.snapshot.rows[key.slide].header
+        found = self._tiles.get(key)
+        if found is not None:
+            return found
+        try:
+            pixels = tile_from_finer(header, key.level, key.tile, partial(self._load_whole, key.slide))
+        except SlideError as error:
+            return error
+        if pixels is None:
+            return None
+        scaled = np.empty((*(side // key.denominator for side in pixels.shape[:2]), 3), np.uint8)
+        resize(pixels, scaled)
+        self._tiles.put(key, scaled)
+        return scaled
+
+    def _load_whole(self, slide: int, level: int, tiles: Sequence[int]) -> dict[int, Pixels | None]:
+        """Whole tiles of a level, None where there is nothing. Raises `SlideError`."""
+        found = self._load(TileKey(slide, level, tile, 1) for tile in tiles)
+        whole: dict[int, Pixels | None] = {}
+        for key, tile in found.items():
+            pixels = decode_one(tile) if isinstance(tile, EncodedTile) else tile
+            if isinstance(pixels, SlideError):
+                raise pixels
+            whole[key.tile] = None if pixels is None else self._on_host(pixels)
+        return whole
+
+    def _on_host(self, pixels: Pixels) -> Pixels:
+        """Decoded pixels as an array; a reader on a device holds them elsewhere."""
+        return pixels
 
     def _checked(self, key: TileKey, place: TileBytes, data: bytes | SlideError) -> EncodedTile | SlideError:
         if isinstance(data, SlideError):
@@ -153,6 +188,8 @@ class PatchReader:
         self, plan: ReadPlan, tiles: dict[TileKey, _Tile | SlideError], patch: Pixels
     ) -> SlideError | None:
         shape = (plan.box.height_px, plan.box.width_px, 3)
+        if not any_tile_in(plan, tiles):
+            return nothing_there()
         region = patch if patch.shape == shape else self._scratch_of(shape)
         try:
             for key, part in plan.parts:
@@ -198,6 +235,16 @@ class PatchReader:
         except SlideError as error:
             return error
         return None
+
+
+def any_tile_in(plan: ReadPlan, tiles: Mapping[TileKey, object]) -> bool:
+    """Whether any tile under the patch holds something."""
+    return any(tiles[key] is not None for key in plan.tiles)
+
+
+def nothing_there() -> SlideError:
+    """Why a patch of absent tiles alone is drawn again: white that nobody scanned is no glass."""
+    return SlideError("absent-tiles", "no tile of the patch is there")
 
 
 def _put(tile: _Tile | SlideError, part: TilePart, target: Pixels) -> None:
