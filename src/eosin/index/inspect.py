@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from eosin.errors import UserError
+from eosin.index.reasons import cure_of
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.index.split import copies
@@ -27,6 +28,8 @@ class SlideProblem:
     slide: str
     status: str
     detail: str
+    cure: str
+    """What its owner can do; empty where nothing is known, or nothing is wrong."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Inspection:
     slides_uri: str
     num_slides: int
     num_ok: int
+    num_verified: int
+    """Slides, one of each vendor and layout, whose picture was held against another reader's."""
     num_not_slides: int
     """Objects in the folder that are no slides: pictures, texts and the like."""
     size_bytes: int
@@ -75,14 +80,20 @@ class Inspection:
         if len(self.copies) > _PROBLEMS_SHOWN:
             lines.append(f"  … and {len(self.copies) - _PROBLEMS_SHOWN} more slides with copies")
         shown = self.problems[:_PROBLEMS_SHOWN]
-        lines += [f"  {each.slide}: {each.status}: {each.detail}" for each in shown]
+        lines += [
+            f"  {each.slide}: {each.status}: {each.detail}" + (f" → {each.cure}" if each.cure else "")
+            for each in shown
+        ]
         if len(shown) < len(self.problems):
             lines.append(f"  … and {len(self.problems) - len(shown)} more; --json lists all")
         return "\n".join(lines)
 
     def _others(self) -> list[str]:
-        num = self.num_not_slides
-        return [f"others     {num} objects that are no slides"] if num else []
+        num, checked = self.num_not_slides, self.num_verified
+        return [
+            *([f"others     {num} objects that are no slides"] if num else []),
+            *([f"checked    {checked} against another reader, one a vendor and layout"] if checked else []),
+        ]
 
     def _people(self) -> tuple[tuple[str, dict[str, int]], ...]:
         """Patients and cohorts, where the overrides name any."""
@@ -122,6 +133,7 @@ class SlideInspection:
         lines = [
             f"slide      {self.slide} ({self.size_bytes / 1e6:.4g} MB in {len(self.objects)} objects)",
             f"status     {self.status}" + (f": {self.detail}" if self.detail else ""),
+            *([f"cure       {cure_of(self.status)}"] if cure_of(self.status) else []),
             f"format     {self.format} by {self.vendor}, read as {self.access}"
             if self.vendor
             else "format     ?",
@@ -167,6 +179,7 @@ def _inspect(uri: str, snapshot: Snapshot) -> Inspection:
         slides_uri=snapshot.slides_uri,
         num_slides=len(rows),
         num_ok=len(usable),
+        num_verified=snapshot.manifest.num_verified,
         num_not_slides=snapshot.manifest.num_not_slides,
         size_bytes=sum(row.size_bytes for row in rows),
         tissue_mm2=snapshot.manifest.tissue_mm2,
@@ -179,7 +192,7 @@ def _inspect(uri: str, snapshot: Snapshot) -> Inspection:
         cohorts=_by_count(row.cohort for row in usable if row.cohort),
         num_patients=len({row.patient for row in usable} - {""}),
         copies=tuple(copies(usable)),
-        problems=tuple(SlideProblem(row.slide, row.status, row.detail)
+        problems=tuple(SlideProblem(row.slide, row.status, row.detail, cure_of(row.status))
                        for row in rows if row.status != OK or row.detail),
     )  # fmt: skip
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,17 @@ from eosin.index.latest import Latest, load_manifest, move_latest, read_latest
 from eosin.index.merge import MergedRows
 from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.read_slide import INDEXER_VERSION
+from eosin.index.reasons import cure_of
 from eosin.index.rows import FLEETING, OK, SlideRow, load_rows, write_rows
 from eosin.index.scan import by_frequency, load_shard
 from eosin.index.series import load_series
+from eosin.index.verify import chosen_to_verify, disagreement
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.records import SnapshotManifest, publish_once
 from eosin.storage import Store, put_if_absent
 
+DISAGREES = "disagrees"
 _NAMED_SLIDES = 5
 _SPARE_PARTS = 4
 _LEAST_SHARE = 0.5
@@ -51,7 +54,7 @@ def publish_snapshot(
     same_scan = latest is not None and latest.scan_id == plan.scan_id
     if newest is not None and same_scan and not FLEETING & set(newest.reasons):
         return _checked(plan, newest, log)
-    manifest = _publish(plan, _merged(plan, num_shards))
+    manifest = _publish(plan, _merged(plan, num_shards), config.patches.stage_dir)
     if newest is not None and not config.index.allow_fewer_slides:
         _refuse_far_fewer(plan, manifest, newest)
     move_latest(plan.index, Latest(snapshot_id=manifest.snapshot_id, scan_id=plan.scan_id))
@@ -99,20 +102,35 @@ class _Tally:
     """What the rows that pass through add up to."""
 
     digest: Any
+    disagreeing: Mapping[str, str]
+    """What another reader shows otherwise, by slide."""
     statuses: Counter[str] = field(default_factory=Counter)
     tissue_mm2: float = 0.0
 
     def counted(self, rows: Iterable[SlideRow]) -> Iterator[SlideRow]:
         for row in rows:
+            if row.slide in self.disagreeing:
+                detail = self.disagreeing[row.slide]
+                row = replace(row, status=DISAGREES, detail=detail)
             self.digest.update(repr(row_identity(row)).encode())
             self.statuses[row.status] += 1
             self.tissue_mm2 += row.tissue_mm2 if row.status == OK else 0.0
             yield row
 
 
-def _publish(plan: ScanPlan, rows: MergedRows) -> SnapshotManifest:
+def _verified(plan: ScanPlan, rows: MergedRows, stage_dir: str | None) -> tuple[dict[str, str], int]:
+    """Slides that another reader shows otherwise, with what, and how many it was asked about."""
+    found = {
+        row.slide: disagreement(plan.slides, plan.index, row, stage_dir) for row in chosen_to_verify(rows)
+    }
+    asked = {slide: answer for slide, answer in found.items() if answer is not None}
+    return {slide: answer for slide, answer in asked.items() if answer}, len(asked)
+
+
+def _publish(plan: ScanPlan, rows: MergedRows, stage_dir: str | None) -> SnapshotManifest:
+    disagreeing, num_verified = _verified(plan, rows, stage_dir)
     # The digest is of what the rows say, independent of how Parquet writes them.
-    tally = _Tally(hashlib.sha256(json.dumps([plan.slides.uri, INDEXER_VERSION]).encode()))
+    tally = _Tally(hashlib.sha256(json.dumps([plan.slides.uri, INDEXER_VERSION]).encode()), disagreeing)
     with tempfile.TemporaryDirectory(prefix="eosin-index-") as folder:
         path = Path(folder, "slides.parquet")
         with path.open("wb") as file:
@@ -132,6 +150,7 @@ def _publish(plan: ScanPlan, rows: MergedRows) -> SnapshotManifest:
         num_ok=tally.statuses[OK],
         tissue_mm2=tally.tissue_mm2,
         reasons=by_frequency(tally.statuses),
+        num_verified=num_verified,
         num_not_slides=plan.num_pictures + (sorted_out.num_not_slides if sorted_out else 0),
         eosin_version=__version__,
     )
@@ -196,12 +215,5 @@ def no_usable_slide(plan: ScanPlan, rows: Sequence[SlideRow], manifest: Snapshot
 
 
 def _cure(reasons: dict[str, int]) -> str:
-    cures = {
-        "no-mpp": "give their resolution in a CSV with the columns slide,mpp: slides.overrides=URI",
-        "too-coarse": "raise index.max_mpp if such coarse slides are meant",
-        "no-tissue": "try index.tissue.method=saturation",
-        "excluded": "the overrides exclude them",
-        "denied": "give the credentials in use the right to read these objects, and index again",
-    }
-    found = [cures[reason] for reason in reasons if reason in cures]
+    found = [cure for cure in map(cure_of, reasons) if cure]
     return "; ".join(found) or "check that slides.uri holds whole-slide images that arrived whole"

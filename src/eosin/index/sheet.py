@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from eosin.errors import UserError
+from eosin.index.reasons import cure_of
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.index.thumbnails import load_thumbnail
@@ -40,6 +41,8 @@ class SheetCell:
     slide: str
     status: str
     detail: str
+    cure: str
+    """What its owner can do; empty where nothing is wrong."""
     picture: str
     tissue_share: float | None
     """Of the slide's area."""
@@ -66,7 +69,7 @@ def write_sheet(
     page = _template().stream(
         title=title or index_uri, snapshot=snapshot.manifest, cells=_cells(snapshot, shown, side_px),
         num_shown=len(shown), num_seen=len(seen), unseen=[snapshot.rows[i] for i in unseen[:max_slides]],
-        num_unseen=len(unseen), side_px=side_px,
+        num_unseen=len(unseen), side_px=side_px, cure_of=cure_of,
     )  # fmt: skip
     root, key = split_uri(out)
     with tempfile.TemporaryDirectory(prefix="eosin-sheet-") as folder:
@@ -115,7 +118,9 @@ def _cell(snapshot: Snapshot, side_px: int, row: SlideRow) -> SheetCell:
     jpeg = load_thumbnail(snapshot, row, side_px, _QUALITY)
     picture = "" if jpeg is None else "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
     status = "" if row.status == OK else row.status
-    return SheetCell(row.slide, status, row.detail, picture, tissue_share(row), row.header.mpp_x)
+    return SheetCell(
+        row.slide, status, row.detail, cure_of(status), picture, tissue_share(row), row.header.mpp_x
+    )
 
 
 def _template() -> Template:

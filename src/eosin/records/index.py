@@ -24,6 +24,8 @@ class SnapshotManifest(Record):
     """Area of tissue of the usable slides, mm²."""
     reasons: dict[str, int] = {}
     """How many slides were left out, by status."""
+    num_verified: int = 0
+    """Slides, one of each vendor and layout, whose picture was held against another reader's."""
     num_not_slides: int = 0
     """Objects in the folder that are no slides: counted, not listed."""
     eosin_version: str = ""

@@ -49,8 +49,8 @@ def stage(store: Store, objects: Sequence[SlideObject], folder: Path) -> Path:
     where it keeps coming short.
     """
     base = PurePosixPath(objects[0].key).parent
-    for each in objects:
-        target = folder / _below(PurePosixPath(each.key), base)
+    for number, each in enumerate(objects):
+        target = folder / _below(PurePosixPath(each.key), base, number)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             download(store, each, target)
@@ -73,7 +73,10 @@ def download(store: Store, each: SlideObject, target: Path) -> None:
     raise TransientError(f"{each.key} came short {_DOWNLOADS} times: {num_bytes} of {each.size_bytes} bytes")
 
 
-def _below(key: PurePosixPath, base: PurePosixPath) -> PurePosixPath:
+def _below(key: PurePosixPath, base: PurePosixPath, number: int) -> PurePosixPath:
+    """Where an object lies beside the first one; levels of a DICOM slide may lie in any folder."""
+    if not key.is_relative_to(base):
+        return PurePosixPath(str(number), key.name)
     relative = key.relative_to(base)
     if ".." in relative.parts:
         raise UserError(f"object key {key} leaves its folder")

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from eosin.index.reasons import REASONS
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot
 from eosin.index.thumbnails import load_thumbnail
@@ -13,26 +14,6 @@ from eosin.index.thumbnails import load_thumbnail
 _MAX_NAMED = 40
 _MAX_THUMBNAILS = 12
 _THUMBNAIL_PX = 240
-
-# What a status means in plain words, and what cures it.
-REASONS: dict[str, tuple[str, str]] = {
-    "no-mpp": ("its header has no resolution (mpp)", "give it in slides.overrides: a CSV with slide,mpp"),
-    "too-coarse": ("it is scanned coarser than any wanted mpp", "add a coarser value to patches.mpp"),
-    "no-tissue": ("no tissue was found on it", "look at its thumbnail; try index.tissue.method=saturation"),
-    "excluded": ("the overrides exclude it", "set exclude to no in slides.overrides"),
-    "empty-file": ("the file has no bytes", "upload it again"),
-    "not-a-slide": ("the file is no slide that eosin reads", "remove it, or narrow slides.include"),
-    "truncated": ("the file ends before its data does", "upload it again"),
-    "corrupt-header": ("its header is damaged", "upload it again, or export it anew from the scanner"),
-    "not-tiled": ("it is not stored in tiles", "convert it to a pyramidal tiled TIFF"),
-    "unsupported-compression": ("its compression is not supported", "convert it to JPEG or JPEG 2000 tiles"),
-    "unsupported-pixels": ("its pixels are not 8-bit RGB", "export it as 8-bit RGB brightfield"),
-    "unsupported-layout": ("its layout is not supported", "convert it to a pyramidal tiled TIFF"),
-    "tile-out-of-range": ("tiles point past the end of the file", "upload it again: it may be cut short"),
-    "corrupt-tile": ("a tile could not be decoded", "upload it again, or export it anew from the scanner"),
-    "denied": ("it may not be read", "give the credentials in use the right to read it, and index again"),
-    "changed": ("it changed while it was read", "index again"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
