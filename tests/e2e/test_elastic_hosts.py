@@ -136,6 +136,41 @@ def test_losing_rank_0_with_its_node_costs_no_step_that_another_node_holds(make_
     site.ends_as_if_undisturbed([spot])
 
 
+@pytest.mark.parametrize(("parallel", "memory"), [("ddp", "on"), ("ddp", "off"), ("fsdp", "on")])
+def test_neither_a_node_that_joins_nor_one_that_is_told_to_go_costs_a_step(
+    make_site: Any, parallel: str, memory: str
+) -> None:
+    """No snapshot is taken but for what is planned; without memory it is a checkpoint."""
+    rare = {"snapshot_every_steps": 1000, "log_every_steps": 1, "elastic": {"memory_snapshots": memory}}
+    site: Site = make_site(num_steps=40, parallel=parallel, **rare)
+
+    def step() -> int:
+        return max((int(event["step"]) for event in anchor.events("step")), default=0)
+
+    anchor = site.pods.start("anchor", site.hosts[0])
+    site.pods.until(lambda: step() >= 4)
+    spot = site.pods.start("spot", site.hosts[1], index=0)
+    site.pods.until(lambda: site.worlds_of(2) > 0)
+    (grown,) = [world for world in site.pods.worlds() if world["world_size"] == 2]
+    (before,) = steps_between(anchor, site.pods.worlds()[0], grown)
+    assert grown["start_step"] == before >= 4
+    site.pods.until(lambda: step() >= before + 4)
+    spot.process.send_signal(signal.SIGTERM)
+    spot.process.wait(site.config.cluster.grace_period_s)
+    assert spot.process.returncode == 75, site.pods.logs()
+    site.pods.until(lambda: site.worlds_of(1) > 1)
+    shrunk = site.pods.worlds()[-1]
+    (before,) = steps_between(anchor, grown, shrunk)
+    assert shrunk["start_step"] == before
+    site.ends_as_if_undisturbed([anchor])
+
+
+def steps_between(pod: Pod, since: dict[str, Any], until: dict[str, Any]) -> list[int]:
+    """The last step that the world which began with the event `since` finished before that of `until`."""
+    steps = [event["step"] for event in pod.events("step") if since["time"] < event["time"] < until["time"]]
+    return steps[-1:]
+
+
 WAYS = ["terminate", "kill", "cut", "freeze"]
 
 

@@ -151,8 +151,13 @@ def _last_words(lines: Sequence[str]) -> str:
 
 
 def _own_hint(lines: Sequence[str]) -> str:
+    """The hint of the last error event, or of what the agent said: its next line, set in."""
     event = _last_error(lines)
-    return str(event.get("hint", "")) if event else ""
+    if event:
+        return str(event.get("hint", ""))
+    said = [number for number, line in enumerate(lines) if line.startswith(_AGENT_SAYS)]
+    following = lines[said[-1] + 1 :][:1] if said else []
+    return following[0].strip() if following and following[0].startswith("  ") else ""
 
 
 def _last_error(lines: Sequence[str]) -> Manifest | None:

@@ -23,6 +23,7 @@ from eosin.training.checkpoints.memory import Memory
 from eosin.training.checkpoints.publisher import Publisher
 from eosin.training.checkpoints.state import Parts, copy_state, hand_out, set_step, take_share, teacher_copy
 from eosin.training.elastic.heartbeat import Heartbeat
+from eosin.training.elastic.planned import SnapshotAnswers
 from eosin.training.engine.load_balance import LoadBalancer
 from eosin.training.engine.microbatch import Microbatch, MicrobatchMaker, batch_indices
 from eosin.training.engine.step import Launched, Learner, NonFinite, StepResult
@@ -69,6 +70,7 @@ class Trainer:
         )
         self.learner.strategy.stopwatch = self.balancer.stopwatch
         self._heartbeat = Heartbeat()
+        self._answers = SnapshotAnswers()
         backbone = self.learner.student.backbone
         self._maker = MicrobatchMaker(
             config,
@@ -132,7 +134,9 @@ class Trainer:
         following: _Ready | None = None
         for step in interval:
             ready = following or self._ready(step, batches)
-            launched, following = self.learner.launch(step, ready.microbatches), None
+            wants_snapshot = self._answers.is_asked()
+            launched = self.learner.launch(step, ready.microbatches, wants_snapshot=wants_snapshot)
+            following = None
             if step + 1 < interval.stop and not launched.numbers.arrived():
                 following = self._ready(step + 1, batches, launched)
             try:
@@ -172,22 +176,49 @@ class Trainer:
             publisher.raise_failure()
             if last or step % train.export_every_steps == 0:
                 self._export(publisher, step)
-        checkpoint = last or step % train.checkpoint_every_steps == 0
+        planned = result.wants_snapshot and not last
+        in_memory = planned and self._is_kept_in_memory()
+        # A planned change of the world must lose no step: what no memory keeps goes to the bucket.
+        checkpoint = last or step % train.checkpoint_every_steps == 0 or (planned and not in_memory)
         if checkpoint and publisher is not None:
             publisher.checkpoint(take_share(self.learner, step, result.loss))
-        if not checkpoint and step % train.snapshot_every_steps:
-            return
+        if checkpoint or planned or step % train.snapshot_every_steps == 0:
+            self._copy_state(publisher, outcome, to_bucket=checkpoint, always=planned)
+        if planned:
+            self._answer(publisher if checkpoint else None)
+
+    def _copy_state(
+        self, publisher: Publisher | None, outcome: ReachedStep, *, to_bucket: bool, always: bool
+    ) -> None:
+        """Copy the state to memory and for `rescue`, unless nobody wants it; `always`: also where an earlier
+        copy is still being written."""
         # The end of training is for the bucket alone.
-        memory = self.memory if not last and self.memory is not None and self.memory.wants else None
+        memory = self.memory if outcome.step < self.config.train.num_steps else None
+        if memory is not None and not (always or memory.wants):
+            memory = None
         # For when this rank is told to go: of replicas one copy is enough.
-        rescuer = publisher if not checkpoint and self._holds_needed_copy() else None
+        rescuer = publisher if not to_bucket and self._holds_needed_copy() else None
         if rescuer is None and memory is None:
             return
-        snapshot = copy_state(self.learner, step, result.loss)
+        state = copy_state(self.learner, outcome.step, outcome.loss)
         if memory is not None:
-            memory.offer(snapshot)
+            memory.offer(state)
         if rescuer is not None:
-            rescuer.offer(snapshot)
+            rescuer.offer(state)
+
+    def _is_kept_in_memory(self) -> bool:
+        """Whether the memory of the nodes keeps the whole state. A collective."""
+        told = self.world.gather_json(self.memory is not None)
+        return all(told) if self.learner.strategy.is_sharded else any(told)
+
+    def _answer(self, publisher: Publisher | None) -> None:
+        """Tell the agents that the snapshot they asked for is kept, with every rank. A collective."""
+        if self.memory is not None:
+            self.memory.flush()
+        if publisher is not None:
+            publisher.wait()
+        self.world.gather_json("kept")
+        self._answers.answer()
 
     def _holds_needed_copy(self) -> bool:
         return self.learner.strategy.is_sharded or self.world.rank == 0

@@ -43,6 +43,8 @@ from eosin.training.resume import resume, shared_memory, start_memory
 from eosin.training.world import World
 
 _TERMINATED = 128 + signal.SIGTERM
+# Of the time an agent has to go, before which it may have waited for a snapshot.
+_RESCUE_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def _exit_on_sigterm(publisher: Publisher, log: RunLog, timeout_s: float) -> Non
         while signal.SIGTERM not in os.read(read_end, 64):
             continue
         try:
-            step = publisher.rescue(0.8 * timeout_s)
+            step = publisher.rescue(_RESCUE_SHARE * timeout_s)
             log.event("terminated", durable_step=step)
             log.flush()
         finally:

@@ -75,6 +75,15 @@ def test_agents_own_verdict_is_quoted_before_the_lines_around_it() -> None:
     )
 
 
+def test_agents_own_hint_is_kept_for_exit_42_and_43() -> None:
+    lines = ["loss 3.1", "agent: step 12: the loss is not finite", "  lower train.optimizer.lr", "torch: bye"]
+    for code in (42, 43):
+        error = explain(JOBSET, [pod("p", code)], lambda failure: lines)
+        assert error.message.endswith("step 12: the loss is not finite")
+        assert error.hint == "lower train.optimizer.lr"
+    assert explain(JOBSET, [pod("p", 43)], lambda failure: lines[:2]).hint.startswith("no retry mends this")
+
+
 def test_pod_without_a_log_says_so() -> None:
     assert "it wrote no log" in explain(JOBSET, [pod("p", 1)], lambda failure: []).message
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from eosin.errors import PermanentError, TransientError, UserError
+from eosin.training.elastic import agent
 from eosin.training.elastic.agent import verdict
-from eosin.training.elastic.failures import FAILURES_DIR, report_failure, report_start
+from eosin.training.elastic.failures import (
+    FAILURES_DIR,
+    report_exit,
+    report_failure,
+    report_round,
+    report_start,
+)
 
 
 @pytest.fixture
@@ -21,11 +29,16 @@ def as_process(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
     monkeypatch.setattr("os.getpid", lambda: pid)
 
 
-def start_at(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:
+def start_at(monkeypatch: pytest.MonkeyPatch, steps: list[int | None], planned: tuple[int, ...] = ()) -> None:
+    """Rounds of workers at 100 s, 101 s, …; None: they died before they knew their step."""
+    folder = Path(os.environ[FAILURES_DIR])
     for pid, step in enumerate(steps, start=100):
         as_process(monkeypatch, pid)
         monkeypatch.setattr("time.time", lambda at=float(pid): at)
-        report_start(step)
+        monkeypatch.setattr("time.time_ns", lambda at=pid: at)
+        report_round(folder, is_planned=pid - 100 in planned)
+        if step is not None:
+            report_start(step)
 
 
 def test_a_users_error_wins_over_the_crash_it_caused_elsewhere(
@@ -62,16 +75,22 @@ def test_transient_errors_are_left_to_torchrun(folder: Path) -> None:
         ([0] * 5, True),
         ([0, 0, 0, 5, 5], False),
         ([0, 5, 5, 5, 5, 5], True),
+        ([None] * 4, False),
+        ([None] * 5, True),
+        ([0, None, None, None, None], True),
+        ([0, None, None, 5, None], False),
+        ([5, None, 5, None, 5], True),
     ],
 )
-def test_starts_from_one_step_are_counted(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int], stops: bool
+def test_every_round_that_leads_nowhere_is_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int | None], stops: bool
 ) -> None:
     start_at(monkeypatch, steps)
     found = verdict(folder, 3)
     assert (found is not None) == stops
     if found is not None:
-        assert f"from step {steps[-1]}" in found.message
+        known = [step for step in steps if step is not None]
+        assert (f"from step {known[-1]}" if known else "before any step") in found.message
         assert isinstance(found.to_error(), PermanentError)
 
 
@@ -85,14 +104,50 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, time_s: float, rank: int, error: Ex
 def test_a_store_that_stays_away_before_any_start_ends_as_transient(
     folder: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:
-    for time_s in range(rounds):
+    start_at(monkeypatch, [None] * rounds)
+    for number in range(rounds):
         for rank in (0, 1):
-            fail_at(monkeypatch, 200.0 + time_s, rank, TransientError("S3 answered 500", hint="wait"))
+            fail_at(monkeypatch, 100.5 + number, rank, TransientError("S3 answered 500", hint="wait"))
     found = verdict(folder, 3)
     assert (found is not None) == (rounds > 4)
     if found is not None:
         assert isinstance(found.to_error(), TransientError)
         assert (found.message, found.hint) == ("S3 answered 500", "wait")
+
+
+def test_rounds_after_planned_changes_of_the_world_are_not_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_at(monkeypatch, [0] * 9, planned=(1, 2, 4, 5, 7))
+    assert verdict(folder, 3) is None
+
+
+def test_a_death_that_nobody_reported_is_named_by_its_signal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_at(monkeypatch, [None] * 5)
+    report_exit(folder, -9, 7)
+    monkeypatch.setattr(agent, "oom_kills", lambda: 0)
+    found = verdict(folder, 3)
+    assert found is not None and "killed by SIGKILL" in found.message
+    monkeypatch.setattr("time.time", lambda: 105.0)
+    report_exit(folder, 2, 8)
+    found = verdict(folder, 3)
+    assert found is not None and "exit code 2" in found.message
+
+
+def test_a_death_for_memory_is_named_as_that_whatever_the_others_say(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_at(monkeypatch, [0, 0, None, None, None])
+    fail_at(monkeypatch, 104.5, 1, RuntimeError("connection closed by peer"))
+    monkeypatch.setenv("EOSIN_OOM_KILLS", "2")
+    monkeypatch.setattr(agent, "oom_kills", lambda: 6)
+    found = verdict(folder, 3)
+    assert found is not None and isinstance(found.to_error(), PermanentError)
+    assert "killed 4 processes of this container for memory" in found.message and "`memory`" in found.hint
+    monkeypatch.setenv("EOSIN_IN_POD", "1")
+    assert agent._exit_code(folder, found) == 43, "another pod of this pool would not do better"
 
 
 def test_starts_that_lead_nowhere_for_want_of_the_store_end_as_transient(

@@ -18,13 +18,15 @@ from eosin.layout import RunLayout
 from eosin.records import TrainingDone
 from eosin.storage import Store, open_store
 from eosin.training.elastic import agent
-from eosin.training.elastic.failures import FAILURES_DIR, report_start
+from eosin.training.elastic.failures import FAILURES_DIR, read_rounds, report_start
 from eosin.training.elastic.membership import (
+    follow_membership,
     is_lost_rendezvous,
     leave_when_done,
     may_rejoin,
-    notice_lost_nodes,
 )
+from eosin.training.elastic.planned import SnapshotRequests
+from eosin.training.elastic.processes import Departure
 
 CONFIG: RunConfig = load_config("", overrides=["slides.uri=/slides", "train.num_steps=31"])
 
@@ -98,11 +100,12 @@ def test_an_agent_whose_workers_are_done_does_not_wait_for_one_that_never_comes(
 
 
 @pytest.fixture
-def patched(monkeypatch: pytest.MonkeyPatch) -> type[DynamicRendezvousHandler]:
+def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[DynamicRendezvousHandler]:
     joined = lambda self: SimpleNamespace(world_size=len(self._state_holder.state.participants))  # noqa: E731
     monkeypatch.setattr(DynamicRendezvousHandler, "next_rendezvous", joined)
     monkeypatch.setattr(DynamicRendezvousHandler, "num_nodes_waiting", lambda self: self.waiting)
-    notice_lost_nodes()
+    monkeypatch.delenv("EOSIN_RENDEZVOUS_LOST_SINCE", raising=False)
+    follow_membership(tmp_path, SnapshotRequests(tmp_path, 60), Departure())
     return DynamicRendezvousHandler
 
 
@@ -132,6 +135,22 @@ def test_nodes_that_wait_are_counted_as_ever(patched: type[DynamicRendezvousHand
     found.next_rendezvous()
     found.waiting = 2
     assert found.num_nodes_waiting() == 2
+
+
+def test_a_node_that_waits_is_let_in_once_the_workers_have_kept_a_snapshot(
+    patched: type[DynamicRendezvousHandler], tmp_path: Path
+) -> None:
+    found = handler(patched, "a")
+    found.next_rendezvous()
+    (tmp_path / "heartbeat-12").touch()
+    found.waiting = 1
+    assert found.num_nodes_waiting() == 0
+    assert (tmp_path / "snapshot-request").exists()
+    (tmp_path / "snapshot-kept").touch()
+    assert found.num_nodes_waiting() == 1
+    found.next_rendezvous()
+    assert [each.is_planned for each in read_rounds(tmp_path)] == [False, True]
+    assert not list(tmp_path.glob("snapshot-*")), "the next world is not asked"
 
 
 def test_another_torch_changes_nothing(patched: type[DynamicRendezvousHandler]) -> None:

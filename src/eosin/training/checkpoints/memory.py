@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,11 @@ class Memory:
         """Keep `snapshot`; waits while an earlier one is still waiting to be written."""
         self._busy.set()
         self._waiting.put(snapshot)
+
+    def flush(self) -> None:
+        """Wait until all that was offered is kept, and with a neighbour too."""
+        while self._busy.is_set():
+            time.sleep(0.01)
 
     def close(self, *, forget: bool = False) -> None:
         """Write what is waiting and end; with `forget` (training has ended) delete all of it."""

@@ -81,6 +81,11 @@ class Publisher:
         """Publish the teacher of `step`. `backbone` must be a copy that training does not touch."""
         self._submit(lambda: self._export(step, backbone))
 
+    def wait(self) -> None:
+        """Wait until all that was handed over is published; raises what went wrong."""
+        self._jobs.join()
+        self.raise_failure()
+
     def close(self) -> None:
         """Wait until everything is published; raises what went wrong."""
         self._jobs.put(None)

@@ -1,4 +1,4 @@
-"""Reports of workers to their agent: why they ended, and from which step they began."""
+"""Reports about workers in the folder of their agent: rounds, starts, ends and failures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import time
 import traceback
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,6 +54,23 @@ class Start:
     time_s: float
 
 
+@dataclass(frozen=True)
+class Round:
+    """The workers of this node were started."""
+
+    time_s: float
+    is_planned: bool
+    """For a change of the world, not because workers of before had died."""
+
+
+@dataclass(frozen=True)
+class WorkerExit:
+    """A worker ended with another code than 0; negative: of that signal."""
+
+    code: int
+    time_s: float
+
+
 def report_failure(error: BaseException, rank: int) -> None:
     """Write `error` into the folder the agent named in the environment, if it did."""
     message, hint = (error.message, error.hint) if isinstance(error, EosinError) else (describe(error), "")
@@ -81,31 +97,55 @@ def read_starts(folder: Path) -> list[Start]:
     return sorted(found, key=lambda start: start.time_s)
 
 
-def starts_without_progress(starts: list[Start]) -> int:
-    """How many of the last starts began at the same step as the very last one."""
-    count = 0
-    for start in reversed(starts):
-        if start.step != starts[-1].step:
+def report_round(folder: Path, *, is_planned: bool) -> None:
+    """In an agent, when its workers are about to start."""
+    found = Round(time.time(), is_planned)
+    _write_into(folder, f"round-{time.time_ns()}", asdict(found))
+
+
+def report_exit(folder: Path, code: int, pid: int) -> None:
+    """In an agent: worker `pid` ended with `code`."""
+    _write_into(folder, f"exit-{pid}-{time.time_ns()}", asdict(WorkerExit(code, time.time())))
+
+
+def read_rounds(folder: Path) -> list[Round]:
+    """All rounds in `folder`, by time."""
+    found = [Round(**json.loads(path.read_text())) for path in folder.glob("round-*.json")]
+    return sorted(found, key=lambda each: each.time_s)
+
+
+def read_exits(folder: Path) -> list[WorkerExit]:
+    """All exits of workers in `folder`, by time."""
+    found = [WorkerExit(**json.loads(path.read_text())) for path in folder.glob("exit-*.json")]
+    return sorted(found, key=lambda each: each.time_s)
+
+
+def rounds_without_progress(rounds: list[Round], starts: list[Start]) -> list[Round]:
+    """The last rounds that began no later step than the round before them, first one first.
+
+    A round that died before it could say where it starts has made no progress. Planned ones are left out.
+    """
+    ends_s = [*(each.time_s for each in rounds), float("inf")][1:]
+    found: list[Round] = []
+    step: int | None = None
+    for each, end_s in reversed(list(zip(rounds, ends_s, strict=True))):
+        own = next((start.step for start in starts if each.time_s <= start.time_s < end_s), None)
+        if own is not None and step is not None and own != step:
             break
-        count += 1
-    return count
+        step = step if own is None else own
+        if not each.is_planned:
+            found.append(each)
+    return found[::-1]
 
 
-def last_transient(failures: list[Failure], starts: list[Start]) -> Failure | None:
+def last_transient(failures: list[Failure], rounds: list[Round]) -> Failure | None:
     """The newest transient failure of the last round of workers, if there was one.
 
     Where one rank cannot reach the store, the others crash for want of it: its word counts.
     """
-    since_s = starts[-2].time_s if len(starts) > 1 else 0.0
+    since_s = rounds[-2].time_s if len(rounds) > 1 else 0.0
     found = [f for f in failures if f.kind == "transient" and f.time_s >= since_s]
     return max(found, key=lambda failure: failure.time_s, default=None)
-
-
-def transient_rounds(failures: list[Failure], starts: list[Start]) -> int:
-    """How often workers failed with a transient error, one after another, before they could start."""
-    since_s = starts[-1].time_s if starts else 0.0
-    ranks = Counter(f.rank for f in failures if f.kind == "transient" and f.time_s >= since_s)
-    return max(ranks.values(), default=0)
 
 
 def _kind(error: BaseException) -> Kind:
@@ -120,9 +160,12 @@ def _kind(error: BaseException) -> Kind:
 
 def _write(name: str, content: dict[str, object]) -> None:
     folder = os.environ.get(FAILURES_DIR)
-    if not folder:
-        return
-    path = Path(folder) / f"{name}.json"
+    if folder:
+        _write_into(Path(folder), name, content)
+
+
+def _write_into(folder: Path, name: str, content: dict[str, object]) -> None:
+    path = folder / f"{name}.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content))
     part.replace(path)

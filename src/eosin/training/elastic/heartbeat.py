@@ -11,7 +11,8 @@ from pathlib import Path
 from eosin.training.elastic.failures import FAILURES_DIR
 from eosin.training.elastic.processes import children_of, kill_all
 
-_HEARTBEAT = "heartbeat-"
+HEARTBEAT = "heartbeat-"
+"""What the names of the files begin with; a process id follows."""
 
 
 class Heartbeat:
@@ -19,7 +20,7 @@ class Heartbeat:
 
     def __init__(self) -> None:
         folder = os.environ.get(FAILURES_DIR)
-        self._path = Path(folder) / f"{_HEARTBEAT}{os.getpid()}" if folder else None
+        self._path = Path(folder) / f"{HEARTBEAT}{os.getpid()}" if folder else None
 
     def beat(self) -> None:
         """A step was finished."""
@@ -48,13 +49,13 @@ def watch_for_hangs(folder: Path, timeout_s: float) -> None:
 
 def kill_hanging(folder: Path, workers: list[int], timeout_s: float) -> bool:
     """Kill all of `workers` where one has a heartbeat older than `timeout_s`; whether that was so."""
-    hanging = [pid for pid in workers if _age_s(folder / f"{_HEARTBEAT}{pid}") > timeout_s]
+    hanging = [pid for pid in workers if _age_s(folder / f"{HEARTBEAT}{pid}") > timeout_s]
     if not hanging:
         return False
     print(f"agent: worker {hanging[0]} has finished no step for {timeout_s:g} s; its node's workers are"
           " started again", file=sys.stderr, flush=True)  # fmt: skip
     for pid in workers:
-        (folder / f"{_HEARTBEAT}{pid}").unlink(missing_ok=True)
+        (folder / f"{HEARTBEAT}{pid}").unlink(missing_ok=True)
     kill_all(workers)
     return True
 

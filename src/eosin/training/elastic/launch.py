@@ -24,6 +24,7 @@ from eosin.training.elastic.processes import PARENT_PID
 _KEPT_LINES = 40
 _SHOWN_LINES = 15
 _POLL_S = 0.1
+_LEEWAY_S = 3.0
 
 
 def local_agent_command(config: RunConfig, run_uri: str, worker: str, endpoint: str) -> list[str]:
@@ -117,11 +118,12 @@ class _Agent:
         return kind(f"training ended with exit code {self._process.returncode}{self._tail()}")
 
     def stop(self, timeout_s: float) -> None:
-        """SIGTERM, then SIGKILL after `timeout_s`; workers die with their agent."""
+        """SIGTERM, then SIGKILL a little after `timeout_s`, which is the agent's own bound; workers die with
+        their agent."""
         if not self.ended:
             self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(timeout_s)
+                self._process.wait(timeout_s + _LEEWAY_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()
@@ -129,7 +131,7 @@ class _Agent:
 
     def _of(self, failure: Failure) -> EosinError:
         error = failure.to_error()
-        if failure.kind in ("crash", "permanent") and failure.trace:
+        if failure.kind in ("crash", "permanent") and (failure.trace or failure.rank < 0):
             error.message += self._tail()
         return error
 

@@ -11,39 +11,64 @@ from pathlib import Path
 from typing import Any
 
 from eosin.errors import EXIT_TRANSIENT, EosinError, describe
-from eosin.training.elastic.failures import read_starts
-from eosin.training.elastic.processes import PARENT_PID, children_of, kill_all
+from eosin.training.elastic.failures import read_starts, report_round
+from eosin.training.elastic.planned import SnapshotRequests
+from eosin.training.elastic.processes import PARENT_PID, Departure, children_of, kill_all
 
 _NUM_NODES = "_eosin_num_nodes"
 _LOST_SINCE = "EOSIN_RENDEZVOUS_LOST_SINCE"
 _PAUSE_S = 1.0
 
 
-def notice_lost_nodes() -> None:
-    """From now on agents of this process leave a world that has lost a node. Once a process is enough.
+def follow_membership(folder: Path, requests: SnapshotRequests, departure: Departure) -> None:
+    """From now on agents of this process tell `folder` of every round of workers and make changes of the
+    world cheap. Once a process is enough.
 
-    torchrun strikes a node that sends no keep-alive from its list, but restarts its workers only when one of
-    them fails or a new node waits. Whoever was killed closes its connections and is noticed at once; who was
-    switched off or cut off does not, and its peers would sit in a collective until the process group's
-    timeout. So a world from which a node was struck counts as one that somebody waits to join. It looks at
-    a private attribute of torch's rendezvous; where that is gone, nothing changes.
+    - Before a node that waits is let in, workers are asked for a snapshot, so that no step is lost.
+    - A world that has lost a node is left. torchrun strikes a node that sends no keep-alive from its list,
+      but restarts its workers only when one of them fails or a new node waits. Whoever was killed closes its
+      connections and is noticed at once; who was switched off or cut off does not, and its peers would sit
+      in a collective until the process group's timeout. So a world from which a node was struck counts as
+      one that somebody waits to join. It looks at a private attribute of torch's rendezvous; where that is
+      gone, nothing changes.
+    - No workers are started any more once this agent has been told to go.
     """
     from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler as Handler
 
     join, count = Handler.next_rendezvous, Handler.num_nodes_waiting
+    # The first round of an agent that joins again follows no death.
+    is_planned = _LOST_SINCE in os.environ
 
     @functools.wraps(join)
     def next_rendezvous(self: Any) -> Any:
+        nonlocal is_planned
+        requests.forget()
+        _stay_if(departure)
         info = join(self)
+        _stay_if(departure)
         setattr(self, _NUM_NODES, info.world_size)
+        report_round(folder, is_planned=is_planned)
+        is_planned = False
         return info
 
     @functools.wraps(count)
     def num_nodes_waiting(self: Any) -> int:
-        return count(self) or _num_lost(self)
+        nonlocal is_planned
+        waiting = count(self)
+        if waiting and not requests.is_answered():
+            return 0
+        found = waiting or _num_lost(self)
+        is_planned = is_planned or bool(found)
+        return found
 
-    Handler.next_rendezvous = next_rendezvous  # type: ignore[method-assign]
-    Handler.num_nodes_waiting = num_nodes_waiting  # type: ignore[method-assign]
+    Handler.next_rendezvous = next_rendezvous  # type: ignore[method-assign]  # torch has no hook
+    Handler.num_nodes_waiting = num_nodes_waiting  # type: ignore[method-assign]  # torch has no hook
+
+
+def _stay_if(departure: Departure) -> None:
+    """Wait for the end of this process where it is on its way."""
+    while departure.has_begun.is_set():
+        time.sleep(1.0)
 
 
 def _num_lost(handler: Any) -> int:

@@ -44,6 +44,8 @@ class StepResult:
     """[rows, dim] class tokens of this rank's first global views, before the head; not the same on all."""
     center_norm: float | None = None
     """Length of the mean teacher logits, where softmax centring keeps it."""
+    wants_snapshot: bool = False
+    """Whether some rank must have a snapshot of the state after this step."""
 
 
 class Numbers:
@@ -75,7 +77,8 @@ class Launched(NamedTuple):
     values: StepValues
     norms: dict[str, Tensor]
     numbers: Numbers
-    """The terms, flags of what is not finite, the norms, and the centre's where one is kept."""
+    """The terms, flags of what is not finite, whether a snapshot is wanted, the norms, and the centre's where
+    one is kept."""
     features: Tensor | None
 
 
@@ -100,18 +103,23 @@ class Learner:
         self.schedules = Schedules(config.train)
         self.optimizer = build_optimizer(self.student, config.train)
 
-    def step(self, step: int, microbatches: Mapping[int, Microbatch]) -> StepResult:
+    def step(
+        self, step: int, microbatches: Mapping[int, Microbatch], *, wants_snapshot: bool = False
+    ) -> StepResult:
         """Take step `step` (from 0) on this rank's `microbatches`.
 
         Raises `NonFinite`, on every rank alike and before anything has moved but the centres, where the
         loss or its gradient is not finite.
         """
-        return self.settle(self.launch(step, microbatches))
+        return self.settle(self.launch(step, microbatches, wants_snapshot=wants_snapshot))
 
-    def launch(self, step: int, microbatches: Mapping[int, Microbatch]) -> Launched:
+    def launch(
+        self, step: int, microbatches: Mapping[int, Microbatch], *, wants_snapshot: bool = False
+    ) -> Launched:
         """Compute the gradients of step `step`. On a GPU they are only asked for: nothing here waits.
 
         So the next batch can be made ready while the device works; `settle` ends the step.
+        `wants_snapshot`: tell all ranks that this one must have a snapshot after the step.
         """
         values = self.schedules.at(step)
         surplus = dict.fromkeys(self._surplus(len(microbatches)), self._blank)
@@ -119,7 +127,7 @@ class Learner:
             targets = self.objective.targets(
                 self.teacher, microbatches, self.centers, values.teacher_temperature, surplus
             )
-        terms = self._share_terms(self._accumulate(microbatches, targets), targets)
+        terms = self._share_terms(self._accumulate(microbatches, targets), targets, wants_snapshot)
         norms = self.strategy.gradient_norms()
         features = [targets.views[microbatch].features[0] for microbatch in microbatches]
         numbers = torch.cat([terms, torch.stack(list(norms.values())), self._center_norm()])
@@ -140,6 +148,7 @@ class Learner:
         return StepResult(
             sum(parts), dict(zip(TERMS, parts, strict=True)), entropy, norms, launched.values,
             launched.features, None if self.config.centering == "sinkhorn" else numbers[-1],
+            wants_snapshot=numbers[_num_shared(self.world.num_microbatches) - 1] > 0,
         )  # fmt: skip
 
     def _center_norm(self) -> Tensor:
@@ -176,8 +185,9 @@ class Learner:
             share = self.objective.microbatch_terms(self.student, index, microbatch, targets)
         (share[: len(TERMS)].sum() * 0.0).backward()
 
-    def _share_terms(self, terms: Mapping[int, Tensor], targets: Targets) -> Tensor:
-        """Σ over microbatches of the terms [6], and flags [2 × microbatches] of those that are not finite.
+    def _share_terms(self, terms: Mapping[int, Tensor], targets: Targets, wants_snapshot: bool) -> Tensor:
+        """Σ over microbatches of the terms [6], flags [2 × microbatches] of those that are not finite, and
+        how many are of ranks that want a snapshot [1].
 
         First those whose teacher features are not: one spoils every microbatch's targets.
         """
@@ -187,7 +197,10 @@ class Learner:
             culprits = torch.zeros(2, num_microbatches, device=share.device)
             culprits[0, microbatch] = ~targets.is_finite(microbatch)
             culprits[1, microbatch] = ~share.isfinite().all()
-            rows[microbatch] = torch.cat([share.nan_to_num(posinf=0.0, neginf=0.0), culprits.flatten()])
+            wants = share.new_full((1,), float(wants_snapshot))
+            rows[microbatch] = torch.cat(
+                [share.nan_to_num(posinf=0.0, neginf=0.0), culprits.flatten(), wants]
+            )
         return self.world.sum_over_microbatches(
             rows, torch.zeros(_num_shared(num_microbatches), device=self.world.device)
         )
@@ -212,8 +225,9 @@ class Learner:
 
 
 def _num_shared(num_microbatches: int) -> int:
-    """Numbers that ranks share about a step: terms with the entropy, and two flags a microbatch."""
-    return len(TERMS) + 1 + 2 * num_microbatches
+    """Numbers that ranks share about a step: terms with the entropy, two flags a microbatch, and whether a
+    snapshot is wanted."""
+    return len(TERMS) + 1 + 2 * num_microbatches + 1
 
 
 def _sound_terms(step: int, numbers: Sequence[float], num_microbatches: int) -> list[float]:
