@@ -141,7 +141,8 @@ def test_neither_a_node_that_joins_nor_one_that_is_told_to_go_costs_a_step(
     make_site: Any, parallel: str, memory: str
 ) -> None:
     """No snapshot is taken but for what is planned; without memory it is a checkpoint."""
-    rare = {"snapshot_every_steps": 1000, "log_every_steps": 1, "elastic": {"memory_snapshots": memory}}
+    elastic = {"memory_snapshots": memory, "shutdown_timeout_s": 40}
+    rare = {"snapshot_every_steps": 1000, "log_every_steps": 1, "elastic": elastic}
     site: Site = make_site(num_steps=40, parallel=parallel, **rare)
 
     def step() -> int:

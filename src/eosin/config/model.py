@@ -31,10 +31,11 @@ class ModelConfig(Section):
     arch: str = "vit_small_patch16_224"
     """Any timm VisionTransformer."""
     arch_args: dict[str, Any] = {}
-    """Keyword arguments for timm.create_model: embed_dim, depth, num_heads, patch_size, reg_tokens…"""
+    """Keyword arguments for timm.create_model: embed_dim, depth, num_heads, patch_size, reg_tokens…
+    Classes by their name in timm.layers: mlp_layer: SwiGLUPacked."""
     init: str = "random"
-    """random; timm:NAME; the URI of a safetensors file; or run:URI, the student, teacher and heads of
-    another run's newest checkpoint, to go on at another crop size."""
+    """random; timm:NAME; hf-hub:OWNER/NAME; the URI of a safetensors or PyTorch file; or
+    run:URI, the student, teacher and heads of another run's newest checkpoint, to go on at another size."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Share of the crops that each residual branch leaves out (stochastic depth), alike in every block; above
     0.1 they are not computed either."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from functools import partial
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import nn
 
-from eosin.errors import TransientError, UserError
+from eosin.errors import UserError
 from eosin.models.arch import import_timm
+from eosin.models.weights import create_pretrained, parse_tensors, read_bytes
 from eosin.records import TeacherCard
-from eosin.storage import NotFound, open_store
 
 _MAX_NAMED, _ERROR_CHARS = 3, 300
 _HINT = "name the architecture that the file was saved from: timm:ARCH@URI"
@@ -27,34 +26,20 @@ def load_timm(name: str) -> tuple[nn.Module, TeacherCard]:
     A name that begins with `hf-hub:` is a model on the Hugging Face hub in timm's form. Raises `UserError`
     for a name timm does not know, `TransientError` where the weights cannot be had.
     """
-    try:
-        module = _create(name, pretrained=True)
-    except RuntimeError as error:
-        raise UserError(f"timm has no model {name} with weights: {error}") from error
-    except Exception as error:  # whatever the hub's client raises without a network
-        raise TransientError(
-            f"the weights of {name} cannot be fetched: {type(error).__name__}: {error}",
-            hint="allow access to huggingface.co, or fill HF_HOME beforehand; or leave the baseline out",
-        ) from error
+    module = _create(name, pretrained=True)
     return _judged(module, name, sha256="")
 
 
 def load_timm_file(arch: str, uri: str) -> tuple[nn.Module, TeacherCard]:
-    """timm's `arch` with the weights of the safetensors file at `uri`.
+    """timm's `arch` with the weights of the safetensors or PyTorch file at `uri`.
 
     Prefixes of training code (`module.`, `teacher.` …) are taken off, classifiers and heads left out, and
     timm converts the layouts it knows; every weight of the backbone must then be there. Raises
-    `UserError` for an architecture timm does not know, a file that is not there or not safetensors, and
+    `UserError` for an architecture timm does not know, a file that is not there or holds no tensors, and
     weights of another architecture, which it names.
     """
-    data = _read(uri)
-    try:
-        weights = load(data)
-    except SafetensorError as error:
-        raise UserError(
-            f"{uri} is not a safetensors file: {error}",
-            hint="convert it: safetensors.torch.save_file(torch.load(PATH, weights_only=True), NEW)",
-        ) from error
+    data = read_bytes(uri, "weights")
+    weights = parse_tensors(data, uri, "weights")
     try:
         module = _create(arch, pretrained=False)
     except RuntimeError as error:
@@ -63,21 +48,17 @@ def load_timm_file(arch: str, uri: str) -> tuple[nn.Module, TeacherCard]:
     return _judged(module, f"{arch}@{uri}", sha256=hashlib.sha256(data).hexdigest())
 
 
-def _read(uri: str) -> bytes:
-    folder, _, key = uri.rpartition("/")
-    try:
-        return open_store(folder or ".").get(key)
-    except NotFound:
-        raise UserError(f"no weights at {uri}") from None
-
-
 def _create(name: str, *, pretrained: bool) -> Any:
     """With a position embedding that follows the image's size, where the network has one."""
-    timm = import_timm()
+    create = partial(create_pretrained, what="baseline") if pretrained else _create_untrained
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+        return create(name, dynamic_img_size=True)
     except TypeError:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+        return create(name)
+
+
+def _create_untrained(name: str, **options: Any) -> Any:
+    return import_timm().create_model(name, num_classes=0, **options)
 
 
 def _stripped(weights: dict[str, Any]) -> dict[str, Any]:

@@ -52,9 +52,10 @@ def create_vit(
     if not timm.is_model(arch) or "." in arch:
         raise _unknown(arch, timm)
     own = {} if block_fn is None else {"block_fn": block_fn}
+    types = _named_types(arch_args)
     try:
         with torch.device("meta" if meta else "cpu"):
-            vit = timm.create_model(arch, num_classes=0, pretrained=False, **arch_args, **own)
+            vit = timm.create_model(arch, num_classes=0, pretrained=False, **{**arch_args, **types, **own})
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
         family = timm.model_entrypoint(arch).__module__
         hint = "change model.arch or model.arch_args"
@@ -63,6 +64,27 @@ def create_vit(
         raise UserError(f"timm cannot build {arch} with {arch_args}: {_reason(error)}", hint=hint) from error
     _require_plain_vit(arch, vit)
     return vit  # type: ignore[no-any-return]
+
+
+def _named_types(arch_args: dict[str, Any]) -> dict[str, type[nn.Module]]:
+    """Arguments of timm that are classes, which a configuration can only name: `mlp_layer: SwiGLUPacked`.
+
+    Names are those of `timm.layers` or `torch.nn`. Raises `UserError` for one that is in neither.
+    """
+    from timm import layers
+
+    found = {}
+    for key, value in arch_args.items():
+        if key.endswith("_layer") and isinstance(value, str):
+            kind = getattr(layers, value, None) or getattr(nn, value, None)
+            if not isinstance(kind, type):
+                near = difflib.get_close_matches(value, dir(layers), n=3)
+                raise UserError(
+                    f"model.arch_args.{key}: timm.layers has no {value!r}",
+                    hint=f"did you mean {', '.join(near)}?" if near else "such as SwiGLUPacked or SiLU",
+                )
+            found[key] = kind
+    return found
 
 
 def patch_size_of(vit: nn.Module) -> int:

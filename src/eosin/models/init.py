@@ -1,4 +1,4 @@
-"""Initial weights from timm or a safetensors file, and what became of each tensor."""
+"""Initial weights from timm, the hub or a file, and what became of each tensor."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
-from eosin.errors import TransientError, UserError
-from eosin.models.arch import import_timm
+from eosin.errors import UserError
 from eosin.models.backbone import Backbone
-from eosin.storage import NotFound, open_store, split_uri
+from eosin.models.weights import HUB_PREFIX, create_pretrained, is_pickle, read_tensors
 
 V = TypeVar("V")
 
@@ -24,6 +21,7 @@ _PREFIXES = ("teacher.backbone.", "student.backbone.", "backbone.vit.", "module.
              "teacher.", "backbone.", "module.", "model.")  # fmt: skip
 
 
+TIMM_PREFIX = "timm:"
 RUN_PREFIX = "run:"
 """What `model.init` begins with where another run's student, teacher and heads are to be taken."""
 
@@ -47,6 +45,7 @@ class InitReport:
         """As fields of the `init` event."""
         return {
             "source": self.source,
+            "converted_from_pytorch": is_pickle(self.source),
             "num_loaded": len(self.loaded),
             "interpolated": list(self.interpolated),
             "dropped": list(self.dropped),
@@ -56,15 +55,17 @@ class InitReport:
 
 
 def initialize(backbone: Backbone, source: str) -> InitReport:
-    """Load `source` (`random`, `timm:NAME`, or the URI of a safetensors file) into `backbone`.
+    """Load `source` (`random`, `timm:NAME`, `hf-hub:OWNER/NAME`, or the URI of a file) into `backbone`.
 
     A run (`run:URI`) is more than a backbone: `eosin.training.warm_start` takes it. Raises `UserError`
-    where the name or file is not there, is not safetensors, or fits nothing.
+    where the name or file is not there, is not one of tensors, or fits nothing.
     """
     if source == "random":
         return InitReport(source)
-    state = _from_timm(source[5:]) if source.startswith("timm:") else _from_uri(source)
-    return load_weights(backbone, state, source)
+    if source.startswith((TIMM_PREFIX, HUB_PREFIX)):
+        model = create_pretrained(source.removeprefix(TIMM_PREFIX), "model.init")
+        return load_weights(backbone, dict(model.state_dict()), source)
+    return load_weights(backbone, read_tensors(source, "model.init"), source)
 
 
 def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> InitReport:
@@ -168,39 +169,3 @@ def strip_prefix(state: Mapping[str, V]) -> dict[str, V]:
                 name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
             }
     return dict(state)
-
-
-def _from_uri(uri: str) -> dict[str, Tensor]:
-    folder, _, name = uri.rpartition("/")
-    if not folder or not name:
-        raise UserError(f"model.init {uri!r} is neither random, timm:NAME nor a URI")
-    split_uri(folder)
-    try:
-        return load(open_store(folder).get(name))
-    except NotFound:
-        raise UserError(f"model.init: there is no {uri}") from None
-    except SafetensorError as error:
-        raise UserError(f"model.init: {uri} is not a safetensors file: {error}") from error
-
-
-def _hub_page(name: str) -> str:
-    """Where timm would have looked."""
-    pretrained = import_timm().models.get_pretrained_cfg(name)
-    return f"https://huggingface.co/{getattr(pretrained, 'hf_hub_id', None) or f'timm/{name}'}"
-
-
-def _from_timm(name: str) -> dict[str, Tensor]:
-    timm = import_timm()
-    if not timm.is_model(name.split(".")[0]):
-        raise UserError(f"model.init: timm {timm.__version__} has no model {name!r}")
-    try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"model.init timm:{name}: {error}") from error
-    except Exception as error:  # whatever the hub's client raises: no network, throttled, gone
-        raise TransientError(
-            f"model.init timm:{name}: the weights could not be fetched: {error}",
-            hint=f"without internet, put model.safetensors of {_hub_page(name)} into the bucket and set"
-            " model.init to its URI",
-        ) from error
-    return dict(model.state_dict())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from eosin.models.arch import create_vit, import_timm
 from eosin.models.backbone import Backbone, CropGroup, build_backbone
 from eosin.models.init import initialize
 from tests.support.golden import part, tensors
+from tests.support.hub import hub
 from tests.support.training_run import tiny_config
 
 TINY = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
@@ -137,6 +142,7 @@ def timm_from(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def point(**overlay: Any) -> None:
         timm = import_timm()
         create = timm.create_model
+        monkeypatch.setattr("eosin.models.weights._require_reachable", lambda name, what: None)
         monkeypatch.setattr(
             timm,
             "create_model",
@@ -171,6 +177,84 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(timm_from: Callable[..., 
         initialize(target, "timm:test_vit.r160_in1k")
     assert "could not be fetched" in str(caught.value)
     assert "huggingface.co/timm/test_vit.r160_in1k" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("nested", ["", "teacher", "state_dict"])
+def test_a_pytorch_file_is_read_by_the_restricted_unpickler(tmp_path: Path, nested: str) -> None:
+    source, target = backbone(), backbone()
+    state: dict[str, Any] = dict(source.vit.state_dict())
+    torch.save({nested: state, "epoch": 3, "args": {"lr": 1.0}} if nested else state, tmp_path / "vit.pth")
+    report = initialize(target, f"file://{tmp_path}/vit.pth")
+    assert not report.missing and report.summary()["converted_from_pytorch"]
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+
+
+class Trap:
+    """What a hostile pickle holds."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path("/tmp/eosin-test-trap").write_text, ("sprung",))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(Trap(), "cannot be read safely"), ([1, 2], "no tensors by name"), (None, "cannot be read safely")],
+)
+def test_a_pytorch_file_that_holds_anything_else_is_refused(
+    tmp_path: Path, content: object, words: str
+) -> None:
+    if content is None:
+        (tmp_path / "vit.pth").write_bytes(b"PK torn")
+    else:
+        torch.save(content, tmp_path / "vit.pth")
+    with pytest.raises(UserError, match=words):
+        initialize(backbone(), f"file://{tmp_path}/vit.pth")
+    assert not Path("/tmp/eosin-test-trap").exists()
+
+
+HUB = """
+import sys
+from eosin.errors import EosinError
+from eosin.models.init import initialize
+from eosin.models.backbone import build_backbone
+from tests.support.training_run import tiny_config
+model = tiny_config(model={"arch": "test_vit", "arch_args": {}}).model
+try:
+    print(len(initialize(build_backbone(model, 96), sys.argv[1]).loaded))
+except EosinError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def from_hub(name: str, endpoint: str, cache: Path) -> str:
+    """What a process says that starts from `name`, with a hub of its own."""
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache)}
+    return subprocess.run(
+        [sys.executable, "-c", HUB, name], env=env, capture_output=True, text=True, timeout=120
+    ).stdout
+
+
+def test_a_model_of_the_hub_is_taken_by_its_name_and_its_absence_is_said(tmp_path: Path) -> None:
+    vit = import_timm().create_model("test_vit", num_classes=0)
+    with hub(tmp_path / "hub", {"owner/tiny": vit}) as endpoint:
+        assert int(from_hub("hf-hub:owner/tiny", endpoint, tmp_path / "cache")) == len(vit.state_dict())
+        said = from_hub("hf-hub:owner/other", endpoint, tmp_path / "cache")
+        assert said.startswith("UserError") and "not on the hub" in said
+
+
+def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path) -> None:
+    began_s = time.monotonic()
+    said = from_hub("timm:vit_small_patch16_224.dino", "http://127.0.0.1:9", tmp_path)
+    assert said.startswith("TransientError") and "could not be fetched" in said
+    assert time.monotonic() - began_s < 60, "minutes before: the client tries again and again"
+
+
+def test_classes_among_the_arguments_are_named(tmp_path: Path) -> None:
+    swiglu = {**AT_16_PX, "mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
+    vit = create_vit("vit_tiny_patch16_224", swiglu)
+    assert type(vit.blocks[0].mlp).__name__ == "GluMlp"  # type: ignore[index,union-attr]  # a timm model
+    with pytest.raises(UserError, match=r"timm\.layers has no 'SwiGluPacked'"):
+        create_vit("vit_tiny_patch16_224", {**swiglu, "mlp_layer": "SwiGluPacked"})
 
 
 def test_random_changes_nothing() -> None:

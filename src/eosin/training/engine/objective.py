@@ -127,12 +127,16 @@ class Objective:
             targets.dino,
             self._kernels,
         )
-        num_pairs = 2 + 2 * local.shape[0]
+        num_pairs = 2 + self._num_local_pairs(local.shape[0])
         local_pairs, crossed = (dino[:2] / (num_pairs * config.batch_size)).unbind()
         entropy = dino[2] / (2 * config.batch_size)
         ibot = self._ibot(student, index, tokens, microbatch, targets)
         uniformity = [self._koleo(views), self._kde(views)]
         return torch.stack([local_pairs, crossed, ibot, *uniformity, entropy])
+
+    def _num_local_pairs(self, num_local: int) -> int:
+        """What the sum over local crops is divided by; DINOv2's code counts one where there are none."""
+        return 2 * num_local if num_local or self._config.method == "dino" else 1
 
     def _ibot(
         self, student: Network, index: int, tokens: Tensor, microbatch: Microbatch, targets: Targets
@@ -219,4 +223,4 @@ def _student_tokens(student: Network, microbatch: Microbatch, *, pack: bool) -> 
     passes = [groups] if pack else [[crops] for crops in groups]
     tokens = [part for crops in passes for part in student.backbone(crops)]
     local = tokens[1][:, 0] if num_local else tokens[0].new_zeros(0, tokens[0].shape[-1])
-    return tokens[0], local.view(num_local, n, -1)
+    return tokens[0], local.view(num_local, n, tokens[0].shape[-1])
