@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,7 +231,7 @@ def from_hub(name: str, endpoint: str, cache: Path) -> str:
     """What a process says that starts from `name`, with a hub of its own."""
     env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache)}
     return subprocess.run(
-        [sys.executable, "-c", HUB, name], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", HUB, name], env=env, capture_output=True, text=True, timeout=280
     ).stdout
 
 
@@ -242,11 +243,24 @@ def test_a_model_of_the_hub_is_taken_by_its_name_and_its_absence_is_said(tmp_pat
         assert said.startswith("UserError") and "not on the hub" in said
 
 
-def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path) -> None:
-    began_s = time.monotonic()
-    said = from_hub("timm:vit_small_patch16_224.dino", "http://127.0.0.1:9", tmp_path)
+def test_a_hub_out_of_reach_is_said_at_the_first_try(tmp_path: Path) -> None:
+    """Its client would try again for minutes."""
+    tries = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                tries.append(connection.close())
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        said = from_hub("timm:vit_small_patch16_224.dino", endpoint, tmp_path)
     assert said.startswith("TransientError") and "could not be fetched" in said
-    assert time.monotonic() - began_s < 60, "minutes before: the client tries again and again"
+    assert len(tries) <= 3
 
 
 def test_classes_among_the_arguments_are_named(tmp_path: Path) -> None:

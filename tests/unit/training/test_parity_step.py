@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
 from eosin.config.train import OptimizerConfig
+from eosin.training.engine.objective import Objective
 from eosin.training.engine.optimizer import multipliers
 from eosin.training.engine.step import Learner, StepResult
 from eosin.training.world import World
@@ -91,6 +94,33 @@ def test_splitting_into_microbatches_changes_only_koleo(name: str, num_microbatc
     assert result.terms["ibot"] == pytest.approx(2 * golden["ibot_loss"], rel=1e-5)
     mine = torch.cat([value.flatten() for value in gradients.values()])
     assert relative_error(mine, torch.cat([whole[key].flatten() for key in gradients])) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["dino", "dinov2"])
+@pytest.mark.parametrize("pack", ["on", "off"])
+def test_without_local_crops_the_class_tokens_of_the_two_views_are_left(method: str, pack: str) -> None:
+    """A mean over their two pairs; DINOv2's code divides by three there, and so by 3 / 8 of what 3 local
+    crops make of it."""
+    name = STEPS[method == "dino"]
+    golden, config = tensors(f"step_{name}"), step_config(name)
+    train = config.train.model_copy(update={"method": method, "pack": pack})
+    augment = config.augment.model_copy(update={"num_local": 0})
+    config = config.model_copy(update={"train": train, "augment": augment})
+    student, teacher = (network(config, golden, copy) for copy in ("student", "teacher"))
+    whole = microbatches(golden, 1)[0]
+    microbatch = dataclasses.replace(whole, local_crops=whole.local_crops[:0])
+    if method == "dino":
+        microbatch = dataclasses.replace(microbatch, masks=None, masked=None)
+    objective = Objective(train, World(1))
+    centers = objective.new_centers(teacher)
+    targets = objective.targets(teacher, {0: microbatch}, centers, 0.05)
+    terms = objective.microbatch_terms(student, 0, microbatch, targets)
+    terms[:5].sum().backward()
+    crossed = VALUES["steps"][name]["dino_global_crops_loss"]
+    assert float(terms[0]) == 0 and float(terms[1]) > 0
+    if method == "dinov2":
+        assert float(terms[1]) == pytest.approx(crossed * 8 / 3, rel=1e-5)
+    assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
 
 
 def _no_koleo() -> object:
