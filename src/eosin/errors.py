@@ -79,6 +79,21 @@ def install_command(extra: str = "") -> str:
     return f"pip install 'eosin{extras} @ {scheme}{url}'"
 
 
+_EXTRAS = {
+    "torch": "train", "torchvision": "train", "timm": "train", "safetensors": "train",
+    "prometheus_client": "train", "kfp": "kubeflow", "kfp_server_api": "kubeflow", "kubernetes": "kubeflow",
+    "h5py": "datasets", "scipy": "datasets", "sklearn": "evaluate", "tensorboard": "tensorboard",
+    "onnxruntime": "onnx", "tifffile": "demo",
+}  # fmt: skip
+"""The extra that brings a module."""
+
+
+def as_missing_dependency(error: BaseException) -> BaseException:
+    """A `MissingDependency` where `error` is that a library of an extra is not installed, else `error`."""
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return MissingDependency(module, _EXTRAS[module]) if module in _EXTRAS else error
+
+
 def exit_code_of(error: BaseException, *, in_pod: bool | None = None) -> int:
     """The process exit code for `error`.
 

@@ -21,6 +21,7 @@ _LARGEST_GPU_GIB = 288.0
 _TIMM, _HUB = "timm:", "timm:hf-hub:"
 # Module that a verb needs, and the extra that installs it.
 TRAIN_LIBRARIES = (("torch", "train"), ("timm", "train"), ("safetensors", "train"))
+EVALUATE_LIBRARIES = (("torch", "evaluate"), ("timm", "evaluate"), ("safetensors", "evaluate"))
 RUNNER_LIBRARIES = (("kfp", "kubeflow"),)
 
 

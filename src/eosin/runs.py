@@ -155,7 +155,7 @@ def _begin_anew(store: Store, changes: tuple[str, ...]) -> None:
         store.put(RunLayout.LEASE, lease.to_json())
     if all(change.startswith(_NOT_OF_PATCHES) for change in changes):
         return
-    store.delete([RunLayout.INDEX_PIN])
+    store.delete([RunLayout.INDEX_PIN, RunLayout.SCAN])
     for prefix in (RunLayout.PATCH_SETS, RunLayout.QUARANTINE):
         found = [info.key for info in store.list(prefix)]
         # Manifests and markers first: what is left by a kill is not taken for whole.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eosin.config import RunConfig
 from eosin.errors import EosinError, UserError
 from eosin.layout import RunLayout
 from eosin.observability import printable
-from eosin.records import MetricRecord, PatchSetManifest, TrainingDone, load_record
+from eosin.records import MetricRecord, PatchSetManifest, Study, TrainingDone, load_record
 from eosin.runs import load_pin, load_run
 from eosin.storage import Store, join_uri, open_store
 
@@ -34,12 +36,25 @@ class RunStatus:
     recipe: str
     config_digest: str
     steps: tuple[StepStatus, ...]
+    is_study: bool = False
 
     def __str__(self) -> str:
         marks = {"done": "✓", "partial": "…", "waiting": " "}
         lines = [f"{self.run}  ({self.recipe}, config {self.config_digest[:12]})"]
         lines += [f" {marks[step.state]} {step.step:<10} {step.detail}" for step in self.steps]
-        return "\n".join(lines)
+        return "\n".join([*lines, f"next: {self.next}"])
+
+    @property
+    def next(self) -> str:
+        """The command that brings the run on, or shows what it came to."""
+        waiting = next((step for step in self.steps if step.state != "done"), None)
+        if waiting is None:
+            return f"open {self.steps[-1].detail}"
+        if self.is_study:
+            return f"eosin run --pipeline scaling_study --local --run {self.run} goes on with the study"
+        if waiting.step == "index":
+            return f"eosin index --run {self.run}"
+        return f"eosin {waiting.step} {self.run}"
 
 
 @dataclass(frozen=True)
@@ -60,9 +75,12 @@ class LogLine:
 
 
 def run_status(run_uri: str) -> RunStatus:
-    """The state of each step. Raises `UserError` where no run was begun at `run_uri`."""
+    """The state of each step; of a study, over its runs. Raises `UserError` where none was begun there."""
     store = open_store(run_uri)
     config = load_run(run_uri, store=store)
+    study = load_record(Study, store, RunLayout.STUDY)
+    if study is not None:
+        return _study_status(run_uri, config, study, store)
     steps = (
         _index(store),
         _decode(store),
@@ -73,11 +91,41 @@ def run_status(run_uri: str) -> RunStatus:
     return RunStatus(run_uri, config.recipe, config.digest(), steps)
 
 
+def _study_status(run_uri: str, config: RunConfig, study: Study, store: Store) -> RunStatus:
+    runs = [open_store(variant.run) for variant in study.variants]
+    trained = [_train(run, config.train.num_steps) for run in runs]
+    judged = [_evaluate(run) for run in runs]
+    steps = (
+        _index(store),
+        _decode(store),
+        _together("train", "trained", study, trained),
+        _together("evaluate", "judged", study, judged),
+        _report(store),
+    )
+    return RunStatus(run_uri, f"study of {study.key}, {config.recipe}", config.digest(), steps, is_study=True)
+
+
+def _together(step: str, word: str, study: Study, each: Sequence[StepStatus]) -> StepStatus:
+    """One line for the runs of a study: how many are through, and how far the others are."""
+    num_done = sum(one.state == "done" for one in each)
+    going = [f"{variant.name}: {one.detail}" for variant, one in zip(study.variants, each, strict=True)
+             if one.state == "partial"]  # fmt: skip
+    states = {one.state for one in each}
+    state = "done" if states == {"done"} else "waiting" if states == {"waiting"} else "partial"
+    detail = f"{num_done} of {len(each)} runs {word}" + (f"; {'; '.join(going)}" if going else "")
+    return StepStatus(step, state, detail)
+
+
 def read_logs(run_uri: str, source: str = "", tail: int | None = None) -> list[LogLine]:
-    """The log lines of a run (of the sources whose name starts with `source`), in order of time."""
+    """The log lines of a run (of the sources whose name starts with `source`), in order of time.
+
+    Raises `UserError` naming those there are, where the run has no such source.
+    """
     store = open_store(run_uri)
     load_run(run_uri, store=store)
     lines = sorted(_lines(store, source, {}), key=lambda line: line.time)
+    if source and not lines:
+        _require_source(store, source)
     return lines if tail is None else lines[max(0, len(lines) - tail) :]
 
 
@@ -92,6 +140,14 @@ def follow_logs(run_uri: str, source: str = "", *, poll_s: float = 2.0) -> Itera
         if finished:
             return
         time.sleep(poll_s)
+
+
+def _require_source(store: Store, source: str) -> None:
+    there = sorted({info.key.split("/")[1] for info in store.list(RunLayout.LOGS) if info.key.count("/") > 1})
+    near = difflib.get_close_matches(source, there, n=1)
+    known = f"there are: {', '.join(there)}" if there else "the run has logged nothing yet"
+    hint = f"did you mean {near[0]}? {known}" if near else known
+    raise UserError(f"run {store.uri} has no log of {source!r}", hint=hint)
 
 
 def _lines(store: Store, source: str, seen: dict[str, tuple[str, int]]) -> Iterator[LogLine]:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from eosin.errors import EosinError, TransientError, describe, exit_code_of
+from eosin.errors import EosinError, TransientError, as_missing_dependency, describe, exit_code_of
 from eosin.layout import RunLayout
 from eosin.observability import RunLog, show_warnings
 from eosin.process import follow
@@ -60,15 +60,24 @@ def as_step(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         _record_kubeflow_run(run_uri)
     try:
         result = patiently(lambda: function(*args, **kwargs), patience_s=_patience_s())
-    except Exception as error:
+    except Exception as raised:
+        error = as_missing_dependency(raised)
+        assert isinstance(error, Exception)
         report_error(error)
         _write_termination_message(error)
-        if run_uri:
+        if run_uri and (in_pod() or _is_begun(run_uri)):
             publish_failure(run_uri, failure_of(error, step))
         sys.exit(exit_code_of(error))
     if run_uri:
         _forget_failure(run_uri, step)
     return result
+
+
+def _is_begun(run_uri: str) -> bool:
+    """Whether there is a run: one whose plan was refused leaves nothing behind."""
+    with contextlib.suppress(Exception):
+        return open_store(run_uri).exists(RunLayout.CONFIG)
+    return False
 
 
 def patiently(

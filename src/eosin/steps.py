@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from eosin.config import RunConfig, load_config
 from eosin.errors import TransientError, UserError
-from eosin.layout import RunLayout, record_key
+from eosin.layout import RANDOM_INIT, TEACHER_CARD, RunLayout, record_key
 from eosin.observability import RunLog
-from eosin.preflight import check_models, check_plan, check_trainable
+from eosin.preflight import (
+    EVALUATE_LIBRARIES,
+    TRAIN_LIBRARIES,
+    check_models,
+    check_plan,
+    check_trainable,
+    require_libraries,
+)
 from eosin.recipes import ConfigSource as ConfigSource  # steps are given one
 from eosin.recipes import load_recipe
 from eosin.records import (
@@ -188,12 +195,15 @@ def index_shard(run_uri: str, shard: int, num_shards: int) -> dict[str, Any]:
         return asdict(scan_shard(config, shard, num_shards, log, scan_id=_scan_id(run_uri)))
 
 
-def snapshot(run_uri: str, num_shards: int) -> SnapshotManifest:
+def snapshot(run_uri: str, num_shards: int, *, allow_fewer: bool = False) -> SnapshotManifest:
     """Merge the shards into one snapshot and pin it to the run."""
     from eosin.index.publish import publish_snapshot
     from eosin.index.snapshot import open_snapshot
 
     config = load_run(run_uri)
+    if allow_fewer:
+        index = config.index.model_copy(update={"allow_fewer_slides": True})
+        config = config.model_copy(update={"index": index})
     with RunLog("index", open_store(run_uri)) as log:
         if open_store(run_uri).exists(RunLayout.INDEX_PIN):
             pin = load_pin(run_uri)
@@ -203,17 +213,22 @@ def snapshot(run_uri: str, num_shards: int) -> SnapshotManifest:
         return manifest
 
 
-def index_run(run_uri: str, shard: tuple[int, int] | None, merge: int | None) -> Any:
-    """Index for a run: one shard, only the merge of `merge` shards, or all of it."""
+def index_run(
+    run_uri: str, shard: tuple[int, int] | None, merge: int | None, *, allow_fewer: bool = False
+) -> Any:
+    """Index for a run: one shard, only the merge of `merge` shards, or all of it.
+
+    `allow_fewer`: as `index.allow_fewer_slides`, whatever the run's configuration says.
+    """
     num_shards = load_run(run_uri).index.num_shards
     if merge is not None:
-        return snapshot(run_uri, merge)
+        return snapshot(run_uri, merge, allow_fewer=allow_fewer)
     if shard is not None:
         return index_shard(run_uri, *shard)
     index_shards(run_uri, num_shards)
     for number in range(num_shards):
         index_shard(run_uri, number, num_shards)
-    return snapshot(run_uri, num_shards)
+    return snapshot(run_uri, num_shards, allow_fewer=allow_fewer)
 
 
 def index_slides(
@@ -270,6 +285,9 @@ def train(run_uri: str, backend: str = "local") -> TrainingDone:
     """Train to the end: by torchrun on this machine, or as a JobSet on the cluster."""
     if backend not in BACKENDS:
         raise UserError(f"unknown backend {backend!r}", hint=f"one of {', '.join(BACKENDS)}")
+    load_run(run_uri)  # before torch is loaded for a run that is not there
+    if backend == "local":
+        require_libraries(TRAIN_LIBRARIES)
     with RunLog("launch", open_store(run_uri)) as log:
         if backend == "jobset":
             from eosin.cluster.launcher import train_on_cluster
@@ -289,7 +307,30 @@ def evaluations(run_uri: str, teacher: str = "") -> list[dict[str, str]]:
     """
     from eosin.evaluation.plan import list_evaluations, list_evaluations_of
 
+    load_run(run_uri)
+    require_libraries(EVALUATE_LIBRARIES)
     return list_evaluations_of(run_uri, teacher) if teacher else list_evaluations(run_uri)
+
+
+def chosen_evaluations(run_uri: str, model: str = "", task: str = "") -> list[dict[str, str]]:
+    """Those of `evaluations` of one model or task; `model` may be any teacher, baseline or URI.
+
+    Raises `UserError` naming those there are, where the run has no such model or task.
+    """
+    config, store = load_run(run_uri), open_store(run_uri)
+    tasks = [each.name for each in config.evaluate.tasks]
+    if task and task not in tasks:
+        raise UserError(f"run {run_uri} has no task {task!r}", hint=f"there are: {', '.join(tasks)}")
+    if not model:
+        return [pair for pair in evaluations(run_uri) if not task or pair["task"] == task]
+    require_libraries(EVALUATE_LIBRARIES)
+    cards = (info.key for info in store.list(RunLayout.TEACHERS) if info.key.endswith(f"/{TEACHER_CARD}"))
+    known = list(
+        dict.fromkeys([RANDOM_INIT, *config.evaluate.baselines, *(key.split("/")[1] for key in cards)])
+    )
+    if model not in known and "/" not in model and not model.startswith("timm:"):
+        raise UserError(f"run {run_uri} has no model {model!r}", hint=f"there are: {', '.join(known)}")
+    return [{"model": model, "task": each} for each in tasks if not task or each == task]
 
 
 def evaluate(run_uri: str, model: str, task: str) -> MetricRecord:

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
 from eosin import __version__
-from eosin.cli import demo, doctor, gc, inspect, manifest, place, recipes, registry, run, step_verbs, submit
+from eosin.cli import (
+    delete,
+    demo,
+    doctor,
+    gc,
+    inspect,
+    manifest,
+    place,
+    recipes,
+    registry,
+    run,
+    step_verbs,
+    submit,
+)
 from eosin.cli.errors import render_error, show_failure
-from eosin.errors import EXIT_INTERRUPTED, EXIT_USER
+from eosin.cli.output import ReaderGone, say
+from eosin.errors import EXIT_INTERRUPTED, EXIT_USER, EosinError
 from eosin.observability import show_warnings
 
 app = typer.Typer(
     name="eosin",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Pretrain pathology foundation models, straight from whole-slide images in S3.",
@@ -33,13 +48,14 @@ recipes.register(app)
 registry.register(app)
 doctor.register(app)
 gc.register(app)
+delete.register(app)
 demo.register(app)
 
 
 @app.callback(invoke_without_command=True)
 def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
-        print(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -60,13 +76,20 @@ def invoke(arguments: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except (typer.Abort, KeyboardInterrupt):
         return _show_interrupted(as_json)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except ReaderGone:
         return 0
     except Exception as error:
         if isinstance(error, _ClickError):
             return _show_misuse(error, as_json=as_json)
-        return render_error(error, as_json=as_json)
+        return render_error(_with_demo_hint(error, arguments), as_json=as_json)
+
+
+def _with_demo_hint(error: Exception, arguments: list[str]) -> Exception:
+    """The demo's bucket is on no S3 but the demo's own, whose server runs when it is asked for."""
+    of_demo = any(argument.startswith("s3://eosin-demo") for argument in arguments)
+    if of_demo and isinstance(error, EosinError) and "AWS_ENDPOINT_URL" not in os.environ:
+        error.hint = f"that bucket is the demo's: eosin demo exec -- eosin {' '.join(arguments)}"
+    return error
 
 
 def _show_interrupted(as_json: bool) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eosin.cli.output import AsJson, emit
+from eosin.cli.output import AsJson, emit, say
 from eosin.errors import EXIT_OK, EXIT_USER
 
 _MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
@@ -33,10 +33,17 @@ def doctor(
     for check in chain(run_checks(uri), _cluster_checks(uri) if cluster else ()):
         found.append(check)
         if not as_json:  # each as it is made: importing the libraries takes a while
-            print(_line(check), flush=True)
-    if as_json:
-        emit({"checks": found}, as_json=True)
-    return EXIT_USER if any(check.status == "fail" for check in found) else EXIT_OK
+            say(_line(check))
+    failed, warned = (sum(check.status == status for check in found) for status in ("fail", "warn"))
+    emit({"checks": found}, as_json=as_json, text=_verdict(failed, warned))
+    return EXIT_USER if failed else EXIT_OK
+
+
+def _verdict(num_failed: int, num_warned: int) -> str:
+    if num_failed:
+        return f"\n{num_failed} checks failed: mend what ✗ marks"
+    rest = f"; without what ! marks ({num_warned}), not everything does" if num_warned else ""
+    return f"\neosin works here{rest}\nnext: eosin demo, or eosin run --help"
 
 
 def _cluster_checks(uri: str | None) -> Iterator[Any]:

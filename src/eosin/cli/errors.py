@@ -7,11 +7,12 @@ import os
 import sys
 import traceback
 
-from eosin.errors import EosinError, exit_code_of
+from eosin.errors import EosinError, as_missing_dependency, exit_code_of
 
 
 def render_error(error: BaseException, *, as_json: bool) -> int:
     """Print `error` and return the process's exit code."""
+    error = as_missing_dependency(error)
     code = exit_code_of(error)
     message = error.message if isinstance(error, EosinError) else f"{type(error).__name__}: {error}"
     hint = error.hint if isinstance(error, EosinError) else "set EOSIN_TRACEBACK=1 to see where it happened"

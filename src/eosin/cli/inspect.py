@@ -91,4 +91,5 @@ def logs(
             emit(line.fields, as_json=as_json, text=str(line))
     else:
         lines = read_logs(run, source, tail)
-        emit({"lines": [line.fields for line in lines]}, as_json=as_json, text="\n".join(map(str, lines)))
+        text = "\n".join(map(str, lines)) or "no log line yet"
+        emit({"lines": [line.fields for line in lines]}, as_json=as_json, text=text)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 import typer
 from pydantic import BaseModel
@@ -17,17 +20,36 @@ Settings = Annotated[
 ]
 
 
-def emit(result: Any, *, as_json: bool, text: str | None = None) -> None:
-    """Print `result` as JSON, or `text` (default: its fields, one a line; nothing where it is empty)."""
+class ReaderGone(Exception):
+    """Whoever read standard output has closed it, as `head` does once it has enough."""
+
+
+def emit(result: Any, *, as_json: bool, text: str) -> None:
+    """Print `result` as one JSON object, or `text` (nothing where it is empty)."""
     if as_json:
-        print(json.dumps(plain(result), ensure_ascii=False), flush=True)
-    elif text is not None:
-        if text:
-            print(text, flush=True)
-    else:
-        fields = plain(result)
-        for key, value in fields.items() if isinstance(fields, Mapping) else [("result", fields)]:
-            print(f"{key:>16}  {value}")
+        say(json.dumps(plain(result), ensure_ascii=False))
+    elif text:
+        say(text)
+
+
+def say(text: str) -> None:
+    """Print a line to standard output. Raises `ReaderGone` where nobody reads it any more."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would try again to write what is left when the process ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ReaderGone from None
+
+
+def lines(*parts: str) -> str:
+    """The parts that are not empty, one a line."""
+    return "\n".join(part for part in parts if part)
+
+
+def local_path(uri: str) -> str:
+    """A file's URI as the path that a shell takes; any other URI as it is."""
+    return unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
 
 
 def plain(value: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any, Literal
 
 import typer
 
+from eosin import preflight
 from eosin.cli.options import Param
 from eosin.cli.output import AsJson, Settings, emit
 from eosin.config import RunConfig
@@ -44,6 +46,10 @@ def run(
     `--pipeline evaluate` judges the teacher that `--teacher` names on the run's tasks, without training.
     `retrain` and `scaling_study` take theirs by `--param`; docs/reference/pipelines.md lists them.
     """
+    if local and not dry_run:
+        preflight.require_libraries(
+            (*preflight.RUNNER_LIBRARIES, *preflight.TRAIN_LIBRARIES, *preflight.EVALUATE_LIBRARIES)
+        )
     if (pipeline == "evaluate") != bool(teacher):
         raise UserError("--pipeline evaluate and --teacher go together", hint="give both, or neither")
     run_uri = dated(run_uri)
@@ -67,11 +73,23 @@ def run(
         )
     from eosin.kubeflow.local_run import run_pipeline
 
+    _refuse_early(pipeline, run_uri, config, teacher)
     run_pipeline(path, _here(config, takes(path)) | arguments)
     from eosin.status import run_status
 
     status = run_status(run_uri)
     emit(status, as_json=as_json, text=str(status))
+
+
+def _refuse_early(pipeline: str, run_uri: str, config: RunConfig, teacher: str) -> None:
+    """What a step would refuse after others have run."""
+    planned = preflight.check_plan(run_uri, config)
+    if planned.changes:
+        print(f"▸ {planned}", file=sys.stderr)
+    if pipeline == "evaluate":
+        preflight.check_teacher(teacher)
+    else:
+        preflight.check_trainable_apart(planned.config)
 
 
 def _config(pipeline: str, arguments: dict[str, Any]) -> RunConfig:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eosin.cli.output import AsJson, Run, Settings, emit
+from eosin.cli.output import AsJson, Run, Settings, emit, lines, local_path, plain
 from eosin.errors import EXIT_OK, EXIT_PERMANENT, UserError
 
 Shard = Annotated[
@@ -31,13 +31,16 @@ def index(
     run: Annotated[str | None, typer.Option("--run", help="Index for this run and pin the snapshot.")] = None,
     slides: Annotated[str, typer.Option(help="Folder of slides, where no run is given.")] = "",
     index_uri: Annotated[str, typer.Option("--index", help="Where the index is published.")] = "",
-    recipe: Annotated[str, typer.Option(help="Recipe whose index section is used without a run.")] = "demo",
+    recipe: Annotated[str, typer.Option(help="Recipe whose index section is used without a run: demo.")] = "",
     settings: Settings = None,
     shard: Shard = None,
     merge: Annotated[int | None, typer.Option(metavar="N", help="Only merge N scanned shards.")] = None,
     scan: Annotated[
         str, typer.Option(help="Go on with this scan; without: with the slides as they are.")
     ] = "",
+    allow_fewer: Annotated[
+        bool, typer.Option("--allow-fewer", help="Make it the newest with far fewer slides than before, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Scan slides in shards and publish the snapshot."""
@@ -46,11 +49,44 @@ def index(
     from eosin import steps
 
     part = _shard(shard)
+    if part is not None and merge is not None:
+        raise UserError("--shard and --merge are two steps", hint="scan the shards, then merge them")
     if run is None:
-        config = steps.resolve_config(steps.ConfigSource(recipe, settings or (), slides, index_uri))
-        emit(steps.index_slides(config, part, merge, scan), as_json=as_json)
+        extra = ["index.allow_fewer_slides=true"] if allow_fewer else []
+        source = steps.ConfigSource(recipe or "demo", [*(settings or ()), *extra], slides, index_uri)
+        config = steps.resolve_config(source)
+        result = steps.index_slides(config, part, merge, scan)
+        place, after = config.index.uri, ""
     else:
-        emit(steps.index_run(run, part, merge), as_json=as_json)
+        given = {"--slides": slides, "--index": index_uri, "--recipe": recipe, "--set": settings}
+        given["--scan"] = scan
+        ignored = [name for name, value in given.items() if value]
+        if ignored:
+            raise UserError(
+                f"{', '.join(ignored)} and --run contradict: a run's configuration says what is indexed",
+                hint=f"plan the run with them: eosin run --local --run {run} …",
+            )
+        result = steps.index_run(run, part, merge, allow_fewer=allow_fewer)
+        place, after = "", f"eosin decode {run}, then eosin train {run}"
+    emit(result, as_json=as_json, text=_index_text(result, place, after))
+
+
+def _index_text(result: Any, place: str, after: str) -> str:
+    """What was found; the whole index, or a shard of it."""
+    if not result:
+        return lines("the run has pinned its snapshot: nothing to scan", f"next: {after}")
+    fields = plain(result)
+    left_out = ", ".join(
+        f"{number} {reason}" for reason, number in fields["reasons"].items() if reason != "ok"
+    )
+    found = f"{fields['num_ok']} of {fields['num_slides']} slides can be used"
+    rest = f"left out: {left_out}" if left_out else ""
+    if "snapshot_id" not in fields:
+        return lines(f"shard scanned: {found}", rest, "next: the other shards, then --merge N")
+    where = f"index: {place} (snapshot {fields['snapshot_id']})" if place else ""
+    next_ = after or f"eosin index inspect {place}, or eosin index sheet {place} to see them all"
+    tissue = f"{fields['tissue_mm2']:,.0f} mm² of tissue"
+    return lines(f"{found}, with {tissue}", rest, where, f"next: {next_}")
 
 
 @index_app.command("inspect")
@@ -108,7 +144,8 @@ def decode(
     else:
         pairs = [_shard(shard) or (0, 1)]
     manifests = [steps.decode(run, index, count, name, settings or (), slide or ()) for index, count in pairs]
-    emit(_patch_set(manifests[-1]), as_json=as_json)
+    published = _patch_set(manifests[-1])
+    emit(published, as_json=as_json, text=_patch_set_text(run, name, published))
 
 
 def train(
@@ -118,8 +155,18 @@ def train(
 ) -> None:
     """Train to the end, continuing where the run stands."""
     from eosin import steps
+    from eosin.layout import RunLayout
+    from eosin.storage import join_uri
 
-    emit(steps.train(run, backend), as_json=as_json)
+    done = steps.train(run, backend)
+    loss = "" if done.final_loss is None else f", loss {done.final_loss:.4g}"
+    newest = join_uri(run, RunLayout.teacher(done.models[-1])) if done.models else "none"
+    text = lines(
+        f"trained: {done.num_steps} steps, {len(done.models)} teachers{loss}",
+        f"newest teacher: {newest}",
+        f"next: eosin evaluate {run}",
+    )
+    emit(done, as_json=as_json, text=text)
 
 
 def evaluate(
@@ -131,19 +178,27 @@ def evaluate(
     """Judge checkpoints on tasks and publish a record for each. Exit code 1 where one failed."""
     from eosin import steps
 
-    planned = [] if model and task else steps.evaluations(run)
-    models = [model] if model else dict.fromkeys(pair["model"] for pair in planned)
-    tasks = [task] if task else dict.fromkeys(pair["task"] for pair in planned)
-    records = [steps.evaluate(run, model, task) for model in models for task in tasks]
-    emit({"records": records}, as_json=as_json, text="\n".join(_record_line(record) for record in records))
-    return EXIT_OK if all(record.status == "ok" for record in records) else EXIT_PERMANENT
+    pairs = steps.chosen_evaluations(run, model or "", task or "")
+    records = [steps.evaluate(run, pair["model"], pair["task"]) for pair in pairs]
+    failed = sum(record.status != "ok" for record in records)
+    text = lines(
+        *map(_record_line, records),
+        f"{failed} of {len(records)} failed: the reason stands beside each" if failed else "",
+        f"next: eosin summarize {run}",
+    )
+    emit({"records": records}, as_json=as_json, text=text)
+    return EXIT_PERMANENT if failed else EXIT_OK
 
 
 def summarize(run: Run, as_json: AsJson = False) -> None:
     """Write the report from what the run has published."""
     from eosin import steps
 
-    emit(steps.summarize(run), as_json=as_json)
+    result = steps.summarize(run)
+    counts = f"{result.num_ok} evaluations in it"
+    counts += f", {result.num_not_ok} failed or missing" if result.num_not_ok else ""
+    text = lines(result.verdict, counts, f"report: {local_path(result.report)}")
+    emit(result, as_json=as_json, text=text)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
@@ -153,6 +208,19 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     if not separator or not shard.isdigit() or not count.isdigit() or int(shard) >= int(count):
         raise UserError(f"--shard {text!r} is not I/N with I below N", hint="e.g. --shard 0/4")
     return int(shard), int(count)
+
+
+def _patch_set_text(run: str, name: str, published: dict[str, Any]) -> str:
+    if "num_patches" not in published:
+        return lines(published["status"], "next: the other shards; the last one publishes the set")
+    rejected = published["num_rejected"]
+    next_ = f"next: eosin train {run}" if name == "heldout" else ""
+    return lines(
+        f"{name}: {published['num_patches']} patches of {published['num_slides']} slides",
+        f"{rejected} could not be read or were rejected" if rejected else "",
+        f"patch set: {run.rstrip('/')}/patches/{name}/",
+        next_,
+    )
 
 
 def _patch_set(manifest: Any) -> dict[str, Any]:

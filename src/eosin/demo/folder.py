@@ -87,6 +87,12 @@ class ServerFolder:
         state = {"owner_pid": os.getpid(), "server_pid": server_pid, "port": port}
         self._state.write_text(json.dumps(state))
 
+    def running_port(self) -> int | None:
+        """The S3 port of a server that runs here now; None where none does."""
+        pid = self._read_state().get("server_pid", 0)
+        running = isinstance(pid, int) and alive(pid) and str(self.data) in _command_line(pid)
+        return self.last_port() if running else None
+
     def last_port(self) -> int | None:
         """The S3 port of the run before, so that URLs stay the same where it is free."""
         port = self._read_state().get("port")

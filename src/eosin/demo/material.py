@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eosin.errors import UserError
-from eosin.storage import Store, join_uri, open_store
+from eosin.storage import NotFound, Store, join_uri, open_store, split_uri
 
 SYNTHETIC = "synthetic"
 
@@ -108,14 +108,18 @@ def _local_files(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _published(root: str, overrides: str) -> str:
-    if "://" in overrides:
-        return overrides
-    path = Path(overrides).expanduser()
-    store = open_store(join_uri(root, "overrides"))
+    """The CSV's bytes under a name of their own in the bucket: a corrected one is another run's."""
     try:
-        data = path.read_bytes()
+        if "://" in overrides:
+            folder, key = split_uri(overrides)
+            data = open_store(folder).get(key)
+        else:
+            data = Path(overrides).expanduser().read_bytes()
+    except NotFound:
+        raise UserError(f"there is no CSV at {overrides}", hint="check --overrides") from None
     except OSError as error:
-        raise _local_error(path, error) from error
+        raise _local_error(Path(overrides), error) from error
+    store = open_store(join_uri(root, "overrides"))
     key = f"{hashlib.sha256(data).hexdigest()[:10]}.csv"
     store.put(key, data)
     return join_uri(store.uri, key)

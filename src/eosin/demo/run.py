@@ -15,13 +15,13 @@ from typing import Any
 
 from eosin.demo.disk import room
 from eosin.demo.lock import exclusive
+from eosin.demo.look import BUCKET, demo_command, storage_root
 from eosin.demo.material import Material, synthetic_material, users_material
 from eosin.errors import EXIT_TRANSIENT, EXIT_USER, PermanentError, TransientError, UserError
 from eosin.layout import TEACHER_CARD, TEACHER_README, TEACHER_TIMM_CONFIG, TEACHER_WEIGHTS, RunLayout
 from eosin.records import TrainingDone
 from eosin.storage import NotFound, join_uri, open_store
 
-BUCKET = "s3://eosin-demo"
 _REPORT_FILES = (RunLayout.SUMMARY_JSON, RunLayout.SUMMARY_MD, RunLayout.SUMMARY_HTML)
 _TEACHER_FILES = (TEACHER_CARD, TEACHER_WEIGHTS, TEACHER_TIMM_CONFIG, TEACHER_README)
 
@@ -37,8 +37,12 @@ class DemoResult:
     """Local folder of the newest teacher, as plain timm loads it (its README.md says how)."""
     table: str
 
+    look: str
+    """Commands that show more of the run."""
+
     def __str__(self) -> str:
-        return f"{self.table}\n\nmodel:  {self.teacher}\nreport: {self.report}"
+        rest = f"model:  {self.teacher}\nlook:   {self.look}\nreport: {self.report}"
+        return f"{self.table}\n\n{rest}"
 
 
 def run_demo(
@@ -54,6 +58,7 @@ def run_demo(
     Killed at any instant, the same call continues. Raises `UserError` where `folder` is in use or
     cannot be written, where `slides` holds nothing, and whatever a step reports.
     """
+    _refuse_what_has_no_use(slides, overrides, port)
     folder = folder.expanduser().absolute()
     with exclusive(folder), room(folder), _place(folder, slides, port) as (root, environment):
         _say("slides · gather them in the bucket")
@@ -63,7 +68,20 @@ def run_demo(
             material = synthetic_material(root, folder / "synthetic")
         run_uri = join_uri(root, f"runs/{_run_name(material, settings)}")
         _run_pipeline(run_uri, material, settings, environment)
-        return _fetch_report(run_uri, folder / "report")
+        return _fetch_report(run_uri, folder)
+
+
+def _refuse_what_has_no_use(slides: str, overrides: str, port: int | None) -> None:
+    if overrides and not slides:
+        raise UserError(
+            "--overrides (OVERRIDES) says what headers of your own slides lack, and no slides are named",
+            hint="name them too: make demo SLIDES=/data/slides OVERRIDES=mpp.csv",
+        )
+    if port is not None and slides.startswith("s3://"):
+        raise UserError(
+            "--port has no use here: slides in s3:// are read where they lie, without a server of the demo",
+            hint="leave --port out",
+        )
 
 
 @contextmanager
@@ -74,7 +92,7 @@ def _place(folder: Path, slides: str, port: int | None) -> Iterator[tuple[str, d
     publishes to its folder; otherwise to a bucket of its own server.
     """
     if slides.startswith("s3://"):
-        yield (folder / "store").as_uri(), {}
+        yield storage_root(folder), {}
         return
     from eosin.demo.server import LocalS3
 
@@ -90,7 +108,8 @@ def _run_name(material: Material, settings: tuple[str, ...]) -> str:
     """The same material and settings give the same run, so that a second call continues the first."""
     if material.name == "synthetic" and not settings:
         return "demo"
-    text = json.dumps([material.digest, *settings])
+    own = material.settings if material.name != "synthetic" else ()
+    text = json.dumps([material.digest, *own, *settings])
     return f"demo-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -115,14 +134,17 @@ def _raise_failure(returncode: int, output: str) -> None:
     except (ValueError, KeyError, IndexError):
         raise PermanentError(f"the pipeline's process ended with exit code {returncode}") from None
     kind = {EXIT_USER: UserError, EXIT_TRANSIENT: TransientError}.get(returncode, PermanentError)
-    raise kind(failure["message"], hint=failure["hint"])
+    hint = failure["hint"].replace("slides.overrides=URI", "make demo SLIDES=… OVERRIDES=FILE (--overrides)")
+    if "was begun with another configuration" in failure["message"]:  # by another version of the demo
+        hint = "take another folder: eosin demo --folder OTHER, or remove this one"
+    raise kind(failure["message"], hint=hint)
 
 
-def _fetch_report(run_uri: str, target: Path) -> DemoResult:
+def _fetch_report(run_uri: str, demo_folder: Path) -> DemoResult:
     from eosin.summary.table import terminal_table
 
     store = open_store(run_uri)
-    folder = target / run_uri.rsplit("/", 1)[-1]
+    folder = demo_folder / "report" / run_uri.rsplit("/", 1)[-1]
     try:
         done = store.get(RunLayout.TRAINING_DONE)
         teacher = TrainingDone.from_json(done, source=join_uri(run_uri, RunLayout.TRAINING_DONE)).models[-1]
@@ -134,7 +156,11 @@ def _fetch_report(run_uri: str, target: Path) -> DemoResult:
         raise PermanentError(f"the run ended without {error.args[0]}", hint=f"eosin logs {run_uri}") from None
     table = terminal_table(store.get(RunLayout.SUMMARY_JSON))
     return DemoResult(
-        run=run_uri, report=str(folder / "summary.html"), teacher=str(folder / teacher), table=table
+        run=run_uri,
+        report=str(folder / "summary.html"),
+        teacher=str(folder / teacher),
+        table=table,
+        look=", ".join(demo_command(demo_folder, each) for each in ("status", f"exec eosin logs {run_uri}")),
     )
 
 

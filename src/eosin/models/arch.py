@@ -110,11 +110,21 @@ def _unknown(arch: str, timm: Any) -> UserError:
             f"model.arch {arch} names pretrained weights",
             hint=f"write model.arch={base} and model.init=timm:{arch}",
         )
-    near = difflib.get_close_matches(base, timm.list_models("*vit*"), n=3, cutoff=0.5)
+    names = timm.list_models("*vit*", module="vision_transformer")
+    near = [name for name in difflib.get_close_matches(base, names, n=6, cutoff=0.5) if _is_plain(name)][:3]
     return UserError(
         f"timm {timm.__version__} has no model {arch!r}",
-        hint=f"did you mean {', '.join(near)}?" if near else "timm.list_models('vit*') lists them",
+        hint=f"did you mean {', '.join(near)}?" if near else "take one such as vit_small_patch16_224",
     )
+
+
+def _is_plain(arch: str) -> bool:
+    """Whether `create_vit` would take it: what is suggested is not refused then."""
+    try:
+        create_vit(arch, {"dynamic_img_size": True, "global_pool": "token"}, meta=True)
+    except UserError:
+        return False
+    return True
 
 
 def _reason(error: Exception) -> str:

@@ -47,8 +47,9 @@ def require_timm_weights(name: str) -> None:
     timm = import_timm()
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, timm.list_models("vit*"), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models('vit*') lists them"
+        near = timm.list_models("vit*", module="vision_transformer", pretrained=True)
+        near = difflib.get_close_matches(name, near, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_pretrained('vit*') lists them"
         raise UserError(f"timm {timm.__version__} has no model {name!r}", hint=hint)
     known = timm.list_pretrained(f"{arch}.*")
     if not known or (tag and name not in known):
