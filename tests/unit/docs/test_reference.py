@@ -76,3 +76,16 @@ def test_published_bytes_are_valid_by_their_schema(generate: ModuleType) -> None
     jsonschema.validate(json.loads(card.to_json()), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**json.loads(card.to_json()), "img_px": "large"}, schema)
+
+
+def test_samples_of_output_are_what_the_program_prints(generate: ModuleType) -> None:
+    for page in generate.SAMPLED:
+        text = page.read_text()
+        assert "<!-- sample: " in text and generate.with_samples(text) == text, f"{page}: run `make compile`"
+
+
+def test_a_sample_that_differs_is_seen(generate: ModuleType) -> None:
+    page = generate.SAMPLED[0].read_text()
+    for begin, end in (("RankMe", "RankMy"), ("model: ", "")):
+        changed = page.replace(begin, end)
+        assert changed != page and generate.with_samples(changed) != changed
