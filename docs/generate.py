@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from eosin.cli.app import app
 from eosin.config.run import RunConfig
 from eosin.config.tasks import TaskPodConfig
-from eosin.demo.look import demo_command
+from eosin.demo.look import DEFAULT_FOLDER, demo_command
 from eosin.demo.run import DemoResult
 from eosin.observability import _for_people
 from eosin.summary.table import terminal_table
@@ -72,13 +72,15 @@ def demo_lines() -> str:
     folder = ".demo/report/demo"
     newest = json.loads(summary)["headline"][0]["last"]["model"]
     run = "s3://eosin-demo/runs/demo"
-    looks = [demo_command(Path(".demo"), each) for each in ("status", f"exec eosin logs {run}")]
+    # As after `make demo`, in a shell whose PATH has no eosin.
+    verbs = ("status", f"exec eosin logs {run}")
+    typed = [demo_command(DEFAULT_FOLDER.absolute(), verb).partition(" demo ")[2] for verb in verbs]
     result = DemoResult(
         run=run,
         report=f"{folder}/summary.html",
         teacher=f"{folder}/{newest}",
         table=terminal_table(summary),
-        look=", ".join(looks),
+        look=", ".join(f".venv/bin/eosin demo {each}" for each in typed),
     )
     return str(result)
 
