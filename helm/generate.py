@@ -35,6 +35,8 @@ _KNOWN: dict[str, dict[str, Any]] = {
     "s3.endpointUrl": {"type": "string", "pattern": "^($|https?://)"},
     "serviceAccounts.train.name": _NAME,
     "serviceAccounts.steps.name": _NAME,
+    "serviceAccounts.watcher.name": _NAME,
+    "serviceAccounts.watcher.annotations": _STRINGS,
     "serviceAccounts.train.annotations": _STRINGS,
     "serviceAccounts.steps.annotations": _STRINGS,
     "launcher.serviceAccounts": {"type": "array", "items": _NAME, "uniqueItems": True},
@@ -42,6 +44,11 @@ _KNOWN: dict[str, dict[str, Any]] = {
     "queue.clusterQueue": _NAME,
     "networkPolicy.monitoringNamespaceLabels": _STRINGS,
     "networkPolicy.storePorts": {
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "integer", "minimum": 1, "maximum": 65535},
+    },
+    "networkPolicy.apiServerPorts": {
         "type": "array",
         "minItems": 1,
         "items": {"type": "integer", "minimum": 1, "maximum": 65535},

@@ -17,7 +17,7 @@ import yaml
 
 from eosin.cli.app import invoke
 from eosin.cluster import names
-from eosin.cluster.checks.cluster import LAUNCHER_PERMISSIONS, TRAINER_PERMISSIONS
+from eosin.cluster.checks.cluster import LAUNCHER_PERMISSIONS, TRAINER_PERMISSIONS, WATCHER_PERMISSIONS
 from eosin.cluster.defaults import CONFIG_MAP, KEY, with_defaults
 from eosin.cluster.jobset import render_jobset
 from eosin.config import RunConfig, load_config
@@ -38,7 +38,7 @@ FULL: dict[str, Any] = {
     "launcher": {"serviceAccounts": ["pipeline-runner", "default-editor"], "listNodes": True},
     "cluster": {"shm_size": "32Gi", "s3": {"region": "eu-2"}, "pools": [
         {"name": "anchor", "gpus_per_node": 8}, {"name": "spot", "spot": True, "max_nodes": 4}]},
-    "taskPods": {"evaluate": {"gpu_resource": "nvidia.com/mig-1g.10gb"}, "decode": {"gpus": 1}},
+    "taskPods": {"evaluate": {"gpus": 1, "gpu_resource": "nvidia.com/mig-1g.10gb"}, "decode": {"gpus": 1}},
     "queue": {"create": True, "name": "gpus", "clusterQueue": "all"},
     "schedule": {"enabled": True, "parameters": {
         "registry": "s3://b/registry", "name": "he", "recipe": "vits16-dinov2", "settings": ["seed=1"],
@@ -53,7 +53,7 @@ MATRIX: dict[str, dict[str, Any]] = {
     "full": FULL,
     "static-keys": {"s3": {"accessKeyId": "AK", "secretAccessKey": "SK"}},
     "nothing-made": {
-        "serviceAccounts": {"train": {"create": False}, "steps": {"create": False}},
+        "serviceAccounts": {name: {"create": False} for name in ("train", "steps", "watcher")},
         "priorityClasses": {"create": False},
         "networkPolicy": {"enabled": False},
     },
@@ -180,22 +180,23 @@ def test_values_that_need_another_say_which(values: dict[str, Any], words: str, 
     assert words in done.stderr
 
 
-def test_launcher_may_do_exactly_what_it_does(tmp_path: Path) -> None:
-    granted = {
-        (group, resource, frozenset(rule["verbs"]), *rule.get("resourceNames", [""]))
-        for rule in only(render({}, tmp_path), "Role")["rules"]
+@pytest.mark.parametrize(
+    ("role", "permissions"),
+    [("launcher", (*LAUNCHER_PERMISSIONS, *TRAINER_PERMISSIONS)), ("watcher", WATCHER_PERMISSIONS)],
+)
+def test_each_role_grants_exactly_what_is_done(role: str, permissions: Any, tmp_path: Path) -> None:
+    granted = sorted(
+        (group, resource, sorted(rule["verbs"]), *rule.get("resourceNames", [""]))
+        for rule in only(render({}, tmp_path), "Role", role)["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
-    }
-    assert granted == {
-        (group, res, frozenset(verbs), name)
-        for group, res, verbs, name in (*LAUNCHER_PERMISSIONS, *TRAINER_PERMISSIONS)
-    }
+    )
+    assert granted == sorted((group, res, sorted(verbs), name) for group, res, verbs, name in permissions)
 
 
 def test_every_launcher_account_is_bound_and_no_pod_of_training(tmp_path: Path) -> None:
     objects = render(FULL, tmp_path)
-    bound = [subject["name"] for subject in only(objects, "RoleBinding")["subjects"]]
+    bound = [subject["name"] for subject in only(objects, "RoleBinding", "launcher")["subjects"]]
     assert bound == ["pipeline-runner", "default-editor", "eosin-steps"]
     assert not any(item["kind"] == "ClusterRole" for item in render({}, tmp_path))
 
@@ -211,6 +212,21 @@ def test_presets_reach_the_jobset(tmp_path: Path) -> None:
     assert pods[1]["containers"][0]["image"] == IMAGES["train"]
     assert (site.s3.secret, site.s3.region, site.s3.ca_config_map) == ("keys", "eu-2", "ca")
     assert jobset["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+
+
+def test_steps_are_told_endpoint_and_region_by_the_name_that_pipelines_look_for(tmp_path: Path) -> None:
+    from eosin_pipelines.defaults import S3_CONFIG_MAP
+
+    data = only(render(FULL, tmp_path), "ConfigMap", S3_CONFIG_MAP)["data"]
+    assert data == {"AWS_ENDPOINT_URL": "https://s3.example", "AWS_REGION": "eu-1"}
+
+
+def test_no_default_asks_for_gpus_that_a_cluster_may_not_have(tmp_path: Path) -> None:
+    values = {**FULL, "taskPods": {}}
+    (create,) = only(render(values, tmp_path), "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert not [part for part in create["command"] if part.startswith("--pod")]
 
 
 def test_run_overrules_the_preset(tmp_path: Path) -> None:
@@ -231,7 +247,7 @@ def test_presets_name_only_what_the_chart_makes_or_was_told_of(case: str, tmp_pa
 
 
 def test_network_policy_selects_the_training_pods_and_nothing_else(tmp_path: Path) -> None:
-    policy = only(render({}, tmp_path), "NetworkPolicy")["spec"]
+    policy = only(render({}, tmp_path), "NetworkPolicy", "train")["spec"]
     selector = policy["podSelector"]["matchLabels"]
     assert selector.items() <= names.labels("any").items()
     others = [item for item in render(FULL, tmp_path) if item["kind"] in {"Pod", "CronJob"}]
@@ -274,6 +290,7 @@ def test_schedule_is_kept_by_the_very_command_of_its_pod(tmp_path: Path) -> None
     assert parameters == {
         "run": "s3://b/runs/scheduled-{date}", "registry": "s3://b/registry", "name": "he",
         "recipe": "vits16-dinov2", "settings": ["seed=1"], "min_new_slides": 50, "s3_secret": "keys",
+        "s3_ca_config_map": "ca", "image_pull_secret": "registry",
         **{f"{name}_image": image for name, image in IMAGES.items()},
     }  # fmt: skip
     executors = made["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]

@@ -36,7 +36,7 @@ app.kubernetes.io/managed-by: eosin
 {{- with .Values.s3.endpointUrl }}{{ $_ := set $s3 "endpoint_url" . }}{{ end -}}
 {{- with .Values.s3.region }}{{ $_ := set $s3 "region" . }}{{ end -}}
 {{- with .Values.s3.caConfigMap }}{{ $_ := set $s3 "ca_config_map" . }}{{ end -}}
-{{- $preset := dict "service_account" .Values.serviceAccounts.train.name "image_pull_policy" .Values.images.pullPolicy -}}
+{{- $preset := dict "service_account" .Values.serviceAccounts.train.name "watcher_account" .Values.serviceAccounts.watcher.name "image_pull_policy" .Values.images.pullPolicy -}}
 {{- with .Values.images.train }}{{ $_ := set $preset "image" . }}{{ end -}}
 {{- with .Values.images.pullSecrets }}{{ $_ := set $preset "image_pull_secrets" . }}{{ end -}}
 {{- if $s3 }}{{ $_ := set $preset "s3" $s3 }}{{ end -}}
@@ -46,6 +46,16 @@ app.kubernetes.io/managed-by: eosin
 {{- $_ := set $preset "spot_priority_class" (include "eosin.priorityClass" (dict "root" . "which" "spot")) -}}
 {{- end -}}
 {{- toYaml (mergeOverwrite $preset (deepCopy .Values.cluster)) -}}
+{{- end }}
+
+{{/* What the steps of a pipeline are told of the values: parameter by parameter. */}}
+{{- define "eosin.stepParameters" -}}
+{{- $parameters := dict -}}
+{{- range $image := list "index" "train" "evaluate" }}{{ with index $.Values.images $image }}{{ $_ := set $parameters (printf "%s_image" $image) . }}{{ end }}{{ end -}}
+{{- with include "eosin.s3Secret" . }}{{ $_ := set $parameters "s3_secret" . }}{{ end -}}
+{{- with .Values.s3.caConfigMap }}{{ $_ := set $parameters "s3_ca_config_map" . }}{{ end -}}
+{{- with .Values.images.pullSecrets }}{{ $_ := set $parameters "image_pull_secret" (first .) }}{{ end -}}
+{{- toYaml $parameters -}}
 {{- end }}
 
 {{- define "eosin.podSecurity" -}}

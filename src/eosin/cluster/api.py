@@ -74,6 +74,15 @@ class Cluster:
         """As `v1.36.3`."""
         return str(self.read("reading the server's version", self._version.get_code)["gitVersion"])
 
+    def served(self, resource: Resource) -> list[str]:
+        """Plurals that the server serves under the resource's group and version; needs no Role."""
+        doing, discover = f"discovering {resource.api_version}", self._objects.get_api_resources
+        try:
+            found = self.read(doing, discover, resource.group, resource.version)
+        except Missing:
+            return []
+        return [str(each["name"]) for each in found.get("resources") or []]
+
     def create(self, resource: Resource, manifest: Manifest) -> Manifest:
         """Raises `AlreadyExists` where the name is taken, `Missing` where the API is not installed."""
         doing = f"creating {resource.kind} {manifest['metadata']['name']}"
@@ -153,10 +162,13 @@ class Cluster:
         """Raises `Missing`."""
         return self.read(f"reading pod {name}", self.core.read_namespaced_pod, name, self.namespace)
 
-    def get_config_map(self, name: str) -> dict[str, str]:
+    def get_config_map(self, name: str, namespace: str = "") -> dict[str, str]:
         """Its data. Raises `Missing`."""
         found = self.read(
-            f"reading ConfigMap {name}", self.core.read_namespaced_config_map, name, self.namespace
+            f"reading ConfigMap {name}",
+            self.core.read_namespaced_config_map,
+            name,
+            namespace or self.namespace,
         )
         return dict(found.get("data") or {})
 

@@ -33,6 +33,12 @@ def rendezvous_command(config: RunConfig) -> list[str]:
     return ["python", "-m", "eosin.training.elastic.rendezvous", f"--port={config.cluster.rendezvous.port}"]
 
 
+def watcher_command(config: RunConfig, name: str) -> list[str]:
+    """The container beside the store that ends a training which no run wants any more."""
+    timeout_s = config.cluster.unfollowed_timeout_s
+    return ["python", "-m", "eosin.cluster.watcher", name, f"--unfollowed-timeout={timeout_s}"]
+
+
 def pod_agent_command(config: RunConfig, run_uri: str, name: str, pool: NodePoolConfig) -> list[str]:
     """One pod's torchrun agent, under the wrapper that stops on what no restart mends."""
     elastic = config.train.elastic

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from eosin.cluster.api import Manifest, Missing
 from eosin.cluster.failure import PodFailure, explain, stuck_pods
 from eosin.cluster.names import FOLLOWED_ANNOTATION, REPLICATED_JOB_LABEL
 from eosin.cluster.pod_logs import PodLogMirror
+from eosin.cluster.queue import never_mends, why_it_waits
 from eosin.cluster.training_jobs import TrainingJobs, terminal_state
 from eosin.errors import EosinError, TransientError, UserError
 from eosin.observability import RunLog
@@ -34,6 +34,9 @@ class Follower:
     last: Manifest | None = None
     """The job as it was last seen."""
     _noted_s: float = -math.inf
+    _waits_for: str = ""
+    _waits_since_s: float | None = None
+    _queue_is_hidden: bool = False
     _seen: set[tuple[str, int]] = field(default_factory=set)
     _stuck_since_s: dict[str, float] = field(default_factory=dict)
     _shown: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +69,7 @@ class Follower:
         if not terminal_state(jobset):
             self._note_that_it_is_followed(name)
             self._give_up_on_stuck(jobset, pods)
+            self._give_up_on_queue(jobset)
 
     def _report_state(self, jobset: Manifest, pods: list[Manifest]) -> None:
         restarts = (jobset.get("status") or {}).get("restarts", 0)
@@ -94,9 +98,40 @@ class Follower:
             return
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
         patch = {"metadata": {"annotations": {FOLLOWED_ANNOTATION: stamp}}}
-        with contextlib.suppress(Missing):
+        self._noted_s = now_s
+        try:
             self.jobs.cluster.patch(self.jobs.resource, name, patch)
-            self._noted_s = now_s
+        except Missing:
+            return
+        except UserError as error:  # a Role from before; without the note nothing ends an unfollowed training
+            self._noted_s = math.inf
+            self.log.event("warning", message=error.message)
+
+    def _give_up_on_queue(self, jobset: Manifest) -> None:
+        """A queue that is not there suspends a training for ever, and says so in its Workload alone."""
+        if jobset["spec"].get("suspend") is not True or self._queue_is_hidden:
+            self._waits_since_s = None
+            return
+        try:
+            waits_for = why_it_waits(self.jobs.cluster, jobset)
+        except UserError as error:
+            self._queue_is_hidden = True
+            self.log.event("warning", message=error.message)
+            return
+        if waits_for and waits_for != self._waits_for:
+            self.log.event("queued", jobset=jobset["metadata"]["name"], message=waits_for)
+        self._waits_for = waits_for
+        if not never_mends(waits_for):
+            self._waits_since_s = None
+            return
+        now_s = time.monotonic()
+        self._waits_since_s = self._waits_since_s or now_s
+        if now_s - self._waits_since_s >= self.stuck_timeout_s:
+            self.jobs.delete(jobset)
+            raise UserError(
+                f"the training was not admitted for {now_s - self._waits_since_s:.0f} s: {waits_for}",
+                hint="correct cluster.queue, or make the queue; then run it again",
+            )
 
     def _give_up_on_stuck(self, jobset: Manifest, pods: list[Manifest]) -> None:
         """GPUs must not be held for an image that cannot be pulled: delete the JobSet and say so."""

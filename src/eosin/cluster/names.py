@@ -27,6 +27,7 @@ RESTART_ATTEMPT_LABEL = "jobset.sigs.k8s.io/restart-attempt"
 
 CONTAINER = "trainer"
 RENDEZVOUS_CONTAINER = "rendezvous"
+WATCHER_CONTAINER = "watcher"
 
 _SLUG_CHARS = 14
 

@@ -68,9 +68,26 @@ def rendezvous_pod(config: RunConfig, name: str, *, image: str, service_account:
         "nodeSelector": dict(place.node_selector),
         "tolerations": [_toleration(toleration) for toleration in place.tolerations],
     }
+    if cluster.watcher_account:
+        # The only pod of a training that speaks to the Kubernetes API, with an account of its own for it.
+        spec |= {"serviceAccountName": cluster.watcher_account, "automountServiceAccountToken": True}
+        spec["containers"].append(_watcher_container(config, name, image))
     if cluster.priority_class:
         spec["priorityClassName"] = cluster.priority_class
     return _template(name, spec)
+
+
+def _watcher_container(config: RunConfig, name: str, image: str) -> Manifest:
+    return {
+        "name": names.WATCHER_CONTAINER,
+        "image": image,
+        "imagePullPolicy": config.cluster.image_pull_policy,
+        "command": commands.watcher_command(config, name),
+        "env": _variables({"EOSIN_LOG": "json", "HOME": "/tmp"}),
+        "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        "securityContext": _container_security(),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
 
 
 def doctor_pod(cluster: ClusterConfig, name: str, uri: str, *, image: str) -> Manifest:

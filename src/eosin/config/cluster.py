@@ -132,6 +132,11 @@ class ClusterConfig(Section):
     """Names of existing Secrets for a private registry."""
     service_account: str = "eosin-train"
     """Of the training pods: it needs the bucket and nothing of the Kubernetes API."""
+    watcher_account: str = "eosin-watcher"
+    """Of the rendezvous pod, whose watcher ends a training that its run was terminated for, or that nobody
+    follows: it may read Workflows, and read and delete JobSets. Empty: no watcher."""
+    unfollowed_timeout_s: int = Field(default=3600, ge=120)
+    """How long training goes on, and holds its GPUs, where no launcher follows it; then it saves and ends."""
     s3: S3AccessConfig = S3AccessConfig()
     """How pods reach the object store."""
     pools: tuple[NodePoolConfig, ...] = (NodePoolConfig(),)

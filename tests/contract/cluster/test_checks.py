@@ -14,7 +14,14 @@ from eosin.config import load_config
 from eosin.config.cluster import ClusterConfig
 from tests.support.api_server import NAMESPACE, ApiServer, serve
 
-CRDS = "apiextensions.k8s.io/v1/customresourcedefinitions"
+APIS = {
+    "jobset.x-k8s.io/v1alpha2": {"jobsets"},
+    "argoproj.io/v1alpha1": {"workflows"},
+    "trainer.kubeflow.org/v1alpha1": {"trainjobs", "trainingruntimes"},
+    "kueue.x-k8s.io/v1beta2": {"localqueues", "workloads"},
+}
+kmock = pytest.importorskip("kmock", reason="pip install kmock")
+
 REVIEWS = "post /apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
@@ -24,19 +31,38 @@ def server() -> Iterator[ApiServer]:
     with serve() as running:
         mock = running.mock
         mock["get /version/"] << {"gitVersion": "v1.34.1"}
-        for resource in ("v1/nodes", "v1/resourcequotas", "kueue.x-k8s.io/v1beta2/localqueues", CRDS):
+        for resource in ("v1/nodes", "v1/resourcequotas", "kueue.x-k8s.io/v1beta2/localqueues"):
             mock.resources[resource] = {}
-        crd(running, "jobsets.jobset.x-k8s.io", "v1alpha2")
-        crd(running, "workflows.argoproj.io", "v1alpha1")
+        running.installed = {"jobset.x-k8s.io/v1alpha2", "argoproj.io/v1alpha1"}  # type: ignore[attr-defined]
+        for api in APIS:
+            mock[f"get /apis/{api}"] << discovery(running, api)
+        argo_retries(running, "Always")
         for resource in ("v1/serviceaccounts", "v1/secrets"):
             mock.resources[resource] = {}
         running.add("v1/serviceaccounts", {"metadata": {"name": "eosin-train"}})
         yield running
 
 
-def crd(server: ApiServer, name: str, *versions: str) -> None:
-    spec = {"versions": [{"name": version, "served": True} for version in versions]}
-    server.mock.objects[CRDS, None, name] = {"metadata": {"name": name}, "spec": spec}
+def discovery(server: ApiServer, api: str) -> Any:
+    def answer(request: Any) -> Any:
+        if api not in server.installed:  # type: ignore[attr-defined]
+            return kmock.Response(status=404, payload={"message": "the server could not find it"})
+        return {"kind": "APIResourceList", "resources": [{"name": name} for name in sorted(APIS[api])]}
+
+    return answer
+
+
+def install(server: ApiServer, *apis: str) -> None:
+    server.installed |= set(apis)  # type: ignore[attr-defined]
+
+
+def argo_retries(server: ApiServer, policy: str) -> None:
+    """The configuration of Argo's controller as Kubeflow Pipelines 2.17 installs it, with such a policy."""
+    defaults = f"spec:\n  templateDefaults:\n    retryStrategy: {{limit: '2', retryPolicy: {policy}}}\n"
+    server.mock.objects["v1/configmaps", NAMESPACE, "workflow-controller-configmap"] = {
+        "metadata": {"name": "workflow-controller-configmap"},
+        "data": {"workflowDefaults": defaults},
+    }
 
 
 def node(server: ApiServer, name: str, gpus: int, *, ready: bool = True, **labels: str) -> None:
@@ -105,7 +131,7 @@ def test_a_preset_that_no_configuration_has_fails(server: ApiServer) -> None:
 
 def test_no_kubeflow_is_a_warning_since_training_needs_none(server: ApiServer) -> None:
     allow(server)
-    server.mock.objects[CRDS, None, "workflows.argoproj.io"].delete()
+    server.installed.discard("argoproj.io/v1alpha1")  # type: ignore[attr-defined]
     check = checks(server)["API workflows"]
     assert check.status == "warn" and "Kubeflow Pipelines" in check.fix
 
@@ -135,16 +161,21 @@ def test_who_may_not_read_secrets_is_told_nothing_of_them(server: ApiServer) -> 
 
 def test_missing_jobset_api_names_the_command(server: ApiServer) -> None:
     allow(server)
-    server.mock.objects[CRDS, None, "jobsets.jobset.x-k8s.io"].delete()
+    server.installed.discard("jobset.x-k8s.io/v1alpha2")  # type: ignore[attr-defined]
     check = checks(server)["API jobsets"]
     assert check.status == "fail"
     assert "kubectl apply" in check.fix
 
 
-def test_older_jobset_that_serves_another_version(server: ApiServer) -> None:
+def test_as_kubeflow_is_installed_a_failed_step_ends_the_run_and_doctor_says_the_cure(
+    server: ApiServer,
+) -> None:
     allow(server)
-    crd(server, "jobsets.jobset.x-k8s.io", "v1alpha1")
-    assert checks(server)["API jobsets"].status == "fail"
+    assert checks(server)["steps' retries"].status == "ok"
+    argo_retries(server, "OnError")
+    check = checks(server)["steps' retries"]
+    assert check.status == "warn" and "eosin resume" in check.detail
+    assert "retryPolicy: Always" in check.fix and check.fix.startswith("kubectl -n kubeflow")
 
 
 @pytest.mark.parametrize("refused", [("create", "jobsets"), ("get", "pods/log"), ("get", "workflows")])
@@ -156,7 +187,7 @@ def test_each_missing_verb_is_named(server: ApiServer, refused: tuple[str, str])
 
 def test_queue_that_is_not_there(server: ApiServer) -> None:
     allow(server)
-    crd(server, "localqueues.kueue.x-k8s.io", "v1beta2")
+    install(server, "kueue.x-k8s.io/v1beta2")
     assert checks(server, "{queue: gpus}")["queue"].status == "fail"
     server.add(
         "kueue.x-k8s.io/v1beta2/localqueues",
@@ -167,7 +198,7 @@ def test_queue_that_is_not_there(server: ApiServer) -> None:
 
 def test_queue_that_admits_nothing(server: ApiServer) -> None:
     allow(server)
-    crd(server, "localqueues.kueue.x-k8s.io", "v1beta2")
+    install(server, "kueue.x-k8s.io/v1beta2")
     stopped = {"type": "Active", "status": "False", "message": "ClusterQueue all is not there"}
     queue = {
         "metadata": {"name": "gpus"},
@@ -214,6 +245,15 @@ def test_what_may_not_be_read_is_a_warning(server: ApiServer) -> None:
     assert checks(server)["nodes"].status == "warn"
 
 
+def test_a_queue_that_may_not_be_read_was_not_checked_and_fails(server: ApiServer) -> None:
+    allow(server)
+    install(server, "kueue.x-k8s.io/v1beta2")
+    path = f"get /apis/kueue.x-k8s.io/v1beta2/namespaces/{NAMESPACE}/localqueues/gpus"
+    server.mock[path] << 403
+    check = checks(server, "{queue: gpus}")["queue"]
+    assert check.status == "fail" and "not checked" in check.detail
+
+
 def test_server_that_is_away_is_the_only_check() -> None:
     from kubernetes import client
 
@@ -233,5 +273,9 @@ def test_trainer_is_needed_only_where_it_is_chosen(server: ApiServer) -> None:
     assert "Kubeflow Trainer" in found["API trainjobs"].fix
     assert found["may trainjobs"].status == "ok"
     assert found["may trainingruntimes"].detail == "may not create trainingruntimes"
-    crd(server, "trainjobs.trainer.kubeflow.org", "v1alpha1")
+
+
+def test_trainer_that_is_installed_is_found(server: ApiServer) -> None:
+    allow(server)
+    install(server, "trainer.kubeflow.org/v1alpha1")
     assert checks(server, "{job_api: trainjob}")["API trainjobs"].status == "ok"

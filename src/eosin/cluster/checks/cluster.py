@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from eosin.cluster import names
+import yaml
+
+from eosin.cluster import names, queue
 from eosin.cluster.api import Cluster, Manifest, Missing, connect, inside_a_pod
 from eosin.cluster.checks.result import ClusterCheck
 from eosin.cluster.checks.store import check_store_from_inside
 from eosin.cluster.defaults import CONFIG_MAP, load_defaults
 from eosin.config.cluster import ClusterConfig, NodePoolConfig
-from eosin.errors import EosinError
+from eosin.errors import EosinError, UserError
 
 _PREREQUISITES = "kubectl apply --server-side -k manifests/prerequisites"
 _TRAINER = "install Kubeflow Trainer 2, or set cluster.job_api to jobset"
-# (name, version that must be served, how to get it)
-_CRDS = (
-    ("jobsets.jobset.x-k8s.io", "v1alpha2", _PREREQUISITES),
-    ("workflows.argoproj.io", "v1alpha1", "install Kubeflow Pipelines 2.17; `eosin train` needs none"),
-    ("trainjobs.trainer.kubeflow.org", "v1alpha1", _TRAINER),
-    ("trainingruntimes.trainer.kubeflow.org", "v1alpha1", _TRAINER),
-    ("localqueues.kueue.x-k8s.io", "", "manifests/prerequisites/kueue-values.yaml says how"),
+# (API, how to get it)
+_APIS = (
+    (names.JOBSET, _PREREQUISITES),
+    (names.WORKFLOW, "install Kubeflow Pipelines 2.17; `eosin train` needs none"),
+    (names.TRAINJOB, _TRAINER),
+    (names.RUNTIME, _TRAINER),
+    (
+        names.Resource(queue.GROUP, "v1beta2", "localqueues", "LocalQueue"),
+        "manifests/prerequisites/kueue-values.yaml says how",
+    ),
 )
 
 # Everything the launcher does, and nothing else (group, resource, verbs, the one object or any): the
@@ -32,10 +37,18 @@ LAUNCHER_PERMISSIONS = (
     (names.JOBSET.group, "jobsets", ("create", "get", "list", "watch", "patch", "delete"), ""),
     ("batch", "jobs", ("create", "get", "delete"), ""),
     ("policy", "poddisruptionbudgets", ("create",), ""),
-    ("", "pods", ("get", "list", "watch"), ""),
+    ("", "pods", ("get", "list"), ""),
     ("", "pods/log", ("get",), ""),
     ("", "events", ("list",), ""),
     ("", "configmaps", ("get",), CONFIG_MAP),
+    ("argoproj.io", "workflows", ("get",), ""),
+    (queue.GROUP, "localqueues", ("get",), ""),
+    (queue.GROUP, "workloads", ("list",), ""),
+)
+# What the watcher in the rendezvous pod does, and nothing else; the chart's second Role grants exactly these.
+WATCHER_PERMISSIONS = (
+    (names.JOBSET.group, "jobsets", ("get", "delete"), ""),
+    (names.TRAINJOB.group, names.TRAINJOB.plural, ("get", "delete"), ""),
     ("argoproj.io", "workflows", ("get",), ""),
 )
 # The same where `cluster.job_api` is trainjob; the Role grants these as well.
@@ -43,8 +56,17 @@ TRAINER_PERMISSIONS = (
     (names.TRAINJOB.group, names.TRAINJOB.plural, ("create", "get", "list", "watch", "patch", "delete"), ""),
     (names.RUNTIME.group, names.RUNTIME.plural, ("create", "get", "delete"), ""),
 )
-_KUEUE = "kueue.x-k8s.io"
 _TESTED_MINOR = 29
+_KUBEFLOW = "kubeflow"
+_ARGO_CONFIG_MAP = "workflow-controller-configmap"
+_NOT_TRIED_AGAIN = (
+    "a step that ends with an error, or is evicted, ends the run. eosin waits out what passes by itself; "
+    "`eosin resume RUN` goes on after the rest"
+)
+_RETRY_CURE = (
+    f"kubectl -n {_KUBEFLOW} get cm {_ARGO_CONFIG_MAP} -o yaml "
+    "| sed 's/retryPolicy: OnError/retryPolicy: Always/' | kubectl apply -f -"
+)
 
 
 def run_cluster_checks(
@@ -65,10 +87,11 @@ def run_cluster_checks(
         config, defaults = _defaults(cluster)
         checks.append(defaults)
     groups: tuple[Callable[[Cluster, ClusterConfig], Iterator[ClusterCheck]], ...] = (
-        _check_crds,
+        _check_apis,
         _check_permissions,
         _check_references,
         _check_queue,
+        _check_retries,
         _check_nodes,
         _check_quota,
     )
@@ -99,13 +122,15 @@ def _defaults(cluster: Cluster) -> tuple[ClusterConfig, ClusterCheck]:
 def _guarded(
     group: Callable[[Cluster, ClusterConfig], Iterator[ClusterCheck]], cluster: Cluster, config: ClusterConfig
 ) -> list[ClusterCheck]:
-    """What may not be read is a warning: it may still be there."""
+    """What may not be read was not checked: a failure where a launcher needs it, else a warning."""
     try:
         return list(group(cluster, config))
     except (EosinError, Missing) as error:
         name = group.__name__.removeprefix("_check_")
         message = error.message if isinstance(error, EosinError) else str(error)
-        return [ClusterCheck(name, "warn", f"cannot be checked: {message}")]
+        status: Literal["warn", "fail"] = "fail" if group in _NEEDED else "warn"
+        fix = "bind the chart's launcher Role to this service account (values: launcher.serviceAccounts)"
+        return [ClusterCheck(name, status, f"not checked: {message}", fix)]
 
 
 def _check_version(cluster: Cluster) -> ClusterCheck:
@@ -118,30 +143,19 @@ def _check_version(cluster: Cluster) -> ClusterCheck:
     return ClusterCheck("kubernetes API", "ok", detail)
 
 
-def _check_crds(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
-    for name, version, fix in _CRDS:
-        if name.endswith(_KUEUE) and not config.queue:
+def _check_apis(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+    """By discovery, which every account may ask."""
+    for resource, fix in _APIS:
+        if resource.group == queue.GROUP and not config.queue:
             continue
-        if name.endswith(names.TRAINJOB.group) and config.job_api != "trainjob":
+        if resource.group == names.TRAINJOB.group and config.job_api != "trainjob":
             continue
-        yield _check_crd(
-            cluster, name, version, fix, lacking="warn" if name.startswith("workflows") else "fail"
-        )
-
-
-def _check_crd(
-    cluster: Cluster, name: str, version: str, fix: str, *, lacking: Literal["warn", "fail"]
-) -> ClusterCheck:
-    kind = name.split(".")[0]
-    try:
-        crd = cluster.get_cluster_object("apiextensions.k8s.io", "v1", "customresourcedefinitions", name)
-    except Missing:
-        return ClusterCheck(f"API {kind}", lacking, f"{name} is not installed", fix)
-    served = [entry["name"] for entry in crd["spec"]["versions"] if entry["served"]]
-    if version and version not in served:
-        fix = f"install a release that serves {version}: {fix}"
-        return ClusterCheck(f"API {kind}", lacking, f"serves {', '.join(served)}", fix)
-    return ClusterCheck(f"API {kind}", "ok", f"serves {', '.join(served)}")
+        name = f"API {resource.plural}"
+        if resource.plural in cluster.served(resource):
+            yield ClusterCheck(name, "ok", f"serves {resource.version}")
+        else:
+            lacking: Literal["warn", "fail"] = "warn" if resource == names.WORKFLOW else "fail"
+            yield ClusterCheck(name, lacking, f"{resource.api_version} is not installed", fix)
 
 
 def _check_permissions(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
@@ -180,24 +194,20 @@ def _check_reference(cluster: Cluster, kind: str, read: Callable[..., Any], name
 def _check_queue(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
     if not config.queue:
         return
-    for version in ("v1beta2", "v1beta1"):
-        queue = cluster.get(names.Resource(_KUEUE, version, "localqueues", "LocalQueue"), config.queue)
-        if queue is None:
-            continue
-        points_at = queue["spec"].get("clusterQueue", "?")
-        status = queue.get("status") or {}
-        pending = status.get("pendingWorkloads", 0)
-        if stopped := _why_inactive(status):
-            fix = f"does ClusterQueue {points_at} exist, with a flavor for each resource?"
-            yield ClusterCheck(
-                "queue", "fail", f"{config.queue} → {points_at} admits nothing: {stopped}", fix
-            )
-            return
-        yield ClusterCheck("queue", "ok", f"{config.queue} → {points_at}, {pending} waiting")
+    found = queue.local_queue(cluster, config.queue)
+    if found is None:
+        detail = f"LocalQueue {config.queue} is not in namespace {cluster.namespace}"
+        fix = "kubectl apply -k manifests/overlays/YOURS, or clear cluster.queue"
+        yield ClusterCheck("queue", "fail", detail, fix)
         return
-    detail = f"LocalQueue {config.queue} is not in namespace {cluster.namespace}"
+    points_at = found["spec"].get("clusterQueue", "?")
+    status = found.get("status") or {}
+    if stopped := _why_inactive(status):
+        fix = f"does ClusterQueue {points_at} exist, with a flavor for each resource?"
+        yield ClusterCheck("queue", "fail", f"{config.queue} → {points_at} admits nothing: {stopped}", fix)
+        return
     yield ClusterCheck(
-        "queue", "fail", detail, "kubectl apply -k manifests/overlays/YOURS, or clear cluster.queue"
+        "queue", "ok", f"{config.queue} → {points_at}, {status.get('pendingWorkloads', 0)} waiting"
     )
 
 
@@ -206,6 +216,42 @@ def _why_inactive(status: Manifest) -> str:
         if condition["type"] == "Active" and condition["status"] == "False":
             return str(condition.get("message") or condition.get("reason", ""))
     return ""
+
+
+def _check_retries(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+    """What Argo does with a step that ends with an error: only an administrator can change it."""
+    if names.WORKFLOW.plural not in cluster.served(names.WORKFLOW):
+        return
+    found: dict[str, str] | None = None
+    for namespace in dict.fromkeys((cluster.namespace, _KUBEFLOW)):
+        try:
+            found = cluster.get_config_map(_ARGO_CONFIG_MAP, namespace)
+            break
+        except (Missing, UserError):
+            continue
+    name = "steps' retries"
+    if found is None:
+        detail = f"not known: ConfigMap {_ARGO_CONFIG_MAP} is in neither namespace, or may not be read"
+        yield ClusterCheck(name, "warn", detail, f"as Kubeflow installs it, {_NOT_TRIED_AGAIN}")
+        return
+    policy = retry_policy(found)
+    if policy in ("Always", "OnFailure", ""):
+        said = f"retryPolicy {policy}" if policy else "no retryPolicy: each step's own attempts count"
+        yield ClusterCheck(name, "ok", f"{said}; a step that fails is tried again")
+    else:
+        yield ClusterCheck(name, "warn", f"retryPolicy {policy}: {_NOT_TRIED_AGAIN}", _RETRY_CURE)
+
+
+def retry_policy(config_map: Mapping[str, str]) -> str:
+    """The retry policy in the data of Argo's workflow-controller-configmap; empty where it names none."""
+    tree: Any = config_map
+    try:
+        for key in ("workflowDefaults", "spec", "templateDefaults", "retryStrategy", "retryPolicy"):
+            tree = yaml.safe_load(tree) if isinstance(tree, str) else tree
+            tree = (tree or {}).get(key)
+    except (yaml.YAMLError, AttributeError):
+        return ""
+    return str(tree or "")
 
 
 def _check_nodes(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
@@ -268,3 +314,7 @@ def _is_ready(node: Manifest) -> bool:
 
 def _gpus(node: Manifest, resource: str) -> int:
     return int(node.get("status", {}).get("allocatable", {}).get(resource, 0))
+
+
+# Nodes and quota are an administrator's to read.
+_NEEDED = (_check_apis, _check_permissions, _check_queue)

@@ -1,0 +1,57 @@
+"""Kueue's word on a training that waits: its Workload says why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from eosin.cluster.api import Cluster, Manifest, Missing
+from eosin.cluster.names import Resource
+
+_VERSIONS = ("v1beta2", "v1beta1")
+GROUP = "kueue.x-k8s.io"
+# Of Kueue's messages: what no patience mends.
+_NEVER = ("doesn't exist", "does not exist", "not found", "is inactive", "is stopped")
+
+
+def local_queue(cluster: Cluster, name: str) -> Manifest | None:
+    """The LocalQueue of that name in the namespace. Raises `UserError` where it may not be read."""
+    for version in _VERSIONS:
+        found = cluster.get(Resource(GROUP, version, "localqueues", "LocalQueue"), name)
+        if found is not None:
+            return found
+    return None
+
+
+def why_it_waits(cluster: Cluster, job: Manifest) -> str:
+    """What Kueue says of the Workload of `job`; empty where it is admitted, or Kueue has no word on it.
+
+    Raises `UserError` where this identity may not read Workloads.
+    """
+    uid = job["metadata"].get("uid", "")
+    for workload in _workloads(cluster):
+        owners = workload["metadata"].get("ownerReferences") or []
+        if uid and any(owner["uid"] == uid for owner in owners):
+            return _waits_for(workload)
+    return ""
+
+
+def never_mends(message: str) -> bool:
+    """Whether such a wait has no end unless a person does something."""
+    return any(part in message for part in _NEVER)
+
+
+def _workloads(cluster: Cluster) -> Iterator[Manifest]:
+    for version in _VERSIONS:
+        try:
+            yield from cluster.list_objects(Resource(GROUP, version, "workloads", "Workload"))
+        except Missing:
+            continue
+        return
+
+
+def _waits_for(workload: Manifest) -> str:
+    conditions = (workload.get("status") or {}).get("conditions") or []
+    for condition in conditions:
+        if condition["type"] == "QuotaReserved" and condition["status"] != "True":
+            return str(condition.get("message") or condition.get("reason", ""))
+    return ""

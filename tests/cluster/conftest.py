@@ -1,0 +1,36 @@
+"""A namespace of a real cluster for each test; all skip where no cluster is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from eosin.cluster import training_jobs
+from eosin.cluster.api import Cluster
+from tests.support import real_cluster
+
+
+@pytest.fixture(scope="session")
+def real() -> Cluster:
+    return real_cluster.reach()
+
+
+@pytest.fixture
+def cluster(real: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """With the chart's accounts; what is submitted waits instead of training."""
+    render_jobset, render_trainjob = training_jobs.render_jobset, training_jobs.render_trainjob
+
+    def jobset(*args: Any, **more: Any) -> Any:
+        return real_cluster.runnable(render_jobset(*args, **more))
+
+    def trainjob(*args: Any, **more: Any) -> Any:
+        runtime, job = render_trainjob(*args, **more)
+        return real_cluster.runnable(runtime), job
+
+    monkeypatch.setattr(training_jobs, "render_jobset", jobset)
+    monkeypatch.setattr(training_jobs, "render_trainjob", trainjob)
+    with real_cluster.namespace(real) as made:
+        real_cluster.install_accounts(made)
+        yield made
