@@ -6,14 +6,22 @@ import difflib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eosin.config import RunConfig
 from eosin.errors import EosinError, UserError
 from eosin.layout import RunLayout
 from eosin.observability import printable
-from eosin.records import MetricRecord, PatchSetManifest, Study, TrainingDone, load_record
+from eosin.records import (
+    KubeflowRun,
+    MetricRecord,
+    PatchSetManifest,
+    StepFailure,
+    Study,
+    TrainingDone,
+    load_record,
+)
 from eosin.runs import load_pin, load_run
 from eosin.storage import Store, join_uri, open_store
 
@@ -37,10 +45,23 @@ class RunStatus:
     config_digest: str
     steps: tuple[StepStatus, ...]
     is_study: bool = False
+    failures: tuple[StepFailure, ...] = ()
+    """Last errors of steps that have not succeeded since, the newest first."""
+    kubeflow: KubeflowRun | None = None
 
     def __str__(self) -> str:
         marks = {"done": "✓", "partial": "…", "waiting": " "}
-        lines = [f"{self.run}  ({self.recipe}, config {self.config_digest[:12]})"]
+        about = (
+            f"{self.recipe}, config {self.config_digest[:12]}" if self.config_digest else "not planned yet"
+        )
+        lines = [f"{self.run}  ({about})"]
+        for failure in self.failures:
+            attempt = f", attempt {failure.attempt}" if failure.attempt > 1 else ""
+            lines.append(printable(f" ✗ {failure.step}: {failure.message}  ({failure.time}{attempt})"))
+            lines += [printable(f"   → {failure.hint}")] if failure.hint else []
+        if self.kubeflow is not None:
+            place = self.kubeflow
+            lines.append(f"   kubeflow   run {place.run_id} · {place.namespace} {place.workflow}".rstrip())
         lines += [f" {marks[step.state]} {step.step:<10} {step.detail}" for step in self.steps]
         return "\n".join([*lines, f"next: {self.next}"])
 
@@ -48,6 +69,8 @@ class RunStatus:
     def next(self) -> str:
         """The command that brings the run on, or shows what it came to."""
         waiting = next((step for step in self.steps if step.state != "done"), None)
+        if not self.steps:
+            return f"eosin logs {self.run}"
         if waiting is None:
             return f"open {self.steps[-1].detail}"
         if self.is_study:
@@ -75,12 +98,19 @@ class LogLine:
 
 
 def run_status(run_uri: str) -> RunStatus:
-    """The state of each step; of a study, over its runs. Raises `UserError` where none was begun there."""
+    """The state of each step; of a study, over its runs; and why one failed.
+
+    Raises `UserError` where none was begun there.
+    """
     store = open_store(run_uri)
+    failures, kubeflow = _failures(store), load_record(KubeflowRun, store, RunLayout.KUBEFLOW_RUN)
+    if (failures or kubeflow) and not store.exists(RunLayout.CONFIG):
+        return RunStatus(run_uri, "", "", (), failures=failures, kubeflow=kubeflow)
     config = load_run(run_uri, store=store)
     study = load_record(Study, store, RunLayout.STUDY)
     if study is not None:
-        return _study_status(run_uri, config, study, store)
+        of_study = _study_status(run_uri, config, study, store)
+        return replace(of_study, failures=failures, kubeflow=kubeflow)
     steps = (
         _index(store),
         _decode(store),
@@ -88,7 +118,12 @@ def run_status(run_uri: str) -> RunStatus:
         _evaluate(store),
         _report(store),
     )
-    return RunStatus(run_uri, config.recipe, config.digest(), steps)
+    return RunStatus(run_uri, config.recipe, config.digest(), steps, failures=failures, kubeflow=kubeflow)
+
+
+def _failures(store: Store) -> tuple[StepFailure, ...]:
+    found = [load_record(StepFailure, store, info.key) for info in store.list(RunLayout.FAILURES)]
+    return tuple(sorted(filter(None, found), key=lambda failure: failure.time, reverse=True))
 
 
 def _study_status(run_uri: str, config: RunConfig, study: Study, store: Store) -> RunStatus:
