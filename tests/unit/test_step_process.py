@@ -110,8 +110,12 @@ def test_the_last_error_stands_in_status_and_logs_until_the_step_succeeds(run: S
     assert run_status(run.uri).failures == ()
 
 
-def test_a_run_that_was_never_planned_still_says_why(run: Store) -> None:
+def test_in_a_pod_a_run_that_was_never_planned_says_why(
+    run: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run.delete([RunLayout.CONFIG])
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(step_process, "_TERMINATION_LOG", tmp_path / "termination-log")
     with pytest.raises(SystemExit):
         as_step(index_shard, run.uri, 0, UserError("there is no recipe x"))
     assert "there is no recipe x" in str(run_status(run.uri))
