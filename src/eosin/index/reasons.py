@@ -25,6 +25,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "not-brightfield": ("it shows fluorescence", "leave it out: models are trained on stained tissue"),
     "disagrees": ("another reader shows another picture of it", "do not use it, and report its format"),
     "denied": ("it may not be read", "give the credentials in use the right to read it, and index again"),
+    "missing": ("it was gone when it was read", "index again"),
     "changed": ("it changed while it was read", "index again"),
     "unreadable": ("a library failed on it", "index again; if it stays, report its format"),
 }  # fmt: skip

@@ -283,4 +283,4 @@ def test_an_instance_that_vanished_or_was_revised_is_a_reason(tmp_path: Path) ->
     shutil.move(tmp_path / "b.dcm", tmp_path / "c.dcm")
     with pytest.raises(SlideError) as caught:
         read_header(store, listed)
-    assert caught.value.reason == "changed"
+    assert caught.value.reason == "missing"
