@@ -29,6 +29,7 @@ LAYOUTS = {
         "A run",
         "`s3://bucket/runs/NAME`; a study is a folder of runs with a few keys of its own.",
     ),
+    "FeaturesLayout": ("Features", "`--out` of `eosin embed`: one file a slide."),
     "RegistryLayout": ("A registry", "`s3://bucket/registry`: one object a model name."),
 }
 T = TypeVar("T", bound=BaseModel)

@@ -17,6 +17,25 @@ TEACHER_TIMM_CONFIG = "config.json"
 TEACHER_README = "README.md"
 
 
+class FeaturesLayout:
+    """Keys of features made from an index alone, one file a slide."""
+
+    SPEC = "features.json"
+    """What the features are, pinned by the first worker: `FeaturesSpec`."""
+    MANIFEST = "manifest.json"
+    """Published last, once every slide is done: `FeaturesManifest`."""
+
+    @staticmethod
+    def slide(name: str, suffix: str) -> str:
+        """Features and coordinates of one slide."""
+        return f"features/{name}.{suffix}"
+
+    @staticmethod
+    def left_out(name: str) -> str:
+        """Why a slide has no features: `SlideLeftOut`."""
+        return f"left-out/{name}.json"
+
+
 class IndexLayout:
     """Keys under an index URI: immutable shards, immutable snapshots, one moving pointer."""
 

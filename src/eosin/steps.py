@@ -41,6 +41,8 @@ from eosin.step_process import as_step, in_pod, publish_silent_failure
 from eosin.storage import join_uri, open_store
 
 if TYPE_CHECKING:
+    from eosin.evaluation.embed_index import EmbedRequest
+    from eosin.records.features import FeaturesManifest
     from eosin.registry.promote import Promotion
     from eosin.registry.retrain import Gate
     from eosin.summary.study_report import StudyResult
@@ -279,6 +281,34 @@ def decode(
             run_uri, name=name, shard=shard, num_shards=num_shards, log=log, settings=tuple(settings),
             slides=tuple(slides),
         )  # fmt: skip
+
+
+def decode_index(
+    index_uri: str,
+    out_uri: str,
+    shard: int,
+    num_shards: int,
+    name: str,
+    settings: Iterable[str] = (),
+    slides: Iterable[str] = (),
+) -> PatchSetManifest | None:
+    """As `decode`, from an index alone: the set lies in `out_uri`."""
+    from eosin.patches.sets.decode_set import decode_part
+    from eosin.patches.sets.set_spec import open_decoding_of_index
+
+    with RunLog(f"decode-{name}-{shard:05d}") as log:
+        job = open_decoding_of_index(
+            index_uri, out_uri, name, shard, num_shards, tuple(settings), tuple(slides)
+        )
+        return decode_part(job, log)
+
+
+def embed(request: EmbedRequest, shard: int, num_shards: int) -> FeaturesManifest | None:
+    """Embed one part of an index's slides; whoever finishes last publishes the manifest (else None)."""
+    from eosin.evaluation.embed_index import embed_index
+
+    with RunLog(f"embed-{shard:05d}") as log:
+        return embed_index(request, shard, num_shards, log)
 
 
 def train(run_uri: str, backend: str = "local") -> TrainingDone:

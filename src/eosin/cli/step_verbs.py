@@ -13,6 +13,8 @@ Shard = Annotated[
     str | None, typer.Option("--shard", metavar="I/N", help="Only shard I of N (counted from 0).")
 ]
 
+_LEFT_OUT_SHOWN = 50
+
 index_app = typer.Typer(help="Scan slides into an index. `eosin index inspect` looks into one.")
 
 
@@ -20,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add the step verbs to `app`."""
     app.add_typer(index_app, name="index")
     app.command()(decode)
+    app.command()(embed)
     app.command()(train)
     app.command()(evaluate)
     app.command()(summarize)
@@ -122,7 +125,13 @@ def sheet(
 
 
 def decode(
-    run: Run,
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="The run's URI; or give --index and --out.")
+    ] = None,
+    index_uri: Annotated[
+        str, typer.Option("--index", help="Decode from this index, without a run, into --out.")
+    ] = "",
+    out: Annotated[str, typer.Option(help="With --index: where the set is published.")] = "",
     shard: Shard = None,
     name: Annotated[str, typer.Option(help="heldout, a set of patches.sets, or a new one.")] = "heldout",
     settings: Annotated[
@@ -134,10 +143,20 @@ def decode(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decode a patch set (the held-out one, a grid, a sample) and publish it."""
+    """Decode a patch set (the held-out one, a grid, a sample) of a run or an index, and publish it."""
     from eosin import steps
     from eosin.runs import load_run
 
+    if run is None:
+        if not index_uri or not out:
+            raise UserError("nothing to decode from", hint="give a run, or --index and --out")
+        index, count = _shard(shard) or (0, 1)
+        found = steps.decode_index(index_uri, out, index, count, name, settings or (), slide or ())
+        made = _patch_set(found)
+        emit(made, as_json=as_json, text=_patch_set_text(out, name, made))
+        return
+    if index_uri or out:
+        raise UserError("a run has its own index and place", hint="leave --index and --out, or RUN, away")
     if shard is None:
         num_shards = load_run(run).patches.heldout.num_shards if name == "heldout" else 1
         pairs = [(i, num_shards) for i in range(num_shards)]
@@ -146,6 +165,46 @@ def decode(
     manifests = [steps.decode(run, index, count, name, settings or (), slide or ()) for index, count in pairs]
     published = _patch_set(manifests[-1])
     emit(published, as_json=as_json, text=_patch_set_text(run, name, published))
+
+
+def embed(
+    model: Annotated[
+        str, typer.Option(help="A teacher's folder, timm:NAME, or timm:ARCH@URI of a safetensors file.")
+    ],
+    index_uri: Annotated[str, typer.Option("--index", help="The index whose slides are embedded.")],
+    out: Annotated[str, typer.Option(help="Where the features are published, one file a slide.")],
+    mpp: Annotated[float, typer.Option(help="Magnification of the patches, µm a pixel.")] = 0.5,
+    patch_px: Annotated[
+        int | None, typer.Option(help="Side of the patches; without: of the pictures the model takes.")
+    ] = None,
+    overlap_px: Annotated[int, typer.Option(help="Pixels that a patch shares with the next.")] = 0,
+    min_foreground: Annotated[float, typer.Option(help="Smallest share of tissue in a patch.")] = 0.4,
+    slide: Annotated[
+        list[str] | None, typer.Option("--slide", metavar="PATTERN", help="Only slides of such keys.")
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help="hdf5 (as CLAM and TRIDENT read it), parquet or safetensors.")
+    ] = "hdf5",
+    batch_size: Annotated[int, typer.Option(help="Patches the model sees at once.")] = 64,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="How slides are read: patches.reader=stage…"),
+    ] = None,
+    shard: Shard = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed the slides of an index by a model, without a run; what is there already is left alone."""
+    from eosin import steps
+    from eosin.evaluation.embed_index import EmbedRequest
+
+    request = EmbedRequest(
+        model=model, index_uri=index_uri, out_uri=out, mpp=mpp, patch_px=patch_px, overlap_px=overlap_px,
+        min_foreground=min_foreground, slides=tuple(slide or ("*",)), format=format, batch_size=batch_size,
+        settings=tuple(settings or ()),
+    )  # fmt: skip
+    index, count = _shard(shard) or (0, 1)
+    features = _features(steps.embed(request, index, count))
+    emit(features, as_json=as_json, text=_features_text(out, features))
 
 
 def train(
@@ -220,6 +279,25 @@ def _patch_set_text(run: str, name: str, published: dict[str, Any]) -> str:
         f"{rejected} could not be read or were rejected" if rejected else "",
         f"patch set: {run.rstrip('/')}/patches/{name}/",
         next_,
+    )
+
+
+def _features(manifest: Any) -> dict[str, Any]:
+    if manifest is None:
+        return {"status": "slides embedded; those of other shards are missing"}
+    return {"status": "published", **manifest.spec.model_dump(mode="json"), "num_slides": manifest.num_slides,
+            "left_out": {each.slide: each.reason for each in manifest.left_out}}  # fmt: skip
+
+
+def _features_text(out: str, features: dict[str, Any]) -> str:
+    if "num_slides" not in features:
+        return lines(features["status"], "next: the other shards; the last one publishes the manifest")
+    left_out = [f"  {slide}: {reason}" for slide, reason in features["left_out"].items()]
+    return lines(
+        f"features of {features['num_slides']} slides: {out.rstrip('/')}/features/",
+        f"{len(left_out)} slides left out:" if left_out else "",
+        *left_out[:_LEFT_OUT_SHOWN],
+        f"  … all are in {out.rstrip('/')}/manifest.json" if len(left_out) > _LEFT_OUT_SHOWN else "",
     )
 
 

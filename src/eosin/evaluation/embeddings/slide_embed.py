@@ -137,7 +137,7 @@ class _Worker:
         features: list[Features] = []
         batch: list[Pixels] = []
         reason = "no position on its grid has enough tissue"
-        for pixels in self._pixels(self._plan.requests(place), self._reader, self._forward.img_px):
+        for pixels in pixels_ahead(self._plan.requests(place), self._reader, self._forward.img_px):
             if isinstance(pixels, str):
                 reason = f"no patch could be read; the first: {pixels}"
                 continue
@@ -157,22 +157,23 @@ class _Worker:
             )
         return features
 
-    def _pixels(
-        self, requests: Sequence[PatchRequest], reader: GuardedReader, img_px: int
-    ) -> Iterator[Pixels | str]:
-        """Each patch at the model's size, or why it cannot be read, in order, read a little ahead."""
 
-        def read(part: Sequence[PatchRequest]) -> list[Pixels | str]:
-            return [
-                each.message if isinstance(each, SlideError) else fit(Image.fromarray(each), img_px)
-                for each in reader.read(part)
-            ]
+def pixels_ahead(
+    requests: Sequence[PatchRequest], reader: GuardedReader, img_px: int
+) -> Iterator[Pixels | str]:
+    """Each patch at the model's size [img_px, img_px, 3], or why it cannot be read, in order, read ahead."""
 
-        ahead: deque[Future[list[Pixels | str]]] = deque()
-        with ThreadPoolExecutor(max(2, num_cores())) as threads:
-            for start in range(0, len(requests), _PATCHES_PER_TASK):
-                ahead.append(threads.submit(read, requests[start : start + _PATCHES_PER_TASK]))
-                if len(ahead) > _BATCHES_AHEAD * max(2, num_cores()):
-                    yield from ahead.popleft().result()
-            while ahead:
+    def read(part: Sequence[PatchRequest]) -> list[Pixels | str]:
+        return [
+            each.message if isinstance(each, SlideError) else fit(Image.fromarray(each), img_px)
+            for each in reader.read(part)
+        ]
+
+    ahead: deque[Future[list[Pixels | str]]] = deque()
+    with ThreadPoolExecutor(max(2, num_cores())) as threads:
+        for start in range(0, len(requests), _PATCHES_PER_TASK):
+            ahead.append(threads.submit(read, requests[start : start + _PATCHES_PER_TASK]))
+            if len(ahead) > _BATCHES_AHEAD * max(2, num_cores()):
                 yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()

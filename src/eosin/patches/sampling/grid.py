@@ -27,6 +27,8 @@ class GridPlan:
     """How a patch is read: side, mpp and the rest."""
     slides: _Positions
     """Rows of the snapshot that could give a patch, [n]."""
+    excluded: dict[str, str]
+    """Why the others give none, by slide."""
 
     def slide(self, place: int) -> list[PatchRequest]:
         """The patches of slide number `place`, by row and column; `index` counts them."""
@@ -48,7 +50,9 @@ def plan_grid(snapshot: Snapshot, config: PatchesConfig, grid: GridConfig) -> Gr
     slides = eligible.rows
     if grid.split != "all":
         slides = np.intersect1d(slides, find_eligible(snapshot, config, grid.split).rows)
-    return GridPlan(snapshot, grid, reading, matching(snapshot, slides, grid.slides, eligible.excluded))
+    return GridPlan(
+        snapshot, grid, reading, matching(snapshot, slides, grid.slides, eligible.excluded), eligible.excluded
+    )
 
 
 def reading_config(config: PatchesConfig, grid: GridConfig) -> PatchesConfig:

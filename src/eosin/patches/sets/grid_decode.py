@@ -44,6 +44,8 @@ def decode_grid(job: Decoding, grid: GridConfig, log: RunLog) -> PatchSetManifes
     pin_set(job)
     own = range(job.shard, len(plan.slides), job.num_shards)
     log.event("grid-planned", name=job.name, slides=len(plan.slides), own_slides=len(own))
+    for slide, reason in sorted(plan.excluded.items()) if job.shard == 0 else ():
+        log.event("slide-left-out", slide=slide, detail=reason)
     published = find_published(job.store, job.name)
     whole = _parts_by_slide(published)
     speed = Throughput(log, len(own), "slides")

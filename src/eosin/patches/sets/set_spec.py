@@ -64,6 +64,27 @@ def open_decoding(
     return Decoding(store, config, snapshot, name, spec, shard, num_shards)
 
 
+def open_decoding_of_index(
+    index_uri: str, out_uri: str, name: str, shard: int, num_shards: int, settings: Sequence[str],
+    slides: Sequence[str],
+) -> Decoding:  # fmt: skip
+    """As `open_decoding`, of an index without a run: the set is what the command says, and lies in `out_uri`.
+
+    `settings` of the section patches ("patches.reader=stage") say how slides are read. Raises `UserError`.
+    """
+    if not 0 <= shard < num_shards:
+        raise UserError(f"there is no shard {shard} of {num_shards}", hint="shards count from 0")
+    if name == HELD_OUT:
+        raise UserError("the held-out set is a run's", hint="give the set a name: --name NAME")
+    reading = [each for each in settings if each.startswith("patches.")]
+    changes = [each for each in settings if each not in reading]
+    changes += [f"slides={json.dumps(list(slides))}"] if slides else []
+    config = load_config("", overrides=reading)
+    spec = _declared(config, name, changes or ["kind=grid"])
+    snapshot = open_snapshot(index_uri)
+    return Decoding(open_store(out_uri), config, snapshot, name, spec, shard, num_shards)
+
+
 def _declared(config: RunConfig, name: str, changes: Sequence[str]) -> SetConfig | None:
     """The set as the configuration and the command say; None where neither says anything."""
     if not _NAME.fullmatch(name):

@@ -1,0 +1,124 @@
+"""`eosin embed` and `eosin decode --index`: features and patch sets from an index alone."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from pathlib import Path
+
+import h5py
+import numpy as np
+import openslide
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from eosin.errors import UserError
+from eosin.evaluation.embed_index import EmbedRequest, embed_index
+from eosin.layout import FeaturesLayout
+from eosin.models.torchvision_ops import define_missing_ops
+from eosin.patches.sets.patchset import read_patch_set
+from eosin.records import load_record
+from eosin.records.features import FeaturesManifest
+from eosin.steps import decode_index
+from eosin.storage import open_store
+from tests.support.indexing import LOG, config_for, index, make_slides
+
+ARCH = "test_vit"
+define_missing_ops()
+timm = importlib.import_module("timm")
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of three slides and one that cannot be read, and the weights of a tiny network of timm."""
+    folder = tmp_path_factory.mktemp("material")
+    slides = make_slides(folder / "slides" / "case", 3).parent
+    (slides / "broken.svs").write_bytes(b"II*\0" + bytes(100))
+    index(config_for(slides, folder / "index"))
+    torch.manual_seed(0)
+    network = timm.create_model(ARCH, pretrained=False, num_classes=0)
+    safetensors.torch.save_file(network.state_dict(), folder / "weights.safetensors")
+    return folder
+
+
+def request(material: Path, out: Path, **changes: object) -> EmbedRequest:
+    wanted = {"mpp": 0.5, "patch_px": 96, "min_foreground": 0.3, "batch_size": 8, **changes}
+    return EmbedRequest(
+        f"timm:{ARCH}@{material / 'weights.safetensors'}", str(material / "index"), str(out), **wanted
+    )
+
+
+def test_hdf5_as_clam_reads_it_and_the_features_are_timms(material: Path, tmp_path: Path) -> None:
+    manifest = embed_index(request(material, tmp_path), 0, 1, LOG)
+    assert manifest is not None and manifest.num_slides == 3
+    assert [each.slide for each in manifest.left_out] == ["broken.svs"] and manifest.left_out[0].reason
+    network = timm.create_model(ARCH, pretrained=False, num_classes=0)
+    network.load_state_dict(safetensors.torch.load_file(material / "weights.safetensors"))
+    network.eval()
+    with h5py.File(tmp_path / FeaturesLayout.slide("case/slide-1", "h5")) as file:
+        features, coords = np.asarray(file["features"]), np.asarray(file["coords"])
+        attributes = dict(file["coords"].attrs)
+    assert features.dtype == np.float32 and features.shape == (len(coords), network.num_features)
+    assert coords.shape[1] == 2 and len(coords) > 3
+    assert (attributes["patch_size"], attributes["patch_size_level0"], attributes["overlap"]) == (96, 96, 0)
+    assert attributes["target_magnification"] == 20 and attributes["name"] == "slide-1"
+    with openslide.OpenSlide(material / "slides" / "case" / "slide-1.svs") as slide:
+        x, y = coords[2].tolist()
+        patch = slide.read_region((x, y), 0, (96, 96)).convert("RGB")
+    side = network.default_cfg["input_size"][1]
+    pixels = np.asarray(patch.resize((side, side), 3), np.float32) / 255
+    mean, std = (np.array(network.default_cfg[name], np.float32) for name in ("mean", "std"))
+    with torch.inference_mode():
+        right = network(torch.from_numpy(((pixels - mean) / std).transpose(2, 0, 1)[None])).numpy()[0]
+    cosine = float(right @ features[2] / np.linalg.norm(right) / np.linalg.norm(features[2]))
+    assert cosine > 0.99
+
+
+def test_shards_make_up_the_whole_and_what_is_there_is_left_alone(material: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    embed_index(request(material, whole), 0, 1, LOG)
+    assert embed_index(request(material, parts), 1, 2, LOG) is None
+    before = {path: path.stat().st_mtime_ns for path in parts.rglob("*.h5")}
+    assert embed_index(request(material, parts), 0, 2, LOG) is not None
+    assert embed_index(request(material, parts), 1, 2, LOG) is not None
+    assert all(path.stat().st_mtime_ns == at for path, at in before.items()) and before
+    for path in whole.rglob("*.h5"):
+        with h5py.File(path) as one, h5py.File(parts / path.relative_to(whole)) as other:
+            np.testing.assert_array_equal(one["coords"], other["coords"])
+            np.testing.assert_allclose(one["features"], other["features"], rtol=1e-4, atol=1e-5)
+
+
+def test_parquet_and_safetensors_hold_the_same(material: Path, tmp_path: Path) -> None:
+    found = {}
+    for format, suffix in (("parquet", "parquet"), ("safetensors", "safetensors")):
+        embed_index(request(material, tmp_path / format, format=format, slides=("*slide-0*",)), 0, 1, LOG)
+        found[format] = (tmp_path / format / FeaturesLayout.slide("case/slide-0", suffix)).read_bytes()
+    tensors = safetensors.numpy.load(found["safetensors"])
+    table = pq.read_table(io.BytesIO(found["parquet"]))
+    np.testing.assert_array_equal(np.stack(table["features"].to_numpy()), tensors["features"])
+    np.testing.assert_array_equal(table["x_px"].to_numpy(), tensors["coords"][:, 0])
+
+
+def test_a_folder_of_other_features_and_wrong_names_are_refused(material: Path, tmp_path: Path) -> None:
+    embed_index(request(material, tmp_path, slides=("*slide-0*",)), 0, 1, LOG)
+    with pytest.raises(UserError, match="begun as other features: mpp"):
+        embed_index(request(material, tmp_path, mpp=1.0, slides=("*slide-0*",)), 0, 1, LOG)
+    with pytest.raises(UserError, match="unknown format"):
+        embed_index(request(material, tmp_path / "x", format="csv"), 0, 1, LOG)
+    with pytest.raises(UserError, match="no shard 2 of 2"):
+        embed_index(request(material, tmp_path / "x"), 2, 2, LOG)
+    manifest = load_record(FeaturesManifest, open_store(str(tmp_path)), FeaturesLayout.MANIFEST)
+    assert manifest is not None and manifest.spec.mpp == 0.5
+
+
+def test_a_patch_set_of_an_index_alone(material: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "sets")
+    manifest = decode_index(str(material / "index"), out, 0, 1, "tiles", ["mpp=1.0", "patch_px=64"])
+    assert manifest is not None and len(manifest.slides) == 3 and manifest.patch_px == 64
+    again, rows = read_patch_set(f"{out}/patches/tiles")
+    assert again == manifest and len(list(rows)) == manifest.num_patches
+    with pytest.raises(UserError, match="held-out set is a run's"):
+        decode_index(str(material / "index"), out, 0, 1, "heldout")
