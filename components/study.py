@@ -25,23 +25,22 @@ def pin_variants(run: str, decode_shards: list) -> list:
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
-def list_evaluations(run: str, trained: list) -> list:
-    """Every (run, model, task) of a study whose runs are trained."""
+def share_evaluations(run: str, trained: list, num_evaluation_shards: int) -> list:
+    """Shards of evaluation over all runs of a study, once they are trained."""
     from eosin import steps
 
     print(f"{len(trained)} runs are trained")
-    found = steps.as_step(steps.study_evaluations, run)
-    return [{"variant": each["run"], "model": each["model"], "judged_on": each["task"]} for each in found]
+    return steps.as_step(steps.evaluation_shards, run, num_evaluation_shards)
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
 def study_report(
-    run: str, statuses: list, report: dsl.Output[dsl.HTML], metrics: dsl.Output[dsl.Metrics]
+    run: str, judged: list, report: dsl.Output[dsl.HTML], metrics: dsl.Output[dsl.Metrics]
 ) -> str:
     """Publish one report over all runs and show it as an artifact; returns its URI."""
     from eosin import steps
 
-    print(f"{statuses.count('ok')} of {len(statuses)} evaluations are ok")
+    print(f"evaluations that are ok, by shard: {', '.join(judged)}")
     result = steps.as_step(steps.study_report, run)
     for name, value in result.headline.items():
         metrics.log_metric(name, value)

@@ -39,6 +39,7 @@ def evaluate(
     settings: list = [],  # noqa: B006  (kfp compiles the literal into the YAML)
     num_index_shards: int = 2,
     num_decode_shards: int = 1,
+    num_evaluation_shards: int = 4,
     index_image: str = INDEX_IMAGE,
     train_image: str = TRAIN_IMAGE,
     evaluate_image: str = EVALUATE_IMAGE,
@@ -58,6 +59,7 @@ def evaluate(
         settings: Overrides of the recipe, each "section.key=value".
         num_index_shards: How many pods scan slides at once.
         num_decode_shards: How many pods decode held-out patches at once.
+        num_evaluation_shards: How many pods judge models at once, each a share of the models.
         index_image: Image of plan, index and summarize, by tag or digest.
         train_image: Image of decode.
         evaluate_image: Image of choose and evaluate.
@@ -76,12 +78,11 @@ def evaluate(
             index=index,
             num_index_shards=num_index_shards,
         ).set_container_image(index_image)
-        pairs = choose(run=run, teacher=teacher).after(planned).set_container_image(evaluate_image)
-        data = index_and_decode(run, planned, num_decode_shards, index_image, train_image, (pairs,))
-        judged, report = judge_and_report(
-            run, pairs, "model-x-task", data.decoded, index_image, evaluate_image
-        )
-        prepare((planned, pairs, data.scanned, data.snapshot, data.decoded, judged, report), access)
+        shared = choose(run=run, teacher=teacher, num_evaluation_shards=num_evaluation_shards)
+        shared.after(planned).set_container_image(evaluate_image)
+        data = index_and_decode(run, planned, num_decode_shards, index_image, train_image, (shared,))
+        judged, report = judge_and_report(run, shared, data.decoded, index_image, evaluate_image)
+        prepare((planned, shared, data.scanned, data.snapshot, data.decoded, judged, report), access)
 
 
 def compile_to(path: Path = COMPILED) -> Path:

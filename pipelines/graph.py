@@ -51,15 +51,21 @@ def index_and_decode(
     return Data(scanned, snapshot, decode_held_out(snapshot, train_image))
 
 
+def judge(shared: dsl.PipelineTask, decoded: dsl.PipelineTask, evaluate_image: object) -> dsl.PipelineTask:
+    """Judge all models on all tasks, in the shards that `shared` names: one pod a shard, not one a pair."""
+    with dsl.ParallelFor(shared.outputs["Output"], name="evaluation-shards") as part:
+        return evaluate(
+            run=part.run_uri, shard=part.shard, num_shards=part.num_shards, teacher=part.teacher,
+            decoded=dsl.Collected(decoded.output),
+        ).set_container_image(evaluate_image)  # fmt: skip
+
+
 def judge_and_report(
-    run: object, pairs: dsl.PipelineTask, name: str, decoded: dsl.PipelineTask, index_image: object,
+    run: object, shared: dsl.PipelineTask, decoded: dsl.PipelineTask, index_image: object,
     evaluate_image: object,
 ) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:  # fmt: skip
-    """Judge each (model, task) of the output of `pairs`, in a loop called `name`, then report on all."""
-    with dsl.ParallelFor(pairs.outputs["Output"], name=name) as pair:
-        judged = evaluate(
-            run=pair.run_uri, model=pair.model, task=pair.judged_on, decoded=dsl.Collected(decoded.output)
-        ).set_container_image(evaluate_image)
-    report = summarize(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
+    """Judge in the shards that `shared` names, then report on all."""
+    judged = judge(shared, decoded, evaluate_image)
+    report = summarize(run=run, judged=dsl.Collected(judged.outputs["Output"]))
     report.set_container_image(index_image)
     return judged, report

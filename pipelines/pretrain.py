@@ -39,6 +39,7 @@ def pretrain(
     backend: str = "jobset",
     num_index_shards: int = 2,
     num_decode_shards: int = 1,
+    num_evaluation_shards: int = 4,
     index_image: str = INDEX_IMAGE,
     train_image: str = TRAIN_IMAGE,
     evaluate_image: str = EVALUATE_IMAGE,
@@ -58,6 +59,7 @@ def pretrain(
         backend: Where training runs: "jobset" (a JobSet across node pools) or "local" (torchrun in the pod).
         num_index_shards: How many pods scan slides at once.
         num_decode_shards: How many pods decode held-out patches at once.
+        num_evaluation_shards: How many pods judge models at once, each a share of the models.
         index_image: Image of plan, index and summarize, by tag or digest.
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
@@ -77,10 +79,9 @@ def pretrain(
             num_index_shards=num_index_shards,
         ).set_container_image(index_image)
         data = index_and_decode(run, planned, num_decode_shards, index_image, train_image)
-        trained = train(run=run, backend=backend).after(data.snapshot).set_container_image(train_image)
-        judged, report = judge_and_report(
-            run, trained, "checkpoint-x-task", data.decoded, index_image, evaluate_image
-        )
+        trained = train(run=run, backend=backend, num_evaluation_shards=num_evaluation_shards)
+        trained.after(data.snapshot).set_container_image(train_image)
+        judged, report = judge_and_report(run, trained, data.decoded, index_image, evaluate_image)
         prepare((planned, data.scanned, data.snapshot, data.decoded, judged, report), access, (trained,))
 
 

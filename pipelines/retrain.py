@@ -46,6 +46,7 @@ def retrain(
     backend: str = "jobset",
     num_index_shards: int = 2,
     num_decode_shards: int = 1,
+    num_evaluation_shards: int = 4,
     index_image: str = INDEX_IMAGE,
     train_image: str = TRAIN_IMAGE,
     evaluate_image: str = EVALUATE_IMAGE,
@@ -73,6 +74,7 @@ def retrain(
         backend: Where training runs: "jobset" (a JobSet across node pools) or "local" (torchrun in the pod).
         num_index_shards: How many pods scan slides at once.
         num_decode_shards: How many pods decode held-out patches at once.
+        num_evaluation_shards: How many pods judge models at once, each a share of the models.
         index_image: Image of plan, index, summarize and promote, by tag or digest.
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
@@ -95,10 +97,9 @@ def retrain(
         ).set_container_image(index_image)
         with dsl.If(gate.outputs["Output"] == "train", name="enough-is-new"):
             decoded = decode_held_out(snapshot, train_image)
-            trained = train(run=uri, backend=backend).set_container_image(train_image)
-            judged, report = judge_and_report(
-                uri, trained, "checkpoint-x-task", decoded, index_image, evaluate_image
-            )
+            trained = train(run=uri, backend=backend, num_evaluation_shards=num_evaluation_shards)
+            trained.set_container_image(train_image)
+            judged, report = judge_and_report(uri, trained, decoded, index_image, evaluate_image)
             promoted = promote(
                 run=uri, registry=registry, name=name, judge_by=judge_by, margin=margin, alpha=alpha,
                 report=report.outputs["Output"],

@@ -5,9 +5,8 @@
 
 from pathlib import Path
 
-from eosin_components.evaluate import evaluate
 from eosin_components.finish import finish
-from eosin_components.study import list_evaluations, pin_variants, plan_study, study_report
+from eosin_components.study import pin_variants, plan_study, share_evaluations, study_report
 from eosin_components.train import train
 from eosin_pipelines.defaults import (
     EVALUATE_IMAGE,
@@ -21,7 +20,7 @@ from eosin_pipelines.defaults import (
     exit_task,
     prepare,
 )
-from eosin_pipelines.graph import index_and_decode
+from eosin_pipelines.graph import index_and_decode, judge
 from kfp import compiler, dsl
 
 COMPILED = Path(__file__).with_suffix(".yaml")
@@ -45,6 +44,7 @@ def scaling_study(
     backend: str = "jobset",
     num_index_shards: int = 2,
     num_decode_shards: int = 1,
+    num_evaluation_shards: int = 4,
     index_image: str = INDEX_IMAGE,
     train_image: str = TRAIN_IMAGE,
     evaluate_image: str = EVALUATE_IMAGE,
@@ -66,6 +66,7 @@ def scaling_study(
         backend: Where training runs: "jobset" (a JobSet across node pools) or "local" (torchrun in the pod).
         num_index_shards: How many pods scan slides at once.
         num_decode_shards: How many pods decode held-out patches at once.
+        num_evaluation_shards: How many pods judge models at once, each a share of the models.
         index_image: Image of plan, index and the report, by tag or digest.
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
@@ -86,17 +87,16 @@ def scaling_study(
         with dsl.ParallelFor(
             pinned.outputs["Output"], name="variants", parallelism=_TRAININGS_AT_ONCE
         ) as each:
-            trained = train(run=each.variant, backend=backend).set_container_image(train_image)
-        pairs = list_evaluations(run=run, trained=dsl.Collected(trained.outputs["Output"]))
-        pairs.set_container_image(evaluate_image)
-        with dsl.ParallelFor(pairs.outputs["Output"], name="variant-x-checkpoint-x-task") as pair:
-            judged = evaluate(
-                run=pair.variant, model=pair.model, task=pair.judged_on,
-                decoded=dsl.Collected(data.decoded.output),
-            ).set_container_image(evaluate_image)  # fmt: skip
-        report = study_report(run=run, statuses=dsl.Collected(judged.outputs["Output"]))
+            trained = train(run=each.variant, backend=backend, num_evaluation_shards=1)
+            trained.set_container_image(train_image)
+        shared = share_evaluations(
+            run=run, trained=dsl.Collected(trained.outputs["Output"]),
+            num_evaluation_shards=num_evaluation_shards,
+        ).set_container_image(index_image)  # fmt: skip
+        judged = judge(shared, data.decoded, evaluate_image)
+        report = study_report(run=run, judged=dsl.Collected(judged.outputs["Output"]))
         report.set_container_image(index_image)
-        tasks = (planned, data.scanned, data.snapshot, data.decoded, pinned, pairs, judged, report)
+        tasks = (planned, data.scanned, data.snapshot, data.decoded, pinned, shared, judged, report)
         prepare(tasks, access, (trained,))
 
 

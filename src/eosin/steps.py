@@ -181,7 +181,9 @@ def _scan_id(run_uri: str, *, anew: bool = False) -> str:
 
 
 def shards(run_uri: str, num_shards: int) -> list[dict[str, Any]]:
-    """What each of `num_shards` tasks of a loop is told."""
+    """What each of `num_shards` tasks of a loop is told. Raises `UserError` for none."""
+    if num_shards < 1:
+        raise UserError(f"{num_shards} shards do no work", hint="give at least one: num_…_shards=1")
     return [{"run_uri": run_uri, "num_shards": num_shards, "shard": shard} for shard in range(num_shards)]
 
 
@@ -363,12 +365,36 @@ def chosen_evaluations(run_uri: str, model: str = "", task: str = "") -> list[di
     return [{"model": model, "task": each} for each in tasks if not task or each == task]
 
 
-def evaluate(run_uri: str, model: str, task: str) -> MetricRecord:
-    """Judge one model on one task and publish the record."""
-    from eosin.evaluation.evaluate import evaluate as judge
+def evaluation_shards(run_uri: str, num_shards: int, teacher: str = "") -> list[dict[str, Any]]:
+    """What each of `num_shards` tasks of a loop is told, though there be nothing to judge.
 
-    with RunLog(f"evaluate-{record_key(model)}-{task}", open_store(run_uri)) as log:
-        return judge(run_uri, model, task, log=log)
+    `teacher` as `evaluations` takes it. Raises `UserError` where there is no such teacher.
+    """
+    if teacher:
+        from eosin.evaluation.plan import find_teacher
+
+        find_teacher(teacher)
+    return [{**each, "teacher": teacher} for each in shards(run_uri, num_shards)]
+
+
+def evaluate_shard(run_uri: str, shard: int, num_shards: int, teacher: str = "") -> list[MetricRecord]:
+    """Judge this shard's share of the models on their tasks, of a run or of all runs of a study."""
+    if open_store(run_uri).exists(RunLayout.STUDY):
+        pairs = study_evaluations(run_uri)
+    else:
+        pairs = [{"run": run_uri, **pair} for pair in evaluations(run_uri, teacher)]
+    return evaluate(pairs, shard, num_shards)
+
+
+def evaluate(pairs: Iterable[dict[str, str]], shard: int = 0, num_shards: int = 1) -> list[MetricRecord]:
+    """Judge a share of `pairs` {"run": …, "model": …, "task": …}, publishing each record as it is made."""
+    from eosin.evaluation.shards import Evaluation, evaluate_all, share_of
+
+    def log_of(each: Evaluation) -> RunLog:
+        return RunLog(f"evaluate-{record_key(each.model)}-{each.task}", open_store(each.run))
+
+    share = share_of([Evaluation(**pair) for pair in pairs], shard, num_shards)
+    return list(evaluate_all(share, log_of))
 
 
 def summarize(run_uri: str) -> SummaryResult:

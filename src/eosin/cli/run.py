@@ -115,5 +115,6 @@ def _here(config: RunConfig, names: frozenset[str]) -> dict[str, Any]:
         "backend": "local",
         "num_index_shards": config.index.num_shards,
         "num_decode_shards": config.patches.heldout.num_shards,
+        "num_evaluation_shards": 1,
     }
     return {name: value for name, value in here.items() if name in names}

@@ -232,13 +232,14 @@ def evaluate(
     run: Run,
     model: Annotated[str | None, typer.Option(help="Only this model: step-00000100, random-init.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task, by its name.")] = None,
+    shard: Shard = None,
     as_json: AsJson = False,
 ) -> int:
     """Judge checkpoints on tasks and publish a record for each. Exit code 1 where one failed."""
     from eosin import steps
 
-    pairs = steps.chosen_evaluations(run, model or "", task or "")
-    records = [steps.evaluate(run, pair["model"], pair["task"]) for pair in pairs]
+    chosen = steps.chosen_evaluations(run, model or "", task or "")
+    records = steps.evaluate([{"run": run, **pair} for pair in chosen], *(_shard(shard) or (0, 1)))
     failed = sum(record.status != "ok" for record in records)
     text = lines(
         *map(_record_line, records),

@@ -9,7 +9,7 @@ import typer
 from eosin.cli.options import Host, Param, PodSettings, PodsFile
 from eosin.cli.output import AsJson, Settings, emit
 from eosin.errors import UserError
-from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, takes
+from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, require_acceptable_size, takes
 from eosin.kubeflow.task_pods import placed, read_pods
 
 _MAX_NAME = 63
@@ -59,6 +59,7 @@ def submit(
              "settings": list(settings) if settings else None}  # fmt: skip
     arguments = arguments_of(path, given, params or ())
     with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
+        require_acceptable_size(compiled, arguments)
         client = connect(host, namespace)
         made = submit_run(client, compiled, arguments, experiment=experiment, service_account=service_account)
     note = note_submission(arguments["run"], KubeflowRun(
@@ -99,6 +100,7 @@ def create(
     given = {"run": run, "settings": list(settings) if settings else None}
     arguments = arguments_of(path, given, params or ())
     with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
+        require_acceptable_size(compiled, arguments)
         spec = ScheduleSpec(name, compiled, six_fields(cron), arguments, not paused, service_account)
         made, done = ensure_schedule(connect(host, namespace), experiment, spec)
     emit({"done": done, "schedule": made}, as_json=as_json, text=f"{done}: {made}")

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -27,22 +27,36 @@ from eosin.runs import load_run
 from eosin.storage import Store, open_store
 
 
-def evaluate(run_uri: str, model: str, task: str, *, log: RunLog) -> MetricRecord:
+def open_by_task(task: Task, run_uri: str) -> Dataset:
+    """The dataset of `task`, opened anew."""
+    return task.open(run_uri)
+
+
+def evaluate(
+    run_uri: str,
+    model: str,
+    task: str,
+    *,
+    log: RunLog,
+    judged: JudgedModel | None = None,
+    open_dataset: Callable[[Task, str], Dataset] = open_by_task,
+) -> MetricRecord:
     """Judge `model` on the task called `task` and publish the record; nothing is done twice.
 
     Where an `ok` record of the same model, data and protocol is there already, it is returned. What
     goes wrong with the data or the model becomes a record with status `failed` and the reason, which is
     returned too, so that the other tasks go on; `TransientError` is recorded and raised, to be tried
-    again. Raises `UserError` for a model or task the run does not have.
+    again. `judged` is `model` where it has been found already, `open_dataset` opens the dataset of a task.
+    Raises `UserError` for a model or task the run does not have.
     """
     store = open_store(run_uri)
     config = load_run(run_uri, store=store)
     wanted = _find_task(run_uri, config, task)
-    judged = _find_model(run_uri, config, model, store)
+    judged = judged or find_judged_model(run_uri, config, model, store)
     # A task that embeds several times reads the weights once.
     judged = replace(judged, load=cache(judged.load))
     started_s = time.monotonic()
-    evaluation = _Evaluation(wanted, TaskContext(run_uri, config, judged, store, log))
+    evaluation = _Evaluation(wanted, TaskContext(run_uri, config, judged, store, log), open_dataset)
     try:
         there = evaluation.existing()
         if there is not None:
@@ -61,7 +75,7 @@ def evaluate(run_uri: str, model: str, task: str, *, log: RunLog) -> MetricRecor
     return record
 
 
-def _find_model(run_uri: str, config: RunConfig, name: str, store: Store) -> JudgedModel:
+def find_judged_model(run_uri: str, config: RunConfig, name: str, store: Store) -> JudgedModel:
     """A baseline that the configuration names and nobody can find fails when it is judged, as a record."""
     try:
         return find_model(run_uri, config, name, store)
@@ -92,13 +106,14 @@ def _publish(store: Store, model: JudgedModel, record: MetricRecord, started_s: 
 class _Evaluation:
     task: Task
     context: TaskContext
+    open_dataset: Callable[[Task, str], Dataset]
     dataset: Dataset | None = None
     inputs_digest: str = ""
 
     def existing(self) -> MetricRecord | None:
         """The `ok` record of these very inputs, where it is there. Opens the dataset, not the model."""
         context = self.context
-        self.dataset = self.task.open(context.run_uri)
+        self.dataset = self.open_dataset(self.task, context.run_uri)
         self.inputs_digest = self._inputs_digest(self.dataset)
         key = RunLayout.metric(context.model.key, self.task.name)
         try:

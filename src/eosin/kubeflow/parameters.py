@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import yaml
 
 from eosin.errors import UserError
 
+# What etcd takes by default; KFP refused a parameter of 1.6 MB, and took one of 24 kB.
+_ETCD_REQUEST_BYTES = 3 << 19
 _KINDS: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
     "NUMBER_INTEGER": (int,),
@@ -107,3 +110,21 @@ def _word(kind: str) -> str:
     return {"NUMBER_INTEGER": "whole number", "NUMBER_DOUBLE": "number", "STRUCT": "mapping"}.get(
         kind, kind.lower()
     )
+
+
+def require_acceptable_size(path: Path, arguments: Mapping[str, Any]) -> None:
+    """Raises `UserError` with the sizes where the API server would refuse the pipeline with these arguments.
+
+    etcd takes requests of at most 1.5 MiB, and a Workflow holds the compiled pipeline and the arguments.
+    """
+    sizes = {name: len(json.dumps(value).encode()) for name, value in arguments.items()}
+    pipeline_bytes = path.stat().st_size
+    total_bytes = pipeline_bytes + sum(sizes.values())
+    if total_bytes > _ETCD_REQUEST_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise UserError(
+            f"the arguments of {path.name} have {sum(sizes.values()) / 1e6:.2f} MB (most of it {largest}, "
+            f"{sizes[largest] / 1e6:.2f} MB) and the pipeline {pipeline_bytes / 1e6:.2f} MB: a cluster takes "
+            f"{_ETCD_REQUEST_BYTES / 1e6:.2f} MB of both together",
+            hint="put what is long into a configuration in the bucket, and name that: --recipe URI",
+        )

@@ -27,10 +27,10 @@ _TITLES = {
     "list-evaluations": "choose · which teachers on which tasks",
     "promote": "promote · is it better than the current model",
     "study-report": "summarize · one report over all runs",
-    "choose": "choose · which models on which tasks",
+    "choose": "choose · the teacher and its tasks",
     "decode": "decode · held-out patches",
     "train": "train",
-    "evaluate": "evaluate · one process a checkpoint and task",
+    "evaluate": "evaluate · models on tasks",
     "summarize": "summarize · write the report",
     "finish": "finish · leave nothing behind on a cluster",
 }

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from eosin.errors import UserError
-from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, pipeline_names, takes
+from eosin.kubeflow.parameters import (
+    arguments_of,
+    compiled_pipeline,
+    pipeline_names,
+    require_acceptable_size,
+    takes,
+)
 
 GIVEN = {"run": "s3://b/runs/x", "registry": "s3://b/reg", "name": "he"}
 
@@ -63,3 +69,11 @@ def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, text: str) -> Non
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(UserError, match="not a compiled pipeline"):
         takes(tmp_path / "p.yaml")
+
+
+def test_what_a_cluster_would_refuse_for_its_size_is_refused_before() -> None:
+    path = compiled_pipeline("pretrain")
+    require_acceptable_size(path, {"run": "s3://b/r", "settings": ["x" * 24_000]})
+    with pytest.raises(UserError, match=r"most of it settings, 1\.60 MB") as caught:
+        require_acceptable_size(path, {"run": "s3://b/r", "settings": ["x" * 1_600_000]})
+    assert "1.57 MB of both together" in caught.value.message and "--recipe URI" in caught.value.hint
