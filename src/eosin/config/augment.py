@@ -37,11 +37,13 @@ class AugmentConfig(Section):
     hue: float = Field(default=0.1, ge=0, le=0.5)
     """Largest turn of the hue, in whole turns."""
     stain_jitter: float = Field(default=0.05, ge=0)
-    """Standard deviation of the jitter of haematoxylin, eosin and residual in optical density."""
+    """Standard deviation of the jitter of haematoxylin, eosin and residual, as a factor and as an amount in
+    natural optical density. No number published for HED of scikit-image: 0.05 there is about 0.7 here."""
     grayscale: float = Field(default=0.2, ge=0, le=1)
     """Probability that a crop loses its colour."""
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    """Probability of a Gaussian blur on the first global, the second global and every local crop."""
+    """Probability of a Gaussian blur on the first global, the second global and every local crop, as the
+    papers give it. DINO's and DINOv2's code inverts it: their released weights saw 0.0, 0.9, 0.5."""
     blur_sigma_px: Scale = (0.1, 2.0)
     """Standard deviation of the blur, in pixels of the crop."""
     solarize: float = Field(default=0.0, ge=0, le=1)

@@ -39,6 +39,9 @@ class ModelConfig(Section):
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Share of the crops that each residual branch leaves out (stochastic depth), alike in every block; above
     0.1 they are not computed either."""
+    drop_path_rises: bool = False
+    """Let the share rise from 0 in the first block to `drop_path` in the last, as DINO does;
+    nothing is left uncomputed then."""
     layer_scale: float | None = Field(default=1e-5, ge=0)
     """What LayerScale's factors begin at; None: none."""
     dino_head: HeadConfig = HeadConfig()

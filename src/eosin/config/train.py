@@ -78,7 +78,9 @@ class OptimizerConfig(Section):
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """AdamW's decay of the mean of squared gradients."""
     clip_grad_norm: float | None = Field(default=3.0, gt=0)
-    """Largest norm of the gradients of each submodule, the backbone and each head; None: no clipping."""
+    """Largest norm of the gradients of what `clip_by` says; None: no clipping."""
+    clip_by: Literal["submodule", "parameter"] = "submodule"
+    """submodule: the backbone and each head, as DINOv2; parameter: every tensor by itself, as DINO."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor on the learning rate from one block to the one below it; 1: all alike."""
     patch_embed_lr_multiplier: float = Field(default=0.2, ge=0)

@@ -47,21 +47,30 @@ KEEP_BRANCH = BranchDrop()
 
 
 def draw_drop_path(
-    rate: float, depth: int, num_samples: int, rng: np.random.Generator, device: torch.device
+    rate: float,
+    depth: int,
+    num_samples: int,
+    rng: np.random.Generator,
+    device: torch.device,
+    *,
+    rises: bool = False,
 ) -> DropPath:
-    """One forward pass's draws at a uniform `rate`.
+    """One forward pass's draws at a uniform `rate`, or, where it `rises`, from 0 in the first block to it in
+    the last, as DINO (arXiv 2104.14294) has it.
 
-    Above 0.1 exactly ⌊n (1 − rate)⌋ samples run a branch and their residual is scaled by n / kept, as
-    DINOv2 does: fewer FLOPs, fixed shapes. Below, each sample keeps a branch independently.
+    A uniform rate above 0.1 runs exactly ⌊n (1 − rate)⌋ samples through a branch, whose residual is scaled
+    by n / kept, as DINOv2 does: fewer FLOPs, fixed shapes. Else each sample keeps a branch independently.
     """
     if rate == 0 or num_samples == 0:
         return KEEP_ALL
-    if is_subset(rate):
+    if is_subset(rate) and not rises:
         kept = kept_samples(rate, num_samples)
         order = rng.random((2 * depth, num_samples)).argsort(axis=1, kind="stable")[:, :kept]
         return DropPath(rows=to_device(np.ascontiguousarray(order), device))
-    keep = rng.random((2 * depth, num_samples)) >= rate
-    factors = (keep / (1 - rate)).astype(np.float32)
+    rates = np.linspace(0.0, rate, depth) if rises else np.full(depth, rate)
+    by_branch = rates.repeat(2)[:, None]
+    keep = rng.random((2 * depth, num_samples)) >= by_branch
+    factors = (keep / (1 - by_branch)).astype(np.float32)
     return DropPath(factors=to_device(factors, device))
 
 

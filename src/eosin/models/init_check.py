@@ -10,21 +10,22 @@ from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.layout import COMPLETE, RunLayout
 from eosin.models.arch import create_vit, import_timm, resolved_arch_args
-from eosin.models.init import RUN_PREFIX, strip_prefix
+from eosin.models.init import RUN_PREFIX, TIMM_PREFIX, strip_prefix
+from eosin.models.weights import HUB_PREFIX, is_pickle
 from eosin.runs import load_run
 from eosin.storage import ByteRange, NotFound, open_store
 
-TIMM_PREFIX = "timm:"
 _MAX_HEADER_BYTES = 100 << 20
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_init(config: RunConfig) -> None:
     """Raises `UserError` where what `model.init` names is not there, or its width or depth are not those of
-    `model.arch`. Reads a run's configuration or a file's header; of timm's models only the names.
+    `model.arch`. Reads a run's configuration or a file's header; of timm's models only the names. What the
+    hub has, and what is in a PyTorch file, is known only once it is fetched.
     """
     init = config.model.init
-    if init == "random":
+    if init == "random" or init.startswith(HUB_PREFIX):
         return
     if init.startswith(TIMM_PREFIX):
         shapes = _of_timm(init.removeprefix(TIMM_PREFIX))
@@ -97,6 +98,8 @@ def _of_file(uri: str) -> Shapes:
         info = store.head(name)
     except NotFound:
         raise UserError(f"model.init: there is no {uri}") from None
+    if is_pickle(uri):
+        return {}
     try:
         (length,) = store.get_ranges([ByteRange(name, 0, 8, info.etag)]) if info.size_bytes >= 8 else (b"",)
         size_bytes = int.from_bytes(length, "little")

@@ -67,7 +67,8 @@ def flops_per_image(config: RunConfig, network: Network, *, with_drop_path: bool
     num_patches = (augment.global_px // network.backbone.patch_size) ** 2
     masked = sum(mask_counts(train.ibot, 2 * train.microbatch_size, num_patches)) if train.uses_ibot else 0
     views = Views(augment.global_px, augment.local_px, augment.num_local, masked / train.microbatch_size)
-    return flops_per_patch(network, views, drop_path=config.model.drop_path if with_drop_path else 0.0)
+    dropped = config.model.drop_path if with_drop_path and not config.model.drop_path_rises else 0.0
+    return flops_per_patch(network, views, drop_path=dropped)
 
 
 def local_memory_bytes(config: RunConfig) -> int:

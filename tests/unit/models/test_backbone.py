@@ -191,3 +191,13 @@ def test_defining_missing_operators_twice_is_harmless() -> None:
     define_missing_ops.cache_clear()
     assert define_missing_ops() is False
     assert hasattr(torch.ops.torchvision, "nms")
+
+
+def test_a_rising_drop_path_keeps_the_first_block_and_drops_most_in_the_last() -> None:
+    """As DINO's vision transformer: rates evenly from 0 to the last block's, each sample by itself."""
+    drop = draw_drop_path(0.4, 5, 20_000, np.random.default_rng(3), torch.device("cpu"), rises=True)
+    assert drop.rows is None and drop.factors is not None
+    dropped = (drop.factors == 0).float().mean(1)
+    expected = torch.linspace(0, 0.4, 5).repeat_interleave(2)
+    assert torch.allclose(dropped, expected, atol=0.015) and not dropped[:2].any()
+    assert torch.allclose(drop.factors.mean(1), torch.ones(10), atol=0.03)

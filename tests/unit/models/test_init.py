@@ -19,6 +19,7 @@ from eosin.errors import TransientError, UserError
 from eosin.models.arch import create_vit, import_timm
 from eosin.models.backbone import Backbone, CropGroup, build_backbone
 from eosin.models.init import initialize
+from eosin.models.init_check import check_init
 from tests.support.golden import part, tensors
 from tests.support.hub import hub
 from tests.support.training_run import tiny_config
@@ -190,6 +191,14 @@ def test_a_pytorch_file_is_read_by_the_restricted_unpickler(tmp_path: Path, nest
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
 
 
+def test_the_check_before_training_knows_the_hub_and_pytorch_files(tmp_path: Path) -> None:
+    torch.save(dict(backbone().vit.state_dict()), tmp_path / "vit.pth")
+    for init in ("hf-hub:owner/name", f"file://{tmp_path}/vit.pth"):
+        check_init(tiny_config(model={"init": init}))
+    with pytest.raises(UserError, match="there is no"):
+        check_init(tiny_config(model={"init": f"file://{tmp_path}/none.pth"}))
+
+
 class Trap:
     """What a hostile pickle holds."""
 
@@ -217,6 +226,7 @@ HUB = """
 import sys
 from eosin.errors import EosinError
 from eosin.models.init import initialize
+from eosin.models.init_check import check_init
 from eosin.models.backbone import build_backbone
 from tests.support.training_run import tiny_config
 model = tiny_config(model={"arch": "test_vit", "arch_args": {}}).model

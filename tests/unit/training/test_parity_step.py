@@ -11,6 +11,7 @@ from torch import Tensor
 from eosin.config.train import OptimizerConfig
 from eosin.training.engine.objective import Objective
 from eosin.training.engine.optimizer import multipliers
+from eosin.training.engine.parallel import clip_each_
 from eosin.training.engine.step import Learner, StepResult
 from eosin.training.world import World
 from tests.support.golden import (
@@ -117,10 +118,28 @@ def test_without_local_crops_the_class_tokens_of_the_two_views_are_left(method: 
     terms = objective.microbatch_terms(student, 0, microbatch, targets)
     terms[:5].sum().backward()
     crossed = VALUES["steps"][name]["dino_global_crops_loss"]
+    terms = terms.detach()
     assert float(terms[0]) == 0 and float(terms[1]) > 0
     if method == "dinov2":
         assert float(terms[1]) == pytest.approx(crossed * 8 / 3, rel=1e-5)
     assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+
+
+def test_dino_clips_every_parameter_by_itself() -> None:
+    """As its utils.clip_gradients: each gradient above the limit is scaled to it, the others are left."""
+    _, whole = take_step(STEPS[0], 1)
+    limit = float(torch.stack([gradient.norm() for gradient in whole.values()]).median())
+    student = torch.nn.Module()
+    for number, gradient in enumerate(whole.values()):
+        parameter = torch.nn.Parameter(torch.zeros_like(gradient))
+        parameter.grad = gradient.clone()
+        student.register_parameter(str(number), parameter)
+    norms = torch.stack([gradient.norm() for gradient in whole.values()])
+    clip_each_(student, norms, limit)  # type: ignore[arg-type]  # of a network only the parameters are used
+    for parameter, gradient in zip(student.parameters(), whole.values(), strict=True):
+        assert parameter.grad is not None
+        expected = gradient * min(1.0, limit / (float(gradient.norm()) + 1e-6))
+        assert relative_error(parameter.grad, expected) < 1e-6
 
 
 def _no_koleo() -> object:

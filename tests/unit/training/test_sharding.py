@@ -260,3 +260,23 @@ def compare_compiled(rank: int, num_ranks: int, checkpointing: bool, drop_path: 
 def test_compiled_blocks_of_shards_take_the_same_steps(checkpointing: bool, drop_path: float) -> None:
     """Blocks are gathered by hooks outside of what is compiled; uneven shares."""
     in_ranks(compare_compiled, 2, checkpointing, drop_path)
+
+
+def clip_by_parameter(rank: int, num_ranks: int, deterministic: bool) -> None:
+    """After two steps a shard's rows are those of the whole network of one process."""
+    optimizer = {"clip_by": "parameter", "clip_grad_norm": 0.02}
+    config = tiny_config(optimizer=optimizer, parallel="fsdp", deterministic=deterministic)
+    ends = []
+    for world in (World(8, deterministic=deterministic), World(8, rank, num_ranks, deterministic)):
+        parallel = "ddp" if world.size == 1 else "fsdp"
+        config = config.model_copy(update={"train": config.train.model_copy(update={"parallel": parallel})})
+        learner = Learner(config, build_network(config), world)
+        for step in range(2):
+            learner.step(step + 3, {i: random_microbatch(config, i) for i in world.own_microbatches})
+        ends.append(torch.cat([whole(p.detach()).flatten() for p in learner.student.parameters()]))
+    assert float((ends[0] - ends[1]).norm() / ends[0].norm()) < 1e-6
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_clipping_each_parameter_is_the_same_in_shards(deterministic: bool) -> None:
+    in_ranks(clip_by_parameter, 2, deterministic)

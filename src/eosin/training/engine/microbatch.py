@@ -73,17 +73,15 @@ class MicrobatchMaker:
     def make(self, step: int, microbatch: int, global_crops: Tensor, local_crops: Tensor) -> Microbatch:
         """The microbatch of `global_crops` [2, n, 3, G, G] and `local_crops` [num_local, n, 3, L, L]."""
         drops = self._rng(_DROP_PATH, step, microbatch)
-        rate = self._config.model.drop_path
         masks, masked = self._masks(step, microbatch, 2 * global_crops.shape[1])
-        return Microbatch(
-            global_crops,
-            local_crops,
-            masks,
-            draw_drop_path(rate, self._depth, 2 * global_crops.shape[1], drops, self._device),
-            draw_drop_path(
-                rate, self._depth, local_crops.shape[0] * local_crops.shape[1], drops, self._device
-            ),
-            masked,
+        global_drop = self._drop_path(2 * global_crops.shape[1], drops)
+        local_drop = self._drop_path(local_crops.shape[0] * local_crops.shape[1], drops)
+        return Microbatch(global_crops, local_crops, masks, global_drop, local_drop, masked)
+
+    def _drop_path(self, num_crops: int, rng: np.random.Generator) -> DropPath:
+        model = self._config.model
+        return draw_drop_path(
+            model.drop_path, self._depth, num_crops, rng, self._device, rises=model.drop_path_rises
         )
 
     def _masks(self, step: int, microbatch: int, num_crops: int) -> tuple[Tensor | None, Masked | None]:

@@ -63,6 +63,10 @@ class ParallelStrategy(Protocol):
         """2-norm of each submodule's gradient, the same on every rank."""
         ...
 
+    def parameter_norms(self) -> Tensor:
+        """2-norm of every parameter's gradient, in the order of the parameters, the same on every rank."""
+        ...
+
 
 def parallelize(student: Network, teacher: Network, config: TrainConfig, world: World) -> ParallelStrategy:
     """Put both networks on this rank's device as `config.parallel` says.
@@ -90,6 +94,13 @@ def clip_(module: nn.Module, norm: Tensor, limit: float) -> None:
     """Scale the gradients of `module` so that their norm, which is `norm`, is at most `limit`."""
     gradients = [local(p.grad) for p in module.parameters() if p.grad is not None]
     torch._foreach_mul_(gradients, (limit / (norm + _CLIP_EPS)).clamp(max=1.0))
+
+
+def clip_each_(student: Network, norms: Tensor, limit: float) -> None:
+    """Scale every gradient of `student` so that its norm, which is in `norms`, is at most `limit`."""
+    factors = (limit / (norms + _CLIP_EPS)).clamp(max=1.0)
+    for gradient, factor in zip(_gradients_of(student), factors.unbind(), strict=True):
+        local(gradient).mul_(factor)
 
 
 class Replicated:
@@ -133,6 +144,9 @@ class Replicated:
         together = not self._world.deterministic
         modules = self._student.submodules()
         return {name: _norm(_gradients_of(module), together) for name, module in modules.items()}
+
+    def parameter_norms(self) -> Tensor:
+        return torch.stack([torch.linalg.vector_norm(gradient) for gradient in _gradients_of(self._student)])
 
 
 class Sharded:
@@ -196,6 +210,14 @@ class Sharded:
         squares = [norm.double().square() for norm in norms]
         total = self._world.all_reduce(torch.stack(squares)).sqrt().float()
         return dict(zip(modules, total.unbind(), strict=True))
+
+    def parameter_norms(self) -> Tensor:
+        """As `gradient_norms`."""
+        gradients = _gradients_of(self._student)
+        if self._world.deterministic:
+            return torch.stack([torch.linalg.vector_norm(whole(gradient)) for gradient in gradients])
+        norms = torch.stack([torch.linalg.vector_norm(local(gradient)) for gradient in gradients])
+        return self._world.all_reduce(norms.double().square()).sqrt().float()
 
 
 def _shard(network: Network, config: TrainConfig, world: World, *, keeps_roots: bool) -> None:

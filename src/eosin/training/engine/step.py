@@ -15,7 +15,7 @@ from eosin.models.network import Network, speed_up, teacher_of
 from eosin.training.engine.microbatch import Microbatch, blank_microbatch
 from eosin.training.engine.objective import TERMS, Objective, Targets
 from eosin.training.engine.optimizer import Schedules, StepValues, apply_values, build_optimizer
-from eosin.training.engine.parallel import clip_, local, parallelize
+from eosin.training.engine.parallel import clip_, clip_each_, local, parallelize
 from eosin.training.world import World
 
 
@@ -210,8 +210,13 @@ class Learner:
         if bad:
             raise NonFinite(launched.step, f"the gradient of {', '.join(bad)}", ())
         limit = self.config.optimizer.clip_grad_norm
-        for name, module in self.student.submodules().items() if limit is not None else ():
-            clip_(module, launched.norms[name], limit or math.inf)
+        if limit is None:
+            return
+        if self.config.optimizer.clip_by == "parameter":
+            clip_each_(self.student, self.strategy.parameter_norms(), limit)
+            return
+        for name, module in self.student.submodules().items():
+            clip_(module, launched.norms[name], limit)
 
     @torch.no_grad()
     def _move_teacher(self, momentum: float) -> None:
