@@ -150,12 +150,13 @@ def test_a_tissue_model_that_is_replaced_meanwhile_is_for_the_next_run(tmp_path:
     assert set(statuses(tmp_path / "index").values()) == {"ok"}
 
 
-def test_a_run_whose_folder_was_empty_lists_it_anew(tmp_path: Path) -> None:
+def test_a_run_that_found_no_usable_slide_lists_the_folder_anew(tmp_path: Path) -> None:
     folder = tmp_path / "slides"
     folder.mkdir()
+    (folder / "slide-0.svs").write_bytes(b"still being copied")
     uri = f"file://{tmp_path}/runs/first"
     steps.plan(uri, steps.ConfigSource("demo", (), str(folder), str(tmp_path / "index")))
-    with pytest.raises(UserError, match="no slide"):
+    with pytest.raises(UserError, match="none of the 1 slides"):
         steps.index_run(uri, None, None)
     make_slides(folder, 2)
     steps.index_run(uri, None, None)
