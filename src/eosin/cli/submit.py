@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eosin.cli.options import Host, Param, PodSettings, PodsFile
-from eosin.cli.output import AsJson, Settings, emit
+from eosin.cli.output import AsJson, Settings, emit, lines
 from eosin.errors import UserError
-from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, require_acceptable_size, takes
+from eosin.kubeflow.parameters import (
+    arguments_of,
+    compiled_pipeline,
+    default_of,
+    require_acceptable_size,
+    takes,
+)
 from eosin.kubeflow.task_pods import placed, read_pods
+
+if TYPE_CHECKING:
+    from eosin.submission import Submission
 
 _MAX_NAME = 63
 schedule_app = typer.Typer(no_args_is_help=True, help="Recurring pipelines: create, list, delete.")
@@ -34,7 +44,7 @@ def register(app: typer.Typer) -> None:
 def submit(
     pipeline: Pipeline,
     run: RunUri,
-    recipe: Annotated[str, typer.Option(help="A recipe's name, or the URI of a configuration.")] = "",
+    recipe: Annotated[str, typer.Option(help="A recipe's name, a file (it goes along), or a URI.")] = "",
     slides: Annotated[str, typer.Option(help="Folder of slides.")] = "",
     index: Annotated[str, typer.Option(help="URI of the index.")] = "",
     settings: Settings = None,
@@ -57,7 +67,8 @@ def submit(
     path = compiled_pipeline(pipeline)
     given = {"run": dated(run), "recipe": recipe or None, "slides": slides or None, "index": index or None,
              "settings": list(settings) if settings else None}  # fmt: skip
-    arguments = arguments_of(path, given, params or ())
+    checked = _checked(pipeline, path, arguments_of(path, given, params or ()))
+    arguments = checked.arguments
     with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
         require_acceptable_size(compiled, arguments)
         client = connect(host, namespace)
@@ -65,8 +76,14 @@ def submit(
     note = note_submission(arguments["run"], KubeflowRun(
         namespace=namespace, run_id=made.run_id, pipeline=pipeline, host=host
     ))  # fmt: skip
-    text = "\n".join(filter(None, (str(made), note, f"next: eosin status {given['run']}")))
+    text = lines(str(made), *checked.notes, note, f"next: eosin status {given['run']}")
     emit(made, as_json=as_json, text=text)
+
+
+def _checked(pipeline: str, path: Path, arguments: dict[str, Any]) -> Submission:
+    from eosin.submission import check_submission
+
+    return check_submission(pipeline, arguments, recipe=default_of(path, "recipe") or "")
 
 
 @schedule_app.command()
@@ -98,12 +115,13 @@ def create(
     path = compiled_pipeline(pipeline)
     _require_a_new_run_each_time(pipeline, run, takes(path))
     given = {"run": run, "settings": list(settings) if settings else None}
-    arguments = arguments_of(path, given, params or ())
+    checked = _checked(pipeline, path, arguments_of(path, given, params or ()))
     with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
-        require_acceptable_size(compiled, arguments)
-        spec = ScheduleSpec(name, compiled, six_fields(cron), arguments, not paused, service_account)
+        require_acceptable_size(compiled, checked.arguments)
+        spec = ScheduleSpec(name, compiled, six_fields(cron), checked.arguments, not paused, service_account)
         made, done = ensure_schedule(connect(host, namespace), experiment, spec)
-    emit({"done": done, "schedule": made}, as_json=as_json, text=f"{done}: {made}")
+    text = lines(f"{done}: {made}", *checked.notes, f"next: eosin schedule list --experiment {experiment}")
+    emit({"done": done, "schedule": made}, as_json=as_json, text=text)
 
 
 @schedule_app.command("list")

@@ -70,6 +70,11 @@ def arguments_of(pipeline: Path, given: dict[str, Any], texts: Iterable[str] = (
     return arguments
 
 
+def default_of(pipeline: Path, name: str) -> Any:
+    """The default of a compiled pipeline's parameter; None where it has none, or no such parameter."""
+    return _declared(pipeline).get(name, {}).get("defaultValue")
+
+
 def _declared(pipeline: Path) -> dict[str, dict[str, Any]]:
     try:
         spec = next(iter(yaml.safe_load_all(pipeline.read_text())))

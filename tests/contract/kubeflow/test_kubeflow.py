@@ -16,6 +16,7 @@ from tests.support.kubeflow import Kubeflow, kubeflow_server
 
 RETRAIN = ["retrain", "--run", "s3://b/runs/weekly-{date}", "--param", "registry=s3://b/reg", "--param",
            "name=he"]  # fmt: skip
+SLIDES = ("--slides", "s3://b/slides")
 WEEKLY = ["schedule", "create", "weekly", *RETRAIN, "--cron", "0 3 * * 0"]
 
 
@@ -60,8 +61,10 @@ def test_the_one_that_is_going_is_found_on_the_last_page(
     kubeflow: Kubeflow, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b", "c", "d", "last"):
-        as_json(kubeflow, capsys, "submit", "pretrain", "--run", f"s3://b/runs/{name}")
-    assert as_json(kubeflow, capsys, "submit", "pretrain", "--run", "s3://b/runs/last")["found"] is True
+        as_json(kubeflow, capsys, "submit", "pretrain", "--run", f"s3://b/runs/{name}", *SLIDES)
+    assert (
+        as_json(kubeflow, capsys, "submit", "pretrain", "--run", "s3://b/runs/last", *SLIDES)["found"] is True
+    )
     assert len(kubeflow.runs) == 5
 
 
@@ -180,7 +183,7 @@ def test_pods_asked_for_reach_kubeflow_with_the_pipeline(
     site = tmp_path / "pods.yaml"
     site.write_text("evaluate: {gpus: 1, gpu_resource: nvidia.com/gpu.shared}\n")
     monkeypatch.setenv("EOSIN_PODS", str(site))
-    eosin(kubeflow, "submit", "pretrain", "--run", "s3://b/runs/first")
+    eosin(kubeflow, "submit", "pretrain", "--run", "s3://b/runs/first", *SLIDES)
     assert _evaluate_accelerator(kubeflow.runs[0]) == "nvidia.com/gpu.shared"
     eosin(kubeflow, *WEEKLY, "--pod", "evaluate.gpu_resource=nvidia.com/mig-1g.10gb")
     assert _evaluate_accelerator(kubeflow.schedules[0]) == "nvidia.com/mig-1g.10gb"
