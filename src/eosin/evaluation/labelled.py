@@ -31,6 +31,8 @@ _FIGURES: tuple[Figure, ...] = ("balanced_accuracy", "top1", "f1_macro")
 
 @dataclass(frozen=True)
 class LabelledPart:
+    """Samples of one split with their embeddings [n, D] and classes [n]."""
+
     features: Features
     classes: Classes
     samples: tuple[Sample, ...]

@@ -55,6 +55,7 @@ def find_teacher(uri: str) -> str:
 
 
 def models_to_judge(run_uri: str, config: RunConfig, store: Store) -> list[str]:
+    """Names of the baselines and of the exported teachers that `evaluate.checkpoints` asks for."""
     teachers = _teachers(run_uri, store)
     if config.evaluate.checkpoints == "last":
         teachers = teachers[-1:]

@@ -26,6 +26,7 @@ class NeighbourCounts:
 
     @property
     def total(self) -> int:
+        """All pairs."""
         return (
             self.same_class_same_centre
             + self.same_class_other_centre
@@ -45,10 +46,12 @@ class NeighbourCounts:
 
     @property
     def same_class(self) -> float:
+        """Share of the pairs that are of one class."""
         return (self.same_class_same_centre + self.same_class_other_centre) / self.total
 
     @property
     def same_centre(self) -> float:
+        """Share of the pairs that are of one centre."""
         return (self.same_class_same_centre + self.other_class_same_centre) / self.total
 
 

@@ -17,6 +17,8 @@ _FIGURES: tuple[Figure, ...] = get_args(Figure)
 
 @dataclass(frozen=True)
 class Significance:
+    """How likely the difference of two models is by chance alone."""
+
     p_value: float
     """Two-sided, that the two models are equal."""
     how: str

@@ -19,11 +19,17 @@ _WINDOW_BYTES = 2**20
 
 
 class SizedFile(Protocol):
+    """A seekable file of bytes whose size is known."""
+
     size_bytes: int
 
-    def read(self, length: int = -1) -> bytes: ...
+    def read(self, length: int = -1) -> bytes:
+        """At most `length` bytes from here; all that is left for -1."""
+        ...
 
-    def seek(self, offset: int, whence: int = 0) -> int: ...
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to `offset`, as `io` counts it; returns the new place."""
+        ...
 
 
 def frame_table(

@@ -42,6 +42,7 @@ def document(report: Report) -> dict[str, Any]:
 
 
 def to_json(report: Report) -> bytes:
+    """summary.json: the document as indented JSON, UTF-8; no number in it is NaN."""
     return (json.dumps(document(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 

@@ -23,6 +23,8 @@ Bars = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class DrawsView:
+    """What training draws from the slides, as a sample of its draws shows."""
+
     num_draws: int
     by_mpp: Bars
     by_cohort: Bars

@@ -34,6 +34,7 @@ class EarlierRun:
 
     @property
     def name(self) -> str:
+        """The last part of its URI."""
         return self.uri.rstrip("/").rsplit("/", 1)[-1]
 
 

@@ -20,6 +20,8 @@ Column = tuple[str, str]
 
 @dataclass(frozen=True)
 class Cell:
+    """A figure of the leaderboard, mean and standard deviation over runs."""
+
     mean: float
     std: float
     num_runs: int
@@ -31,6 +33,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
+    """A model of the leaderboard, and where its figures are from."""
+
     label: str
     source: Source
     cells: Mapping[Column, Cell]
@@ -38,6 +42,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Leaderboard:
+    """Models side by side on the headline figures."""
+
     columns: tuple[Line, ...]
     rows: tuple[Row, ...]
 
@@ -75,6 +81,7 @@ def leaderboard(
 
 
 def line_column(line: Line) -> Column:
+    """The column that a headline line stands for."""
     return line.task, line.metric
 
 

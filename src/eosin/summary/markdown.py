@@ -10,6 +10,7 @@ from eosin.summary.report import Report
 
 
 def to_markdown(report: Report) -> str:
+    """summary.md: the headline, gaps and slides of a report, for a pull request."""
     blocks = [
         f"# {_text(report.name)}",
         report.verdict,
@@ -24,6 +25,7 @@ def to_markdown(report: Report) -> str:
 
 
 def arrow(line: Line) -> str:
+    """↑ where higher is better, else ↓."""
     return "↑" if line.higher_is_better else "↓"
 
 

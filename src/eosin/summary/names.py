@@ -31,6 +31,7 @@ _DICE_OF = "dice_"
 
 
 def metric_name(metric: str) -> str:
+    """A metric's name as people write it."""
     if metric.startswith(_DICE_OF):
         return f"Dice of {metric.removeprefix(_DICE_OF)}"
     return _METRICS.get(metric, metric.replace("_", " "))
@@ -61,11 +62,19 @@ class Figure(Protocol):
     """A mean over runs."""
 
     @property
-    def mean(self) -> float | None: ...
+    def mean(self) -> float | None:
+        """Over the runs; None where there is no figure."""
+        ...
+
     @property
-    def std(self) -> float | None: ...
+    def std(self) -> float | None:
+        """Over the runs; None where there is no figure."""
+        ...
+
     @property
-    def num_runs(self) -> int: ...
+    def num_runs(self) -> int:
+        """How many."""
+        ...
 
 
 def figure(result: Figure | None) -> str:

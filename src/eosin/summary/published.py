@@ -28,6 +28,8 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True)
 class PatchSet:
+    """A patch set of the run, and a picture of some of its patches."""
+
     manifest: PatchSetManifest
     contact_sheet: bytes | None
     """JPEG."""
@@ -35,6 +37,8 @@ class PatchSet:
 
 @dataclass(frozen=True)
 class Published:
+    """All of a run that the report is made of."""
+
     run_uri: str
     config: RunConfig
     recipe: RunConfig | None = None

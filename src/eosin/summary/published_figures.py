@@ -38,6 +38,8 @@ _FIGURES: dict[str, dict[str, tuple[float | None, ...]]] = {
 
 @dataclass(frozen=True)
 class PublishedFigure:
+    """A figure that others have published for a task like one of this run."""
+
     task: str
     """This run's task."""
     model: str

@@ -34,6 +34,8 @@ _MAX_DIFFERENCE = 300
 
 @dataclass(frozen=True)
 class Report:
+    """All that the report says; every part of it is optional but the run."""
+
     published: Published
     results: tuple[Result, ...]
     lines: tuple[Line, ...]
@@ -58,18 +60,22 @@ class Report:
 
     @property
     def name(self) -> str:
+        """The last part of the run's URI."""
         return self.published.run_uri.rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def records(self) -> list[MetricRecord]:
+        """Every evaluation record that could be read."""
         return [record for _, record in self.published.records]
 
     @property
     def patch_sets(self) -> tuple[PatchSet, ...]:
+        """The run's patch sets."""
         return self.published.patch_sets
 
     @property
     def teachers(self) -> tuple[TeacherCard, ...]:
+        """The exported teachers, by step."""
         return self.published.teachers
 
     @property
@@ -92,6 +98,7 @@ class Report:
 
 
 def build_report(published: Published) -> Report:
+    """The report of what a run has published."""
     results = collect_results(published)
     records = [record for _, record in published.records]
     every = all_lines(results, records)

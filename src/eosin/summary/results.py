@@ -95,6 +95,7 @@ def intervals(record: MetricRecord) -> list[tuple[str, float, float]]:
 
 
 def metric_order(name: str) -> tuple[int, str]:
+    """Key to sort metrics by: those of the headline first, the rest by name."""
     return (METRIC_ORDER.index(name) if name in METRIC_ORDER else len(METRIC_ORDER)), name
 
 

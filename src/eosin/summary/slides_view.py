@@ -29,6 +29,8 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Thumbnail:
+    """One slide as a small picture."""
+
     slide: str
     jpeg: bytes
     """With the outline of the tissue mask drawn in."""
@@ -38,6 +40,8 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class SlidesView:
+    """The slides of a snapshot in numbers, with some thumbnails."""
+
     snapshot_id: str
     slides_uri: str
     num_slides: int

@@ -25,6 +25,8 @@ _BEFORE = "before training"
 
 @dataclass(frozen=True)
 class StudyResult:
+    """Where a study's report is, and its headline."""
+
     report: str
     """URI of summary.html."""
     headline: dict[str, float]
@@ -55,6 +57,8 @@ class VariantRun:
 
 @dataclass(frozen=True)
 class StudyReport:
+    """All that the report of a study says."""
+
     uri: str
     study: Study
     runs: tuple[VariantRun, ...]
@@ -66,6 +70,7 @@ class StudyReport:
 
     @property
     def name(self) -> str:
+        """The last part of the study's URI."""
         return self.uri.rstrip("/").rpartition("/")[2]
 
     def untrained(self, run: VariantRun, task: str, metric: str) -> MetricValue | None:

@@ -16,6 +16,8 @@ from eosin.summary.report import Report, build_report
 
 @dataclass(frozen=True)
 class SummaryResult:
+    """Where a run's report is, and its headline."""
+
     report: str
     """URI of summary.html."""
     verdict: str

@@ -26,6 +26,8 @@ _CHARACTER = 6.5
 
 @dataclass(frozen=True)
 class Point:
+    """A place in a chart."""
+
     x: float
     y: float
     spread: float = 0.0
@@ -35,6 +37,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
+    """A line or a set of points of a chart."""
+
     name: str
     points: tuple[Point, ...]
     stepped: bool = False
@@ -46,6 +50,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
+    """A chart before it is drawn."""
+
     title: str
     x_label: str
     y_label: str

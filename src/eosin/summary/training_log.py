@@ -31,6 +31,8 @@ class WorldEvent:
 
 @dataclass(frozen=True)
 class TrainingLog:
+    """What the log of training says, as series to draw."""
+
     terms: dict[str, Points]
     """Loss and its terms by step."""
     lr: Points

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOURCES = Path(__file__).parents[3] / "src/eosin"
-# Their public functions are not all described yet.
-UNFINISHED = {"summary", "evaluation", "training", "slides", "metrics"}
 # What Python itself describes: the file object that a library is given.
 OF_PYTHON = {"readable", "seekable", "tell", "seek", "readinto", "readall"}
 
@@ -18,8 +16,6 @@ def test_every_public_name_has_a_docstring() -> None:
     trees = {path: ast.parse(path.read_text()) for path in sorted(SOURCES.rglob("*.py"))}
     described = {name for tree in trees.values() for name in _described_by_protocols(tree)}
     for path, tree in trees.items():
-        if path.relative_to(SOURCES).parts[0] in UNFINISHED:
-            continue
         for name, node, owner in _public(tree):
             if not ast.get_docstring(node) and not (owner and node.name in described | OF_PYTHON):
                 missing.append(f"{path.relative_to(SOURCES)}:{node.lineno} {name}")
@@ -53,8 +49,11 @@ def _public(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Public, bool
 
 
 def _described_by_protocols(tree: ast.Module) -> Iterator[str]:
-    """Methods that a protocol or abstract class describes for all that implement it."""
+    """Methods that a protocol describes, or a base class that leaves them open, for all who implement it."""
     for name, node, _ in _public(tree):
-        bases = {ast.unparse(base).split("[")[0] for base in getattr(node, "bases", [])}
-        if bases & {"Protocol", "ABC"} and isinstance(node, ast.ClassDef):
-            yield from (each.name for _, each, _ in _public(node, f"{name}.") if ast.get_docstring(each))
+        if not isinstance(node, ast.ClassDef):
+            continue
+        is_protocol = "Protocol" in {ast.unparse(base).split("[")[0] for base in node.bases}
+        for _, each, _ in _public(node, f"{name}."):
+            if ast.get_docstring(each) and (is_protocol or "raise NotImplementedError" in ast.unparse(each)):
+                yield each.name

@@ -47,6 +47,7 @@ class Dataset:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Labels that samples have, sorted; a class is numbered by its place here."""
         return tuple(sorted({sample.label for sample in self.samples if sample.label}))
 
 
@@ -57,7 +58,9 @@ class Digest:
     _hash: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def add(self, *fields: object) -> None:
+        """Take one line of fields."""
         self._hash.update("\x1f".join(str(item) for item in fields).encode() + b"\n")
 
     def hex(self) -> str:
+        """The digest of all lines so far, 64 hex digits."""
         return self._hash.hexdigest()

@@ -61,6 +61,7 @@ def _get(store: Store, key: str) -> bytes | Missing:
 
 
 def may_be_image(key: str) -> bool:
+    """Whether an object is worth trying as an image: neither hidden, nor a folder, nor a sidecar."""
     path = PurePosixPath(key)
     hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
     return not hidden and not key.endswith("/") and path.suffix.lower() not in _SIDECARS

@@ -29,6 +29,7 @@ class Split:
 
     @property
     def judged_indices(self) -> tuple[int, ...]:
+        """Indices of the samples that figures are taken on."""
         return self.test if self.judged == "test" else self.val
 
 

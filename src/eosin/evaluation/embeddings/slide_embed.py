@@ -52,6 +52,7 @@ class Bags:
 
     @property
     def num_patches(self) -> int:
+        """Over all slides."""
         return int(self.starts[-1])
 
 

@@ -46,6 +46,7 @@ class SlidePlan:
     """Slides left out before any patch was read: source and reason."""
 
     def row(self, place: int) -> SlideRow:
+        """The index row of the dataset's row `place`."""
         return self.snapshot.rows[self.places[place]]
 
     def requests(self, place: int) -> list[PatchRequest]:

@@ -34,6 +34,7 @@ class SlideBags:
 
     @property
     def sizes(self) -> Tensor:
+        """Patches of each slide, int64."""
         return self.starts[1:] - self.starts[:-1]
 
     def gather(self, slides: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ class BestEpochs:
 
     @property
     def all_stopped(self) -> bool:
+        """Whether the patience of every run is spent."""
         return self._patience is not None and bool(self._stopped.all())
 
     def update(self, epoch: int, score: Tensor) -> Tensor:

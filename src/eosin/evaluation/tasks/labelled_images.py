@@ -25,6 +25,7 @@ class LabelledImagesTask(Task):
         return self.dataset
 
     def open(self, run_uri: str) -> Dataset:
+        """As `Task.open`, in the layout of a public dataset where one is named."""
         from eosin.evaluation.datasets.open_dataset import open_dataset
 
         return open_dataset(self.dataset, self.layout, allow_subset=self.allow_subset)

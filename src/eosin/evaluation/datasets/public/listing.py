@@ -33,6 +33,7 @@ class Listing:
 
     @property
     def uri(self) -> str:
+        """URI of the dataset's folder."""
         return self.store.uri
 
     def matching(self, pattern: str) -> Iterator[tuple[ObjectInfo, re.Match[str]]]:
@@ -52,6 +53,7 @@ class Listing:
 
     @cached_property
     def by_key(self) -> dict[str, ObjectInfo]:
+        """The objects by key."""
         return {info.key: info for info in self.objects}
 
     def one(self, path: str) -> ObjectInfo:

@@ -116,6 +116,7 @@ def _size(picture: Image.Image, scale: float) -> tuple[int, int]:
 
 
 def png(picture: Image.Image) -> bytes:
+    """The picture as PNG bytes."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
