@@ -124,6 +124,23 @@ def sheet(
     emit(result, as_json=as_json, text=text)
 
 
+@index_app.command("contours")
+def contours(
+    uri: Annotated[str, typer.Argument(metavar="INDEX", help="URI of the index.")],
+    out: Annotated[str, typer.Option(help="Folder or URI for the files, SLIDE.geojson.")],
+    slide: Annotated[
+        list[str] | None, typer.Option("--slide", metavar="PATTERN", help="Only slides of such keys.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tissue contours as GeoJSON, one file a slide, which QuPath opens as annotations."""
+    from eosin.index.contours import write_contours
+
+    result = write_contours(uri, out, slide or ("*",))
+    text = f"{result.uri}: {result.num_contours} contours of {result.num_slides} slides"
+    emit(result, as_json=as_json, text=text)
+
+
 def decode(
     run: Annotated[
         str | None, typer.Argument(metavar="RUN", help="The run's URI; or give --index and --out.")
