@@ -1,4 +1,4 @@
-"""What holds threads, processes or files, and gives them back at the end of a `with` block."""
+"""Owners of threads, processes or files, which give them back at the end of a `with` block."""
 
 from __future__ import annotations
 

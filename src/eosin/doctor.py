@@ -1,4 +1,4 @@
-"""What is missing on this machine or in its reach, and how to mend it. Checks change nothing that stays."""
+"""Checks of this machine and what it reaches, with the cure of each fault. They change nothing that stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run would do: configuration, steps, objects read and written, figures. Writes nothing."""
+"""Dry run: configuration, steps, objects read and written, figures of a run. Writes nothing."""
 
 from __future__ import annotations
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from eosin.cluster.api import connect
 from eosin.cluster.cancel import Cancelled, cancel_on_cluster
 from eosin.errors import EosinError, PermanentError, UserError
-from eosin.kubeflow.client import connect as connect_kubeflow
-from eosin.kubeflow.client import kubeflow_errors
+from eosin.kubeflow.client import connect_kubeflow, kubeflow_errors
 from eosin.kubeflow.runs import FoundRun, find_run, retry_run, terminate_run
 from eosin.layout import RunLayout
 from eosin.records import KubeflowRun, load_record, update_record

@@ -1,4 +1,4 @@
-"""How far a run has come and what it said, from its URI alone."""
+"""Status and logs of a run, from its URI alone."""
 
 from __future__ import annotations
 

@@ -295,14 +295,14 @@ def decode_index(
     slides: Iterable[str] = (),
 ) -> PatchSetManifest | None:
     """As `decode`, from an index alone: the set lies in `out_uri`."""
-    from eosin.patches.sets.decode_set import decode_part
+    from eosin.patches.sets.decode_set import decode_declared_part
     from eosin.patches.sets.set_spec import open_decoding_of_index
 
     with RunLog(f"decode-{name}-{shard:05d}") as log:
         job = open_decoding_of_index(
             index_uri, out_uri, name, shard, num_shards, tuple(settings), tuple(slides)
         )
-        return decode_part(job, log)
+        return decode_declared_part(job, log)
 
 
 def embed(request: EmbedRequest, shard: int, num_shards: int) -> FeaturesManifest | None:
@@ -388,12 +388,12 @@ def evaluate_shard(run_uri: str, shard: int, num_shards: int, teacher: str = "")
 
 def evaluate(pairs: Iterable[dict[str, str]], shard: int = 0, num_shards: int = 1) -> list[MetricRecord]:
     """Judge a share of `pairs` {"run": …, "model": …, "task": …}, publishing each record as it is made."""
-    from eosin.evaluation.shards import Evaluation, evaluate_all, share_of
+    from eosin.evaluation.shards import Evaluation, evaluate_all, share_of_evaluations
 
     def log_of(each: Evaluation) -> RunLog:
         return RunLog(f"evaluate-{record_key(each.model)}-{each.task}", open_store(each.run))
 
-    share = share_of([Evaluation(**pair) for pair in pairs], shard, num_shards)
+    share = share_of_evaluations([Evaluation(**pair) for pair in pairs], shard, num_shards)
     return list(evaluate_all(share, log_of))
 
 

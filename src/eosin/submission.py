@@ -23,14 +23,14 @@ _RECIPES = "recipes"
 
 
 @dataclass(frozen=True)
-class Submission:
+class CheckedSubmission:
     """`arguments` as the cluster is given them; `notes`: what could not be looked at from here, and why."""
 
     arguments: dict[str, Any]
     notes: tuple[str, ...] = ()
 
 
-def check_submission(pipeline: str, arguments: Mapping[str, Any], *, recipe: str = "") -> Submission:
+def check_submission(pipeline: str, arguments: Mapping[str, Any], *, recipe: str = "") -> CheckedSubmission:
     """Refuse what the pipeline's own steps would, and put a recipe file beside the run.
 
     `arguments` by the names of the pipeline's parameters; `recipe`: its default where none is given. The
@@ -51,7 +51,7 @@ def check_submission(pipeline: str, arguments: Mapping[str, Any], *, recipe: str
         given["recipe"] = _upload(given["recipe"], str(given["run"]))
     if not arguments.get("recipe"):
         del given["recipe"]
-    return Submission(given, tuple(notes))
+    return CheckedSubmission(given, tuple(notes))
 
 
 def _check_text(pipeline: str, given: Mapping[str, Any], source: ConfigSource) -> None:

@@ -20,7 +20,7 @@ from eosin.kubeflow.parameters import (
 from eosin.kubeflow.task_pods import placed, read_pods
 
 if TYPE_CHECKING:
-    from eosin.submission import Submission
+    from eosin.submission import CheckedSubmission
 
 _MAX_NAME = 63
 schedule_app = typer.Typer(no_args_is_help=True, help="Recurring pipelines: create, list, delete.")
@@ -58,7 +58,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit a pipeline to Kubeflow. The same again, while it is going, finds it."""
-    from eosin.kubeflow.client import connect, kubeflow_errors
+    from eosin.kubeflow.client import connect_kubeflow, kubeflow_errors
     from eosin.kubeflow.runs import submit_run
     from eosin.records import KubeflowRun
     from eosin.run_control import note_submission
@@ -71,7 +71,7 @@ def submit(
     arguments = checked.arguments
     with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
         require_acceptable_size(compiled, arguments)
-        client = connect(host, namespace)
+        client = connect_kubeflow(host, namespace)
         made = submit_run(client, compiled, arguments, experiment=experiment, service_account=service_account)
     note = note_submission(arguments["run"], KubeflowRun(
         namespace=namespace, run_id=made.run_id, pipeline=pipeline, host=host
@@ -80,7 +80,7 @@ def submit(
     emit(made, as_json=as_json, text=text)
 
 
-def _checked(pipeline: str, path: Path, arguments: dict[str, Any]) -> Submission:
+def _checked(pipeline: str, path: Path, arguments: dict[str, Any]) -> CheckedSubmission:
     from eosin.submission import check_submission
 
     return check_submission(pipeline, arguments, recipe=default_of(path, "recipe") or "")
@@ -107,7 +107,7 @@ def create(
 
     Where anything differs, the pipeline included, the schedule is made anew; what runs goes on.
     """
-    from eosin.kubeflow.client import connect, kubeflow_errors
+    from eosin.kubeflow.client import connect_kubeflow, kubeflow_errors
     from eosin.kubeflow.schedules import ScheduleSpec, ensure_schedule, six_fields
 
     if not 0 < len(name) <= _MAX_NAME:
@@ -119,7 +119,7 @@ def create(
     with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
         require_acceptable_size(compiled, checked.arguments)
         spec = ScheduleSpec(name, compiled, six_fields(cron), checked.arguments, not paused, service_account)
-        made, done = ensure_schedule(connect(host, namespace), experiment, spec)
+        made, done = ensure_schedule(connect_kubeflow(host, namespace), experiment, spec)
     text = lines(f"{done}: {made}", *checked.notes, f"next: eosin schedule list --experiment {experiment}")
     emit({"done": done, "schedule": made}, as_json=as_json, text=text)
 
@@ -129,11 +129,11 @@ def list_(
     host: Host = "", namespace: Namespace = "", experiment: Experiment = "eosin", as_json: AsJson = False
 ) -> None:
     """The schedules of an experiment."""
-    from eosin.kubeflow.client import connect, kubeflow_errors
+    from eosin.kubeflow.client import connect_kubeflow, kubeflow_errors
     from eosin.kubeflow.schedules import list_schedules
 
     with kubeflow_errors(host):
-        found = list_schedules(connect(host, namespace), experiment)
+        found = list_schedules(connect_kubeflow(host, namespace), experiment)
     text = "\n".join(map(str, found)) or f"no schedule in experiment {experiment}"
     emit({"schedules": found}, as_json=as_json, text=text)
 
@@ -147,11 +147,11 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a schedule; runs that are going go on. One that is not there is no error."""
-    from eosin.kubeflow.client import connect, kubeflow_errors
+    from eosin.kubeflow.client import connect_kubeflow, kubeflow_errors
     from eosin.kubeflow.schedules import delete_schedule
 
     with kubeflow_errors(host):
-        number = delete_schedule(connect(host, namespace), experiment, name)
+        number = delete_schedule(connect_kubeflow(host, namespace), experiment, name)
     emit({"deleted": number}, as_json=as_json, text=f"{name}: {number} deleted")
 
 

@@ -52,7 +52,7 @@ def pod_failures(pods: Sequence[Manifest]) -> list[PodFailure]:
     return sorted(found, key=_telling)
 
 
-def explain(
+def explain_failure(
     jobset: Manifest, pods: Sequence[Manifest], last_lines: Callable[[PodFailure], Sequence[str]]
 ) -> EosinError:
     """The error to raise for a JobSet that failed; `last_lines` reads the end of a container's log."""

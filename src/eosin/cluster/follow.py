@@ -11,7 +11,7 @@ from typing import Any
 
 from eosin.cluster import watch
 from eosin.cluster.api import Manifest, Missing
-from eosin.cluster.failure import PodFailure, explain, stuck_pods
+from eosin.cluster.failure import PodFailure, explain_failure, stuck_pods
 from eosin.cluster.names import FOLLOWED_ANNOTATION, REPLICATED_JOB_LABEL
 from eosin.cluster.pod_logs import PodLogMirror
 from eosin.cluster.queue import never_mends, why_it_waits
@@ -52,7 +52,9 @@ class Follower:
 
     def explain(self, jobset: Manifest) -> EosinError:
         """The error to raise for a job that failed."""
-        return explain(jobset, self.jobs.cluster.list_pods(jobset["metadata"]["name"]), self._last_lines)
+        return explain_failure(
+            jobset, self.jobs.cluster.list_pods(jobset["metadata"]["name"]), self._last_lines
+        )
 
     def _observe_if_possible(self, jobset: Manifest) -> None:
         try:

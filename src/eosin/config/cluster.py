@@ -1,4 +1,4 @@
-"""Where the pods run. Nothing here changes what is computed."""
+"""Configuration of the cluster: where the pods run. Nothing here changes what is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoints are judged, and by what."""
+"""Configuration of evaluation: which checkpoints are judged, and by what."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How slides are scanned."""
+"""Configuration of indexing: how slides are scanned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which patches training sees, and the held-out set that judges it without labels."""
+"""Configuration of patches: those that training sees, and the held-out set that judges it without labels."""
 
 from __future__ import annotations
 

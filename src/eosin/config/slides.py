@@ -1,4 +1,4 @@
-"""Which slides, and what a person knows of them that their headers do not say."""
+"""Configuration of slides: their folder, and what a person knows of them that their headers do not say."""
 
 from __future__ import annotations
 

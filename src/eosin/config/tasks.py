@@ -1,4 +1,4 @@
-"""What the pods of a pipeline's tasks ask of a cluster."""
+"""Configuration of a pipeline's pods: what its tasks ask of a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a demo has left: its S3 server for the time of one command, and its newest run."""
+"""Leavings of a demo: its S3 server for the time of one command, and its newest run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def demo_command(folder: Path, command: str) -> str:
 
 def demo_status(folder: Path) -> RunStatus:
     """The state of the demo's newest run. Raises `UserError` where there is none in `folder`."""
-    with opened(folder) as root:
+    with opened_demo(folder) as root:
         return run_status(newest_run(folder, root))
 
 
@@ -48,7 +48,7 @@ def run_beside(folder: Path, command: Sequence[str]) -> int:
             "no command named", hint="such as: eosin demo exec -- eosin logs s3://eosin-demo/runs/demo"
         )
     program = [sys.executable, "-m", "eosin"] if command[0] == "eosin" else [command[0]]
-    with opened(folder):
+    with opened_demo(folder):
         try:
             return subprocess.run([*program, *command[1:]]).returncode
         except OSError as error:
@@ -56,7 +56,7 @@ def run_beside(folder: Path, command: Sequence[str]) -> int:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[str]:
+def opened_demo(folder: Path) -> Iterator[str]:
     """URI of what the demo in `folder` published, with its server up and in this process's environment.
 
     The server of a demo that is running is used as it is. Raises `UserError` where no demo has been.

@@ -1,4 +1,4 @@
-"""What the demo trains on: slides in a bucket, and the settings that go with them."""
+"""Material of the demo: slides in a bucket, and the settings that go with them."""
 
 from __future__ import annotations
 

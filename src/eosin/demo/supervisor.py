@@ -1,4 +1,4 @@
-"""Runs one program and takes it along when the parent process dies, however it dies.
+"""Supervisor of one program, which ends with the parent process, however that dies.
 
 Started as a script (`python -I supervisor.py PARENT_PID COMMAND...`), so it imports the standard
 library only and is up in milliseconds. Its session is its own: a signal to the parent's process group

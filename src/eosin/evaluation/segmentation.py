@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from eosin.config.heads import DecoderConfig
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import Missing
+from eosin.evaluation.datasets.dataset import MissingImage
 from eosin.evaluation.datasets.mask_folder import MaskedDataset
 from eosin.evaluation.datasets.masks import Classes
 from eosin.evaluation.datasets.splits import Split, split_samples
@@ -19,7 +19,7 @@ from eosin.evaluation.embeddings.tiles import TILES_VERSION, Tile, cut
 from eosin.evaluation.embeddings.tokens import TileTokens, tile_tokens
 from eosin.evaluation.heads.decoder import (
     DECODER,
-    TilePart,
+    SplitTiles,
     TrainedDecoder,
     mean_dice,
     pixel_confusion,
@@ -87,9 +87,9 @@ class _Parts:
     class_names: tuple[str, ...]
     counted: tuple[int, ...]
     """Classes whose mean is the headline figure: those in the judged truth, without background."""
-    train: TilePart
-    val: TilePart
-    judged: TilePart
+    train: SplitTiles
+    val: SplitTiles
+    judged: SplitTiles
     judged_tiles: tuple[Tile, ...]
     split: Split
 
@@ -103,7 +103,7 @@ def _split(settings: SegmentationSettings, dataset: MaskedDataset, found: TileTo
         for rows in (split.train, split.val, split.judged_indices)
     )
     parts = [
-        TilePart(found.tokens, np.array(chosen, dtype=np.int64), found.classes[chosen])
+        SplitTiles(found.tokens, np.array(chosen, dtype=np.int64), found.classes[chosen])
         for chosen in (train, val, judged)
     ]
     counts = pixel_counts(parts[2].classes, len(names))
@@ -133,7 +133,7 @@ def pixel_counts(classes: Classes, num_classes: int) -> list[int]:
 
 
 def _require(
-    dataset: MaskedDataset, split: Split, part: TilePart, names: Sequence[str], where: str, num: int
+    dataset: MaskedDataset, split: Split, part: SplitTiles, names: Sequence[str], where: str, num: int
 ) -> None:
     there = [names[c] for c, count in enumerate(pixel_counts(part.classes, len(names))) if count]
     if len(there) < num:
@@ -243,7 +243,7 @@ def _picture(
     for i in chosen:
         tile, truth = parts.judged_tiles[i], parts.judged.classes[i]
         data = dataset.read([tile.row])[0]
-        if isinstance(data, Missing):  # taken away since: the figures stand, the picture does without
+        if isinstance(data, MissingImage):  # taken away since: the figures stand, the picture does without
             continue
         image = np.asarray(decode_image(data), dtype=np.uint8)
         pixels, _ = cut(image, np.zeros(image.shape[:2], dtype=np.uint8), tile, truth.shape[0])

@@ -35,7 +35,7 @@ class Evaluation:
         return self.run, self.model
 
 
-def share_of(evaluations: Sequence[Evaluation], shard: int, num_shards: int) -> list[Evaluation]:
+def share_of_evaluations(evaluations: Sequence[Evaluation], shard: int, num_shards: int) -> list[Evaluation]:
     """The part of shard `shard` of `num_shards`, in order; the parts of all shards make up `evaluations`.
 
     A model's evaluations stay in one shard where there are as many models as shards, else they are shared

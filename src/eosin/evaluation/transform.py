@@ -1,4 +1,4 @@
-"""From an encoded image to the pixels a model sees: part of every protocol."""
+"""Transform of an encoded image into the pixels a model sees: part of every protocol."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _PAGE = 100
 _BUSY = {408, 429}
 
 
-def connect(host: str, namespace: str) -> Any:
+def connect_kubeflow(host: str, namespace: str) -> Any:
     """kfp's client for the API at `host`; empty: where kfp finds one by itself.
 
     `namespace` is the profile's on a Kubeflow of many users. Raises `MissingDependency` without kfp.

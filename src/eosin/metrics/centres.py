@@ -1,4 +1,4 @@
-"""Whether neighbours in embedding space share tissue or share the place where they were made."""
+"""Centre robustness: whether neighbours in embedding space share tissue or the place where they were made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How redundant embeddings are: off-diagonal correlation, of features and of samples."""
+"""Redundancy of embeddings: off-diagonal correlation, of features and of samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How little embeddings move when an image changes in a way that should not matter."""
+"""Invariance: how little embeddings move when an image changes in a way that should not matter."""
 
 from __future__ import annotations
 

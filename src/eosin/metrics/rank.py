@@ -1,4 +1,4 @@
-"""How many dimensions embeddings really use: singular values and RankMe."""
+"""Effective rank of embeddings: singular values and RankMe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From runs and indexes to what can go, and its deletion."""
+"""Garbage collection over runs and indexes: what can go, and its deletion."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def collect(
 def _judge(scope: _Scope, age: Age) -> tuple[_Doomed, list[str]]:
     """What can go, with its store, and why other things are kept. Deletes nothing."""
     found = [run for uri in scope.runs for run in _runs_at(uri)]
-    doomed = [(run.store, each) for run in found for each in run_objects.spare_objects(run, age)]
+    doomed = [(run.store, each) for run in found for each in run_objects.spare_run_objects(run, age)]
     kept = [*(run.problem for run in found if run.problem), *_undecided(found, age)]
     blocked = bool(kept) or not found
     pinned = {run.pin.snapshot_id for run in found if run.pin is not None}
@@ -71,7 +71,7 @@ def _judge(scope: _Scope, age: Age) -> tuple[_Doomed, list[str]]:
             kept.append(f"all of {uri}: a run may need any part of it")
             continue
         store = open_store(uri)
-        doomed += [(store, each) for each in index_objects.spare_objects(store, pinned, age, kept)]
+        doomed += [(store, each) for each in index_objects.spare_index_objects(store, pinned, age, kept)]
     return doomed, kept
 
 

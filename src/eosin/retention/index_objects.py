@@ -1,4 +1,4 @@
-"""What an index does not need any more."""
+"""Spare objects of an index: what it does not need any more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eosin.retention.model import Age, Doomed, by_folder, doom
 from eosin.storage import NotFound, ObjectInfo, Store, join_uri
 
 
-def spare_objects(store: Store, pinned: set[str], age: Age, kept: list[str]) -> Iterator[Doomed]:
+def spare_index_objects(store: Store, pinned: set[str], age: Age, kept: list[str]) -> Iterator[Doomed]:
     """Snapshots and scans that are neither pinned nor the newest, then the tables that only they used.
 
     `pinned` are the snapshots that runs read. Appends to `kept` why something is left alone.

@@ -1,4 +1,4 @@
-"""What a collection found, and how objects are grouped and aged."""
+"""Findings of a collection, and how objects are grouped and aged."""
 
 from __future__ import annotations
 

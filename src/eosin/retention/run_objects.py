@@ -1,4 +1,4 @@
-"""What a run does not need any more."""
+"""Spare objects of a run: what it does not need any more."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def find_runs(uri: str) -> list[Run]:
     ]
 
 
-def spare_objects(run: Run, age: Age) -> Iterator[Doomed]:
+def spare_run_objects(run: Run, age: Age) -> Iterator[Doomed]:
     """Checkpoints beyond `train.keep_checkpoints`, and what kills have left unfinished.
 
     Teachers, metrics, embeddings, logs and reports are never touched.

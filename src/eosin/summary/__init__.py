@@ -1,1 +1,1 @@
-"""From what a run has published to a report: tables, curves and provenance. No model, no slide, no torch."""
+"""Report of what a run has published: tables, curves and provenance. No model, no slide, no torch."""

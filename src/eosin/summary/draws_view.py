@@ -1,4 +1,4 @@
-"""What training draws: magnifications, cohorts and slides of a sample of the run's own draws."""
+"""Draws of training: magnifications, cohorts and slides of a sample of the run's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How metrics and models are called for people."""
+"""Names of metrics and models for people."""
 
 from __future__ import annotations
 

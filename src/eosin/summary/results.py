@@ -1,4 +1,4 @@
-"""From metric records to one list of results: also of those that failed, are missing or disagree."""
+"""Results of metric records in one list: also of those that failed, are missing or disagree."""
 
 from __future__ import annotations
 

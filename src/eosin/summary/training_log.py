@@ -1,4 +1,4 @@
-"""What training told: losses by step, speed and world size by time, and each elastic event."""
+"""Log of training: losses by step, speed and world size by time, and each elastic event."""
 
 from __future__ import annotations
 

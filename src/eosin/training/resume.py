@@ -79,7 +79,9 @@ def forget(store: Store) -> None:
         ShmFolder.of_run(secret).remove()
 
 
-def resume(trainer: Trainer, store: Store, folder: ShmFolder | None, log: RunLog) -> tuple[ReachedStep, str]:
+def resume_training(
+    trainer: Trainer, store: Store, folder: ShmFolder | None, log: RunLog
+) -> tuple[ReachedStep, str]:
     """Take up the newest state that is whole somewhere, on every rank; and where it was found.
 
     Raises what reading a checkpoint raises, and `TransientError` for a snapshot that does not fit: it is

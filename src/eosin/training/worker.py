@@ -39,7 +39,7 @@ from eosin.training.checkpoints.reexport import export_missing
 from eosin.training.elastic.failures import FAILURES_DIR, report_failure, report_start
 from eosin.training.engine.load_balance import granularity_advice
 from eosin.training.loop import ReachedStep, SlideName, Trainer, planned_models
-from eosin.training.resume import resume, shared_memory, start_memory
+from eosin.training.resume import resume_training, shared_memory, start_memory
 from eosin.training.world import World
 
 _TERMINATED = 128 + signal.SIGTERM
@@ -146,7 +146,7 @@ def _train(
     _exit_on_sigterm(publisher, log, config.train.elastic.shutdown_timeout_s)
     trainer = Trainer(config, world, log)
     with shared_memory(config, store) as folder:
-        start, found_in = resume(trainer, store, folder, log)
+        start, found_in = resume_training(trainer, store, folder, log)
         report_start(start.step)
         if world.rank == 0:
             log.event("world", world_size=world.size, start_step=start.step, found_in=found_in,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster.failure import explain, pod_failures, stuck_pods
+from eosin.cluster.failure import explain_failure, pod_failures, stuck_pods
 from eosin.errors import EosinError, PermanentError, TransientError, UserError
 
 JOBSET = {"metadata": {"name": "js", "namespace": "ns"}}
@@ -61,7 +61,7 @@ def test_container_that_was_restarted_is_judged_by_its_last_end() -> None:
 def test_kind_of_error_says_whether_to_try_again(
     failed: dict[str, Any], kind: type[EosinError], words: str
 ) -> None:
-    error = explain(JOBSET, [failed], lambda failure: ["Traceback", "ValueError: boom", ""])
+    error = explain_failure(JOBSET, [failed], lambda failure: ["Traceback", "ValueError: boom", ""])
     assert type(error) is kind
     assert words in error.message
     assert error.message.endswith("Traceback | ValueError: boom")
@@ -70,7 +70,7 @@ def test_kind_of_error_says_whether_to_try_again(
 
 def test_agents_own_verdict_is_quoted_before_the_lines_around_it() -> None:
     lines = ["loss 3.1", "agent: the loss is not finite at step 12", "torch: destroyed"]
-    assert explain(JOBSET, [pod("p", 1)], lambda failure: lines).message.endswith(
+    assert explain_failure(JOBSET, [pod("p", 1)], lambda failure: lines).message.endswith(
         "(Error): the loss is not finite at step 12"
     )
 
@@ -78,14 +78,16 @@ def test_agents_own_verdict_is_quoted_before_the_lines_around_it() -> None:
 def test_agents_own_hint_is_kept_for_exit_42_and_43() -> None:
     lines = ["loss 3.1", "agent: step 12: the loss is not finite", "  lower train.optimizer.lr", "torch: bye"]
     for code in (42, 43):
-        error = explain(JOBSET, [pod("p", code)], lambda failure: lines)
+        error = explain_failure(JOBSET, [pod("p", code)], lambda failure: lines)
         assert error.message.endswith("step 12: the loss is not finite")
         assert error.hint == "lower train.optimizer.lr"
-    assert explain(JOBSET, [pod("p", 43)], lambda failure: lines[:2]).hint.startswith("no retry mends this")
+    assert explain_failure(JOBSET, [pod("p", 43)], lambda failure: lines[:2]).hint.startswith(
+        "no retry mends this"
+    )
 
 
 def test_pod_without_a_log_says_so() -> None:
-    assert "it wrote no log" in explain(JOBSET, [pod("p", 1)], lambda failure: []).message
+    assert "it wrote no log" in explain_failure(JOBSET, [pod("p", 1)], lambda failure: []).message
 
 
 @pytest.mark.parametrize("reason", ["ImagePullBackOff", "CreateContainerConfigError"])

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eosin.errors import PermanentError, UserError
-from eosin.evaluation.datasets.dataset import Missing
+from eosin.evaluation.datasets.dataset import MissingImage
 from eosin.evaluation.datasets.open_dataset import open_dataset
 from tests.support.evaluation import COLORS, encoded, image, patch_rows, write_folder, write_patch_set
 from tests.support.samples import sample
@@ -86,7 +86,7 @@ def test_a_file_that_vanishes_is_missing_and_the_others_are_read(tmp_path: Path)
     dataset = open_dataset(write_folder(tmp_path / "set", {"": {"red": 2}}))
     (tmp_path / "set/red/000.png").unlink()
     gone, there = dataset.read([0, 1])
-    assert isinstance(gone, Missing)
+    assert isinstance(gone, MissingImage)
     assert isinstance(there, bytes)
 
 
@@ -135,7 +135,7 @@ def test_a_csv_of_paths_keeps_labels_as_written(tmp_path: Path) -> None:
         ("001", "", "p3"),
     ]
     images = dataset.read([2, 1])
-    assert isinstance(images[0], Missing)
+    assert isinstance(images[0], MissingImage)
     assert images[1] == (tmp_path / "red/001.png").read_bytes()
 
 
@@ -146,7 +146,7 @@ def test_a_parquet_of_image_bytes(tmp_path: Path) -> None:
     assert [s.label for s in dataset.samples] == ["a", "b"]
     first, second = dataset.read([0, 1])
     assert first == PNG
-    assert isinstance(second, Missing)
+    assert isinstance(second, MissingImage)
 
 
 @pytest.mark.parametrize(

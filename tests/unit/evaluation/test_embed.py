@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eosin.errors import TransientError
-from eosin.evaluation.datasets.dataset import Dataset, Missing
+from eosin.evaluation.datasets.dataset import Dataset, MissingImage
 from eosin.evaluation.datasets.folder import open_folder
 from eosin.evaluation.embeddings.embed import Embeddings, embed
 from eosin.evaluation.judged_model import JudgedModel, find_model
@@ -55,7 +55,7 @@ def test_the_batch_decides_neither_order_nor_what_is_left_out(
 def test_a_store_that_fails_in_a_later_batch_is_heard(
     dataset: Dataset, subject: JudgedModel, tmp_path: Path
 ) -> None:
-    def read(indices: Sequence[int]) -> list[bytes | Missing]:
+    def read(indices: Sequence[int]) -> list[bytes | MissingImage]:
         if 7 in indices:
             raise TransientError("the store went away")
         return dataset.read(indices)

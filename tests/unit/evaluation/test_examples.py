@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eosin.evaluation.datasets.dataset import Dataset, Missing, Sample
+from eosin.evaluation.datasets.dataset import Dataset, MissingImage, Sample
 from eosin.evaluation.embeddings.embed import Embeddings
 from eosin.evaluation.embeddings.forward import Forward
 from eosin.evaluation.evaluate import evaluate
@@ -84,7 +84,7 @@ def test_patches_of_the_same_patient_are_no_neighbours() -> None:
 
 def test_an_image_that_has_gone_is_left_out() -> None:
     whole = _dataset(["a"] * 4)
-    gone = Dataset("memory", "d", whole.samples, lambda rows: [Missing("gone")] * len(rows))
+    gone = Dataset("memory", "d", whole.samples, lambda rows: [MissingImage("gone")] * len(rows))
     assert neighbour_examples(gone, _embeddings([0, 1, 2, 3]), range(4), range(4)) is None
     alone = Embeddings(np.ones((1, 2), np.float32), np.arange(1), 0, ())
     assert neighbour_examples(whole, alone, [0], [0]) is None

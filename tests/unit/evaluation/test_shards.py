@@ -15,7 +15,7 @@ from eosin.config import dump_config
 from eosin.errors import TransientError, UserError
 from eosin.evaluation import shards as shards_module
 from eosin.evaluation.judged_model import JudgedModel
-from eosin.evaluation.shards import Evaluation, share_of
+from eosin.evaluation.shards import Evaluation, share_of_evaluations
 from eosin.layout import RunLayout
 from eosin.records import MetricRecord, Study, Variant, load_record
 from eosin.storage import open_store
@@ -82,7 +82,7 @@ def test_shares_make_up_the_whole_and_keep_models_together(
     num_models: int, num_tasks: int, num_shards: int
 ) -> None:
     every = [Evaluation("r", f"m{m}", f"t{t}") for m in range(num_models) for t in range(num_tasks)]
-    shares = [share_of(every, shard, num_shards) for shard in range(num_shards)]
+    shares = [share_of_evaluations(every, shard, num_shards) for shard in range(num_shards)]
     assert [each for share in shares for each in share] == every
     if num_models >= num_shards:
         models = [model for share in shares for model in {each.model for each in share}]
@@ -95,7 +95,7 @@ def test_shares_make_up_the_whole_and_keep_models_together(
 @pytest.mark.parametrize(("shard", "num_shards"), [(2, 2), (-1, 2), (0, 0)])
 def test_a_shard_that_cannot_be_is_refused(shard: int, num_shards: int) -> None:
     with pytest.raises(UserError, match="there is no shard"):
-        share_of([], shard, num_shards)
+        share_of_evaluations([], shard, num_shards)
 
 
 def test_two_shards_judge_everything_and_load_each_model_once(run: str, loads: Counter[str]) -> None:

@@ -1,4 +1,4 @@
-"""What to draw: sizes, file form, tissue classes, and the seed that fixes every byte."""
+"""Configuration of synthetic slides: sizes, file form, tissue classes, and the seed that fixes every byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where things lie on a slide, decided from the seed before a pixel is drawn; and that as ground truth."""
+"""Plan of a synthetic slide, decided from the seed before a pixel is drawn; and that as ground truth."""
 
 from __future__ import annotations
 

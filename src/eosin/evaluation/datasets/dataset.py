@@ -24,13 +24,13 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingImage:
     """In place of an image's bytes: why there are none."""
 
     reason: str
 
 
-ReadImages = Callable[[Sequence[int]], list[bytes | Missing]]
+ReadImages = Callable[[Sequence[int]], list[bytes | MissingImage]]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from eosin.evaluation.datasets.dataset import Dataset, Digest, Missing, ReadImages, Sample
+from eosin.evaluation.datasets.dataset import Dataset, Digest, MissingImage, ReadImages, Sample
 from eosin.storage import ByteRange, NotFound, ObjectInfo, Store
 
 SPLIT_FOLDERS = {
@@ -41,9 +41,9 @@ def open_folder(store: Store) -> Dataset:
 
 
 def reader(store: Store, objects: Sequence[ObjectInfo]) -> ReadImages:
-    """Reads whole objects in batches; one that has vanished is `Missing`, the others unharmed."""
+    """Reads whole objects in batches; one that has vanished is `MissingImage`, the others unharmed."""
 
-    def read(indices: Sequence[int]) -> list[bytes | Missing]:
+    def read(indices: Sequence[int]) -> list[bytes | MissingImage]:
         wanted = [objects[i] for i in indices]
         try:
             return list(store.get_ranges([ByteRange(info.key, 0, info.size_bytes) for info in wanted]))
@@ -53,11 +53,11 @@ def reader(store: Store, objects: Sequence[ObjectInfo]) -> ReadImages:
     return read
 
 
-def _get(store: Store, key: str) -> bytes | Missing:
+def _get(store: Store, key: str) -> bytes | MissingImage:
     try:
         return store.get(key)
     except NotFound:
-        return Missing("the file is missing")
+        return MissingImage("the file is missing")
 
 
 def may_be_image(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a dataset's patients were seen in pretraining."""
+"""Leakage: patients of a dataset who were seen in pretraining."""
 
 from __future__ import annotations
 

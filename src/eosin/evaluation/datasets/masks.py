@@ -1,4 +1,4 @@
-"""From an encoded mask to a class for every pixel."""
+"""Encoded masks as a class for every pixel."""
 
 from __future__ import annotations
 

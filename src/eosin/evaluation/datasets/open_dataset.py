@@ -1,4 +1,4 @@
-"""From a URI to a dataset: a patch set, a table, or a folder of class folders."""
+"""Datasets by URI: a patch set, a table, or a folder of class folders."""
 
 from __future__ import annotations
 

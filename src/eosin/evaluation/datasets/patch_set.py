@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from eosin.errors import PermanentError
-from eosin.evaluation.datasets.dataset import Dataset, Missing, Sample
+from eosin.evaluation.datasets.dataset import Dataset, MissingImage, Sample
 from eosin.records import PatchSetManifest, PatchSetShard
 from eosin.records.patchset_shard import PatchRow, decode_shard
 from eosin.storage import NotFound, Store, join_uri
@@ -33,7 +33,7 @@ def open_patch_set(store: Store) -> Dataset:
         samples += [_sample(row) for row in rows]
         places += [(number, i) for i in range(len(rows))]
 
-    def read(indices: Sequence[int]) -> list[bytes | Missing]:
+    def read(indices: Sequence[int]) -> list[bytes | MissingImage]:
         return [rows_of(shard)[i].image for shard, i in (places[index] for index in indices)]
 
     return Dataset(store.uri, manifest.digest, tuple(samples), read, manifest.notes)

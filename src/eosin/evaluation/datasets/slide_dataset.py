@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from eosin.config.presets import SlideLayout
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import SPLITS, Dataset, Digest, Missing, Sample
+from eosin.evaluation.datasets.dataset import SPLITS, Dataset, Digest, MissingImage, Sample
 from eosin.evaluation.datasets.patients import tcga_patient
 from eosin.evaluation.datasets.public.listing import parse_csv
 from eosin.evaluation.datasets.public.slides import SLIDES
@@ -79,5 +79,5 @@ def _slide_dataset(
     )
 
 
-def _no_images(indices: Sequence[int]) -> list[bytes | Missing]:
+def _no_images(indices: Sequence[int]) -> list[bytes | MissingImage]:
     raise TypeError("a slide is read by its patches")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import SPLITS, Dataset, Digest, Missing, ReadImages, Sample
+from eosin.evaluation.datasets.dataset import SPLITS, Dataset, Digest, MissingImage, ReadImages, Sample
 from eosin.evaluation.datasets.folder import reader
 from eosin.records.parquet import read_table
 from eosin.storage import NotFound, ObjectInfo, Store, open_store
@@ -103,14 +103,14 @@ def _read_paths(store: Store, samples: tuple[Sample, ...], digest: Digest) -> Re
         objects.append(info)
     present = reader(store, objects)
 
-    def read(indices: Any) -> list[bytes | Missing]:
+    def read(indices: Any) -> list[bytes | MissingImage]:
         there = [i for i in indices if objects[i].etag != "missing"]
         images = dict(zip(there, present(there), strict=True)) if there else {}
-        return [images.get(i, Missing("the file is missing")) for i in indices]
+        return [images.get(i, MissingImage("the file is missing")) for i in indices]
 
     return read
 
 
-def _bytes(value: Any) -> bytes | Missing:
+def _bytes(value: Any) -> bytes | MissingImage:
     data = value.as_py()
-    return data if isinstance(data, bytes) else Missing("no image in the row")
+    return data if isinstance(data, bytes) else MissingImage("no image in the row")

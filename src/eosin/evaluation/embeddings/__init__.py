@@ -1,1 +1,1 @@
-"""From images to frozen embeddings and tokens, computed once and shared by tasks."""
+"""Frozen embeddings and tokens of images, computed once and shared by tasks."""

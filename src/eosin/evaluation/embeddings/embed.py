@@ -17,7 +17,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from eosin.errors import PermanentError
-from eosin.evaluation.datasets.dataset import Dataset, Missing
+from eosin.evaluation.datasets.dataset import Dataset, MissingImage
 from eosin.evaluation.embeddings.changes import CHANGES, CHANGES_VERSION
 from eosin.evaluation.judged_model import JudgedModel
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION, BadImage, load_image
@@ -99,7 +99,7 @@ def _compute(model: JudgedModel, dataset: Dataset, batch_size: int, log: RunLog,
     dropped: list[dict[str, str]] = []
     total = len(dataset.samples)
 
-    def decode(data: bytes | Missing) -> Pixels | str:
+    def decode(data: bytes | MissingImage) -> Pixels | str:
         image = _decode(data, forward.img_px)
         return image if isinstance(image, str) or not change else CHANGES[change](image)
 
@@ -135,8 +135,8 @@ def _one_ahead(load: Callable[[range], T], batches: Sequence[range]) -> Iterator
             yield ahead.result()
 
 
-def _decode(data: bytes | Missing, img_px: int) -> Pixels | str:
-    if isinstance(data, Missing):
+def _decode(data: bytes | MissingImage, img_px: int) -> Pixels | str:
+    if isinstance(data, MissingImage):
         return data.reason
     try:
         return load_image(data, img_px)

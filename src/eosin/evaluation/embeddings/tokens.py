@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import PermanentError, UserError
-from eosin.evaluation.datasets.dataset import Missing
+from eosin.evaluation.datasets.dataset import MissingImage
 from eosin.evaluation.datasets.mask_folder import MaskedDataset
 from eosin.evaluation.datasets.masks import IGNORE, Classes, MaskCoding, infer_coding, load_mask
 from eosin.evaluation.embeddings.tiles import Pixels, Tile, cut, draw, grid
@@ -127,8 +127,8 @@ def _look(dataset: MaskedDataset) -> list[_Mask]:
     return masks
 
 
-def _look_at(data: bytes | Missing) -> _Mask:
-    if isinstance(data, Missing):
+def _look_at(data: bytes | MissingImage) -> _Mask:
+    if isinstance(data, MissingImage):
         return _Mask(reason=f"its mask: {data.reason}")
     try:
         values = load_mask(data)
@@ -170,9 +170,11 @@ def _cut_all(reading: _MaskReading, tiles: list[Tile]) -> Iterator[_Cut]:
                     yield tile, seen, labels
 
 
-def _pair(image: bytes | Missing, mask: bytes | Missing, coding: MaskCoding) -> tuple[Pixels, Classes]:
+def _pair(
+    image: bytes | MissingImage, mask: bytes | MissingImage, coding: MaskCoding
+) -> tuple[Pixels, Classes]:
     for data in (image, mask):
-        if isinstance(data, Missing):
+        if isinstance(data, MissingImage):
             raise BadImage(data.reason)
     assert isinstance(image, bytes) and isinstance(mask, bytes)
     pixels, values = np.asarray(decode_image(image), dtype=np.uint8), load_mask(mask)

@@ -65,7 +65,7 @@ def dice_loss(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TilePart:
+class SplitTiles:
     """Tiles of one split: `classes` [N, side, side], tokens in `all_tokens` [M, D, h, w] at `places` [N]."""
 
     all_tokens: Tokens
@@ -89,14 +89,14 @@ class TrainedDecoder:
     best_score: float | None
     config: DecoderConfig
 
-    def predict(self, part: TilePart) -> Classes:
+    def predict(self, part: SplitTiles) -> Classes:
         """The likeliest class of every pixel, uint8 [N, side, side]."""
         return _predict(self.decoder, part, self.config.batch_size)
 
 
 def train_decoder(
-    train: TilePart,
-    val: TilePart,
+    train: SplitTiles,
+    val: SplitTiles,
     num_classes: int,
     config: DecoderConfig,
     counted: Sequence[int],
@@ -130,7 +130,9 @@ def train_decoder(
     return TrainedDecoder(best, best_step, best_score if len(val) else None, config)
 
 
-def _loss(decoder: ConvDecoder, part: TilePart, rows: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+def _loss(
+    decoder: ConvDecoder, part: SplitTiles, rows: npt.NDArray[np.int64], device: torch.device
+) -> Tensor:
     classes = torch.from_numpy(part.classes[rows]).to(device)
     return dice_loss(_logits(decoder, part.tokens(rows), classes.shape[-1], device), classes)
 
@@ -141,7 +143,7 @@ def _logits(decoder: ConvDecoder, tokens: Tokens, side_px: int, device: torch.de
 
 
 @torch.inference_mode()
-def _predict(decoder: ConvDecoder, part: TilePart, batch_size: int) -> Classes:
+def _predict(decoder: ConvDecoder, part: SplitTiles, batch_size: int) -> Classes:
     device = next(decoder.parameters()).device
     predicted = np.empty_like(part.classes)
     for start in range(0, len(part), batch_size):

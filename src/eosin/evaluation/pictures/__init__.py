@@ -1,1 +1,1 @@
-"""What a task shows beside its figures."""
+"""Pictures that a task shows beside its figures."""

@@ -1,4 +1,4 @@
-"""What a model sees, in pictures: nearest neighbours of a few patches, and maps of their tokens."""
+"""Example pictures: nearest neighbours of a few patches, and maps of their tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import PermanentError
-from eosin.evaluation.datasets.dataset import Dataset, Missing
+from eosin.evaluation.datasets.dataset import Dataset, MissingImage
 from eosin.evaluation.embeddings.embed import Embeddings, Features
 from eosin.evaluation.embeddings.forward import Forward
 from eosin.evaluation.judged_model import JudgedModel
@@ -120,7 +120,7 @@ def _images(dataset: Dataset, rows: Sequence[int], side_px: int = CELL_PX) -> li
     """Of samples `rows`; None where one of them is gone since it was embedded."""
     images = []
     for data in dataset.read(rows):
-        if isinstance(data, Missing):
+        if isinstance(data, MissingImage):
             return None
         try:
             images.append(load_image(data, side_px))

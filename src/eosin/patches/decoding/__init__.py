@@ -1,1 +1,1 @@
-"""From a tile's bytes, or a staged slide's region, to pixels, in another process where that may crash."""
+"""Decoding of tiles and of staged slides' regions, in another process where that may crash."""

@@ -1,1 +1,1 @@
-"""From requests to pixels: which tiles, from where, each fetched and decoded once."""
+"""Reading of requested patches: which tiles, from where, each fetched and decoded once."""

@@ -16,7 +16,7 @@ from eosin.patches.request import PatchBatch, PatchRequest
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.sets.encode import encode_row, rejected_patch
 from eosin.patches.sets.patchset import ShardMarker
-from eosin.patches.sets.publish import publish_shard, read_marker, shard_suffix
+from eosin.patches.sets.publish import publish_shard, read_shard_marker, shard_suffix
 from eosin.patches.sets.set_spec import Decoding
 from eosin.patches.sets.throughput import Throughput
 from eosin.patches.stream import PatchStream
@@ -35,7 +35,7 @@ def decode_held_out(job: Decoding, log: RunLog) -> PatchSetShard:
     """
     config, encoding = job.config, job.config.patches.heldout
     key = held_out_shards(job.config, job.num_shards)[job.shard]
-    done = read_marker(job.store, key)
+    done = read_shard_marker(job.store, key)
     if done is not None and job.store.exists(key):
         log.event("shard-already-there", shard=job.shard, num_patches=done.shard.num_patches)
         return done.shard

@@ -36,10 +36,10 @@ def decode_set(
     Returns the manifest where every part is there, else None. Raises `UserError` as `open_decoding` and
     `pin_set` do, and where the set would be empty.
     """
-    return decode_part(open_decoding(run_uri, name, shard, num_shards, settings, slides), log)
+    return decode_declared_part(open_decoding(run_uri, name, shard, num_shards, settings, slides), log)
 
 
-def decode_part(job: Decoding, log: RunLog) -> PatchSetManifest | None:
+def decode_declared_part(job: Decoding, log: RunLog) -> PatchSetManifest | None:
     """As `decode_set`, for a worker's part that is open already."""
     if job.spec is None:
         return _held_out(job, log)

@@ -70,14 +70,14 @@ def publish_manifest(store: Store, name: str, shard_keys: Sequence[str], log: Ru
     return published
 
 
-def read_marker(store: Store, shard_key: str) -> ShardMarker | None:
+def read_shard_marker(store: Store, shard_key: str) -> ShardMarker | None:
     """The marker of a shard; None where there is none."""
     return load_record(ShardMarker, store, RunLayout.patch_set_marker_of(shard_key))
 
 
 def _read_markers(store: Store, name: str, shard_keys: Sequence[str]) -> list[ShardMarker]:
     with ThreadPoolExecutor(_MARKERS_AT_ONCE, thread_name_prefix="eosin-markers") as threads:
-        found = list(threads.map(lambda key: read_marker(store, key), shard_keys))
+        found = list(threads.map(lambda key: read_shard_marker(store, key), shard_keys))
     missing = [str(number) for number, marker in enumerate(found) if marker is None]
     if missing:
         shown = ", ".join(missing[:_NAMED_AT_MOST]) + (" …" if len(missing) > _NAMED_AT_MOST else "")

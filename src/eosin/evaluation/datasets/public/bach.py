@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eosin.evaluation.datasets.dataset import Dataset, Sample
 from eosin.evaluation.datasets.public.listing import Found, Listing, as_dataset
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 
 # Folder and prefix of the file names; 100 images of each, b001.tif to b100.tif.
 _CLASSES = {"Benign": "b", "InSitu": "is", "Invasive": "iv", "Normal": "n"}
@@ -30,7 +30,7 @@ def _split(place: int) -> str:
     return "val" if any(first <= place < end for first, end in _VAL_RANGES) else "train"
 
 
-BACH = Published(
+BACH = PublicDataset(
     title="BACH (ICIAR 2018)",
     tree="Photos/Benign/b001.tif",
     num_images={"train": 268, "val": 132},

@@ -8,7 +8,7 @@ from eosin.evaluation.datasets.masks import IGNORE, Classes, load_mask
 from eosin.evaluation.datasets.patients import tcga_patient
 from eosin.evaluation.datasets.public.listing import Listing
 from eosin.evaluation.datasets.public.masked import as_masked, pair_up, regrouped
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 
 _VAL_INSTITUTES = frozenset({"BH", "C8", "A8", "A1", "E9"})
 _TEST_INSTITUTES = frozenset({"OL", "LL", "E2", "EW", "GM", "S3"})
@@ -44,7 +44,7 @@ def _classes(mask: bytes, image: bytes) -> Classes:
     return regrouped(load_mask(mask), _GROUPS, "type")
 
 
-BCSS = Published(
+BCSS = PublicDataset(
     title="BCSS",
     tree="rgbs_colorNormalized/TCGA-….png and masks/TCGA-….png",
     num_images={"train": 76, "val": 30, "test": 45},

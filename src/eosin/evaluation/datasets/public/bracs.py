@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eosin.evaluation.datasets.dataset import Dataset, Sample
 from eosin.evaluation.datasets.public.listing import Found, Listing, as_dataset
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 
 _CLASSES = ("0_N", "1_PB", "2_UDH", "3_FEA", "4_ADH", "5_DCIS", "6_IC")
 _PATTERN = (
@@ -25,7 +25,7 @@ def _read(listing: Listing) -> Dataset:
     )
 
 
-BRACS = Published(
+BRACS = PublicDataset(
     title="BRACS (regions of interest)",
     tree="BRACS_RoI/latest_version/train/0_N/BRACS_1003728_N_1.png",
     num_images={"train": 3657, "val": 312, "test": 570},

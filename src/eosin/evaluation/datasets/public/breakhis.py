@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eosin.evaluation.datasets.dataset import Dataset, Sample
 from eosin.evaluation.datasets.public.listing import Found, Listing, as_dataset
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 
 _CLASSES = ("DC", "F", "MC", "TA")
 _VAL_PATIENTS = frozenset(
@@ -30,7 +30,7 @@ def _split(patient: str) -> str:
     return "val" if patient in _VAL_PATIENTS else "train"
 
 
-BREAKHIS = Published(
+BREAKHIS = PublicDataset(
     title="BreakHis at 40×",
     tree="…/40X/SOB_B_TA-14-4659-40-001.png",
     num_images={"train": 1132, "val": 339},

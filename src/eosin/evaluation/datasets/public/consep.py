@@ -13,7 +13,7 @@ from eosin.evaluation.datasets.mask_folder import MaskedDataset
 from eosin.evaluation.datasets.masks import Classes
 from eosin.evaluation.datasets.public.listing import Listing
 from eosin.evaluation.datasets.public.masked import as_masked, pair_up, regrouped
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 from eosin.evaluation.transform import BadImage
 
 _SPLITS = {"Train": "train", "Test": "val"}
@@ -56,7 +56,7 @@ def _import_loadmat() -> Any:
     return loadmat
 
 
-CONSEP = Published(
+CONSEP = PublicDataset(
     title="CoNSeP",
     tree="Train/Images/train_1.png and Train/Labels/train_1.mat",
     num_images={"train": 27, "val": 14},

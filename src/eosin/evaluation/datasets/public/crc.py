@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eosin.evaluation.datasets.dataset import Dataset, Sample
 from eosin.evaluation.datasets.public.listing import Found, Listing, as_dataset
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 
 _CLASSES = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
 _SPLITS = {"NCT-CRC-HE-100K": "train", "CRC-VAL-HE-7K": "val"}
@@ -21,7 +21,7 @@ def _read(listing: Listing) -> Dataset:
     )
 
 
-CRC = Published(
+CRC = PublicDataset(
     title="CRC (NCT-CRC-HE-100K, CRC-VAL-HE-7K)",
     tree="NCT-CRC-HE-100K/ADI/….tif and CRC-VAL-HE-7K/ADI/….tif",
     num_images={"train": 100_000, "val": 7_180},

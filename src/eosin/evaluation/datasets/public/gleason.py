@@ -6,7 +6,7 @@ import re
 
 from eosin.evaluation.datasets.dataset import Dataset, Sample
 from eosin.evaluation.datasets.public.listing import Found, Listing, as_dataset
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 
 _CLASSES = ("benign", "gleason_3", "gleason_4", "gleason_5")
 _ARRAYS = {"ZT76": "val", "ZT111": "train", "ZT199": "train", "ZT204": "train"}
@@ -36,7 +36,7 @@ def _split(match: re.Match[str]) -> str:
     return _ARRAYS[match["array"]]
 
 
-GLEASON = Published(
+GLEASON = PublicDataset(
     title="Gleason (Arvaniti), tiles of 750 px",
     tree="train_validation_patches_750/ZT76_39_A_1_1/ZT76_39_A_1_1_patch_12_class_0.jpg",
     num_images={"train": 15_303, "val": 2_482},

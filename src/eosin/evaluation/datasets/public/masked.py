@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from eosin.evaluation.datasets.dataset import Digest, Missing, ReadImages, Sample
+from eosin.evaluation.datasets.dataset import Digest, MissingImage, ReadImages, Sample
 from eosin.evaluation.datasets.folder import reader
 from eosin.evaluation.datasets.mask_folder import MaskedDataset
 from eosin.evaluation.datasets.masks import Classes
@@ -80,32 +80,32 @@ def as_masked(
 
 
 def _converted(masks: ReadImages, images: ReadImages, to_classes: ToClasses, scale: float) -> ReadImages:
-    def convert(mask: bytes | Missing, image: bytes | Missing) -> bytes | Missing:
+    def convert(mask: bytes | MissingImage, image: bytes | MissingImage) -> bytes | MissingImage:
         for data in (mask, image):
-            if isinstance(data, Missing):
+            if isinstance(data, MissingImage):
                 return data
         assert isinstance(mask, bytes) and isinstance(image, bytes)
         try:
             classes = to_classes(mask, image)
         except BadImage as error:
-            return Missing(str(error))
+            return MissingImage(str(error))
         picture = Image.fromarray(classes)
         return png(picture.resize(_size(picture, scale), Image.Resampling.NEAREST))
 
-    def read(indices: Sequence[int]) -> list[bytes | Missing]:
+    def read(indices: Sequence[int]) -> list[bytes | MissingImage]:
         return [convert(*each) for each in zip(masks(indices), images(indices), strict=True)]
 
     return read
 
 
 def _scaled(images: ReadImages, scale: float) -> ReadImages:
-    def smaller(data: bytes | Missing) -> bytes | Missing:
-        if isinstance(data, Missing):
+    def smaller(data: bytes | MissingImage) -> bytes | MissingImage:
+        if isinstance(data, MissingImage):
             return data
         try:
             picture = decode_image(data)
         except BadImage as error:
-            return Missing(str(error))
+            return MissingImage(str(error))
         return png(picture.resize(_size(picture, scale), Image.Resampling.BOX))
 
     return lambda indices: [smaller(data) for data in images(indices)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import Dataset, Sample
 from eosin.evaluation.datasets.public.listing import Found, Listing, as_dataset
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 
 _CLASSES = ("HP", "SSA")
 _NAME, _LABEL, _PARTITION = "Image Name", "Majority Vote Label", "Partition"
@@ -36,7 +36,7 @@ def _sample(key: str, row: dict[str, str], uri: str) -> Sample:
     return Sample(key, row[_LABEL], _SPLITS[row[_PARTITION]])
 
 
-MHIST = Published(
+MHIST = PublicDataset(
     title="MHIST",
     tree="images/MHIST_aaa.png and annotations.csv",
     num_images={"train": 2_175, "val": 977},

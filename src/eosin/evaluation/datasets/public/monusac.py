@@ -9,7 +9,7 @@ from eosin.evaluation.datasets.patients import tcga_patient
 from eosin.evaluation.datasets.public.listing import Listing
 from eosin.evaluation.datasets.public.masked import as_masked, pair_up
 from eosin.evaluation.datasets.public.polygons import paint, parse_outlines
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 
 _SPLITS = {"MoNuSAC_images_and_annotations": "train", "MoNuSAC Testing Data and Annotations": "val"}
 _TYPES = {"epithelial": 1, "lymphocyte": 2, "neutrophil": 3, "macrophage": 4}
@@ -31,7 +31,7 @@ def _classes(mask: bytes, image: bytes) -> Classes:
     return paint(parse_outlines(mask), image, lambda label: _TYPES.get(label.strip().lower(), IGNORE))
 
 
-MONUSAC = Published(
+MONUSAC = PublicDataset(
     title="MoNuSAC 2020",
     tree="MoNuSAC_images_and_annotations/TCGA-…/….tif and ….xml",
     num_images={"train": 209, "val": 85},

@@ -9,7 +9,7 @@ from eosin.evaluation.datasets.patients import tcga_patient
 from eosin.evaluation.datasets.public.listing import Listing
 from eosin.evaluation.datasets.public.masked import as_masked, pair_up
 from eosin.evaluation.datasets.public.polygons import paint, parse_outlines
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 
 _SPLITS = {"MoNuSeg 2018 Training Data": "train", "MoNuSegTestData": "test"}
 _PATTERN = rf"(?P<part>{'|'.join(_SPLITS)})/(?:.+/)?(?P<name>[^/]+)\.{{}}"
@@ -35,7 +35,7 @@ def _classes(mask: bytes, image: bytes) -> Classes:
     return paint(parse_outlines(mask), image, lambda label: 1)
 
 
-MONUSEG = Published(
+MONUSEG = PublicDataset(
     title="MoNuSeg 2018",
     tree="MoNuSeg 2018 Training Data/Tissue Images/TCGA-….tif and Annotations/TCGA-….xml",
     num_images={"train": 37, "test": 14},

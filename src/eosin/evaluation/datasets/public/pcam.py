@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import MissingDependency, UserError
-from eosin.evaluation.datasets.dataset import Dataset, Digest, Missing, Sample
+from eosin.evaluation.datasets.dataset import Dataset, Digest, MissingImage, Sample
 from eosin.evaluation.datasets.public.listing import Listing, parse_csv
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 from eosin.storage import ObjectInfo, join_uri
 from eosin.storage.range_file import RangeFile
 
@@ -36,8 +36,8 @@ def _read(listing: Listing) -> Dataset:
     samples = tuple(sample for part in parts for sample in part.samples)
     starts = np.cumsum([0, *(len(part.samples) for part in parts)])
 
-    def read(indices: Sequence[int]) -> list[bytes | Missing]:
-        images: dict[int, bytes | Missing] = {}
+    def read(indices: Sequence[int]) -> list[bytes | MissingImage]:
+        images: dict[int, bytes | MissingImage] = {}
         for start, part in zip(starts, parts, strict=False):
             mine = sorted({i for i in indices if start <= i < start + len(part.samples)})
             images |= dict(zip(mine, part.read([i - int(start) for i in mine]), strict=True))
@@ -55,7 +55,7 @@ class _Part:
     objects: tuple[ObjectInfo, ...]
     lock: threading.Lock
 
-    def read(self, rows: list[int]) -> list[bytes | Missing]:
+    def read(self, rows: list[int]) -> list[bytes | MissingImage]:
         """PNG of each of `rows`, which are sorted and differ."""
         if not rows:
             return []
@@ -64,7 +64,7 @@ class _Part:
                 span = self.pixels[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] < 2 * len(rows) else None
                 pixels = self.pixels[rows] if span is None else span[np.array(rows) - rows[0]]
         except OSError as error:
-            return [Missing(f"damaged: {error}")] * len(rows)
+            return [MissingImage(f"damaged: {error}")] * len(rows)
         return [_encode(each) for each in pixels]
 
 
@@ -131,7 +131,7 @@ def _import_h5py() -> Any:
     return h5py
 
 
-PCAM = Published(
+PCAM = PublicDataset(
     title="PatchCamelyon",
     tree="camelyonpatch_level_2_split_train_x.h5 and …_y.h5, unpacked from .gz",
     num_images={"train": 262_144, "val": 32_768, "test": 32_768},

@@ -1,4 +1,4 @@
-"""What is known of a public dataset before it is opened, and the check that all of it is there."""
+"""Description of a public dataset before it is opened, and the check that all of it is there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 
 
 @dataclass(frozen=True)
-class Published(Generic[AnyDataset]):
+class PublicDataset(Generic[AnyDataset]):
     """A public dataset: how many images each split has, and how it is read from its folder."""
 
     title: str

@@ -16,10 +16,10 @@ from eosin.evaluation.datasets.public.mhist import MHIST
 from eosin.evaluation.datasets.public.monusac import MONUSAC
 from eosin.evaluation.datasets.public.monuseg import MONUSEG
 from eosin.evaluation.datasets.public.pcam import PCAM
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 from eosin.evaluation.datasets.public.unitopatho import UNITOPATHO
 
-IMAGES: dict[ImageLayout, Published[Dataset]] = {
+IMAGES: dict[ImageLayout, PublicDataset[Dataset]] = {
     "bach": BACH,
     "bracs": BRACS,
     "breakhis": BREAKHIS,
@@ -30,7 +30,7 @@ IMAGES: dict[ImageLayout, Published[Dataset]] = {
     "unitopatho": UNITOPATHO,
 }
 
-MASKS: dict[MaskLayout, Published[MaskedDataset]] = {
+MASKS: dict[MaskLayout, PublicDataset[MaskedDataset]] = {
     "bcss": BCSS,
     "consep": CONSEP,
     "monusac": MONUSAC,

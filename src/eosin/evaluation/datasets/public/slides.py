@@ -12,7 +12,7 @@ from eosin.config.presets import SlideLayout
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import Dataset, Sample
 from eosin.evaluation.datasets.public.listing import Found, Listing, as_dataset
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 
 # kaiko-eva's validation slides of Camelyon16, which are those of PatchCamelyon.
 _VAL_NORMAL = (
@@ -101,8 +101,8 @@ def stratified_split(classes: Sequence[int], shares: tuple[float, float, float])
 
 _PANDA_TREE = "train_images/….tiff and train_with_noisy_labels.csv (image_id, isup_grade, noise_ratio_10)"
 
-SLIDES: dict[SlideLayout, Published[Dataset]] = {
-    "camelyon16": Published(
+SLIDES: dict[SlideLayout, PublicDataset[Dataset]] = {
+    "camelyon16": PublicDataset(
         title="Camelyon16",
         tree="training/normal/normal_001.tif, testing/images/test_001.tif and testing/reference.csv",
         num_images={"train": 216, "val": 54, "test": 129},
@@ -110,7 +110,7 @@ SLIDES: dict[SlideLayout, Published[Dataset]] = {
         classes=("normal", "tumor"),
         unit="slides",
     ),
-    "panda": Published(
+    "panda": PublicDataset(
         title="PANDA",
         tree=_PANDA_TREE,
         num_images={"train": 6_686, "val": 1_430, "test": 1_439},
@@ -118,7 +118,7 @@ SLIDES: dict[SlideLayout, Published[Dataset]] = {
         classes=_GRADES,
         unit="slides",
     ),
-    "panda-small": Published(
+    "panda-small": PublicDataset(
         title="PANDA (small)",
         tree=_PANDA_TREE,
         num_images={"train": 952, "val": 475, "test": 475},

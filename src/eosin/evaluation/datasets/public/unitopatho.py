@@ -7,7 +7,7 @@ import re
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import Dataset, Sample
 from eosin.evaluation.datasets.public.listing import Found, Listing, as_dataset
-from eosin.evaluation.datasets.public.published import Published
+from eosin.evaluation.datasets.public.published import PublicDataset
 
 # The order of `top_label`.
 _CLASSES = ("HP", "NORM", "TA.HG", "TA.LG", "TVA.HG", "TVA.LG")
@@ -39,7 +39,7 @@ def _sample(key: str, row: dict[str, str], split: str, table: str) -> Sample:
     return Sample(key, _CLASSES[int(label)], split, slide["slide"] if slide else row["image_id"])
 
 
-UNITOPATHO = Published(
+UNITOPATHO = PublicDataset(
     title="UniToPatho (800)",
     tree="800/HP/….png, 800/train.csv and 800/test.csv",
     num_images={"train": 6_270, "val": 2_399},
