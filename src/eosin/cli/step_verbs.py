@@ -88,7 +88,8 @@ def _index_text(result: Any, place: str, after: str) -> str:
         return lines(f"shard scanned: {found}", rest, "next: the other shards, then --merge N")
     where = f"index: {place} (snapshot {fields['snapshot_id']})" if place else ""
     next_ = after or f"eosin index inspect {place}, or eosin index sheet {place} to see them all"
-    tissue = f"{fields['tissue_mm2']:,.0f} mm² of tissue"
+    tissue_mm2 = fields["tissue_mm2"]
+    tissue = f"{tissue_mm2:,.0f} mm² of tissue" if tissue_mm2 >= 10 else f"{tissue_mm2:.3g} mm² of tissue"
     return lines(f"{found}, with {tissue}", rest, where, f"next: {next_}")
 
 
