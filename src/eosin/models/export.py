@@ -121,7 +121,3 @@ def _load_weights(model: nn.Module, card: TeacherCard, store: Store) -> None:
         model.load_state_dict(load(weights))
     except (SafetensorError, RuntimeError) as error:
         raise PermanentError(f"{source} does not fit its card: {str(error).splitlines()[0]}") from error
-
-
-def _card_uri(run_uri: str, name: str) -> str:
-    return join_uri(run_uri, RunLayout.teacher_card(name))
