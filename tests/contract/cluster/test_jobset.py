@@ -251,7 +251,7 @@ def test_a_local_run_uri_or_no_image_is_refused() -> None:
         ("[{name: a, spot: true}, {name: b}]", "on-demand"),
         ("[{min_nodes: 3, max_nodes: 2}]", "exceeds max_nodes"),
         ("[{name: Anchor}]", "pattern"),
-        ("[{memory: 64GB}]", "pattern"),
+        ("[{memory: 64GB}]", "Kubernetes quantity"),
     ],
 )
 def test_impossible_pools_are_named(pools: str, words: str) -> None:

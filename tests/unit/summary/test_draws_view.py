@@ -29,7 +29,10 @@ def snapshot(folder: Path) -> Snapshot:
 
 def config(**patches: Any) -> RunConfig:
     patches = {"heldout": {"fraction": 0}, **patches}
-    return RunConfig.model_validate({"slides": {"uri": "s3://b/slides"}, "patches": patches})
+    augment = {"global_px": 64, "local_px": 32}
+    return RunConfig.model_validate(
+        {"slides": {"uri": "s3://b/slides"}, "patches": patches, "augment": augment}
+    )
 
 
 def test_shares_follow_the_weights(tmp_path: Path) -> None:
