@@ -58,7 +58,7 @@ class IndexLayout:
 
     @staticmethod
     def scan_series(scan_id: str) -> str:
-        """Which DICOM files of large folders make up a slide, so that shards agree without reading them:
+        """What the objects are whose names do not tell, DICOM instances by the slides they make up:
         `ScanSeries`."""
         return f"scans/{scan_id}/series.json"
 

@@ -35,6 +35,7 @@ NAMES = (
 )  # fmt: skip
 _MEMORY_BYTES = 600 * 2**20
 REASONS = {
+    "unsupported-format",
     "empty-file", "not-a-slide", "truncated", "corrupt-header", "not-tiled", "unsupported-compression",
     "unsupported-pixels", "unsupported-layout", "tile-out-of-range", "corrupt-tile", "changed",
 }  # fmt: skip
