@@ -110,13 +110,24 @@ def pcam(root: Path, *, counts: Sequence[int] = (24, 8, 10), with_slides: bool =
             table(root / f"{stem}_meta.csv", ("", "tumor_patch", "wsi"), rows)
 
 
+# Names as published: kaiko-ai/eva 0.4.5, tests/eva/assets/vision/datasets/unitopatho/800; EIDOSLAB's tables.
+UNITOPATHO_NAMES = {
+    "188-B4-NORM.ndpi_ROI__mpp0.44_reg001_crop_sk00026_(15904,10751,1812,1812).png": "188-B4-NORM",
+    "243-B5-TVALG.ndpi_ROI__mpp0.44_reg002_crop_sk00033_(7688,23775,1812,1812).png": "243-B5-TVALG",
+    "TVA.LG CASO 2 - 2018-12-04 13.19.16.ndpi_ROI__mpp0.44_reg000_crop_sk00021_(9060,9947,1812,1812).png": (
+        "TVA.LG CASO 2 - 2018-12-04 13.19.16"
+    ),
+}
+
+
 def unitopatho(root: Path) -> None:
     names = ("HP", "NORM", "TA.HG", "TA.LG", "TVA.HG", "TVA.LG")
     for path, slides in (("train.csv", (1, 2)), ("test.csv", (3,))):
         rows = []
         for slide in slides:
             for label, name in enumerate(names):
-                image = f"{name}.CASO {slide} - 2018-12-04 13.19.16.ndpi_ROI_reg000_crop_(0,0,1,1).png"
+                case = f"{name} CASO {slide} - 2018-12-04 13.19.16"
+                image = f"{case}.ndpi_ROI__mpp0.44_reg000_crop_sk00021_(9060,9947,1812,1812).png"
                 picture(root / "unitopath-public" / "800" / name / image, label)
                 rows.append((image, label))
         table(root / "unitopath-public" / "800" / path, ("image_id", "top_label"), rows)

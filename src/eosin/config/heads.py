@@ -17,7 +17,9 @@ class ProbeConfig(Section):
     batch_size: int = Field(default=256, ge=1)
     """Images a step."""
     lr: float = Field(default=3e-4, gt=0)
-    """Learning rate of AdamW, the same at every step."""
+    """Learning rate of AdamW after the first epochs."""
+    low_lr_epochs: int = Field(default=5, ge=0)
+    """First epochs at a third of it, as torch's ConstantLR, which eva takes where none is set."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW."""
     num_runs: int = Field(default=5, ge=1)
@@ -25,7 +27,7 @@ class ProbeConfig(Section):
     patience_epochs: int | None = Field(default=None, ge=1)
     """Stop a run after so many epochs without a better validation score; None: never."""
     validate_every_epochs: int = Field(default=1, ge=1)
-    """Look at validation after so many epochs; the last one is always looked at."""
+    """Look at validation after so many whole epochs."""
     num_shots: int | None = Field(default=None, ge=1)
     """Train on so many images of each class, drawn anew for each run; None: on all of them."""
 
@@ -57,7 +59,9 @@ class AbmilConfig(Section):
     batch_size: int = Field(default=32, ge=1)
     """Slides a step."""
     lr: float = Field(default=1e-3, gt=0)
-    """Learning rate of AdamW."""
+    """Learning rate of AdamW after the first epochs."""
+    low_lr_epochs: int = Field(default=5, ge=0)
+    """First epochs at a third of it, as in `probe`."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW."""
     num_runs: int = Field(default=20, ge=1)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from eosin.config import RunConfig
+from eosin.config.presets import PRESETS
 from eosin.errors import EosinError, PermanentError, TransientError, UserError, describe
 from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.datasets.leakage import leakage_note, leaked_patients
@@ -25,6 +26,8 @@ from eosin.records import MetricRecord, load_record
 from eosin.records.details import Details, ExamplePicture
 from eosin.runs import load_run
 from eosin.storage import Store, open_store
+
+_NOT_PROTOCOL = {"name", "dataset", "slides", "overrides", "allow_subset", "max_tokens_gib"}
 
 
 def open_by_task(task: Task, run_uri: str) -> Dataset:
@@ -73,6 +76,18 @@ def evaluate(
     figures = {name: value.mean for name, value in record.metrics.items()}
     log.event("evaluated", model=model, task=task, seconds=round(record.wall_s, 2), **figures)
     return record
+
+
+def preset_of(task: Task) -> str:
+    """The preset that `task` is, but for its name and where data lie; empty where it is none or changed."""
+    own = task.model_dump(mode="json", exclude=_NOT_PROTOCOL)
+    for name, preset in PRESETS.items():
+        if preset["kind"] != task.kind or preset["layout"] is None:
+            continue
+        usual = type(task).model_validate({"name": task.name, "dataset": "-", **preset})
+        if usual.model_dump(mode="json", exclude=_NOT_PROTOCOL) == own:
+            return name
+    return ""
 
 
 def find_judged_model(run_uri: str, config: RunConfig, name: str, store: Store) -> JudgedModel:
@@ -152,6 +167,7 @@ class _Evaluation:
                 "leaked_patients": leaked,
                 "hyperparameters": dict(protocol.hyperparameters),
                 "protocol_changes": protocol.changes,
+                "preset": preset_of(self.task) if dataset.is_whole else "",
                 "examples": shown,
             }
         )

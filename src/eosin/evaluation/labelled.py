@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,22 @@ from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import Dataset, Sample
 from eosin.evaluation.datasets.splits import split_samples
 from eosin.evaluation.embeddings.embed import Embeddings, Features
-from eosin.metrics.bootstrap import Figure, group_confusions, interval
 from eosin.metrics.classification import (
-    balanced_accuracy,
+    accuracies,
     calibration_error,
     confusion_matrix,
-    f1_macro,
+    quadratic_kappa,
+    ranking_figures,
     recalls,
 )
+from eosin.metrics.group_counts import Figure, group_confusions
+from eosin.metrics.intervals import Interval, interval, interval_over, interval_without
 from eosin.records import MetricValue
 
 Classes = npt.NDArray[np.int64]
-_MAX_PREDICTIONS = 20_000
-_FIGURES: tuple[Figure, ...] = ("balanced_accuracy", "top1", "f1_macro")
+Probabilities = npt.NDArray[np.floating]
+_MAX_PREDICTIONS = 200_000
+_MAX_COUNTS = 50_000
 
 
 @dataclass(frozen=True)
@@ -90,19 +94,51 @@ def split_labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
     return Labelled(names, train, val, judged, bank, split.judged, notes)
 
 
-def judge(
-    parts: Labelled, predictions: Sequence[npt.ArrayLike]
-) -> tuple[list[npt.NDArray[np.int64]], dict[str, Any]]:
-    """The confusion matrix [C, C] of each run, and fields of `ClassifierDetails`.
+@dataclass(frozen=True)
+class Judged:
+    """Figures of all runs, and the fields of `ClassifierDetails` that go with them."""
 
-    `predictions`: of each run, the class of each judged sample. The interval is of the first run.
+    metrics: dict[str, MetricValue]
+    told: dict[str, Any]
+
+
+def judge(parts: Labelled, probabilities: Probabilities, *, calibrated: bool = True) -> Judged:
+    """Figures of runs that give `probabilities` [S, N, C] of the judged samples.
+
+    The likeliest class is predicted. Quadratic kappa is told where the classes are numbers, hence ordered;
+    calibration where `calibrated` says that the values are meant as probabilities. Intervals are of the
+    mean over all runs.
     """
     names, judged = parts.class_names, parts.judged
-    confusions = [confusion_matrix(judged.classes, run, len(names)) for run in predictions]
-    patients = judged.patients
-    counts = group_confusions(judged.classes, predictions[0], groups=patients, num_classes=len(names))
-    found = {figure: interval(counts, figure) for figure in _FIGURES}
-    total = np.sum(confusions, axis=0)
+    predicted = probabilities.argmax(axis=-1)
+    ordered = all(name.isdigit() for name in names)
+    by_run = [
+        _figures(judged.classes, run, guess, ordered=ordered, calibrated=calibrated)
+        for run, guess in zip(probabilities, predicted, strict=True)
+    ]
+    metrics = {
+        name: MetricValue.of([run[name] for run in by_run], higher_is_better=name != "calibration_error")
+        for name in by_run[0]
+        if all(np.isfinite(run.get(name, np.nan)) for run in by_run)
+    }
+    return Judged(metrics, {**_counts(parts, predicted), **_intervals(parts, probabilities, metrics)})
+
+
+def _figures(
+    truth: Classes, probabilities: Probabilities, predicted: Classes, *, ordered: bool, calibrated: bool
+) -> dict[str, float]:
+    figures = accuracies(truth, predicted) | ranking_figures(truth, probabilities)
+    if ordered:
+        figures["quadratic_kappa"] = quadratic_kappa(truth, predicted)
+    if calibrated:
+        figures["calibration_error"] = calibration_error(truth, probabilities)
+    return figures
+
+
+def _counts(parts: Labelled, predicted: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Counts over all runs, and what two models are compared by: each sample, or each patient."""
+    names, judged = parts.class_names, parts.judged
+    total = sum(confusion_matrix(judged.classes, run, len(names)) for run in predicted)
     told: dict[str, Any] = {
         "classes": names,
         "judged_on": parts.judged_on,
@@ -110,38 +146,49 @@ def judge(
         "num_val": len(parts.val.samples),
         "num_judged": len(judged.samples),
         "class_counts": {name: int((judged.classes == i).sum()) for i, name in enumerate(names)},
-        "confusion": total.tolist(),
+        "confusion": np.asarray(total).tolist(),
         "recall": dict(zip(names, recalls(total), strict=True)),
-        "intervals": {figure: (each.low, each.high) for figure, each in found.items()},
-        "interval_over": f"{len(counts)} {'patients' if patients else 'images'}",
     }
-    if len(judged.classes) <= _MAX_PREDICTIONS:
-        told |= {
-            "truth": judged.classes.tolist(),
-            "predicted": [np.asarray(run).tolist() for run in predictions],
-            "patients": patients or (),
-        }
-    return confusions, told
+    patients = judged.patients
+    if predicted.size <= _MAX_PREDICTIONS:
+        kept = {"truth": judged.classes.tolist(), "predicted": predicted.tolist(), "patients": patients or ()}
+        return told | kept
+    if patients and len(set(patients)) * len(names) ** 2 <= _MAX_COUNTS:
+        counts = group_confusions(judged.classes, predicted, groups=patients, num_classes=len(names))
+        sums = np.rint(counts * len(predicted)).astype(np.int64).tolist()
+        return told | {"group_confusions": dict(zip(sorted(set(patients)), sums, strict=True))}
+    return told
 
 
-def accuracy_metrics(confusions: Sequence[npt.NDArray[np.int64]]) -> dict[str, MetricValue]:
-    """Balanced accuracy and top-1 of runs with these confusion matrices [C, C]."""
+def _intervals(
+    parts: Labelled, probabilities: Probabilities, metrics: dict[str, MetricValue]
+) -> dict[str, Any]:
+    judged, predicted = parts.judged, probabilities.argmax(axis=-1)
+    patients = judged.patients
+    counts = group_confusions(judged.classes, predicted, groups=patients, num_classes=len(parts.class_names))
+    found: dict[str, Interval | None] = {name: interval(counts, name) for name in _COUNTED if name in metrics}
+    ranked = [name for name in ("auroc", "auprc") if name in metrics]
+    for name in ranked:
+        found[name] = interval_without(
+            partial(_mean_ranking, judged.classes, probabilities, name),
+            patients,
+            len(judged.classes),
+        )
     return {
-        "balanced_accuracy": MetricValue.of([balanced_accuracy(c) for c in confusions]),
-        "top1": MetricValue.of([float(np.trace(c) / c.sum()) for c in confusions]),
+        "intervals": {name: (each.low, each.high) for name, each in found.items() if each},
+        "interval_over": interval_over(len(counts), "patients" if patients else "images"),
     }
 
 
-def classifier_metrics(
-    truth: Classes, probabilities: npt.NDArray[np.float32], confusions: Sequence[npt.NDArray[np.int64]]
-) -> dict[str, MetricValue]:
-    """What is told of runs that give probabilities [S, N, C]."""
-    return accuracy_metrics(confusions) | {
-        "f1_macro": MetricValue.of([f1_macro(c) for c in confusions]),
-        "calibration_error": MetricValue.of(
-            [calibration_error(truth, run) for run in probabilities], higher_is_better=False
-        ),
-    }
+_COUNTED: tuple[Figure, ...] = ("balanced_accuracy", "top1", "f1_macro", "quadratic_kappa")
+
+
+def _mean_ranking(
+    truth: Classes, probabilities: Probabilities, name: str, kept: npt.NDArray[np.bool_]
+) -> float:
+    """Over runs, of the samples that the mask keeps; nan where it is not defined."""
+    runs = [ranking_figures(truth[kept], run[kept]) for run in probabilities]
+    return float(np.mean([run.get(name, np.nan) for run in runs]))
 
 
 def _class_names(dataset: Dataset) -> tuple[str, ...]:

@@ -30,8 +30,8 @@ from eosin.evaluation.pictures.examples import Example
 from eosin.evaluation.pictures.panel import class_color, panel
 from eosin.evaluation.task import TaskContext, TaskResult
 from eosin.evaluation.transform import decode_image
-from eosin.metrics.bootstrap import interval
 from eosin.metrics.classification import recalls
+from eosin.metrics.intervals import interval, interval_over
 from eosin.metrics.segmentation import dice
 from eosin.records import MetricValue
 from eosin.records.details import LeftOut, SegmentationDetails
@@ -77,7 +77,7 @@ def run_segmentation(
         predicted.append(runs[-1].predict(parts.judged))
         context.log.progress(run + 1, settings.decoder.num_runs, "decoders", model=context.model.name)
     confusions = [pixel_confusion(parts.judged.classes, each, num_classes) for each in predicted]
-    details = _details(settings, dataset, found, parts, runs, confusions, predicted[0])
+    details = _details(settings, dataset, found, parts, runs, confusions, predicted)
     picture = _picture(settings, dataset, parts, predicted[0])
     return TaskResult(_metrics(parts, confusions), details, len(found.tiles), (picture,) if picture else ())
 
@@ -152,7 +152,7 @@ def _details(
     parts: _Parts,
     runs: Sequence[TrainedDecoder],
     confusions: Sequence[npt.NDArray[np.int64]],
-    predicted: Classes,
+    predicted: Sequence[Classes],
 ) -> SegmentationDetails:
     names, total = parts.class_names, np.sum(confusions, axis=0)
     return SegmentationDetails(
@@ -180,7 +180,7 @@ def _details(
         validation_score=tuple(run.best_score for run in runs),
         counted_classes=parts.counted,
         decoder=DECODER,
-        **_interval(dataset, parts, predicted),
+        **_by_group(dataset, parts, predicted),
     )
 
 
@@ -206,30 +206,29 @@ def _metrics(parts: _Parts, confusions: Sequence[npt.NDArray[np.int64]]) -> dict
     return metrics
 
 
-def _interval(dataset: MaskedDataset, parts: _Parts, predicted: Classes) -> dict[str, Any]:
-    """Of the first run's mean Dice, over patients, or images where not all patients are known.
+def _by_group(dataset: MaskedDataset, parts: _Parts, predicted: Sequence[Classes]) -> dict[str, Any]:
+    """Interval of the mean Dice over patients (images where not all patients are known), of all runs.
 
     The counts of each group are told too, so that two models can be compared on the same ones.
     """
     samples = [dataset.samples[tile.row] for tile in parts.judged_tiles]
     by_patient = all(sample.patient for sample in samples)
     names = [sample.patient if by_patient else sample.source for sample in samples]
-    groups = sorted(set(names))
+    place = {name: i for i, name in enumerate(sorted(set(names)))}
     num_classes = len(parts.class_names)
-    counts = np.zeros((len(groups), num_classes, num_classes), dtype=np.int64)
-    for i, name in enumerate(names):
-        tile = slice(i, i + 1)
-        counts[groups.index(name)] += pixel_confusion(
-            parts.judged.classes[tile], predicted[tile], num_classes
-        )
+    counts = np.zeros((len(place), num_classes, num_classes), dtype=np.int64)
+    for run in predicted:
+        for i, name in enumerate(names):
+            tile = slice(i, i + 1)
+            counts[place[name]] += pixel_confusion(parts.judged.classes[tile], run[tile], num_classes)
     found = interval(counts, "dice", counted=parts.counted)
-    details: dict[str, Any] = {
-        "intervals": {"dice": (found.low, found.high)},
-        "interval_over": f"{len(groups)} {'patients' if by_patient else 'images'}",
+    return {
+        "intervals": {"dice": (found.low, found.high)} if found else {},
+        "interval_over": interval_over(len(place), "patients" if by_patient else "images"),
+        "group_confusions": dict(zip(place, counts.tolist(), strict=True))
+        if counts.size <= _MAX_COUNTS
+        else {},
     }
-    if counts.size <= _MAX_COUNTS:
-        details["group_confusions"] = dict(zip(groups, counts.tolist(), strict=True))
-    return details
 
 
 def _picture(

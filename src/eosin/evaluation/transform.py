@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 TRANSFORM = "resize-shorter-side-centre-crop"
-TRANSFORM_VERSION = 1
+TRANSFORM_VERSION = 2
 
 _MAX_PIXELS = 100_000_000
 _FORMATS = ("PNG", "JPEG", "TIFF")
@@ -35,10 +35,10 @@ def fit(image: Image.Image, img_px: int) -> npt.NDArray[np.uint8]:
     width, height = image.size
     shorter = min(width, height)
     if shorter != img_px:
-        scale = img_px / shorter
-        size = max(img_px, round(width * scale)), max(img_px, round(height * scale))
+        # The long side is cut to a whole number, as torchvision does: 298 px of 2048 × 1536, not 299.
+        size = int(img_px * width / shorter), int(img_px * height / shorter)
         image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = (image.width - img_px) // 2, (image.height - img_px) // 2
+    left, top = round((image.width - img_px) / 2), round((image.height - img_px) / 2)
     return np.asarray(image.crop((left, top, left + img_px, top + img_px)), dtype=np.uint8)
 
 

@@ -1,11 +1,14 @@
-"""Figures of a classifier's predictions."""
+"""Figures of a classifier's predictions, by scikit-learn where it has them."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from sklearn import metrics
 
 from eosin.metrics.matrix import Labels
+
+_CALIBRATION_BINS = 15
 
 
 def confusion_matrix(truth: npt.ArrayLike, predicted: npt.ArrayLike, num_classes: int) -> Labels:
@@ -18,43 +21,61 @@ def confusion_matrix(truth: npt.ArrayLike, predicted: npt.ArrayLike, num_classes
         raise ValueError(f"{true.shape} true classes for {guess.shape} predictions")
     if min(true.min(), guess.min()) < 0 or max(true.max(), guess.max()) >= num_classes:
         raise ValueError(f"a class is outside [0, {num_classes})")
-    counts = np.bincount(true * num_classes + guess, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes).astype(np.int64)
-
-
-def top1(confusion: npt.ArrayLike) -> float:
-    """Share of samples predicted right."""
-    counts = np.asarray(confusion)
-    return float(np.trace(counts) / counts.sum())
+    return np.asarray(metrics.confusion_matrix(true, guess, labels=range(num_classes)), dtype=np.int64)
 
 
 def recalls(confusion: npt.ArrayLike) -> list[float | None]:
-    """Share of each class predicted right; None for a class without samples."""
+    """Share of each class predicted right, of counts [C, C]; None for a class without samples."""
     counts = np.asarray(confusion)
     return [float(row[c] / row.sum()) if row.sum() else None for c, row in enumerate(counts)]
 
 
-def balanced_accuracy(confusion: npt.ArrayLike) -> float:
-    """Mean recall over the classes that have samples (scikit-learn's definition)."""
-    present = [recall for recall in recalls(confusion) if recall is not None]
-    return float(np.mean(present))
+def accuracies(truth: Labels, predicted: Labels) -> dict[str, float]:
+    """Balanced accuracy, top-1 and macro F1 of predictions [N].
+
+    The first is the mean recall over the classes that have samples, the last a mean over those in truth or
+    prediction.
+    """
+    present = np.unique(truth)
+    return {
+        "balanced_accuracy": float(
+            metrics.recall_score(truth, predicted, labels=present, average="macro", zero_division=0)
+        ),
+        "top1": float(metrics.accuracy_score(truth, predicted)),
+        "f1_macro": float(metrics.f1_score(truth, predicted, average="macro", zero_division=0)),
+    }
 
 
-def f1_macro(confusion: npt.ArrayLike) -> float:
-    """Mean over classes that occur, in truth or prediction, of 2 TP / (2 TP + FP + FN)."""
-    counts = np.asarray(confusion)
-    support = counts.sum(axis=0) + counts.sum(axis=1)
-    scores = 2 * np.diagonal(counts)[support > 0] / support[support > 0]
-    return float(scores.mean())
+def ranking_figures(truth: Labels, probabilities: npt.NDArray[np.floating]) -> dict[str, float]:
+    """AUROC and AUPRC of probabilities [N, C].
+
+    Of the second class where there are two, else the macro mean of each class against the rest. Empty where a
+    class has no sample, or no other: then they are not defined.
+    """
+    num_classes = probabilities.shape[1]
+    if len(np.unique(truth)) < num_classes or num_classes < 2:
+        return {}
+    columns = [1] if num_classes == 2 else range(num_classes)
+    pairs = [(truth == c, probabilities[:, c]) for c in columns]
+    return {
+        "auroc": float(np.mean([metrics.roc_auc_score(*pair) for pair in pairs])),
+        "auprc": float(np.mean([metrics.average_precision_score(*pair) for pair in pairs])),
+    }
 
 
-def calibration_error(truth: npt.ArrayLike, probabilities: npt.ArrayLike, *, num_bins: int = 15) -> float:
-    """Expected calibration error: Σ_bins share · |accuracy − confidence| over equal-width bins.
+def quadratic_kappa(truth: Labels, predicted: Labels) -> float:
+    """Agreement of ordered classes by quadratic weights; nan where both are one class throughout."""
+    return float(metrics.cohen_kappa_score(truth, predicted, weights="quadratic"))
 
-    `probabilities` [N, C] (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3).
+
+def calibration_error(truth: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
+    """Expected calibration error: Σ_bins share · |accuracy − confidence| over 15 equal-width bins.
+
+    `probabilities` [N, C] (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3);
+    scikit-learn does not have it.
     """
     true, p = np.asarray(truth), np.asarray(probabilities, dtype=np.float64)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == true
-    bins = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
-    gap = np.bincount(bins, weights=right.astype(np.float64) - confidence, minlength=num_bins)
+    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(np.int64), _CALIBRATION_BINS - 1)
+    gap = np.bincount(bins, weights=right.astype(np.float64) - confidence, minlength=_CALIBRATION_BINS)
     return float(np.abs(gap).sum() / len(true))

@@ -7,74 +7,100 @@ from typing import get_args
 
 import numpy as np
 
-from eosin.metrics.bootstrap import Figure, paired_difference, paired_interval
+from eosin.metrics.group_counts import MIN_GROUPS, Figure, group_confusions, paired_difference
+from eosin.metrics.matrix import Matrix
 from eosin.metrics.permutation import permutation_p_value
 from eosin.records import MetricRecord
-from eosin.records.details import ClassifierDetails, Details, SegmentationDetails
+from eosin.records.details import ClassifierDetails, JudgedDetails, SegmentationDetails
 
-_FIGURES: tuple[Figure, ...] = get_args(Figure)
+_FIGURES: tuple[str, ...] = get_args(Figure)
 
 
 @dataclass(frozen=True)
 class Significance:
-    """How likely the difference of two models is by chance alone."""
+    """Of the second model's figure less the first's."""
 
-    p_value: float
-    """Two-sided, that the two models are equal."""
+    p_value: float | None
+    """Two-sided, that the two models are equal; None where too few patients or images can carry a test."""
     how: str
-    """What was resampled or exchanged."""
+    """What was exchanged, or why there is no p."""
+    difference: float
+    """As the test sees it, over all runs."""
+    num_groups: int = 0
+    """Patients or images that were exchanged; 0: runs were."""
+    unit: str = "runs"
+    """What was exchanged: patients, images or runs."""
 
 
 def significance(before: MetricRecord, after: MetricRecord, metric: str) -> Significance | None:
-    """Paired bootstrap where both kept what they predicted on the same samples (of the first seed), else
-    a permutation of their seeds; None where each has a single value and no predictions.
+    """Exchange of patients' (or images') results, of all runs, where both records keep them; else of runs.
 
-    Both records are of one task and judged on the same data; see `eosin.metrics.bootstrap` and
-    `eosin.metrics.permutation` for the tests.
+    None where each has a single value and nothing by patient or image. Both records are of one task and
+    judged on the same data; see `eosin.metrics.group_counts` and `eosin.metrics.permutation` for the tests.
     """
-    paired = _by_prediction(before.details, after.details, metric)
-    return paired or _by_pixel(before.details, after.details, metric) or _by_seed(before, after, metric)
+    return _by_group(before, after, metric) or _by_run(before, after, metric)
 
 
-def _by_prediction(before: Details, after: Details, metric: str) -> Significance | None:
-    figure = next((name for name in _FIGURES if name == metric), None)
-    if not isinstance(before, ClassifierDetails) or not isinstance(after, ClassifierDetails):
+def _by_group(before: MetricRecord, after: MetricRecord, metric: str) -> Significance | None:
+    first, second = before.details, after.details
+    if not isinstance(first, JudgedDetails) or not isinstance(second, JudgedDetails):
         return None
-    if figure is None or not after.truth or not before.predicted or not after.predicted:
+    figure = next((name for name in get_args(Figure) if name == metric), None)
+    found = _paired_counts(first, second)
+    if figure is None or found is None:
         return None
-    if (before.truth, before.patients) != (after.truth, after.patients):
-        return None
-    patients = after.patients or None
-    found = paired_difference(
-        after.truth, before.predicted[0], after.predicted[0], groups=patients, figure=figure
-    )
-    return Significance(found.p_value, f"paired bootstrap over {'patients' if patients else 'images'}")
+    counted = second.counted_classes if isinstance(second, SegmentationDetails) else None
+    test = paired_difference(*found, figure, counted=counted)
+    unit = _unit(second)
+    how = f"exchange of the results of {test.num_groups} {unit}"
+    if test.p_value is None:
+        how = f"no test: {test.num_groups} {unit}, {MIN_GROUPS} are needed"
+    return Significance(test.p_value, how, test.difference, test.num_groups, unit)
 
 
-def _by_pixel(before: Details, after: Details, metric: str) -> Significance | None:
-    """Of Dice: counts of each patient or image are kept in place of the pixels."""
-    if not isinstance(before, SegmentationDetails) or not isinstance(after, SegmentationDetails):
+def _unit(details: JudgedDetails) -> str:
+    if isinstance(details, ClassifierDetails) and details.truth:
+        return "patients" if details.patients else "images"
+    return "patients" if "patients" in details.interval_over else "images"
+
+
+def _paired_counts(first: JudgedDetails, second: JudgedDetails) -> tuple[Matrix, Matrix] | None:
+    """Counts of both over the same groups; None where they keep none, or judged other samples."""
+    if isinstance(first, ClassifierDetails) and isinstance(second, ClassifierDetails) and second.truth:
+        if (first.truth, first.patients) != (second.truth, second.patients):
+            return None
+        if not first.predicted or not second.predicted:
+            return None
+        sides = (np.asarray(each.predicted) for each in (first, second))
+        size = 1 + max(max(second.truth), *(max(map(max, each.predicted)) for each in (first, second)))
+        one, two = (
+            group_confusions(second.truth, side, groups=second.patients or None, num_classes=size)
+            for side in sides
+        )
+        return one, two
+    return _kept_counts(first, second)
+
+
+def _kept_counts(first: JudgedDetails, second: JudgedDetails) -> tuple[Matrix, Matrix] | None:
+    one, two = first.group_confusions, second.group_confusions
+    if not one or one.keys() != two.keys():
         return None
-    first, second, counted = before.group_confusions, after.group_confusions, after.counted_classes
-    if metric != "dice" or not first or not second or first.keys() != second.keys():
+    if getattr(first, "counted_classes", ()) != getattr(second, "counted_classes", ()):
         return None
-    if before.counted_classes != counted:
-        return None
-    counts = [
-        np.asarray([each[name] for name in sorted(first)], dtype=np.float64) for each in (first, second)
-    ]
+    counts = [np.asarray([each[name] for name in sorted(one)], dtype=np.float64) for each in (one, two)]
     if counts[0].shape != counts[1].shape:
         return None
-    found = paired_interval(counts[0], counts[1], "dice", counted=counted)
-    over = after.interval_over.rpartition(" ")[2] or "images"
-    return Significance(found.p_value, f"paired bootstrap over {over}")
+    # Of as many runs as each has: shares are what compares.
+    scaled = counts[0] * (counts[1].sum() / max(counts[0].sum(), 1.0))
+    return scaled, counts[1]
 
 
-def _by_seed(before: MetricRecord, after: MetricRecord, metric: str) -> Significance | None:
+def _by_run(before: MetricRecord, after: MetricRecord, metric: str) -> Significance | None:
     if metric not in before.metrics or metric not in after.metrics:
         return None
-    first, second = before.metrics[metric].values, after.metrics[metric].values
-    if min(len(first), len(second)) < 2:
+    first, second = before.metrics[metric], after.metrics[metric]
+    if min(len(first.values), len(second.values)) < 2:
         return None
-    p_value = permutation_p_value(first, second)
-    return Significance(p_value, f"permutation of {len(first)} and {len(second)} seeds")
+    p_value = permutation_p_value(first.values, second.values)
+    how = f"exchange of {len(first.values)} and {len(second.values)} runs; patients stay the same"
+    return Significance(p_value, how, second.mean - first.mean)

@@ -53,10 +53,12 @@ class Details(_Part):
     """Of the protocol."""
     protocol_changes: tuple[str, ...] = ()
     """Where they depart from the published protocol."""
+    preset: str = ""
+    """The preset whose protocol was followed unchanged on the whole of its dataset; empty: none."""
     intervals: dict[str, Interval] = {}
     """By metric."""
     interval_over: str = ""
-    """What was resampled, with its number: `12 patients`."""
+    """What the intervals are over, with its number: `12 patients`; or why there are none."""
     examples: tuple[ExamplePicture, ...] = ()
     """Pictures of what the model sees, beside the record."""
 
@@ -126,6 +128,8 @@ class JudgedDetails(Details):
     """Samples that the figures are of."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Counts of all runs together: row the true class, column the predicted one."""
+    group_confusions: dict[str, tuple[tuple[int, ...], ...]] = {}
+    """The same of each patient or image; empty where they are too many, or samples are kept instead."""
     recall: dict[str, float | None] = {}
     """By class; null where it has no judged sample."""
 
@@ -221,8 +225,6 @@ class SegmentationDetails(JudgedDetails):
     """Judged pixels by class."""
     counted_classes: tuple[int, ...] = ()
     """Those whose mean is the Dice."""
-    group_confusions: dict[str, tuple[tuple[int, ...], ...]] = {}
-    """Pixel counts of each patient or image, of the first run; empty where they are too many to keep."""
     best_step: tuple[int, ...] = ()
     """Of each run, the step with the best validation."""
     validation_score: tuple[float | None, ...] = ()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.layout import RunLayout, record_key
+from eosin.metrics.group_counts import MIN_GROUPS
 from eosin.metrics.significance import Significance, significance
 from eosin.records import MetricRecord, load_record
 from eosin.storage import Store
@@ -25,6 +26,8 @@ class Rule:
     """By how much, in the unit of the metric; for a metric that cannot be tested it must be above 0."""
     alpha: float = 0.05
     """Two-sided level of the test; 1: no test. A metric of one value cannot be tested: see `margin`."""
+    min_groups: int = MIN_GROUPS
+    """Patients (or images, where none are known) that a tested figure must be over."""
 
     def __post_init__(self) -> None:
         if not self.margin >= 0:
@@ -92,16 +95,20 @@ def _judge(
     if metric not in new.metrics or metric not in old.metrics:
         raise UserError(f"task {task} has no metric {metric!r}", hint=f"it has {', '.join(new.metrics)}")
     better = new.metrics[metric].mean - old.metrics[metric].mean
-    better = better if new.metrics[metric].higher_is_better else -better
+    sign = 1 if new.metrics[metric].higher_is_better else -1
     test = significance(old, new, metric)
-    passed, why = _verdict(better, test, rule)
+    passed, why = _verdict(sign * better, test, rule, sign=sign)
     means = new.metrics[metric].mean, old.metrics[metric].mean
     text = f"{task}/{metric}: {means[0]:.4g} against {means[1]:.4g}, {why}"
     return Judgement(task, metric, passed, text, *means, test.p_value if test else None)
 
 
-def _verdict(better: float, test: Significance | None, rule: Rule) -> tuple[bool, str]:
-    """Whether an improvement by `better` passes, and a clause that says why (not)."""
+def _verdict(better: float, test: Significance | None, rule: Rule, *, sign: int = 1) -> tuple[bool, str]:
+    """Whether an improvement by `better` passes, and a clause that says which rule decided.
+
+    In order: the mean over all runs, the margin, one sign of mean and test, enough patients, the level.
+    `sign` is -1 where lower is better.
+    """
     if better <= 0:
         return False, "no better" if better == 0 else f"worse by {-better:.4g}"
     by = f"better by {better:.4g}"
@@ -113,6 +120,10 @@ def _verdict(better: float, test: Significance | None, rule: Rule) -> tuple[bool
         enough = rule.margin > 0
         missing = f"the margin of {rule.margin:g} decides" if enough else "give a margin that excludes chance"
         return enough, f"{by}; one value has no test: {missing}"
+    if sign * test.difference <= 0:
+        return False, f"{by} in the mean of the runs, but not over the same {test.unit}: they disagree"
+    if test.p_value is None or 0 < test.num_groups < rule.min_groups:
+        return False, f"{by}, on {test.num_groups} {test.unit}: {rule.min_groups} are needed"
     p_value = f"p = {test.p_value:.3g}, {test.how}"
     if test.p_value > rule.alpha:
         return False, f"{by}, which may be chance ({p_value}, not below {rule.alpha:g})"

@@ -57,7 +57,9 @@ def _line(line: Line) -> dict[str, Any]:
         "best": _figure(line.best),
         "change": line.change,
         "improved": line.improved,
+        "outcome": line.outcome,
         "p_value": test.p_value if test else None,
+        "test": test.how if test else "",
     }
 
 

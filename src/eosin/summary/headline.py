@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from eosin.layout import RANDOM_INIT
 from eosin.metrics.significance import Significance, significance
 from eosin.records import MetricRecord
 from eosin.summary.result import Result
 from eosin.summary.results import metric_order, model_order
+
+SIGNIFICANT = 0.05
+Outcome = Literal["better", "worse", "may be chance", "not tested", "equal", ""]
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,20 @@ class Line:
 
     @property
     def improved(self) -> bool | None:
-        """None where nothing can be said: a figure is missing, or they are equal."""
+        """By sign alone; None where a figure is missing, or they are equal."""
         change = self.change
         return None if not change else (change > 0) == self.higher_is_better
+
+    @property
+    def outcome(self) -> Outcome:
+        """What may be said of the change: better or worse only where chance does not explain it."""
+        if self.improved is None:
+            return "equal" if self.change == 0 else ""
+        if self.significance is None or self.significance.p_value is None:
+            return "not tested"
+        if self.significance.p_value >= SIGNIFICANT:
+            return "may be chance"
+        return "better" if self.improved else "worse"
 
 
 def headline(

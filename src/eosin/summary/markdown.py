@@ -32,11 +32,14 @@ def arrow(line: Line) -> str:
 def _headline(lines: tuple[Line, ...]) -> str:
     if not lines:
         return "No evaluation has a figure yet."
-    rows = ["| task | metric | random-init | last | change | best |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| task | metric | random-init | last, with its 95 % interval | change | best |",
+        "|---|---|---|---|---|---|",
+    ]
     for line in lines:
-        change = "–" if line.change is None else f"{signed(line.change)}{_mark(line)}"
+        change = "–" if line.change is None else f"{signed(line.change)}, {outcome(line)}"
         best = f"{figure(line.best)} ({model_label(line.best.model)})" if line.best else "–"
-        last = f"{figure(line.last)} ({model_label(line.last.model)})" if line.last else "–"
+        last = f"{figure(line.last)}{_interval(line)} ({model_label(line.last.model)})" if line.last else "–"
         name = f"{metric_name(line.metric)} {arrow(line)}"
         cells = (_text(line.task), name, figure(line.random_init), last, change, best)
         rows.append(f"| {' | '.join(cells)} |")
@@ -63,8 +66,15 @@ def _cell(cell: Cell | None) -> str:
     return f"{text} ({cell.doubt})" if cell.doubt else text
 
 
-def _mark(line: Line) -> str:
-    return {True: " ✓", False: " ✗", None: ""}[line.improved]
+def outcome(line: Line) -> str:
+    """What may be said of the change, with its p."""
+    p_value = line.significance.p_value if line.significance else None
+    return line.outcome if p_value is None else f"{line.outcome} (p = {p_value:.3f})"
+
+
+def _interval(line: Line) -> str:
+    found = line.last.interval if line.last else None
+    return f" [{number(found[0])}, {number(found[1])}]" if found else ""
 
 
 def _gaps(gaps: list[Gap]) -> str:

@@ -1,4 +1,4 @@
-"""Figures others have published on tasks of the same name: shown beside ours, never mixed with them."""
+"""Published figures of other models on public datasets: shown beside ours, never mixed with them."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ _FIGURES: dict[str, dict[str, tuple[float | None, ...]]] = {
 }  # fmt: skip
 
 
+_KINDS = ("linear-probe", "slide")
+
+
 @dataclass(frozen=True)
 class PublishedFigure:
     """A figure that others have published for a task like one of this run."""
@@ -49,20 +52,16 @@ class PublishedFigure:
 
 
 def published_figures(results: Sequence[Result]) -> list[PublishedFigure]:
-    """Those of the run's trained heads whose name is that of a public dataset, or begins with it and `-`.
+    """Beside tasks that follow the preset of a public dataset, whole and unchanged; beside no others.
 
-    Few-shot variants (`pcam-10-shot`) are other tasks and get none; nor does kNN, which nobody publishes.
+    Neither a task's name nor its layout is enough; segmentation is left out, whose decoder here is not eva's.
     """
-    tasks = dict.fromkeys(r.task for r in results if r.kind != "knn")
+    presets = {r.task: r.preset for r in results if r.status == "ok" and r.preset and r.kind in _KINDS}
     return [
-        PublishedFigure(task, model, "dice" if dataset in _DICE else "balanced_accuracy", value, source)
-        for task in tasks
+        PublishedFigure(task, model, "balanced_accuracy", value, source)
+        for task, dataset in presets.items()
         for source, models in _FIGURES.items()
-        if (dataset := _dataset(task)) in _COLUMNS[source]
+        if dataset in _COLUMNS[source]
         for model, values in models.items()
         if (value := values[_COLUMNS[source].index(dataset)]) is not None
     ]
-
-
-def _dataset(task: str) -> str:
-    return "" if "shot" in task else task.split("-")[0]

@@ -16,7 +16,7 @@ from eosin.storage import join_uri
 from eosin.summary.draws_view import DrawsView, view_draws
 from eosin.summary.events import Event, date_of
 from eosin.summary.gaps import Gap, find_gaps
-from eosin.summary.headline import Line, all_lines, headline
+from eosin.summary.headline import SIGNIFICANT, Line, all_lines, headline
 from eosin.summary.leaderboard import Leaderboard, leaderboard
 from eosin.summary.names import model_label
 from eosin.summary.published import PatchSet, Published
@@ -27,7 +27,6 @@ from eosin.summary.slides_view import SlidesView, view_slides
 from eosin.summary.training_log import TrainingLog, read_training_log
 
 _MAX_WARNINGS = 30
-_SIGNIFICANT = 0.05
 _STATUS_ORDER = ("ok", "failed", "disagreeing", "missing")
 _MAX_DIFFERENCE = 300
 
@@ -144,27 +143,31 @@ def _tree(config: Any) -> dict[str, Any]:
 
 
 def _verdict(lines: list[Line], *, training_ended: bool) -> str:
-    known = [line for line in lines if line.improved is not None]
+    known = [line for line in lines if line.outcome]
     if not known:
         start = "Training has ended" if training_ended else "Training has not ended"
         return f"{start}; no figure can be compared with random initialisation yet."
-    better = [line for line in known if line.improved]
-    equal = sum(line.change == 0 for line in lines)
     newest = next(line.last for line in known if line.last)
+    counts = Counter(line.outcome for line in known)
+    untested = [line for line in known if line.outcome == "not tested"]
+    parts = [f"better on {counts['better']}", f"worse on {counts['worse']}"]
+    if counts["may be chance"]:
+        parts.append(f"not told from it on {counts['may be chance']}")
+    if counts["equal"]:
+        parts.append(f"equal on {counts['equal']}")
+    if untested:
+        parts.append(_untested(untested))
+    figures = f"{len(known)} headline figure{'' if len(known) == 1 else 's'}"
     return (
-        f"The teacher of {model_label(newest.model)} beats the same network at random initialisation "
-        f"on {len(better)} of {len(known) + equal} headline figures"
-        f"{f' and equals it on {equal}' if equal else ''}{_tested(better)}."
+        f"Against the same network at random initialisation, the teacher of {model_label(newest.model)} is, "
+        f"over {figures}: {', '.join(parts)} (p < {SIGNIFICANT} counts)."
     )
 
 
-def _tested(better: list[Line]) -> str:
-    """A gain that chance explains is not passed over in silence."""
-    p_values = [line.significance.p_value for line in better if line.significance]
-    if not p_values:
-        return ""
-    beyond = sum(p < _SIGNIFICANT for p in p_values)
-    return f"; {beyond} of {len(p_values)} tested gains beyond chance (p < {_SIGNIFICANT})"
+def _untested(lines: list[Line]) -> str:
+    """Figures of one value, or of too few patients, have a direction and no more."""
+    for_the_better = sum(bool(line.improved) for line in lines)
+    return f"{len(lines)} without a test, of which {for_the_better} moved the right way"
 
 
 def _provenance(published: Published) -> dict[str, Any]:

@@ -26,8 +26,10 @@ class Result(BaseModel):
     status: Status
     higher_is_better: bool | None = None
     interval: tuple[float, float] | None = None
-    """95 % bootstrap interval, where one was computed."""
+    """At 95 %, over patients or images, where one was computed."""
     reason: str = ""
     dataset_digest: str = ""
     protocol: str = ""
     """Name, version and every departure from it; figures compare where this and the data are equal."""
+    preset: str = ""
+    """The preset that was followed unchanged on the whole of its dataset; empty: none."""

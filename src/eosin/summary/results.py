@@ -82,7 +82,7 @@ def _of_record(record: MetricRecord, disagreement: str) -> list[Result]:
             mean=value.mean, std=value.std, num_runs=len(value.values),
             status="disagreeing" if disagreement else "ok", higher_is_better=value.higher_is_better,
             interval=found.get(name), reason=disagreement,
-            dataset_digest=record.dataset_digest, protocol=_protocol(record),
+            dataset_digest=record.dataset_digest, protocol=_protocol(record), preset=record.details.preset,
         )
         for name, value in sorted(record.metrics.items(), key=lambda item: metric_order(item[0]))
     ]  # fmt: skip

@@ -57,7 +57,7 @@ def _table(lines: list[dict[str, Any]]) -> Table:
             _figure(line["random_init"]),
             _figure(line["last"]),
             "–" if line["change"] is None else signed(line["change"]),
-            {True: "better", False: "worse", None: ""}[line["improved"]] + _p_value(line["p_value"]),
+            str(line.get("outcome", "")) + _p_value(line["p_value"]),
         )
         table.add_row(*(Text(cell) for cell in cells))
     return table

@@ -77,9 +77,9 @@ def test_each_task_publishes_its_record(run: str) -> None:
     accuracy = probe.metrics["balanced_accuracy"]
     assert len(accuracy.values) == 3
     assert accuracy.mean > 0.9
-    low, high = probe.details.intervals["balanced_accuracy"]
-    assert low <= accuracy.values[0] <= high
-    assert probe.details.interval_over.endswith("patients")
+    assert probe.details.intervals == {}
+    assert "patients, too few for an interval (6 are needed)" in probe.details.interval_over
+    assert {"auroc", "auprc", "f1_macro"} <= probe.metrics.keys()
 
 
 def test_robustness_is_measured_for_every_change_and_magnification(tmp_path: Path) -> None:

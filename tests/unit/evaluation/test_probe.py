@@ -34,7 +34,9 @@ def test_all_seeds_together_are_the_same_as_each_alone() -> None:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 def test_a_run_is_a_linear_layer_trained_by_adamw_on_cross_entropy(weight_decay: float) -> None:
     train = _data(3, 50)
-    config = ProbeConfig(num_steps=40, batch_size=50, lr=1e-2, num_runs=1, weight_decay=weight_decay)
+    config = ProbeConfig(
+        num_steps=40, batch_size=50, lr=1e-2, low_lr_epochs=0, num_runs=1, weight_decay=weight_decay
+    )
     none = Part(train.features[:0], train.classes[:0])
     at_start = config.model_copy(update={"num_steps": 1, "lr": 1e-12, "weight_decay": 0.0})
     start = train_probes(train, none, 4, at_start, seed=0)

@@ -128,7 +128,18 @@ def test_groups_that_are_published_stand_for_patients(tmp_path: Path) -> None:
     pcam = open_dataset(_make("pcam", tmp_path / "p"), "pcam", allow_subset=True)
     assert pcam.samples[5].patient == "camelyon16_train_train_001"
     unitopatho = open_dataset(_make("unitopatho", tmp_path / "u"), "unitopatho", allow_subset=True)
-    assert {s.patient for s in unitopatho.samples if s.split == "val"} == {"CASO 3 - 2018-12-04 13.19.16"}
+    slides = {s.patient for s in unitopatho.samples if s.split == "val"}
+    assert slides == {f"{name} CASO 3 - 2018-12-04 13.19.16" for name in unitopatho.classes}
+
+
+@pytest.mark.parametrize(("name", "slide"), trees.UNITOPATHO_NAMES.items())
+def test_published_names_of_unitopatho_give_their_slide(name: str, slide: str, tmp_path: Path) -> None:
+    trees.picture(tmp_path / "800" / "NORM" / name, 1)
+    trees.table(tmp_path / "800" / "train.csv", ("image_id", "top_label"), [(name, 1)])
+    trees.table(tmp_path / "800" / "test.csv", ("image_id", "top_label"), [])
+    dataset = open_dataset(f"file://{tmp_path}", "unitopatho", allow_subset=True)
+    assert [sample.patient for sample in dataset.samples] == [slide]
+    assert any("the slide stands for the patient" in note for note in dataset.notes)
 
 
 def test_pcam_reads_any_rows_in_the_order_asked_for(tmp_path: Path) -> None:

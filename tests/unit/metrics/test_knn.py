@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eosin.metrics import knn
-from eosin.metrics.knn import knn_predict
+from eosin.metrics.knn import knn_votes
 
 
 def _slow(
@@ -29,27 +29,33 @@ def test_it_votes_as_the_definition_says(k: int, monkeypatch: pytest.MonkeyPatch
     generator = np.random.default_rng(k)
     bank, queries = generator.standard_normal((60, 9)), generator.standard_normal((37, 9))
     labels = generator.integers(0, 4, 60)
-    got = knn_predict(bank, labels, queries, k=k, temperature=0.07, num_classes=4)
-    assert got.tolist() == _slow(bank, labels, queries, k, 0.07, 4)
+    got = knn_votes(bank, labels, queries, k=k, temperature=0.07, num_classes=4)
+    assert got.argmax(axis=1).tolist() == _slow(bank, labels, queries, k, 0.07, 4)
 
 
 def test_length_of_an_embedding_does_not_matter() -> None:
     bank = np.array([[1.0, 0.0], [0.0, 1.0]])
     queries = np.array([[1e-3, 0.0], [0.0, 1e6]])
-    assert knn_predict(bank, [0, 1], queries, k=1, num_classes=2).tolist() == [0, 1]
+    assert knn_votes(bank, [0, 1], queries, k=1, num_classes=2).argmax(axis=1).tolist() == [0, 1]
 
 
 def test_a_near_neighbour_outweighs_two_far_ones() -> None:
     bank = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    assert knn_predict(bank, [0, 1, 1], [[1.0, 0.2]], k=3, temperature=0.07, num_classes=2).tolist() == [0]
+    assert knn_votes(bank, [0, 1, 1], [[1.0, 0.2]], k=3, temperature=0.07, num_classes=2).argmax(
+        axis=1
+    ).tolist() == [0]
 
 
 def test_a_tiny_temperature_does_not_overflow() -> None:
     bank = np.eye(3)
-    assert knn_predict(bank, [2, 1, 0], bank, k=3, temperature=1e-4, num_classes=3).tolist() == [2, 1, 0]
+    assert knn_votes(bank, [2, 1, 0], bank, k=3, temperature=1e-4, num_classes=3).argmax(axis=1).tolist() == [
+        2,
+        1,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 5], [0, -1, 1]])
 def test_labels_that_do_not_match_the_bank_are_refused(labels: list[int]) -> None:
     with pytest.raises(ValueError, match="labels for 3 embeddings"):
-        knn_predict(np.eye(3), labels, np.eye(3), num_classes=2)
+        knn_votes(np.eye(3), labels, np.eye(3), num_classes=2)

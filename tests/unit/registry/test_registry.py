@@ -119,7 +119,7 @@ def test_a_better_one_takes_its_place_and_the_history_is_kept(world: World, curr
         (0.7, 0.7, {}, "no better"),
         (0.805, 0.8, {}, "may be chance"),
         (0.9, 0.6, {"margin": 0.5}, "less than the margin of 0.5"),
-        (0.805, 0.8, {"metrics": ("textures-knn/top1",)}, "paired bootstrap over images"),
+        (0.805, 0.8, {"metrics": ("textures-knn/top1",)}, "exchange of the results of 400 images"),
     ],
 )
 def test_refused_with_the_reason(
@@ -142,7 +142,7 @@ def test_every_named_metric_must_be_won(world: World, current: Store) -> None:
 
 def test_accuracy_is_tested_on_the_predictions_that_are_kept(world: World, current: Store) -> None:
     result = world.promote(challenger(world, current, 0.9, 0.6), metrics=("textures-knn/top1",))
-    assert result.status == "promoted" and "paired bootstrap over images" in result.why[0]
+    assert result.status == "promoted" and "exchange of the results of 400 images" in result.why[0]
 
 
 def judged_by_runs(store: Store, model: str, values: list[float]) -> None:
@@ -156,7 +156,12 @@ def judged_by_runs(store: Store, model: str, values: list[float]) -> None:
 @pytest.mark.parametrize(
     ("new", "old", "status", "reason"),
     [
-        ([0.81, 0.82, 0.83, 0.82, 0.81], [0.7, 0.71, 0.72, 0.7, 0.71], "promoted", "permutation of 5 and 5"),
+        (
+            [0.81, 0.82, 0.83, 0.82, 0.81],
+            [0.7, 0.71, 0.72, 0.7, 0.71],
+            "promoted",
+            "exchange of 5 and 5 runs",
+        ),
         ([0.81, 0.62, 0.83, 0.72, 0.61], [0.7, 0.71, 0.72, 0.7, 0.68], "refused", "may be chance"),
         ([0.9, 0.91], [0.5, 0.51], "refused", "may be chance"),  # two runs a side can never be enough
         ([0.9], [0.5], "refused", "give a margin"),
@@ -345,3 +350,32 @@ def test_the_component_keeps_its_verdict_as_an_artifact(world: World, current: S
     )  # fmt: skip
     assert status == "refused"
     assert "worse by 0.1" in (tmp_path / "verdict.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("patients", "reason"),
+    [(1, "on 1 patients: 6 are needed"), (5, "on 5 patients: 6 are needed"), (8, "promoted")],
+)
+def test_few_patients_promote_nothing(world: World, current: Store, patients: int, reason: str) -> None:
+    run = world.run("second")
+    store = open_store(run.uri)
+    for model, right in ((model_name(STEP), 0.9), (teacher_of(current), 0.6)):
+        made = labelled_record(model, "textures-knn", right)
+        names = tuple(f"p{i % patients}" for i in range(400))
+        put_record(
+            store, made.model_copy(update={"details": made.details.model_copy(update={"patients": names})})
+        )
+    result = world.promote(run, metrics=("textures-knn/balanced_accuracy",))
+    assert reason in (result.status, *result.why) or reason in result.why[0]
+
+
+def test_mean_and_test_must_point_the_same_way(world: World, current: Store) -> None:
+    """The mean over runs says better, what was kept of the same images says worse."""
+    run = world.run("second")
+    store = open_store(run.uri)
+    for model, right, mean in ((model_name(STEP), 0.6, 0.9), (teacher_of(current), 0.9, 0.6)):
+        made = labelled_record(model, "textures-knn", right)
+        put_record(store, made.model_copy(update={"metrics": {"balanced_accuracy": MetricValue.of([mean])}}))
+    result = world.promote(run, metrics=("textures-knn/balanced_accuracy",))
+    assert result.status == "refused"
+    assert "they disagree" in result.why[0]

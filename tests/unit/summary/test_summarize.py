@@ -104,7 +104,7 @@ def test_the_result_carries_the_headline_figures(tmp_path: Path) -> None:
     assert result.headline["heldout rankme"] == pytest.approx(3 + 45 * 0.75)
     assert result.headline["heldout rankme (random-init)"] == pytest.approx(3.0)
     assert (result.num_ok, result.num_not_ok) == (12, 0)
-    assert "beats the same network at random initialisation on 5 of 5" in result.verdict
+    assert "better on 3, worse on 0, 2 without a test, of which 2 moved the right way" in result.verdict
 
 
 def test_a_gain_that_chance_explains_is_called_that(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_gain_that_chance_explains_is_called_that(tmp_path: Path) -> None:
     line = next(line for line in summary["headline"] if line["task"] == "textures-knn" and line["p_value"])
     assert line["improved"]
     assert line["p_value"] > 0.05
-    assert "1 of 3 tested gains beyond chance" in summary["verdict"]
+    assert "better on 1, worse on 0, not told from it on 2" in summary["verdict"]
 
 
 def test_written_again_it_is_the_same_bytes(tmp_path: Path) -> None:

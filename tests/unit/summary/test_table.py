@@ -25,8 +25,8 @@ def test_it_shows_what_training_brought(tmp_path: Path) -> None:
     text = _table(fake_run(tmp_path))
     lines = {tuple(line.split()[:2]): line for line in text.splitlines() if line.strip()}
     assert "random-init" in text and "step 300" in text
-    assert lines["heldout", "RankMe"].split()[-4:] == ["3.000", "36.8", "+33.8", "better"]
-    assert lines["heldout", "ODCorr"].split()[-2:] == ["−0.300", "better"]
+    assert lines["heldout", "RankMe"].split()[-5:] == ["3.000", "36.8", "+33.8", "not", "tested"]
+    assert lines["heldout", "ODCorr"].split()[-3:] == ["−0.300", "not", "tested"]
     assert "±" in lines["textures-linear", "balanced"]
     assert all(len(line) <= 100 for line in text.splitlines())
     assert "\x1b" not in text
@@ -40,7 +40,7 @@ def test_a_worse_figure_and_a_failure_are_not_hidden(tmp_path: Path) -> None:
         store, record("step-00000300", 300, TASKS[1], 0, status="failed", metrics={}, reason="[bold]no[/]")
     )
     text = _table(run)
-    assert "worse" in text
+    assert "−0.900 not tested" in " ".join(text.split()), "one value: its sign is told, and no more"
     assert "failed: step-00000300 · textures-knn: [bold]no[/]" in text
 
 

@@ -44,6 +44,8 @@ class Dataset:
     read: ReadImages
     notes: tuple[str, ...] = ()
     """What a reader of the figures must know."""
+    is_whole: bool = False
+    """A public dataset with every image that was published."""
 
     @property
     def classes(self) -> tuple[str, ...]:

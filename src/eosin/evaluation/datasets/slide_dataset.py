@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eosin.config.presets import SlideLayout
 from eosin.errors import UserError
@@ -33,7 +33,8 @@ def open_slides(
     if layout is None:
         return _from_csv(uri, slides_uri)
     found = SLIDES[layout].open(uri, allow_subset=allow_subset)
-    return _slide_dataset(uri, found.uri, found.samples, found.notes)
+    slides = _slide_dataset(uri, found.uri, found.samples, found.notes)
+    return replace(slides, is_whole=found.is_whole)
 
 
 def _from_csv(uri: str, slides_uri: str) -> SlideDataset:

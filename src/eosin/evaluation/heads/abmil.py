@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eosin.config.heads import AbmilConfig
-from eosin.evaluation.heads.runs import BestEpochs, balanced_accuracies, run_seed
+from eosin.evaluation.heads.runs import (
+    BestEpochs,
+    balanced_accuracies,
+    lr_of_epoch,
+    num_outputs,
+    predictions_of,
+    probabilities_of,
+    run_seed,
+)
 
 Parameters = dict[str, Tensor]
 _GIB = 1 << 30
@@ -79,17 +87,20 @@ def train_abmil(
     config: AbmilConfig,
     *,
     seed: int,
+    draws: AbmilDraws | None = None,
 ) -> TrainedAbmil:
     """Train `config.num_runs` networks that differ in initialisation and order, and apply their best.
 
     As many at once as `config.max_step_gib` allows; how many makes no difference but for rounding. Each
-    keeps its first best epoch by balanced accuracy on `val`, or its last where there is none.
+    keeps its first best epoch by balanced accuracy on `val`, or its last where there is none. `draws` gives
+    initial parameters and orders in the place of the seed's own.
     """
     at_once = seeds_at_once(bags, config)
     parts = []
     for first in range(0, config.num_runs, at_once):
         runs = range(first, min(first + at_once, config.num_runs))
-        training = _Training(bags, train, val, num_classes, config, [run_seed(seed, run) for run in runs])
+        seeds = [run_seed(seed, run) for run in runs]
+        training = _Training(bags, train, val, num_classes, config, seeds, draws)
         training.run()
         parts.append((training.apply(training.best, judged), training.selection, training.num_epochs))
     return TrainedAbmil(
@@ -101,6 +112,14 @@ def train_abmil(
     )
 
 
+@dataclass(frozen=True)
+class AbmilDraws:
+    """Where one run begins, and its order of slides [n] in each epoch."""
+
+    initial: Parameters
+    orders: Tensor
+
+
 def seeds_at_once(bags: SlideBags, config: AbmilConfig) -> int:
     """How many runs' steps fit in `config.max_step_gib` together, at least one."""
     width = bags.features.shape[1] + _KEPT * (config.projection_dim + 2 * config.attention_dim)
@@ -110,7 +129,7 @@ def seeds_at_once(bags: SlideBags, config: AbmilConfig) -> int:
 
 def initial_parameters(dim: int, num_classes: int, config: AbmilConfig, seeds: list[int]) -> Parameters:
     """Parameters [S, in, out] and [S, 1, out], drawn as torch.nn.Linear draws, each run by its own seed."""
-    widths = [config.projection_dim, *config.hidden_dims, num_classes]
+    widths = [config.projection_dim, *config.hidden_dims, num_outputs(num_classes)]
     shapes = {
         "projection": (dim, config.projection_dim),
         "tanh": (config.projection_dim, config.attention_dim),
@@ -129,7 +148,7 @@ def initial_parameters(dim: int, num_classes: int, config: AbmilConfig, seeds: l
 
 
 def forward(parameters: Parameters, features: Tensor, counts: Tensor) -> Tensor:
-    """Logits [S, B, C] of slides [S, B, n, D] whose patches `counts` [S, B, n] says are there.
+    """Logits [S, B, outputs] of slides [S, B, n, D] whose patches `counts` [S, B, n] says are there.
 
     Features and counts with a leading 1 are shared by all runs.
     """
@@ -161,11 +180,14 @@ class _Training:
 
     def __init__(
         self, bags: SlideBags, train: SlidePart, val: SlidePart, num_classes: int, config: AbmilConfig,
-        seeds: list[int],
+        seeds: list[int], draws: AbmilDraws | None = None,
     ) -> None:  # fmt: skip
         self._bags, self._train, self._val, self._config = bags, train, val, config
         self._num_classes, self._device = num_classes, bags.features.device
-        drawn = initial_parameters(bags.features.shape[1], num_classes, config, seeds)
+        self._draws = draws
+        drawn = (
+            draws.initial if draws else initial_parameters(bags.features.shape[1], num_classes, config, seeds)
+        )
         self._parameters = {name: each.to(self._device).requires_grad_() for name, each in drawn.items()}
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), lr=config.lr, weight_decay=config.weight_decay
@@ -181,6 +203,8 @@ class _Training:
 
     def run(self) -> None:
         while self.num_epochs < self._config.num_epochs and not self.selection.all_stopped:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr_of_epoch(self._config.lr, self.num_epochs, self._config.low_lr_epochs)
             for places in self._epoch():
                 self._step(places)
             self._keep(self.num_epochs)
@@ -188,7 +212,10 @@ class _Training:
 
     def _epoch(self) -> Iterator[Tensor]:
         """Batches of places in the training part, [S, b], each run in its own order."""
-        order = torch.stack([torch.randperm(len(self._train), generator=g) for g in self._generators])
+        if self._draws:
+            order = self._draws.orders[self.num_epochs].unsqueeze(0)
+        else:
+            order = torch.stack([torch.randperm(len(self._train), generator=g) for g in self._generators])
         return iter(torch.split(order, self._config.batch_size, dim=1))
 
     def _step(self, places: Tensor) -> None:
@@ -196,7 +223,12 @@ class _Training:
         logits = forward(self._parameters, features, counts)
         classes = self._train.classes[places].to(self._device)
         # The mean over slides of each run; summed, since runs share nothing.
-        loss = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="sum") / places.shape[1]
+        flat, targets = logits.flatten(0, 1), classes.flatten()
+        if flat.shape[-1] == 1:
+            loss = F.binary_cross_entropy_with_logits(flat.squeeze(-1), targets.float(), reduction="sum")
+        else:
+            loss = F.cross_entropy(flat, targets, reduction="sum")
+        loss = loss / places.shape[1]
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
@@ -204,7 +236,7 @@ class _Training:
     def _keep(self, epoch: int) -> None:
         score = torch.zeros_like(self.selection.score)
         if len(self._val):
-            predicted = self.apply(self._parameters, self._val).argmax(dim=-1)
+            predicted = predictions_of(self._logits(self._parameters, self._val))
             score = balanced_accuracies(predicted, self._val.classes.to(self._device), self._num_classes)
         better = self.selection.update(epoch, score).view(-1, 1, 1)
         self.best = {
@@ -212,11 +244,15 @@ class _Training:
             for name, kept in self.best.items()
         }
 
-    @torch.no_grad()
     def apply(self, parameters: Parameters, part: SlidePart) -> Tensor:
-        """Probabilities [S, n, C] of the slides of `part`, a few at a time."""
+        """Probabilities [S, n, C] of the slides of `part`."""
+        return probabilities_of(self._logits(parameters, part))
+
+    @torch.no_grad()
+    def _logits(self, parameters: Parameters, part: SlidePart) -> Tensor:
+        """[S, n, outputs], a few slides at a time."""
         outputs = []
         for slides in torch.split(part.slides, self._config.batch_size):
             features, counts = self._bags.gather(slides.unsqueeze(0))
-            outputs.append(forward(parameters, features, counts).softmax(dim=-1))
+            outputs.append(forward(parameters, features, counts))
         return torch.cat(outputs, dim=1)

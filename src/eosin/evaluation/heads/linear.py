@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from eosin.config.heads import ProbeConfig
-from eosin.evaluation.heads.runs import BestEpochs, balanced_accuracies, run_seed
+from eosin.evaluation.heads.runs import (
+    BestEpochs,
+    balanced_accuracies,
+    lr_of_epoch,
+    num_outputs,
+    predictions_of,
+    probabilities_of,
+    run_seed,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Probes:
-    """`weight` [S, D, C], `bias` [S, C] of each run at its best epoch; scores are on validation."""
+    """`weight` [S, D, outputs], `bias` [S, outputs] of each run at its best epoch; scores are on validation.
+
+    Two classes have one output, the logit of the second.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -41,78 +53,114 @@ class Probes:
     @torch.inference_mode()
     def probabilities(self, features: Tensor) -> Tensor:
         """[S, N, C] of `features` [N, D]."""
-        return (features @ self.weight + self.bias.unsqueeze(1)).softmax(dim=-1)
+        return probabilities_of(features @ self.weight + self.bias.unsqueeze(1))
 
 
-def train_probes(train: Part, val: Part, num_classes: int, config: ProbeConfig, *, seed: int) -> Probes:
+def train_probes(
+    train: Part, val: Part, num_classes: int, config: ProbeConfig, *, seed: int, draws: Draws | None = None
+) -> Probes:
     """Train `config.num_runs` probes that differ in initialisation and in the order of samples.
 
     With `config.num_shots` each run has its own draw of so many samples of every class in `train`.
 
     Each run keeps the weights of its first best epoch by balanced accuracy on `val`, and stops counting
-    after `patience_epochs` without a better one; without validation samples the last weights are kept.
+    after `patience_epochs` without a better one. An epoch that the last step cuts short is not looked at,
+    unless there was no other; without validation samples the last weights are kept. `draws` gives initial
+    weights and orders of samples in the place of the seed's own.
     The same seed gives the same probes on the same kind of device. Raises ValueError where a class has
     fewer samples than shots.
     """
-    runs = _Runs(train, num_classes, config, seed)
+    runs = _Runs(train, num_classes, config, draws or _SeededDraws(train, config, seed))
     keep = _Best(runs, val, num_classes, config.patience_epochs)
     steps_per_epoch = math.ceil(runs.num_samples / config.batch_size)
-    step = epoch = 0
+    step = epoch = num_looks = 0
     while step < config.num_steps and not keep.all_stopped:
+        runs.begin_epoch(epoch)
         batches = runs.epoch_batches()[: config.num_steps - step]
         for batch in batches:
             runs.step(batch)
         step += len(batches)
         is_whole = len(batches) == steps_per_epoch and (epoch + 1) % config.validate_every_epochs == 0
-        if is_whole or step == config.num_steps:
+        if is_whole or (step == config.num_steps and (not num_looks or not len(val))):
             keep.update(epoch)
+            num_looks += 1
         epoch += 1
     return keep.result(epoch)
 
 
-class _Runs:
-    """The weights of all runs, their optimizer, and each run's own order of samples."""
+class Draws(Protocol):
+    """Where runs begin and in which order they see samples."""
 
-    def __init__(self, train: Part, num_classes: int, config: ProbeConfig, seed: int) -> None:
-        self._train = train
-        self._batch_size = config.batch_size
+    def initial(self, dim: int, num_outputs: int) -> tuple[Tensor, Tensor]:
+        """Weight [S, dim, outputs] and bias [S, outputs]."""
+        ...
+
+    def epoch_order(self) -> Tensor:
+        """Sample indices of the next epoch, [S, n]."""
+        ...
+
+
+class _SeededDraws:
+    """As torch.nn.Linear begins, and in an order drawn anew an epoch, of each run by a seed of its own."""
+
+    def __init__(self, train: Part, config: ProbeConfig, seed: int) -> None:
         self._generators = [
             torch.Generator().manual_seed(run_seed(seed, run)) for run in range(config.num_runs)
         ]
         self._subsets = [_draw_shots(train.classes, config.num_shots, g) for g in self._generators]
-        dim, device = train.features.shape[1], train.features.device
-        bound = 1 / math.sqrt(dim)  # torch.nn.Linear's own initialisation
-        self.weight = self._draw((dim, num_classes), bound).to(device)
-        self.bias = self._draw((num_classes,), bound).to(device)
-        self._optimizer = torch.optim.AdamW(
-            [self.weight, self.bias], lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+
+    def initial(self, dim: int, num_outputs: int) -> tuple[Tensor, Tensor]:
+        bound = 1 / math.sqrt(dim)
+        return self._draw((dim, num_outputs), bound), self._draw((num_outputs,), bound)
 
     def _draw(self, shape: tuple[int, ...], bound: float) -> Tensor:
-        return (
-            torch.stack([torch.rand(shape, generator=g) for g in self._generators])
-            .mul_(2 * bound)
-            .sub_(bound)
-        )
+        drawn = torch.stack([torch.rand(shape, generator=g) for g in self._generators])
+        return drawn.mul_(2 * bound).sub_(bound)
+
+    def epoch_order(self) -> Tensor:
+        pairs = zip(self._subsets, self._generators, strict=True)
+        return torch.stack([subset[torch.randperm(len(subset), generator=g)] for subset, g in pairs])
 
     @property
     def num_samples(self) -> int:
-        """Samples a run learns from."""
         return len(self._subsets[0])
+
+
+class _Runs:
+    """The weights of all runs, and their optimizer."""
+
+    def __init__(self, train: Part, num_classes: int, config: ProbeConfig, draws: Draws) -> None:
+        self._train, self._config, self._draws = train, config, draws
+        device = train.features.device
+        weight, bias = draws.initial(train.features.shape[1], num_outputs(num_classes))
+        # Contiguous: the fused optimizer takes a gradient of other strides for one of the same.
+        self.weight, self.bias = weight.to(device).contiguous(), bias.to(device).contiguous()
+        self._optimizer = torch.optim.AdamW(
+            [self.weight, self.bias], lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.num_samples = getattr(draws, "num_samples", len(train))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the epoch's learning rate."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr_of_epoch(self._config.lr, epoch, self._config.low_lr_epochs)
 
     def epoch_batches(self) -> list[Tensor]:
         """One epoch's batches of sample indices, each [S, b]; the last may be smaller."""
-        pairs = zip(self._subsets, self._generators, strict=True)
-        order = torch.stack([subset[torch.randperm(len(subset), generator=g)] for subset, g in pairs])
-        return list(torch.split(order.to(self.weight.device), self._batch_size, dim=1))
+        order = self._draws.epoch_order()
+        return list(torch.split(order.to(self.weight.device), self._config.batch_size, dim=1))
 
     @torch.no_grad()
     def step(self, batch: Tensor) -> None:
         """One AdamW step of every run on its own batch; the gradient of a linear layer in closed form."""
         features = self._train.features[batch]
-        error = torch.baddbmm(self.bias.unsqueeze(1), features, self.weight).softmax(dim=-1)
+        logits = torch.baddbmm(self.bias.unsqueeze(1), features, self.weight)
         classes = self._train.classes[batch].unsqueeze(-1)
-        error.scatter_add_(-1, classes, torch.full_like(classes, -1, dtype=error.dtype))
+        if logits.shape[-1] == 1:
+            error = logits.sigmoid() - classes
+        else:
+            error = logits.softmax(dim=-1)
+            error.scatter_add_(-1, classes, torch.full_like(classes, -1, dtype=error.dtype))
         error /= batch.shape[1]
         self.weight.grad = features.transpose(1, 2) @ error
         self.bias.grad = error.sum(dim=1)
@@ -150,7 +198,7 @@ class _Best:
     @torch.inference_mode()
     def update(self, epoch: int) -> None:
         logits = self._val.features @ self._runs.weight + self._runs.bias.unsqueeze(1)
-        score = balanced_accuracies(logits.argmax(dim=-1), self._val.classes, self._num_classes)
+        score = balanced_accuracies(predictions_of(logits), self._val.classes, self._num_classes)
         better = self._selection.update(epoch, score)
         self._weight = torch.where(better.view(-1, 1, 1), self._runs.weight, self._weight)
         self._bias = torch.where(better.view(-1, 1), self._runs.bias, self._bias)

@@ -5,10 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_LOW = 1.0 / 3
+
 
 def run_seed(seed: int, run: int) -> int:
     """The seed of one of several runs: those of two configured seeds never meet."""
     return seed * 1_000_003 + run
+
+
+def lr_of_epoch(lr: float, epoch: int, low_epochs: int) -> float:
+    """A third of `lr` for the first epochs, then `lr`, with the rounding of torch's ConstantLR."""
+    low = lr * _LOW if low_epochs else lr
+    return low if epoch < low_epochs else low * (1.0 / _LOW) if low_epochs else lr
+
+
+def num_outputs(num_classes: int) -> int:
+    """One logit for two classes, of the second; else one a class."""
+    return 1 if num_classes == 2 else num_classes
+
+
+def probabilities_of(logits: Tensor) -> Tensor:
+    """[..., C] of logits [..., outputs]; of one logit both classes' probabilities."""
+    if logits.shape[-1] > 1:
+        return logits.softmax(dim=-1)
+    second = logits.sigmoid()
+    return torch.cat([1 - second, second], dim=-1)
+
+
+def predictions_of(logits: Tensor) -> Tensor:
+    """The likeliest class, int64 [...], of logits [..., outputs]."""
+    return logits.argmax(dim=-1) if logits.shape[-1] > 1 else (logits.squeeze(-1) > 0).long()
 
 
 def balanced_accuracies(predicted: Tensor, classes: Tensor, num_classes: int) -> Tensor:
@@ -17,7 +43,8 @@ def balanced_accuracies(predicted: Tensor, classes: Tensor, num_classes: int) ->
     support = one_hot.sum(dim=0)
     right = (predicted == classes).float()
     recall = (right @ one_hot)[:, support > 0] / support[support > 0]
-    return recall.mean(dim=1) if recall.shape[1] else torch.zeros(len(right), device=right.device)
+    # Divided before it is summed, as torchmetrics does: ties between epochs then fall as they do in eva.
+    return (recall / max(1, recall.shape[1])).sum(dim=1)
 
 
 class BestEpochs:

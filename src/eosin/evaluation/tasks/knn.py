@@ -32,23 +32,23 @@ class KnnTask(LabelledImagesTask):
 
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Accuracies of one run. Raises `UserError` where there is nothing to tell apart."""
-        from eosin.evaluation.labelled import accuracy_metrics, judge, split_labelled
-        from eosin.metrics.knn import knn_predict
+        from eosin.evaluation.labelled import judge, split_labelled
+        from eosin.metrics.knn import knn_votes
         from eosin.records.details import KnnDetails
 
         embeddings = context.embed(dataset)
         parts = split_labelled(dataset, embeddings)
         bank, num_bank = parts.bank, len(parts.bank.classes)
-        predicted = knn_predict(
+        votes = knn_votes(
             bank.features, bank.classes, parts.judged.features,
             k=self.k, temperature=self.temperature, num_classes=len(parts.class_names),
         )  # fmt: skip
         k, notes = min(self.k, num_bank), list(parts.notes)
         if k < self.k:
             notes.append(f"k is {k}, not {self.k}: the training split has no more images")
-        confusions, told = judge(parts, [predicted])
-        details = KnnDetails(**embeddings.told(), **told, notes=tuple(notes), k=k, num_bank=num_bank)
-        return TaskResult(accuracy_metrics(confusions), details, len(embeddings.rows))
+        found = judge(parts, votes[None], calibrated=False)
+        details = KnnDetails(**embeddings.told(), **found.told, notes=tuple(notes), k=k, num_bank=num_bank)
+        return TaskResult(found.metrics, details, len(embeddings.rows))
 
     def examples(self, dataset: Dataset, context: TaskContext) -> list[Example]:
         """Judged patches with their nearest neighbours among those that vote."""

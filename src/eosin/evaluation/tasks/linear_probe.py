@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from eosin.evaluation.labelled import LabelledPart
 
 # kaiko-eva 0.4.5, offline patch classification.
-_EVA = {"num_steps": 12_500, "batch_size": 256, "lr": 3e-4, "weight_decay": 0.01, "num_runs": 5}
+_EVA = {
+    "num_steps": 12_500, "batch_size": 256, "lr": 3e-4, "low_lr_epochs": 5, "weight_decay": 0.01,
+    "num_runs": 5,
+}  # fmt: skip
 _EVA_SHOTS, _EVA_SHOTS_RUNS = 10, 50
 
 
@@ -35,14 +38,14 @@ class LinearProbeTask(LabelledImagesTask):
         """Called eva's only where nothing is changed."""
         values = self.probe.model_dump(mode="json")
         changes = _changes(values)
-        return TaskProtocol("linear-probe" if changes else "linear-probe-eva", 1, changes, values)
+        return TaskProtocol("linear-probe" if changes else "linear-probe-eva", 2, changes, values)
 
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Accuracies over `probe.num_runs` runs. Raises `UserError` where there is nothing to tell apart."""
         import torch
 
         from eosin.evaluation.heads.linear import train_probes
-        from eosin.evaluation.labelled import classifier_metrics, judge, split_labelled
+        from eosin.evaluation.labelled import judge, split_labelled
         from eosin.records.details import ClassifierDetails
 
         embeddings = context.embed(dataset)
@@ -54,18 +57,17 @@ class LinearProbeTask(LabelledImagesTask):
         except ValueError as error:
             raise UserError(f"{dataset.uri}: {error}", hint="lower probe.num_shots") from error
         probabilities = probes.probabilities(judged.features).cpu().numpy()
-        confusions, told = judge(parts, list(probabilities.argmax(axis=-1)))
+        found = judge(parts, probabilities)
         notes = () if len(val) else ("no validation images: the last epoch is judged, not the best",)
         details = ClassifierDetails(
             **embeddings.told(),
-            **told,
+            **found.told,
             notes=(*parts.notes, *notes),
             best_epoch=probes.best_epoch,
             validation_score=probes.best_score,
             num_epochs=probes.num_epochs,
         )
-        metrics = classifier_metrics(parts.judged.classes, probabilities, confusions)
-        return TaskResult(metrics, details, len(embeddings.rows))
+        return TaskResult(found.metrics, details, len(embeddings.rows))
 
 
 def _part(part: LabelledPart, device: torch.device) -> Part:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # kaiko-eva 0.4.5, offline slide classification.
 _EVA = {
-    "num_epochs": 100, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.01, "num_runs": 20,
+    "num_epochs": 100, "batch_size": 32, "lr": 1e-3, "low_lr_epochs": 5, "weight_decay": 0.01, "num_runs": 20,
     "patience_epochs": 20, "projection_dim": 128, "attention_dim": 128, "hidden_dims": [128, 64],
 }  # fmt: skip
 # Share of the free memory of a GPU that embeddings may take.
@@ -68,7 +68,7 @@ class SlideTask(Task):
     def protocol(self) -> TaskProtocol:
         values = self.abmil.model_dump(mode="json", exclude={"max_step_gib"})
         sampling = self.model_dump(mode="json", include={"mpp", "patch_px", "num_patches", "min_foreground"})
-        return TaskProtocol("slide-abmil-gated", 1, changes_from(_EVA, values), {**sampling, **values})
+        return TaskProtocol("slide-abmil-gated", 2, changes_from(_EVA, values), {**sampling, **values})
 
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Accuracies over `abmil.num_runs` runs.
@@ -102,7 +102,7 @@ def _judge(config: AbmilConfig, dataset: Dataset, bags: Bags, *, seed: int) -> T
 
     from eosin.evaluation.embeddings.embed import Embeddings
     from eosin.evaluation.heads.abmil import train_abmil
-    from eosin.evaluation.labelled import classifier_metrics, judge, split_labelled
+    from eosin.evaluation.labelled import judge, split_labelled
     from eosin.records.details import LeftOut, PatchesPerSlide, SlideDetails
 
     # Slides take the place of images here; their patches stay where they are.
@@ -111,11 +111,11 @@ def _judge(config: AbmilConfig, dataset: Dataset, bags: Bags, *, seed: int) -> T
     train, val, judged = (_part(part) for part in (parts.train, parts.val, parts.judged))
     trained = train_abmil(_on_device(bags), train, val, judged, len(parts.class_names), config, seed=seed)
     probabilities = trained.probabilities.cpu().numpy()
-    confusions, told = judge(parts, list(probabilities.argmax(axis=-1)))
+    found = judge(parts, probabilities)
     notes = () if len(val) else ("no validation slides: the last epoch is judged, not the best",)
     sizes = np.diff(bags.starts)
     details = SlideDetails(
-        **told,
+        **found.told,
         notes=(*parts.notes, *notes),
         unit="slides",
         best_epoch=trained.best_epoch,
@@ -128,8 +128,7 @@ def _judge(config: AbmilConfig, dataset: Dataset, bags: Bags, *, seed: int) -> T
         num_dropped=bags.num_dropped,
         dropped=tuple(LeftOut.model_validate(each) for each in bags.dropped),
     )
-    metrics = classifier_metrics(parts.judged.classes, probabilities, confusions)
-    return TaskResult(metrics, details, bags.num_patches)
+    return TaskResult(found.metrics, details, bags.num_patches)
 
 
 def _on_device(bags: Bags) -> SlideBags:

@@ -35,7 +35,8 @@ class PublicDataset(Generic[AnyDataset]):
         `UserError` naming what is expected and what is found.
         """
         dataset = self.read(list_dataset(uri))
-        return replace(dataset, notes=(*dataset.notes, *self.check(uri, dataset.samples, allow_subset)))
+        missing = self.check(uri, dataset.samples, allow_subset)
+        return replace(dataset, notes=(*dataset.notes, *missing), is_whole=not missing)
 
     def check(self, uri: str, samples: tuple[Sample, ...], allow_subset: bool) -> list[str]:
         """Notes on what is missing where that is allowed. Raises `UserError` where it is not."""

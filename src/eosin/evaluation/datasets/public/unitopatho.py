@@ -12,7 +12,8 @@ from eosin.evaluation.datasets.public.published import PublicDataset
 # The order of `top_label`.
 _CLASSES = ("HP", "NORM", "TA.HG", "TA.LG", "TVA.HG", "TVA.LG")
 _TABLES = {"800/train.csv": "train", "800/test.csv": "val"}
-_SLIDE = re.compile(rf"(?:{'|'.join(map(re.escape, _CLASSES))})\.(?P<slide>.+?)\.ndpi")
+# As in `188-B4-NORM.ndpi_ROI__mpp0.44_reg001_crop_sk00026_(15904,10751,1812,1812).png`.
+_SLIDE = re.compile(r"(?P<slide>.+?)\.ndpi_ROI")
 
 
 def _read(listing: Listing) -> Dataset:
@@ -25,10 +26,13 @@ def _read(listing: Listing) -> Dataset:
                 num_missing += 1
             else:
                 found.append(Found(info, _sample(info.key, row, split, f"{listing.uri}/{path}")))
-    notes = (f"{num_missing} image(s) of its tables are missing",) if num_missing else ()
-    return as_dataset(
-        listing, found, (*notes, "patients are not published: the slide stands for the patient")
-    )
+    notes = [f"{num_missing} image(s) of its tables are missing"] if num_missing else []
+    without = sum(not each.sample.patient for each in found)
+    if without:
+        notes.append(f"{without} image(s) name no slide: figures are over images")
+    else:
+        notes.append("patients are not published: the slide stands for the patient")
+    return as_dataset(listing, found, tuple(notes))
 
 
 def _sample(key: str, row: dict[str, str], split: str, table: str) -> Sample:
@@ -36,7 +40,7 @@ def _sample(key: str, row: dict[str, str], split: str, table: str) -> Sample:
     if not label.isdigit() or int(label) >= len(_CLASSES):
         raise UserError(f"{table}: top_label {label!r} of {row['image_id']} is not 0 to {len(_CLASSES) - 1}")
     slide = _SLIDE.match(row["image_id"])
-    return Sample(key, _CLASSES[int(label)], split, slide["slide"] if slide else row["image_id"])
+    return Sample(key, _CLASSES[int(label)], split, slide["slide"] if slide else "")
 
 
 UNITOPATHO = PublicDataset(

@@ -1,0 +1,111 @@
+"""Confidence intervals over patients or images: the jackknife on the logit scale.
+
+Percentile intervals of a bootstrap are too short with few groups: 95 % ones hold the true value in 54 % of
+cases with 2 patients, 85 % with 4, 92 % with 30. Here a figure is made again without each group in turn; the
+spread of its logit, with the quantile of Student's t for groups − 1 degrees of freedom, gives intervals that
+hold it in 94 % and more from 6 groups on (`tests/unit/metrics/test_coverage.py` measures it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from eosin.metrics.group_counts import MIN_GROUPS, Figure, score_of
+from eosin.metrics.matrix import Matrix
+
+_LEVEL = 0.95
+_MAX_REFITS = 40
+
+
+def interval_over(num_groups: int, unit: str) -> str:
+    """What intervals are over, in words: `12 patients`, or why there are none."""
+    words = f"{num_groups} {unit}"
+    return (
+        words if num_groups >= MIN_GROUPS else f"{words}, too few for an interval ({MIN_GROUPS} are needed)"
+    )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """At 95 %; `num_groups` is how many patients (or images) it is over."""
+
+    low: float
+    high: float
+    num_groups: int
+
+
+def interval(
+    confusions: npt.ArrayLike, figure: Figure, *, counted: Sequence[int] | None = None
+) -> Interval | None:
+    """Of `figure` over groups with the counts `confusions` [groups, C, C]; None with fewer than `MIN_GROUPS`.
+
+    `counted`: the classes that Dice is the mean of (None: all).
+    """
+    counts, score = np.asarray(confusions, dtype=np.float64), score_of(figure, counted)
+    total = counts.sum(axis=0)
+    if len(counts) < MIN_GROUPS:
+        return None
+    low = -1.0 if figure == "quadratic_kappa" else 0.0
+    return _jackknife(float(score(total[None])[0]), score(total[None] - counts), total.sum(), low=low)
+
+
+def interval_without(
+    figure: Callable[[npt.NDArray[np.bool_]], float],
+    groups: Sequence[str] | None,
+    num_samples: int,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    seed: int = 0,
+) -> Interval | None:
+    """Of any figure of samples, given what it is of those that a mask [num_samples] keeps.
+
+    `groups`: of each sample (None: each its own). More than 40 groups are dealt at random into 40 blocks
+    that are left out whole. `low` and `high` bound the figure. None with fewer than `MIN_GROUPS` groups, or
+    where leaving one out leaves nothing defined (`figure` gives nan or raises ValueError).
+    """
+    names = np.asarray(range(num_samples) if groups is None else groups)
+    _, codes = np.unique(names, return_inverse=True)
+    num_groups = int(codes.max()) + 1 if len(codes) else 0
+    if num_groups < MIN_GROUPS:
+        return None
+    if num_groups > _MAX_REFITS:
+        codes = (np.random.default_rng(seed).permutation(num_groups) % _MAX_REFITS)[codes]
+    try:
+        whole = figure(np.ones(num_samples, dtype=bool))
+        without = np.array([figure(codes != each) for each in range(int(codes.max()) + 1)])
+    except ValueError:
+        return None
+    found = _jackknife(whole, without, float(num_samples), low=low, high=high)
+    return found and Interval(found.low, found.high, num_groups)
+
+
+def _jackknife(
+    whole: float, without: Matrix, num_samples: float, *, low: float = 0.0, high: float = 1.0
+) -> Interval | None:
+    """Tukey 1958, on the logit of the figure's place between its bounds."""
+    num_groups = len(without)
+    if not np.isfinite(whole) or not np.isfinite(without).all():
+        return None
+    width = high - low
+    if np.ptp(without) < 1e-12:
+        return _without_spread((whole - low) / width, num_groups, low, width)
+    half = 0.5 / (num_samples + 1)  # half a sample keeps 0 and 1 finite
+    place = np.clip((np.append(without, whole) - low) / width, half, 1 - half)
+    logits = np.log(place / (1 - place))
+    spread = np.sqrt((num_groups - 1) / num_groups * ((logits[:-1] - logits[:-1].mean()) ** 2).sum())
+    reach = stats.t.ppf((1 + _LEVEL) / 2, num_groups - 1) * spread
+    ends = 1 / (1 + np.exp(-(logits[-1] + np.array([-reach, reach]))))
+    return Interval(float(low + width * ends[0]), float(low + width * ends[1]), num_groups)
+
+
+def _without_spread(place: float, num_groups: int, low: float, width: float) -> Interval:
+    """All groups alike, as where every one is right: then each group is one draw (Clopper & Pearson 1934)."""
+    found = stats.binomtest(round(place * num_groups), num_groups).proportion_ci(_LEVEL, "exact")
+    ends = min(float(found.low), place), max(float(found.high), place)
+    return Interval(low + width * ends[0], low + width * ends[1], num_groups)

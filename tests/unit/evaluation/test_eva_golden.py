@@ -1,0 +1,110 @@
+"""kaiko-eva's own heads and Dice, value for value: same features, weights and order, same predictions.
+
+Golden values: benchmarks/peers/eva_golden.py, run with kaiko-eva 0.4.5.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from eosin.config.heads import AbmilConfig, ProbeConfig
+from eosin.evaluation.heads.abmil import AbmilDraws, SlideBags, SlidePart, train_abmil
+from eosin.evaluation.heads.linear import Part, train_probes
+
+GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "eva-0.4.5.safetensors"
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    return load_file(GOLDEN)
+
+
+class GoldenDraws:
+    """The weights eva began with, and the orders its loader gave."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, orders: Tensor) -> None:
+        self._weight, self._bias, self._orders = weight, bias, iter(orders)
+
+    def initial(self, dim: int, num_outputs: int) -> tuple[Tensor, Tensor]:
+        assert self._weight.shape == (num_outputs, dim)
+        return self._weight.T.unsqueeze(0).clone(), self._bias.unsqueeze(0).clone()
+
+    def epoch_order(self) -> Tensor:
+        return next(self._orders).unsqueeze(0)
+
+
+def _classes(golden: dict[str, Tensor], name: str, part: str) -> Tensor:
+    return golden[f"{name}.{part}.classes"].long()
+
+
+@pytest.mark.parametrize(("kind", "num_classes"), [("multi", 4), ("binary", 2)])
+def test_a_linear_probe_predicts_what_evas_does(
+    golden: dict[str, Tensor], kind: str, num_classes: int
+) -> None:
+    name = f"linear.{kind}"
+    parts = [
+        Part(golden[f"{name}.{part}.features"], _classes(golden, name, part)) for part in ("train", "val")
+    ]
+    draws = GoldenDraws(
+        golden[f"{name}.initial.weight"], golden[f"{name}.initial.bias"], golden[f"{name}.orders"]
+    )
+    config = ProbeConfig(num_steps=48, batch_size=64, lr=3e-3, num_runs=1)
+    probes = train_probes(*parts, num_classes, config, seed=0, draws=draws)
+    assert probes.best_epoch == (int(golden[f"{name}.best"]),)
+    found, wanted = probes.probabilities(parts[1].features)[0], golden[f"{name}.probabilities"]
+    torch.testing.assert_close(found[:, 1] if kind == "binary" else found, wanted, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "num_classes"), [("multi", 3), ("binary", 2)])
+def test_attention_over_patches_predicts_what_evas_does(
+    golden: dict[str, Tensor], kind: str, num_classes: int
+) -> None:
+    name = f"abmil.{kind}"
+    bags, parts, start = [], [], 0
+    for part in ("train", "val"):
+        padded = golden[f"{name}.{part}.features"]
+        bags += [bag[torch.isfinite(bag).all(dim=-1)] for bag in padded]
+        parts.append(SlidePart(torch.arange(start, start + len(padded)), _classes(golden, name, part)))
+        start += len(padded)
+    starts = torch.tensor([0, *(len(bag) for bag in bags)]).cumsum(0)
+    draws = AbmilDraws(_parameters(golden, f"{name}.initial."), golden[f"{name}.orders"])
+    config = AbmilConfig(
+        num_epochs=7, batch_size=8, num_runs=1, patience_epochs=None, projection_dim=16, attention_dim=10,
+        hidden_dims=(9, 7),
+    )  # fmt: skip
+    trained = train_abmil(
+        SlideBags(torch.cat(bags), starts),
+        parts[0],
+        parts[1],
+        parts[1],
+        num_classes,
+        config,
+        seed=0,
+        draws=draws,
+    )
+    assert trained.best_epoch == (int(golden[f"{name}.best"]),)
+    found, wanted = trained.probabilities[0], golden[f"{name}.probabilities"]
+    torch.testing.assert_close(found[:, 1] if kind == "binary" else found, wanted, atol=2e-6, rtol=0)
+
+
+def _parameters(golden: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """eva's state under our names, [1, in, out] and [1, 1, out]."""
+    layers = {
+        "projection": "projector.0", "tanh": "gated_attention.attention_a.0",
+        "gate": "gated_attention.attention_b.0", "attention": "gated_attention.attention_c",
+    }  # fmt: skip
+    state = {key.removeprefix(prefix): value for key, value in golden.items() if key.startswith(prefix)}
+    linear = sorted({key.rpartition(".")[0] for key in state if key.startswith("classifier.")})
+    layers |= {f"mlp{i}": name for i, name in enumerate(linear)}
+    return {
+        f"{ours}.{what}": (
+            state[f"{theirs}.{what}"].T if what == "weight" else state[f"{theirs}.{what}"][None]
+        )[None].clone()
+        for ours, theirs in layers.items()
+        for what in ("weight", "bias")
+    }
