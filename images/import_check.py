@@ -20,7 +20,7 @@ _PACKAGES = {
 _LIBRARIES = {
     "index": ("boto3", "cv2", "kfp", "kubernetes", "onnxruntime", "openslide", "pyarrow", "pycurl"),
     "train": ("kfp", "kubernetes", "pycurl", "timm", "torch", "torchvision"),
-    "evaluate": ("h5py", "kfp", "pycurl", "scipy", "timm", "torch", "torchvision"),
+    "evaluate": ("h5py", "kfp", "pycurl", "scipy", "sklearn", "timm", "torch", "torchvision"),
 }
 # GPU libraries look for a driver when they are imported, which a build machine lacks.
 _PRESENT = {"index": (), "train": ("cucim", "nvidia.nvimgcodec", "eosin.slides._jpeg_part"), "evaluate": ()}

@@ -210,7 +210,7 @@ def test_baselines_without_weights_are_failed_records(tmp_path: Path) -> None:
     uri = make_run(tmp_path, config)
     record = _judge(uri, "timm:no_such_model", "knn")
     assert (record.status, record.step) == ("failed", None)
-    assert "timm has no model no_such_model" in record.reason
+    assert "has no model 'no_such_model'" in record.reason
     keys = [info.key for info in open_store(uri).list(RunLayout.METRICS)]
     assert len(keys) == 1
     assert keys[0].startswith("metrics/timm-no_such_model-")

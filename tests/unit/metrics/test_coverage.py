@@ -1,6 +1,6 @@
 """How often intervals hold the true value and tests reject, over many drawn studies (`make test-long`).
 
-The table that it prints is the one of docs/reference/statistics.md.
+The table that it prints is the one of docs/how-to/evaluate.md.
 """
 
 from __future__ import annotations
