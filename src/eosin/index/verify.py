@@ -25,9 +25,10 @@ from eosin.storage import NotFound, ObjectChanged, Store
 
 Pixels = npt.NDArray[np.uint8]
 _SIDE_PX = 96
-_LARGEST_BYTES = 4 * 2**30
-# Grey levels between two pictures of 96 px. Readers that agree differ by resampling alone (under 4 on real
-# slides, mean over the picture); frames in another order or another image by 15 and more of its contrast.
+# A larger slide is not worth its transfer: kinds of which all are larger stay unchecked, as `inspect` says.
+_LARGEST_BYTES = 2**30
+# Mean difference of two pictures of 96 px, in grey levels and as a share of the picture's contrast. Readers
+# that agree differ by resampling alone. Chosen on generated slides and a few real ones.
 _MOST_DIFFERENCE, _MOST_SHARE_OF_CONTRAST = 6.0, 0.35
 _MOST_ASPECT = 0.05
 
