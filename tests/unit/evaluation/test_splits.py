@@ -104,3 +104,24 @@ def test_two_patients_are_split_by_image_and_it_is_said() -> None:
     split = split_samples(_samples(60, patients=2))
     assert split.test
     assert any("only 2 patients" in note for note in split.notes)
+
+
+def test_a_patient_on_both_sides_of_a_given_split_is_told() -> None:
+    samples = [
+        Sample(
+            f"{split}{i}", "ab"[i % 2], split, patient=f"p{i % 3}" if split == "train" else f"p{2 + i % 2}"
+        )
+        for split in ("train", "val", "test")
+        for i in range(6)
+    ]
+    notes = split_samples(samples).notes
+    assert any("2 patient(s) are on both sides of the given split" in note and "p2" in note for note in notes)
+    apart = [
+        Sample(f"{s}{i}", "ab"[i % 2], s, patient=f"{s}{i}") for s in ("train", "test") for i in range(10)
+    ]
+    assert not any("both sides of the given" in note for note in split_samples(apart).notes)
+
+
+def test_half_the_patients_unknown_is_told_where_the_split_is_drawn() -> None:
+    samples = [Sample(f"i{i}", "ab"[i % 2], patient=f"p{i}" if i % 2 else "") for i in range(40)]
+    assert any("20 of 40 samples have no patient: drawn by image" in n for n in split_samples(samples).notes)

@@ -11,6 +11,7 @@ from eosin.evaluation.datasets.dataset import Sample
 
 _TEST_SHARE, _VAL_SHARE = 0.2, 0.2
 _MIN_PATIENTS = 3
+_MAX_NAMED = 5
 
 Shares = dict[str, float]
 
@@ -52,6 +53,7 @@ def split_samples(samples: Sequence[Sample]) -> Split:
         )
     if unnamed:
         notes.append(f"{len(unnamed)} sample(s) without a split are left out")
+    notes += _shared_patients(samples, named)
     if not named["test"]:
         return _split(named, "val", ["no test split: figures are taken on validation", *notes])
     if not named["val"]:
@@ -61,6 +63,17 @@ def split_samples(samples: Sequence[Sample]) -> Split:
             drawn, "test", ["no validation split: a fifth of train is drawn", *notes], val_is_drawn=True
         )
     return _split(named, "test", notes)
+
+
+def _shared_patients(samples: Sequence[Sample], named: dict[str, list[int]]) -> list[str]:
+    """A warning where the given split has patients on the learning and on the judged side."""
+    judged = "test" if named["test"] else "val"
+    learnt = [i for name, rows in named.items() if name != judged for i in rows]
+    both = {samples[i].patient for i in learnt} & {samples[i].patient for i in named[judged]} - {""}
+    if not both:
+        return []
+    first = ", ".join(sorted(both)[:_MAX_NAMED]) + (" …" if len(both) > _MAX_NAMED else "")
+    return [f"{len(both)} patient(s) are on both sides of the given split, so figures flatter: {first}"]
 
 
 def _split(
@@ -78,7 +91,13 @@ def _draw(
     patients = {samples[i].patient for i in pool}
     if "" not in patients and len(patients) >= _MIN_PATIENTS:
         return _by_patient(samples, pool, shares)
-    if "" not in patients and len(patients) > 1:
+    if "" in patients and len(patients) > 1:
+        unknown = sum(not samples[i].patient for i in pool)
+        notes.append(
+            f"{unknown} of {len(pool)} samples have no patient: drawn by image, "
+            "so a patient may be on both sides"
+        )
+    elif len(patients) > 1:
         notes.append(f"only {len(patients)} patients: drawn by image, so a patient may be on both sides")
     return _by_sample(samples, pool, shares)
 
