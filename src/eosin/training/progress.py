@@ -6,6 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -91,8 +92,11 @@ class Progress:
         if self._checkpoint_age_s is not None:
             fields["checkpoint_age_s"] = round(self._checkpoint_age_s(), 1)
         self._log.event("step", **fields)
+        details = asdict(result.values) | {
+            f"grad_norm_{name}": norm for name, norm in result.grad_norms.items()
+        }
         for sink in self._sinks:
-            sink.show(done, fields)
+            sink.show(done, fields | details)
         for text in self._watch.judge(done, signals):
             self._log.event("warning", message=f"step {done}: {text}")
         self._window.restart(done)

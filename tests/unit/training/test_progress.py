@@ -110,6 +110,9 @@ def test_tensorboards_files_lie_in_the_run_in_parts_of_bounded_size(
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()  # type: ignore[no-untyped-call]
     shown = {point.step: point.value for point in curves.Scalars("loss")}  # type: ignore[no-untyped-call]
     assert shown == pytest.approx({event["step"]: event["loss"] for event in named(events, "step")})
+    tags = set(curves.Tags()["scalars"])  # type: ignore[no-untyped-call]  # tensorboard has no types
+    assert {"weight_decay", "momentum", "teacher_temperature", "last_layer_lr"} <= tags
+    assert {"grad_norm", "grad_norm_backbone", "grad_norm_dino_head"} <= tags
 
 
 def test_gauges_show_the_last_step_and_a_taken_port_is_only_a_warning(
