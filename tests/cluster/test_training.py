@@ -41,6 +41,12 @@ def submit(jobs: TrainingJobs, owner: names.OwnerReference | None = None, more: 
     return jobs.submit(Submission(config(more), RUN, IMAGE, owner, log, lambda: False))
 
 
+def need(cluster: Cluster, resource: names.Resource) -> None:
+    """Skip where the cluster has no such API."""
+    if resource.plural not in cluster.served(resource):
+        pytest.skip(f"this cluster has no {resource.api_version}")
+
+
 def launching(cluster: Cluster) -> Cluster:
     """With the permissions of the account that runs pipelines."""
     return acting_as(cluster, "pipeline-runner")
@@ -69,6 +75,7 @@ def test_an_adopted_training_outlives_the_workflow_that_made_it_and_no_other(clu
 @pytest.mark.parametrize("kind", [JobSets, TrainJobs])
 def test_cancel_ends_the_workflow_and_the_training(cluster: Cluster, kind: Any) -> None:
     launcher = launching(cluster)
+    need(launcher, kind.resource)
     owner = make_workflow(cluster, "run", "run-id")
     submit(kind(launcher), owner)
     eventually("its JobSet is there", lambda: not gone(cluster, JOBSET))
@@ -88,6 +95,7 @@ def test_cancel_before_training_finds_the_workflow_by_its_run(cluster: Cluster) 
 
 @pytest.mark.parametrize("kind", [JobSets, TrainJobs])
 def test_a_deleted_run_takes_its_training_along(cluster: Cluster, kind: Any) -> None:
+    need(cluster, kind.resource)
     owner = make_workflow(cluster, "run")
     submit(kind(launching(cluster)), owner)
     eventually("its JobSet is there", lambda: not gone(cluster, JOBSET))

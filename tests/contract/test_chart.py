@@ -221,6 +221,17 @@ def test_steps_are_told_endpoint_and_region_by_the_name_that_pipelines_look_for(
     assert data == {"AWS_ENDPOINT_URL": "https://s3.example", "AWS_REGION": "eu-1"}
 
 
+def test_helm_test_goes_the_way_of_the_steps(tmp_path: Path) -> None:
+    from eosin_pipelines.defaults import S3_CONFIG_MAP
+
+    pod = next(item for item in render(FULL, tmp_path) if item["metadata"]["name"] == "eosin-test")["spec"]
+    (doctor,) = [each for each in pod["containers"] if each["name"] == "doctor"]
+    assert pod["serviceAccountName"] == "pipeline-runner" and doctor["image"] == IMAGES["index"]
+    sources = [each["valueFrom"]["configMapKeyRef"]["name"] for each in doctor["env"] if "valueFrom" in each]
+    assert set(sources) == {S3_CONFIG_MAP}
+    assert doctor["envFrom"] == [{"secretRef": {"name": "keys"}}]
+
+
 def test_no_default_asks_for_gpus_that_a_cluster_may_not_have(tmp_path: Path) -> None:
     values = {**FULL, "taskPods": {}}
     (create,) = only(render(values, tmp_path), "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"][
@@ -257,7 +268,9 @@ def test_network_policy_selects_the_training_pods_and_nothing_else(tmp_path: Pat
 def test_restricted_pod_security_of_the_charts_own_pods(tmp_path: Path) -> None:
     objects = render(FULL, tmp_path)
     schedule = only(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    for pod in (only(objects, "Pod")["spec"], schedule):
+    pods = [item["spec"] for item in objects if item["kind"] == "Pod"]
+    assert len(pods) == 3, "the doctor, and one pod of each further image"
+    for pod in (*pods, schedule):
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
         for container in pod["containers"]:

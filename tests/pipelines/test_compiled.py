@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -57,6 +58,55 @@ def test_every_parameter_is_described_and_few_are_required(name: str) -> None:
     assert all(parameter.get("description") for parameter in parameters.values())
     required = [name for name, value in parameters.items() if "defaultValue" not in value]
     assert required == PIPELINES[name]
+
+
+def parts_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A compiled pipeline's specification, and what its platform is told of each executor."""
+    spec, platform = yaml.safe_load_all((ROOT / f"pipelines/{name}.yaml").read_text())
+    return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def tasks_of(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every task that runs in a pod of its own, by name."""
+    dags = [spec["root"]["dag"], *(each["dag"] for each in spec["components"].values() if "dag" in each)]
+    found = {name: task for dag in dags for name, task in dag["tasks"].items()}
+    return {name: task for name, task in found.items()
+            if "executorLabel" in spec["components"][task["componentRef"]["name"]]}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_last_task_runs_however_the_rest_has_ended(name: str) -> None:
+    """Kubeflow's Terminate leaves a step no time: this task is what stops the training."""
+    spec, _ = parts_of(name)
+    root = spec["root"]["dag"]["tasks"]
+    assert set(root) == {"exit-handler-1", "finish"}
+    assert root["finish"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    assert root["finish"]["dependentTasks"] == ["exit-handler-1"]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_no_retry_is_cut_short_by_the_time_since_the_first_attempt(name: str) -> None:
+    """Argo ends every attempt that is running so long after the first began: days for what lasts days."""
+    spec, _ = parts_of(name)
+    for task, each in tasks_of(spec).items():
+        policy = each["retryPolicy"]
+        assert int(policy["backoffMaxDuration"].removesuffix("s")) >= 30 * 86400, task
+    if "train" in tasks_of(spec):
+        assert tasks_of(spec)["train"]["retryPolicy"]["maxRetryCount"] >= 20
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_step_is_told_how_to_reach_store_and_registry(name: str) -> None:
+    spec, executors = parts_of(name)
+    assert set(executors) == set(spec["deploymentSpec"]["executors"])
+    for executor, told in executors.items():
+        variables = [pair["envVar"] for kind in ("secretAsEnv", "configMapAsEnv")
+                     for source in told[kind] for pair in source["keyToEnv"]]  # fmt: skip
+        assert len(variables) == len(set(variables)), f"{executor}: one variable, two sources"
+        assert {"AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "EOSIN_AWS_ENDPOINT_URL"} <= set(variables)
+        sources = [*told["secretAsEnv"], *told["configMapAsEnv"], *told["configMapAsVolume"]]
+        assert all(source["optional"] for source in sources), "pods start without any of them"
+        assert told["imagePullSecret"]
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -1,4 +1,9 @@
-"""The part of the Kubeflow Pipelines API (v2beta1) that eosin uses, over HTTP for kfp's own client."""
+"""The part of the Kubeflow Pipelines API (v2beta1) that eosin uses, over HTTP for kfp's own client.
+
+It behaves as a backend of 2.17.0 was seen to: Terminate makes a run CANCELING, then FAILED, never CANCELED;
+a FAILED run can be retried and keeps its id; parameters that are unknown, missing or of another type are
+refused with 400, and what is too large for etcd with 500.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,12 @@ from urllib.parse import parse_qs, urlsplit
 
 _PAGE = 2
 _PREFIX = "/apis/v2beta1/"
+# A list given as a string is parsed.
+_KINDS: dict[str, Any] = {
+    "STRING": str, "NUMBER_INTEGER": (int, float), "NUMBER_DOUBLE": (int, float), "BOOLEAN": bool,
+    "LIST": (list, str), "STRUCT": (dict, str),
+}  # fmt: skip
+_MOST_BYTES = 1_500_000
 
 
 class Kubeflow:
@@ -31,6 +42,30 @@ class Kubeflow:
     def runs(self) -> list[dict[str, Any]]:
         return self.kinds["runs"]
 
+    def run(self, run_id: str) -> dict[str, Any] | None:
+        return next((each for each in self.runs if each["run_id"] == run_id), None)
+
+    def settle(self) -> None:
+        """What the controller does in the next 22 s: runs that are being terminated have failed."""
+        for each in self.runs:
+            if each["state"] == "CANCELING":
+                each["state"] = "FAILED"
+
+    def act(self, run_id: str, verb: str) -> tuple[int, str]:
+        """`terminate` or `retry`; HTTP status and message."""
+        run = self.run(run_id)
+        if run is None:
+            return 404, f"run {run_id} is not there"
+        if verb == "terminate":
+            if run["state"] not in ("PENDING", "RUNNING", "PAUSED"):
+                return 400, f"run {run_id} cannot be terminated: it is {run['state']}"
+            run["state"] = "CANCELING"
+            return 200, ""
+        if run["state"] != "FAILED":
+            return 400, f"workflow must be Failed/Error to retry, not {run['state']}"
+        run["state"] = "RUNNING"
+        return 200, ""
+
     @property
     def schedules(self) -> list[dict[str, Any]]:
         return self.kinds["recurringruns"]
@@ -40,7 +75,7 @@ class Kubeflow:
         name = {"experiments": "experiment_id", "runs": "run_id", "recurringruns": "recurring_run_id"}[kind]
         made = {**body, name: f"{kind}-{self._made}"}
         if kind == "runs":
-            made["state"] = "PENDING"
+            made |= {"state": "PENDING", "created_at": f"2026-01-01T00:00:{self._made:02d}Z"}
         if kind == "recurringruns":
             made["status"] = "ENABLED" if body["mode"] == "ENABLE" else "DISABLED"
         self.kinds[kind].append(made)
@@ -52,9 +87,18 @@ class Kubeflow:
             return ""
         spec = body["pipeline_spec"].get("pipeline_spec", body["pipeline_spec"])
         declared = spec["root"]["inputDefinitions"]["parameters"]
-        unknown = set(body["runtime_config"]["parameters"]) - set(declared)
-        if unknown:
-            return f"parameter {sorted(unknown)} is not declared"
+        given = body["runtime_config"]["parameters"]
+        if unknown := sorted(set(given) - set(declared)):
+            return f"parameter {unknown} is not declared"
+        needed = {name for name, each in declared.items() if "defaultValue" not in each}
+        if missing := sorted(needed - set(given)):
+            return f"parameter {missing} is required"
+        for name, value in given.items():
+            kinds = _KINDS[declared[name]["parameterType"]]
+            if not isinstance(value, kinds):
+                return (
+                    f"input parameter {name} requires type {declared[name]['parameterType']}, not {value!r}"
+                )
         if kind == "recurringruns":
             cron = body["trigger"]["cron_schedule"]["cron"]
             return "" if len(cron.split()) == 6 else f"cron {cron} does not parse"
@@ -107,15 +151,26 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self._fails():
             return
+        run = self.api.run(kind.removeprefix("runs/"))
         if kind in self.api.kinds:
             self._answer(200, self.api.listed(kind, parse_qs(url.query)))
+        elif run is not None:
+            self._answer(200, run)
         else:
             self._answer(404, {"message": f"no {url.path}"})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        num_bytes = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(num_bytes) or b"{}")
         kind = self.path.removeprefix(_PREFIX)
         if self._fails():
+            return
+        if acted := re.fullmatch(r"runs/([^/:]+):(terminate|retry)", kind):
+            status, message = self.api.act(acted[1], acted[2])
+            self._answer(status, {"error_message": message} if message else {})
+            return
+        if num_bytes > _MOST_BYTES:
+            self._answer(500, {"error_message": "etcdserver: request is too large"})
             return
         if kind == "recurringruns" and self.api.fail_creation:
             self._answer(500, {"error_message": "the database is away"})

@@ -73,21 +73,3 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end }}
-
-{{/* How a pod of the chart reaches the store. */}}
-{{- define "eosin.storeEnv" -}}
-- name: HOME
-  value: /tmp
-{{- with .Values.s3.endpointUrl }}
-- name: AWS_ENDPOINT_URL
-  value: {{ . | quote }}
-{{- end }}
-{{- with .Values.s3.region }}
-- name: AWS_REGION
-  value: {{ . | quote }}
-{{- end }}
-{{- if .Values.s3.caConfigMap }}
-- name: AWS_CA_BUNDLE
-  value: /etc/eosin/ca/ca.crt
-{{- end }}
-{{- end }}

@@ -28,7 +28,9 @@ def doctor(
 ) -> int:
     """Check libraries, GPU, credentials and the bucket. Each failure comes with its fix."""
     from eosin.doctor import run_checks
+    from eosin.step_process import take_store_access
 
+    take_store_access()  # as the steps of a pipeline do
     found: list[Any] = []
     for check in chain(run_checks(uri), _cluster_checks(uri) if cluster else ()):
         found.append(check)

@@ -19,7 +19,8 @@ from eosin.cluster.training_jobs import TrainingJobs, terminal_state
 from eosin.errors import EosinError, TransientError, UserError
 from eosin.observability import RunLog
 
-_LOG_LINES = 20
+# A worker's own error may stand before what the agent says of its end.
+_LOG_LINES = 200
 _NOTED_EVERY_S = 60.0
 
 

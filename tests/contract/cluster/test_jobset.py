@@ -72,8 +72,8 @@ def jobs(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def container(job: dict[str, Any]) -> dict[str, Any]:
-    (only,) = job["template"]["spec"]["containers"]
-    return only
+    """The store or the agent; the watcher is a second one beside the store."""
+    return job["template"]["spec"]["containers"][0]
 
 
 @pytest.mark.parametrize("case", CONFIGS)
@@ -188,12 +188,24 @@ def test_restricted_pod_security(case: str) -> None:
         pod = spec["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        security = container(spec)["securityContext"]
-        assert security["allowPrivilegeEscalation"] is False
-        assert security["capabilities"] == {"drop": ["ALL"]}
+        for each in pod["containers"]:
+            assert each["securityContext"]["allowPrivilegeEscalation"] is False
+            assert each["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         assert not any("hostPath" in volume for volume in pod["volumes"])
         mounted = {mount["name"] for mount in container(spec)["volumeMounts"]}
         assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_watcher_alone_speaks_to_the_api_server_with_an_account_of_its_own() -> None:
+    pods = {name: spec["template"]["spec"] for name, spec in jobs(render(SPOT)).items()}
+    watched = pods.pop("rdzv")
+    assert [each["name"] for each in watched["containers"]] == ["rendezvous", "watcher"]
+    assert (
+        watched["serviceAccountName"] == "eosin-watcher" and watched["automountServiceAccountToken"] is True
+    )
+    for pod in pods.values():
+        assert len(pod["containers"]) == 1 and pod["automountServiceAccountToken"] is False
+        assert pod["serviceAccountName"] != "eosin-watcher"
 
 
 def test_secrets_are_referred_to_and_never_written() -> None:
