@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from eosin import run_control
-from eosin.cli.app import invoke
 from eosin.cluster.api import Cluster
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.kubeflow import runs
-from eosin.kubeflow.client import connect as connect_kubeflow
+from eosin.kubeflow.client import connect_kubeflow
+from eosin.kubeflow.parameters import compiled_pipeline
 from eosin.layout import RunLayout
 from eosin.records import KubeflowRun, load_record
 from eosin.run_control import Where, cancel, note_submission, resume
@@ -58,19 +58,9 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_control, "connect", connect)
 
 
-def submitted(kubeflow: Kubeflow, uri: str, *more: str) -> Any:
-    arguments = [
-        "submit",
-        "pretrain",
-        "--run",
-        uri,
-        "--slides",
-        "s3://b/slides",
-        "--host",
-        kubeflow.host,
-        *more,
-    ]
-    assert invoke(arguments) == 0
+def submitted(kubeflow: Kubeflow, uri: str, pipeline: str = "pretrain", **more: Any) -> Any:
+    client = connect_kubeflow(kubeflow.host, "")
+    runs.submit_run(client, compiled_pipeline(pipeline), {"run": uri, **more}, experiment="e")
     return kubeflow.runs[-1]
 
 
@@ -99,8 +89,7 @@ def test_runs_that_end_in_the_same_name_are_not_the_same_run(kubeflow: Kubeflow)
 
 def test_another_pipeline_of_the_same_uri_is_another_run(kubeflow: Kubeflow) -> None:
     submitted(kubeflow, "s3://b/runs/x")
-    judged = ["submit", "evaluate", "--run", "s3://b/runs/x", "--param", "teacher=s3://b/runs/y"]
-    assert invoke([*judged, "--host", kubeflow.host]) == 0
+    submitted(kubeflow, "s3://b/runs/x", "evaluate", teacher="s3://b/runs/y")
     assert len(kubeflow.runs) == 2
 
 
@@ -177,14 +166,11 @@ def test_a_run_is_found_by_its_uri_where_nobody_noted_it(kubeflow: Kubeflow) -> 
     assert runs.find_run(client, "s3://b/runs/none") is None
 
 
-def test_the_backend_refuses_what_it_refuses(kubeflow: Kubeflow, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_backend_refuses_what_it_refuses(kubeflow: Kubeflow) -> None:
     """The double agrees with the backend about parameters, or tests against it would prove nothing."""
     client = connect_kubeflow(kubeflow.host, "")
-    from eosin.kubeflow.parameters import compiled_pipeline
-
     pipeline, asked = compiled_pipeline("pretrain"), {"run": "s3://b/r"}
     for wrong in ({"unknown": 1}, {"num_index_shards": "two"}, {"settings": ["x" * 2_000_000]}):
-        capsys.readouterr()
         with pytest.raises(Exception, match=r"not declared|requires type|too large"):
             runs.submit_run(client, pipeline, {**asked, **wrong}, experiment="e")
     assert json.dumps(kubeflow.runs) == "[]"
