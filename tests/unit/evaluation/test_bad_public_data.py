@@ -42,7 +42,7 @@ def test_a_part_is_judged_with_more_seeds_than_images_and_says_that_it_is_one(tm
     assert any("a part of BreakHis at 40× only" in note for note in record.details.notes)
     (dropped,) = record.details.dropped
     assert dropped.source.endswith("SOB_B_TA-14-777-40-001.png") and "damaged" in dropped.reason
-    assert record.details.interval_over == "4 patients"
+    assert record.details.interval_over == "4 patients, too few for an interval (6 are needed)"
 
 
 def test_published_masks_are_judged_from_their_own_form(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_published_masks_are_judged_from_their_own_form(tmp_path: Path) -> None:
     assert set(record.metrics) >= {"dice", "dice_epithelial"}
     (dropped,) = record.details.dropped
     assert "not an annotation file" in dropped.reason
-    assert record.details.interval_over.endswith("patients")
+    assert "patients, too few for an interval" in record.details.interval_over
 
 
 def test_slides_of_a_diverged_checkpoint_are_a_failed_record(tmp_path: Path) -> None:
