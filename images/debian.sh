@@ -1,0 +1,33 @@
+#!/bin/sh
+# A root file system of Debian with Python 3.11, for a base image that needs no container registry.
+#   images/debian.sh OUT.tar
+# MIRROR names the mirror of Debian's packages; without it this machine's own sources are taken, or deb.debian.org.
+set -eu
+SUITE=bookworm
+OUT="${1:?name the archive to write}"
+SOURCES=/etc/apt/sources.list.d/debian.sources
+
+fail() { echo "error: $1" >&2; exit 2; }
+
+command -v mmdebstrap >/dev/null || fail "mmdebstrap is needed for BASE=debian: apt install mmdebstrap"
+if [ -z "${MIRROR:-}" ] && [ -r "$SOURCES" ]; then
+  MIRROR="$(sed -n 's/^URIs: *\(http[^ ]*\/debian\)\/*$/\1/p' "$SOURCES" | head -n 1)"
+fi
+MIRROR="${MIRROR:-http://deb.debian.org/debian}"
+# The keys of Debian's archive, wherever this distribution keeps them.
+KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+[ -r "$KEYRING" ] || fail "the keys of Debian's archive are needed: apt install debian-archive-keyring"
+LINES="deb [signed-by=$KEYRING] $MIRROR $SUITE main
+deb [signed-by=$KEYRING] $MIRROR $SUITE-updates main
+deb [signed-by=$KEYRING] $(echo "$MIRROR" | sed 's|debian$|debian-security|') $SUITE-security main"
+# Dates of files come from the last commit, not from today: the same packages give the same layer.
+SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 1700000000)}"
+export SOURCE_DATE_EPOCH
+echo "$LINES" | mmdebstrap --quiet --format=tar --variant=minbase --include=python3,ca-certificates \
+  --aptopt='Apt::Install-Recommends "false"' \
+  --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+  --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+  --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/lintian/*' \
+  --customize-hook='rm -rf "$1"/usr/lib/python3/dist-packages/__pycache__ "$1"/var/cache/apt/*.bin' \
+  "$SUITE" "$OUT.part" -
+mv "$OUT.part" "$OUT"

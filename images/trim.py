@@ -1,0 +1,64 @@
+"""Removal of what no image needs from a virtual environment: test suites, headers, static libraries, symbols.
+
+python images/trim.py VENV
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+_TEST_FOLDERS = ("test", "tests")
+# Folders that bear such a name and are imported by the library itself.
+_KEPT = ("torch/testing", "numpy/_core/tests", "torch/distributed/elastic/rendezvous")
+_REMOVED = (
+    "cv2/data",  # cascades of face detection
+    "cv2/typing/__pycache__",
+    "nvidia/*/include",  # for compiling against CUDA, which nothing here does: Triton has its own header
+    "nvidia/cu13/lib/*.a",
+    "nvidia/**/*.a",
+    "pyarrow/include",
+    "pyarrow/libarrow_flight*",  # a server of Arrow's own, and plans for other engines
+    "pyarrow/libarrow_substrait*",
+    "pyarrow/_flight*",
+    "pyarrow/_substrait*",
+    "pyarrow/src",
+    "numpy/_core/include",
+    "numpy/_core/lib/*.a",
+    "torch/lib/*.a",
+    "torch/share",
+    "torch/bin/*test*",
+)
+
+def main(arguments: list[str]) -> int:
+    """Trim the environment named on the command line; prints what was gained."""
+    if len(arguments) != 1:
+        print(__doc__, file=sys.stderr)
+        return 2
+    for packages in sorted(Path(arguments[0]).glob("lib/python3.*/site-packages")):
+        before = size_bytes(packages)
+        trim(packages)
+        print(f"trimmed {packages} from {before / 1e6:.0f} to {size_bytes(packages) / 1e6:.0f} MB")
+    return 0
+
+
+def trim(packages: Path) -> None:
+    """Remove from a site-packages folder what running does not need. Done again, it changes nothing."""
+    for pattern in _REMOVED:
+        for path in packages.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for folder in [path for path in packages.rglob("*") if path.name in _TEST_FOLDERS and path.is_dir()]:
+        within = folder.relative_to(packages).as_posix()
+        if folder.exists() and not within.startswith(_KEPT):
+            shutil.rmtree(folder)
+
+
+def size_bytes(folder: Path) -> int:
+    """Sum of the files below `folder`, each once."""
+    files = (path.lstat() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    return sum({(status.st_dev, status.st_ino): status.st_size for status in files}.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
