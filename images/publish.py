@@ -6,8 +6,8 @@
 Environment variables:
 
     BUILDER        docker (with buildx), podman or buildah; without it the first of them that works
-    BASE           `debian`: a base made of Debian's packages, without a container registry; else the name of an
-                   image with Python 3.11 on Debian (docker.io/library/python:3.11-slim-bookworm)
+    BASE           `debian`: a base made of Debian's packages, without a container registry; else the name of
+                   an image with Python 3.11 on Debian (docker.io/library/python:3.11-slim-bookworm)
     IMAGES         which of the three: "index train evaluate"
     BUILD_OPTIONS  more options of the builder's build command, such as --isolation=chroot
     PUSH_OPTIONS   more options of its push command, such as --tls-verify=false
@@ -37,7 +37,10 @@ PYTHON_IMAGE = "docker.io/library/python:3.11-slim-bookworm"
 DEBIAN_IMAGE = "localhost/eosin/python:3.11-bookworm"
 DIST = ROOT / "dist"
 DIGESTS = ROOT / "images" / "digests.yaml"
-_BUILT_OF = ("src", "components", "pipelines", "recipes", "images", "environment/build.txt", "pyproject.toml", "setup.py")
+_BUILT_OF = (
+    "src", "components", "pipelines", "recipes", "images", "environment/build.txt", "pyproject.toml",
+    "setup.py",
+)  # fmt: skip
 _PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
 
 
@@ -63,13 +66,15 @@ class Builder:
         run(*command, *self._options, *arguments, ".")
 
     def push(self, local: str, remote: str, *arguments: str) -> str:
-        """Push an image that was built with `arguments`; returns its digest in the registry. buildx adds bill of
-        materials and provenance."""
+        """Push an image that was built with `arguments`; returns its digest in the registry.
+
+        buildx adds a bill of materials and provenance of its own.
+        """
         DIST.mkdir(exist_ok=True)
         answer = DIST / f"{local.rpartition('/')[2].partition(':')[0]}.push"
         if self.name == "docker":
-            more = ["--push", "--sbom=true", "--provenance=mode=max", f"--metadata-file={answer}", f"--tag={remote}"]
-            run("docker", "buildx", "build", *self._options, *more, *arguments, ".")
+            more = ["--push", "--sbom=true", "--provenance=mode=max", f"--metadata-file={answer}"]
+            run("docker", "buildx", "build", *self._options, *more, f"--tag={remote}", *arguments, ".")
             return str(json.loads(answer.read_text())["containerimage.digest"])
         run(self.name, "push", f"--digestfile={answer}", *self._push_options, local, remote)
         return answer.read_text().strip()
@@ -118,7 +123,7 @@ def _member(archive: Any, name: str) -> bytes:
 
 
 def choose_builder() -> Builder:
-    """The builder that BUILDER names, or the first that works here. Raises PublishError where there is none."""
+    """The builder that BUILDER names, or the first that works here. Raises PublishError for none."""
     named = os.environ.get("BUILDER")
     if named:
         if named not in ("docker", "podman", "buildah"):
@@ -166,7 +171,8 @@ class Build:
             values = {"PYTHON_IMAGE": self.base, "VERSION": self.version, "REVISION": self.revision,
                       "SOURCES": digest_of_sources()}  # fmt: skip
             given = [f"--build-arg={key}={value}" for key, value in values.items()]
-            yield [f"--target={image}", "--file=images/Dockerfile", "--platform=linux/amd64", *given, *secrets]
+            chosen = [f"--target={image}", "--file=images/Dockerfile", "--platform=linux/amd64"]
+            yield [*chosen, *given, *secrets]
 
     def name(self, image: str) -> str:
         """The image's name on this machine."""
@@ -187,19 +193,20 @@ class Build:
 
 
 def pip_settings() -> tuple[str, str]:
-    """A pip.conf with what reaching the package index takes on this machine, and the file of certificates, if any.
+    """A pip.conf with what reaching the package index takes on this machine; its certificates' file or "".
 
     Wheels on this machine's disk and versions it holds back stay out: an image is what its lock says.
     """
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     ).stdout
-    # A later line counts more: pip lists the environment's (":env:") in any place.
     found = re.findall(r"^(:env:|\w+)\.([\w-]+)='(.*)'$", listed, flags=re.M)
-    values = {key.removeprefix("default-"): value for place, key, value in sorted(found, key=lambda row: row[0] == ":env:")}
+    found.sort(key=lambda row: row[0] == ":env:")  # the environment counts more than a file
+    values = {key.removeprefix("default-"): value for _, key, value in found if value}
     lines = ["[global]"]
     for key in _PIP_SETTINGS:
-        words = [word for word in values.get(key, "").replace("\\n", " ").split() if not word.startswith("file:")]
+        words = values.get(key, "").replace("\\n", " ").split()
+        words = [word for word in words if not word.startswith("file:")]
         if words:
             lines.append(f"{key} = {' '.join(words)}")
     certificates = values.get("cert", "")
@@ -228,17 +235,22 @@ def publish(build: Build, registry: str, images: list[str]) -> None:
             remote = f"{registry}/{image}"
             digest = build.builder.push(build.name(image), f"{remote}:{build.version}", *arguments)
         digests[image] = f"{remote}@{digest}"
-    lines = [f"# Written by `make publish` at {build.revision} on {build.base}",
-             "# The bill of materials of each lies in it: /usr/share/sbom/eosin.cdx.json", "images:"]  # fmt: skip
-    write(DIGESTS, "\n".join([*lines, *(f"  {image}: {name}" for image, name in digests.items())]) + "\n")
+    lines = [
+        f"# Written by `make publish` at {build.revision} on {build.base}",
+        "# The bill of materials of each lies in it: /usr/share/sbom/eosin.cdx.json",
+        "images:",
+        *(f"  {image}: {name}" for image, name in digests.items()),
+    ]
+    write(DIGESTS, "\n".join(lines) + "\n")
     print(DIGESTS.read_text(), end="")
     for path in pipelines_with_images(digests, DIST / "pipelines"):
         print(f"  {path.relative_to(ROOT)}")
     push_chart(registry, build.version, digests)
-    print(f"""next:
-  helm install eosin oci://{registry}/charts/eosin --version {build.version} --namespace eosin --create-namespace
-  kfp run create -e eosin -r first -f dist/pipelines/pretrain.yaml run=s3://bucket/runs/first slides=s3://bucket/slides
-  eosin submit vits16-dinov2 --images images/digests.yaml --run s3://bucket/runs/first --slides s3://bucket/slides""")
+    chart = f"oci://{registry}/charts/eosin --version {build.version}"
+    print(f"next: helm install eosin {chart} --namespace eosin --create-namespace")
+    print(
+        "      eosin submit dist/pipelines/pretrain.yaml --run s3://BUCKET/runs/NAME --slides s3://BUCKET/SLIDES"
+    )
 
 
 def pipelines_with_images(digests: dict[str, str], folder: Path) -> list[Path]:
@@ -280,7 +292,8 @@ def push_chart(registry: str, version: str, digests: dict[str, str]) -> None:
         if count != 1:
             raise PublishError(f"helm/eosin/values.yaml has no empty images.{image}")
     (chart / "values.yaml").write_text(values)
-    run(helm, "package", str(chart), "--version", version, "--app-version", version, "--destination", str(DIST))
+    versions = ["--version", version, "--app-version", version]
+    run(helm, "package", str(chart), *versions, "--destination", str(DIST))
     plain = ["--plain-http"] if "--tls-verify=false" in os.environ.get("PUSH_OPTIONS", "") else []
     run(helm, "push", str(DIST / f"eosin-{version}.tgz"), f"oci://{registry}/charts", *plain)
 

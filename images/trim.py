@@ -31,6 +31,7 @@ _REMOVED = (
     "torch/bin/*test*",
 )
 
+
 def main(arguments: list[str]) -> int:
     """Trim the environment named on the command line; prints what was gained."""
     if len(arguments) != 1:

@@ -1,14 +1,10 @@
-"""Defaults of every pipeline's tasks: images, access to the bucket, retries."""
+"""Defaults of every pipeline's tasks: access to the bucket, retries. Images have no default."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kfp import dsl, kubernetes
 
-REGISTRY = "eosin"
-INDEX_IMAGE = f"{REGISTRY}/index:0.1.0"
-TRAIN_IMAGE = f"{REGISTRY}/train:0.1.0"
-EVALUATE_IMAGE = f"{REGISTRY}/evaluate:0.1.0"
 # Names of what a person or the chart puts into the namespace for the pods; each may be absent.
 S3_SECRET = "eosin-s3"
 S3_CONFIG_MAP = "eosin-s3-access"
@@ -48,6 +44,11 @@ def prepare(
     for task in launchers:
         _give_access(task, access)
         _retry(task, _NUM_LAUNCHER_RETRIES, "30s", 1)
+
+
+def images_named(index_image: object, train_image: object, evaluate_image: object) -> str:
+    """The images of a run as one text, which the first step checks: kfp makes no list of parameters."""
+    return f"index={index_image} train={train_image} evaluate={evaluate_image}"
 
 
 def exit_task(task: dsl.PipelineTask, access: Access, image: object) -> dsl.PipelineTask:

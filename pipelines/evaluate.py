@@ -9,15 +9,13 @@ from eosin_components.choose import choose
 from eosin_components.finish import finish
 from eosin_components.plan import plan
 from eosin_pipelines.defaults import (
-    EVALUATE_IMAGE,
     IMAGE_PULL_SECRET,
-    INDEX_IMAGE,
     S3_CA_CONFIG_MAP,
     S3_CONFIG_MAP,
     S3_SECRET,
-    TRAIN_IMAGE,
     Access,
     exit_task,
+    images_named,
     prepare,
 )
 from eosin_pipelines.graph import index_and_decode, judge_and_report
@@ -33,6 +31,9 @@ COMPILED = Path(__file__).with_suffix(".yaml")
 def evaluate(
     run: str,
     teacher: str,
+    index_image: str,
+    train_image: str,
+    evaluate_image: str,
     slides: str = "",
     index: str = "",
     recipe: str = "",
@@ -40,9 +41,6 @@ def evaluate(
     num_index_shards: int = 2,
     num_decode_shards: int = 1,
     num_evaluation_shards: int = 4,
-    index_image: str = INDEX_IMAGE,
-    train_image: str = TRAIN_IMAGE,
-    evaluate_image: str = EVALUATE_IMAGE,
     s3_secret: str = S3_SECRET,
     s3_config_map: str = S3_CONFIG_MAP,
     s3_ca_config_map: str = S3_CA_CONFIG_MAP,
@@ -60,7 +58,7 @@ def evaluate(
         num_index_shards: How many pods scan slides at once.
         num_decode_shards: How many pods decode held-out patches at once.
         num_evaluation_shards: How many pods judge models at once, each a share of the models.
-        index_image: Image of plan, index and summarize, by tag or digest.
+        index_image: Image of plan, index and summarize, by digest; `make publish` names all three.
         train_image: Image of decode.
         evaluate_image: Image of choose and evaluate.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
@@ -77,6 +75,7 @@ def evaluate(
             slides=slides,
             index=index,
             num_index_shards=num_index_shards,
+            images=images_named(index_image, train_image, evaluate_image),
         ).set_container_image(index_image)
         shared = choose(run=run, teacher=teacher, num_evaluation_shards=num_evaluation_shards)
         shared.after(planned).set_container_image(evaluate_image)

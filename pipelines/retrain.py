@@ -10,15 +10,13 @@ from eosin_components.promote import promote
 from eosin_components.retrain import judge_new_slides, name_run, plan_retrain, say_unchanged
 from eosin_components.train import train
 from eosin_pipelines.defaults import (
-    EVALUATE_IMAGE,
     IMAGE_PULL_SECRET,
-    INDEX_IMAGE,
     S3_CA_CONFIG_MAP,
     S3_CONFIG_MAP,
     S3_SECRET,
-    TRAIN_IMAGE,
     Access,
     exit_task,
+    images_named,
     prepare,
 )
 from eosin_pipelines.graph import decode_held_out, index_slides, judge_and_report
@@ -35,6 +33,9 @@ def retrain(
     run: str,
     registry: str,
     name: str,
+    index_image: str,
+    train_image: str,
+    evaluate_image: str,
     recipe: str = "",
     slides: str = "",
     index: str = "",
@@ -47,9 +48,6 @@ def retrain(
     num_index_shards: int = 2,
     num_decode_shards: int = 1,
     num_evaluation_shards: int = 4,
-    index_image: str = INDEX_IMAGE,
-    train_image: str = TRAIN_IMAGE,
-    evaluate_image: str = EVALUATE_IMAGE,
     s3_secret: str = S3_SECRET,
     s3_config_map: str = S3_CONFIG_MAP,
     s3_ca_config_map: str = S3_CA_CONFIG_MAP,
@@ -75,7 +73,7 @@ def retrain(
         num_index_shards: How many pods scan slides at once.
         num_decode_shards: How many pods decode held-out patches at once.
         num_evaluation_shards: How many pods judge models at once, each a share of the models.
-        index_image: Image of plan, index, summarize and promote, by tag or digest.
+        index_image: Image of plan, index, summarize and promote, by digest; `make publish` names all three.
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
@@ -90,6 +88,7 @@ def retrain(
         planned = plan_retrain(
             run=uri, registry=registry, name=name, recipe=recipe, settings=settings, slides=slides,
             index=index, num_index_shards=num_index_shards,
+            images=images_named(index_image, train_image, evaluate_image),
         ).set_container_image(index_image)  # fmt: skip
         scanned, snapshot = index_slides(uri, planned, num_decode_shards, index_image)
         gate = judge_new_slides(

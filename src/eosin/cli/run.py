@@ -12,7 +12,7 @@ from eosin.cli.options import Param
 from eosin.cli.output import AsJson, Settings, emit
 from eosin.config import RunConfig
 from eosin.errors import UserError
-from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, takes
+from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, images_of_here, takes
 from eosin.runs import dated
 
 Pipeline = Literal["pretrain", "evaluate", "retrain", "scaling_study"]
@@ -58,7 +58,7 @@ def run(
         "teacher": teacher or None,
     }  # fmt: skip
     path = compiled_pipeline(pipeline)
-    arguments = arguments_of(path, given, params or ())
+    arguments = arguments_of(path, {**images_of_here(path), **given}, params or ())
     config = _config(pipeline, arguments)
     if dry_run:
         from eosin.dry_run import plan_run

@@ -15,6 +15,7 @@ from eosin.errors import UserError
 
 # What etcd takes by default; KFP refused a parameter of 1.6 MB, and took one of 24 kB.
 _ETCD_REQUEST_BYTES = 3 << 19
+_IMAGE = "_image"
 _KINDS: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
     "NUMBER_INTEGER": (int,),
@@ -49,6 +50,11 @@ def takes(pipeline: Path) -> frozenset[str]:
     return frozenset(_declared(pipeline))
 
 
+def images_of_here(pipeline: Path) -> dict[str, Any]:
+    """Values for a pipeline's image parameters where it runs without images, in this environment."""
+    return {name: "this-environment" for name in _declared(pipeline) if name.endswith(_IMAGE)}
+
+
 def arguments_of(pipeline: Path, given: dict[str, Any], texts: Iterable[str] = ()) -> dict[str, Any]:
     """`given` and the `NAME=VALUE` of `texts`, which win, as the pipeline's arguments.
 
@@ -62,10 +68,17 @@ def arguments_of(pipeline: Path, given: dict[str, Any], texts: Iterable[str] = (
         _check(name, value, declared, pipeline)
     optional = {name for name, each in declared.items() if "defaultValue" in each or each.get("isOptional")}
     missing = sorted(set(declared) - optional - set(arguments))
-    if missing:
+    no_images = [name for name in missing if name.endswith(_IMAGE)]
+    if others := [name for name in missing if name not in no_images]:
         raise UserError(
-            f"pipeline {pipeline.stem} needs {', '.join(missing)}",
-            hint=" ".join(f"--param {name}=…" for name in missing),
+            f"pipeline {pipeline.stem} needs {', '.join(others)}",
+            hint=" ".join(f"--param {name}=…" for name in others),
+        )
+    if no_images:
+        raise UserError(
+            f"pipeline {pipeline.stem} names no images: {', '.join(no_images)}",
+            hint=f"`make publish REGISTRY=…` writes dist/pipelines/{pipeline.stem}.yaml, which names them: "
+            "give that file instead, or " + " ".join(f"--param {name}=…" for name in no_images),
         )
     return arguments
 

@@ -11,12 +11,14 @@ from eosin.errors import UserError
 from eosin.kubeflow.parameters import (
     arguments_of,
     compiled_pipeline,
+    images_of_here,
     pipeline_names,
     require_acceptable_size,
     takes,
 )
 
-GIVEN = {"run": "s3://b/runs/x", "registry": "s3://b/reg", "name": "he"}
+IMAGES = {f"{name}_image": f"reg/{name}@sha256:{'0' * 64}" for name in ("index", "train", "evaluate")}
+GIVEN = {"run": "s3://b/runs/x", "registry": "s3://b/reg", "name": "he", **IMAGES}
 
 
 def retrain(*texts: str, **given: Any) -> dict[str, Any]:
@@ -52,6 +54,22 @@ def test_what_cannot_be_is_named(text: str, reason: str) -> None:
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(UserError, match="pipeline retrain needs name, registry"):
         arguments_of(compiled_pipeline("retrain"), {"run": "s3://b/r"})
+
+
+@pytest.mark.parametrize("pipeline", pipeline_names())
+def test_pipeline_without_images_is_refused_with_the_next_command(pipeline: str) -> None:
+    path = compiled_pipeline(pipeline)
+    given = {"run": "s3://b/r", "teacher": "s3://b/t", "registry": "s3://b/reg", "name": "x"}
+    needed = {name: value for name, value in given.items() if name in takes(path)}
+    with pytest.raises(
+        UserError, match="names no images: evaluate_image, index_image, train_image"
+    ) as caught:
+        arguments_of(path, needed)
+    assert "make publish REGISTRY=" in caught.value.hint
+    assert f"dist/pipelines/{pipeline}.yaml" in caught.value.hint
+    with pytest.raises(UserError, match=r"names no images: train_image$"):
+        arguments_of(path, {**needed, **{key: IMAGES[key] for key in ("index_image", "evaluate_image")}})
+    assert arguments_of(path, {**images_of_here(path), **needed}).items() >= needed.items()
 
 
 def test_every_pipeline_ships_and_a_file_may_stand_in(tmp_path: Path) -> None:
