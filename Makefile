@@ -60,12 +60,12 @@ compile: environment-test ## Compile the pipelines and generate the reference do
 	@$(BIN)/python helm/generate.py
 	@$(BIN)/python docs/generate.py
 
-images: ## Build the three images with docker buildx
-	@images/publish.sh
+images: ## Build the three images: make images [BASE=debian] [BUILDER=docker|podman|buildah]
+	@BASE="$(BASE)" images/publish.sh
 
-publish: ## Push images and chart, and write their digests: make publish REGISTRY=registry.example.com/lab
+publish: ## Push images and chart, and write the pipelines that name them: make publish REGISTRY=registry.example.com/lab
 	@test -n "$(REGISTRY)" || { echo "error: name the registry: make publish REGISTRY=host/path" >&2; exit 2; }
-	@images/publish.sh "$(REGISTRY)"
+	@BASE="$(BASE)" images/publish.sh "$(REGISTRY)"
 
 lock: environment-test ## Resolve every package anew, with hashes: demo, tests and images
 	@$(BIN)/python environment/lock.py
