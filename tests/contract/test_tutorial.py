@@ -15,6 +15,7 @@ from eosin.cluster.jobset import render_jobset
 from eosin.config import load_config
 from eosin.kubeflow.parameters import arguments_of, compiled_pipeline
 from eosin.kubeflow.task_pods import place, read_pods
+from tests.support.kubeflow import published_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIAL = (ROOT / "docs/how-to/cluster.md").read_text()
@@ -49,7 +50,9 @@ def test_every_submission_shown_is_one_that_the_pipeline_takes() -> None:
     shown = commands("submit")
     assert len(shown) >= 2
     for arguments in shown:
-        path = compiled_pipeline(arguments[0])
+        shown_file = Path(arguments[0])
+        assert shown_file.parent == Path("dist/pipelines"), "the copy that `make publish` writes"
+        path = published_pipeline(shown_file.stem)
         arguments_of(path, {"run": values(arguments, "--run")[0]}, values(arguments, "--param"))
         place(list(yaml.safe_load_all(path.read_text())), read_pods(values(arguments, "--pod")))
 

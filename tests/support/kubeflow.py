@@ -7,12 +7,16 @@ refused with 400, and what is too large for etcd with 500.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -208,3 +212,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+@lru_cache
+def published_pipeline(pipeline: str) -> Path:
+    """The copy of a pipeline that `make publish` writes: with images."""
+    folder = Path(tempfile.mkdtemp())
+    digests = {image: f"reg/{image}@sha256:{'0' * 64}" for image in ("index", "train", "evaluate")}
+    source = Path(__file__).parents[2] / "images" / "publish.py"
+    spec = importlib.util.spec_from_file_location("images_publish", source)
+    assert spec is not None and spec.loader is not None
+    publish = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(publish)
+    return next(path for path in publish.pipelines_with_images(digests, folder) if path.stem == pipeline)

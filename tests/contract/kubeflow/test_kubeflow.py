@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from eosin.cli.app import invoke
-from tests.support.kubeflow import Kubeflow, kubeflow_server
+from tests.support.kubeflow import Kubeflow, kubeflow_server, published_pipeline
 
 RETRAIN = ["retrain", "--run", "s3://b/runs/weekly-{date}", "--param", "registry=s3://b/reg", "--param",
            "name=he"]  # fmt: skip
@@ -29,14 +29,18 @@ def kubeflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kubefl
         yield server
 
 
+def with_images(arguments: tuple[str, ...]) -> list[str]:
+    return [str(published_pipeline(word)) if word in ("pretrain", "retrain") else word for word in arguments]
+
+
 def eosin(kubeflow: Kubeflow, *arguments: str, code: int = 0) -> None:
     """Run one command against the server."""
-    assert invoke([*arguments, "--host", kubeflow.host]) == code
+    assert invoke([*with_images(arguments), "--host", kubeflow.host]) == code
 
 
 def as_json(kubeflow: Kubeflow, capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     capsys.readouterr()
-    assert invoke([*arguments, "--host", kubeflow.host, "--json"]) == 0
+    assert invoke([*with_images(arguments), "--host", kubeflow.host, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -167,7 +171,7 @@ def test_out_of_reach_is_worth_another_try(capsys: pytest.CaptureFixture[str]) -
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    assert invoke([*WEEKLY, "--host", f"http://127.0.0.1:{port}"]) == 75
+    assert invoke([*with_images(tuple(WEEKLY)), "--host", f"http://127.0.0.1:{port}"]) == 75
     assert "port-forward" in capsys.readouterr().err
 
 

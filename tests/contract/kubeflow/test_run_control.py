@@ -14,13 +14,12 @@ from eosin.cluster.api import Cluster
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.kubeflow import runs
 from eosin.kubeflow.client import connect_kubeflow
-from eosin.kubeflow.parameters import compiled_pipeline
 from eosin.layout import RunLayout
 from eosin.records import KubeflowRun, load_record
 from eosin.run_control import Where, cancel, note_submission, resume
 from eosin.storage import open_store
 from tests.support.api_server import NAMESPACE, WORKFLOWS, ApiServer, serve
-from tests.support.kubeflow import Kubeflow, kubeflow_server
+from tests.support.kubeflow import Kubeflow, kubeflow_server, published_pipeline
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def submitted(kubeflow: Kubeflow, uri: str, pipeline: str = "pretrain", **more: Any) -> Any:
     client = connect_kubeflow(kubeflow.host, "")
-    runs.submit_run(client, compiled_pipeline(pipeline), {"run": uri, **more}, experiment="e")
+    runs.submit_run(client, published_pipeline(pipeline), {"run": uri, **more}, experiment="e")
     return kubeflow.runs[-1]
 
 
@@ -169,7 +168,7 @@ def test_a_run_is_found_by_its_uri_where_nobody_noted_it(kubeflow: Kubeflow) -> 
 def test_the_backend_refuses_what_it_refuses(kubeflow: Kubeflow) -> None:
     """The double agrees with the backend about parameters, or tests against it would prove nothing."""
     client = connect_kubeflow(kubeflow.host, "")
-    pipeline, asked = compiled_pipeline("pretrain"), {"run": "s3://b/r"}
+    pipeline, asked = published_pipeline("pretrain"), {"run": "s3://b/r"}
     for wrong in ({"unknown": 1}, {"num_index_shards": "two"}, {"settings": ["x" * 2_000_000]}):
         with pytest.raises(Exception, match=r"not declared|requires type|too large"):
             runs.submit_run(client, pipeline, {**asked, **wrong}, experiment="e")
