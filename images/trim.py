@@ -19,10 +19,8 @@ _REMOVED = (
     "nvidia/cu13/lib/*.a",
     "nvidia/**/*.a",
     "pyarrow/include",
-    "pyarrow/libarrow_flight*",  # a server of Arrow's own, and plans for other engines
-    "pyarrow/libarrow_substrait*",
+    "pyarrow/libarrow_flight*",  # a server of its own
     "pyarrow/_flight*",
-    "pyarrow/_substrait*",
     "pyarrow/src",
     "numpy/_core/include",
     "numpy/_core/lib/*.a",

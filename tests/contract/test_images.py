@@ -77,7 +77,7 @@ def test_train_and_evaluate_stand_on_one_layer_of_torch_and_index_on_none() -> N
 
 def test_every_install_is_locked_or_our_own() -> None:
     installs = re.findall(
-        r"/pip (?:--python \S+ )?(?:install|download) (.*?)(?:&&|\n(?!\s))", DOCKERFILE, flags=re.S
+        r"[/ ]pip (?:--python \S+ )?(?:install|download) (.*?)(?:&&|\n(?!\s))", DOCKERFILE, flags=re.S
     )
     assert len(installs) >= 8
     assert all("--require-hashes" in each or "--no-index" in each for each in installs)
