@@ -224,4 +224,5 @@ def published_pipeline(pipeline: str) -> Path:
     assert spec is not None and spec.loader is not None
     publish = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(publish)
-    return next(path for path in publish.pipelines_with_images(digests, folder) if path.stem == pipeline)
+    written: list[Path] = publish.pipelines_with_images(digests, folder)
+    return next(path for path in written if path.stem == pipeline)
