@@ -239,7 +239,8 @@ def _models(annotation: object) -> Iterator[type[BaseModel]]:
 
 def _subclasses(kind: type[T]) -> Iterator[type[T]]:
     for each in kind.__subclasses__():
-        yield each
+        if each.__module__.startswith("eosin."):
+            yield each
         yield from _subclasses(each)
 
 

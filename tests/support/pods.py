@@ -89,7 +89,7 @@ class Pods:
 
     def start(self, job: str, host: Host = LOOPBACK, *, index: int = 0) -> Pod:
         """The pod of completion `index` of a pool, on `host`."""
-        (container,) = self.spec(job)["template"]["spec"]["containers"]
+        container = self.spec(job)["template"]["spec"]["containers"][0]
         number = len(self.pods)
         shm, log = self._folder / f"shm-{number}", self._folder / f"{job}-{number}.log"
         shm.mkdir()

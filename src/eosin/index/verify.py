@@ -55,7 +55,8 @@ def disagreement(slides: Store, index: Store, row: SlideRow, stage_dir: str | No
             theirs = _picture_by_another(path, row)
     except (EosinError, NotFound, ObjectChanged, OSError):
         return None
-    return None if theirs is None else _difference(ours, theirs)
+    is_even = row.header.mpp_x == row.header.mpp_y
+    return None if theirs is None else _difference(ours, theirs, is_even)
 
 
 def _kind(row: SlideRow) -> tuple[object, ...]:
@@ -92,9 +93,10 @@ def _by_wsidicom(path: Path, row: SlideRow) -> Pixels | None:
         return np.asarray(slide.read_thumbnail((512, 512)))
 
 
-def _difference(ours: Pixels, theirs: Pixels) -> str:
+def _difference(ours: Pixels, theirs: Pixels, is_even: bool) -> str:
     aspects = [picture.shape[1] / picture.shape[0] for picture in (ours, theirs)]
-    if abs(aspects[0] / aspects[1] - 1) > _MOST_ASPECT:
+    # Our picture of a slide of uneven resolution has square pixels, a library's has the slide's.
+    if is_even and abs(aspects[0] / aspects[1] - 1) > _MOST_ASPECT:
         return (
             f"its picture is {aspects[0]:.2f} times as wide as high, another reader's {aspects[1]:.2f} times"
         )

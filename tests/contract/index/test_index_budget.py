@@ -49,6 +49,7 @@ def counted() -> Iterator[list[CountingStore]]:
     yield from count_stores()
 
 
+@pytest.mark.usefixtures("levels_of_several_pictures")
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_dozen_requests_and_a_mebibyte(tmp_path: Path, counted: list[CountingStore], name: str) -> None:
     slides = tmp_path / "slides"

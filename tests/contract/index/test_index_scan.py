@@ -153,6 +153,7 @@ def test_requests_and_bytes_a_slide_are_few(tmp_path: Path, counted: list[Counti
     assert num_bytes - int(tissue["size_bytes"].sum()) <= min(2**20, size_bytes // 2)
 
 
+@pytest.mark.usefixtures("levels_of_several_pictures")
 def test_ten_gigapixels_are_indexed_by_a_dozen_requests_beside_tables_and_tissue(
     tmp_path: Path, counted: list[CountingStore]
 ) -> None:

@@ -130,4 +130,4 @@ def test_an_absent_library_is_named_with_its_cure(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependency) as raised:
         read(snapshot, decoder=decoder, reader="stage", stage_dir=str(tmp_path))
-    assert raised.value.hint == "pip install 'eosin[gpu]'"
+    assert raised.value.hint.startswith("pip install ") and "[gpu]" in raised.value.hint

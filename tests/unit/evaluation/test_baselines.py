@@ -73,10 +73,10 @@ def test_weights_of_another_architecture_are_refused_by_name(
 
 
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
-    torch.save(_model().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match="not a safetensors file") as caught:
+    """A `.pth` is read by torch's weights-only reader, which calls nothing that the file names."""
+    torch.save({"called": Path.cwd}, tmp_path / "w.pth")
+    with pytest.raises(UserError):
         load_timm_file(ARCH, f"file://{tmp_path}/w.pth")
-    assert "save_file" in caught.value.hint
 
 
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
@@ -130,5 +130,7 @@ def test_hub_weights_come_from_a_filled_cache_and_without_one_it_says_what_to_do
     assert done.returncode == 0, done.stderr
     size, _, refusal = done.stdout.partition("\n")
     assert size == "160"
-    assert refusal.startswith("TransientError the weights of test_vit2 cannot be fetched")
+    assert (
+        refusal.startswith("TransientError ") and "test_vit2" in refusal and "could not be fetched" in refusal
+    )
     assert "HF_HOME" in refusal

@@ -60,7 +60,7 @@ def test_crops_masks_and_a_step_are_launched_whole(
     numbers = launched.numbers
     assert isinstance(numbers, NeverArrives)
     num_microbatches, has_centre = config.train.num_microbatches, config.train.centering == "softmax"
-    assert numbers.values.shape == (6 + 2 * num_microbatches + len(launched.norms) + has_centre,)
+    assert numbers.values.shape == (7 + 2 * num_microbatches + len(launched.norms) + has_centre,)
     assert launched.norms.keys() == run.learner.student.submodules().keys()
 
 
