@@ -48,7 +48,6 @@ def real_tissue() -> Pixels:
         return np.array(slide.read_region((1200, 900), 0, (1536, 1280)))[..., :3]
 
 
-@pytest.mark.usefixtures("levels_of_several_pictures")
 @pytest.mark.parametrize("compression", ["jpeg", 33005])
 def test_a_blurred_field_of_real_tissue_is_left_out(tmp_path: Path, compression: object) -> None:
     pixels = real_tissue()
