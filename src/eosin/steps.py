@@ -403,7 +403,7 @@ def evaluate_shard(run_uri: str, shard: int, num_shards: int, teacher: str = "")
 
 def evaluate(pairs: Iterable[dict[str, str]], shard: int = 0, num_shards: int = 1) -> list[MetricRecord]:
     """Judge a share of `pairs` {"run": …, "model": …, "task": …}, publishing each record as it is made."""
-    from eosin.evaluation.shards import Evaluation, evaluate_all, share_of_evaluations
+    from eosin.evaluation.plan import Evaluation, evaluate_all, share_of_evaluations
 
     def log_of(each: Evaluation) -> RunLog:
         return RunLog(f"evaluate-{record_key(each.model)}-{each.task}", open_store(each.run))

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from eosin import __version__
 from eosin.config import load_config
 from eosin.config.patches import GridConfig
-from eosin.errors import PermanentError, UserError
+from eosin.errors import UserError
+from eosin.evaluation.embeddings.embed import Features
 from eosin.evaluation.embeddings.forward import Forward
-from eosin.evaluation.embeddings.slide_embed import pixels_ahead
+from eosin.evaluation.embeddings.slide_embed import embed_patches
 from eosin.evaluation.judged_model import TIMM, JudgedModel, find_model
 from eosin.index.rows import SlideRow
 from eosin.index.snapshot import open_snapshot
@@ -34,7 +35,6 @@ from eosin.records import load_record, publish_once
 from eosin.records.features import FeaturesManifest, FeaturesSpec, SlideLeftOut
 from eosin.storage import Store, open_store
 
-Features = npt.NDArray[np.float32]
 Coords = npt.NDArray[np.int64]
 SUFFIXES = {"hdf5": "h5", "parquet": "parquet", "safetensors": "safetensors"}
 _MAGNIFICATION_AT_1_MPP = 10.0
@@ -147,31 +147,14 @@ def _pinned(job: _Job) -> FeaturesSpec:
 
 
 def _embed_slide(job: _Job, reader: GuardedReader, place: int, log: RunLog) -> None:
-    requests = job.plan.slide(place)
-    found: list[Features] = []
-    kept: list[int] = []
-    batch: list[npt.NDArray[np.uint8]] = []
-    reason = "no position on its grid has enough tissue"
-    for number, pixels in enumerate(pixels_ahead(requests, reader, job.forward.img_px)):
-        if isinstance(pixels, str):
-            reason = f"no patch could be read; the first: {pixels}"
-            continue
-        kept.append(number)
-        batch.append(pixels)
-        if len(batch) == job.request.batch_size:
-            found.append(job.forward(np.stack(batch)))
-            batch = []
-    if batch:
-        found.append(job.forward(np.stack(batch)))
-    row = job.row(place)
-    if not found:
-        left_out = SlideLeftOut(slide=row.slide, reason=reason)
+    requests, row = job.plan.slide(place), job.row(place)
+    found = embed_patches(requests, reader, job.forward, job.request.batch_size, row.slide)
+    if isinstance(found, str):
+        left_out = SlideLeftOut(slide=row.slide, reason=found)
         job.store.put(FeaturesLayout.left_out(job.names[place]), left_out.to_json())
-        log.event("slide-left-out", slide=row.slide, detail=reason)
+        log.event("slide-left-out", slide=row.slide, detail=found)
         return
-    features = np.concatenate(found)
-    if not np.isfinite(features).all():
-        raise PermanentError(f"model {job.request.model}: embeddings of {row.slide} are not finite")
+    features, kept = found
     coords = np.array([(requests[i].x_px, requests[i].y_px) for i in kept], np.int64)
     data = _ENCODERS[job.request.format](features, coords, _attributes(job, place))
     job.store.put(job.key(place), data)

@@ -14,18 +14,57 @@ from functools import cache
 from eosin.config import RunConfig
 from eosin.config.presets import PRESETS
 from eosin.errors import EosinError, PermanentError, TransientError, UserError, describe
-from eosin.evaluation.datasets.dataset import Dataset
-from eosin.evaluation.datasets.leakage import leakage_note, leaked_patients
+from eosin.evaluation.datasets.dataset import Dataset, tcga_patient
 from eosin.evaluation.judged_model import JudgedModel, find_model, missing_model
-from eosin.evaluation.pictures.examples import Example
+from eosin.evaluation.pictures import Example
 from eosin.evaluation.task import Task, TaskContext
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION
+from eosin.index.snapshot import open_snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
+from eosin.patches.sampling.eligible import find_eligible
 from eosin.records import MetricRecord, load_record
 from eosin.records.details import Details, ExamplePicture
-from eosin.runs import load_run
+from eosin.runs import load_pin, load_run
 from eosin.storage import Store, open_store
+
+_MAX_NAMED = 10
+
+
+def leaked_patients(run_uri: str, dataset: Dataset) -> tuple[str, ...]:
+    """Patients of `dataset` whose slides the run at `run_uri` trains on, by name, sorted.
+
+    A TCGA file name says whose it is where no patient is given. Empty where the dataset or the index
+    names no patients, or there is no such run: then nothing can be said.
+    """
+    patients = {sample.patient or tcga_patient(sample.source) for sample in dataset.samples} - {""}
+    if not patients:
+        return ()
+    try:
+        config = load_run(run_uri)
+    except UserError:  # a teacher that was copied away from its run
+        return ()
+    try:
+        pin = load_pin(run_uri)
+        snapshot = open_snapshot(pin.index_uri, pin.snapshot_id)
+        try:
+            trained = find_eligible(snapshot, config.patches, "train").rows
+        except UserError:  # nothing could be held out, so training takes every slide
+            trained = find_eligible(snapshot, config.patches, "all").rows
+    except UserError:  # no index, or no slide in it that serves: nothing was trained on
+        return ()
+    rows = (snapshot.rows[int(number)] for number in trained)
+    return tuple(sorted(patients & {row.patient or tcga_patient(row.slide) for row in rows}))
+
+
+def leakage_note(patients: tuple[str, ...]) -> str:
+    """What the record and the report say of it."""
+    named = ", ".join(patients[:_MAX_NAMED]) + (" …" if len(patients) > _MAX_NAMED else "")
+    return (
+        f"{len(patients)} patient(s) of this dataset are among the pretraining slides, "
+        f"so its figures may flatter: {named}"
+    )
+
 
 _NOT_PROTOCOL = {"name", "dataset", "slides", "overrides", "allow_subset", "max_tokens_gib"}
 

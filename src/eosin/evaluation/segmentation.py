@@ -12,11 +12,9 @@ import numpy.typing as npt
 from eosin.config.heads import DecoderConfig
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import MissingImage
-from eosin.evaluation.datasets.mask_folder import MaskedDataset
-from eosin.evaluation.datasets.masks import Classes
+from eosin.evaluation.datasets.masks import Classes, MaskedDataset
 from eosin.evaluation.datasets.splits import Split, split_samples
-from eosin.evaluation.embeddings.tiles import TILES_VERSION, Tile, cut
-from eosin.evaluation.embeddings.tokens import TileTokens, tile_tokens
+from eosin.evaluation.embeddings.tokens import TILES_VERSION, Tile, TileTokens, cut, tile_tokens
 from eosin.evaluation.heads.decoder import (
     DECODER,
     SplitTiles,
@@ -26,13 +24,11 @@ from eosin.evaluation.heads.decoder import (
     train_decoder,
 )
 from eosin.evaluation.heads.runs import run_seed
-from eosin.evaluation.pictures.examples import Example
-from eosin.evaluation.pictures.panel import class_color, panel
+from eosin.evaluation.pictures import Example, class_color, panel
 from eosin.evaluation.task import TaskContext, TaskResult
 from eosin.evaluation.transform import decode_image
-from eosin.metrics.classification import recalls
+from eosin.metrics.classification import dice, recalls
 from eosin.metrics.intervals import interval, interval_over
-from eosin.metrics.segmentation import dice
 from eosin.records import MetricValue
 from eosin.records.details import LeftOut, SegmentationDetails
 

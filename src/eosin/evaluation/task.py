@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from eosin.evaluation.datasets.dataset import Dataset
     from eosin.evaluation.embeddings.embed import Embeddings
     from eosin.evaluation.judged_model import JudgedModel
-    from eosin.evaluation.pictures.examples import Example
+    from eosin.evaluation.pictures import Example
     from eosin.observability import RunLog
 
 

@@ -1,4 +1,4 @@
-"""Figures of a classifier's predictions, by scikit-learn where it has them."""
+"""Figures of predicted classes and masks, by scikit-learn where it has them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn import metrics
 
-from eosin.metrics.matrix import Labels
+Labels = npt.NDArray[np.int64]
 
 _CALIBRATION_BINS = 15
 
@@ -79,3 +79,14 @@ def calibration_error(truth: npt.ArrayLike, probabilities: npt.ArrayLike) -> flo
     bins = np.minimum((confidence * _CALIBRATION_BINS).astype(np.int64), _CALIBRATION_BINS - 1)
     gap = np.bincount(bins, weights=right.astype(np.float64) - confidence, minlength=_CALIBRATION_BINS)
     return float(np.abs(gap).sum() / len(true))
+
+
+def dice(confusion: npt.ArrayLike) -> list[float | None]:
+    """Dice of each class, 2·TP / (2·TP + FP + FN) over all pixels together; None for a class without any.
+
+    `confusion` [C, C] counts pixels: row the true class, column the predicted one. A class that is
+    predicted but never there has 0.
+    """
+    counts = np.asarray(confusion, dtype=np.float64)
+    sizes = counts.sum(axis=0) + counts.sum(axis=1)
+    return [float(2 * counts[c, c] / sizes[c]) if sizes[c] else None for c in range(len(counts))]

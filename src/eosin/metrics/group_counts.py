@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from eosin.metrics.matrix import Matrix
+Matrix = npt.NDArray[np.float64]
 
 MIN_GROUPS = 6
 """With fewer no exact test of two sides can fall below .05: 2 / 2^5 is .0625."""

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from eosin.metrics.group_counts import MIN_GROUPS, Figure, score_of
-from eosin.metrics.matrix import Matrix
+from eosin.metrics.group_counts import MIN_GROUPS, Figure, Matrix, score_of
 
 _LEVEL = 0.95
 _MAX_REFITS = 40

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import get_args
 
 import numpy as np
+from scipy import stats
 
-from eosin.metrics.group_counts import MIN_GROUPS, Figure, group_confusions, paired_difference
-from eosin.metrics.matrix import Matrix
-from eosin.metrics.permutation import permutation_p_value
+from eosin.metrics.group_counts import MIN_GROUPS, Figure, Matrix, group_confusions, paired_difference
 from eosin.records import MetricRecord
 from eosin.records.details import ClassifierDetails, JudgedDetails, SegmentationDetails
 
-_FIGURES: tuple[str, ...] = get_args(Figure)
+_MAX_EXACT, _NUM_DRAWS = 200_000, 10_000
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def significance(before: MetricRecord, after: MetricRecord, metric: str) -> Sign
     """Exchange of patients' (or images') results, of all runs, where both records keep them; else of runs.
 
     None where each has a single value and nothing by patient or image. Both records are of one task and
-    judged on the same data; see `eosin.metrics.group_counts` and `eosin.metrics.permutation` for the tests.
+    judged on the same data; see `eosin.metrics.group_counts` and `eosin.metrics.significance` for the tests.
     """
     return _by_group(before, after, metric) or _by_run(before, after, metric)
 
@@ -104,3 +105,23 @@ def _by_run(before: MetricRecord, after: MetricRecord, metric: str) -> Significa
     p_value = permutation_p_value(first.values, second.values)
     how = f"exchange of {len(first.values)} and {len(second.values)} runs; patients stay the same"
     return Significance(p_value, how, second.mean - first.mean)
+
+
+def permutation_p_value(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p of the difference of means, if runs could belong to either side, by scipy.
+
+    Exact where all exchanges can be counted (two sides of up to ten runs), else of 10,000 random ones. With 5
+    runs a side p is never below 2/252, with 3 never below 2/20. Raises ValueError for an empty side.
+    """
+    if not first or not second:
+        raise ValueError(f"{len(first)} and {len(second)} runs")
+    exact = comb(len(first) + len(second), len(first)) <= _MAX_EXACT
+
+    def difference(one: Matrix, two: Matrix, axis: int) -> Matrix:
+        return np.asarray(np.abs(one.mean(axis=axis) - two.mean(axis=axis)))
+
+    found = stats.permutation_test(
+        (first, second), difference, vectorized=True, alternative="greater",
+        n_resamples=np.inf if exact else _NUM_DRAWS, batch=10_000, rng=0,
+    )  # fmt: skip
+    return float(found.pvalue)

@@ -9,8 +9,7 @@ from typing import Literal
 from eosin.layout import RANDOM_INIT
 from eosin.metrics.significance import Significance, significance
 from eosin.records import MetricRecord
-from eosin.summary.result import Result
-from eosin.summary.results import metric_order, model_order
+from eosin.summary.results import Result, metric_order, model_order
 
 SIGNIFICANT = 0.05
 Outcome = Literal["better", "worse", "may be chance", "not tested", "equal", ""]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from eosin.summary.gaps import Gap, listed
 from eosin.summary.headline import Line
 from eosin.summary.leaderboard import Cell, Leaderboard, line_column
 from eosin.summary.names import figure, metric_name, model_label, number, signed
 from eosin.summary.report import Report
+from eosin.summary.results import Gap, listed
 
 
 def to_markdown(report: Report) -> str:

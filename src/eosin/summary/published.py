@@ -18,7 +18,7 @@ from eosin.records.base import Record
 from eosin.runs import load_pin, load_run
 from eosin.storage import NotFound, Store, open_store
 from eosin.summary.earlier import EarlierRun, read_earlier
-from eosin.summary.events import Event, read_events
+from eosin.summary.training_log import Event, read_events
 
 _JPEG = b"\xff\xd8\xff"
 

@@ -13,18 +13,13 @@ from eosin.config import difference, dump_config
 from eosin.layout import RunLayout
 from eosin.records import MetricRecord, TeacherCard
 from eosin.storage import join_uri
-from eosin.summary.draws_view import DrawsView, view_draws
-from eosin.summary.events import Event, date_of
-from eosin.summary.gaps import Gap, find_gaps
+from eosin.summary.data_view import DrawsView, SlidesView, view_draws, view_slides
 from eosin.summary.headline import SIGNIFICANT, Line, all_lines, headline
-from eosin.summary.leaderboard import Leaderboard, leaderboard
+from eosin.summary.leaderboard import Leaderboard, leaderboard, published_figures
 from eosin.summary.names import model_label
 from eosin.summary.published import PatchSet, Published
-from eosin.summary.published_figures import published_figures
-from eosin.summary.result import Result
-from eosin.summary.results import collect_results
-from eosin.summary.slides_view import SlidesView, view_slides
-from eosin.summary.training_log import TrainingLog, read_training_log
+from eosin.summary.results import Gap, Result, collect_results, find_gaps
+from eosin.summary.training_log import Event, TrainingLog, date_of, read_training_log
 
 _MAX_WARNINGS = 30
 _STATUS_ORDER = ("ok", "failed", "disagreeing", "missing")

@@ -3,12 +3,81 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from eosin.layout import RANDOM_INIT, step_of
 from eosin.records import MetricRecord
-from eosin.summary.published import Published
-from eosin.summary.result import Result, Status
+
+if TYPE_CHECKING:
+    from eosin.summary.published import Published
+
+Status = Literal["ok", "failed", "missing", "disagreeing"]
+
+
+class Result(BaseModel):
+    """One figure of one model on one task; without figures, one line that says why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    step: int | None
+    """Training step; 0 for random-init; None for a foreign baseline."""
+    task: str
+    kind: str
+    metric: str | None
+    mean: float | None
+    std: float | None
+    num_runs: int
+    status: Status
+    higher_is_better: bool | None = None
+    interval: tuple[float, float] | None = None
+    """At 95 %, over patients or images, where one was computed."""
+    reason: str = ""
+    dataset_digest: str = ""
+    protocol: str = ""
+    """Name, version and every departure from it; figures compare where this and the data are equal."""
+    preset: str = ""
+    """The preset that was followed unchanged on the whole of its dataset; empty: none."""
+
+
+_MAX_NAMED = 6
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Every one of `models` on every one of `tasks`."""
+
+    models: tuple[str, ...]
+    tasks: tuple[str, ...]
+    status: str
+    reason: str
+
+
+def find_gaps(evaluations: Iterable[tuple[str, str, str, str]]) -> list[Gap]:
+    """(model, task, status, reason) of each, gathered where status and reason are the same.
+
+    A dataset that is not there fails every model alike, and a model that is not judged lacks every task:
+    one line each, not one a pair.
+    """
+    models: dict[tuple[str, str, str], list[str]] = {}
+    for model, task, status, reason in dict.fromkeys(evaluations):
+        models.setdefault((task, status, reason), []).append(model)
+    tasks: dict[tuple[tuple[str, ...], str, str], list[str]] = {}
+    for (task, status, reason), names in models.items():
+        tasks.setdefault((tuple(names), status, reason), []).append(task)
+    return [Gap(names, tuple(found), status, reason) for (names, status, reason), found in tasks.items()]
+
+
+def listed(names: tuple[str, ...], unit: str) -> str:
+    """The first names, and how many more there are; `unit` in the plural."""
+    if len(names) <= _MAX_NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[:_MAX_NAMED])} and {len(names) - _MAX_NAMED} more {unit}"
+
 
 # The figures that head a task's table, best known first; others follow by name.
 METRIC_ORDER = (

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from eosin.errors import PermanentError
-from eosin.summary.gaps import find_gaps, listed
 from eosin.summary.names import metric_name, model_label, number, signed
+from eosin.summary.results import find_gaps, listed
 
 _WIDTH = 100
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eosin.config.train import CollapseConfig
-from eosin.metrics.rank import rankme
+from eosin.metrics.embeddings import rankme
 
 Signals = dict[str, float]
 

@@ -24,7 +24,7 @@ from eosin import steps
 from eosin.config import RunConfig, load_config
 from eosin.config.patches import GridConfig, PatchesConfig
 from eosin.errors import UserError
-from eosin.evaluation.datasets.patch_set import open_patch_set
+from eosin.evaluation.datasets.open_dataset import open_patch_set
 from eosin.index.publish import publish_snapshot
 from eosin.index.rows import SlideRow
 from eosin.index.scan import scan_shard

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eosin.evaluation.embeddings.changes import CHANGES, flip, rotate, stain
+from eosin.evaluation.embeddings.embed import CHANGES, flip, rotate, stain
 
 
 def _patch(seed: int = 0) -> np.ndarray:

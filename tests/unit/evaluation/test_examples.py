@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from eosin.evaluation import pictures
 from eosin.evaluation.datasets.dataset import Dataset, MissingImage, Sample
 from eosin.evaluation.embeddings.embed import Embeddings
 from eosin.evaluation.embeddings.forward import Forward
 from eosin.evaluation.evaluate import evaluate
 from eosin.evaluation.judged_model import JudgedModel
-from eosin.evaluation.pictures import sheets
-from eosin.evaluation.pictures.examples import map_examples, neighbour_examples
+from eosin.evaluation.pictures import map_examples, neighbour_examples
 from eosin.models.arch import import_timm
 from eosin.records import TeacherCard
 from eosin.storage import open_store
@@ -50,7 +50,7 @@ def _embeddings(angles: list[float]) -> Embeddings:
 def _cells(jpeg: bytes) -> np.ndarray:  # type: ignore[type-arg]
     """[rows, columns, 3]: the mean colour of the inside of each cell."""
     pixels = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")).astype(float)
-    step, inside = sheets.CELL_PX + 6, slice(20, sheets.CELL_PX - 20)
+    step, inside = pictures.CELL_PX + 6, slice(20, pictures.CELL_PX - 20)
     rows, columns = range(0, pixels.shape[0], step), range(0, pixels.shape[1], step)
     cells = [[pixels[y : y + step, x : x + step][inside, inside] for x in columns] for y in rows]
     return np.array([[cell.mean(axis=(0, 1)) for cell in row] for row in cells])
@@ -58,7 +58,7 @@ def _cells(jpeg: bytes) -> np.ndarray:  # type: ignore[type-arg]
 
 def _borders(jpeg: bytes, row: int) -> list[tuple[int, int, int] | None]:
     picture = Image.open(io.BytesIO(jpeg)).convert("RGB")
-    step = sheets.CELL_PX + 6
+    step = pictures.CELL_PX + 6
     pixels = np.asarray(picture).astype(float)[row * step + 1, 40::step]
     known = np.array([GREEN, ORANGE, (255, 255, 255)], dtype=float)
     distance = np.abs(pixels[:, None] - known).sum(axis=2)
@@ -92,9 +92,9 @@ def test_an_image_that_has_gone_is_left_out() -> None:
 
 def test_a_sheet_never_outgrows_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    full = sheets.sheet([[noise] * 6] * 6)
-    monkeypatch.setattr(sheets, "MAX_BYTES", 9_000)
-    small = sheets.sheet([[noise] * 6] * 6)
+    full = pictures.sheet([[noise] * 6] * 6)
+    monkeypatch.setattr(pictures, "MAX_BYTES", 9_000)
+    small = pictures.sheet([[noise] * 6] * 6)
     assert len(small) <= 9_000 < len(full) <= 300_000
     Image.open(io.BytesIO(small)).load()
 
@@ -161,5 +161,5 @@ def test_records_name_pictures_that_are_there(tmp_path: Path) -> None:
         kinds[task] = [each.kind for each in record.details.examples]
         for each in record.details.examples:
             data = open_store(run).get(each.key)
-            assert data[:2] == b"\xff\xd8" and len(data) <= sheets.MAX_BYTES
+            assert data[:2] == b"\xff\xd8" and len(data) <= pictures.MAX_BYTES
     assert kinds == {"knn": ["neighbours"], "heldout": ["neighbours", "maps"]}

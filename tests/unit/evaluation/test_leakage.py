@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eosin.evaluation.datasets.leakage import leakage_note, leaked_patients
 from eosin.evaluation.datasets.open_dataset import open_dataset
-from eosin.evaluation.evaluate import evaluate
+from eosin.evaluation.evaluate import evaluate, leakage_note, leaked_patients
 from eosin.storage import open_store
 from tests.support.evaluation import export, make_config, make_run, patch_rows, quiet_log, write_patch_set
 from tests.support.summary import fake_run, slide_rows, write_index

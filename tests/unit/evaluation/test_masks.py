@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from eosin.evaluation.datasets.masks import IGNORE, infer_coding, load_mask
-from eosin.evaluation.embeddings.tiles import cut, draw, grid
+from eosin.evaluation.embeddings.tokens import cut, draw, grid
 from eosin.evaluation.heads.decoder import dice_loss, pixel_confusion
 from eosin.evaluation.transform import BadImage
-from eosin.metrics.segmentation import dice
+from eosin.metrics.classification import dice
 from tests.support.evaluation import encoded
 
 

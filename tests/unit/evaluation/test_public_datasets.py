@@ -17,7 +17,8 @@ from eosin.config.presets import PRESETS
 from eosin.errors import UserError
 from eosin.evaluation.datasets.masks import IGNORE
 from eosin.evaluation.datasets.open_dataset import open_dataset
-from eosin.evaluation.datasets.public.registry import IMAGES, MASKS
+from eosin.evaluation.datasets.public.images import IMAGES
+from eosin.evaluation.datasets.public.masked import MASKS
 from eosin.evaluation.tasks.linear_probe import LinearProbeTask
 from eosin.evaluation.tasks.segmentation import SegmentationTask
 from tests.support import public_datasets as trees

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from eosin import steps
 from eosin.config import dump_config
 from eosin.errors import TransientError, UserError
-from eosin.evaluation import shards as shards_module
+from eosin.evaluation import plan as shards_module
 from eosin.evaluation.judged_model import JudgedModel
-from eosin.evaluation.shards import Evaluation, share_of_evaluations
+from eosin.evaluation.plan import Evaluation, share_of_evaluations
 from eosin.layout import RunLayout
 from eosin.records import MetricRecord, Study, Variant, load_record
 from eosin.storage import open_store

@@ -11,8 +11,7 @@ import pytest
 import safetensors.numpy
 
 from eosin.errors import UserError
-from eosin.evaluation.datasets.public.slides import SLIDES, stratified_split
-from eosin.evaluation.datasets.slide_dataset import open_slides
+from eosin.evaluation.datasets.slide_dataset import SLIDES, open_slides, stratified_split
 from eosin.evaluation.evaluate import evaluate
 from eosin.records import MetricRecord
 from tests.support.evaluation import make_config, make_run, quiet_log

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eosin.metrics.centres import count_neighbours
+from eosin.metrics.embeddings import count_neighbours
 
 CLASSES = ["tumour", "tumour", "stroma", "stroma"] * 5
 CENTRES = ["a", "b"] * 10

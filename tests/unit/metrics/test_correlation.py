@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eosin.metrics import correlation
-from eosin.metrics.correlation import num_constant_features, odcorr, odcorr_samples
+from eosin.metrics import embeddings
+from eosin.metrics.embeddings import num_constant_features, odcorr, odcorr_samples
 
 
 def _normal(seed: int, *shape: int) -> np.ndarray:
@@ -28,7 +28,7 @@ def test_it_is_the_mean_absolute_off_diagonal_correlation(shape: tuple[int, int]
 def test_blocks_do_not_change_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     x = _normal(9, 61, 13)
     whole = odcorr_samples(x)
-    monkeypatch.setattr(correlation, "_BLOCK", 7)
+    monkeypatch.setattr(embeddings, "_BLOCK", 7)
     assert odcorr_samples(x) == pytest.approx(whole, abs=1e-12)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eosin.metrics import invariance
-from eosin.metrics.invariance import agreement, retrieval
+from eosin.metrics import embeddings
+from eosin.metrics.embeddings import agreement, retrieval
 
 
 def _normal(seed: int, *shape: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = _normal(0, 101, 6)
     y = x + _normal(1, 101, 6)
     whole = retrieval(x, y)
-    monkeypatch.setattr(invariance, "_BLOCK", 10)
+    monkeypatch.setattr(embeddings, "_BLOCK", 10)
     assert retrieval(x, y) == whole
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eosin.metrics import knn
-from eosin.metrics.knn import knn_votes
+from eosin.metrics.embeddings import knn_votes
 
 
 def _slow(
@@ -24,8 +23,7 @@ def _slow(
 
 
 @pytest.mark.parametrize("k", [1, 3, 20, 500])
-def test_it_votes_as_the_definition_says(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knn, "_BLOCK", 11)
+def test_it_votes_as_the_definition_says(k: int) -> None:
     generator = np.random.default_rng(k)
     bank, queries = generator.standard_normal((60, 9)), generator.standard_normal((37, 9))
     labels = generator.integers(0, 4, 60)

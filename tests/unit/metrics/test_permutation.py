@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eosin.metrics.permutation import permutation_p_value
+from eosin.metrics.significance import permutation_p_value
 
 
 def test_counted_by_hand() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eosin.metrics.rank import RANKME_EPSILON, power_law_exponent, rankme, singular_values
+from eosin.metrics.embeddings import RANKME_EPSILON, power_law_exponent, rankme, singular_values
 
 
 def _normal(seed: int, *shape: int) -> np.ndarray:

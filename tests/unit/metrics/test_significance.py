@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from eosin.metrics.group_counts import paired_difference
-from eosin.metrics.permutation import permutation_p_value
-from eosin.metrics.significance import significance
+from eosin.metrics.significance import permutation_p_value, significance
 from eosin.records import MetricRecord, MetricValue
 from eosin.records.details import SegmentationDetails
 

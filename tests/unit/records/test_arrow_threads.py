@@ -25,7 +25,7 @@ assert decode_shard(encode_shard(rows), source="test") == rows
 """,
     "datasets": """
 import pyarrow as pa, pyarrow.parquet as pq
-from eosin.evaluation.datasets.table import open_table
+from eosin.evaluation.datasets.open_dataset import open_table
 path = Path(sys.argv[1], "data.parquet")
 pq.write_table(pa.table({"image": [bytes(20_000)] * 500, "label": ["a"] * 500}), path)
 assert len(open_table(str(path)).samples) == 500

@@ -11,7 +11,7 @@ import pytest
 from eosin.config import RunConfig
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.storage import open_store
-from eosin.summary.draws_view import view_draws
+from eosin.summary.data_view import view_draws
 from tests.support.summary import slide_row, write_index
 
 SIX_SIGMA = 6 * (0.5 * 0.5 / 4096) ** 0.5

@@ -9,8 +9,8 @@ import pytest
 from eosin.config.presets import PRESETS
 from eosin.evaluation.evaluate import preset_of
 from eosin.evaluation.tasks.linear_probe import LinearProbeTask
-from eosin.summary.published_figures import LEADERBOARD, PAPER, published_figures
-from eosin.summary.result import Result
+from eosin.summary.leaderboard import LEADERBOARD, PAPER, published_figures
+from eosin.summary.results import Result
 
 
 def _result(task: str, kind: str = "linear-probe", preset: str = "") -> Result:

@@ -8,9 +8,8 @@ from typing import Any
 
 from eosin.layout import RunLayout
 from eosin.storage import open_store
-from eosin.summary.charts import training_charts
-from eosin.summary.events import Event, read_events
-from eosin.summary.training_log import read_training_log
+from eosin.summary.html import training_charts
+from eosin.summary.training_log import Event, read_events, read_training_log
 
 
 def _event(seconds: float, name: str, /, source: str = "train-00000", **fields: Any) -> Event:

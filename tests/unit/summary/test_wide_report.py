@@ -10,11 +10,10 @@ from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.records import MetricRecord, MetricValue
 from eosin.storage import open_store
-from eosin.summary.gaps import Gap, find_gaps, listed
 from eosin.summary.headline import all_lines, headline
 from eosin.summary.leaderboard import leaderboard
 from eosin.summary.names import model_label
-from eosin.summary.result import Result
+from eosin.summary.results import Gap, Result, find_gaps, listed
 from eosin.summary.summarize import summarize
 from tests.support.summary import TASKS, fake_run, put_record, record, report_file
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -66,3 +67,12 @@ class Digest:
     def hex(self) -> str:
         """The digest of all lines so far, 64 hex digits."""
         return self._hash.hexdigest()
+
+
+_BARCODE = re.compile(r"(?<![A-Z0-9])(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?![A-Z0-9])")
+
+
+def tcga_patient(name: str) -> str:
+    """The TCGA participant in a file's name, as `TCGA-38-6178`; empty where there is none."""
+    found = _BARCODE.findall(name)
+    return found[-1] if found else ""

@@ -1,18 +1,134 @@
-"""Slides with labels as a dataset: from a CSV, or as a public dataset is published."""
+"""Slides with labels as a dataset: from a CSV, or Camelyon16 and PANDA as they are published."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from eosin.config.presets import SlideLayout
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import SPLITS, Dataset, Digest, MissingImage, Sample
-from eosin.evaluation.datasets.patients import tcga_patient
-from eosin.evaluation.datasets.public.listing import parse_csv
-from eosin.evaluation.datasets.public.slides import SLIDES
+from eosin.evaluation.datasets.dataset import SPLITS, Dataset, Digest, MissingImage, Sample, tcga_patient
+from eosin.evaluation.datasets.public.published import Found, Listing, PublicDataset, as_dataset, parse_csv
 from eosin.storage import NotFound, open_store
+
+# kaiko-eva's validation slides of Camelyon16, which are those of PatchCamelyon.
+_VAL_NORMAL = (
+    *(10, 13, 16, 17, 19, 20, 25, 30, 31, 32, 52, 56, 57, 67, 76, 79, 85, 95, 98, 99, 101, 102, 105, 106),
+    *(109, 129, 132, 137, 142, 143, 148, 152),
+)
+_VAL_TUMOR = (1, 5, 11, 12, 13, 19, 31, 37, 43, 46, 57, 65, 69, 71, 73, 79, 80, 81, 82, 85, 97, 109)
+_VAL_SLIDES = frozenset(
+    {f"normal_{number:03d}" for number in _VAL_NORMAL} | {f"tumor_{number:03d}" for number in _VAL_TUMOR}
+)
+_EVA_SEED = 42
+_GRADES = tuple(str(grade) for grade in range(6))
+
+
+def _read_camelyon16(listing: Listing) -> Dataset:
+    training = r"training/(?P<label>normal|tumor)/(?P<name>(?:normal|tumor)_\d{3})\.tif"
+    found = [
+        Found(
+            info,
+            Sample(info.key, match["label"], "val" if match["name"] in _VAL_SLIDES else "train"),
+        )
+        for info, match in listing.matching(training)
+    ]
+    tested = list(listing.matching(r"testing/images/(?P<name>test_\d{3})\.tif"))
+    labels = _reference(listing) if tested else {}
+    unknown = [match["name"] for _, match in tested if match["name"] not in labels]
+    if unknown:
+        raise UserError(f"{listing.uri}: testing/reference.csv says nothing of {unknown[0]}")
+    found += [Found(info, Sample(info.key, labels[match["name"]], "test")) for info, match in tested]
+    return as_dataset(listing, found)
+
+
+def _reference(listing: Listing) -> dict[str, str]:
+    """Label of each test slide, from a table without a header: name, Normal or Tumor, and more."""
+    text = listing.store.get(listing.one("testing/reference.csv").key).decode("utf-8-sig", "replace")
+    rows = [row for row in csv.reader(io.StringIO(text)) if len(row) > 1]
+    return {row[0].strip().removesuffix(".tif"): row[1].strip().lower() for row in rows}
+
+
+def _read_panda(listing: Listing, shares: tuple[float, float, float]) -> Dataset:
+    slides = {
+        match["name"]: info for info, match in listing.matching(r"train_images/(?P<name>[0-9a-f]+)\.tiff")
+    }
+    if not slides:
+        return as_dataset(listing, [])
+    rows = listing.read_table("train_with_noisy_labels.csv", ("image_id", "isup_grade", "noise_ratio_10"))
+    grades = {row["image_id"]: row["isup_grade"] for row in rows if float(row["noise_ratio_10"] or 0) != 0}
+    odd = [f"{name}: {grade!r}" for name, grade in grades.items() if grade not in _GRADES]
+    if odd:
+        raise UserError(f"{listing.uri}: isup_grade of {odd[0]} is not 0 to 5")
+    # The split is drawn from the table, so that a slide that is missing moves no other.
+    names = sorted(grades)
+    split = stratified_split([int(grades[name]) for name in names], shares)
+    return as_dataset(
+        listing,
+        [
+            Found(slides[name], Sample(slides[name].key, grades[name], where))
+            for name, where in zip(names, split, strict=True)
+            if where and name in slides
+        ],
+        ("about a tenth of the slides, whose labels are noisy, are left out, as in kaiko-eva",),
+    )
+
+
+def stratified_split(classes: Sequence[int], shares: tuple[float, float, float]) -> list[str]:
+    """train, val, test or empty for each sample, drawn class by class as kaiko-eva draws (seed 42).
+
+    Each class is shuffled by one NumPy generator, classes in ascending order, and cut at whole numbers
+    rounded down, at least one; where the shares make up 1, test takes what is left.
+    """
+    train, val, test = shares
+    generator = np.random.default_rng(_EVA_SEED)
+    split = [""] * len(classes)
+    values = np.asarray(classes)
+    for each in np.unique(values):
+        members = np.flatnonzero(values == each)
+        generator.shuffle(members)
+        num_train, num_val = (int(np.floor(share * len(members))) or 1 for share in (train, val))
+        rest = len(members) - num_train - num_val
+        num_test = rest if train + val + test == 1 else int(np.floor(test * len(members))) or 1
+        names = ["train"] * num_train + ["val"] * num_val + ["test"] * num_test
+        for place, name in zip(members.tolist(), names, strict=False):
+            split[place] = name
+    return split
+
+
+_PANDA_TREE = "train_images/….tiff and train_with_noisy_labels.csv (image_id, isup_grade, noise_ratio_10)"
+
+SLIDES: dict[SlideLayout, PublicDataset[Dataset]] = {
+    "camelyon16": PublicDataset(
+        title="Camelyon16",
+        tree="training/normal/normal_001.tif, testing/images/test_001.tif and testing/reference.csv",
+        num_images={"train": 216, "val": 54, "test": 129},
+        read=_read_camelyon16,
+        classes=("normal", "tumor"),
+        unit="slides",
+    ),
+    "panda": PublicDataset(
+        title="PANDA",
+        tree=_PANDA_TREE,
+        num_images={"train": 6_686, "val": 1_430, "test": 1_439},
+        read=lambda listing: _read_panda(listing, (0.7, 0.15, 0.15)),
+        classes=_GRADES,
+        unit="slides",
+    ),
+    "panda-small": PublicDataset(
+        title="PANDA (small)",
+        tree=_PANDA_TREE,
+        num_images={"train": 952, "val": 475, "test": 475},
+        read=lambda listing: _read_panda(listing, (0.1, 0.05, 0.05)),
+        classes=_GRADES,
+        unit="slides",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

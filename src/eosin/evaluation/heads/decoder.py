@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from eosin.config.heads import DecoderConfig
 from eosin.evaluation.datasets.masks import IGNORE, Classes
 from eosin.evaluation.embeddings.tokens import Tokens
-from eosin.metrics.segmentation import dice
+from eosin.metrics.classification import dice
 from eosin.records.details import DecoderDescription
 
 DECODER = DecoderDescription(

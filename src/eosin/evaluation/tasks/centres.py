@@ -15,7 +15,7 @@ from eosin.records.details import CentresDetails
 if TYPE_CHECKING:
     from eosin.evaluation.datasets.dataset import Dataset, Sample
     from eosin.evaluation.embeddings.embed import Features
-    from eosin.metrics.centres import NeighbourCounts
+    from eosin.metrics.embeddings import NeighbourCounts
 
 
 class CentreTask(Task):
@@ -83,7 +83,7 @@ def _require_two(dataset: Dataset, column: str, names: set[str]) -> None:
 
 
 def _count(dataset: Dataset, features: Features, samples: list[Sample], k: int) -> NeighbourCounts:
-    from eosin.metrics.centres import count_neighbours
+    from eosin.metrics.embeddings import count_neighbours
 
     # Patches of one patient are alike for a third reason; without patients, a patch is its own group.
     groups = [sample.patient or f"\x1f{i}" for i, sample in enumerate(samples)]

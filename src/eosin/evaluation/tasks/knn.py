@@ -11,7 +11,7 @@ from eosin.evaluation.tasks.labelled_images import LabelledImagesTask
 
 if TYPE_CHECKING:
     from eosin.evaluation.datasets.dataset import Dataset
-    from eosin.evaluation.pictures.examples import Example
+    from eosin.evaluation.pictures import Example
 
 
 class KnnTask(LabelledImagesTask):
@@ -33,7 +33,7 @@ class KnnTask(LabelledImagesTask):
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Accuracies of one run. Raises `UserError` where there is nothing to tell apart."""
         from eosin.evaluation.labelled import judge, split_labelled
-        from eosin.metrics.knn import knn_votes
+        from eosin.metrics.embeddings import knn_votes
         from eosin.records.details import KnnDetails
 
         embeddings = context.embed(dataset)
@@ -53,7 +53,7 @@ class KnnTask(LabelledImagesTask):
     def examples(self, dataset: Dataset, context: TaskContext) -> list[Example]:
         """Judged patches with their nearest neighbours among those that vote."""
         from eosin.evaluation.labelled import split_labelled
-        from eosin.evaluation.pictures.examples import neighbour_examples
+        from eosin.evaluation.pictures import neighbour_examples
 
         embeddings = context.embed(dataset)
         parts = split_labelled(dataset, embeddings)

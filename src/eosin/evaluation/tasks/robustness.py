@@ -28,7 +28,7 @@ class RobustnessTask(Task):
         return patch_set_uri(self.patch_set, run_uri)
 
     def protocol(self) -> TaskProtocol:
-        from eosin.evaluation.embeddings.changes import CHANGES_VERSION
+        from eosin.evaluation.embeddings.embed import CHANGES_VERSION
 
         return TaskProtocol("robustness-orientation-stain-blur", CHANGES_VERSION)
 
@@ -37,8 +37,8 @@ class RobustnessTask(Task):
 
         Raises `PermanentError` where there are fewer than two patches.
         """
-        from eosin.evaluation.embeddings.changes import CHANGES
-        from eosin.metrics.invariance import agreement, retrieval
+        from eosin.evaluation.embeddings.embed import CHANGES
+        from eosin.metrics.embeddings import agreement, retrieval
 
         embeddings = context.embed(dataset)
         features = embeddings.features

@@ -13,7 +13,7 @@ from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult, c
 
 if TYPE_CHECKING:
     from eosin.evaluation.datasets.dataset import Dataset
-    from eosin.evaluation.datasets.mask_folder import MaskedDataset
+    from eosin.evaluation.datasets.masks import MaskedDataset
 
 ClassName = Annotated[str, Field(pattern=CLASS_PATTERN)]
 
@@ -60,8 +60,8 @@ class SegmentationTask(Task):
 
     def open(self, run_uri: str) -> MaskedDataset:
         """Images with masks: a public dataset where the task names its layout, else a folder of pairs."""
-        from eosin.evaluation.datasets.mask_folder import open_mask_folder
-        from eosin.evaluation.datasets.public.registry import MASKS
+        from eosin.evaluation.datasets.masks import open_mask_folder
+        from eosin.evaluation.datasets.public.masked import MASKS
 
         if self.layout is not None:
             return MASKS[self.layout].open(self.dataset, allow_subset=self.allow_subset)
@@ -73,7 +73,7 @@ class SegmentationTask(Task):
 
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Dice by class over `decoder.num_runs` runs; raises as `run_segmentation` does."""
-        from eosin.evaluation.datasets.mask_folder import MaskedDataset
+        from eosin.evaluation.datasets.masks import MaskedDataset
         from eosin.evaluation.segmentation import SegmentationSettings, run_segmentation
 
         assert isinstance(dataset, MaskedDataset)

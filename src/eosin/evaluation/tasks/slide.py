@@ -77,8 +77,7 @@ class SlideTask(Task):
         """
         from eosin.config.patches import GridConfig
         from eosin.evaluation.datasets.slide_dataset import SlideDataset
-        from eosin.evaluation.embeddings.slide_embed import embed_slides
-        from eosin.evaluation.embeddings.slide_patches import plan_slides
+        from eosin.evaluation.embeddings.slide_embed import embed_slides, plan_slides
 
         assert isinstance(dataset, SlideDataset)
         config, log = context.config, context.log

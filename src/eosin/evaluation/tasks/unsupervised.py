@@ -13,7 +13,7 @@ from eosin.records.details import Spectrum, UnsupervisedDetails
 if TYPE_CHECKING:
     from eosin.evaluation.datasets.dataset import Dataset
     from eosin.evaluation.embeddings.embed import Embeddings, Features
-    from eosin.evaluation.pictures.examples import Example
+    from eosin.evaluation.pictures import Example
 
 _SPECTRUM_POINTS = 64
 
@@ -42,8 +42,7 @@ class UnsupervisedTask(Task):
 
         Raises `PermanentError` where they are not defined: fewer than two samples, features that do not vary.
         """
-        from eosin.metrics.correlation import num_constant_features, odcorr, odcorr_samples
-        from eosin.metrics.rank import rankme
+        from eosin.metrics.embeddings import num_constant_features, odcorr, odcorr_samples, rankme
 
         embeddings = context.embed(dataset)
         features = embeddings.features
@@ -67,7 +66,7 @@ class UnsupervisedTask(Task):
 
     def examples(self, dataset: Dataset, context: TaskContext) -> list[Example]:
         """Nearest neighbours of any patches, and maps of their tokens."""
-        from eosin.evaluation.pictures.examples import map_examples, neighbour_examples
+        from eosin.evaluation.pictures import map_examples, neighbour_examples
 
         embeddings = context.embed(dataset)
         everything = range(len(embeddings.rows))
@@ -82,7 +81,7 @@ def _spectrum(features: Features) -> Spectrum:
     """Singular values over their largest, at up to 64 log-spaced ranks (counted from 1), and α."""
     import numpy as np
 
-    from eosin.metrics.rank import power_law_exponent, singular_values
+    from eosin.metrics.embeddings import power_law_exponent, singular_values
 
     values = singular_values(features)
     ranks = np.unique(np.geomspace(1, len(values), _SPECTRUM_POINTS).round().astype(int))
@@ -103,8 +102,7 @@ def _by_mpp(dataset: Dataset, embeddings: Embeddings) -> dict[str, dict[str, flo
 
 
 def _figures(features: Features) -> dict[str, float]:
-    from eosin.metrics.correlation import odcorr
-    from eosin.metrics.rank import rankme
+    from eosin.metrics.embeddings import odcorr, rankme
 
     figures: dict[str, float] = {"num_samples": len(features)}
     for name, measure in (("rankme", rankme), ("odcorr", odcorr)):

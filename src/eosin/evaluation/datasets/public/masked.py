@@ -1,21 +1,26 @@
-"""Images whose masks are published in another form than one class index a pixel."""
+"""Public datasets whose masks are published in other forms than one class index a pixel."""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from eosin.evaluation.datasets.dataset import Digest, MissingImage, ReadImages, Sample
+from eosin.config.presets import MaskLayout
+from eosin.errors import MissingDependency
+from eosin.evaluation.datasets.dataset import Digest, MissingImage, ReadImages, Sample, tcga_patient
 from eosin.evaluation.datasets.folder import reader
-from eosin.evaluation.datasets.mask_folder import MaskedDataset
-from eosin.evaluation.datasets.masks import Classes
-from eosin.evaluation.datasets.public.listing import Listing
-from eosin.evaluation.transform import BadImage, decode_image
+from eosin.evaluation.datasets.masks import IGNORE, Classes, MaskedDataset, load_mask
+from eosin.evaluation.datasets.public.published import Listing, PublicDataset
+from eosin.evaluation.transform import BadImage, decode_image, decode_raw
 from eosin.storage import ObjectInfo
 
 # A version changes whenever the classes of a pixel could.
@@ -36,13 +41,21 @@ ToClasses = Callable[[bytes, bytes], Classes]
 
 
 def pair_up(
-    images: Iterable[tuple[ObjectInfo, str, Sample]], masks: dict[str, ObjectInfo]
+    listing: Listing, images: str, masks: str, sample: Callable[[str, re.Match[str]], Sample]
 ) -> tuple[list[Pair], list[dict[str, str]]]:
-    """Images with the masks of the same name, and those that have none: source and reason."""
+    """Images with the masks of the same `name` (and `part`), and those that have none: source and reason.
+
+    `images` and `masks` are regular expressions with those groups, `sample` makes a sample of key and match.
+    """
+
+    def name(match: re.Match[str]) -> tuple[str, str]:
+        return match.groupdict().get("part") or "", match["name"]
+
+    mask_of = {name(match): info for info, match in listing.matching(masks)}
     pairs, alone = [], []
-    for info, name, sample in images:
-        if name in masks:
-            pairs.append(Pair(info, masks[name], sample))
+    for info, match in listing.matching(images):
+        if name(match) in mask_of:
+            pairs.append(Pair(info, mask_of[name(match)], sample(info.key, match)))
         else:
             alone.append({"source": info.key, "reason": "no mask of the same name"})
     return pairs, alone
@@ -128,3 +141,174 @@ def regrouped(values: npt.NDArray[np.int64], groups: Sequence[int], what: str) -
     if unknown:
         raise BadImage(f"{what} {', '.join(map(str, unknown[:5]))} is not one of 0 to {len(groups) - 1}")
     return np.asarray(groups, dtype=np.uint8)[values]
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """The regions of one annotation layer, vertices (x, y) in pixels of the image."""
+
+    label: str
+    regions: tuple[npt.NDArray[np.float64], ...]
+
+
+def parse_outlines(data: bytes) -> list[Outlines]:
+    """The layers of an annotation file, in order. Raises `BadImage`."""
+    try:
+        root = ElementTree.fromstring(data)
+        return [_layer(layer) for layer in root.iter("Annotation")]
+    except (ElementTree.ParseError, KeyError, ValueError) as error:
+        raise BadImage(f"not an annotation file: {error}") from error
+
+
+def _layer(layer: ElementTree.Element) -> Outlines:
+    label = next((each.attrib.get("Name", "") for each in layer.findall("./Attributes/Attribute")), "")
+    regions = (
+        np.array([(float(v.attrib["X"]), float(v.attrib["Y"])) for v in region.iter("Vertex")])
+        for region in layer.iter("Region")
+    )
+    return Outlines(label, tuple(region for region in regions if len(region) > 2))
+
+
+def paint(layers: list[Outlines], image: bytes, class_of: Callable[[str], int]) -> Classes:
+    """uint8 [h, w], the size of the encoded `image`: later regions over earlier ones, 0 elsewhere.
+
+    Pixels that an outline runs through belong to its region. Raises `BadImage`.
+    """
+    width, height = decode_raw(image).size
+    classes = np.zeros((height, width), dtype=np.uint8)
+    for layer in layers:
+        for region in layer.regions:
+            cv2.fillPoly(classes, [np.round(region).astype(np.int32)], class_of(layer.label))
+    return classes
+
+
+# CoNSeP: colorectal nuclei. Background, other, inflammatory, healthy and malignant epithelial as one, then
+# three spindle-shaped as one, as in HoVer-Net.
+_CONSEP_SPLITS = {"Train": "train", "Test": "val"}
+_CONSEP_GROUPS = (0, 1, 2, 3, 3, 4, 4, 4)
+
+
+def _read_consep(listing: Listing) -> MaskedDataset:
+    loadmat = _import_loadmat()
+    pairs, alone = pair_up(
+        listing,
+        r"(?P<part>Train|Test)/Images/(?P<name>[^/]+)\.png",
+        r"(?P<part>Train|Test)/Labels/(?P<name>[^/]+)\.mat",
+        lambda key, match: Sample(key, split=_CONSEP_SPLITS[match["part"]]),
+    )
+    return as_masked(listing, pairs, lambda mask, _: _consep(loadmat, mask), unpaired=alone)
+
+
+def _consep(loadmat: Any, data: bytes) -> Classes:
+    try:
+        values = np.asarray(loadmat(io.BytesIO(data), variable_names=["type_map"])["type_map"])
+    except Exception as error:  # whatever the parser makes of damaged bytes
+        raise BadImage(f"not a MATLAB file with type_map: {type(error).__name__}: {error}") from error
+    if values.ndim != 2 or not np.array_equal(values, np.round(values)):
+        raise BadImage(f"type_map is {values.dtype} {values.shape}, not a class for each pixel")
+    return regrouped(values.astype(np.int64), _CONSEP_GROUPS, "type")
+
+
+def _import_loadmat() -> Any:
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise MissingDependency("scipy", "datasets") from error
+    return loadmat
+
+
+# MoNuSAC 2020: nuclei of four organs; what is of another type (Ambiguous) is neither learned nor judged.
+_MONUSAC_SPLITS = {"MoNuSAC_images_and_annotations": "train", "MoNuSAC Testing Data and Annotations": "val"}
+_MONUSAC_TYPES = {"epithelial": 1, "lymphocyte": 2, "neutrophil": 3, "macrophage": 4}
+_MONUSEG_SPLITS = {"MoNuSeg 2018 Training Data": "train", "MoNuSegTestData": "test"}
+
+
+def _outlined(
+    splits: dict[str, str], inner: str, class_of: Callable[[str], int], *notes: str
+) -> Callable[[Listing], MaskedDataset]:
+    """Reads images whose masks are outlines: `inner` matches the path between the part's folder and .tif."""
+
+    def read(listing: Listing) -> MaskedDataset:
+        pattern = rf"(?P<part>{'|'.join(splits)})/{inner}\."
+        pairs, alone = pair_up(
+            listing, pattern + "tif", pattern + "xml",
+            lambda key, match: Sample(key, "", splits[match["part"]], tcga_patient(key)),
+        )  # fmt: skip
+        return as_masked(
+            listing,
+            pairs,
+            lambda mask, image: paint(parse_outlines(mask), image, class_of),
+            unpaired=alone,
+            notes=notes,
+        )
+
+    return read
+
+
+# BCSS: breast tumour regions in 21 tissue types, grouped into five; split by institute.
+_VAL_INSTITUTES = frozenset({"BH", "C8", "A8", "A1", "E9"})
+_TEST_INSTITUTES = frozenset({"OL", "LL", "E2", "EW", "GM", "S3"})
+_TUMOR, _STROMA, _INFLAMMATORY, _NECROSIS, _OTHER = range(5)
+# By published value: what is outside the region of interest does not count; 10 and 11 are plasma and other
+# immune cells, 19 and 20 angioinvasion and carcinoma in situ.
+_BCSS_GROUPS = (
+    IGNORE, _TUMOR, _STROMA, _INFLAMMATORY, _NECROSIS, *[_OTHER] * 5, _INFLAMMATORY, _INFLAMMATORY,
+    *[_OTHER] * 7, _TUMOR, _TUMOR, _OTHER,
+)  # fmt: skip
+# The images are published at 0.25 mpp.
+_BCSS_SCALE = 0.5
+
+
+def _read_bcss(listing: Listing) -> MaskedDataset:
+    pairs, alone = pair_up(
+        listing,
+        r"rgbs_colorNormalized/(?P<name>TCGA-(?P<institute>\w\w)-[^/]+)\.png",
+        r"masks/(?P<name>[^/]+)\.png",
+        lambda key, match: Sample(key, "", _institute_split(match["institute"]), tcga_patient(key)),
+    )
+    return as_masked(
+        listing,
+        pairs,
+        lambda mask, _: regrouped(load_mask(mask), _BCSS_GROUPS, "type"),
+        unpaired=alone,
+        scale=_BCSS_SCALE,
+    )
+
+
+def _institute_split(institute: str) -> str:
+    if institute in _TEST_INSTITUTES:
+        return "test"
+    return "val" if institute in _VAL_INSTITUTES else "train"
+
+
+MASKS: dict[MaskLayout, PublicDataset[MaskedDataset]] = {
+    "bcss": PublicDataset(
+        title="BCSS",
+        tree="rgbs_colorNormalized/TCGA-….png and masks/TCGA-….png",
+        num_images={"train": 76, "val": 30, "test": 45},
+        read=_read_bcss,
+    ),
+    "consep": PublicDataset(
+        title="CoNSeP",
+        tree="Train/Images/train_1.png and Train/Labels/train_1.mat",
+        num_images={"train": 27, "val": 14},
+        read=_read_consep,
+    ),
+    "monusac": PublicDataset(
+        title="MoNuSAC 2020",
+        tree="MoNuSAC_images_and_annotations/TCGA-…/….tif and ….xml",
+        num_images={"train": 209, "val": 85},
+        read=_outlined(
+            _MONUSAC_SPLITS,
+            "(?P<name>.+)",
+            lambda label: _MONUSAC_TYPES.get(label.strip().lower(), IGNORE),
+            "the test part also chooses the step, as in kaiko-eva: there is no other",
+        ),
+    ),
+    "monuseg": PublicDataset(
+        title="MoNuSeg 2018",
+        tree="MoNuSeg 2018 Training Data/Tissue Images/TCGA-….tif and Annotations/TCGA-….xml",
+        num_images={"train": 37, "test": 14},
+        read=_outlined(_MONUSEG_SPLITS, "(?:.+/)?(?P<name>[^/]+)", lambda label: 1),
+    ),
+}

@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from eosin.errors import MissingDependency, UserError
 from eosin.evaluation.datasets.dataset import Dataset, Digest, MissingImage, Sample
-from eosin.evaluation.datasets.public.listing import Listing, parse_csv
-from eosin.evaluation.datasets.public.published import PublicDataset
+from eosin.evaluation.datasets.public.published import Listing, PublicDataset, parse_csv
 from eosin.storage import ObjectInfo, join_uri
 from eosin.storage.range_file import RangeFile
 

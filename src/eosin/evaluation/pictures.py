@@ -1,21 +1,108 @@
-"""Example pictures: nearest neighbours of a few patches, and maps of their tokens."""
+"""Pictures that a task shows beside its figures: neighbours, maps of tokens, segmented patches."""
 
 from __future__ import annotations
 
+import colorsys
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw
 
 from eosin.errors import PermanentError
 from eosin.evaluation.datasets.dataset import Dataset, MissingImage
+from eosin.evaluation.datasets.masks import IGNORE, Classes
 from eosin.evaluation.embeddings.embed import Embeddings, Features
 from eosin.evaluation.embeddings.forward import Forward
+from eosin.evaluation.embeddings.tokens import Pixels
 from eosin.evaluation.judged_model import JudgedModel
-from eosin.evaluation.pictures.sheets import CELL_PX, Color, Pixels, sheet
 from eosin.evaluation.transform import BadImage, load_image
+
+MAX_BYTES = 300_000
+CELL_PX = 112
+_GAP_PX = 6
+_QUALITIES = (88, 75, 60, 45)
+
+Color = tuple[int, int, int]
+
+
+def sheet(
+    rows: Sequence[Sequence[Pixels]],
+    frames: Sequence[Sequence[Color | None]] | None = None,
+    *,
+    cell_px: int = CELL_PX,
+) -> bytes:
+    """JPEG of cells [h, w, 3] resized to squares; `frames` gives some of them a coloured border.
+
+    At most `MAX_BYTES`: the quality falls, then the picture shrinks, until it fits.
+    """
+    step = cell_px + _GAP_PX
+    width = max(len(row) for row in rows) * step - _GAP_PX
+    picture = Image.new("RGB", (width, len(rows) * step - _GAP_PX), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, row in enumerate(rows):
+        for j, cell in enumerate(row):
+            corner = j * step, i * step
+            picture.paste(Image.fromarray(cell).resize((cell_px, cell_px), Image.Resampling.BILINEAR), corner)
+            color = frames[i][j] if frames else None
+            if color:
+                box = (*corner, corner[0] + cell_px - 1, corner[1] + cell_px - 1)
+                draw.rectangle(box, outline=color, width=4)
+    return _jpeg(picture)
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    while True:
+        for quality in _QUALITIES:
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=quality)
+            if buffer.tell() <= MAX_BYTES:
+                return buffer.getvalue()
+        picture = picture.resize((max(1, picture.width // 2), max(1, picture.height // 2)))
+
+
+_PANEL_PX = 180
+_OPACITY = 0.55
+_GOLDEN = 0.618034
+# Class 1, most often the only one painted, is then green: far from haematoxylin and eosin.
+_FIRST_HUE = 0.712
+_GREY = (128, 128, 128)
+
+Row = tuple[Pixels, Classes, Classes]
+"""Pixels [side, side, 3], true and predicted classes [side, side]."""
+
+
+def class_color(index: int) -> tuple[int, int, int]:
+    """Red, green, blue of a class; neighbours differ much in hue."""
+    red, green, blue = colorsys.hsv_to_rgb((_FIRST_HUE + index * _GOLDEN) % 1, 0.85, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def panel(rows: Sequence[Row], background: int | None) -> bytes:
+    """JPEG with a line of patch, truth and prediction for each of `rows`; background is left bare.
+
+    Pixels that are not judged are grey in truth and prediction.
+    """
+    cells = []
+    for pixels, truth, predicted in rows:
+        shown = np.where(truth == IGNORE, IGNORE, predicted).astype(np.uint8)
+        cells.append((pixels, _painted(pixels, truth, background), _painted(pixels, shown, background)))
+    return sheet(cells, cell_px=_PANEL_PX)
+
+
+def _painted(pixels: Pixels, classes: Classes, background: int | None) -> Pixels:
+    painted: npt.NDArray[np.float64] = pixels.astype(np.float64)
+    for index in np.unique(classes).tolist():
+        if index == background:
+            continue
+        color = np.array(_GREY if index == IGNORE else class_color(index))
+        where = classes == index
+        painted[where] = (1 - _OPACITY) * painted[where] + _OPACITY * color
+    return np.asarray(painted.round(), dtype=np.uint8)
+
 
 _NUM_QUERIES, _NUM_NEIGHBOURS = 6, 5
 _SAME, _OTHER = (0, 158, 115), (213, 94, 0)

@@ -1,1 +1,0 @@
-"""Pictures that a task shows beside its figures."""
