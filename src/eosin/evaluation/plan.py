@@ -1,4 +1,4 @@
-"""Which models are judged on which tasks, shared out over shards."""
+"""Plan of an evaluation: which models are judged on which tasks, shared out over shards."""
 
 from __future__ import annotations
 
