@@ -35,20 +35,20 @@ test-gpu: environment-test ## The GPU tests; they skip where there is none
 	@$(BIN)/python -m pytest -m gpu
 
 test-cluster: environment-test ## The tests of a real cluster: the one that KUBECONFIG names
-	@$(BIN)/python -m pytest -n 0 -rs tests/cluster
+	@EOSIN_TEST_CLUSTER=1 $(BIN)/python -m pytest -n 0 -rs tests/cluster
 
 kind-verify: environment-test ## A cluster by kind on this machine, the tests of a real cluster on it, and its end
 	@for tool in kind kubectl docker; do command -v $$tool >/dev/null \
 	  || { echo "error: $$tool is not on the PATH" >&2; exit 2; }; done
 	@set -e; config=$$(mktemp); trap 'kind delete cluster --name eosin-verify; rm -f $$config' EXIT; \
+	  image="$${EOSIN_TEST_IMAGE:-eosin/train:$$($(BIN)/python -c 'import eosin; print(eosin.__version__)')}"; \
 	  kind create cluster --name eosin-verify --config manifests/overlays/kind/cluster.yaml --kubeconfig $$config; \
-	  kind load docker-image --name eosin-verify "$${EOSIN_TEST_IMAGE:-eosin/train:$$($(BIN)/python -c 'import eosin; print(eosin.__version__)')}"; \
+	  kind load docker-image --name eosin-verify "$$image"; \
 	  export KUBECONFIG=$$config; \
 	  kubectl apply --server-side -k manifests/prerequisites; \
 	  kubectl apply --server-side -f tests/cluster/workflow-crd.yaml; \
 	  kubectl wait --for=condition=Available --all deployments --all-namespaces --timeout=300s; \
-	  EOSIN_TEST_IMAGE="$${EOSIN_TEST_IMAGE:-eosin/train:$$($(BIN)/python -c 'import eosin; print(eosin.__version__)')}" \
-	    $(BIN)/python -m pytest -n 0 -rs tests/cluster
+	  EOSIN_TEST_CLUSTER=1 EOSIN_TEST_IMAGE="$$image" $(BIN)/python -m pytest -n 0 -rs tests/cluster
 
 test-newest: VENV := .venv-newest
 test-newest: environment-newest ## The tests with every package at its newest version, past the bounds of pyproject.toml

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster import training_jobs
+from eosin.cluster import training
 from eosin.cluster.api import Cluster
 from tests.support import real_cluster
 
@@ -20,17 +20,12 @@ def real() -> Cluster:
 @pytest.fixture
 def cluster(real: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """With the chart's accounts; what is submitted waits instead of training."""
-    render_jobset, render_trainjob = training_jobs.render_jobset, training_jobs.render_trainjob
+    render_jobset = training.render_jobset
 
     def jobset(*args: Any, **more: Any) -> Any:
         return real_cluster.runnable(render_jobset(*args, **more))
 
-    def trainjob(*args: Any, **more: Any) -> Any:
-        runtime, job = render_trainjob(*args, **more)
-        return real_cluster.runnable(runtime), job
-
-    monkeypatch.setattr(training_jobs, "render_jobset", jobset)
-    monkeypatch.setattr(training_jobs, "render_trainjob", trainjob)
+    monkeypatch.setattr(training, "render_jobset", jobset)
     with real_cluster.namespace(real) as made:
         real_cluster.install_accounts(made)
         yield made

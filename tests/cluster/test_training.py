@@ -14,9 +14,9 @@ from eosin.cluster.checks.cluster import run_cluster_checks
 from eosin.cluster.finish import finish_run
 from eosin.cluster.follow import Follower
 from eosin.cluster.jobset import render_jobset
-from eosin.cluster.names import JOBSET, RUNTIME, WORKFLOW, jobset_name
+from eosin.cluster.names import JOBSET, WORKFLOW, jobset_name
 from eosin.cluster.pod_logs import PodLogMirror
-from eosin.cluster.training_jobs import JobSets, Submission, TrainingJobs, TrainJobs
+from eosin.cluster.training import Submission, submit_training
 from eosin.cluster.watcher import Watcher
 from eosin.cluster.workflow import Launcher, stop_workflow
 from eosin.config import RunConfig, load_config
@@ -36,15 +36,9 @@ def config(more: str = "") -> RunConfig:
     return load_config(f"cluster: {{image: '{IMAGE}', shm_size: 8Mi, scratch: {{size: 8Mi}}, {POOLS}{more}}}")
 
 
-def submit(jobs: TrainingJobs, owner: names.OwnerReference | None = None, more: str = "") -> dict[str, Any]:
+def submit(cluster: Cluster, owner: names.OwnerReference | None = None, more: str = "") -> dict[str, Any]:
     log = RunLog("launch")
-    return jobs.submit(Submission(config(more), RUN, IMAGE, owner, log, lambda: False))
-
-
-def need(cluster: Cluster, resource: names.Resource) -> None:
-    """Skip where the cluster has no such API."""
-    if resource.plural not in cluster.served(resource):
-        pytest.skip(f"this cluster has no {resource.api_version}")
+    return submit_training(cluster, Submission(config(more), RUN, IMAGE, owner, log, lambda: False))
 
 
 def launching(cluster: Cluster) -> Cluster:
@@ -59,8 +53,8 @@ def gone(cluster: Cluster, resource: names.Resource) -> bool:
 def test_an_adopted_training_outlives_the_workflow_that_made_it_and_no_other(cluster: Cluster) -> None:
     launcher = launching(cluster)
     first, second = make_workflow(cluster, "first"), make_workflow(cluster, "second")
-    made = submit(JobSets(launcher), first)
-    adopted = submit(JobSets(launcher), second)
+    made = submit(launcher, first)
+    adopted = submit(launcher, second)
     assert adopted["metadata"]["uid"] == made["metadata"]["uid"]
     owners = [owner["name"] for owner in adopted["metadata"]["ownerReferences"]]
     assert owners == ["first", "second"]
@@ -72,17 +66,13 @@ def test_an_adopted_training_outlives_the_workflow_that_made_it_and_no_other(clu
     eventually("the training is collected", lambda: gone(cluster, JOBSET))
 
 
-@pytest.mark.parametrize("kind", [JobSets, TrainJobs])
-def test_cancel_ends_the_workflow_and_the_training(cluster: Cluster, kind: Any) -> None:
+def test_cancel_ends_the_workflow_and_the_training(cluster: Cluster) -> None:
     launcher = launching(cluster)
-    need(launcher, kind.resource)
     owner = make_workflow(cluster, "run", "run-id")
-    submit(kind(launcher), owner)
-    eventually("its JobSet is there", lambda: not gone(cluster, JOBSET))
+    submit(launcher, owner)
     done = cancel_on_cluster(RUN, cluster, KubeflowRun(namespace=cluster.namespace, run_id="run-id"))
     assert (done.jobset, done.workflow) == (NAME, "run")
-    assert gone(cluster, kind.resource) and gone(cluster, RUNTIME)
-    eventually("the JobSet is gone", lambda: gone(cluster, JOBSET))
+    assert gone(cluster, JOBSET) and cluster.list_pods(NAME) == []
     stopped = cluster.get(WORKFLOW, "run")
     assert stopped is not None and stopped["spec"]["activeDeadlineSeconds"] == 0
 
@@ -93,15 +83,11 @@ def test_cancel_before_training_finds_the_workflow_by_its_run(cluster: Cluster) 
     assert (done.jobset, done.workflow) == ("", "planning")
 
 
-@pytest.mark.parametrize("kind", [JobSets, TrainJobs])
-def test_a_deleted_run_takes_its_training_along(cluster: Cluster, kind: Any) -> None:
-    need(cluster, kind.resource)
+def test_a_deleted_run_takes_its_training_along(cluster: Cluster) -> None:
     owner = make_workflow(cluster, "run")
-    submit(kind(launching(cluster)), owner)
-    eventually("its JobSet is there", lambda: not gone(cluster, JOBSET))
+    submit(launching(cluster), owner)
     cluster.delete(WORKFLOW, {"metadata": {"name": "run", "uid": owner.uid}})
-    for resource in (kind.resource, JOBSET, *([RUNTIME] if kind is TrainJobs else [])):
-        eventually(f"{resource.kind} is collected", lambda resource=resource: gone(cluster, resource))
+    eventually("the JobSet is collected", lambda: gone(cluster, JOBSET))
 
 
 @pytest.mark.parametrize("terminated", [True, False], ids=["terminated", "failed"])
@@ -110,7 +96,7 @@ def test_the_last_task_stops_what_a_terminated_run_left_and_nothing_else(
 ) -> None:
     launcher = launching(cluster)
     owner = make_workflow(cluster, "run")
-    submit(JobSets(launcher), owner)
+    submit(launcher, owner)
     if terminated:
         stop_workflow(cluster, "run")
     left = finish_run(launcher, Launcher(workflow="run", owner=owner), log=RunLog("finish"))
@@ -121,7 +107,7 @@ def test_the_last_task_stops_what_a_terminated_run_left_and_nothing_else(
 def test_the_watchers_pod_ends_a_terminated_training_within_a_minute(cluster: Cluster) -> None:
     """With its own account in the rendezvous pod, as it runs on a user's cluster."""
     owner = make_workflow(cluster, "run")
-    submit(JobSets(launching(cluster)), owner)
+    submit(launching(cluster), owner)
 
     def watches() -> bool:
         pods = cluster.list_pods(NAME)
@@ -137,7 +123,7 @@ def test_the_watchers_pod_ends_a_terminated_training_within_a_minute(cluster: Cl
 
 
 def test_the_watcher_ends_what_nobody_follows_and_no_sooner(cluster: Cluster) -> None:
-    submit(JobSets(launching(cluster)), make_workflow(cluster, "run"))
+    submit(launching(cluster), make_workflow(cluster, "run"))
     now_s = [0.0]
     watcher = Watcher(acting_as(cluster, "eosin-watcher"), NAME, 3600, RunLog("watcher"), lambda: now_s[0])
     now_s[0] = 10_000
@@ -159,9 +145,9 @@ def test_a_queue_that_is_not_there_is_said_and_given_up_on(cluster: Cluster, tmp
         names.Resource("kueue.x-k8s.io", "v1beta2", "workloads", "Workload")
     ):
         pytest.skip("this cluster has no Kueue")
-    submit(JobSets(launcher), more=", queue: nowhere")
+    submit(launcher, more=", queue: nowhere")
     store = open_store(f"file://{tmp_path}")
-    follower = Follower(JobSets(launcher), PodLogMirror(launcher, store), RunLog("launch", store), 3)
+    follower = Follower(launcher, PodLogMirror(launcher, store), RunLog("launch", store), 3)
     with pytest.raises(UserError, match="nowhere"):
         follower.follow(NAME)
     assert gone(cluster, JOBSET)
@@ -169,7 +155,7 @@ def test_a_queue_that_is_not_there_is_said_and_given_up_on(cluster: Cluster, tmp
 
 def test_an_account_without_the_role_is_told_so(cluster: Cluster) -> None:
     with pytest.raises(UserError, match="forbidden"):
-        submit(JobSets(acting_as(cluster, "eosin-train")))
+        submit(acting_as(cluster, "eosin-train"))
 
 
 def test_checks_of_a_launcher_fail_for_a_queue_that_is_not_there(cluster: Cluster) -> None:

@@ -17,7 +17,7 @@ import yaml
 
 from eosin.cli.app import invoke
 from eosin.cluster import names
-from eosin.cluster.checks.cluster import LAUNCHER_PERMISSIONS, TRAINER_PERMISSIONS, WATCHER_PERMISSIONS
+from eosin.cluster.checks.cluster import LAUNCHER_PERMISSIONS, WATCHER_PERMISSIONS
 from eosin.cluster.defaults import CONFIG_MAP, KEY, with_defaults
 from eosin.cluster.jobset import render_jobset
 from eosin.config import RunConfig, load_config
@@ -194,7 +194,7 @@ def test_values_that_need_another_say_which(values: dict[str, Any], words: str, 
 
 @pytest.mark.parametrize(
     ("role", "permissions"),
-    [("launcher", (*LAUNCHER_PERMISSIONS, *TRAINER_PERMISSIONS)), ("watcher", WATCHER_PERMISSIONS)],
+    [("launcher", LAUNCHER_PERMISSIONS), ("watcher", WATCHER_PERMISSIONS)],
 )
 def test_each_role_grants_exactly_what_is_done(role: str, permissions: Any, tmp_path: Path) -> None:
     granted = sorted(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eosin.cluster import api, launcher, watch
+from eosin.cluster import api, follow, launcher
 from eosin.config import RunConfig, dump_config
 from eosin.layout import RunLayout
 from eosin.records import IndexPin
@@ -20,6 +20,6 @@ def launched_run(folder: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatc
     store.put(RunLayout.INDEX_PIN, IndexPin(index_uri="s3://bucket/index", snapshot_id="s").to_json())
     monkeypatch.setattr(launcher, "open_store", lambda uri: store)
     # The mock neither ends a watch after its time nor replays what came before it, as a server does.
-    monkeypatch.setattr(watch, "IDLE_S", 1)
+    monkeypatch.setattr(follow, "IDLE_S", 1)
     monkeypatch.setattr(api, "_WATCH_SLACK_S", 1)
     return store

@@ -115,10 +115,9 @@ def eventually(what: str, condition: Callable[[], Any], timeout_s: float = TIMEO
 
 
 def runnable(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A JobSet, or a TrainingRuntime around one, whose agents wait instead of training."""
+    """A JobSet whose agents wait instead of training."""
     manifest, folders = copy.deepcopy(manifest), _mounted() if IMAGE == HOST_IMAGE else []
-    spec = manifest["spec"].get("template", manifest)["spec"]
-    for job in spec["replicatedJobs"]:
+    for job in manifest["spec"]["replicatedJobs"]:
         pod = job["template"]["spec"]["template"]["spec"]
         for container in pod["containers"]:
             if "watcher" not in container["name"]:

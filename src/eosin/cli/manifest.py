@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -18,26 +18,18 @@ def register(app: typer.Typer) -> None:
 def manifest(
     run: Run,
     image: Annotated[str, typer.Option(help="Image of the training pods; none: cluster.image.")] = "",
-    kind: Annotated[
-        Literal["jobset", "trainjob"],
-        typer.Option(help="jobset, or the same as a TrainJob of Kubeflow Trainer with its TrainingRuntime."),
-    ] = "jobset",
     as_json: AsJson = False,
 ) -> None:
     """Print what trains a planned and indexed run on a cluster; asks no cluster and changes nothing."""
     from eosin.cluster.jobset import render_disruption_budget, render_jobset
     from eosin.cluster.spot_jobs import render_spot_jobs
-    from eosin.cluster.trainjob import render_trainjob
     from eosin.runs import load_pin, load_run
 
     config = load_run(run)
     load_pin(run)
     image = image or config.cluster.image
     objects: list[dict[str, Any]] = [render_disruption_budget(config, run)]
-    if kind == "trainjob":
-        objects += render_trainjob(config, run, image=image)
-    else:
-        jobset = render_jobset(config, run, image=image)
-        objects += [jobset, *render_spot_jobs(config, run, image=image, jobset=jobset)]
+    jobset = render_jobset(config, run, image=image)
+    objects += [jobset, *render_spot_jobs(config, run, image=image, jobset=jobset)]
     text = yaml.safe_dump_all(objects, sort_keys=False, width=120)
     emit({"objects": objects}, as_json=as_json, text=text.rstrip("\n"))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from eosin.cluster import names
 from eosin.cluster.api import Cluster, Manifest, Missing
 from eosin.cluster.resources import is_being_deleted, owner_uids, run_of
-from eosin.cluster.training_jobs import JobSets, TrainingJobs, TrainJobs, terminal_state
+from eosin.cluster.training import end_training, terminal_state
 from eosin.cluster.workflow import Launcher, has_ended, is_stopped
 from eosin.errors import UserError
 from eosin.observability import RunLog
@@ -37,25 +37,23 @@ def finish_run(cluster: Cluster, launcher: Launcher, *, log: RunLog) -> Left:
     one's. Raises `UserError` where training must be stopped and this identity may not.
     """
     workflow = cluster.get(names.WORKFLOW, launcher.workflow)
-    live = list(_training_of(cluster, launcher))
-    to_stop = [
-        each for each in live if is_stopped(workflow) and not _goes_on_elsewhere(cluster, each[1], launcher)
-    ]
-    for jobs, job in to_stop:  # all are told before any is waited for
+    live = _training_of(cluster, launcher)
+    to_stop = [job for job in live if is_stopped(workflow) and not _goes_on_elsewhere(cluster, job, launcher)]
+    for job in to_stop:  # all are told before any is waited for
         log.event(
             "cancelled", jobset=job["metadata"]["name"], note="the run was terminated; its pods save and end"
         )
-        cluster.delete(jobs.resource, job, propagation="Foreground")
-    for jobs, job in to_stop:
-        jobs.delete(job)
-    going_on = [job for _, job in live if job not in [stopped for _, stopped in to_stop]]
+        cluster.delete(names.JOBSET, job, propagation="Foreground")
+    for job in to_stop:
+        end_training(cluster, job)
+    going_on = [job for job in live if job not in to_stop]
     for job in going_on:
         log.event("unfollowed", jobset=job["metadata"]["name"], run=run_of(job))
     silent = () if is_stopped(workflow) else tuple(silent_failures(workflow))
-    return Left(_names(job for _, job in to_stop), _names(going_on), silent)
+    return Left(_names(to_stop), _names(going_on), silent)
 
 
-def _names(jobs: Iterable[Manifest]) -> tuple[str, ...]:
+def _names(jobs: Sequence[Manifest]) -> tuple[str, ...]:
     return tuple(job["metadata"]["name"] for job in jobs)
 
 
@@ -82,18 +80,14 @@ def silent_failures(workflow: Manifest | None) -> Iterator[StepFailure]:
             )
 
 
-def _training_of(cluster: Cluster, launcher: Launcher) -> Iterator[tuple[TrainingJobs, Manifest]]:
-    """Live training that the launcher's Workflow owns, each through the kind that made it."""
+def _training_of(cluster: Cluster, launcher: Launcher) -> list[Manifest]:
+    """Live training that the launcher's Workflow owns."""
     uid = launcher.owner.uid if launcher.owner else ""
-    kinds: tuple[TrainingJobs, ...] = (TrainJobs(cluster), JobSets(cluster))
-    for jobs in kinds:
-        found: list[Manifest] = []
-        with contextlib.suppress(Missing, UserError):  # an API that is not installed, or not granted
-            found = cluster.list_objects(jobs.resource, f"{names.MANAGED_BY}=eosin")
-        for job in found:
-            mine = uid in owner_uids(job, names.WORKFLOW.kind) and not owner_uids(job, names.TRAINJOB.kind)
-            if mine and not terminal_state(job) and not is_being_deleted(job):
-                yield jobs, job
+    found: list[Manifest] = []
+    with contextlib.suppress(Missing, UserError):  # an API that is not installed, or not granted
+        found = cluster.list_objects(names.JOBSET, f"{names.MANAGED_BY}=eosin")
+    mine = [job for job in found if uid in owner_uids(job, names.WORKFLOW.kind)]
+    return [job for job in mine if not terminal_state(job) and not is_being_deleted(job)]
 
 
 def _goes_on_elsewhere(cluster: Cluster, job: Manifest, launcher: Launcher) -> bool:

@@ -1,34 +1,78 @@
-"""Follower of a JobSet or TrainJob: mirrors logs and warnings, reports its state, judges its failure."""
+"""Follower of a JobSet: mirrors logs and warnings, reports its state, judges its failure."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from eosin.cluster import watch
-from eosin.cluster.api import Manifest, Missing
+from eosin.cluster.api import Cluster, Expired, Interrupted, Manifest, Missing
 from eosin.cluster.failure import PodFailure, explain_failure, stuck_pods
-from eosin.cluster.names import FOLLOWED_ANNOTATION, REPLICATED_JOB_LABEL
+from eosin.cluster.names import FOLLOWED_ANNOTATION, JOBSET, REPLICATED_JOB_LABEL
 from eosin.cluster.pod_logs import PodLogMirror
 from eosin.cluster.queue import never_mends, why_it_waits
-from eosin.cluster.training_jobs import TrainingJobs, terminal_state
+from eosin.cluster.training import end_training, terminal_state
 from eosin.errors import EosinError, TransientError, UserError
 from eosin.observability import RunLog
 
 # A worker's own error may stand before what the agent says of its end.
 _LOG_LINES = 200
 _NOTED_EVERY_S = 60.0
+IDLE_S = 20
+_PAUSE_S = 1.0
+# A training of days outlives an upgrade of the control plane.
+_PATIENCE_S = 1800.0
+_AWAY_S = 10.0
+
+
+def states(
+    cluster: Cluster, name: str, *, idle_s: int | None = None, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[Manifest | None]:
+    """Every state of the JobSet `name`, at least one each `idle_s` seconds; the last is terminal, or None.
+
+    Level-triggered: each round begins by reading the object whole, so that whatever a broken watch
+    missed is caught up with, and the watch only makes it prompt. None: it was deleted.
+    Raises `TransientError` where the API server stays away for half an hour.
+    """
+    idle_s = idle_s or IDLE_S
+    while True:
+        jobset = _patiently(cluster, name, sleep)
+        yield jobset
+        if jobset is None or terminal_state(jobset):
+            return
+        try:
+            version = jobset["metadata"].get("resourceVersion", "")
+            for changed in cluster.watch(JOBSET, name, version, idle_s):
+                if terminal_state(changed):
+                    break
+                yield changed
+            else:
+                sleep(_PAUSE_S)
+        except (Interrupted, Expired, TransientError):
+            sleep(_PAUSE_S)
+
+
+def _patiently(cluster: Cluster, name: str, sleep: Callable[[float], None]) -> Manifest | None:
+    waited_s = 0.0
+    while True:
+        try:
+            return cluster.get(JOBSET, name)
+        except TransientError:
+            if waited_s >= _PATIENCE_S:
+                raise
+        sleep(_AWAY_S)
+        waited_s += _AWAY_S
 
 
 @dataclass
 class Follower:
     """Watches one JobSet, mirrors its pods' logs and warnings, and knows what went wrong."""
 
-    jobs: TrainingJobs
+    cluster: Cluster
     mirror: PodLogMirror
     log: RunLog
     stuck_timeout_s: float
@@ -45,7 +89,7 @@ class Follower:
     def follow(self, name: str) -> Manifest | None:
         """Until the JobSet ends; its last state, or None where it was deleted."""
         jobset: Manifest | None = None
-        for jobset in watch.states(self.jobs, name):
+        for jobset in states(self.cluster, name):
             if jobset is not None:
                 self.last = jobset
                 self._observe_if_possible(jobset)
@@ -53,9 +97,7 @@ class Follower:
 
     def explain(self, jobset: Manifest) -> EosinError:
         """The error to raise for a job that failed."""
-        return explain_failure(
-            jobset, self.jobs.cluster.list_pods(jobset["metadata"]["name"]), self._last_lines
-        )
+        return explain_failure(jobset, self.cluster.list_pods(jobset["metadata"]["name"]), self._last_lines)
 
     def _observe_if_possible(self, jobset: Manifest) -> None:
         try:
@@ -65,7 +107,7 @@ class Follower:
 
     def _observe(self, jobset: Manifest) -> None:
         name = jobset["metadata"]["name"]
-        pods = self.jobs.cluster.list_pods(name)
+        pods = self.cluster.list_pods(name)
         self.mirror.observe(pods)
         self._report_state(jobset, pods)
         self._report_warnings(name)
@@ -84,7 +126,7 @@ class Follower:
 
     def _report_warnings(self, name: str) -> None:
         try:
-            events = self.jobs.cluster.warnings(name)
+            events = self.cluster.warnings(name)
         except (Missing, UserError):  # events are a courtesy; the Role may not grant them
             return
         for event in events:
@@ -103,7 +145,7 @@ class Follower:
         patch = {"metadata": {"annotations": {FOLLOWED_ANNOTATION: stamp}}}
         self._noted_s = now_s
         try:
-            self.jobs.cluster.patch(self.jobs.resource, name, patch)
+            self.cluster.patch(JOBSET, name, patch)
         except Missing:
             return
         except UserError as error:  # a Role from before; without the note nothing ends an unfollowed training
@@ -116,7 +158,7 @@ class Follower:
             self._waits_since_s = None
             return
         try:
-            waits_for = why_it_waits(self.jobs.cluster, jobset)
+            waits_for = why_it_waits(self.cluster, jobset)
         except UserError as error:
             self._queue_is_hidden = True
             self.log.event("warning", message=error.message)
@@ -130,7 +172,7 @@ class Follower:
         now_s = time.monotonic()
         self._waits_since_s = self._waits_since_s or now_s
         if now_s - self._waits_since_s >= self.stuck_timeout_s:
-            self.jobs.delete(jobset)
+            end_training(self.cluster, jobset)
             raise UserError(
                 f"the training was not admitted for {now_s - self._waits_since_s:.0f} s: {waits_for}",
                 hint="correct cluster.queue, or make the queue; then run it again",
@@ -142,14 +184,14 @@ class Follower:
         self._stuck_since_s = {pod: self._stuck_since_s.get(pod, now_s) for pod in stuck}
         for pod, since_s in self._stuck_since_s.items():
             if now_s - since_s >= self.stuck_timeout_s:
-                self.jobs.delete(jobset)
+                end_training(self.cluster, jobset)
                 raise UserError(
                     f"pod {pod} waited {now_s - since_s:.0f} s for what cannot be had: {stuck[pod]}",
                     hint="check cluster.image, its pull secrets and cluster.s3.secret; run it again",
                 )
 
     def _last_lines(self, failure: PodFailure) -> list[str]:
-        lines = self.jobs.cluster.pod_log(failure.pod, failure.container, tail_lines=_LOG_LINES)
+        lines = self.cluster.pod_log(failure.pod, failure.container, tail_lines=_LOG_LINES)
         return lines or self.mirror.tail(failure.pod)
 
 

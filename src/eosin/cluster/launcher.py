@@ -1,4 +1,4 @@
-"""Launcher of a run's training on a cluster: submits or adopts its JobSet or TrainJob, and follows it."""
+"""Launcher of a run's training on a cluster: submits or adopts its JobSet, and follows it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from eosin.cluster.api import AlreadyExists, Cluster, Manifest, connect
 from eosin.cluster.defaults import load_defaults, with_defaults
 from eosin.cluster.follow import Follower
 from eosin.cluster.jobset import render_disruption_budget
-from eosin.cluster.names import BUDGET, CANCELLED_ANNOTATION, OwnerReference, jobset_name
+from eosin.cluster.names import BUDGET, CANCELLED_ANNOTATION, JOBSET, OwnerReference, jobset_name
 from eosin.cluster.pod_logs import PodLogMirror, echo_prefix
-from eosin.cluster.spot_jobs import remove_leftovers
-from eosin.cluster.training_jobs import Submission, TrainingJobs, check_kind, terminal_state, training_jobs
+from eosin.cluster.spot_jobs import remove_leftovers, remove_spot_jobs
+from eosin.cluster.training import Submission, end_training, submit_training, terminal_state
 from eosin.cluster.workflow import Launcher, find_launcher
 from eosin.config import RunConfig
 from eosin.errors import EosinError, PermanentError, TransientError, UserError
@@ -31,10 +31,10 @@ class _Terminated(BaseException):
 
 
 def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = None) -> TrainingDone:
-    """Train `run_uri` to the end as `cluster.job_api` says; a no-op where training has ended before and its
+    """Train `run_uri` to the end as a JobSet; a no-op where training has ended before and its
     teachers are there. Where some have been deleted since, pods make them again from their checkpoints.
 
-    Safe to kill and call again: the JobSet (or TrainJob) has one name a run and is adopted. On SIGTERM it is
+    Safe to kill and call again: the JobSet has one name a run and is adopted. On SIGTERM it is
     deleted where the run's Workflow was cancelled, and left to train where only this pod is evicted
     (`TransientError`: call again). Ctrl-C leaves it training.
 
@@ -57,13 +57,12 @@ def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = Non
     cluster = cluster or connect(config.cluster.namespace)
     placement = with_defaults(config.cluster, load_defaults(cluster))
     config = config.model_copy(update={"cluster": placement})
-    jobs = training_jobs(cluster, placement.job_api)
     launcher = find_launcher(cluster)
     with sigterm_raises(_Terminated):
         try:
-            return _train(run_uri, config, store, jobs, launcher, log)
+            return _train(run_uri, config, store, cluster, launcher, log)
         except _Terminated:
-            raise _terminated(run_uri, jobs, launcher, log) from None
+            raise _terminated(run_uri, cluster, launcher, log) from None
         except KeyboardInterrupt:
             log.event(
                 "detached", jobset=jobset_name(run_uri), note="training goes on; run it again to follow"
@@ -72,12 +71,12 @@ def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = Non
 
 
 def _train(
-    run_uri: str, config: RunConfig, store: Store, jobs: TrainingJobs, launcher: Launcher, log: RunLog
+    run_uri: str, config: RunConfig, store: Store, cluster: Cluster, launcher: Launcher, log: RunLog
 ) -> TrainingDone:
-    job = _submit(run_uri, config, store, jobs, launcher, log)
+    job = _submit(run_uri, config, store, cluster, launcher, log)
     name = job["metadata"]["name"]
-    mirror = PodLogMirror(jobs.cluster, store, echo=echo_prefix(name, config.cluster.pools[0].name))
-    follower = Follower(jobs, mirror, log, config.cluster.stuck_timeout_s)
+    mirror = PodLogMirror(cluster, store, echo=echo_prefix(name, config.cluster.pools[0].name))
+    follower = Follower(cluster, mirror, log, config.cluster.stuck_timeout_s)
     try:
         ended = follower.follow(name)
     except BaseException:
@@ -85,19 +84,19 @@ def _train(
         raise
     mirror.close()
     if ended is None:
-        raise _deleted(jobs, follower.last or job, launcher)
+        raise _deleted(cluster, follower.last or job, launcher)
     failure = follower.explain(ended) if terminal_state(ended) == "Failed" else None
-    jobs.remove_surplus(ended)
+    remove_spot_jobs(cluster, ended)
     if failure is not None:
         raise failure
-    return _finished(store, config, f"{jobs.resource.kind} {name}")
+    return _finished(store, config, f"JobSet {name}")
 
 
-def _deleted(jobs: TrainingJobs, last: Manifest, launcher: Launcher) -> EosinError:
+def _deleted(cluster: Cluster, last: Manifest, launcher: Launcher) -> EosinError:
     """The error of a training that went while it was followed."""
-    called = f"{jobs.resource.kind} {last['metadata']['name']}"
+    called = f"JobSet {last['metadata']['name']}"
     annotations = last["metadata"].get("annotations") or {}
-    if CANCELLED_ANNOTATION in annotations or launcher.was_cancelled(jobs.cluster):
+    if CANCELLED_ANNOTATION in annotations or launcher.was_cancelled(cluster):
         return UserError(f"the run was cancelled; {called} is deleted", hint=_CANCELLED_HINT)
     return TransientError(
         f"{called} was deleted while it trained", hint="run it again: it goes on from the last checkpoint"
@@ -105,20 +104,16 @@ def _deleted(jobs: TrainingJobs, last: Manifest, launcher: Launcher) -> EosinErr
 
 
 def _submit(
-    run_uri: str, config: RunConfig, store: Store, jobs: TrainingJobs, launcher: Launcher, log: RunLog
+    run_uri: str, config: RunConfig, store: Store, cluster: Cluster, launcher: Launcher, log: RunLog
 ) -> Manifest:
     image = config.cluster.image or os.environ.get("EOSIN_TRAIN_IMAGE", "") or launcher.image
-    check_kind(jobs, jobset_name(run_uri))
-    job = jobs.submit(
-        Submission(config, run_uri, image, launcher.owner, log, lambda: _has_result(store, config))
-    )
+    asked = Submission(config, run_uri, image, launcher.owner, log, lambda: _has_result(store, config))
+    job = submit_training(cluster, asked)
     uid = job["metadata"].get("uid", "")
-    owner = OwnerReference(job["apiVersion"], jobs.resource.kind, job["metadata"]["name"], uid)
-    namespace = jobs.cluster.namespace
+    owner = OwnerReference(JOBSET.api_version, JOBSET.kind, job["metadata"]["name"], uid)
+    budget = render_disruption_budget(config, run_uri, namespace=cluster.namespace, owner=owner)
     with contextlib.suppress(AlreadyExists):
-        jobs.cluster.create(
-            BUDGET, render_disruption_budget(config, run_uri, namespace=namespace, owner=owner)
-        )
+        cluster.create(BUDGET, budget)
     return job
 
 
@@ -137,13 +132,13 @@ def _finished(store: Store, config: RunConfig, name: str) -> TrainingDone:
     return done
 
 
-def _terminated(run_uri: str, jobs: TrainingJobs, launcher: Launcher, log: RunLog) -> EosinError:
+def _terminated(run_uri: str, cluster: Cluster, launcher: Launcher, log: RunLog) -> EosinError:
     name = jobset_name(run_uri)
-    called = f"{jobs.resource.kind} {name}"
-    if launcher.was_cancelled(jobs.cluster):
-        job = jobs.cluster.get(jobs.resource, name)
-        if job is not None:
-            jobs.delete(job)
+    called = f"JobSet {name}"
+    if launcher.was_cancelled(cluster):
+        jobset = cluster.get(JOBSET, name)
+        if jobset is not None:
+            end_training(cluster, jobset)
         log.event("cancelled", jobset=name)
         return UserError(
             f"the run was cancelled; {called} is deleted",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from eosin.cluster.api import Cluster, connect
 from eosin.cluster.follow import phases
 from eosin.cluster.names import JOBSET, jobset_name
-from eosin.cluster.training_jobs import find_training, terminal_state
+from eosin.cluster.training import terminal_state
 from eosin.layout import RunLayout
 from eosin.records import KubeflowRun, load_record
 from eosin.runs import load_run
@@ -24,7 +24,6 @@ class LiveState:
     restarts: int
     pods: dict[str, dict[str, int]]
     """Pool → phase → number of pods."""
-    kind: str = JOBSET.kind
 
     def __str__(self) -> str:
         pools = (
@@ -32,23 +31,22 @@ class LiveState:
             for pool, each in sorted(self.pods.items())
         )
         restarts = f", {self.restarts} restarts" if self.restarts else ""
-        return " · ".join([f"{self.kind} {self.jobset}: {self.state.lower()}{restarts}", *pools])
+        return " · ".join([f"JobSet {self.jobset}: {self.state.lower()}{restarts}", *pools])
 
 
 def live_state(
     run_uri: str, *, namespace: str = "", context: str = "", cluster: Cluster | None = None
 ) -> LiveState | None:
-    """The run's JobSet or TrainJob as the cluster shows it, if there is one. Every call is tried once."""
+    """The run's JobSet as the cluster shows it, if there is one. Every call is tried once."""
     cluster = cluster or _connect(run_uri, namespace, context)
-    found = find_training(cluster, jobset_name(run_uri))
-    if found is None:
+    job = cluster.get(JOBSET, jobset_name(run_uri))
+    if job is None:
         return None
-    jobs, job = found
     suspended = job["spec"].get("suspend") is True
     state = terminal_state(job) or ("Suspended" if suspended else "Running")
     restarts = int((job.get("status") or {}).get("restarts", 0))
     pods = phases(cluster.list_pods(job["metadata"]["name"]))
-    return LiveState(job["metadata"]["name"], state, restarts, pods, jobs.resource.kind)
+    return LiveState(job["metadata"]["name"], state, restarts, pods)
 
 
 def _connect(run_uri: str, namespace: str, context: str) -> Cluster:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 RUN_ANNOTATION = "eosin.dev/run"
 CONFIG_ANNOTATION = "eosin.dev/config-digest"
 CANCELLED_ANNOTATION = "eosin.dev/cancelled"
-"""On a JobSet or TrainJob that a person has cancelled, until it is gone."""
+"""On a JobSet that a person has cancelled, until it is gone."""
 FOLLOWED_ANNOTATION = "eosin.dev/followed-at"
-"""On a JobSet or TrainJob: when a launcher last saw it, RFC 3339."""
+"""On a JobSet: when a launcher last saw it, RFC 3339."""
 SPEC_ANNOTATION = "eosin.dev/spec-digest"
 SPOT_JOBS_ANNOTATION = "eosin.dev/spot-jobs"
 """On a JobSet: names of the Jobs that belong to it, joined by commas."""
@@ -48,8 +48,6 @@ class Resource:
 
 
 JOBSET = Resource("jobset.x-k8s.io", "v1alpha2", "jobsets", "JobSet")
-TRAINJOB = Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
-RUNTIME = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
 JOB = Resource("batch", "v1", "jobs", "Job")
 BUDGET = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 WORKFLOW = Resource("argoproj.io", "v1alpha1", "workflows", "Workflow")

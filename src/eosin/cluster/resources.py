@@ -27,18 +27,15 @@ def ensure(
     *,
     keep: Callable[[Manifest], bool],
     replace: Callable[[Manifest], None],
-    prepare: Callable[[], None] = lambda: None,
 ) -> tuple[Manifest, Outcome]:
     """The object of `manifest`'s name: made now, or the one there where `keep` says so of it.
 
     Another one of this run goes through `replace`, which deletes it and waits; then it is made anew.
-    `prepare` is called before each attempt to make it. Raises `UserError` where the name belongs to
-    something else, `Missing` where the API is not installed, `TransientError` where somebody else makes
-    and deletes it at the same time.
+    Raises `UserError` where the name belongs to something else, `Missing` where the API is not installed,
+    `TransientError` where somebody else makes and deletes it at the same time.
     """
     name = manifest["metadata"]["name"]
     for _ in range(_ATTEMPTS):
-        prepare()
         try:
             return cluster.create(resource, manifest), "created"
         except AlreadyExists:

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from eosin.cluster.api import Cluster, Manifest, connect
-from eosin.cluster.names import FOLLOWED_ANNOTATION, WORKFLOW
+from eosin.cluster.names import FOLLOWED_ANNOTATION, JOBSET, WORKFLOW
 from eosin.cluster.resources import is_being_deleted
-from eosin.cluster.training_jobs import find_training, terminal_state
+from eosin.cluster.training import terminal_state
 from eosin.cluster.workflow import has_ended, is_stopped, owning_workflows
 from eosin.errors import EosinError, TransientError
 from eosin.observability import RunLog
@@ -27,7 +27,7 @@ _POLL_S = 10.0
 
 @dataclass
 class Watcher:
-    """Watches the JobSet or TrainJob `name`, and deletes it where it should end: its pods save and go."""
+    """Watches the JobSet `name`, and deletes it where it should end: its pods save and go."""
 
     cluster: Cluster
     name: str
@@ -41,16 +41,15 @@ class Watcher:
     def look(self) -> bool:
         """Look once; False where nothing is left to watch. Never raises for what a cluster may answer."""
         try:
-            found = find_training(self.cluster, self.name)
-            if found is None:
+            job = self.cluster.get(JOBSET, self.name)
+            if job is None:
                 return False
-            jobs, job = found
             if is_being_deleted(job) or terminal_state(job):
                 return True
             reason = self._reason_to_end(job)
             if reason:
                 self.log.event("ending", jobset=self.name, reason=reason)
-                self.cluster.delete(jobs.resource, job, propagation="Foreground")
+                self.cluster.delete(JOBSET, job, propagation="Foreground")
         except TransientError as error:
             self._followed = ""  # what was noted meanwhile could not be seen: the time begins anew
             self._complain(error)

@@ -121,9 +121,6 @@ class ClusterConfig(Section):
 
     namespace: str = ""
     """Empty: that of the pod that submits, then that of the kubectl context, then `eosin`."""
-    job_api: Literal["jobset", "trainjob"] = "jobset"
-    """What the launcher makes of a training: a JobSet, or a TrainJob of Kubeflow Trainer 2 with a
-    TrainingRuntime of its own, from which Trainer makes the same JobSet."""
     image: str = ""
     """Image of the training pods; empty: EOSIN_TRAIN_IMAGE, then the image of the pod that submits."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"

@@ -17,7 +17,6 @@ from tests.support.api_server import NAMESPACE, ApiServer, serve
 APIS = {
     "jobset.x-k8s.io/v1alpha2": {"jobsets"},
     "argoproj.io/v1alpha1": {"workflows"},
-    "trainer.kubeflow.org/v1alpha1": {"trainjobs", "trainingruntimes"},
     "kueue.x-k8s.io/v1beta2": {"localqueues", "workloads"},
 }
 kmock = pytest.importorskip("kmock", reason="pip install kmock")
@@ -263,19 +262,3 @@ def test_server_that_is_away_is_the_only_check() -> None:
     (check,) = run_cluster_checks(ClusterConfig(), cluster=away)
     assert check.status == "fail"
     assert "cannot be reached" in check.detail
-
-
-def test_trainer_is_needed_only_where_it_is_chosen(server: ApiServer) -> None:
-    allow(server, ("create", "trainingruntimes"))
-    assert not [name for name in checks(server) if "train" in name and name != "serviceaccount eosin-train"]
-    found = checks(server, "{job_api: trainjob}")
-    assert found["API trainjobs"].status == found["API trainingruntimes"].status == "fail"
-    assert "Kubeflow Trainer" in found["API trainjobs"].fix
-    assert found["may trainjobs"].status == "ok"
-    assert found["may trainingruntimes"].detail == "may not create trainingruntimes"
-
-
-def test_trainer_that_is_installed_is_found(server: ApiServer) -> None:
-    allow(server)
-    install(server, "trainer.kubeflow.org/v1alpha1")
-    assert checks(server, "{job_api: trainjob}")["API trainjobs"].status == "ok"

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster import cancel, launcher, live_state, names, training_jobs, watch
+from eosin.cluster import cancel, follow, launcher, live_state, names, training
 from eosin.cluster.follow import Follower
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import jobset_name
 from eosin.cluster.pod_logs import PodLogMirror
-from eosin.cluster.training_jobs import JobSets, Submission
+from eosin.cluster.training import Submission, submit_training
 from eosin.cluster.workflow import Launcher, find_launcher
 from eosin.config import load_config
 from eosin.errors import PermanentError, TransientError, UserError
@@ -210,7 +210,7 @@ def test_changed_placement_is_said_when_an_older_one_is_adopted(server: ApiServe
     for tag in ("1", "1", "2"):
         with RunLog("launch", run) as log:
             asked = Submission(CONFIG, RUN, f"reg/eosin@sha256:{tag}", None, log, lambda: False)
-            JobSets(server.cluster).submit(asked)
+            submit_training(server.cluster, asked)
     made_, same, changed = events(run, "launch")
     assert made_["event"] == "jobset-created"
     assert "note" not in same
@@ -284,11 +284,11 @@ def test_broken_watch_is_resumed_from_a_fresh_read(server: ApiServer, broken: An
     server.mock[kmock.action.WATCH][:2] << broken
     naps: list[float] = []
     seen: list[Any] = []
-    for state in watch.states(JobSets(server.cluster), NAME, idle_s=5, sleep=naps.append):
+    for state in follow.states(server.cluster, NAME, idle_s=5, sleep=naps.append):
         seen.append(state)
         if len(seen) == 3:
             server.end(NAME, "Completed")
-    assert training_jobs.terminal_state(seen[-1]) == "Completed"
+    assert training.terminal_state(seen[-1]) == "Completed"
     assert len(server.requests("get", f"/jobsets/{NAME}")) >= 3
     assert naps == [1.0, 1.0]
 
@@ -299,13 +299,13 @@ def test_server_that_is_away_for_a_while_ends_no_training(server: ApiServer, run
     path = f"get /apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets/{NAME}"
     server.mock[path][1:12] << 503
     naps: list[float] = []
-    follower = Follower(JobSets(server.cluster), PodLogMirror(server.cluster, run), RunLog("launch", run), 60)
-    for seen, state in enumerate(watch.states(JobSets(server.cluster), NAME, idle_s=1, sleep=naps.append)):
+    follower = Follower(server.cluster, PodLogMirror(server.cluster, run), RunLog("launch", run), 60)
+    for seen, state in enumerate(follow.states(server.cluster, NAME, idle_s=1, sleep=naps.append)):
         assert state is not None
         follower._observe_if_possible(state)
         if seen == 1:
             server.end(NAME, "Completed")
-    assert training_jobs.terminal_state(state) == "Completed"
+    assert training.terminal_state(state) == "Completed"
     assert naps.count(10.0) == 2
 
 
@@ -313,7 +313,7 @@ def test_server_that_never_comes_back_is_given_up_on(server: ApiServer) -> None:
     server.mock[f"get /apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets/{NAME}"] << 503
     naps: list[float] = []
     with pytest.raises(TransientError):
-        next(watch.states(JobSets(server.cluster), NAME, sleep=naps.append))
+        next(follow.states(server.cluster, NAME, sleep=naps.append))
     assert sum(naps) == 1800
 
 

@@ -14,7 +14,6 @@ from eosin.cluster.api import Cluster
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import jobset_name
 from eosin.cluster.spot_jobs import ensure_spot_jobs, remove_spot_jobs, render_spot_jobs
-from eosin.cluster.training_jobs import JobSets
 from eosin.cluster.workflow import Launcher
 from eosin.config import load_config
 from eosin.errors import TransientError, UserError
@@ -162,7 +161,7 @@ def test_sigterm_removes_them_only_where_the_run_was_cancelled(
     server.add(JOBSETS, jobset())
     add_jobs(server, jobset())
     monkeypatch.setattr(Launcher, "was_cancelled", lambda self, cluster: cancelled)
-    error = launcher._terminated(RUN, JobSets(server.cluster), Launcher(), RunLog("launch"))
+    error = launcher._terminated(RUN, server.cluster, Launcher(), RunLog("launch"))
     assert isinstance(error, UserError if cancelled else TransientError) and there(server).keys() == left
 
 

@@ -35,11 +35,6 @@ def kubeflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kubefl
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
     """The cluster of the kubeconfig, in whatever namespace is asked for."""
     with serve() as running:
-        for resource in (
-            "trainer.kubeflow.org/v1alpha1/trainjobs",
-            "trainer.kubeflow.org/v1alpha1/trainingruntimes",
-        ):
-            running.mock.resources[resource] = {}
 
         def connect(namespace: str = "", **_: Any) -> Cluster:
             made = Cluster(running.cluster.core.api_client, namespace or "elsewhere", sleep=lambda _: None)

@@ -18,13 +18,10 @@ from eosin.config.cluster import ClusterConfig, NodePoolConfig
 from eosin.errors import EosinError, UserError
 
 _PREREQUISITES = "kubectl apply --server-side -k manifests/prerequisites"
-_TRAINER = "install Kubeflow Trainer 2, or set cluster.job_api to jobset"
 # (API, how to get it)
 _APIS = (
     (names.JOBSET, _PREREQUISITES),
     (names.WORKFLOW, "install Kubeflow Pipelines 2.17; `eosin train` needs none"),
-    (names.TRAINJOB, _TRAINER),
-    (names.RUNTIME, _TRAINER),
     (
         names.Resource(queue.GROUP, "v1beta2", "localqueues", "LocalQueue"),
         "manifests/prerequisites/kueue-values.yaml says how",
@@ -48,13 +45,7 @@ LAUNCHER_PERMISSIONS = (
 # What the watcher in the rendezvous pod does, and nothing else; the chart's second Role grants exactly these.
 WATCHER_PERMISSIONS = (
     (names.JOBSET.group, "jobsets", ("get", "delete"), ""),
-    (names.TRAINJOB.group, names.TRAINJOB.plural, ("get", "delete"), ""),
     ("argoproj.io", "workflows", ("get",), ""),
-)
-# The same where `cluster.job_api` is trainjob; the Role grants these as well.
-TRAINER_PERMISSIONS = (
-    (names.TRAINJOB.group, names.TRAINJOB.plural, ("create", "get", "list", "watch", "patch", "delete"), ""),
-    (names.RUNTIME.group, names.RUNTIME.plural, ("create", "get", "delete"), ""),
 )
 _TESTED_MINOR = 29
 _KUBEFLOW = "kubeflow"
@@ -148,8 +139,6 @@ def _check_apis(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterChec
     for resource, fix in _APIS:
         if resource.group == queue.GROUP and not config.queue:
             continue
-        if resource.group == names.TRAINJOB.group and config.job_api != "trainjob":
-            continue
         name = f"API {resource.plural}"
         if resource.plural in cluster.served(resource):
             yield ClusterCheck(name, "ok", f"serves {resource.version}")
@@ -159,8 +148,7 @@ def _check_apis(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterChec
 
 
 def _check_permissions(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
-    through_trainer = TRAINER_PERMISSIONS if config.job_api == "trainjob" else ()
-    for group, resource, verbs, name in (*LAUNCHER_PERMISSIONS, *through_trainer):
+    for group, resource, verbs, name in LAUNCHER_PERMISSIONS:
         lacking = [verb for verb in verbs if not cluster.can_i(verb, group, resource, name)]
         if lacking:
             fix = "bind the chart's launcher Role to this service account (values: launcher.serviceAccounts)"
