@@ -1,4 +1,9 @@
-"""Miniature trees of public datasets, laid out as they are published."""
+"""Miniature trees of public datasets, laid out as they are published.
+
+Names are those of kaiko-ai/eva 0.4.5, tests/eva/assets/vision/datasets, the trees that eva's own readers are tested
+on; `PUBLISHED` has some of them as they stand there. MoNuSeg, which eva does not read, follows the folders of its
+challenge's two archives; PatchCamelyon's `_meta.csv` those of basveeling/pcam.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,65 @@ import numpy as np
 from PIL import Image
 
 SIDE_PX = 40
+_BENIGN = "BreaKHis_v1/histology_slides/breast/benign/SOB"
+# Preset, path, split, label, patient.
+PUBLISHED = (
+    ("bach", "ICIAR2018_BACH_Challenge/Photos/InSitu/is001.tif", "train", "InSitu", ""),
+    ("bracs", "BRACS_RoI/latest_version/test/1_PB/BRACS_264_PB_18.png", "test", "1_PB", "BRACS_264"),
+    ("bracs", "BRACS_RoI/latest_version/val/0_N/BRACS_265_N_5.png", "val", "0_N", "BRACS_265"),
+    (
+        "breakhis",
+        f"{_BENIGN}/tubular_adenoma/SOB_B_A_14-21978AB/SOB_B_TA_14-3411F/40X/SOB_B_TA-14-3411F-40-001.png",
+        "train", "TA", "3411F",
+    ),
+    (
+        "breakhis",
+        "BreaKHis_v1/histology_slides/breast/malignant/SOB/mucinous_carcinoma/SOB_M_MC_14-19979/40X/"
+        "SOB_M_MC-14-19979-40-001.png",
+        "val", "MC", "19979",
+    ),
+    ("crc", "CRC-VAL-HE-7K/ADI/ADI-SIHVHHPH.tif", "val", "ADI", ""),
+    ("crc", "NCT-CRC-HE-100K/BACK/BACK-YYYHKNMK.tif", "train", "BACK", ""),
+    ("crc", "NCT-CRC-HE-100K-NONORM/BACK/BACK-YYYHKNMK.tif", None, "", ""),
+    (
+        "gleason",
+        "train_validation_patches_750/ZT76_39_A_1_2/ZT76_39_A_1_2_patch_00_class_0.jpg",
+        "val", "benign", "ZT76_39_A_1_2",
+    ),
+    (
+        "gleason",
+        "train_validation_patches_750/ZT204_6_B_7_8/ZT204_6_B_7_8_patch_3_class_2.jpg",
+        "train", "gleason_4", "ZT204_6_B_7_8",
+    ),
+    ("gleason", "test_patches_750/patho_1/ZT80_38_A_1_2/ZT80_38_A_1_2_patch_18_class_1.jpg", None, "", ""),
+    (
+        "bcss",
+        "rgbs_colorNormalized/TCGA-C8-A3XY-DX1_xmin76297_ymin35510_MPP-0.2500.png",
+        "val", "", "TCGA-C8-A3XY",
+    ),
+    (
+        "bcss",
+        "rgbs_colorNormalized/TCGA-OL-A5D6-DX1_xmin115108_ymin40554_MPP-0.2500.png",
+        "test", "", "TCGA-OL-A5D6",
+    ),
+    ("consep", "Test/Images/test_1.png", "val", "", ""),
+    (
+        "monusac",
+        "MoNuSAC_images_and_annotations/TCGA-69-7760-01Z-00-DX1/TCGA-69-7760-01Z-00-DX1_001.tif",
+        "train", "", "TCGA-69-7760",
+    ),
+    (
+        "monusac",
+        "MoNuSAC Testing Data and Annotations/TCGA-2Z-A9JG-01Z-00-DX1/TCGA-2Z-A9JG-01Z-00-DX1_2.tif",
+        "val", "", "TCGA-2Z-A9JG",
+    ),
+)  # fmt: skip
+# Where a mask lies beside an image of `PUBLISHED`.
+MASK_OF = {
+    "bcss": ("rgbs_colorNormalized/", "masks/", ".png"),
+    "consep": ("/Images/", "/Labels/", ".mat"),
+    "monusac": ("", "", ".xml"),
+}
 _CRC = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
 _BRACS = ("0_N", "1_PB", "2_UDH", "3_FEA", "4_ADH", "5_DCIS", "6_IC")
 
@@ -45,7 +109,7 @@ def bracs(root: Path) -> None:
         for j, name in enumerate(_BRACS):
             folder = root / "BRACS_RoI" / "latest_version" / split / name
             for n in range(2):
-                picture(folder / f"BRACS_{1000 + 10 * i + j}_{name[2:]}_{n}.png", j)
+                picture(folder / f"BRACS_{264 + 10 * i + j}_{name[2:]}_{n + 1}.png", j)
 
 
 def breakhis(root: Path) -> None:
@@ -69,7 +133,7 @@ def crc(root: Path) -> None:
     for part, count in (("NCT-CRC-HE-100K", 3), ("CRC-VAL-HE-7K", 2)):
         for j, name in enumerate(_CRC):
             for n in range(count):
-                picture(root / part / name / f"{name}-{n:04d}.tif", j)
+                picture(root / part / name / f"{name}-{'SIHVWYQ'[n]}HHPH.tif", j)
 
 
 def gleason(root: Path) -> None:

@@ -218,7 +218,7 @@ class _Evaluation:
                 f"{type(error).__name__}: {error}", hint="this is a defect of eosin: report it"
             )
         reason = " → ".join(line.strip() for line in describe(error).splitlines() if line.strip())
-        return self._record(status="failed", reason=reason)
+        return self._record(status="failed", reason=reason, details=Details.model_validate(self.context.told))
 
     def _leaked(self, dataset: Dataset) -> tuple[str, ...]:
         """Of a teacher on a labelled dataset; of other models it is not known what they saw."""

@@ -31,6 +31,7 @@ Classes = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.floating]
 _MAX_PREDICTIONS = 200_000
 _MAX_COUNTS = 50_000
+_MIN_JUDGED = 5
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,12 @@ def split_labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
     _require_two_classes(dataset, train, names, "training")
     _require_two_classes(dataset, judged, names, split.judged)
     _require_common_class(dataset, train, judged, names)
-    notes = (*split.notes, *_absent(train, judged, names))
+    notes = (
+        *split.notes,
+        *_absent(train, judged, names),
+        *_rare(judged, names),
+        *_same_images(embeddings, train, val, judged),
+    )
     return Labelled(names, train, val, judged, bank, split.judged, notes)
 
 
@@ -224,6 +230,35 @@ def _require_common_class(
             f"the judged split {_listed(asked, names)}",
             hint="call a class by the same name in every split",
         )
+
+
+def _rare(judged: LabelledPart, names: Sequence[str]) -> list[str]:
+    """A warning where a class is judged on so few samples that its recall can only jump."""
+    counts = np.bincount(judged.classes, minlength=len(names))
+    rare = [
+        f"{name} on {count}" for name, count in zip(names, counts, strict=True) if 0 < count < _MIN_JUDGED
+    ]
+    if not rare:
+        return []
+    return [f"judged on fewer than {_MIN_JUDGED} samples, so balanced accuracy jumps: {', '.join(rare)}"]
+
+
+def _same_images(
+    embeddings: Embeddings, train: LabelledPart, val: LabelledPart, judged: LabelledPart
+) -> list[str]:
+    """Warnings where the same bytes stand under several names: learnt and judged, or of two classes."""
+    if not len(embeddings.hashes):
+        return []
+    parts = [embeddings.hashes[part.places] for part in (train, val, judged)]
+    learnt, asked = np.concatenate(parts[:2]), parts[2]
+    both = int(np.isin(asked, learnt).sum())
+    seen = np.concatenate([learnt, asked])
+    classes = np.concatenate([part.classes for part in (train, val, judged)])
+    pairs = np.unique(np.stack([seen, classes.astype(np.uint64)], axis=1), axis=0)
+    of_two = int((np.unique(pairs[:, 0], return_counts=True)[1] > 1).sum())
+    notes = [f"{both} judged image(s) are, byte for byte, among those learnt from: figures flatter"]
+    notes += [f"{of_two} image(s), byte for byte the same, have two labels"]
+    return [note for note, count in zip(notes, (both, of_two), strict=True) if count]
 
 
 def _listed(classes: set[int], names: Sequence[str]) -> str:

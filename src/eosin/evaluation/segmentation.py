@@ -61,6 +61,7 @@ def run_segmentation(
         max_tiles=settings.max_tiles, max_gib=settings.max_tokens_gib,
         batch_size=context.config.evaluate.batch_size, log=context.log,
     )  # fmt: skip
+    context.told = {"num_dropped": found.num_dropped, "dropped": found.dropped}
     parts = _split(settings, dataset, found)
     num_classes = found.coding.num_classes
     runs: list[TrainedDecoder] = []

@@ -53,6 +53,8 @@ class TaskContext:
     model: JudgedModel
     store: Store
     log: RunLog
+    told: dict[str, Any] = field(default_factory=dict)
+    """Fields of `Details` known so far, which a failed record keeps: what was left out, and why."""
     _embedded: dict[str, Embeddings] = field(default_factory=dict)
 
     def embed(self, dataset: Dataset, change: str = "") -> Embeddings:
@@ -60,13 +62,18 @@ class TaskContext:
 
         Raises as `eosin.evaluation.embeddings.embed.embed` does.
         """
-        from eosin.evaluation.embeddings.embed import embed
+        from eosin.evaluation.embeddings.embed import UnreadableImages, embed
 
         if change not in self._embedded:
-            self._embedded[change] = embed(
-                self.model, dataset, store=self.store, batch_size=self.config.evaluate.batch_size,
-                log=self.log, change=change,
-            )  # fmt: skip
+            try:
+                found = embed(
+                    self.model, dataset, store=self.store, batch_size=self.config.evaluate.batch_size,
+                    log=self.log, change=change,
+                )  # fmt: skip
+            except UnreadableImages as error:
+                self.told = {"num_dropped": error.num_dropped, "dropped": error.dropped}
+                raise
+            self._embedded[change], self.told = found, found.told()
         return self._embedded[change]
 
 

@@ -56,6 +56,34 @@ def test_missing_files_of_a_table_are_dropped_and_named(tmp_path: Path) -> None:
     assert {drop.reason for drop in record.details.dropped} == {"the file is missing"}
 
 
+def test_a_failed_task_keeps_the_reasons_why_images_were_left_out(tmp_path: Path) -> None:
+    uri = write_folder(tmp_path / "set", {"train": {"red": 6, "blue": 6}, "test": {"red": 2, "blue": 2}})
+    for path in (tmp_path / "set/test/blue").iterdir():
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    record = _probe(tmp_path, uri)
+    assert record.status == "failed" and "1 class" in record.reason
+    assert record.details.num_dropped == 2
+    assert all("git lfs pull" in drop.reason for drop in record.details.dropped)
+    for path in (tmp_path / "set").rglob("*.png"):
+        path.write_bytes(b"")
+    record = _probe(tmp_path, uri)
+    assert record.status == "failed"
+    assert (record.details.num_dropped, record.details.dropped[0].reason) == (16, "the file is empty")
+
+
+def test_the_same_bytes_on_two_sides_and_under_two_labels_are_seen(tmp_path: Path) -> None:
+    uri = write_folder(tmp_path / "set", {"train": {"red": 8, "blue": 8}, "test": {"red": 6, "blue": 2}})
+    same = (tmp_path / "set/train/red/000.png").read_bytes()
+    (tmp_path / "set/test/red/copy.png").write_bytes(same)
+    (tmp_path / "set/train/blue/copy.png").write_bytes(same)
+    for _ in range(2):  # computed, then from the store
+        notes = _probe(tmp_path, uri).details.notes
+        assert "1 judged image(s) are, byte for byte, among those learnt from: figures flatter" in notes
+        assert "1 image(s), byte for byte the same, have two labels" in notes
+        assert "judged on fewer than 5 samples, so balanced accuracy jumps: blue on 2" in notes
+        uri += "/"
+
+
 def test_one_damaged_image_moves_no_other_to_another_split(tmp_path: Path) -> None:
     uri = write_folder(tmp_path / "set", {"": {"red": 30, "blue": 30}})
     before = _probe(tmp_path, uri)

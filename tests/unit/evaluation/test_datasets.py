@@ -152,16 +152,74 @@ def test_a_parquet_of_image_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("file,label\na,b\n", "needs the columns path"),
-        ("path,klass\na,b\n", "needs the columns path"),
+        ("file,label\na,b\n", "lacks the column.s. path"),
+        ("path,klass\na,b\n", "lacks the column.s. label"),
         ("path,label,split\na,b,holdout\n", "row 1: split 'holdout'"),
         ("", "is not a table"),
+        ("path,label\n", "no row below its header"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
     ],
 )
 def test_a_table_that_is_not_one_says_why(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UserError, match=words):
         open_dataset(str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_paths_as_people_write_them(tmp_path: Path, mark: str) -> None:
+    write_folder(tmp_path / "own", {"": {"red": 2}})
+    write_folder(tmp_path / "other", {"": {"red": 1}})
+    paths = [
+        "./red/000.png", "red\\001.png", "../other/red/000.png", f"{tmp_path}/own/red/000.png",
+        f"file://{tmp_path}/other/red/000.png", "../other/red/9.png", "s3:/nonsense", "http://host/a.png",
+    ]  # fmt: skip
+    rows = [mark.join(("label", "path")), *(mark.join(("red", path)) for path in paths)]
+    (tmp_path / "own" / "labels.csv").write_text("\n".join(rows))
+    dataset = open_dataset(str(tmp_path / "own" / "labels.csv"))
+    own, other = tmp_path / "own" / "red", tmp_path / "other" / "red"
+    expected = [own / "000.png", own / "001.png", other / "000.png", own / "000.png", other / "000.png"]
+    images = dataset.read(range(len(paths)))
+    assert images[:5] == [path.read_bytes() for path in expected]
+    assert all(isinstance(image, MissingImage) for image in images[5:])
+    assert dataset.read([4, 0]) == [images[4], images[0]]
+
+
+def test_a_cell_without_a_value_is_no_class_and_whole_numbers_stay_whole(tmp_path: Path) -> None:
+    table = pa.table(
+        {"path": ["a", "b", "c"], "label": [1.0, float("nan"), 0.0], "split": ["train", None, "test"]}
+    )
+    pq.write_table(table, tmp_path / "set.parquet")
+    dataset = open_dataset(str(tmp_path / "set.parquet"))
+    assert [(s.label, s.split) for s in dataset.samples] == [("1", "train"), ("", ""), ("0", "test")]
+    (tmp_path / "set.csv").write_text("path,label\na,nan\nb,NA\n")
+    assert open_dataset(str(tmp_path / "set.csv")).classes == ("NA",)
+
+
+def test_hugging_faces_images_are_read(tmp_path: Path) -> None:
+    images = [{"bytes": PNG, "path": "a.png"}, {"bytes": None, "path": "b.png"}]
+    pq.write_table(pa.table({"image": images, "label": [0, 1]}), tmp_path / "set.parquet")
+    dataset = open_dataset(str(tmp_path / "set.parquet"))
+    first, second = dataset.read([0, 1])
+    assert first == PNG and isinstance(second, MissingImage)
+    assert dataset.classes == ("0", "1")
+
+
+def test_a_path_in_two_rows_is_noted(tmp_path: Path) -> None:
+    rows = "path,label,split\na.png,x,train\n./a.png,y,test\nb.png,x,train\nb.png,x,train\nc.png,y,test\n"
+    (tmp_path / "set.csv").write_text(rows)
+    (note,) = open_dataset(str(tmp_path / "set.csv")).notes
+    assert note == "2 image(s) stand in several rows, 1 with different labels or splits: a.png"
+
+
+def test_a_pointer_of_git_lfs_is_no_image(tmp_path: Path) -> None:
+    uri = write_folder(tmp_path / "set", {"": {"red": 2}})
+    (tmp_path / "set/red/000.png").write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
+    )
+    first, second = open_dataset(uri).read([0, 1])
+    assert isinstance(first, MissingImage) and "git lfs pull" in first.reason
+    assert isinstance(second, bytes)
 
 
 def test_a_missing_table_is_a_users_error(tmp_path: Path) -> None:

@@ -85,8 +85,9 @@ def test_an_empty_folder_says_what_must_be_there(name: str, tmp_path: Path) -> N
 def test_more_than_was_published_is_no_subset(tmp_path: Path) -> None:
     uri = _make("crc", tmp_path / "data")
     published = replace(IMAGES["crc"], num_images={"train": 20, "val": 18})
-    with pytest.raises(UserError, match="train has 27 images, 20 expected"):
+    with pytest.raises(UserError, match="train has 27 images, 20 expected") as caught:
         published.open(uri, allow_subset=True)
+    assert "has more than CRC" in str(caught.value) and "fetch it whole" not in caught.value.hint
 
 
 def test_bach_has_evas_split_and_no_count_to_forgive(tmp_path: Path) -> None:
@@ -131,6 +132,25 @@ def test_groups_that_are_published_stand_for_patients(tmp_path: Path) -> None:
     unitopatho = open_dataset(_make("unitopatho", tmp_path / "u"), "unitopatho", allow_subset=True)
     slides = {s.patient for s in unitopatho.samples if s.split == "val"}
     assert slides == {f"{name} CASO 3 - 2018-12-04 13.19.16" for name in unitopatho.classes}
+
+
+@pytest.mark.parametrize(("name", "path", "split", "label", "patient"), trees.PUBLISHED)
+def test_published_names_say_split_label_and_patient(
+    name: str, path: str, split: str | None, label: str, patient: str, tmp_path: Path
+) -> None:
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_bytes(b"image")
+    if name in trees.MASK_OF:
+        folder, masks, suffix = trees.MASK_OF[name]
+        mask = (tmp_path / path.replace(folder, masks, 1)).with_suffix(suffix)
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        mask.write_bytes(b"mask")
+    if split is None:
+        with pytest.raises(UserError, match="no images of"):
+            ALL[name].open(f"file://{tmp_path}", allow_subset=True)
+        return
+    (sample,) = ALL[name].open(f"file://{tmp_path}", allow_subset=True).samples
+    assert (sample.source, sample.split, sample.label, sample.patient) == (path, split, label, patient)
 
 
 @pytest.mark.parametrize(("name", "slide"), trees.UNITOPATHO_NAMES.items())

@@ -31,6 +31,15 @@ class MissingImage:
     reason: str
 
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def lfs_reason(data: bytes) -> str:
+    """Why `data` is no file but a note of Git LFS that stands for one; empty where it is a file."""
+    is_pointer = data.startswith(_LFS_POINTER)
+    return "a Git LFS pointer, not the file itself: `git lfs pull` fetches it" if is_pointer else ""
+
+
 ReadImages = Callable[[Sequence[int]], list[bytes | MissingImage]]
 
 

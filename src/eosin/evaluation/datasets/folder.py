@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from eosin.evaluation.datasets.dataset import Dataset, Digest, MissingImage, ReadImages, Sample
+from eosin.evaluation.datasets.dataset import (
+    Dataset,
+    Digest,
+    MissingImage,
+    ReadImages,
+    Sample,
+    lfs_reason,
+)
 from eosin.storage import ByteRange, NotFound, ObjectInfo, Store
 
 SPLIT_FOLDERS = {
@@ -46,9 +53,10 @@ def reader(store: Store, objects: Sequence[ObjectInfo]) -> ReadImages:
     def read(indices: Sequence[int]) -> list[bytes | MissingImage]:
         wanted = [objects[i] for i in indices]
         try:
-            return list(store.get_ranges([ByteRange(info.key, 0, info.size_bytes) for info in wanted]))
+            found = list(store.get_ranges([ByteRange(info.key, 0, info.size_bytes) for info in wanted]))
         except NotFound:
             return [_get(store, info.key) for info in wanted]
+        return [MissingImage(reason) if (reason := lfs_reason(data)) else data for data in found]
 
     return read
 

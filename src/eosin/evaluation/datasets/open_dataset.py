@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
+import posixpath
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 
 from eosin.config.presets import ImageLayout
 from eosin.errors import PermanentError, UserError
-from eosin.evaluation.datasets.dataset import SPLITS, Dataset, Digest, MissingImage, ReadImages, Sample
+from eosin.evaluation.datasets.dataset import (
+    SPLITS,
+    Dataset,
+    Digest,
+    MissingImage,
+    ReadImages,
+    Sample,
+    lfs_reason,
+)
 from eosin.evaluation.datasets.folder import open_folder, reader
 from eosin.evaluation.datasets.public.images import IMAGES
+from eosin.evaluation.datasets.public.published import parse_csv
 from eosin.records import PatchSetManifest, PatchSetShard
 from eosin.records.parquet import read_table
 from eosin.records.patchset_shard import PatchRow, decode_shard
 from eosin.storage import NotFound, ObjectInfo, Store, join_uri, open_store
+from eosin.storage.uri import split_uri
 
 MANIFEST = "manifest.json"
 
@@ -76,14 +86,18 @@ def _sample(row: PatchRow) -> Sample:
 
 
 _COLUMNS = ("label", "split", "patient", "centre", "mpp")
+_MAX_NAMED = 3
+_MAX_FOLDERS = 64
 
 
 def open_table(uri: str) -> Dataset:
-    """Rows with `path` (relative to the table) or, in Parquet, `image` (encoded bytes), and `label`.
+    """Rows with `path` or, in Parquet, `image`, and `label`.
 
-    `split` (train, val, test), `patient`, `centre` and `mpp` are optional; other columns are passed over.
-    An image that is named but not there is dropped and counted when the dataset is embedded. Raises
-    `UserError` naming the table for a missing column, an unknown split, or bytes that are no table.
+    `path` is relative to the table, a URI, or absolute where the table is a local file too; `image` holds
+    encoded bytes, alone or as Hugging Face's `{bytes, path}`. `split` (train, val, test), `patient`, `centre`
+    and `mpp` are optional; other columns are passed over. An image that is named but not there is dropped and
+    counted when the dataset is embedded. Raises `UserError` naming the table for a missing column, an unknown
+    split, no row, or bytes that are no table.
     """
     folder, _, name = uri.rpartition("/")
     store = open_store(folder or ".")
@@ -91,56 +105,59 @@ def open_table(uri: str) -> Dataset:
         data = store.get(name)
     except NotFound:
         raise UserError(f"no table at {uri}") from None
-    table = _parse(data, uri)
-    rows = table.select([c for c in ("path", *_COLUMNS) if c in table.column_names]).to_pylist()
+    rows, images = _read_rows(data, uri)
+    if not rows:
+        raise UserError(f"{uri} has no row below its header")
     samples = tuple(_sample_row(i, row, uri) for i, row in enumerate(rows))
     digest = Digest()
     for sample in samples:
         digest.add(sample.source, sample.label, sample.split, sample.patient)
         if sample.centre or sample.mpp is not None:
             digest.add(sample.centre, sample.mpp)
-    if "image" in table.column_names:
-        images = table.column("image")
-        digest.add(len(data), store.head(name).etag)
-        return Dataset(uri, digest.hex(), samples, lambda wanted: [_bytes(images[i]) for i in wanted])
-    return Dataset(uri, digest.hex(), samples, _read_paths(store, samples, digest))
+    if images is None:
+        return Dataset(uri, digest.hex(), samples, _read_paths(store, samples, digest), _repeated(samples))
+    digest.add(len(data), store.head(name).etag)
+    return Dataset(uri, digest.hex(), samples, lambda wanted: [_bytes(images[i]) for i in wanted])
 
 
-def _parse(data: bytes, uri: str) -> pa.Table:
+def _read_rows(data: bytes, uri: str) -> tuple[list[dict[str, Any]], pa.ChunkedArray | None]:
+    """The rows without their images, and the images where they lie in the table."""
+    if not uri.lower().endswith(".parquet"):
+        return [dict(row) for row in parse_csv(data, uri, ("path", "label"))], None
+    if reason := lfs_reason(data):
+        raise UserError(f"{uri} is {reason}")
     try:
-        if uri.lower().endswith(".parquet"):
-            table = read_table(data)
-        else:
-            # Labels such as 001 or NA are names, not numbers or nothing.
-            names = pa_csv.open_csv(io.BytesIO(data)).schema.names
-            options = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), null_values=[])
-            table = pa_csv.read_csv(io.BytesIO(data), convert_options=options)
+        table = read_table(data)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{uri} is not a table: {error}") from error
-    has_images = "path" in table.column_names or (
-        uri.lower().endswith(".parquet") and "image" in table.column_names
-    )
-    if not has_images or "label" not in table.column_names:
-        raise UserError(
-            f"{uri} needs the columns path (or, in Parquet, image) and label; "
-            f"it has {', '.join(table.column_names)}"
-        )
-    return table
+    names = table.column_names
+    if not {"path", "image"} & {*names} or "label" not in names:
+        raise UserError(f"{uri} needs the columns path or image, and label; it has {', '.join(names)}")
+    rows = table.select([name for name in ("path", *_COLUMNS) if name in names]).to_pylist()
+    return rows, table.column("image") if "image" in names else None
 
 
 def _sample_row(number: int, row: dict[str, Any], uri: str) -> Sample:
-    fields = {name: str(row[name]).strip() for name in _COLUMNS if row.get(name) is not None}
-    split = fields.get("split", "")
+    fields = {name: _text(row.get(name)) for name in _COLUMNS}
+    split, where = fields["split"], f"{uri}, row {number + 1}"
     if split and split not in SPLITS:
-        raise UserError(f"{uri}, row {number + 1}: split {split!r} is not one of {', '.join(SPLITS)}")
+        raise UserError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
     return Sample(
-        source=str(row.get("path") or f"row {number + 1}"),
-        label=fields.get("label", ""),
+        source=_text(row.get("path")) or f"row {number + 1}",
+        label=fields["label"],
         split=split,
-        patient=fields.get("patient", ""),
-        centre=fields.get("centre", ""),
-        mpp=_mpp(fields.get("mpp", ""), f"{uri}, row {number + 1}"),
+        patient=fields["patient"],
+        centre=fields["centre"],
+        mpp=_mpp(fields["mpp"], where),
     )
+
+
+def _text(value: Any) -> str:
+    """A cell as text: 001 and NA as they are, nothing for NaN, 3 for the 3.0 that stands beside a NaN."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = "" if value is None else str(value).strip()
+    return "" if text.lower() == "nan" else text
 
 
 def _mpp(text: str, where: str) -> float | None:
@@ -153,26 +170,77 @@ def _mpp(text: str, where: str) -> float | None:
     return mpp
 
 
-def _read_paths(store: Store, samples: tuple[Sample, ...], digest: Digest) -> ReadImages:
-    """Sizes and etags from one listing; what it lacks is read as missing."""
-    listed = {info.key: info for info in store.list()}
-    objects = []
+def _repeated(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """A note where one path stands in several rows, and whether those agree."""
+    rows: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for sample in samples:
-        info = listed.get(sample.source) or ObjectInfo(sample.source, 0, "missing", 0.0)
-        digest.add(info.etag, info.size_bytes)
-        objects.append(info)
-    present = reader(store, objects)
+        rows[posixpath.normpath(sample.source)].append((sample.label, sample.split))
+    twice = [path for path, told in rows.items() if len(told) > 1]
+    differing = [path for path in twice if len(set(rows[path])) > 1]
+    if not twice:
+        return ()
+    told = f", {len(differing)} with different labels or splits" if differing else ""
+    return (
+        f"{len(twice)} image(s) stand in several rows{told}: {', '.join((differing or twice)[:_MAX_NAMED])}",
+    )
 
-    def read(indices: Any) -> list[bytes | MissingImage]:
-        there = [i for i in indices if objects[i].etag != "missing"]
-        images = dict(zip(there, present(there), strict=True)) if there else {}
+
+def _read_paths(store: Store, samples: tuple[Sample, ...], digest: Digest) -> ReadImages:
+    """Sizes and etags from a listing of the folders that hold images; what they lack is read as missing."""
+    own, folder = split_uri(store.uri)
+    places = [_place(own, folder, sample.source) for sample in samples]
+    infos: dict[tuple[str, str], ObjectInfo] = {}
+    readers: dict[tuple[str, str], tuple[ReadImages, int]] = {}
+    for root in dict.fromkeys(root for root, _ in places if root):
+        inside, keys = open_store(root), {key for where, key in places if where == root}
+        prefix = f"{folder}/" if folder else ""
+        folders = {posixpath.dirname(key) for key in keys if root != own or not key.startswith(prefix)}
+        if len(folders) > _MAX_FOLDERS:
+            folders = {posixpath.commonpath(folders)}
+        if any(root == own and key.startswith(prefix) for key in keys):
+            folders.add(folder)
+        found = {
+            i.key: i for each in folders for i in inside.list(f"{each}/" if each else "") if i.key in keys
+        }
+        read = reader(inside, list(found.values()))
+        readers |= {(root, key): (read, place) for place, key in enumerate(found)}
+        infos |= {(root, key): info for key, info in found.items()}
+    for place in places:
+        info = infos.get(place)
+        digest.add(info.etag if info else "missing", info.size_bytes if info else 0)
+
+    def read_rows(indices: Sequence[int]) -> list[bytes | MissingImage]:
+        wanted: dict[ReadImages, list[tuple[int, int]]] = defaultdict(list)
+        for i in indices:
+            if places[i] in readers:
+                read, place = readers[places[i]]
+                wanted[read].append((i, place))
+        images: dict[int, bytes | MissingImage] = {}
+        for read, pairs in wanted.items():
+            images |= zip((i for i, _ in pairs), read([place for _, place in pairs]), strict=True)
         return [images.get(i, MissingImage("the file is missing")) for i in indices]
 
-    return read
+    return read_rows
+
+
+def _place(own: str, folder: str, path: str) -> tuple[str, str]:
+    """Root and key of a table's `path`; no root where it names a file of another machine."""
+    text = path if "://" in path else path.replace("\\", "/")
+    is_local = own == "file:///"
+    if "://" in text or (text.startswith("/") and is_local):
+        try:
+            root, key = split_uri(text)
+        except UserError:
+            return "", path
+        return (root, key) if is_local or root != "file:///" else ("", path)
+    return own, posixpath.normpath(posixpath.join("/", folder, text.lstrip("/"))).lstrip("/")
 
 
 def _bytes(value: Any) -> bytes | MissingImage:
+    """Of a cell: bytes, or Hugging Face's `{bytes, path}`."""
     data = value.as_py()
+    if isinstance(data, dict):
+        data = data.get("bytes")
     return data if isinstance(data, bytes) else MissingImage("no image in the row")
 
 

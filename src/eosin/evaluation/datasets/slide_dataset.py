@@ -12,7 +12,15 @@ import numpy as np
 
 from eosin.config.presets import SlideLayout
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import SPLITS, Dataset, Digest, MissingImage, Sample, tcga_patient
+from eosin.evaluation.datasets.dataset import (
+    SPLITS,
+    Dataset,
+    Digest,
+    MissingImage,
+    Sample,
+    lfs_reason,
+    tcga_patient,
+)
 from eosin.evaluation.datasets.public.published import Found, Listing, PublicDataset, as_dataset, parse_csv
 from eosin.storage import NotFound, open_store
 
@@ -49,7 +57,10 @@ def _read_camelyon16(listing: Listing) -> Dataset:
 
 def _reference(listing: Listing) -> dict[str, str]:
     """Label of each test slide, from a table without a header: name, Normal or Tumor, and more."""
-    text = listing.store.get(listing.one("testing/reference.csv").key).decode("utf-8-sig", "replace")
+    data = listing.store.get(listing.one("testing/reference.csv").key)
+    if reason := lfs_reason(data):
+        raise UserError(f"{listing.uri}: testing/reference.csv is {reason}")
+    text = data.decode("utf-8-sig", "replace")
     rows = [row for row in csv.reader(io.StringIO(text)) if len(row) > 1]
     return {row[0].strip().removesuffix(".tif"): row[1].strip().lower() for row in rows}
 
@@ -163,6 +174,8 @@ def _from_csv(uri: str, slides_uri: str) -> SlideDataset:
         ) from None
     rows = parse_csv(data, uri, ("slide", "label"))
     samples = [_sample(uri, number, row) for number, row in enumerate(rows, 2)]
+    if not rows:
+        raise UserError(f"{uri} has no row below its header")
     twice = [name for name, count in Counter(sample.source for sample in samples).items() if count > 1]
     if twice:
         raise UserError(f"{uri} names {twice[0]} twice", hint="one row a slide is needed")

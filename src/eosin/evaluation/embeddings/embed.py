@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import cv2
@@ -69,6 +69,18 @@ Features = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 
+class UnreadableImages(PermanentError):
+    """None of a dataset's images could be read; `dropped` are the first, with the reason of each."""
+
+    def __init__(self, uri: str, dropped: Sequence[dict[str, str]]) -> None:
+        first = dropped[0]
+        super().__init__(
+            f"none of the {len(dropped)} images of {uri} could be read; "
+            f"the first, {first['source']}: {first['reason']}"
+        )
+        self.num_dropped, self.dropped = len(dropped), tuple(dropped[:_MAX_NAMED])
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """`features` float32 [N, D]; row i belongs to sample `rows[i]` of the dataset."""
@@ -78,6 +90,8 @@ class Embeddings:
     num_dropped: int
     dropped: tuple[dict[str, str], ...]
     """The first of the images that could not be read: source and reason."""
+    hashes: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
+    """Of each row's encoded bytes, so that the same image under two names is seen; empty where not known."""
 
     def told(self) -> dict[str, Any]:
         """Fields of `Details` on what was left out, and on how images became pixels."""
@@ -133,16 +147,19 @@ def _compute(model: JudgedModel, dataset: Dataset, batch_size: int, log: RunLog,
     features: list[Features] = []
     rows: list[int] = []
     dropped: list[dict[str, str]] = []
+    hashes: list[int] = []
     total = len(dataset.samples)
 
-    def decode(data: bytes | MissingImage) -> Pixels | str:
+    def decode(data: bytes | MissingImage) -> tuple[int, Pixels] | str:
         image = _decode(data, forward.img_px)
-        return image if isinstance(image, str) or not change else CHANGES[change](image)
+        if isinstance(data, MissingImage) or isinstance(image, str):
+            return str(image)
+        return _hash(data), CHANGES[change](image) if change else image
 
     batches = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
     with ThreadPoolExecutor(_DECODE_THREADS) as pool:
 
-        def load(indices: range) -> list[Pixels | str]:
+        def load(indices: range) -> list[tuple[int, Pixels] | str]:
             return list(pool.map(decode, dataset.read(indices)))
 
         for indices, loaded in zip(batches, _one_ahead(load, batches), strict=True):
@@ -152,10 +169,15 @@ def _compute(model: JudgedModel, dataset: Dataset, batch_size: int, log: RunLog,
                 if isinstance(reason, str):
                     dropped.append({"source": dataset.samples[i].source, "reason": reason})
             if good:
-                features.append(forward(np.stack(list(good.values()))))
+                features.append(forward(np.stack([image for _, image in good.values()])))
+                hashes += [each for each, _ in good.values()]
                 rows += good
             log.progress(indices[-1] + 1, total, "images", model=model.name)
-    return _checked(model, dataset, features, rows, dropped)
+    return _checked(model, dataset, features, rows, dropped, hashes)
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
 
 
 def _one_ahead(load: Callable[[range], T], batches: Sequence[range]) -> Iterator[T]:
@@ -186,13 +208,10 @@ def _checked(
     features: list[Features],
     rows: list[int],
     dropped: list[dict[str, str]],
+    hashes: list[int],
 ) -> Embeddings:
     if not rows:
-        first = dropped[0]
-        raise PermanentError(
-            f"none of the {len(dropped)} images of {dataset.uri} could be read; "
-            f"the first, {first['source']}: {first['reason']}"
-        )
+        raise UnreadableImages(dataset.uri, dropped)
     matrix = np.concatenate(features)
     bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
     if len(bad):
@@ -201,7 +220,13 @@ def _checked(
             f"first that of {dataset.samples[rows[bad[0]]].source}",
             hint="the checkpoint diverged: look at the loss before it, and judge an earlier one",
         )
-    return Embeddings(matrix, np.asarray(rows, dtype=np.int64), len(dropped), tuple(dropped[:_MAX_NAMED]))
+    return Embeddings(
+        matrix,
+        np.asarray(rows, dtype=np.int64),
+        len(dropped),
+        tuple(dropped[:_MAX_NAMED]),
+        np.asarray(hashes, dtype=np.uint64),
+    )
 
 
 def _encode(embeddings: Embeddings) -> bytes:
@@ -210,6 +235,7 @@ def _encode(embeddings: Embeddings) -> bytes:
         {
             "features": np.ascontiguousarray(embeddings.features),
             "rows": embeddings.rows,
+            "hashes": embeddings.hashes,
             "dropped": np.frombuffer(note, dtype=np.uint8),
         }
     )
@@ -221,6 +247,8 @@ def _load(store: Store, key: str) -> Embeddings | None:
         tensors = safetensors.numpy.load(store.get(key))
         note = json.loads(tensors["dropped"].tobytes())
         dropped = tuple(note["dropped"])
-        return Embeddings(tensors["features"], tensors["rows"], note["num_dropped"], dropped)
+        return Embeddings(
+            tensors["features"], tensors["rows"], note["num_dropped"], dropped, tensors["hashes"]
+        )
     except (NotFound, SafetensorError, ValueError, KeyError):
         return None

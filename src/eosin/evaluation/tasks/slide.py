@@ -86,6 +86,7 @@ class SlideTask(Task):
             context.run_uri, config, dataset, grid, num_patches=self.num_patches, overrides=self.overrides,
             log=log,
         )  # fmt: skip
+        context.told = {"num_dropped": len(plan.dropped), "dropped": plan.dropped, "unit": "slides"}
         if config.patches.stage_dir:
             Path(config.patches.stage_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="eosin-slides-", dir=config.patches.stage_dir) as folder:

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import MissingDependency, UserError
-from eosin.evaluation.datasets.dataset import Dataset, Digest, MissingImage, Sample
+from eosin.evaluation.datasets.dataset import Dataset, Digest, MissingImage, Sample, lfs_reason
 from eosin.evaluation.datasets.public.published import Listing, PublicDataset, parse_csv
 from eosin.storage import ObjectInfo, join_uri
 from eosin.storage.range_file import RangeFile
 
 _SPLITS = {"train": "train", "valid": "val", "test": "test"}
 _CLASSES = ("no_tumor", "tumor")
+_POINTER_BYTES = 1_024
 _NAME = "camelyonpatch_level_2_split_{}_{}"
 
 
@@ -93,6 +94,8 @@ def _open_part(h5py: Any, listing: Listing, name: str) -> _Part:
 
 
 def _array(h5py: Any, listing: Listing, info: ObjectInfo, name: str) -> Any:
+    if reason := lfs_reason(listing.store.get(info.key) if info.size_bytes < _POINTER_BYTES else b""):
+        raise UserError(f"{join_uri(listing.uri, info.key)} is {reason}")
     file = RangeFile(listing.store, info.key, info.size_bytes, info.etag)
     return _field(h5py, file, join_uri(listing.uri, info.key), name)
 

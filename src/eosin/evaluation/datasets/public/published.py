@@ -6,14 +6,14 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import Dataset, Digest, Sample
+from eosin.evaluation.datasets.dataset import Dataset, Digest, Sample, lfs_reason
 from eosin.evaluation.datasets.folder import may_be_image, reader
 from eosin.storage import ObjectInfo, Store, join_uri, open_store
 
@@ -68,16 +68,27 @@ class Listing:
             )
         return found[0]
 
-    def read_table(self, path: str, columns: Iterable[str]) -> list[dict[str, str]]:
+    def read_table(self, path: str, columns: Collection[str]) -> list[dict[str, str]]:
         """Rows of the CSV at the one key that ends with `path`, which must have `columns`."""
         info = self.one(path)
         return parse_csv(self.store.get(info.key), join_uri(self.uri, info.key), columns)
 
 
-def parse_csv(data: bytes, source: str, columns: Iterable[str]) -> list[dict[str, str]]:
-    """Rows of a CSV as text. Raises `UserError` naming `source` where it is none or lacks a column."""
+def parse_csv(data: bytes, source: str, columns: Collection[str]) -> list[dict[str, str]]:
+    """Rows of a CSV as text; commas, semicolons or tabs part its columns.
+
+    Raises `UserError` naming `source` where it is none or lacks a column.
+    """
+    if not data.strip():
+        raise UserError(f"{source} is not a table: it is empty")
+    if reason := lfs_reason(data):
+        raise UserError(f"{source} is {reason}")
     try:
-        read = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        text = data.decode("utf-8-sig")
+        headers = {mark: next(csv.reader([text.partition("\n")[0]], delimiter=mark), []) for mark in ",;\t"}
+        mark = next((m for m, names in headers.items() if {*columns} <= {n.strip() for n in names}), ",")
+        read = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark)
+        read.fieldnames = [name.strip() for name in read.fieldnames or []]
         rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in read]
     except (UnicodeDecodeError, csv.Error, AttributeError) as error:
         raise UserError(f"{source} is not a CSV: {error}") from error
@@ -155,8 +166,14 @@ class PublicDataset(Generic[AnyDataset]):
         ]
         too_many = any(found[split] > expected for split, expected in self.num_images.items())
         if wrong and (not allow_subset or too_many):
+            told = "; ".join([*wrong, *self._absent(samples)])
+            if too_many:
+                raise UserError(
+                    f"{uri} has more than {self.title}: {told}",
+                    hint="name a folder with one copy of it, and nothing of another edition",
+                )
             raise UserError(
-                f"{uri} is not the whole of {self.title}: {'; '.join([*wrong, *self._absent(samples)])}",
+                f"{uri} is not the whole of {self.title}: {told}",
                 hint="fetch it whole; or set allow_subset: true for a part, whose figures stand alone",
             )
         part = f"a part of {self.title} only, not to be set beside others' figures"
