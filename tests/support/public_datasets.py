@@ -1,7 +1,7 @@
 """Miniature trees of public datasets, laid out as they are published.
 
-Names are those of kaiko-ai/eva 0.4.5, tests/eva/assets/vision/datasets, the trees that eva's own readers are tested
-on; `PUBLISHED` has some of them as they stand there. MoNuSeg, which eva does not read, follows the folders of its
+Names are those of kaiko-ai/eva 0.4.5, tests/eva/assets/vision/datasets, the trees that eva tests its own readers
+on; `PUBLISHED` has some as they stand there. MoNuSeg, which eva does not read, follows the folders of its
 challenge's two archives; PatchCamelyon's `_meta.csv` those of basveeling/pcam.
 """
 
