@@ -10,7 +10,7 @@ TEST_WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-gpu test-cluster kind-verify test-newest lint docs format compile images publish lock clean
+.PHONY: help demo test test-long test-gpu test-cluster kind-verify test-newest lint docs format compile wheel images publish lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -75,6 +75,12 @@ compile: environment-test ## Compile the pipelines and generate the reference do
 	@$(BIN)/python -m eosin_pipelines.scaling_study
 	@$(BIN)/python helm/generate.py
 	@$(BIN)/python docs/generate.py
+
+# What an earlier build left in build/ would come along, removed modules too.
+wheel: environment-demo ## A wheel of eosin for this machine and Python: dist/eosin-*.whl
+	@rm -rf build/lib* build/bdist* build/temp* dist/eosin-*.whl
+	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir dist .
+	@ls dist/eosin-*.whl
 
 images: ## Build the three images: make images [BASE=debian] [BUILDER=docker|podman|buildah]
 	@BASE="$(BASE)" images/publish.sh

@@ -2,11 +2,11 @@
 the one compiled module. That is optional: where a C compiler or libjpeg-turbo's headers are absent, eosin is
 installed without it and decodes JPEG tiles whole."""
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, find_namespace_packages, setup
 
 JPEG_PART = Extension(
     "eosin.slides._jpeg_part", ["src/eosin/slides/_jpeg_part.c"], libraries=["jpeg"], optional=True
 )
 AT_THE_TOP = ["eosin_components", "eosin_pipelines", "eosin_recipes"]
 
-setup(packages=[*find_packages("src"), *AT_THE_TOP], ext_modules=[JPEG_PART])
+setup(packages=[*find_namespace_packages("src"), *AT_THE_TOP], ext_modules=[JPEG_PART])

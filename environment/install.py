@@ -178,8 +178,10 @@ class Environment:
         if not self.pip("install", "--no-deps", "--only-binary=:all:", *more, *wanted, check=False):
             print(
                 f"No build of torch {torch} without CUDA is in reach: {CPU_INDEX_URL} does not answer,\n"
-                "and neither pip's index nor its find-links has one. The build with CUDA is taken: it works\n"
-                "without a GPU and needs 5 GB of disk. To spare them: the wheel to find-links, `make clean`.",
+                "and neither pip's index nor its find-links has one. PyPI has for Linux only that with\n"
+                "CUDA, which works without a GPU too: 3 GB to download, 5 GB on disk. To spare them, stop\n"
+                "here and name a mirror of that index, EOSIN_TORCH_CPU_INDEX=https://…, or put wheels of\n"
+                f"torch {torch}+cpu and torchvision {torchvision} where pip's find-links looks.",
                 flush=True,
             )
             self._install_locked("torch.txt", "torch with CUDA")
@@ -290,11 +292,14 @@ def fetch_pip(folder: Path) -> Path:
 
 
 def _download(url: str) -> bytes:
-    certificates = os.environ.get("PIP_CERT") or _pip_setting("cert")
-    context = ssl.create_default_context(cafile=certificates or None)
-    with urllib.request.urlopen(url, timeout=60, context=context) as answer:
+    with urllib.request.urlopen(url, timeout=60, context=_trusted()) as answer:
         content: bytes = answer.read()
     return content
+
+
+def _trusted() -> ssl.SSLContext:
+    """The authorities that pip trusts here."""
+    return ssl.create_default_context(cafile=_pip_setting("cert") or None)
 
 
 def _pip_setting(key: str) -> str:
@@ -314,7 +319,8 @@ def _pip_setting(key: str) -> str:
 def _is_reachable(url: str) -> bool:
     """Whether a server answers within seconds; pip would try for minutes."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/torch/", timeout=REACH_TIMEOUT_S):
+        page = f"{url.rstrip('/')}/torch/"
+        with urllib.request.urlopen(page, timeout=REACH_TIMEOUT_S, context=_trusted()):
             return True
     except (OSError, ValueError):
         return False

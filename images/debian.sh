@@ -20,12 +20,14 @@ KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 LINES="deb [signed-by=$KEYRING] $MIRROR $SUITE main
 deb [signed-by=$KEYRING] $MIRROR $SUITE-updates main
 deb [signed-by=$KEYRING] $(echo "$MIRROR" | sed 's|debian$|debian-security|') $SUITE-security main"
-# Dates of files come from the last commit, not from today: the same packages give the same layer.
-SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 1700000000)}"
+# No file is dated later than this: the same packages give the same layer, which the images' layers stand on.
+SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-1700000000}"
 export SOURCE_DATE_EPOCH
-echo "$LINES" | mmdebstrap --quiet --format=tar --variant=minbase --include=python3,ca-certificates \
+# A system that is merged from the start needs no usrmerge, which would bring Perl whole, 50 MB.
+echo "$LINES" | mmdebstrap --quiet --format=tar --variant=minbase --include=python3,ca-certificates,usr-is-merged \
+  --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
   --aptopt='Apt::Install-Recommends "false"' \
-  --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+  --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
   --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
   --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/lintian/*' \
   --customize-hook='rm -rf "$1"/usr/lib/python3/dist-packages/__pycache__ "$1"/var/cache/apt/*.bin' \

@@ -87,7 +87,8 @@ class Builder:
         container = answer_of("buildah", "from", "scratch")
         run("buildah", "add", "--quiet", container, str(archive), "/")
         run("buildah", "config", "--env=PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", container)
-        run("buildah", "commit", "--quiet", "--format=docker", "--rm", container, name)
+        # Of one date, so that the same root is the same image and what stands on it is not built again.
+        run("buildah", "commit", "--quiet", "--format=docker", "--timestamp=0", "--rm", container, name)
 
     def layers(self, name: str) -> dict[str, int]:
         """Each layer of an image by its digest, with its bytes on a node's disk."""

@@ -15,12 +15,22 @@ _KEPT = ("torch/testing", "numpy/_core/tests", "torch/distributed/elastic/rendez
 _REMOVED = (
     "cv2/data",  # cascades of face detection
     "cv2/typing/__pycache__",
+    "onnxruntime/capi/libonnxruntime.so*",  # a second copy, for programs in C
+    "onnxruntime/datasets",
+    "onnxruntime/quantization",
+    "onnxruntime/tools",
+    "onnxruntime/transformers",
     "nvidia/*/include",  # for compiling against CUDA, which nothing here does: Triton has its own header
     "nvidia/cu13/lib/*.a",
     "nvidia/**/*.a",
     "pyarrow/include",
-    "pyarrow/libarrow_flight*",  # a server of its own
+    "pyarrow/libarrow*_flight*",  # a server of its own
     "pyarrow/_flight*",
+    "pyarrow/libarrow_s3*",  # eosin.storage reads and writes buckets, Arrow only what lies in memory
+    "pyarrow/_s3fs*",
+    "pyarrow/libarrow_python*.so",  # three copies each, as a wheel has no links; *.so.N is what is linked to
+    "pyarrow/libarrow_python*.so.*.*",
+    "pyarrow/_pyarrow_cpp_tests*",
     "pyarrow/src",
     "numpy/_core/include",
     "numpy/_core/lib/*.a",
@@ -28,6 +38,8 @@ _REMOVED = (
     "torch/share",
     "torch/bin/*test*",
 )
+# Of the 400 services that the AWS client describes, an object store and the ways to its credentials.
+_ALL_BUT = {"botocore/data": ("s3", "sts", "sso", "sso-oidc", "signin")}
 
 
 def main(arguments: list[str]) -> int:
@@ -47,6 +59,10 @@ def trim(packages: Path) -> None:
     for pattern in _REMOVED:
         for path in packages.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for name, kept in _ALL_BUT.items():
+        for path in (packages / name).glob("*/"):
+            if path.name not in kept:
+                shutil.rmtree(path)
     for folder in [path for path in packages.rglob("*") if path.name in _TEST_FOLDERS and path.is_dir()]:
         within = folder.relative_to(packages).as_posix()
         if folder.exists() and not within.startswith(_KEPT):
