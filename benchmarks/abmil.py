@@ -21,7 +21,7 @@ from evaluation import eva_fit, summary, timed
 
 from eosin.config.heads import AbmilConfig
 from eosin.evaluation.heads.abmil import SlideBags, SlidePart, train_abmil
-from eosin.models.torchvision_ops import define_missing_ops
+from eosin.models.arch import define_missing_ops
 
 NUM_CLASSES, DIM = 3, 64
 NUM_TRAIN, NUM_VAL = 240, 120

@@ -25,7 +25,7 @@ import torch
 
 from eosin.config.heads import AbmilConfig, ProbeConfig
 from eosin.evaluation.heads.linear import Part, train_probes
-from eosin.models.torchvision_ops import define_missing_ops
+from eosin.models.arch import define_missing_ops
 
 
 def main() -> None:

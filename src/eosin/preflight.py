@@ -53,7 +53,7 @@ def check_models(config: RunConfig) -> None:
     """
     with_torch = find_spec("torch") is not None and find_spec("timm") is not None
     if with_torch:
-        from eosin.models.init_check import check_init
+        from eosin.models.init import check_init
 
         check_init(config)
     for name in config.evaluate.baselines:
@@ -105,7 +105,7 @@ def _check_baseline(name: str, *, with_torch: bool) -> None:
         if uri:
             _require_object(uri, f"baseline {name}: no weights at {uri}")
         elif with_torch:
-            from eosin.models.init_check import require_timm_weights
+            from eosin.models.init import require_timm_weights
 
             require_timm_weights(arch)
         return

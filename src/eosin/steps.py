@@ -42,7 +42,7 @@ from eosin.storage import join_uri, open_store
 
 if TYPE_CHECKING:
     from eosin.evaluation.embed_index import EmbedRequest
-    from eosin.records.features import FeaturesManifest
+    from eosin.records.index import FeaturesManifest
     from eosin.registry.promote import Promotion
     from eosin.registry.retrain import Gate
     from eosin.summary.study_report import StudyResult

@@ -84,7 +84,7 @@ def test_every_install_is_locked_or_our_own() -> None:
 
 
 def test_what_trains_can_compile() -> None:
-    """`train.compile` is refused where there is no C++ compiler (eosin.models.compiling)."""
+    """`train.compile` is refused where there is no C++ compiler (eosin.models.device)."""
     assert re.search(r"apt-get install --yes --no-install-recommends [^&]*\bg\+\+", stages()["train"][1])
 
 

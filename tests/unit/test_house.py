@@ -71,3 +71,13 @@ def test_every_excuse_from_the_type_checker_names_its_kind() -> None:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         if excuse.search(line)
     ]
+
+
+def test_every_excuse_in_the_package_says_why() -> None:
+    bare = re.compile(r"# type: ignore\[[^]]*\](?!  # \w)")
+    assert not [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in SOURCE.rglob("*.py")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if bare.search(line)
+    ]

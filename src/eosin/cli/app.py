@@ -99,7 +99,7 @@ def _show_interrupted(as_json: bool) -> int:
 def _show_misuse(error: Exception, *, as_json: bool) -> int:
     """What click has to say of a command line that it cannot take, or the help where there was none."""
     if as_json:
-        message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        message = " ".join(error.format_message().split())  # type: ignore[attr-defined]  # of click, which typer may bring under another name
         return show_failure(message, "`--help` after the verb shows what it takes", EXIT_USER, as_json=True)
-    error.show()  # type: ignore[attr-defined]
+    error.show()  # type: ignore[attr-defined]  # of click, which typer may bring under another name
     return EXIT_USER

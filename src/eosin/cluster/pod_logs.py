@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from eosin.cluster.api import Cluster, Interrupted, Manifest, Missing
 from eosin.errors import EosinError
@@ -143,9 +144,9 @@ class PodLogMirror:
                 print(line.partition(" ")[2], file=sys.stderr, flush=True)
         self._quietly(log.flush)
 
-    def _quietly(self, function: object, *args: object) -> object:
+    def _quietly(self, function: Callable[..., object], *args: object) -> object:
         try:
-            return function(*args)  # type: ignore[operator]
+            return function(*args)
         except Exception as error:
             print(f"pod logs: a part could not be stored: {error}", file=sys.stderr)
             return True

@@ -131,7 +131,7 @@ class LocalS3:
         for page in boto.get_paginator("list_objects_v2").paginate(Bucket=bucket):
             keys = [{"Key": item["Key"]} for item in page.get("Contents", [])]
             if keys:
-                boto.delete_objects(Bucket=bucket, Delete={"Objects": keys})  # type: ignore[typeddict-item]
+                boto.delete_objects(Bucket=bucket, Delete={"Objects": keys})  # type: ignore[typeddict-item]  # a key alone will do
         boto.delete_bucket(Bucket=bucket)
 
     def _try_start(self, program: str, lock: int, *, last: bool) -> bool:

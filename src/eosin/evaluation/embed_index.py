@@ -32,7 +32,7 @@ from eosin.patches.geometry import extent_px
 from eosin.patches.sampling.grid import GridPlan, plan_grid
 from eosin.patches.stream import GuardedReader, open_reader
 from eosin.records import load_record, publish_once
-from eosin.records.features import FeaturesManifest, FeaturesSpec, SlideLeftOut
+from eosin.records.index import FeaturesManifest, FeaturesSpec, SlideLeftOut
 from eosin.storage import Store, open_store
 
 Coords = npt.NDArray[np.int64]

@@ -9,8 +9,7 @@ from eosin.index.listing import Unit, claims_dicom
 from eosin.index.plan import ScanPlan
 from eosin.index.previous import PreviousRows
 from eosin.layout import IndexLayout
-from eosin.records.base import Record
-from eosin.records.bucket import load_record, publish_once
+from eosin.records.base import Record, load_record, publish_once
 from eosin.slides.dicom import read_series_uid
 from eosin.slides.errors import SlideError
 from eosin.slides.header import begins_as_slide, is_dicom, open_range

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +13,6 @@ from torch import nn
 
 from eosin.config.model import ModelConfig
 from eosin.errors import MissingDependency, UserError
-from eosin.models.torchvision_ops import define_missing_ops
 
 
 def import_timm() -> Any:
@@ -41,7 +43,7 @@ def resolved_arch_args(config: ModelConfig, global_px: int) -> dict[str, Any]:
 
 def create_vit(
     arch: str, arch_args: dict[str, Any], *, meta: bool = False, block_fn: type[nn.Module] | None = None
-) -> nn.Module:
+) -> Any:
     """A timm VisionTransformer without a classifier, its weights as torch's global generator draws them.
 
     `meta`: shapes only, no memory; `block_fn`: in place of timm's `Block`, of which it is one. Raises
@@ -63,13 +65,14 @@ def create_vit(
             hint = f"it is of {family}, not a plain VisionTransformer"
         raise UserError(f"timm cannot build {arch} with {arch_args}: {_reason(error)}", hint=hint) from error
     _require_plain_vit(arch, vit)
-    return vit  # type: ignore[no-any-return]
+    return vit
 
 
 def _named_types(arch_args: dict[str, Any]) -> dict[str, Any]:
     """Arguments of timm that are classes, which a configuration can only name: `mlp_layer: SwiGLUPacked`.
 
-    Names are those of `timm.layers` or `torch.nn`. Raises `UserError` for one that is in neither.
+    Names are those of `timm.layers` or `torch.nn`; what timm itself finds by a short name stays one. Raises
+    `UserError` for one that is in none of them.
     """
     from timm import layers
 
@@ -77,21 +80,34 @@ def _named_types(arch_args: dict[str, Any]) -> dict[str, Any]:
     for key, value in arch_args.items():
         if key.endswith("_layer") and isinstance(value, str):
             kind = getattr(layers, value, None) or getattr(nn, value, None)
-            if kind is None and value.islower():
-                continue  # timm's own short names, such as attn_layer: diff
-            if not callable(kind):
+            if isinstance(kind, type | functools.partial):
+                found[key] = kind
+            elif value and not _is_short_name(key, value):
                 near = difflib.get_close_matches(value, dir(layers), n=3)
                 raise UserError(
                     f"model.arch_args.{key}: timm.layers has no {value!r}",
                     hint=f"did you mean {', '.join(near)}?" if near else "such as SwiGLUPacked or SiLU",
                 )
-            found[key] = kind
     return found
 
 
-def patch_size_of(vit: nn.Module) -> int:
+def _is_short_name(key: str, value: str) -> bool:
+    """Whether timm's own registry for the argument `key` has `value`, such as `attn_layer: diff`."""
+    from timm.layers import get_act_layer, get_norm_layer
+    from timm.models.vision_transformer import ATTN_LAYERS
+
+    if key == "attn_layer":
+        return value in ATTN_LAYERS
+    registry = {"act_layer": get_act_layer, "norm_layer": get_norm_layer, "embed_norm_layer": get_norm_layer}
+    try:
+        return key in registry and registry[key](value) is not None
+    except KeyError:
+        return False
+
+
+def patch_size_of(vit: Any) -> int:
     """Side of the square patch a token stands for, px."""
-    return int(vit.patch_embed.patch_size[0])  # type: ignore[union-attr,index]
+    return int(vit.patch_embed.patch_size[0])
 
 
 def require_multiple(side_px: int, patch_size: int, name: str) -> None:
@@ -134,7 +150,7 @@ def _reason(error: Exception) -> str:
     return text.split("__init__() ")[-1].splitlines()[0]
 
 
-def _require_plain_vit(arch: str, vit: nn.Module) -> None:
+def _require_plain_vit(arch: str, vit: Any) -> None:
     from timm.layers import DropPath
     from timm.models.vision_transformer import Attention, Block, VisionTransformer
 
@@ -157,3 +173,41 @@ def _require_plain_vit(arch: str, vit: nn.Module) -> None:
         problem = "was asked for a fixed image size, and crops have two sizes"
     if problem:
         raise UserError(f"{arch} {problem}", hint="take a plain one, such as vit_small_patch16_224")
+
+
+_NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_libraries: list[torch.library.Library] = []
+
+
+@functools.cache
+def define_missing_ops() -> bool:
+    """Define the schemas of `torchvision::nms` and `qnms` where torchvision's own are missing.
+
+    torchvision's wheel from PyPI is a CUDA build. Beside a CPU build of torch its C++ library does not load,
+    and `import torchvision`, which timm does, then fails while it registers fake kernels for operators that
+    were never defined. eosin calls none of them, so defining their schemas is enough.
+
+    Call it before `import timm`. Returns whether anything had to be defined; torchvision's own
+    operators are left alone where its library loads.
+    """
+    if importlib.util.find_spec("torchvision") is None or _own_ops_load():
+        return False
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}{_NMS}")
+    _libraries.append(library)  # an operator lives as long as its Library object
+    return True
+
+
+def _own_ops_load() -> bool:
+    if hasattr(torch.ops.torchvision, "nms"):
+        return True
+    spec = importlib.util.find_spec("torchvision")
+    folders = spec.submodule_search_locations or [] if spec else []
+    binaries = [path for folder in folders for path in Path(folder).glob("_C*.so")]
+    for binary in binaries:
+        try:
+            torch.ops.load_library(str(binary))
+        except OSError:
+            continue
+    return hasattr(torch.ops.torchvision, "nms")

@@ -1,19 +1,120 @@
-"""A timm ViT that can mask tokens and take any crop size, its own weights untouched."""
+"""A timm ViT over crops of several sizes at once, which can mask tokens; its own weights untouched."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from eosin.config.model import ModelConfig
-from eosin.models.arch import create_vit, patch_size_of, resolved_arch_args
-from eosin.models.block import PackedBlock, run_packed
-from eosin.models.compiling import compiled
-from eosin.models.drop_path import KEEP_ALL, DropPath, Layout, pack_drops
+from eosin.models.arch import create_vit, import_timm, patch_size_of, resolved_arch_args
+from eosin.models.device import compiled
+from eosin.models.drop_path import KEEP_ALL, KEEP_BRANCH, BranchDrop, DropPath, Layout, pack_drops
+
+import_timm()  # first, since timm may need torchvision's operators defined
+
+from timm.models.vision_transformer import Block  # noqa: E402
+
+
+def run_packed(
+    block: Any,
+    x: Tensor,
+    layout: Layout,
+    attention_drop: BranchDrop,
+    mlp_drop: BranchDrop,
+    wanted: Layout | None = None,
+) -> Tensor:
+    """One block over packed tokens [all tokens, dim]; a function of the block, so that all share its code.
+
+    `wanted`: the layout of what comes out, the first tokens of each crop (None: all); `mlp_drop` fits it.
+    """
+
+    def attention(y: Tensor, kept: Layout) -> Tensor:
+        branch: Tensor = block.ls1(packed_attention(block.attn, block.norm1(y), kept))
+        return branch
+
+    def mlp(y: Tensor, kept: Layout) -> Tensor:
+        branch: Tensor = block.ls2(block.mlp(block.norm2(y)))
+        return branch
+
+    x = _residual(x, attention_drop, layout, attention)
+    if wanted is not None:
+        x = _first_tokens(x, layout, wanted)
+    return _residual(x, mlp_drop, layout, mlp)
+
+
+def packed_attention(attention: Any, x: Tensor, layout: Layout) -> Tensor:
+    """timm's `Attention` over `x` [all tokens, dim]: tokens see those of their own crop only."""
+    gate = attention.gate(x).sigmoid() if getattr(attention, "gate", None) is not None else None
+    sizes = [num * tokens for num, tokens in layout]
+    parts = [
+        _attend(attention, qkv.view(num, tokens, 3, attention.num_heads, -1))
+        for qkv, (num, tokens) in zip(attention.qkv(x).split(sizes), layout, strict=True)
+    ]
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    y = attention.norm(y) if hasattr(attention, "norm") else y
+    projected: Tensor = attention.proj(y if gate is None else y * gate)
+    return projected
+
+
+def _attend(attention: Any, qkv: Tensor) -> Tensor:
+    """[n · tokens, heads · head_dim] of queries, keys and values [n, tokens, 3, heads, head_dim]."""
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    query, key = attention.q_norm(query), attention.k_norm(key)
+    y = F.scaled_dot_product_attention(query, key, value)
+    return y.transpose(1, 2).reshape(-1, qkv.shape[3] * qkv.shape[4])
+
+
+def _first_tokens(x: Tensor, layout: Layout, wanted: Layout) -> Tensor:
+    """Of packed tokens, the first of each crop that `wanted` has."""
+    parts = torch.split(x, [num * tokens for num, tokens in layout])
+    kept = [
+        part if size == fewer else part.view(*size, -1)[:, : fewer[1]].flatten(0, 1)
+        for part, size, fewer in zip(parts, layout, wanted, strict=True)
+    ]
+    return torch.cat(kept)
+
+
+def _residual(
+    x: Tensor, drop: BranchDrop, layout: Layout, branch: Callable[[Tensor, Layout], Tensor]
+) -> Tensor:
+    """x + branch(x), with the branch dropped for some crops."""
+    if drop.tokens is not None:
+        assert drop.scale is not None and drop.layout is not None
+        y = branch(x.index_select(0, drop.tokens), drop.layout) * drop.scale
+        return x.index_add(0, drop.tokens, y.to(x.dtype))
+    y = branch(x, layout)
+    return x + y if drop.scale is None else x + y * drop.scale.to(y.dtype)
+
+
+class PackedBlock(Block):  # type: ignore[misc]  # timm has no types
+    """A timm block, parameters and names unchanged, that also takes a packed sequence.
+
+    Without `layout` it is timm's own forward over [n, tokens, dim]. With it, `x` is [all tokens, dim]:
+    the tokens of every crop of every size one after another, so that each linear layer and norm is one
+    call; attention is one dense call a size. `run` is `run_packed` or a compiled version of it: what
+    hooks do around a block (gathering its shards) stays outside.
+    """
+
+    run: Callable[..., Tensor] = staticmethod(run_packed)
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout | None = None,
+        attention_drop: BranchDrop = KEEP_BRANCH,
+        mlp_drop: BranchDrop = KEEP_BRANCH,
+        wanted: Layout | None = None,
+    ) -> Tensor:
+        """Tokens of the same layout, or of `wanted`."""
+        if layout is None:
+            plain: Tensor = super().forward(x)
+            return plain
+        return self.run(self, x, layout, attention_drop, mlp_drop, wanted)
 
 
 class CropGroup(NamedTuple):
@@ -106,13 +207,14 @@ class Backbone(nn.Module):
         if crops.masks is not None:
             grid = crops.masks.view(*x.shape[:3], 1)
             x = torch.where(grid, self.mask_token.to(x.dtype).view(1, 1, 1, -1), x)
-        return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(x)))  # type: ignore[no-any-return]
+        tokens: Tensor = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(x)))
+        return tokens
 
-    def _block(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+    def _block(self, block: nn.Module, x: Tensor, *args: Any) -> Any:
         if self.checkpoint_activations and torch.is_grad_enabled():
             # Nothing in a block is drawn at random: what is dropped comes from outside.
-            return checkpoint(block, x, *args, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
-        return block(x, *args)  # type: ignore[no-any-return]
+            return checkpoint(block, x, *args, use_reentrant=False, preserve_rng_state=False)
+        return block(x, *args)
 
 
 def build_backbone(config: ModelConfig, global_px: int, *, meta: bool = False) -> Backbone:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eosin.models.transfer import to_device
+from eosin.models.device import to_device
 
 # Above this rate the reference computes a branch only for the samples that keep it.
 _SUBSET_ABOVE = 0.1

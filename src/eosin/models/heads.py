@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eosin.config.model import HeadConfig
-from eosin.models.compiling import compiled
+from eosin.models.device import compiled
 
 
 def weight_normed(gain: Tensor, direction: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from eosin.config import RunConfig
 from eosin.config.train import TrainConfig
 from eosin.models.backbone import Backbone, build_backbone
-from eosin.models.compiling import require_compiler
+from eosin.models.device import require_compiler
 from eosin.models.heads import ProjectionHead
 from eosin.models.init import InitReport, initialize
 

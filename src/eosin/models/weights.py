@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor, nn
+from torch import Tensor
 
 from eosin.errors import TransientError, UserError
 from eosin.models.arch import import_timm
@@ -89,7 +89,7 @@ def _tensors_in(found: Any) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def create_pretrained(name: str, what: str, **options: Any) -> nn.Module:
+def create_pretrained(name: str, what: str, **options: Any) -> Any:
     """timm's model `name` (or `hf-hub:OWNER/NAME`) with its published weights, without a classifier.
 
     Looks first whether the weights can be had, so that a machine without internet hears so at once and not
@@ -99,7 +99,7 @@ def create_pretrained(name: str, what: str, **options: Any) -> nn.Module:
     timm = import_timm()
     _require_reachable(name, what)
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0, **options)  # type: ignore[no-any-return]
+        return timm.create_model(name, pretrained=True, num_classes=0, **options)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{what} {name}: {error}") from error
     except TypeError:  # an option that this kind of network does not know

@@ -1,4 +1,4 @@
-"""Records of a run: snapshot, training, teachers, base of a retraining, quarantined patches, study."""
+"""Records of a run and its place in Kubeflow: pins, training, lease, teachers, failures, study."""
 
 from __future__ import annotations
 
@@ -139,3 +139,50 @@ class Study(Record):
     """In the order of their values."""
     heldout: str
     """URI of the patch set on which all of them are judged without labels."""
+
+
+class LeaseRecord(Record):
+    """`lease.json` of a run: the world that started last."""
+
+    token: str
+    """Random; whoever wrote it last may publish."""
+    holder: str
+    """Host and process of its rank 0."""
+    taken_at: str
+    """ISO 8601, UTC."""
+
+
+class KubeflowRun(Record):
+    """Published where the run is submitted, and by its first steps; the newest submission replaces it."""
+
+    namespace: str
+    """Of its Workflow and pods; empty: not known where it was submitted."""
+    run_id: str = ""
+    """By which Kubeflow Pipelines knows it."""
+    workflow: str = ""
+    """Name of its Workflow, once it has one."""
+    pipeline: str = ""
+    """Name of the pipeline: pretrain, retrain, …"""
+    host: str = ""
+    """Address of the API it was submitted to."""
+
+
+class StepFailure(Record):
+    """Published when a step ends with an error; deleted when the same step succeeds."""
+
+    step: str
+    """Such as train, index-shard-00003 or evaluate-step-00000100-camelyon."""
+    message: str
+    """What is wrong."""
+    hint: str = ""
+    """What to do about it."""
+    kind: str = ""
+    """UserError, TransientError, PermanentError, or the name of what was not expected."""
+    exit_code: int
+    """0 where the step's process ended without a word."""
+    time: str
+    """RFC 3339, UTC."""
+    attempt: int = 1
+    """Counts the failures of this step in this run."""
+    pod: str = ""
+    """Name of the pod; empty outside a cluster."""

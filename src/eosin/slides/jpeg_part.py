@@ -19,7 +19,7 @@ from eosin.slides.model import Level
 try:
     from eosin.slides import _jpeg_part
 except ImportError:
-    _jpeg_part = None  # type: ignore[assignment]
+    _jpeg_part = None  # type: ignore[assignment]  # where it was not built
 
 
 def decodes_parts() -> bool:

@@ -138,7 +138,7 @@ class S3Store:
     def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), _DELETE_BATCH):
             batch = list(keys[start : start + _DELETE_BATCH])
-            self._call("delete", batch[0], lambda batch=batch: self._delete(batch))  # type: ignore[misc]
+            self._call("delete", batch[0], lambda batch=batch: self._delete(batch))  # type: ignore[misc]  # mypy does not infer a lambda with a default
 
     def remove_unfinished(self, *, older_than_s: float) -> Sequence[str]:
         """Abort multipart uploads that killed processes have left behind; returns their keys."""
@@ -178,7 +178,7 @@ class S3Store:
     def _pages(self, prefix: str, **options: str) -> Iterator[Any]:
         token = options
         while True:
-            page = self._call("list", prefix, lambda token=token: self._page(prefix, token))  # type: ignore[misc]
+            page = self._call("list", prefix, lambda token=token: self._page(prefix, token))  # type: ignore[misc]  # mypy does not infer a lambda with a default
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -188,7 +188,7 @@ class S3Store:
         return self._clients.boto.list_objects_v2(
             Bucket=self.bucket,
             Prefix=self.prefix + prefix,
-            **token,  # type: ignore[arg-type]
+            **token,  # type: ignore[arg-type]  # boto3 types each option of its own
         )
 
     def _items(self, page: Any) -> Iterator[ObjectInfo]:

@@ -46,7 +46,7 @@ class VariantRun:
     @property
     def newest(self) -> int | None:
         """The step of the newest teacher that was judged."""
-        return max((r.step for r in self.records if _is_teacher(r)), default=None)  # type: ignore[type-var]
+        return max((r.step for r in self.records if _is_teacher(r)), default=None)  # type: ignore[type-var]  # a teacher has a step
 
     def value(self, task: str, metric: str, step: int | None = None) -> MetricValue | None:
         """Of the teacher of `step`, or of the newest."""

@@ -12,8 +12,8 @@ import torch
 from eosin.config import RunConfig
 from eosin.errors import PermanentError
 from eosin.layout import model_name
+from eosin.models.device import to_device
 from eosin.models.network import build_network
-from eosin.models.transfer import to_device
 from eosin.observability import RunLog
 from eosin.patches.augment import MultiCrop
 from eosin.patches.request import PatchBatch, PatchRequest, PatchSource
@@ -22,8 +22,7 @@ from eosin.training.checkpoints.checkpoint import take_newest
 from eosin.training.checkpoints.memory import Memory
 from eosin.training.checkpoints.publisher import Publisher
 from eosin.training.checkpoints.state import Parts, copy_state, hand_out, set_step, take_share, teacher_copy
-from eosin.training.elastic.heartbeat import Heartbeat
-from eosin.training.elastic.planned import SnapshotAnswers
+from eosin.training.elastic.signs import Heartbeat, SnapshotAnswers
 from eosin.training.engine.load_balance import LoadBalancer
 from eosin.training.engine.microbatch import Microbatch, MicrobatchMaker, batch_indices
 from eosin.training.engine.step import Launched, Learner, NonFinite, StepResult

@@ -19,9 +19,9 @@ from eosin.layout import RunLayout, step_of
 from eosin.observability import RunLog
 from eosin.storage import Store
 from eosin.training.checkpoints.checkpoint import complete_steps
+from eosin.training.checkpoints.lease import known_secret, run_secret
 from eosin.training.checkpoints.memory import Memory, Push, is_possible
 from eosin.training.checkpoints.neighbour import Address, Receiver, neighbour_of, own_host, send
-from eosin.training.checkpoints.secret import known_secret, run_secret
 from eosin.training.checkpoints.shm import Piece, ShmFolder, shm_root, unflatten
 from eosin.training.checkpoints.state import Parts, flat_parts
 from eosin.training.engine.parallel import local
@@ -183,9 +183,10 @@ def _take(
     try:
         return trainer.take_over(choice.step, choice.loss, choice.holders, pieces)
     except PermanentError as error:
-        for piece in folder.pieces() if folder is not None else []:
-            if (piece.step, piece.world) == (choice.step, choice.world):
-                folder.discard(piece)  # type: ignore[union-attr]
+        if folder is not None:
+            for piece in folder.pieces():
+                if (piece.step, piece.world) == (choice.step, choice.world):
+                    folder.discard(piece)
         raise TransientError(error.message, hint="it is discarded; the next start takes another") from error
 
 

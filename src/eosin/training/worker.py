@@ -34,8 +34,7 @@ from eosin.records import IndexPin, TrainingDone
 from eosin.runs import load_pin, load_run, load_training_done
 from eosin.storage import Store, open_store
 from eosin.training.checkpoints.lease import Lease
-from eosin.training.checkpoints.publisher import Publisher
-from eosin.training.checkpoints.reexport import export_missing
+from eosin.training.checkpoints.publisher import Publisher, export_missing
 from eosin.training.elastic.failures import FAILURES_DIR, report_failure, report_start
 from eosin.training.engine.load_balance import granularity_advice
 from eosin.training.loop import ReachedStep, SlideName, Trainer, planned_models

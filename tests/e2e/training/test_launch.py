@@ -173,7 +173,7 @@ def test_killed_three_times_it_ends_with_the_bits_of_the_undisturbed_run(
     kinds = ["kill a worker", "tell the workers to go", "kill the launcher"]
     campaign(kinds, 60, run_uri, tmp_path, launched)
     # A run that has ended is left alone: no process, no step.
-    monkeypatch.setattr("eosin.training.elastic.launch._run_agents", lambda *_: pytest.fail("started again"))
+    monkeypatch.setattr("eosin.training.train._run_agents", lambda *_: pytest.fail("started again"))
     assert train(run_uri, log=RunLog("test")).num_steps == 60
 
 
@@ -243,7 +243,7 @@ def test_a_users_error_in_a_worker_ends_training_at_once_with_its_line(run_uri: 
 def test_what_cannot_be_trained_is_refused_before_a_process_starts(
     run_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eosin.training.elastic.launch._run_agents", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr("eosin.training.train._run_agents", lambda *_: pytest.fail("started"))
     begin(run_uri, tiny_config(elastic={"workers_per_node": 9}))
     with pytest.raises(UserError, match=r"9 workers \(1 nodes × 9\) for 8 microbatches: 1 would"):
         train(run_uri, log=RunLog("test"), worker=WORKER)
@@ -259,5 +259,5 @@ def test_an_agent_that_fails_after_the_end_does_not_fail_the_training(
         open_store(run_uri).put(RunLayout.TRAINING_DONE, done.to_json())
         raise PermanentError("training ended with exit code 1")
 
-    monkeypatch.setattr("eosin.training.elastic.launch._run_agents", end_and_fail)
+    monkeypatch.setattr("eosin.training.train._run_agents", end_and_fail)
     assert train(run_uri, log=RunLog("test")) == done

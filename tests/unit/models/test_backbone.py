@@ -12,9 +12,9 @@ import torch
 import torch._dynamo.testing
 
 from eosin.errors import UserError
+from eosin.models.arch import define_missing_ops
 from eosin.models.backbone import Backbone, CropGroup, build_backbone
 from eosin.models.drop_path import draw_drop_path
-from eosin.models.torchvision_ops import define_missing_ops
 from tests.support.training_run import tiny_config
 
 CPU = torch.device("cpu")

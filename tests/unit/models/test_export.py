@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from eosin.config import RunConfig
 from eosin.errors import PermanentError, UserError
 from eosin.evaluation.transform import fit
 from eosin.layout import RunLayout
-from eosin.models import torchvision_ops
+from eosin.models import arch
 from eosin.models.arch import import_timm
 from eosin.models.backbone import Backbone
 from eosin.models.export import export_teacher, load_teacher, random_init
@@ -32,7 +33,9 @@ from tests.support.training_run import tiny_config
 NAME = "step-00000003"
 # Beside a CPU torch, PyPI's torchvision cannot be imported as it is (docs/troubleshooting.md).
 MISSING_OPS = (
-    f"import runpy\nops = runpy.run_path({torchvision_ops.__file__!r})\nops['define_missing_ops']()\n"
+    "import functools, importlib.util, torch\nfrom pathlib import Path\n_libraries = []\n"
+    f"_NMS = {arch._NMS!r}\n{inspect.getsource(arch.define_missing_ops)}"
+    f"{inspect.getsource(arch._own_ops_load)}define_missing_ops()\n"
 )
 PLAIN = tiny_config()
 REGISTERS = tiny_config(

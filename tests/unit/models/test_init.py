@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 from eosin.errors import TransientError, UserError
 from eosin.models.arch import create_vit, import_timm
 from eosin.models.backbone import Backbone, CropGroup, build_backbone
-from eosin.models.init import initialize
-from eosin.models.init_check import check_init
+from eosin.models.init import check_init, initialize
 from tests.support.golden import part, tensors
 from tests.support.hub import hub
 from tests.support.training_run import tiny_config
@@ -226,7 +225,7 @@ HUB = """
 import sys
 from eosin.errors import EosinError
 from eosin.models.init import initialize
-from eosin.models.init_check import check_init
+from eosin.models.init import check_init
 from eosin.models.backbone import build_backbone
 from tests.support.training_run import tiny_config
 model = tiny_config(model={"arch": "test_vit", "arch_args": {}}).model
@@ -287,3 +286,12 @@ def test_random_changes_nothing() -> None:
     report = initialize(target, "random")
     assert report.summary()["num_loaded"] == 0
     assert all(torch.equal(a, b) for a, b in zip(before, target.parameters(), strict=True))
+
+
+def test_short_names_are_those_that_timm_itself_finds() -> None:
+    plain = create_vit("vit_tiny_patch16_224", {**AT_16_PX, "act_layer": "silu", "norm_layer": "rmsnorm"})
+    assert type(plain.blocks[0].mlp.act).__name__ == "SiLU"  # type: ignore[union-attr,index]
+    assert type(plain.blocks[0].norm1).__name__ == "RmsNorm"  # type: ignore[union-attr,index]
+    for key, value in (("act_layer", "rmsnorm"), ("norm_layer", "nonsense"), ("mlp_layer", "swiglu")):
+        with pytest.raises(UserError, match=rf"arch_args\.{key}: timm\.layers has no '{value}'"):
+            create_vit("vit_tiny_patch16_224", {**AT_16_PX, key: value})

@@ -9,9 +9,8 @@ import pytest
 from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.models.network import build_network
-from eosin.training.check import check_training
+from eosin.training.check import check_training, device_memory
 from eosin.training.checkpoints.state import flat_parts
-from eosin.training.device_memory import device_memory
 from eosin.training.engine.parallel import local
 from eosin.training.engine.step import Learner
 from eosin.training.world import World

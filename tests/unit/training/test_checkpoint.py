@@ -21,12 +21,12 @@ from eosin.training.checkpoints.checkpoint import (
     ALONE,
     complete_steps,
     delete_old,
-    load_newest,
     save_checkpoint,
     save_share,
+    take_newest,
 )
 from eosin.training.checkpoints.publisher import Publisher
-from eosin.training.checkpoints.state import TrainingState, copy_state, restore
+from eosin.training.checkpoints.state import TrainingState, copy_state, hand_out, live_parts
 from eosin.training.engine.step import Learner
 from eosin.training.world import World
 from tests.support.training_run import tiny_config
@@ -64,10 +64,8 @@ def snapshot(step: int) -> TrainingState:
 def test_what_is_saved_comes_back_bit_for_bit(store: Store) -> None:
     saved = snapshot(7)
     save_checkpoint(store, saved, DIGEST)
-    found = load_newest(store, DIGEST, Log())
-    assert found is not None and (found.step, found.loss) == (7, 1.5)
     target = learner()
-    restore(target, found.step, found.parts, "here")
+    assert take_newest(target, store, DIGEST, Log()) == (7, 1.5)
     for name, value in target.student.state_dict().items():
         assert torch.equal(value, saved.parts["student"][name])
     steps = {float(state["step"]) for state in target.optimizer.state.values()}
@@ -85,7 +83,7 @@ def test_a_snapshot_does_not_change_with_training() -> None:
 
 
 def test_nothing_saved_yet(store: Store) -> None:
-    assert load_newest(store, DIGEST, Log()) is None
+    assert take_newest(learner(), store, DIGEST, Log()) == (0, None)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +122,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(store: Store, damage
     else:
         store.delete([marker])
     log = Log()
-    found = load_newest(store, DIGEST, log)
-    assert found is not None and found.step == 5
+    assert take_newest(learner(), store, DIGEST, log) == (5, 1.5)
     warned = [str(fields["message"]) for name, fields in log.events if name == "warning"]
     assert len(warned) == (damage != "lose the marker")
     assert all("checkpoint 10 is skipped" in message for message in warned)
@@ -134,14 +131,14 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(store: Store, damage
 def test_another_configurations_checkpoint_is_refused(store: Store) -> None:
     save_checkpoint(store, snapshot(5), "0" * 64)
     with pytest.raises(UserError, match="another configuration"):
-        load_newest(store, DIGEST, Log())
+        take_newest(learner(), store, DIGEST, Log())
 
 
 def test_a_state_of_another_network_does_not_fit() -> None:
     other = tiny_config(model={"arch_args": {"patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 2}})
     foreign = Learner(other, build_network(other), World(other.train.num_microbatches))
     with pytest.raises(PermanentError, match="student does not fit"):
-        restore(learner(), 3, copy_state(foreign, 3, None).parts, "it")
+        hand_out(learner(), 3, {0: copy_state(foreign, 3, None).parts}, [0])
 
 
 def test_old_ones_and_leftovers_go_and_the_newest_stay(store: Store) -> None:
@@ -170,8 +167,7 @@ def test_a_step_written_again_keeps_its_old_files_until_the_new_ones_are_whole(
     monkeypatch.setattr(type(store), "put", fail_on_receipt)
     with pytest.raises(TransientError):
         save_checkpoint(store, snapshot(5), DIGEST, world="b" * 8)
-    found = load_newest(store, DIGEST, Log())
-    assert found is not None and found.step == 5
+    assert take_newest(learner(), store, DIGEST, Log()) == (5, 1.5)
 
 
 def test_a_share_that_never_comes_leaves_no_marker(store: Store) -> None:
@@ -201,10 +197,11 @@ def test_files_are_cut_at_a_size_and_come_back(store: Store, monkeypatch: pytest
     save_checkpoint(store, saved, DIGEST)
     sizes = [info.size_bytes for info in store.list(RunLayout.checkpoint(5)) if "safetensors" in info.key]
     assert len(sizes) > 10
-    found = load_newest(store, DIGEST, Log())
-    assert found is not None
+    target = learner()
+    assert take_newest(target, store, DIGEST, Log()) == (5, 1.5)
+    found = live_parts(target)
     for part, tensors in saved.parts.items():
-        assert all(torch.equal(found.parts[part][name], value) for name, value in tensors.items())
+        assert all(torch.equal(found[part][name], value) for name, value in tensors.items())
 
 
 def test_a_teacher_is_durable_before_the_checkpoint_that_follows_it(store: Store) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from eosin.training.losses import cross_entropy, kernels
+from eosin.training.losses import cross_entropy
 from eosin.training.losses.cross_entropy import Prototypes, dino_terms, ibot_sum
 from eosin.training.losses.sinkhorn import SinkhornProblem, sinkhorn_shifts
 from eosin.training.world import World
@@ -95,14 +95,14 @@ def test_no_masked_token_is_no_loss_and_no_gradient() -> None:
 
 def test_no_more_logits_at_once_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    scores = kernels.scores_of
+    scores = cross_entropy.scores_of
 
-    def counted(rows: Tensor, readout: kernels.Readout) -> Tensor:
+    def counted(rows: Tensor, readout: cross_entropy.Readout) -> Tensor:
         result = scores(rows, readout)
         made.append(result.numel())
         return result
 
-    monkeypatch.setattr(kernels, "scores_of", counted)
+    monkeypatch.setattr(cross_entropy, "scores_of", counted)
     monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", K * 9)
     student, teacher = Prototypes(STUDENT, 0.1), Prototypes(TEACHER, 0.05)
     dino_terms(GLOBAL, LOCAL, SEEN, student, teacher)
@@ -169,12 +169,12 @@ def test_compiled_kernels_are_whole_graphs_of_the_same_function(
     monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", K * 9)
     torch._dynamo.reset()
     counters = CompileCounterWithBackend(backend)
-    made = kernels.compiled_kernels(backend=counters)
+    made = cross_entropy.compiled_kernels(backend=counters)
     frames = []
     for temperature in (0.05, 0.041, 0.07):
         teacher = Prototypes(TEACHER, temperature, SHIFT)
         found = []
-        for chosen in (kernels.PLAIN, made):
+        for chosen in (cross_entropy.PLAIN, made):
             inputs = [x.clone().requires_grad_() for x in (GLOBAL, LOCAL, TOKENS, STUDENT)]
             student = Prototypes(inputs[3], 0.1)
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):

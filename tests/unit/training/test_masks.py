@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eosin.config.train import IbotConfig
-from eosin.training.engine.masks import draw_mask, draw_masks, mask_counts
+from eosin.training.engine.microbatch import draw_mask, draw_masks, mask_counts
 
 
 @pytest.mark.parametrize("grid", [3, 8, 14, 16])

@@ -25,8 +25,8 @@ from eosin.training.elastic.membership import (
     leave_when_done,
     may_rejoin,
 )
-from eosin.training.elastic.planned import SnapshotRequests
 from eosin.training.elastic.processes import Departure
+from eosin.training.elastic.signs import SnapshotRequests
 
 CONFIG: RunConfig = load_config("", overrides=["slides.uri=/slides", "train.num_steps=31"])
 

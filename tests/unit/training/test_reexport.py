@@ -86,7 +86,7 @@ def test_the_last_teacher_without_its_checkpoint_is_an_error_that_says_what_to_d
 
 def test_a_whole_run_is_left_alone(ended: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "eosin.training.checkpoints.reexport.export_teacher", lambda *_, **__: pytest.fail("exported")
+        "eosin.training.checkpoints.publisher.export_teacher", lambda *_, **__: pytest.fail("exported")
     )
     assert train(ended.uri, log=RunLog("test")).models == (FIRST, LAST)
 

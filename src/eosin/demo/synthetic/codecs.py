@@ -38,7 +38,7 @@ class TileCodec:
     def by_tifffile(self) -> Literal["lzw", "deflate", "none"] | None:
         """The lossless schemes, which tifffile encodes itself."""
         lossless = self.compression in ("lzw", "deflate", "none")
-        return self.compression if lossless else None  # type: ignore[return-value]
+        return self.compression if lossless else None  # type: ignore[return-value]  # mypy does not narrow by `in`
 
     @property
     def predictor(self) -> bool:

@@ -79,7 +79,7 @@ def interleaved(rows: Sequence[PatchRow], seed: int) -> list[PatchRow]:
 
 def _as_scanned(pixels: Rgb, quality: int) -> Rgb:
     jpeg = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
-    return simplejpeg.decode_jpeg(jpeg, colorspace="RGB")  # type: ignore[no-any-return]
+    return simplejpeg.decode_jpeg(jpeg, colorspace="RGB")  # type: ignore[no-any-return]  # simplejpeg has no types
 
 
 def _png(patch: Rgb) -> bytes:

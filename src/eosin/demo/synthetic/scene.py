@@ -52,7 +52,7 @@ def draw_glass(width_px: int, height_px: int, rng: np.random.Generator) -> Rgb:
         for left in range(0, width_px, _NOISE_PX):
             tile = glass[top : top + _NOISE_PX, left : left + _NOISE_PX]
             tile -= grain[: tile.shape[0], : tile.shape[1]]
-    return glass  # type: ignore[no-any-return]
+    return glass  # type: ignore[no-any-return]  # numpy's stubs lose the dtype
 
 
 def _add_tissue(

@@ -73,7 +73,7 @@ def draw_tissue(
     blood = _blood(width_px, height_px, mpp, rng) * (1 - cv2.min(nuclei, 1.0))
     dyes = cv2.merge([haematoxylin, eosin, blood])
     density: Image = cv2.transform(dyes, stain.matrix())
-    return cv2.max(density + np.float32(stain.veil), 0.0)  # type: ignore[no-any-return]
+    return cv2.max(density + np.float32(stain.veil), 0.0)  # type: ignore[no-any-return]  # cv2 has no types
 
 
 def _nuclei(gaps: Image, mpp: float, tissue: TissueClass, angle: float, rng: np.random.Generator) -> Image:
@@ -180,14 +180,14 @@ def _fibres(width_px: int, height_px: int, mpp: float, angle: float, rng: np.ran
     shift = 0.16 * wave_px * _noise(*half, wave_px, rng)
     wavy = cv2.remap(streaks, x - np.float32(np.sin(angle)) * shift, y + np.float32(np.cos(angle)) * shift,
                      cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)  # fmt: skip
-    return cv2.resize(wavy, (width_px, height_px), interpolation=cv2.INTER_LINEAR)  # type: ignore[no-any-return]
+    return cv2.resize(wavy, (width_px, height_px), interpolation=cv2.INTER_LINEAR)  # type: ignore[no-any-return]  # cv2 has no types
 
 
 def _gaps(width_px: int, height_px: int, mpp: float, rng: np.random.Generator) -> Image:
     """Clefts and lumens in [0, 1]; how many is chance, whatever the class."""
     field = _noise(width_px, height_px, 14.0 / mpp, rng)
     threshold = rng.uniform(2.1, 3.4)
-    return np.clip((field - np.float32(threshold)) * 4, 0, 1)  # type: ignore[no-any-return]
+    return np.clip((field - np.float32(threshold)) * 4, 0, 1)  # type: ignore[no-any-return]  # numpy's stubs lose the dtype
 
 
 def _blood(width_px: int, height_px: int, mpp: float, rng: np.random.Generator) -> Image:
@@ -211,7 +211,7 @@ def _noise(width_px: int, height_px: int, scale_px: float, rng: np.random.Genera
     field = _standard(cv2.GaussianBlur(field, (0, 0), max(0.5, scale_px / step / 2)))
     if small == (width_px, height_px):
         return field
-    return cv2.resize(field, (width_px, height_px), interpolation=cv2.INTER_CUBIC)  # type: ignore[no-any-return]
+    return cv2.resize(field, (width_px, height_px), interpolation=cv2.INTER_CUBIC)  # type: ignore[no-any-return]  # cv2 has no types
 
 
 def _smoothed(image: Image, sigma_px: float) -> Image:
@@ -219,11 +219,11 @@ def _smoothed(image: Image, sigma_px: float) -> Image:
     height_px, width_px = image.shape
     small = cv2.resize(image, (max(1, width_px // 4), max(1, height_px // 4)), interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(small, (0, 0), max(0.3, sigma_px / 4))
-    return cv2.resize(small, (width_px, height_px), interpolation=cv2.INTER_LINEAR)  # type: ignore[no-any-return]
+    return cv2.resize(small, (width_px, height_px), interpolation=cv2.INTER_LINEAR)  # type: ignore[no-any-return]  # cv2 has no types
 
 
 def _standard(image: Image) -> Image:
-    return (image - image.mean()) / max(float(image.std()), 1e-6)  # type: ignore[no-any-return]
+    return (image - image.mean()) / max(float(image.std()), 1e-6)  # type: ignore[no-any-return]  # numpy's stubs lose the dtype
 
 
 def _added(hue: tuple[float, float, float], turn: npt.NDArray[np.floating]) -> tuple[float, float, float]:
@@ -233,4 +233,4 @@ def _added(hue: tuple[float, float, float], turn: npt.NDArray[np.floating]) -> t
 
 def _unit(vector: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     positive = np.clip(vector, 0.02, None)
-    return positive / np.linalg.norm(positive)  # type: ignore[no-any-return]
+    return positive / np.linalg.norm(positive)  # type: ignore[no-any-return]  # numpy's stubs lose the dtype

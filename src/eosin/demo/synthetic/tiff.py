@@ -149,4 +149,4 @@ def _tiles(level: Rgb, side: int) -> Iterator[Rgb]:
 def _fitted(image: Rgb, longest_px: int) -> Rgb:
     scale = min(1.0, longest_px / max(image.shape[:2]))
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[no-any-return]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[no-any-return]  # cv2 has no types

@@ -86,7 +86,7 @@ class Forward:
         seen: list[torch.Tensor] = []
         hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
-            self._module.forward_features(self._normalised(pixels))  # type: ignore[operator]
+            self._module.forward_features(self._normalised(pixels))  # type: ignore[operator]  # a method of timm models
         finally:
             hook.remove()
         prefix = int(getattr(self._module, "num_prefix_tokens", 0))

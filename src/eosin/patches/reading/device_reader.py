@@ -71,7 +71,7 @@ class DeviceReader(PatchReader):
             if isinstance(tile, SlideError):
                 return tile
             if tile is not None:
-                part.of_region(region)[:] = part.of_tile(self._tensor(tile))  # type: ignore[arg-type]
+                part.of_region(region)[:] = part.of_tile(self._tensor(tile))  # type: ignore[arg-type]  # a tensor is cut like an array
         patch.copy_(resize_on_device(region, self.config.patch_px))
         return None
 

@@ -14,7 +14,7 @@ from eosin.layout import COMPLETE, RunLayout
 from eosin.observability import RunLog
 from eosin.storage import NotFound, Store
 from eosin.training.checkpoints.files import CheckpointMarker, ReceiptEntry, ShareReceipt, pack
-from eosin.training.checkpoints.resharding import all_rows, fetch, put, read_marker, read_stored, read_whole
+from eosin.training.checkpoints.resharding import all_rows, fetch, put, read_marker, read_part, read_stored
 from eosin.training.checkpoints.state import TrainingState, flat_parts, set_step, synchronize
 from eosin.training.engine.step import Learner
 
@@ -79,24 +79,12 @@ def save_checkpoint(
     return marker
 
 
-def load_newest(store: Store, config_digest: str, log: RunLog) -> TrainingState | None:
-    """The newest whole checkpoint, or None. One that is half-written or damaged is skipped with a
-    warning and the one before is taken. Raises `UserError` where it belongs to another configuration.
-    """
-    for step in sorted(complete_steps(store), reverse=True):
-        try:
-            marker = read_marker(store, step, config_digest)
-            return TrainingState(marker.step, marker.loss, read_whole(store, marker))
-        except (NotFound, PermanentError) as error:
-            warn_skipped(log, step, error)
-    return None
-
-
 def take_newest(learner: Learner, store: Store, config_digest: str, log: RunLog) -> tuple[int, float | None]:
     """Put the newest whole checkpoint into `learner`, on every rank; its step and loss, or (0, None).
 
     A collective. Where parameters are sharded each rank reads its own rows, else rank 0 reads and the
-    others get it from there. Raises as `load_newest`.
+    others get it from there. One that is half-written or damaged is skipped with a warning and the one before
+    is taken. Raises `UserError` where it belongs to another configuration.
     """
     world = learner.world
     for step in world.agree(sorted(complete_steps(store), reverse=True) if world.rank == 0 else []):
@@ -107,7 +95,7 @@ def take_newest(learner: Learner, store: Store, config_digest: str, log: RunLog)
             live = flat_parts(learner) if reads else {}
             loss, values = marker.loss, fetch(store, read_stored(store, marker), live) if reads else []
         except (NotFound, PermanentError) as error:
-            warn_skipped(log, step, error)
+            _warn_skipped(log, step, error)
         if world.all_agree(values is not None):
             put(values or [])
             set_step(learner, step)
@@ -117,7 +105,7 @@ def take_newest(learner: Learner, store: Store, config_digest: str, log: RunLog)
     return 0, None
 
 
-def warn_skipped(log: RunLog, step: int, error: Exception) -> None:
+def _warn_skipped(log: RunLog, step: int, error: Exception) -> None:
     """Say why the checkpoint of `step` cannot be taken."""
     reason = f"{error.args[0]} is missing" if isinstance(error, NotFound) else str(error)
     log.event("warning", message=f"checkpoint {step} is skipped: {reason}")
@@ -126,7 +114,7 @@ def warn_skipped(log: RunLog, step: int, error: Exception) -> None:
 def load_part(store: Store, step: int, part: str, config_digest: str) -> dict[str, Tensor]:
     """One part (student, teacher, optimizer, loss) of the checkpoint of `step`, whole. Raises `NotFound`,
     `PermanentError` where it is damaged, `UserError` where it belongs to another configuration."""
-    return read_whole(store, read_marker(store, step, config_digest), part)[part]
+    return read_part(store, read_marker(store, step, config_digest), part)
 
 
 def complete_steps(store: Store) -> list[int]:

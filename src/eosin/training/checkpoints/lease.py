@@ -1,4 +1,4 @@
-"""The lease of a run: the world that started last may publish.
+"""The lease of a run, by which the world that started last may publish, and the run's secret.
 
 After a false alarm of the keep-alive, or two launches of one run, two worlds train the same run and
 neither knows of the other. Rank 0 of each writes its own token into one object when it starts, before
@@ -9,6 +9,7 @@ given back, so none can keep a restart out.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import uuid
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from eosin.errors import PermanentError
 from eosin.layout import RunLayout
 from eosin.records import LeaseRecord, load_record, publish_once
+from eosin.records.base import Record
 from eosin.storage import Store
 from eosin.training.elastic.failures import Superseded
 
@@ -59,3 +61,22 @@ def _superseded(store: Store, found: LeaseRecord) -> Superseded:
         "stops and publishes nothing more",
         hint="let the other finish, or stop it and run this again: it goes on from the last checkpoint",
     )
+
+
+class SecretRecord(Record):
+    """`secret.json` of a run."""
+
+    secret: str
+    """Random; whoever can read the run knows it."""
+
+
+def run_secret(store: Store) -> str:
+    """The run's secret, made by whoever asks first. Raises `PermanentError` where it is unreadable."""
+    mine = SecretRecord(secret=secrets.token_hex(32))
+    return known_secret(store) or publish_once(store, RunLayout.SECRET, mine).secret
+
+
+def known_secret(store: Store) -> str | None:
+    """The run's secret where one was made."""
+    found = load_record(SecretRecord, store, RunLayout.SECRET)
+    return None if found is None else found.secret

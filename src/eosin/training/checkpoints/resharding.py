@@ -26,7 +26,6 @@ from eosin.errors import PermanentError, UserError
 from eosin.layout import RunLayout
 from eosin.storage import ByteRange, Store, join_uri
 from eosin.training.checkpoints.files import CheckpointMarker, ShareReceipt, StoredRows
-from eosin.training.checkpoints.state import Parts
 from eosin.training.engine.parallel import local
 
 _DTYPES = {
@@ -57,12 +56,12 @@ class Stored:
         assert index.index is not None
         return self._by_name[index.fqn][index.index]
 
-    def empty(self, part: str | None) -> dict[str, Tensor]:
-        """Tensors on the host, whole and not yet filled, of one part or all."""
+    def empty(self, part: str) -> dict[str, Tensor]:
+        """Tensors of one part on the host, whole and not yet filled."""
         return {
             name: torch.empty(found[0][0].shape, dtype=_DTYPES[found[0][0].dtype])
             for name, found in self._by_name.items()
-            if part is None or name.partition("/")[0] == part
+            if name.partition("/")[0] == part
         }
 
 
@@ -91,16 +90,12 @@ def read_stored(store: Store, marker: CheckpointMarker) -> Stored:
     return Stored(receipts)
 
 
-def read_whole(store: Store, marker: CheckpointMarker, part: str | None = None) -> Parts:
-    """The tensors of one part or of all, whole, on the host."""
+def read_part(store: Store, marker: CheckpointMarker, part: str) -> dict[str, Tensor]:
+    """The tensors of one part (student, teacher, optimizer, loss), whole, on the host."""
     stored = read_stored(store, marker)
     tensors = stored.empty(part)
     put(fetch(store, stored, tensors))
-    parts: Parts = {part: {}} if part is not None else {}
-    for name, tensor in tensors.items():
-        head, _, local_name = name.partition("/")
-        parts.setdefault(head, {})[local_name] = tensor
-    return parts
+    return {name.partition("/")[2]: tensor for name, tensor in tensors.items()}
 
 
 @torch.no_grad()

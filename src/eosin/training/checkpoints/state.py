@@ -163,17 +163,6 @@ def prepare_moments(learner: Learner, step: int) -> None:
         }
 
 
-@torch.no_grad()
-def restore(learner: Learner, step: int, parts: Parts, source: str) -> None:
-    """Put a whole state back, on this rank. Raises `PermanentError` where it does not fit the network."""
-    live = live_parts(learner)
-    _require_fit(live, parts, 0, 1, source)
-    for part, tensors in live.items():
-        for name, tensor in tensors.items():
-            put_rows(learner, tensor, parts[part][name], 0)
-    set_step(learner, step)
-
-
 def _require_fit(live: Parts, parts: Parts, index: int, num_pieces: int, source: str) -> None:
     """Piece `index` of `num_pieces` must have its rows of every tensor."""
     for part, tensors in live.items():

@@ -63,7 +63,6 @@ from eosin.training.elastic.failures import (
     report_exit,
     rounds_without_progress,
 )
-from eosin.training.elastic.heartbeat import watch_for_hangs
 from eosin.training.elastic.membership import (
     exit_code_when_closed,
     follow_membership,
@@ -73,7 +72,7 @@ from eosin.training.elastic.membership import (
     may_rejoin,
     rejoin,
 )
-from eosin.training.elastic.planned import SnapshotRequests
+from eosin.training.elastic.signs import SnapshotRequests, watch_for_hangs
 
 REASON = "reason.json"
 _PROGRESS_FLAG = "--max-restarts-without-progress="

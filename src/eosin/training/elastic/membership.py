@@ -12,8 +12,8 @@ from typing import Any
 
 from eosin.errors import EXIT_TRANSIENT, EosinError, describe
 from eosin.training.elastic.failures import read_starts, report_round
-from eosin.training.elastic.planned import SnapshotRequests
 from eosin.training.elastic.processes import PARENT_PID, Departure, children_of, kill_all
+from eosin.training.elastic.signs import SnapshotRequests
 
 _NUM_NODES = "_eosin_num_nodes"
 _LOST_SINCE = "EOSIN_RENDEZVOUS_LOST_SINCE"
@@ -93,7 +93,7 @@ def leave_when_done() -> None:
     """
     from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
 
-    SimpleElasticAgent._exit_barrier = lambda self: None  # type: ignore[method-assign]
+    SimpleElasticAgent._exit_barrier = lambda self: None  # type: ignore[method-assign]  # torch has no hook
 
 
 def is_closed_rendezvous(error: BaseException) -> bool:

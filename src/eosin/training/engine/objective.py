@@ -13,10 +13,8 @@ from eosin.config.train import TrainConfig
 from eosin.models.backbone import CropGroup
 from eosin.models.heads import ProjectionHead
 from eosin.models.network import Network
-from eosin.training.engine.masks import Masked
-from eosin.training.engine.microbatch import Microbatch
-from eosin.training.losses.cross_entropy import Prototypes, dino_terms, ibot_sum
-from eosin.training.losses.kernels import PLAIN, compiled_kernels
+from eosin.training.engine.microbatch import Masked, Microbatch
+from eosin.training.losses.cross_entropy import PLAIN, Prototypes, compiled_kernels, dino_terms, ibot_sum
 from eosin.training.losses.sinkhorn import SinkhornProblem, sinkhorn_shifts
 from eosin.training.losses.uniformity import kde, koleo
 from eosin.training.world import World

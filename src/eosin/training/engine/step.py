@@ -155,7 +155,8 @@ class Learner:
         """Float32 [1], or [0] where no centre is kept."""
         if self.config.centering == "sinkhorn":
             return torch.zeros(0, device=self.world.device)
-        return torch.linalg.vector_norm(self.centers.dino, keepdim=True)  # type: ignore[no-any-return]
+        norm: Tensor = torch.linalg.vector_norm(self.centers.dino, keepdim=True)
+        return norm
 
     def _surplus(self, num_microbatches: int) -> range:
         """Indices of the teacher's passes that only keep this rank in step with the others."""

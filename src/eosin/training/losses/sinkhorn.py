@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eosin.training.losses.cross_entropy import Prototypes, chunks
-from eosin.training.losses.kernels import PLAIN, Kernels, Readout
+from eosin.training.losses.cross_entropy import PLAIN, Kernels, Prototypes, Readout, chunks
 from eosin.training.world import World
 
 

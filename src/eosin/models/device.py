@@ -1,4 +1,4 @@
-"""torch.compile as it is used here: whole functions, a version for each shape."""
+"""Work for a device: functions compiled whole, and copies that nothing waits for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 import shutil
 from collections.abc import Callable
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from eosin.errors import UserError
 
@@ -30,3 +33,15 @@ def require_compiler() -> None:
             "train.compile needs a C++ compiler, and there is none on the path",
             hint="install g++, or set train.compile=false: slower, the same result",
         )
+
+
+def to_device(values: Any, device: torch.device) -> Tensor:
+    """An array or host tensor on `device`.
+
+    By way of pinned memory where that is a GPU: a copy from pageable memory waits for all that the
+    device was asked to do before.
+    """
+    tensor = torch.as_tensor(values)
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
