@@ -12,7 +12,7 @@ from eosin.cli.app import invoke
 from eosin.errors import PermanentError, UserError
 from eosin.layout import RegistryLayout, RunLayout, model_name
 from eosin.observability import RunLog
-from eosin.records import MetricRecord, MetricValue, RegisteredModel, RegistryEntry, bucket
+from eosin.records import MetricRecord, MetricValue, RegisteredModel, RegistryEntry, base
 from eosin.records.details import ClassifierDetails, Details
 from eosin.registry import entries
 from eosin.registry.compare import Rule
@@ -277,7 +277,7 @@ def test_a_promotion_between_reading_and_writing_is_not_lost(
             assert world.promote(quick).status == "promoted"
         return entry
 
-    monkeypatch.setattr(bucket, "load_record", read_then_lose)
+    monkeypatch.setattr(base, "load_record", read_then_lose)
     assert world.promote(slow).version == 3
     teachers = [version.teacher for version in world.entry().versions]
     assert teachers == [teacher_of(run) for run in (current, quick, slow)]
