@@ -268,7 +268,7 @@ def test_a_promotion_between_reading_and_writing_is_not_lost(
     slow, quick = challenger(world, current, 0.9, 0.6), world.run("third", 0.8)
     world.judge(quick, teacher_of(current), 0.6)
     world.judge(slow, teacher_of(quick), 0.8)
-    real, raced = bucket.load_record, []
+    real, raced = base.load_record, []
 
     def read_then_lose(kind: type[RegistryEntry], store: Store, key: str) -> RegistryEntry | None:
         entry = real(kind, store, key)
