@@ -1,8 +1,8 @@
 """Miniature trees of public datasets, laid out as they are published.
 
-Names are those of kaiko-ai/eva 0.4.5, tests/eva/assets/vision/datasets, the trees that eva tests its own readers
-on; `PUBLISHED` has some as they stand there. MoNuSeg, which eva does not read, follows the folders of its
-challenge's two archives; PatchCamelyon's `_meta.csv` those of basveeling/pcam.
+Names are those of kaiko-ai/eva 0.4.5, tests/eva/assets/vision/datasets, on which eva tests its own
+readers; `PUBLISHED` has some as they stand there. MoNuSeg, which eva does not read, follows the folders of
+its challenge's two archives; PatchCamelyon's `_meta.csv` those of basveeling/pcam.
 """
 
 from __future__ import annotations
