@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from eosin.config import RunConfig
+from eosin.config.patches import PatchesConfig
 from eosin.errors import UserError
 from eosin.index.reasons import REASONS
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot
 from eosin.index.thumbnails import load_thumbnail
 from eosin.patches.request import PatchRequest
+from eosin.patches.sampling.eligible import find_eligible
 from eosin.patches.sampling.sampler import Sampler
 
 _MAX_NAMED = 40
@@ -32,6 +35,10 @@ class Rejected:
     slides: tuple[tuple[str, str], ...]
 
 
+Role = Literal["trained", "held out", "not drawn from", "used"]
+"""`used` where training reads a patch set, so that nobody knows."""
+
+
 @dataclass(frozen=True)
 class Thumbnail:
     """One slide as a small picture."""
@@ -41,6 +48,7 @@ class Thumbnail:
     """With the outline of the tissue mask drawn in."""
     mpp: float | None
     tissue_mm2: float
+    role: Role
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,9 @@ class SlidesView:
     slides_uri: str
     num_slides: int
     num_ok: int
+    """Those that the index found nothing against."""
+    roles: dict[Role, int]
+    """How many of those trained, were held out, or were neither."""
     tissue_mm2: float
     rejected: tuple[Rejected, ...]
     by_mpp: tuple[tuple[str, int], ...]
@@ -61,8 +72,9 @@ class SlidesView:
     thumbnails: tuple[Thumbnail, ...]
 
 
-def view_slides(snapshot: Snapshot) -> SlidesView:
-    """Reads the rows and at most twelve thumbnails."""
+def view_slides(snapshot: Snapshot, config: PatchesConfig) -> SlidesView:
+    """Reads the rows and at most twelve thumbnails; `config` says which slides trained."""
+    role_of = _roles(snapshot, config)
     usable: list[int] = []
     rejected: dict[str, list[SlideRow]] = defaultdict(list)
     mpps, vendors, patients, overrides = Counter[float](), Counter[str](), set[str](), 0
@@ -80,13 +92,14 @@ def view_slides(snapshot: Snapshot) -> SlidesView:
         slides_uri=snapshot.slides_uri,
         num_slides=len(snapshot.rows),
         num_ok=len(usable),
+        roles={role: count for role in get_args(Role) if (count := sum(role_of(i) == role for i in usable))},
         tissue_mm2=snapshot.manifest.tissue_mm2,
         rejected=tuple(_rejected(status, rows) for status, rows in sorted(rejected.items())),
         by_mpp=tuple((f"{mpp:g}", count) for mpp, count in sorted(mpps.items())),
         by_vendor=tuple(vendors.most_common()),
         num_mpp_from_override=overrides,
         num_patients=len(patients),
-        thumbnails=tuple(_thumbnails(snapshot, usable)),
+        thumbnails=tuple(_thumbnails(snapshot, usable, role_of)),
     )
 
 
@@ -96,13 +109,30 @@ def _rejected(status: str, rows: Sequence[SlideRow]) -> Rejected:
     return Rejected(status, words, cure, len(rows), named)
 
 
-def _thumbnails(snapshot: Snapshot, usable: Sequence[int]) -> Iterable[Thumbnail]:
+def _roles(snapshot: Snapshot, config: PatchesConfig) -> Callable[[int], Role]:
+    """Of a row of the snapshot, as training and `heldout` drew them."""
+    if config.source != "slides":
+        return lambda _: "used"
+    rows: dict[str, frozenset[int]] = {}
+    for split in ("train", "heldout"):
+        try:
+            rows[split] = frozenset(find_eligible(snapshot, config, split).rows.tolist())
+        except UserError:  # none that serve, or nothing that could be held out
+            rows[split] = frozenset()
+    return lambda i: (
+        "trained" if i in rows["train"] else "held out" if i in rows["heldout"] else "not drawn from"
+    )
+
+
+def _thumbnails(
+    snapshot: Snapshot, usable: Sequence[int], role_of: Callable[[int], Role]
+) -> Iterable[Thumbnail]:
     stride = max(1, -(-len(usable) // _MAX_THUMBNAILS))
     for i in usable[::stride]:
         row = snapshot.rows[i]
         jpeg = load_thumbnail(snapshot, row, _THUMBNAIL_PX)
         if jpeg:
-            yield Thumbnail(row.slide, jpeg, row.header.mpp_x, row.tissue_mm2)
+            yield Thumbnail(row.slide, jpeg, row.header.mpp_x, row.tissue_mm2, role_of(i))
 
 
 _NUM_DRAWS = 4096

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from eosin.layout import RANDOM_INIT
 from eosin.metrics.significance import Significance, significance
 from eosin.records import MetricRecord
+from eosin.records.details import ClassifierDetails, Details
 from eosin.summary.results import Result, metric_order, model_order
 
 SIGNIFICANT = 0.05
@@ -31,6 +33,10 @@ class Line:
     """The teacher with the best mean; chosen on the very data it is judged on, so it flatters."""
     significance: Significance | None = None
     """Of the newest teacher against random-init."""
+    chance: float | None = None
+    """What a guess that has learnt nothing gives; None where that is not known."""
+    interval_over: str = ""
+    """What the newest teacher's interval is over: `12 patients`; or why there is none."""
 
     def of(self, model: str) -> Result | None:
         """The figure of the foreign model of that name."""
@@ -73,9 +79,23 @@ def headline(
     for task in dict.fromkeys(result.task for result in results):
         usable = [r for r in results if r.task == task and r.status == "ok" and r.metric]
         names = {str(r.metric) for r in usable}
+        names -= {"top1"} if top1_repeats(usable) else set()
         heading = [name for name in (wanted or {}).get(task, ()) if name in names]
         chosen += [found[task, name] for name in heading or sorted(names, key=metric_order)]
     return chosen
+
+
+def top1_repeats(results: Sequence[Result]) -> bool:
+    """Whether top-1 of every model is its balanced accuracy, as where the classes are balanced."""
+    of = {(r.model, r.metric): r.mean for r in results}
+    pairs = [
+        (mean, of.get((model, "balanced_accuracy")))
+        for (model, metric), mean in of.items()
+        if metric == "top1"
+    ]
+    return bool(pairs) and all(
+        a is not None and b is not None and math.isclose(a, b, abs_tol=1e-9) for a, b in pairs
+    )
 
 
 def baselines_of(lines: Sequence[Line]) -> tuple[str, ...]:
@@ -99,6 +119,7 @@ def _line(task: str, metric: str, results: Sequence[Result], records: Sequence[M
     teachers = [r for r in ordered if r.step is not None and r.model != RANDOM_INIT]
     higher = ordered[0].higher_is_better is not False
     last = teachers[-1] if teachers else None
+    of_task = [r for r in records if r.task == task and r.status == "ok"]
     return Line(
         task=task,
         metric=metric,
@@ -110,7 +131,20 @@ def _line(task: str, metric: str, results: Sequence[Result], records: Sequence[M
         significance=_significance(records, task, metric, start.model, last.model)
         if start and last
         else None,
+        chance=next((c for r in of_task if (c := _chance(r.details, metric)) is not None), None),
+        interval_over=next((r.details.interval_over for r in of_task if last and r.model == last.model), ""),
     )
+
+
+def _chance(details: Details, metric: str) -> float | None:
+    """Of a classifier that guesses: of balanced accuracy 1 over the classes, of top-1 the largest share."""
+    if not isinstance(details, ClassifierDetails):
+        return None
+    counts = [count for count in details.class_counts.values() if count]
+    known = {"auroc": 0.5, "quadratic_kappa": 0.0}
+    if counts:
+        known |= {"balanced_accuracy": 1 / len(counts), "top1": max(counts) / sum(counts)}
+    return known.get(metric)
 
 
 def _significance(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from eosin.records.details import (
 )
 from eosin.records.teacher_folder import features_line, timm_lines
 from eosin.summary import names, svg
-from eosin.summary.headline import baselines_of
+from eosin.summary.headline import baselines_of, top1_repeats
 from eosin.summary.markdown import arrow
 from eosin.summary.names import metric_name, model_label
 from eosin.summary.report import Report
@@ -37,34 +38,66 @@ from eosin.summary.training_log import Points, TrainingLog
 
 _MAX_SPECTRA = 4
 _MIN_SCATTER = 3
+# Names of classes that fit side by side over a confusion matrix.
+_MAX_HEAD_CHARS = 80
+# Figures that do not lie between 0 and 1.
+_NOT_SHARES = frozenset(
+    {"rankme", "quadratic_kappa", *(f"{each}_agreement" for each in ("rotation", "flip", "stain", "blur"))}
+)
+# Least extent of an axis: of a share, and of any other figure relative to its largest.
+_SHARE_SPAN, _SPAN = 0.1, 0.1
 
 
-def metric_charts(results: Sequence[Result]) -> list[Chart]:
-    """A chart a task and metric with a point for every step from 0 on; foreign baselines as levels."""
-    charts = []
-    figures = [r for r in results if r.metric and r.status in ("ok", "disagreeing")]
-    for task in dict.fromkeys(r.task for r in results):
-        names = {str(r.metric) for r in figures if r.task == task}
-        for name in sorted(names, key=metric_order):
-            of_metric = [r for r in figures if (r.task, r.metric) == (task, name)]
-            charts.append(_metric_chart(task, name, of_metric))
-    return [chart for chart in charts if chart.series]
+@dataclass(frozen=True)
+class TaskCharts:
+    """Charts of one task over training: those of its headline, and the others."""
+
+    task: str
+    main: tuple[Chart, ...]
+    more: tuple[Chart, ...]
 
 
-def _metric_chart(task: str, name: str, results: Sequence[Result]) -> Chart:
+def metric_charts(report: Report) -> list[TaskCharts]:
+    """A chart a task and metric with a point for every step from 0 on; foreign baselines as levels.
+
+    A metric with a single point has no chart: the table says it.
+    """
+    heading = {(line.task, line.metric) for line in report.lines}
+    chance = {(line.task, line.metric): line.chance for line in report.more_lines}
+    found = []
+    figures = [r for r in report.results if r.metric and r.status in ("ok", "disagreeing")]
+    for task in dict.fromkeys(r.task for r in report.results):
+        of_task = [r for r in figures if r.task == task]
+        names = {str(r.metric) for r in of_task} - ({"top1"} if top1_repeats(of_task) else set())
+        charts = {
+            name: _metric_chart(name, [r for r in of_task if r.metric == name], chance.get((task, name)))
+            for name in sorted(names, key=metric_order)
+        }
+        drawn = {name: c for name, c in charts.items() if any(len(s.points) > 1 for s in c.series)}
+        main = tuple(chart for name, chart in drawn.items() if (task, name) in heading)
+        more = tuple(chart for name, chart in drawn.items() if (task, name) not in heading)
+        if drawn:
+            found.append(TaskCharts(task, main or more, more if main else ()))
+    return found
+
+
+def _metric_chart(name: str, results: Sequence[Result], chance: float | None) -> Chart:
     steps = sorted((r for r in results if r.step is not None), key=lambda r: r.step or 0)
     points = tuple(
-        Point(float(r.step or 0), r.mean or 0.0, r.std or 0.0, model_label(r.model)) for r in steps
+        Point(float(r.step or 0), r.mean or 0.0, r.std or 0.0, model_label(r.model), r.interval)
+        for r in steps
     )
     arrow = "↑" if results[0].higher_is_better is not False else "↓"
+    levels = [(model_label(r.model), r.mean) for r in results if r.step is None and r.mean is not None]
+    is_share = name not in _NOT_SHARES
     return Chart(
-        title=f"{task}: {metric_name(name)}",
+        title=metric_name(name),
         x_label="training step",
         y_label=f"{metric_name(name)} {arrow}",
         series=(Series(metric_name(name), points),) if points else (),
-        levels=tuple(
-            (model_label(r.model), r.mean) for r in results if r.step is None and r.mean is not None
-        ),
+        levels=(*levels, *([("chance", chance)] if chance is not None else [])),
+        y_span=_SHARE_SPAN if is_share else _SPAN * max((abs(p.y) for p in points), default=0.0),
+        y_bounds=(0.0, 1.0) if is_share else (-math.inf, math.inf),
     )
 
 
@@ -139,16 +172,23 @@ _MACHINE = {
 }
 
 
-def training_charts(log: TrainingLog) -> list[Chart]:
-    """Loss and its terms, learning rate, signals of collapse, then the machine with each change of world."""
-    charts = [
+def training_charts(log: TrainingLog) -> tuple[list[Chart], list[Chart]]:
+    """First what says whether training goes well, then each term of the loss and the machine's other figures.
+
+    Charts of the machine mark each change of world.
+    """
+    health = {n: _by_step(title, label, log.health[n]) for n, (title, label) in _HEALTH.items()}
+    machine = {n: _by_time(log, n, title, label) for n, (title, label) in _MACHINE.items()}
+    main = [
         _by_step("Loss", "loss", log.terms["loss"]),
-        *(_by_step(f"Loss term: {n}", n, points) for n, points in log.terms.items() if n != "loss"),
-        _by_step("Learning rate", "learning rate", log.lr, y_from_zero=True),
-        *(_by_step(title, label, log.health[name]) for name, (title, label) in _HEALTH.items()),
-        *(_by_time(log, name, title, label) for name, (title, label) in _MACHINE.items()),
+        *(health.pop(name) for name in ("rankme", "teacher_entropy")),
+        *(machine.pop(name) for name in ("patches_per_s", "data_wait_share", "world_size")),
     ]
-    return [chart for chart in charts if any(series.points for series in chart.series)]
+    terms = [_by_step(f"Loss term: {n}", n, points) for n, points in log.terms.items() if n != "loss"]
+    more = [*terms, _by_step("Learning rate", "learning rate", log.lr, y_from_zero=True)]
+    more += [*health.values(), *machine.values()]
+    drawn = [[c for c in charts if any(len(s.points) > 1 for s in c.series)] for charts in (main, more)]
+    return drawn[0], drawn[1]
 
 
 def _by_step(title: str, label: str, points: Points, *, y_from_zero: bool = False) -> Chart:
@@ -184,10 +224,10 @@ def to_html(report: Report) -> str:
     page = environment.get_template("summary.html.j2").render(
         report=report,
         style=style,
-        metric_charts=metric_charts(report.results),
+        metric_charts=metric_charts(report),
         scatter_charts=scatter_charts(report.results),
         spectrum_charts=spectrum_charts(report.records),
-        training_charts=training_charts(report.log) if report.log else [],
+        training_charts=training_charts(report.log) if report.log else ([], []),
         tasks=[_task_view(record, report) for record in _newest(report)],
     )
     return page + "\n"
@@ -207,17 +247,34 @@ def _template() -> tuple[Environment, Markup]:
         "metric_name": names.metric_name,
         "model_label": names.model_label,
         "picture": _data_uri,
+        "count": _count,
         "markup": Markup,
     }
     environment.globals |= {
         "arrow": arrow, "draw": _draw, "legend": svg.legend, "baselines_of": baselines_of, "listed": listed,
-        "timm_lines": timm_lines, "features_line": features_line,
+        "timm_lines": timm_lines, "features_line": features_line, "duration": _duration, "hours": _hours,
     }  # fmt: skip
     return environment, Markup(loader.get_source(environment, "summary.css")[0])
 
 
 def _draw(chart: svg.Chart) -> Markup:
     return Markup(svg.render(chart))  # every name in it is escaped where it is drawn
+
+
+def _count(value: float) -> str:
+    """A mean count: whole, or with one decimal."""
+    return f"{value:,.0f}" if value == round(value) or value >= 100 else f"{value:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
 
 
 def _data_uri(jpeg: bytes) -> str:
@@ -248,8 +305,10 @@ class TaskView:
     intervals: list[tuple[str, float, float]]
     pictures: list[tuple[bytes, ExamplePicture]]
     """Those that are still there."""
-    confusion: list[list[tuple[int, float]]]
-    """Count and share of its row."""
+    confusion: list[list[tuple[float, float]]]
+    """Mean count over runs, and share of its row."""
+    is_wide: bool
+    """Whether its columns have numbers for names."""
     colors: dict[str, str]
     by_mpp: dict[str, dict[str, float]]
     by_mpp_names: list[str]
@@ -272,16 +331,17 @@ def _task_view(record: MetricRecord, report: Report) -> TaskView:
         centres=details if isinstance(details, CentresDetails) else None,
         intervals=intervals(record),
         pictures=[(pictures[each.key], each) for each in details.examples if each.key in pictures],
-        confusion=_confusion(judged) if judged else [],
+        confusion=_confusion(judged, max(len(v.values) for v in record.metrics.values())) if judged else [],
+        is_wide=judged is not None and sum(map(len, judged.classes)) > _MAX_HEAD_CHARS,
         colors={n: c for n, c in segmentation.colors.items() if _COLOR.fullmatch(c)} if segmentation else {},
         by_mpp=by_mpp,
         by_mpp_names=list(figures),
     )
 
 
-def _confusion(details: JudgedDetails) -> list[list[tuple[int, float]]]:
+def _confusion(details: JudgedDetails, num_runs: int) -> list[list[tuple[float, float]]]:
     """Empty where it does not fit the classes."""
     rows, size = details.confusion, len(details.classes)
     if len(rows) != size or any(len(row) != size for row in rows):
         return []
-    return [[(n, n / max(1, sum(row))) for n in row] for row in rows]
+    return [[(n / num_runs, n / max(1, sum(row))) for n in row] for row in rows]

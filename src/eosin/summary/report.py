@@ -16,10 +16,19 @@ from eosin.storage import join_uri
 from eosin.summary.data_view import DrawsView, SlidesView, view_draws, view_slides
 from eosin.summary.headline import SIGNIFICANT, Line, all_lines, headline
 from eosin.summary.leaderboard import Leaderboard, leaderboard, published_figures
-from eosin.summary.names import model_label
+from eosin.summary.names import metric_name, model_label, number
 from eosin.summary.published import PatchSet, Published
 from eosin.summary.results import Gap, Result, collect_results, find_gaps
-from eosin.summary.training_log import Event, TrainingLog, date_of, read_training_log
+from eosin.summary.training_log import (
+    Cost,
+    Event,
+    Health,
+    TrainingLog,
+    date_of,
+    read_training_log,
+    training_cost,
+    training_health,
+)
 
 _MAX_WARNINGS = 30
 _STATUS_ORDER = ("ok", "failed", "disagreeing", "missing")
@@ -45,6 +54,9 @@ class Report:
     slides: SlidesView | None
     draws: DrawsView | None
     log: TrainingLog | None
+    health: Health | None
+    """Whether training went well; None before its first step."""
+    cost: Cost | None
     differences: tuple[str, ...] | None
     """Configuration against its recipe, `a.b: old → new`; None where the recipe is not packaged."""
     config_yaml: str
@@ -56,6 +68,20 @@ class Report:
     def name(self) -> str:
         """The last part of the run's URI."""
         return self.published.run_uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def surest(self) -> str:
+        """How sure the first headline figure with an interval is, in a sentence; empty without one."""
+        sure = [(line, line.last.interval) for line in self.lines if line.last and line.last.interval]
+        if not sure or sure[0][0].last is None:
+            return ""
+        line, (low, high) = sure[0]
+        mean = number(line.last.mean or 0.0) if line.last else ""
+        chance = "" if line.chance is None else f"; {_beside(line.chance, low, high)}"
+        between = f"between {number(low)} and {number(high)} with 95 % certainty"
+        name = metric_name(line.metric)
+        name = name[0].upper() + name[1:]
+        return f"{name} on {line.task}: {mean}, {between}, over {line.interval_over}{chance}."
 
     @property
     def records(self) -> list[MetricRecord]:
@@ -99,7 +125,7 @@ def build_report(published: Published) -> Report:
     heading = {task.name: task.headline for task in published.config.evaluate.tasks}
     lines = headline(every, results, heading)
     pairs = {(r.model, r.task): r.status for r in results}
-    config = published.config
+    config, log = published.config, read_training_log(published.events)
     differences = None
     if published.recipe is not None:
         changed = difference(_tree(published.recipe), _tree(config))
@@ -112,14 +138,27 @@ def build_report(published: Published) -> Report:
         leaderboard=leaderboard(lines, results, published.earlier, published_figures(results)),
         verdict=_verdict(lines, training_ended=published.training is not None),
         statuses=dict(sorted(Counter(pairs.values()).items(), key=lambda item: _STATUS_ORDER.index(item[0]))),
-        slides=view_slides(published.snapshot) if published.snapshot else None,
+        slides=view_slides(published.snapshot, config.patches) if published.snapshot else None,
         draws=view_draws(config, published.snapshot) if published.snapshot else None,
-        log=read_training_log(published.events),
+        log=log,
+        health=training_health(
+            log,
+            num_prototypes=config.model.dino_head.num_prototypes,
+            has_ended=published.training is not None,
+        )
+        if log
+        else None,
+        cost=training_cost(log, config) if log else None,
         differences=differences,
         config_yaml=dump_config(config),
         warnings=_warnings(published.events),
         provenance=_provenance(published),
     )
+
+
+def _beside(value: float, low: float, high: float) -> str:
+    told = f"chance is {number(value)}"
+    return told if value < low or value > high else f"{told}, so it may have learnt nothing"
 
 
 def _warnings(events: Sequence[Event]) -> tuple[tuple[str, str], ...]:
@@ -161,8 +200,9 @@ def _verdict(lines: list[Line], *, training_ended: bool) -> str:
 
 def _untested(lines: list[Line]) -> str:
     """Figures of one value, or of too few patients, have a direction and no more."""
-    for_the_better = sum(bool(line.improved) for line in lines)
-    return f"{len(lines)} without a test, of which {for_the_better} moved the right way"
+    right = sum(bool(line.improved) for line in lines)
+    wrong = f" and {len(lines) - right} the wrong way" if right < len(lines) else ""
+    return f"{len(lines)} without a test, of which {right} moved the right way{wrong}"
 
 
 def _provenance(published: Published) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class Point:
     spread: float = 0.0
     """Half the length of the error bar (a standard deviation)."""
     label: str = ""
+    interval: tuple[float, float] | None = None
+    """Ends of the band around the line here."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Chart:
     marks: tuple[tuple[str, float], ...] = ()
     """Vertical lines: something that happened at x."""
     y_from_zero: bool = False
+    y_span: float = 0.0
+    """The y axis covers no less than this, so that nothing small looks large."""
+    y_bounds: tuple[float, float] = (-math.inf, math.inf)
+    """Values there can be: the axis goes no further."""
     log_y: bool = False
     x_names: tuple[str, ...] = ()
     """Where x is no quantity: the names of x = 0, 1, 2, …"""
@@ -72,13 +78,26 @@ class _Axis:
     low: float
     high: float
     log: bool = False
+    step: float = 0.0
+    """Between ticks; 0: found from the ends."""
 
     def place(self, value: float, start: float, end: float) -> float:
         low, high, value = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
         return start + (value - low) / (high - low) * (end - start)
 
+    def to_ticks(self, bounds: tuple[float, float]) -> _Axis:
+        """Widened to round numbers, so that a tick stands above and below all that is drawn."""
+        step = _tick_step(self.low, self.high, 4)
+        low, high = (
+            round(edge * step, 12)
+            for edge in (math.floor(self.low / step + 1e-9), math.ceil(self.high / step - 1e-9))
+        )
+        return _Axis(max(low, bounds[0]), min(high, bounds[1]), step=step)
+
     def ticks(self) -> list[float]:
-        return _log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high)
+        return (
+            _log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high, step=self.step)
+        )
 
 
 def render(chart: Chart) -> str:
@@ -115,13 +134,17 @@ def _are_numbered(names: Sequence[str]) -> bool:
     return any(len(name) * _CHARACTER > room for name in names)
 
 
-def nice_ticks(low: float, high: float, *, target: int = 4) -> list[float]:
-    """About `target` round numbers within [low, high]."""
-    raw = (high - low) / target
-    magnitude = 10 ** math.floor(math.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+def nice_ticks(low: float, high: float, *, target: int = 4, step: float = 0.0) -> list[float]:
+    """About `target` round numbers within [low, high], or the multiples of `step`."""
+    step = step or _tick_step(low, high, target)
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _tick_step(low: float, high: float, target: int) -> float:
+    raw = (high - low) / target
+    magnitude = 10 ** math.floor(math.log10(raw))
+    return next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -140,15 +163,17 @@ def _quantities(chart: Chart, series: Sequence[Series]) -> tuple[_Axis, _Axis]:
     xs = [p.x for s in series for p in s.points] + [x for _, x in chart.marks]
     ys = [v for s in series for p in s.points for v in (p.y - p.spread, p.y + p.spread)]
     ys += [value for _, value in chart.levels]
+    ys += [end for s in series for p in s.points for end in p.interval or ()]
     if chart.log_y:
         positive = [y for y in ys if y > 0] or [1.0]
         return _padded(xs, 0.0), _Axis(min(positive) / 1.2, max(positive) * 1.2, log=True)
     if chart.y_from_zero:
         ys.append(0.0)
-    y_axis = _padded(ys, 0.08)
-    low = 0.0 if chart.y_from_zero or (y_axis.low < 0 <= min(ys)) else y_axis.low
+    y_axis = _padded(ys, 0.04)
+    short = max(0.0, chart.y_span - (y_axis.high - y_axis.low)) / 2
+    low = 0.0 if chart.y_from_zero or (y_axis.low < 0 <= min(ys)) else y_axis.low - short
     x_room = 0.0 if any(s.line for s in series) else 0.05
-    return _padded(xs, x_room), _Axis(low, y_axis.high)
+    return _padded(xs, x_room), _Axis(low, y_axis.high + short).to_ticks(chart.y_bounds)
 
 
 def _padded(values: Sequence[float], share: float) -> _Axis:
@@ -252,7 +277,8 @@ def _marks(chart: Chart, x_axis: _Axis) -> list[str]:
 def _draw(series: Series, number_of: int, x_axis: _Axis, y_axis: _Axis) -> list[str]:
     places = [(_x(x_axis, p.x), _y(y_axis, p.y)) for p in series.points]
     style = f"s{number_of % 6}"
-    parts = [_path(places, series.stepped, style, _DASHES[number_of % 4])] if series.line else []
+    parts = _band(series, x_axis, y_axis, style)
+    parts += [_path(places, series.stepped, style, _DASHES[number_of % 4])] if series.line else []
     marked = len(places) <= _MAX_MARKED if series.marked is None else series.marked
     for point, (x, y) in zip(series.points, places, strict=True):
         if point.spread and marked:
@@ -260,9 +286,22 @@ def _draw(series: Series, number_of: int, x_axis: _Axis, y_axis: _Axis) -> list[
             parts.append(f'<line class="bar {style}" x1="{x}" y1="{low}" x2="{x}" y2="{high}"/>')
         if marked:
             spread = f" ± {number(point.spread)}" if point.spread else ""
+            spread += f" [{number(point.interval[0])}, {number(point.interval[1])}]" if point.interval else ""
             text = f"{series.name}, {point.label or _tick(point.x)}: {number(point.y)}{spread}"
             parts.append(_marker(number_of, x, y, style, text))
     return parts
+
+
+def _band(series: Series, x_axis: _Axis, y_axis: _Axis, style: str) -> list[str]:
+    """The intervals of all points as one area; of a single point as a bar."""
+    known = [(_x(x_axis, p.x), [_y(y_axis, end) for end in p.interval]) for p in series.points if p.interval]
+    if len(known) < 2:
+        return [
+            f'<line class="bar {style}" x1="{x}" y1="{low}" x2="{x}" y2="{high}"/>'
+            for x, (low, high) in known
+        ]
+    edge = [f"{x} {low}" for x, (low, _) in known] + [f"{x} {high}" for x, (_, high) in reversed(known)]
+    return [f'<polygon class="band {style}" points="{" ".join(edge)}"/>']
 
 
 def _swatch(number_of: int, series: Series) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
+from eosin.config import RunConfig
 from eosin.layout import RunLayout
 from eosin.storage import Store
 
@@ -90,6 +93,10 @@ class TrainingLog:
     num_checkpoints: int
     num_redrawn: int
     """Patches that could not be read and were drawn again."""
+    num_restarts: int
+    """Worlds after the first."""
+    device: str
+    """What the workers ran on: cuda or cpu; empty where it was not logged."""
     num_replayed: int
     """Step events that a later attempt reported again."""
     data_wait_share: float | None
@@ -118,6 +125,10 @@ def read_training_log(events: Sequence[Event]) -> TrainingLog | None:
         num_checkpoints=sum(event.name == "checkpoint" for event in events),
         num_redrawn=max(
             (int(n) for e in events if e.name == "patch-redrawn" and (n := e.number("count"))), default=0
+        ),
+        num_restarts=max(0, sum(event.name == "world" for event in events) - 1),
+        device=next(
+            (str(e.fields["device"]) for e in events if e.name == "world" and "device" in e.fields), ""
         ),
         num_replayed=len(steps) - len(ordered),
         data_wait_share=sum(waits) / len(waits) if waits else None,
@@ -152,3 +163,102 @@ def _world_event(event: Event, began_s: float) -> WorldEvent:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_COLLAPSED_ENTROPY, _UNIFORM_ENTROPY = 0.05, 0.999
+_MUCH_WAITING = 0.1
+_LOST_RANK = 0.5
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether training went well, from its log."""
+
+    went_well: bool
+    sentence: str
+
+
+def training_health(log: TrainingLog, *, num_prototypes: int, has_ended: bool) -> Health:
+    """Told from the loss, RankMe, the teacher's entropy over `num_prototypes`, waiting and restarts.
+
+    A collapse is an entropy at one of its ends, or a RankMe of less than half of its best. The loss alone
+    says little: with sharpened targets it may stay near the logarithm of the number of prototypes.
+    """
+    bad, facts = [], []
+    loss = [value for _, value in log.terms["loss"]]
+    if all(map(math.isfinite, loss)):
+        facts.append(f"the loss {_moved(loss)}")
+    else:
+        bad.append("the loss is not finite")
+    ranks = [value for _, value in log.health["rankme"]]
+    if len(ranks) > 1:
+        lost = ranks[-1] < _LOST_RANK * max(ranks)
+        (bad if lost else facts).append(
+            f"RankMe {_moved(ranks)}" + (f", {max(ranks):.3g} at best" if lost else "")
+        )
+    entropies, most = [value for _, value in log.health["teacher_entropy"]], math.log(num_prototypes)
+    if entropies:
+        share, told = (
+            entropies[-1] / most,
+            f"the teacher's entropy ended at {entropies[-1]:.2f} of {most:.2f} nats",
+        )
+        if share < _COLLAPSED_ENTROPY:
+            bad.append(f"{told}: all images go to few prototypes")
+        elif share > _UNIFORM_ENTROPY and len(entropies) > 1:
+            bad.append(f"{told}: images go to all prototypes alike")
+        else:
+            facts.append(told)
+    if log.data_wait_share is not None:
+        waited = f"{100 * log.data_wait_share:.0f} % of the time went to waiting for patches"
+        (bad if log.data_wait_share > _MUCH_WAITING else facts).append(waited)
+    facts.append(_restarts(log))
+    words = "went well" if not bad else f"needs a look: {'; '.join(bad)}"
+    rest = f"{'; ' if bad else ': '}{', '.join(facts)}"
+    return Health(not bad, f"Training {words if has_ended else f'has not ended and {words}'}{rest}.")
+
+
+def _restarts(log: TrainingLog) -> str:
+    if not log.num_restarts:
+        return "nothing was restarted"
+    times = "once" if log.num_restarts == 1 else f"{log.num_restarts} times"
+    replayed = f" ({log.num_replayed} logged steps again)" if log.num_replayed else ""
+    return f"its workers began anew {times}{replayed}"
+
+
+def _moved(values: Sequence[float]) -> str:
+    """From the mean of the first tenth to that of the last."""
+    part = max(1, len(values) // 10)
+    before, after = sum(values[:part]) / part, sum(values[-part:]) / part
+    change = after - before
+    word = "stayed" if abs(change) < 0.01 * max(abs(before), abs(after)) else "rose" if change > 0 else "fell"
+    return f"stayed at {after:.3g}" if word == "stayed" else f"{word} from {before:.3g} to {after:.3g}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training took, from its log; sums over all its worlds."""
+
+    num_images: int
+    wall_s: float
+    """From the first step to the last, interruptions included."""
+    worker_hours: float
+    """Each worker's time between steps; a worker is a GPU where there are GPUs."""
+    on_gpus: bool
+    usd: tuple[float, float] | None = None
+    """At the cheapest and the dearest pool's price; None where a pool has none."""
+
+
+def training_cost(log: TrainingLog, config: RunConfig) -> Cost:
+    """Images seen, time, and the price of it where every pool of the cluster has one."""
+    sizes = log.machine["world_size"]
+    hours = sum(n * (after - before) / 60 for (before, n), (after, _) in pairwise(sizes))
+    num_images = int(log.terms["loss"][-1][0]) * config.train.batch_size
+    prices = [pool.price_usd_per_hour for pool in config.cluster.pools]
+    usd = None
+    if log.device == "cuda" and prices and all(price is not None for price in prices):
+        per_gpu = [
+            (pool.price_usd_per_hour or 0) / max(1, pool.gpus_per_node) for pool in config.cluster.pools
+        ]
+        usd = min(per_gpu) * hours, max(per_gpu) * hours
+    wall_s = 60 * (sizes[-1][0] - sizes[0][0]) if sizes else 0.0
+    return Cost(num_images, wall_s, hours, log.device == "cuda", usd)

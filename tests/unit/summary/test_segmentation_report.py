@@ -43,8 +43,8 @@ def run(tmp_path: Path) -> str:
 def test_dice_picture_and_decoder_are_in_the_report(run: str) -> None:
     result, page = _summarize(run)
     assert set(result.headline) == {"blobs dice", "blobs dice (random-init)"}
-    assert "blobs: Dice" in page, "a curve over steps"
-    assert "blobs: Dice of class 1" in page
+    assert "<figcaption>Dice</figcaption>" in page, "a curve over steps"
+    assert "<figcaption>Dice of class 1</figcaption>" in page
     picture = open_store(run).get(RunLayout.example("step-00000020", "blobs", "panel"))
     assert base64.b64encode(picture).decode() in page
     assert "conv-decoder v1 on patch tokens alone" in page
@@ -58,7 +58,7 @@ def test_without_its_picture_the_rest_is_shown(run: str) -> None:
     store.delete([RunLayout.example("step-00000020", "blobs", "panel")])
     _, page = _summarize(run)
     assert "Patch, truth, prediction" not in page
-    assert "blobs: Dice" in page
+    assert "<figcaption>Dice</figcaption>" in page
 
 
 @pytest.mark.parametrize("key", ["../secret.jpg", "pictures/../secret.jpg", "logs/secret.jpg", 7, ["x"], ""])

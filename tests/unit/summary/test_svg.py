@@ -91,7 +91,7 @@ def test_a_tick_says_the_value_it_stands_at() -> None:
     points = tuple(Point(float(i), 1.6e-5 * i / 4) for i in range(5))
     drawn = render(Chart("rate", "step", "rate", (Series("rate", points),), y_from_zero=True))
     assert ">1.5e-5<" in drawn
-    assert ">2e-5<" not in drawn
+    assert drawn.count(">2e-5<") == 1
 
 
 def test_close_ticks_do_not_read_alike() -> None:

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from eosin.config import RunConfig
 from eosin.layout import RunLayout
 from eosin.storage import open_store
 from eosin.summary.html import training_charts
-from eosin.summary.training_log import Event, read_events, read_training_log
+from eosin.summary.training_log import Event, read_events, read_training_log, training_cost, training_health
 
 
 def _event(seconds: float, name: str, /, source: str = "train-00000", **fields: Any) -> Event:
@@ -100,11 +103,53 @@ def test_signals_of_collapse_are_charts_of_their_own_and_no_terms_of_the_loss() 
     log = read_training_log([_step(t, t + 1, 3.0, **signals) for t in range(3)])
     assert log is not None
     assert list(log.terms) == ["loss"]
-    titles = [chart.title for chart in training_charts(log)]
-    assert titles == [
+    main, more = training_charts(log)
+    assert [chart.title for chart in main] == [
         "Loss",
         "RankMe of the teacher's features",
         "Entropy of the teacher's assignments",
-        "Length of the mean feature",
-        "Model FLOP utilisation",
     ]
+    assert [chart.title for chart in more] == ["Length of the mean feature", "Model FLOP utilisation"]
+
+
+def test_a_chart_of_one_point_is_not_drawn() -> None:
+    log = read_training_log([_step(0, 1, 3.0, rankme=3.0)])
+    assert log is not None and training_charts(log) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("signals", "went_well", "words"),
+    [
+        ([{"rankme": 3.0 + t, "teacher_entropy": 4.0} for t in range(20)], True,
+         "went well: the loss fell from 9.25 to 0.25, RankMe rose from 3.5 to 21.5, "
+         "the teacher's entropy ended at 4.00 of 5.55 nats, nothing was restarted"),
+        ([{"teacher_entropy": 4 / (t + 1) ** 2} for t in range(20)], False, "images go to few prototypes"),
+        ([{"teacher_entropy": 5.545}] * 20, False, "images go to all prototypes alike"),
+        ([{"rankme": 20.0 - t} for t in range(20)], False, "RankMe fell from 19.5 to 1.5, 20 at best"),
+        ([{"data_wait_share": 0.4}] * 20, False, "40 % of the time went to waiting for patches"),
+        ([{}] * 19 + [{"loss": float("nan")}], False, "the loss is not finite"),
+    ],
+)  # fmt: skip
+def test_a_sentence_says_whether_training_went_well(
+    signals: list[dict[str, float]], went_well: bool, words: str
+) -> None:
+    events = [
+        _event(t, "step", **{"step": t + 1, "loss": (19 - t) / 2, **each}) for t, each in enumerate(signals)
+    ]
+    log = read_training_log(events)
+    assert log is not None
+    health = training_health(log, num_prototypes=256, has_ended=True)
+    assert health.went_well == went_well and words in health.sentence
+    assert ("needs a look" in health.sentence) != went_well
+
+
+def test_restarts_and_cost_come_from_the_log() -> None:
+    world = [_event(t, "world", world_size=n, device="cuda") for t, n in ((0, 4), (3600, 2))]
+    steps = [_step(t, step, 3.0, world_size=n) for t, step, n in ((0, 1, 4), (3600, 10, 2), (7200, 20, 2))]
+    log = read_training_log(sorted([*world, *steps], key=lambda event: event.time_s))
+    assert log is not None
+    assert "its workers began anew once" in training_health(log, num_prototypes=9, has_ended=False).sentence
+    pool = {"gpus_per_node": 4, "price_usd_per_hour": 40.0}
+    config = RunConfig.model_validate({"train": {"batch_size": 64}, "cluster": {"pools": [pool]}})
+    cost = training_cost(log, config)
+    assert (cost.num_images, cost.wall_s, cost.worker_hours, cost.usd) == (1280, 7200.0, 6.0, (60.0, 60.0))

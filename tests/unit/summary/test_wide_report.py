@@ -83,7 +83,7 @@ def test_what_equals_its_beginning_is_counted_as_such(tmp_path: Path) -> None:
     for model, step in (("random-init", 0), ("step-00000300", 300)):
         put_record(store, record(model, step, TASKS[1], 0.5))
     page = _page(run)
-    assert "equal on 2" in page
+    assert "equal on 1" in page
     assert "+0.000 equal" not in page
 
 
