@@ -143,7 +143,7 @@ def nice_ticks(low: float, high: float, *, target: int = 4, step: float = 0.0) -
 
 def _tick_step(low: float, high: float, target: int) -> float:
     raw = (high - low) / target
-    magnitude = 10 ** math.floor(math.log10(raw))
+    magnitude = 10.0 ** math.floor(math.log10(raw))
     return next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
 
 
