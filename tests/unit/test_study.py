@@ -18,6 +18,7 @@ from eosin.records import IndexPin, MetricRecord, MetricValue, Study
 from eosin.runs import load_pin, load_run, pin_index
 from eosin.storage import open_store
 from eosin.summary.study_report import report_study
+from tests.support.summary import slide_rows, write_index
 
 TASKS = [{"kind": "unsupervised", "name": "heldout"}, {"kind": "robustness", "name": "robust"},
          {"kind": "knn", "name": "knn", "dataset": "s3://b/labelled"}]  # fmt: skip
@@ -158,13 +159,37 @@ def test_the_report_sets_the_newest_teachers_side_by_side(uri: str) -> None:
     store = open_store(uri)
     told = json.loads(store.get(RunLayout.SUMMARY_JSON))["variants"]
     assert [(v["step"], v["figures"][0]["before_training"]) for v in told] == [(20, 0.3), (20, 0.3)]
-    assert (
-        "| knn | balanced accuracy ↑ | 0.550 ± 0.071 | **0.800** |"
-        in store.get(RunLayout.SUMMARY_MD).decode()
-    )
+    assert "| knn | balanced accuracy ↑ | 0.550 ± 0.071 | 0.800 |" in store.get(RunLayout.SUMMARY_MD).decode()
     page = store.get(RunLayout.SUMMARY_HTML).decode()
     assert "patches.slide_fraction" in page and page.count('<svg class="chart"') == 2
     assert "src=" not in page and "Not there" not in page
+
+
+def test_only_what_chance_does_not_explain_is_called_best(uri: str) -> None:
+    made = study.plan_study(uri, config(), "slides", [0.1, 0.5, 1.0])
+    for place, values in enumerate(
+        ([0.30] * 5, [0.297, 0.301, 0.299, 0.3, 0.302], [0.41, 0.4, 0.42, 0.43, 0.39])
+    ):
+        judged(made, place, model_name(20), 20, values)
+    report_study(uri, log=RunLog("test"))
+    told = open_store(uri).get(RunLayout.SUMMARY_MD).decode()
+    assert told.count("**") == 2 and "**0.410 ± 0.016**" in told
+    judged(made, 2, model_name(20), 20, [0.301])
+    judged(made, 1, model_name(20), 20, [0.297])
+    report_study(uri, log=RunLog("test"))
+    assert "**" not in open_store(uri).get(RunLayout.SUMMARY_MD).decode()
+
+
+def test_a_share_of_the_slides_says_how_many_that_is(uri: str, tmp_path: Path) -> None:
+    made = study.plan_study(uri, config(), "slides", [0.5, 1.0])
+    for variant in made.variants:
+        write_index(open_store(variant.run), f"file://{tmp_path}/index", slide_rows())
+    judged(made, 0, model_name(20), 20, [0.5])
+    report_study(uri, log=RunLog("test"))
+    told = json.loads(open_store(uri).get(RunLayout.SUMMARY_JSON))["variants"]
+    half, whole = (variant["num_slides"] for variant in told)
+    assert 1 <= half < whole <= 8 and half == -(-whole // 2)
+    assert f"0.5 ({half} slide" in open_store(uri).get(RunLayout.SUMMARY_HTML).decode()
 
 
 def test_half_a_study_still_gives_a_report_that_says_what_is_missing(uri: str) -> None:

@@ -11,11 +11,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from eosin.errors import EosinError, TransientError, UserError
+from eosin.index.snapshot import open_snapshot
 from eosin.layout import RunLayout, step_of
+from eosin.metrics.significance import significance
 from eosin.observability import RunLog
+from eosin.patches.sampling.eligible import find_eligible
 from eosin.records import MetricRecord, MetricValue, Study, Variant, load_record
+from eosin.runs import load_pin, load_run
 from eosin.storage import NotFound, Store, join_uri, open_store
 from eosin.summary import svg
+from eosin.summary.headline import SIGNIFICANT
 from eosin.summary.names import metric_name, model_label, number
 from eosin.summary.results import metric_order
 
@@ -42,17 +47,31 @@ class VariantRun:
     variant: Variant
     records: tuple[MetricRecord, ...]
     problems: tuple[str, ...] = ()
+    num_slides: int | None = None
+    """Slides that it trains on; None where that is not known."""
+
+    @property
+    def label(self) -> str:
+        """Its name, and how many slides that is."""
+        if self.num_slides is None:
+            return self.variant.name
+        return f"{self.variant.name} ({self.num_slides} slide{'' if self.num_slides == 1 else 's'})"
 
     @property
     def newest(self) -> int | None:
         """The step of the newest teacher that was judged."""
         return max((r.step for r in self.records if _is_teacher(r)), default=None)  # type: ignore[type-var]  # a teacher has a step
 
-    def value(self, task: str, metric: str, step: int | None = None) -> MetricValue | None:
-        """Of the teacher of `step`, or of the newest."""
+    def record(self, task: str, metric: str, step: int | None = None) -> MetricRecord | None:
+        """Of the teacher of `step`, or of the newest, where it has `metric`."""
         wanted = self.newest if step is None else step
         found = (r for r in self.records if _is_teacher(r) and (r.step, r.task) == (wanted, task))
-        return next((r.metrics[metric] for r in found if metric in r.metrics), None)
+        return next((r for r in found if metric in r.metrics), None)
+
+    def value(self, task: str, metric: str, step: int | None = None) -> MetricValue | None:
+        """The figure of `record`."""
+        found = self.record(task, metric, step)
+        return found.metrics[metric] if found else None
 
 
 @dataclass(frozen=True)
@@ -105,7 +124,7 @@ def build_study_report(study_uri: str, store: Store) -> StudyReport:
     study = load_record(Study, store, RunLayout.STUDY)
     if study is None:
         raise UserError(f"no study at {study_uri}: {RunLayout.STUDY} is not there")
-    runs = tuple(_read(variant) for variant in study.variants)
+    runs = tuple(_read(variant, count_slides=study.key.startswith("patches.")) for variant in study.variants)
     found = {
         (record.task, metric) for run in runs for record in run.records if record.status == "ok"
         for metric in record.metrics
@@ -125,7 +144,21 @@ def _drawable(charts: Iterable[svg.Chart]) -> tuple[svg.Chart, ...]:
     return tuple(chart for chart in charts if any(series.points for series in chart.series))
 
 
-def _read(variant: Variant) -> VariantRun:
+def _num_slides(run_uri: str) -> int | None:
+    """That a run trains on; None where its slides are not known, or it reads a patch set."""
+    try:
+        config, pin = load_run(run_uri), load_pin(run_uri)
+        if config.patches.source != "slides":
+            return None
+        snapshot = open_snapshot(pin.index_uri, pin.snapshot_id)
+        return len(find_eligible(snapshot, config.patches, "train").rows)
+    except TransientError:
+        raise
+    except (EosinError, NotFound):
+        return None
+
+
+def _read(variant: Variant, *, count_slides: bool) -> VariantRun:
     store = open_store(variant.run)
     records, problems = [], []
     for info in store.list(RunLayout.METRICS):
@@ -140,7 +173,8 @@ def _read(variant: Variant) -> VariantRun:
     problems += [f"{variant.name}: {r.model} on {r.task} failed: {r.reason}" for r in failed]
     if not any(map(_is_teacher, records)):
         problems.append(f"{variant.name}: no teacher of it has been judged")
-    return VariantRun(variant, tuple(records), tuple(problems))
+    num_slides = _num_slides(variant.run) if count_slides else None
+    return VariantRun(variant, tuple(records), tuple(problems), num_slides)
 
 
 def _is_teacher(record: MetricRecord) -> bool:
@@ -160,7 +194,7 @@ def _chart(report: StudyReport, task: str, metric: str) -> svg.Chart:
         x_label=report.study.key,
         y_label=f"{metric_name(metric)} {_arrow(report, task, metric)}",
         series=series,
-        x_names=tuple(run.variant.name for run in report.runs),
+        x_names=tuple(run.label for run in report.runs),
     )
 
 
@@ -197,12 +231,25 @@ def _rows(report: StudyReport) -> list[dict[str, Any]]:
     for task, metric in report.figures:
         values = [run.value(task, metric) for run in report.runs]
         higher = _arrow(report, task, metric) == "↑"
-        means = [v.mean for v in values if v]
-        best = (max if higher else min)(means) if len(means) > 1 else None
-        cells = [{"text": _text(v), "best": v is not None and v.mean == best} for v in values]
+        best = _best(report, task, metric, higher=higher)
+        cells = [{"text": _text(v), "best": place == best} for place, v in enumerate(values)]
         name = f"{metric_name(metric)} {'↑' if higher else '↓'}"
         rows.append({"task": task, "metric": name, "cells": cells})
     return rows
+
+
+def _best(report: StudyReport, task: str, metric: str, *, higher: bool) -> int | None:
+    """Place of the run that is better than the second best by more than chance explains (p < .05)."""
+    found = [(run.record(task, metric), place) for place, run in enumerate(report.runs)]
+    ranked = sorted(
+        ((record, place) for record, place in found if record),
+        key=lambda each: each[0].metrics[metric].mean,
+        reverse=higher,
+    )
+    if len(ranked) < 2:
+        return None
+    test = significance(ranked[1][0], ranked[0][0], metric)
+    return ranked[0][1] if test and test.p_value is not None and test.p_value < SIGNIFICANT else None
 
 
 def _text(value: MetricValue | None) -> str:
@@ -229,7 +276,7 @@ def _to_json(report: StudyReport) -> bytes:
         "variants": [
             {
                 "name": run.variant.name, "value": run.variant.value, "run": run.variant.run,
-                "step": run.newest, "figures": _figures(report, run),
+                "step": run.newest, "num_slides": run.num_slides, "figures": _figures(report, run),
             }
             for run in report.runs
         ],
@@ -252,7 +299,7 @@ def _figures(report: StudyReport, run: VariantRun) -> list[dict[str, Any]]:
 
 
 def _to_markdown(report: StudyReport) -> str:
-    names = [run.variant.name for run in report.runs]
+    names = [run.label for run in report.runs]
     lines = [f"# {report.name}", "", f"`{report.study.key}` varied.", ""]
     lines += [f"| task | metric | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
     for row in _rows(report):

@@ -210,7 +210,7 @@ def training_health(log: TrainingLog, *, num_prototypes: int, has_ended: bool) -
             facts.append(told)
     if log.data_wait_share is not None:
         waited = f"{100 * log.data_wait_share:.0f} % of the time went to waiting for patches"
-        (bad if log.data_wait_share > _MUCH_WAITING else facts).append(waited)
+        (bad if round(log.data_wait_share, 2) > _MUCH_WAITING else facts).append(waited)
     facts.append(_restarts(log))
     words = "went well" if not bad else f"needs a look: {'; '.join(bad)}"
     rest = f"{'; ' if bad else ': '}{', '.join(facts)}"
