@@ -62,8 +62,12 @@ class MissingDependency(UserError):
 def install_command(extra: str = "") -> str:
     """The pip command that installs eosin, with an extra, from where this eosin came (PEP 610).
 
-    Where nothing says so it came from a package index or as a bare wheel, and is named.
+    Where nothing says so it came from a package index or as a bare wheel, and is named. An image has no pip
+    and a read-only root: there it is the image that has the extra.
     """
+    if image := os.environ.get("EOSIN_IMAGE"):
+        other = _IMAGE_OF.get(extra)
+        return f"this is the {image} image; " + (f"the {other} image has it" if other else "no image has it")
     try:
         origin = json.loads(distribution("eosin").read_text("direct_url.json") or "{}")
     except PackageNotFoundError:
@@ -79,6 +83,11 @@ def install_command(extra: str = "") -> str:
     return f"pip install 'eosin{extras} @ {scheme}{url}'"
 
 
+_IMAGE_OF = {
+    "train": "train", "gpu": "train", "tensorboard": "train", "evaluate": "evaluate", "datasets": "evaluate",
+    "onnx": "index",
+}  # fmt: skip
+"""The image that an extra is in, where not in all (environment/lock.py)."""
 _EXTRAS = {
     "torch": "train", "torchvision": "train", "timm": "train", "safetensors": "train",
     "prometheus_client": "train", "kfp": "kubeflow", "kfp_server_api": "kubeflow", "kubernetes": "kubeflow",

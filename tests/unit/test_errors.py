@@ -140,5 +140,9 @@ def test_an_extra_is_installed_from_where_eosin_came(
             return None if origin is None else json.dumps(origin)
 
     monkeypatch.setattr("eosin.errors.distribution", lambda name: Installed())
+    monkeypatch.delenv("EOSIN_IMAGE", raising=False)
     assert install_command("train") == command
     assert MissingDependency("torch", "train").hint == command
+    monkeypatch.setenv("EOSIN_IMAGE", "index")  # nothing can be installed into an image
+    assert install_command("train") == "this is the index image; the train image has it"
+    assert install_command("demo") == "this is the index image; no image has it"
