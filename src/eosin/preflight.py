@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from eosin.config import RunConfig
 from eosin.errors import MissingDependency, UserError
 from eosin.index.listing import require_slide
 from eosin.index.overrides import load_overrides
-from eosin.layout import RANDOM_INIT, TEACHER_CARD
+from eosin.layout import RANDOM_INIT, TEACHER_CARD, IndexLayout
 from eosin.runs import Planned, plan_config
 from eosin.storage import NotFound, open_store
+from eosin.storage.uri import parse_uri
 
 _LARGEST_GPU_GIB = 288.0
 """NVIDIA B300; what needs more has no place on any GPU of today."""
@@ -31,11 +35,29 @@ def check_plan(run_uri: str, config: RunConfig, *, known_slides: str = "") -> Pl
     `known_slides`: URI of a folder that an earlier run was trained on, which is not looked into again.
     """
     planned = plan_config(run_uri, config)
+    for uri in (run_uri, planned.config.index.uri):
+        _require_place(uri)
     slides = planned.config.slides
     if (not planned.begun or planned.renewed) and slides.uri != known_slides:
         require_slide(open_store(slides.uri), slides.include)
         load_overrides(slides.overrides)
     return planned
+
+
+def _require_place(uri: str) -> None:
+    """Raises `UserError` where nothing can be published at `uri`: no such bucket, no right, a file there."""
+    with suppress(NotFound):
+        open_store(uri).head(IndexLayout.LATEST)
+    location = parse_uri(uri)
+    if location.scheme != "file":
+        return
+    path = Path(location.path)
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not there.is_dir():
+        raise UserError(f"nothing can be published at {uri}: {there} is a file", hint="name another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        message = f"nothing can be published at {uri}: {there} may not be written"
+        raise UserError(message, hint="name another folder, or change its rights")
 
 
 def require_libraries(libraries: Iterable[tuple[str, str]]) -> None:

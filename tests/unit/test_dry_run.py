@@ -49,6 +49,22 @@ def test_a_bucket_for_the_run_that_is_not_there_is_refused(slides: Path, bucket_
         plan_run(steps.resolve_config(source(slides)), "s3://there-is-none/runs/a")
 
 
+def test_a_bucket_for_the_index_that_is_not_there_is_refused(slides: Path, bucket_uri: str) -> None:
+    settings = ["index.uri=s3://there-is-none/index"]
+    with pytest.raises(UserError, match="no bucket there-is-none"):
+        plan_run(steps.resolve_config(source(slides, settings)), f"{bucket_uri}/runs/a")
+
+
+@pytest.mark.parametrize("place", ["a.svs", "a.svs/run"])
+def test_a_file_where_run_or_index_should_be_is_refused(slides: Path, tmp_path: Path, place: str) -> None:
+    run, there = str(tmp_path / "runs/a"), str(slides / place)
+    with pytest.raises(UserError, match=r"a\.svs is a file"):
+        plan_run(steps.resolve_config(source(slides)), there)
+    with pytest.raises(UserError, match=r"a\.svs is a file"):
+        plan_run(steps.resolve_config(source(slides, [f"index.uri={there}"])), run)
+    assert everything(tmp_path) == {slides, slides / "a.svs"}
+
+
 def test_a_run_begun_otherwise_says_what_would_change(slides: Path, tmp_path: Path) -> None:
     run = str(tmp_path / "runs" / "a")
     steps.plan(run, source(slides, ["seed=1"]))
@@ -131,6 +147,9 @@ def test_a_run_to_go_on_from_needs_a_checkpoint_of_the_same_size(slides: Path, t
 
     with pytest.raises(UserError, match="has no checkpoint"):
         plan()
+    with pytest.raises(UserError, match=r"model\.init run:.*/none: no run at") as refused:
+        plan(f"model.init=run:{tmp_path}/none")
+    assert "--set model.init=run:URI" in refused.value.hint
     open_store(first).put(RunLayout.checkpoint_marker(30), b"{}")
     plan()
     with pytest.raises(UserError, match="is 128 features wide and 4 blocks deep"):

@@ -241,7 +241,11 @@ def _of_timm(name: str) -> Shapes:
 
 
 def _of_run(uri: str) -> Shapes:
-    config = load_run(uri)
+    try:
+        config = load_run(uri)
+    except UserError as error:
+        hint = f"name the finished run to go on from: --set model.init=run:URI\n  {error.hint}"
+        raise UserError(f"model.init {RUN_PREFIX}{uri}: {error.message}", hint=hint) from None
     keys = (info.key for info in open_store(uri).list(RunLayout.CHECKPOINTS))
     if not any(key.endswith(f"/{COMPLETE}") for key in keys):
         raise UserError(
