@@ -14,14 +14,14 @@ def name_run(run: str) -> str:
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
 def plan_retrain(
     run: str, registry: str, name: str, recipe: str, settings: list, slides: str, index: str,
-    num_index_shards: int, images: str,
+    num_index_shards: int, images: str, backend: str,
 ) -> list:  # fmt: skip
     """Publish the run's configuration, begun with the current model; returns the shards of indexing."""
     from eosin import steps
 
     steps.as_step(steps.require_images, run, images)
     source = steps.ConfigSource(recipe, settings, slides, index)
-    steps.as_step(steps.plan_retrain, run, registry, name, source)
+    steps.as_step(steps.plan_retrain, run, registry, name, source, backend)
     return steps.as_step(steps.index_shards, run, num_index_shards)
 
 

@@ -6,14 +6,14 @@ from kfp import dsl
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
 def plan_study(
     run: str, vary: str, values: list, recipe: str, settings: list, slides: str, index: str,
-    num_index_shards: int, images: str,
+    num_index_shards: int, images: str, backend: str,
 ) -> list:  # fmt: skip
     """Publish the study and the configuration of each of its runs; returns the shards of indexing."""
     from eosin import steps
 
     steps.as_step(steps.require_images, run, images)
     source = steps.ConfigSource(recipe, settings, slides, index)
-    steps.as_step(steps.plan_study, run, vary, values, source)
+    steps.as_step(steps.plan_study, run, vary, values, source, backend)
     return steps.as_step(steps.index_shards, run, num_index_shards)
 
 

@@ -76,6 +76,7 @@ def pretrain(
             index=index,
             num_index_shards=num_index_shards,
             images=images_named(index_image, train_image, evaluate_image),
+            backend=backend,
         ).set_container_image(index_image)
         data = index_and_decode(run, planned, num_decode_shards, index_image, train_image)
         trained = train(run=run, backend=backend, num_evaluation_shards=num_evaluation_shards)

@@ -88,7 +88,7 @@ def retrain(
         planned = plan_retrain(
             run=uri, registry=registry, name=name, recipe=recipe, settings=settings, slides=slides,
             index=index, num_index_shards=num_index_shards,
-            images=images_named(index_image, train_image, evaluate_image),
+            images=images_named(index_image, train_image, evaluate_image), backend=backend,
         ).set_container_image(index_image)  # fmt: skip
         scanned, snapshot = index_slides(uri, planned, num_decode_shards, index_image)
         gate = judge_new_slides(

@@ -78,7 +78,7 @@ def scaling_study(
         planned = plan_study(
             run=run, vary=vary, values=values, recipe=recipe, settings=settings, slides=slides, index=index,
             num_index_shards=num_index_shards,
-            images=images_named(index_image, train_image, evaluate_image),
+            images=images_named(index_image, train_image, evaluate_image), backend=backend,
         ).set_container_image(index_image)  # fmt: skip
         data = index_and_decode(run, planned, num_decode_shards, index_image, train_image)
         pinned = pin_variants(run=run, decode_shards=data.snapshot.outputs["Output"])

@@ -10,7 +10,7 @@ from eosin.cluster.placement import placement
 from eosin.config import RunConfig, dump_config
 from eosin.errors import EosinError, MissingDependency
 from eosin.layout import IndexLayout, RegistryLayout, RunLayout
-from eosin.preflight import check_models, check_plan, check_teacher, check_trainable
+from eosin.preflight import check_models, check_plan, check_pools_in_reach, check_teacher, check_trainable
 from eosin.storage import join_uri, open_store
 
 
@@ -76,7 +76,11 @@ def plan_run(
     if pipeline == "evaluate":
         check_teacher(str(arguments.get("teacher", "")))
     sizes = [info.size_bytes for info in open_store(config.slides.uri).list()]
-    figures, warnings = _figures(config, trains=pipeline != "evaluate", here=here)
+    trains, placed, unseen = pipeline != "evaluate", config, ""
+    on_cluster = trains and not here and run_uri.startswith("s3://")
+    if on_cluster and arguments.get("backend", "jobset") == "jobset":
+        placed, unseen = check_pools_in_reach(run_uri, config)
+    figures, warnings = _figures(placed, trains=trains, here=here)
     return RunPlan(
         run=run_uri,
         config=config.model_dump(mode="json"),
@@ -86,7 +90,7 @@ def plan_run(
         steps=_steps(config, run_uri, pipeline, arguments),
         begun=str(planned),
         figures=figures,
-        warnings=(*warnings, *_missing_datasets(config)),
+        warnings=(*warnings, *filter(None, [unseen]), *_missing_datasets(config)),
     )
 
 

@@ -11,7 +11,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from eosin.cluster.defaults import defaults_in_reach, with_defaults
+from eosin.cluster.jobset import check_cluster_config
 from eosin.config import RunConfig
+from eosin.config.cluster import ClusterConfig
 from eosin.errors import MissingDependency, UserError
 from eosin.index.listing import require_slide
 from eosin.index.overrides import load_overrides
@@ -104,6 +107,31 @@ def check_trainable(config: RunConfig, *, here: bool) -> dict[str, Any]:
     known = [pool.gpu_memory_gib for pool in pools if pool.gpu_memory_gib is not None]
     memory_gib = min(known, default=_LARGEST_GPU_GIB)
     return check_training(config, memory_bytes=int(memory_gib * 2**30), num_ranks=max(num_ranks, 1))
+
+
+def check_placement(run_uri: str, config: RunConfig, presets: ClusterConfig) -> RunConfig:
+    """`config` with what the cluster presets. Raises `UserError` where a launcher would refuse to train it.
+
+    Without torch in this image memory and batch are left to whoever has it.
+    """
+    config = config.model_copy(update={"cluster": with_defaults(config.cluster, presets)})
+    check_cluster_config(config, run_uri, image=config.cluster.image or "that of the launcher")
+    if find_spec("torch") is not None:
+        check_trainable(config, here=False)
+    return config
+
+
+def check_pools_in_reach(run_uri: str, config: RunConfig, namespace: str = "") -> tuple[RunConfig, str]:
+    """As `check_placement` with what the cluster of the kubeconfig presets; and why that is not known.
+
+    Then pools that the run leaves open may be any, and only what is said of them here is checked.
+    """
+    presets, unseen = defaults_in_reach(namespace or config.cluster.namespace)
+    if not unseen or config.cluster.pools != ClusterConfig().pools:
+        return check_placement(run_uri, config, presets), unseen
+    if find_spec("torch") is not None:
+        check_trainable(config, here=False)
+    return config, unseen
 
 
 def check_trainable_apart(config: RunConfig) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eosin.config import RunConfig, load_config
+from eosin.config.cluster import ClusterConfig
 from eosin.errors import TransientError, UserError
 from eosin.layout import RANDOM_INIT, TEACHER_CARD, RunLayout, record_key
 from eosin.observability import RunLog
@@ -21,6 +22,7 @@ from eosin.preflight import (
     EVALUATE_LIBRARIES,
     TRAIN_LIBRARIES,
     check_models,
+    check_placement,
     check_plan,
     check_trainable,
     require_libraries,
@@ -68,20 +70,20 @@ def require_images(run_uri: str, images: str) -> None:
         )
 
 
-def plan(run_uri: str, source: ConfigSource) -> RunConfig:
+def plan(run_uri: str, source: ConfigSource, backend: str = "") -> RunConfig:
     """Resolve the configuration and publish it with the run (or check it is the one published).
 
-    Without a recipe it is the run's own. Raises `UserError` where no run was begun either, and for what the
-    run would refuse later; then nothing is published.
+    Without a recipe it is the run's own. `backend`: where the run will train; empty: nowhere. Raises
+    `UserError` where no run was begun either, and for what the run would refuse later, on the pools that the
+    cluster presets too; then nothing is published.
     """
-    return _publish_plan(run_uri, resolve_config(source, of_run=run_uri))
+    return _publish_plan(run_uri, resolve_config(source, of_run=run_uri), backend)
 
 
-def _publish_plan(run_uri: str, config: RunConfig, *, known_slides: str = "") -> RunConfig:
+def _publish_plan(run_uri: str, config: RunConfig, backend: str = "", *, known_slides: str = "") -> RunConfig:
     planned = check_plan(run_uri, config, known_slides=known_slides)
     check_models(planned.config)
-    if find_spec("torch") is not None:  # an image without: the workers refuse it
-        check_trainable(planned.config, here=False)
+    _check_training(run_uri, [planned.config], backend)
     config = prepare_run(run_uri, planned.config)
     if planned.changes:
         with RunLog("plan", open_store(run_uri)) as log:
@@ -89,7 +91,27 @@ def _publish_plan(run_uri: str, config: RunConfig, *, known_slides: str = "") ->
     return config
 
 
-def plan_retrain(run_uri: str, registry_uri: str, name: str, source: ConfigSource) -> RunConfig:
+def _check_training(run_uri: str, configs: Iterable[RunConfig], backend: str) -> None:
+    """Refuse before anything is indexed what a launcher would refuse after it."""
+    presets: ClusterConfig | None = None
+    for config in configs:
+        if backend == "jobset" and in_pod():
+            presets = presets or _presets(config)
+            check_placement(run_uri, config, presets)
+        elif find_spec("torch") is not None:  # an image without: the workers refuse it
+            check_trainable(config, here=False)
+
+
+def _presets(config: RunConfig) -> ClusterConfig:
+    from eosin.cluster.api import connect
+    from eosin.cluster.defaults import load_defaults
+
+    return load_defaults(connect(config.cluster.namespace))
+
+
+def plan_retrain(
+    run_uri: str, registry_uri: str, name: str, source: ConfigSource, backend: str = ""
+) -> RunConfig:
     """As `plan`, warm-started from the registry's current model and judged beside it.
 
     Without a recipe it is the current model's own. What the run set out from is settled with its first
@@ -99,10 +121,10 @@ def plan_retrain(run_uri: str, registry_uri: str, name: str, source: ConfigSourc
 
     config, base = retrain_config(run_uri, registry_uri, name, source)
     known_slides = load_run(base.run).slides.uri if base.run else ""
-    check_plan(run_uri, config, known_slides=known_slides)
+    _check_training(run_uri, [check_plan(run_uri, config, known_slides=known_slides).config], backend)
     if keep_base(run_uri, base) != base:
         raise TransientError(f"run {run_uri} is being planned by somebody else", hint="run it again")
-    return _publish_plan(run_uri, config, known_slides=known_slides)
+    return _publish_plan(run_uri, config, backend, known_slides=known_slides)
 
 
 def retrain_config(
@@ -120,13 +142,17 @@ def retrain_config(
     return warm_started(resolve_config(source, of_run=base.run), base), base
 
 
-def plan_study(study_uri: str, vary: str, values: Iterable[Any], source: ConfigSource) -> Study:
-    """Publish a study and the configuration of each of its runs."""
+def plan_study(
+    study_uri: str, vary: str, values: Iterable[Any], source: ConfigSource, backend: str = ""
+) -> Study:
+    """Publish a study and the configuration of each of its runs. Raises `UserError` as `plan` does."""
     from eosin import study
 
-    config = resolve_config(source, of_run=study_uri)
-    check_plan(study_uri, config)
-    return study.plan_study(study_uri, config, vary, list(values))
+    values = list(values)
+    config = check_plan(study_uri, resolve_config(source, of_run=study_uri)).config
+    variants = study.study_of(study_uri, config, vary, values)[1]
+    _check_training(study_uri, [each.config for each in variants], backend)
+    return study.plan_study(study_uri, config, vary, values)
 
 
 def pin_variants(study_uri: str) -> list[str]:

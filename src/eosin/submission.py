@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from eosin import steps
 from eosin.config import RunConfig, load_config
 from eosin.errors import EosinError, UserError
 from eosin.layout import RANDOM_INIT
-from eosin.preflight import check_models, check_plan, check_teacher, check_trainable
+from eosin.preflight import check_models, check_plan, check_pools_in_reach, check_teacher
 from eosin.recipes import ConfigSource, load_recipe
 from eosin.storage import Store, join_uri, open_store
 from eosin.study import study_of
 
 _URIS = ("run", "slides", "index", "registry", "teacher")
 _RECIPES = "recipes"
+_TRAINING = ("pretrain", "retrain", "scaling_study")
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,21 @@ class CheckedSubmission:
     notes: tuple[str, ...] = ()
 
 
-def check_submission(pipeline: str, arguments: Mapping[str, Any], *, recipe: str = "") -> CheckedSubmission:
-    """Refuse what the pipeline's own steps would, and put a recipe file beside the run.
+def check_submission(
+    pipeline: str,
+    arguments: Mapping[str, Any],
+    *,
+    recipe: str = "",
+    namespace: str = "",
+    publish: bool = True,
+) -> CheckedSubmission:
+    """Refuse what the pipeline's own steps would, and put a recipe file beside the run where `publish`.
 
-    `arguments` by the names of the pipeline's parameters; `recipe`: its default where none is given. The
-    bucket is looked into where this machine reaches it; where not, a note says so and the cluster's first
-    step looks. Raises `UserError` for the rest: paths of this machine, recipes, settings, values of a study.
+    `pipeline` is one of eosin's own by name, else one of the user's; `arguments` by the names of its
+    parameters; `recipe`: its default where none is given; `namespace`: where the run goes, empty: not known.
+    Bucket and cluster are looked into where this machine reaches them; where not, a note says so and the
+    first step looks. Raises `UserError` for the rest: paths of this machine, recipes, settings, values of a
+    study, pools on which training cannot work.
     """
     given = dict(arguments)
     _refuse_local_paths(given)
@@ -44,17 +53,20 @@ def check_submission(pipeline: str, arguments: Mapping[str, Any], *, recipe: str
     source = ConfigSource(
         given["recipe"], given.get("settings") or (), given.get("slides", ""), given.get("index", "")
     )
+    config = None
     if source.recipe and "://" not in source.recipe:
-        _check_text(pipeline, given, source)
-    notes = _look(pipeline, given, source)
-    if travels:
+        config = _check_text(pipeline, given, source)
+    looked, notes = _look(pipeline, given, source)
+    if pipeline in _TRAINING and given.get("backend", "jobset") == "jobset":
+        notes += _check_pools(str(given["run"]), looked or config, namespace)
+    if travels and publish:
         given["recipe"] = _upload(given["recipe"], str(given["run"]))
     if not arguments.get("recipe"):
         del given["recipe"]
     return CheckedSubmission(given, tuple(notes))
 
 
-def _check_text(pipeline: str, given: Mapping[str, Any], source: ConfigSource) -> None:
+def _check_text(pipeline: str, given: Mapping[str, Any], source: ConfigSource) -> RunConfig:
     """What is wrong with a recipe and its overrides needs no bucket to be seen."""
     text, name = load_recipe(source.recipe)
     config = load_config(text, source=name, overrides=source.overrides())
@@ -63,36 +75,45 @@ def _check_text(pipeline: str, given: Mapping[str, Any], source: ConfigSource) -
         raise UserError("no slides named", hint="give their folder: --slides s3://bucket/prefix")
     if pipeline == "scaling_study":
         study_of(str(given["run"]), config, given.get("vary", "slides"), given.get("values", ()))
+    return config
 
 
-def _look(pipeline: str, given: Mapping[str, Any], source: ConfigSource) -> list[str]:
-    """Check what needs the bucket; returns why it could not be looked into."""
+def _check_pools(run: str, config: RunConfig | None, namespace: str) -> list[str]:
+    """Whether the pools, those that the cluster presets where the run leaves them open, can train it."""
+    if config is None:  # it is in the bucket, which could not be looked into
+        return []
+    note = check_pools_in_reach(run, config, namespace)[1]
+    return [note] if note else []
+
+
+def _look(
+    pipeline: str, given: Mapping[str, Any], source: ConfigSource
+) -> tuple[RunConfig | None, list[str]]:
+    """Check what needs the bucket; returns the configuration, and why it could not be looked into."""
     run = str(given["run"])
     try:
         for uri in (run, source.slides, str(given.get("registry", ""))):
             if uri:
                 next(iter(open_store(uri).list()), None)
     except EosinError as error:
-        return [f"note: not looked at from here, the first step does: {error.message}"]
+        return None, [f"note: not looked at from here, the first step does: {error.message}"]
     config = _resolved(pipeline, given, source)
     if config is None:
-        return []
+        return None, []
     _refuse_local_uris(config)
     if "{date}" not in run and pipeline != "retrain":
         check_plan(run, config)
     check_models(config)
     if pipeline == "evaluate":
         check_teacher(str(given.get("teacher", "")))
-    elif find_spec("torch") is not None:
-        check_trainable(config, here=False)
-    return []
+    return config, []
 
 
 def _resolved(pipeline: str, given: Mapping[str, Any], source: ConfigSource) -> RunConfig | None:
     run = str(given["run"])
     if pipeline == "retrain":
         return steps.retrain_config(run, str(given["registry"]), str(given["name"]), source)[0]
-    if pipeline not in ("pretrain", "evaluate", "scaling_study"):
+    if pipeline not in ("evaluate", *_TRAINING):
         return None  # a pipeline of the user's own
     config = steps.resolve_config(source, of_run=run)
     if pipeline == "scaling_study":

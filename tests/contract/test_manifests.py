@@ -41,14 +41,17 @@ def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [item for item in objects if item["kind"] == kind]
 
 
-def site(overlay: str) -> ClusterConfig:
-    """The presets that the chart makes of the overlay's values."""
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    """What the chart makes of the overlay's values."""
     values = str(ROOT / "manifests" / "overlays" / overlay / "values.yaml")
     done = run("helm", "template", "eosin", str(ROOT / "helm/eosin"), "--namespace", "eosin", "-f", values)
     assert done.returncode == 0, done.stderr
-    (config_map,) = [
-        item for item in load_all(done.stdout) if item["kind"] == "ConfigMap" and KEY in item["data"]
-    ]
+    return load_all(done.stdout)
+
+
+def site(overlay: str) -> ClusterConfig:
+    """The presets among it."""
+    (config_map,) = [item for item in of_kind(rendered(overlay), "ConfigMap") if KEY in item["data"]]
     return load_config(yaml.safe_dump({"cluster": yaml.safe_load(config_map["data"][KEY])})).cluster
 
 
@@ -123,9 +126,14 @@ def test_quota_admits_the_whole_world_that_the_values_describe(overlay: str) -> 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_queue_that_the_values_name_is_made(overlay: str) -> None:
+    """By the chart and by nothing else: two owners of one LocalQueue fail the installation."""
     objects = build(overlay)
     config = site(overlay)
-    assert config.queue in {"", *(item["metadata"]["name"] for item in of_kind(objects, "LocalQueue"))}
+    (queue,) = of_kind(rendered(overlay), "LocalQueue")
+    assert config.queue == queue["metadata"]["name"] and of_kind(objects, "LocalQueue") == []
+    assert queue["spec"]["clusterQueue"] in {
+        each["metadata"]["name"] for each in of_kind(objects, "ClusterQueue")
+    }
     classes = {item["metadata"]["name"] for item in of_kind(objects, "WorkloadPriorityClass")}
     assert config.queue_priority_class in {"", *classes}
 

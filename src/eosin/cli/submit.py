@@ -14,6 +14,7 @@ from eosin.kubeflow.parameters import (
     arguments_of,
     compiled_pipeline,
     default_of,
+    own_pipeline,
     require_acceptable_size,
     takes,
 )
@@ -55,6 +56,7 @@ def submit(
     namespace: Namespace = "",
     experiment: Experiment = "eosin",
     service_account: Account = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check it all.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a pipeline to Kubeflow. The same again, while it is going, finds it."""
@@ -67,8 +69,14 @@ def submit(
     path = compiled_pipeline(pipeline)
     given = {"run": dated(run), "recipe": recipe or None, "slides": slides or None, "index": index or None,
              "settings": list(settings) if settings else None}  # fmt: skip
-    checked = _checked(pipeline, path, arguments_of(path, given, params or ()))
+    checked = _checked(path, arguments_of(path, given, params or ()), namespace, publish=not dry_run)
     arguments = checked.arguments
+    if dry_run:
+        with placed(path, read_pods(pod or (), pods)) as compiled:
+            require_acceptable_size(compiled, arguments)
+        text = lines(f"{given['run']} can be submitted; nothing was", *checked.notes)
+        emit(checked, as_json=as_json, text=text)
+        return
     with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
         require_acceptable_size(compiled, arguments)
         client = connect_kubeflow(host, namespace)
@@ -80,10 +88,15 @@ def submit(
     emit(made, as_json=as_json, text=text)
 
 
-def _checked(pipeline: str, path: Path, arguments: dict[str, Any]) -> CheckedSubmission:
+def _checked(
+    path: Path, arguments: dict[str, Any], namespace: str, *, publish: bool = True
+) -> CheckedSubmission:
     from eosin.submission import check_submission
 
-    return check_submission(pipeline, arguments, recipe=default_of(path, "recipe") or "")
+    return check_submission(
+        own_pipeline(path), arguments,
+        recipe=default_of(path, "recipe") or "", namespace=namespace, publish=publish,
+    )  # fmt: skip
 
 
 @schedule_app.command()
@@ -115,7 +128,7 @@ def create(
     path = compiled_pipeline(pipeline)
     _require_a_new_run_each_time(pipeline, run, takes(path))
     given = {"run": run, "settings": list(settings) if settings else None}
-    checked = _checked(pipeline, path, arguments_of(path, given, params or ()))
+    checked = _checked(path, arguments_of(path, given, params or ()), namespace)
     with placed(path, read_pods(pod or (), pods)) as compiled, kubeflow_errors(host):
         require_acceptable_size(compiled, checked.arguments)
         spec = ScheduleSpec(name, compiled, six_fields(cron), checked.arguments, not paused, service_account)

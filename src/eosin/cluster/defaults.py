@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from eosin.cluster.api import Cluster, Missing
+from eosin.cluster.api import Cluster, Missing, connect, is_configured
 from eosin.config import load_config
 from eosin.config.cluster import ClusterConfig
 from eosin.config.yaml_text import parse_yaml
+from eosin.errors import EosinError
 
 CONFIG_MAP = "eosin-cluster"
 KEY = "cluster.yaml"
+_KUBEFLOW = "kubeflow"
+_UNSEEN = "note: what the cluster presets is not looked at from here, the first step does"
 
 
 def with_defaults(config: ClusterConfig, defaults: ClusterConfig) -> ClusterConfig:
@@ -33,3 +36,23 @@ def load_defaults(cluster: Cluster) -> ClusterConfig:
         return ClusterConfig()
     source = f"ConfigMap {cluster.namespace}/{CONFIG_MAP}"
     return load_config({"cluster": parse_yaml(text, f"{source}: {KEY}") or {}}, source=source).cluster
+
+
+def defaults_in_reach(namespace: str = "") -> tuple[ClusterConfig, str]:
+    """As `load_defaults`, of the cluster that a kubeconfig of this machine names; and why they are not known.
+
+    Without a `namespace` that of the kubeconfig is looked into, then Kubeflow's own. Each call is tried once.
+    Raises `UserError` only for presets that no configuration has.
+    """
+    if not is_configured():
+        return ClusterConfig(), f"{_UNSEEN}: no cluster is configured here"
+    for name in dict.fromkeys((namespace, namespace or _KUBEFLOW)):
+        try:
+            cluster = connect(name, attempts=1)
+            cluster.get_config_map(CONFIG_MAP)
+        except Missing:
+            continue
+        except EosinError as error:
+            return ClusterConfig(), f"{_UNSEEN}: {error.message}"
+        return load_defaults(cluster), ""
+    return ClusterConfig(), f"{_UNSEEN}: no ConfigMap {CONFIG_MAP} was found"

@@ -88,15 +88,31 @@ def default_of(pipeline: Path, name: str) -> Any:
     return _declared(pipeline).get(name, {}).get("defaultValue")
 
 
+def pipeline_name(pipeline: Path) -> str:
+    """What a compiled pipeline calls itself: eosin-pretrain."""
+    return str(_specification(pipeline)["pipelineInfo"]["name"])
+
+
+def own_pipeline(pipeline: Path) -> str:
+    """Which of eosin's pipelines a compiled one is, wherever the file lies: pretrain; empty: none of them."""
+    name = pipeline_name(pipeline).removeprefix("eosin-").replace("-", "_")
+    return name if name in pipeline_names() else ""
+
+
 def _declared(pipeline: Path) -> dict[str, dict[str, Any]]:
+    return dict(_specification(pipeline)["root"].get("inputDefinitions", {}).get("parameters", {}))
+
+
+def _specification(pipeline: Path) -> dict[str, Any]:
     try:
-        spec = next(iter(yaml.safe_load_all(pipeline.read_text())))
-        found = spec["root"].get("inputDefinitions", {}).get("parameters", {})
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        spec: dict[str, Any] = next(iter(yaml.safe_load_all(pipeline.read_text())))
+        spec["root"].get("inputDefinitions", {}).get("parameters", {})
+        spec["pipelineInfo"]["name"]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise UserError(
             f"{pipeline} is not a compiled pipeline", hint="`make compile` writes them"
         ) from error
-    return dict(found)
+    return spec
 
 
 def _parsed(text: str, declared: dict[str, dict[str, Any]], pipeline: Path) -> tuple[str, Any]:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from eosin.kubeflow.client import pages_of
+from eosin.kubeflow.parameters import pipeline_name
 
 ACTIVE = frozenset({"PENDING", "RUNNING", "PAUSED", "CANCELING"})
 """States of a run that has not ended."""
@@ -51,10 +50,10 @@ def submit_run(
 
     A run is its whole URI and its pipeline: two that end in the same name have nothing to do with each other.
     """
-    uri, pipeline_name = str(arguments["run"]).rstrip("/"), _name_of(pipeline)
+    uri, name_of_pipeline = str(arguments["run"]).rstrip("/"), pipeline_name(pipeline)
     experiment_id = client.create_experiment(experiment).experiment_id
     for run in pages_of(client.list_runs, "runs", experiment_id):
-        if run.state in ACTIVE and _uri_of(run) == uri and _pipeline_of(run) in (pipeline_name, ""):
+        if run.state in ACTIVE and _uri_of(run) == uri and _pipeline_of(run) in (name_of_pipeline, ""):
             return Submitted(run.run_id, run.display_name, run.state, _url(client, run.run_id), True)
     name = uri.rpartition("/")[2]
     made = client.create_run_from_pipeline_package(
@@ -95,11 +94,6 @@ def _pipeline_of(run: Any) -> str:
     spec = run.pipeline_spec or {}
     spec = spec.get("pipeline_spec", spec)
     return str((spec.get("pipelineInfo") or {}).get("name", ""))
-
-
-def _name_of(pipeline: Path) -> str:
-    spec = next(iter(yaml.safe_load_all(pipeline.read_text())))
-    return str(spec["pipelineInfo"]["name"])
 
 
 def _url(client: Any, run_id: str) -> str:
