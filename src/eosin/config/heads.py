@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,8 @@ class ProbeConfig(Section):
 class DecoderConfig(Section):
     """The decoder of a segmentation task: steps, batch, LR and runs are eva's unless changed."""
 
+    name: Literal["conv-decoder", "eva-with-image", "eva-multi-stage"] = "conv-decoder"
+    """eva's ConvDecoderWithImage or ConvDecoderMS, trained and judged as eva does; or our own."""
     num_steps: int = Field(default=2_000, ge=1)
     """Steps of AdamW a run."""
     batch_size: int = Field(default=64, ge=1)
@@ -45,10 +47,19 @@ class DecoderConfig(Section):
     """Of AdamW."""
     num_runs: int = Field(default=5, ge=1)
     """Decoders trained, each from a seed of its own; figures are their mean."""
+    low_lr_epochs: int = Field(default=0, ge=0)
+    """First epochs at a third of it, as in `probe`; eva: 5."""
+    patience_epochs: int | None = Field(default=None, ge=1)
+    """Stop a run after so many looks at validation without a better score; None: never."""
     hidden_dim: int = Field(default=64, ge=8, multiple_of=8)
-    """Channels after the first layer; half as many after the last."""
+    """Of conv-decoder: channels after the first layer; half as many after the last."""
     num_validations: int = Field(default=20, ge=1)
-    """How often a run is judged on validation; the best of them is kept."""
+    """Of conv-decoder: how often a run is judged on validation; eva's are after each epoch."""
+
+    @property
+    def is_eva(self) -> bool:
+        """Whether it is one of kaiko-eva's decoders."""
+        return self.name != "conv-decoder"
 
 
 class AbmilConfig(Section):

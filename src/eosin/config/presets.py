@@ -34,6 +34,10 @@ def _masks(layout: MaskLayout, classes: list[str], **fields: Any) -> dict[str, A
     return {"kind": "segmentation", "layout": layout, "classes": classes, **fields}
 
 
+def _decoder(name: str, patience_epochs: int) -> dict[str, Any]:
+    return {"name": name, "low_lr_epochs": 5, "patience_epochs": patience_epochs}
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "bach": _probe("bach", 1250),
     "bracs": _probe("bracs", 167),
@@ -45,10 +49,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     # eva looks at validation every tenth epoch here, and its patience of 125 counts looks.
     "pcam-10shot": _probe("pcam", 1250, num_shots=10, num_runs=50, validate_every_epochs=10),
     "unitopatho": _probe("unitopatho", 100),
-    "consep": _masks("consep", _NUCLEI),
-    "monusac": _masks("monusac", _MONUSAC, ignore_value=255),
+    "consep": _masks("consep", _NUCLEI, tile_px=250, decoder=_decoder("eva-with-image", 200)),
+    "monusac": _masks("monusac", _MONUSAC, ignore_value=255, decoder=_decoder("eva-multi-stage", 100)),
     "monuseg": _masks("monuseg", ["background", "nucleus"]),
-    "bcss": _masks("bcss", _BCSS, background=None, ignore_value=255),
+    "bcss": _masks(
+        "bcss",
+        _BCSS,
+        background=None,
+        ignore_value=255,
+        tile_px=224,
+        decoder=_decoder("eva-multi-stage", 200),
+    ),
     "camelyon16": _slides("camelyon16", 0.25, 10_000),
     "camelyon16-small": _slides("camelyon16", 0.25, 1_000),
     "panda": _slides("panda", 0.5, 1_000),

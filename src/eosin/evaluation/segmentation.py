@@ -16,11 +16,12 @@ from eosin.evaluation.datasets.masks import Classes, MaskedDataset
 from eosin.evaluation.datasets.splits import Split, split_samples
 from eosin.evaluation.embeddings.tokens import TILES_VERSION, Tile, TileTokens, cut, tile_tokens
 from eosin.evaluation.heads.decoder import (
-    DECODER,
+    DECODERS,
     SplitTiles,
     TrainedDecoder,
     mean_dice,
     pixel_confusion,
+    tile_dice,
     train_decoder,
 )
 from eosin.evaluation.heads.runs import run_seed
@@ -46,6 +47,7 @@ class SegmentationSettings:
     max_tiles: int
     max_tokens_gib: float
     decoder: DecoderConfig
+    tile_px: int | None = None
 
 
 def run_segmentation(
@@ -59,7 +61,8 @@ def run_segmentation(
         context.model, dataset,
         num_classes=len(settings.classes) if settings.classes else None, ignore_value=settings.ignore_value,
         max_tiles=settings.max_tiles, max_gib=settings.max_tokens_gib,
-        batch_size=context.config.evaluate.batch_size, log=context.log,
+        batch_size=context.config.evaluate.batch_size, log=context.log, tile_px=settings.tile_px,
+        keep_images=settings.decoder.is_eva,
     )  # fmt: skip
     context.told = {"num_dropped": found.num_dropped, "dropped": found.dropped}
     parts = _split(settings, dataset, found)
@@ -74,9 +77,13 @@ def run_segmentation(
         predicted.append(runs[-1].predict(parts.judged))
         context.log.progress(run + 1, settings.decoder.num_runs, "decoders", model=context.model.name)
     confusions = [pixel_confusion(parts.judged.classes, each, num_classes) for each in predicted]
+    metrics = _metrics(parts, confusions)
+    if settings.decoder.is_eva:
+        scores = [tile_dice(parts.judged.classes, each, parts.counted) for each in predicted]
+        metrics = {"tile_dice": MetricValue.of([float(np.nanmean(each)) for each in scores]), **metrics}
     details = _details(settings, dataset, found, parts, runs, confusions, predicted)
     picture = _picture(settings, dataset, parts, predicted[0])
-    return TaskResult(_metrics(parts, confusions), details, len(found.tiles), (picture,) if picture else ())
+    return TaskResult(metrics, details, len(found.tiles), (picture,) if picture else ())
 
 
 @dataclass(frozen=True)
@@ -99,10 +106,7 @@ def _split(settings: SegmentationSettings, dataset: MaskedDataset, found: TileTo
         [i for i, tile in enumerate(found.tiles) if tile.row in set(rows)]
         for rows in (split.train, split.val, split.judged_indices)
     )
-    parts = [
-        SplitTiles(found.tokens, np.array(chosen, dtype=np.int64), found.classes[chosen])
-        for chosen in (train, val, judged)
-    ]
+    parts = [SplitTiles(found, np.array(chosen, dtype=np.int64)) for chosen in (train, val, judged)]
     counts = pixel_counts(parts[2].classes, len(names))
     _require(dataset, split, parts[0], names, "training", 2)
     _require(dataset, split, parts[2], names, split.judged, 1)
@@ -176,7 +180,7 @@ def _details(
         best_step=tuple(run.best_step for run in runs),
         validation_score=tuple(run.best_score for run in runs),
         counted_classes=parts.counted,
-        decoder=DECODER,
+        decoder=DECODERS[settings.decoder.name],
         **_by_group(dataset, parts, predicted),
     )
 

@@ -42,6 +42,7 @@ _FIGURES: dict[str, dict[str, tuple[float | None, ...]]] = {
 
 
 _KINDS = ("linear-probe", "slide")
+_EVA_SEGMENTATION = "segmentation-eva v1"
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,18 @@ class PublishedFigure:
     source: str
 
 
+def _is_published(result: Result) -> bool:
+    return result.kind in _KINDS or (result.kind == "segmentation" and result.protocol == _EVA_SEGMENTATION)
+
+
 def published_figures(results: Sequence[Result]) -> list[PublishedFigure]:
     """Beside tasks that follow the preset of a public dataset, whole and unchanged; beside no others.
 
-    Neither a task's name nor its layout is enough; segmentation is left out, whose decoder here is not eva's.
+    Neither a task's name nor its layout is enough; segmentation must be by eva's decoder and tiles.
     """
-    presets = {r.task: r.preset for r in results if r.status == "ok" and r.preset and r.kind in _KINDS}
+    presets = {r.task: r.preset for r in results if r.status == "ok" and r.preset and _is_published(r)}
     return [
-        PublishedFigure(task, model, "balanced_accuracy", value, source)
+        PublishedFigure(task, model, "tile_dice" if dataset in _DICE else "balanced_accuracy", value, source)
         for task, dataset in presets.items()
         for source, models in _FIGURES.items()
         if dataset in _COLUMNS[source]

@@ -12,6 +12,7 @@ _METRICS = {
     "f1_macro": "macro F1",
     "calibration_error": "calibration error",
     "dice": "Dice",
+    "tile_dice": "Dice, mean over tiles",
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "quadratic_kappa": "quadratic kappa",

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eosin.config.heads import AbmilConfig, ProbeConfig
+from eosin.evaluation.datasets.masks import IGNORE
 from eosin.evaluation.heads.abmil import AbmilDraws, SlideBags, SlidePart, train_abmil
+from eosin.evaluation.heads.decoder import EvaDecoder, eva_dice_loss, mean_tile_dice
 from eosin.evaluation.heads.linear import Part, train_probes
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "eva-0.4.5.safetensors"
@@ -108,3 +110,36 @@ def _parameters(golden: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         for ours, theirs in layers.items()
         for what in ("weight", "bias")
     }
+
+
+@pytest.mark.parametrize("name", ["ConvDecoderMS", "ConvDecoderWithImage"])
+def test_evas_decoders_give_what_they_give_in_eva(golden: dict[str, Tensor], name: str) -> None:
+    decoder = EvaDecoder(12, 3, with_image="Image" in name).train()
+    prefix = f"{name}.weights."
+    state = {
+        key.removeprefix(prefix).removeprefix("_"): golden[key] for key in golden if key.startswith(prefix)
+    }
+    # The golden logits were taken in training mode: batch norm begins with no past.
+    fresh = {key: value for key, value in state.items() if "running" not in key}
+    assert not decoder.load_state_dict(fresh, strict=False).unexpected_keys
+    images = golden[f"{name}.images"]
+    with torch.no_grad():
+        logits = decoder(golden[f"{name}.tokens"], images, images.shape[-1])
+    torch.testing.assert_close(logits, golden[f"{name}.logits"], atol=2e-6, rtol=0)
+    if "Image" in name:
+        layer = decoder.get_submodule("image_block.0.1")
+        assert torch.allclose(layer.running_mean, state["image_block.0.1.running_mean"], atol=1e-6)
+
+
+def test_dice_and_its_loss_are_evas(golden: dict[str, Tensor]) -> None:
+    truth, predicted = (golden[f"dice.{part}"].numpy().astype("uint8") for part in ("truth", "predicted"))
+    assert mean_tile_dice(truth, predicted, (1, 2, 3, 4)) == pytest.approx(
+        float(golden["dice.score"]), abs=1e-6
+    )
+    logits = golden["dice.logits"]
+    loss = eva_dice_loss(logits, torch.from_numpy(truth))
+    assert float(loss) == pytest.approx(float(golden["dice.loss"]), abs=1e-6)
+    marked = golden["dice.marked"].numpy().astype("uint8")
+    marked[marked == 5] = IGNORE
+    masked = eva_dice_loss(logits, torch.from_numpy(marked))
+    assert float(masked) == pytest.approx(float(golden["dice.masked_loss"]), abs=1e-6)

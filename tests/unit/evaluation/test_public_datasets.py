@@ -18,7 +18,7 @@ from eosin.errors import UserError
 from eosin.evaluation.datasets.masks import IGNORE
 from eosin.evaluation.datasets.open_dataset import open_dataset
 from eosin.evaluation.datasets.public.images import IMAGES
-from eosin.evaluation.datasets.public.masked import MASKS
+from eosin.evaluation.datasets.public.masked import MASKS, paint, parse_outlines
 from eosin.evaluation.tasks.linear_probe import LinearProbeTask
 from eosin.evaluation.tasks.segmentation import SegmentationTask
 from tests.support import public_datasets as trees
@@ -235,6 +235,19 @@ def test_monusac_outlines_are_painted_and_ambiguous_ones_do_not_count(tmp_path: 
     assert (train[10, 10], train[27, 33], train[0, 0]) == (1, 4, 0)
     assert (val[10, 10], val[27, 33]) == (1, IGNORE)
     assert dataset.samples[0].patient.startswith("TCGA-5P-A9K")
+
+
+def test_outlines_are_filled_as_the_challenge_fills_them(tmp_path: Path) -> None:
+    """Rows by `skimage.draw.polygon` (scikit-image 0.26), as MoNuSAC's own code and eva make masks."""
+    outline = ((2.5, 1.0), (9.0, 4.5), (6.0, 9.0), (1.0, 7.0), (4.0, 5.0))
+    trees.outlines(tmp_path / "a.xml", [("Epithelial", [outline])])
+    trees.picture(tmp_path / "a.tif", 1)
+    layers = parse_outlines((tmp_path / "a.xml").read_bytes())
+    filled = paint(layers, (tmp_path / "a.tif").read_bytes(), lambda label: 1)
+    assert ["".join(map(str, row)) for row in filled[:10, :10]] == [
+        "0000000000", "0000000000", "0001100000", "0000111000", "0000111110",
+        "0000111110", "0001111110", "0111111100", "0000111000", "0000001000",
+    ]  # fmt: skip
 
 
 def test_monuseg_has_nuclei_and_the_rest(tmp_path: Path) -> None:

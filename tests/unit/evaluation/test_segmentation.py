@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from eosin.evaluation.embeddings import tokens as tokens_module
@@ -203,3 +204,42 @@ def test_dice_keeps_counts_of_each_image_to_compare_by(tmp_path: Path) -> None:
     pixels = sum(record.details.class_pixels.values())
     num_runs = len(record.metrics["dice"].values)
     assert counts.sum() == pixels * num_runs, "of all runs"
+
+
+@pytest.mark.parametrize("name", ["eva-with-image", "eva-multi-stage"])
+def test_evas_decoders_find_blobs_and_tell_evas_dice(tmp_path: Path, name: str) -> None:
+    dataset = write_masked(tmp_path / "data", ("train", "val", "test"), num=5, num_classes=3)
+    decoder = {**DECODER, "name": name, "num_steps": 60}
+    record = _judge(tmp_path, dataset, decoder=decoder, tile_px=32)
+    assert record.status == "ok", record.reason
+    assert record.metrics["tile_dice"].mean > 0.5
+    assert record.protocol == "segmentation-eva-decoder"
+    assert "num_steps 60 (eva: 2000)" in record.details.protocol_changes
+    assert (record.details.decoder.name.startswith("Conv"), record.details.num_judged) == (True, 20)
+
+
+def test_a_protocol_is_called_evas_only_unchanged() -> None:
+    def protocol(**fields: Any) -> str:
+        tasks = [{"preset": "consep", "dataset": "d", **fields}]
+        (task,) = make_config(tasks).evaluate.tasks
+        return task.protocol().name  # type: ignore[attr-defined,no-any-return]
+
+    assert protocol() == "segmentation-eva"
+    assert protocol(tile_px=None) == protocol(decoder={"lr": 1e-3}) == "segmentation-eva-decoder"
+    assert protocol(decoder={"name": "conv-decoder"}) == "segmentation-conv-decoder"
+
+
+def test_whole_tiles_are_resized_with_their_masks(tmp_path: Path) -> None:
+    assert [(t.x_px, t.y_px) for t in tokens_module.whole_grid(0, 70, 64, 32)] == [
+        (0, 0),
+        (0, 32),
+        (32, 0),
+        (32, 32),
+    ]
+    image, classes = blobs(1, width_px=50, height_px=50)
+    seen, labels = tokens_module._resized(image, classes, 28)
+    assert seen.shape == (28, 28, 3)
+    wanted = torch.nn.functional.interpolate(
+        torch.from_numpy(classes)[None, None].float(), (28, 28), mode="nearest"
+    )
+    assert (labels == wanted[0, 0].numpy()).all()

@@ -52,8 +52,10 @@ class Forward:
         return np.asarray(features.float().cpu().numpy())
 
     @torch.inference_mode()
-    def tokens(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
-        """Patch tokens of `pixels` as a map [N, D, h, w], float16, from timm's `forward_features`.
+    def tokens(self, pixels: npt.NDArray[np.uint8], *, whole: bool = False) -> npt.NDArray[np.floating]:
+        """Patch tokens of `pixels` as a map [N, D, h, w] from timm's `forward_features`, in float16.
+
+        In float32 where they shall be `whole`.
 
         Class and register tokens are left out. A network that gives a map of features anyway (a
         convolutional one) gives that. Raises `PermanentError` where there is no square map.
@@ -71,7 +73,7 @@ class Forward:
             if side * side != patches.shape[1] or not side:
                 raise self._no_map(f"{patches.shape[1]} tokens are no square")
             token_map = patches.transpose(1, 2).reshape(len(pixels), -1, side, side)
-        return np.asarray(token_map.half().cpu().numpy())
+        return np.asarray((token_map.float() if whole else token_map.half()).cpu().numpy())
 
     @torch.inference_mode()
     def class_attention(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32] | None:

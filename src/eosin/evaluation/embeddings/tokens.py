@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from eosin.errors import PermanentError, UserError
 from eosin.evaluation.datasets.dataset import MissingImage
@@ -23,7 +24,7 @@ from eosin.evaluation.datasets.masks import (
     load_mask,
 )
 from eosin.evaluation.judged_model import JudgedModel
-from eosin.evaluation.transform import BadImage, decode_image
+from eosin.evaluation.transform import BadImage, decode_image, fit
 from eosin.observability import RunLog
 
 if TYPE_CHECKING:
@@ -64,6 +65,21 @@ def _starts(length_px: int, side_px: int) -> list[tuple[int, int]]:
     return [(max(0, min(start, length_px - side_px)), start) for start in wanted]
 
 
+def whole_grid(row: int, width_px: int, height_px: int, tile_px: int) -> list[Tile]:
+    """Squares of `tile_px` side by side from the corner on, as many as fit whole (eva's `GridSampler`)."""
+    return [
+        Tile(row, x, y, x, y)
+        for x in range(0, width_px - tile_px + 1, tile_px)
+        for y in range(0, height_px - tile_px + 1, tile_px)
+    ]
+
+
+def _resized(pixels: Pixels, classes: Classes, side_px: int) -> tuple[Pixels, Classes]:
+    """At the model's size; classes by the nearest of torch, whose places are cut to whole numbers."""
+    places = np.arange(side_px) * len(classes) // side_px
+    return fit(Image.fromarray(pixels), side_px), classes[places][:, places]
+
+
 def cut(image: Pixels, classes: Classes, tile: Tile, side_px: int) -> tuple[Pixels, Classes]:
     """Pixels [side, side, 3] and classes [side, side] of a tile.
 
@@ -98,12 +114,12 @@ _MAX_NAMED = 20
 _GIB = 1 << 30
 
 T = TypeVar("T")
-Tokens = npt.NDArray[np.float16]
+Tokens = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class TileTokens:
-    """`tokens` float16 [N, D, h, w] and `classes` uint8 [N, side, side] of the tiles `tiles`."""
+    """`tokens` float16 or float32 [N, D, h, w] and `classes` uint8 [N, side, side] of the tiles `tiles`."""
 
     tokens: Tokens
     classes: Classes
@@ -114,6 +130,10 @@ class TileTokens:
     num_dropped: int
     dropped: tuple[dict[str, str], ...]
     """The first of the images left out: source and reason."""
+    images: Pixels | None = None
+    """uint8 [N, side, side, 3], where they are kept."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,) * 3, (1.0,) * 3)
+    """Mean and standard deviation that the backbone's images are normalised by."""
 
 
 @dataclass
@@ -131,6 +151,7 @@ class _MaskReading:
     dataset: MaskedDataset
     coding: MaskCoding
     side_px: int
+    tile_px: int | None = None
     dropped: list[dict[str, str]] = field(default_factory=list)
 
     def drop(self, row: int, reason: str) -> None:
@@ -147,12 +168,15 @@ def tile_tokens(
     max_gib: float,
     batch_size: int,
     log: RunLog,
+    tile_px: int | None = None,
+    keep_images: bool = False,
 ) -> TileTokens:
     """Tokens of every tile of every image whose mask can be read and understood.
 
     `num_classes` and `ignore_value` say what the masks mean, see `infer_coding`; where the images give more
-    than `max_tiles`, a stable draw is taken. Raises `UserError` where no image is left, or the tokens would
-    not fit `max_gib`;
+    than `max_tiles`, a stable draw is taken. With `tile_px` tiles are whole squares of that side, resized to
+    the model's, as eva's are; `keep_images` keeps their pixels, and tokens in float32. Raises `UserError`
+    where no image is left, or the tokens would not fit `max_gib`;
     `PermanentError` where a token is not finite or the model has no map of tokens.
     """
     from eosin.evaluation.embeddings.forward import Forward
@@ -164,10 +188,10 @@ def tile_tokens(
         num_classes=num_classes,
         ignore_value=ignore_value,
     )
-    reading = _MaskReading(dataset, coding, forward.img_px, list(dataset.unpaired))
+    reading = _MaskReading(dataset, coding, forward.img_px, tile_px, list(dataset.unpaired))
     all_tiles = _plan(reading, masks)
     tiles = draw(all_tiles, [sample.source for sample in dataset.samples], max_tiles)
-    filled = _Filled(forward, len(tiles), max_gib)
+    filled = _Filled(forward, len(tiles), max_gib, keep_images=keep_images)
     for batch in _batched(_cut_all(reading, tiles), batch_size):
         filled.add(batch)
         log.progress(filled.count, len(tiles), "tiles", model=model.name)
@@ -179,7 +203,9 @@ def tile_tokens(
         )
     count = filled.count
     return TileTokens(filled.tokens[:count], filled.classes[:count], tuple(filled.tiles), coding,
-                      len(all_tiles), len(reading.dropped), tuple(reading.dropped[:_MAX_NAMED]))  # fmt: skip
+                      len(all_tiles), len(reading.dropped), tuple(reading.dropped[:_MAX_NAMED]),
+                      filled.images[:count] if keep_images else None,
+                      (forward.card.mean, forward.card.std))  # fmt: skip
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
@@ -214,7 +240,11 @@ def _plan(reading: _MaskReading, masks: list[_Mask]) -> list[Tile]:
         if reason:
             reading.drop(row, reason)
         else:
-            tiles += grid(row, mask.size[1], mask.size[0], reading.side_px)
+            height, width = mask.size
+            if reading.tile_px is None:
+                tiles += grid(row, width, height, reading.side_px)
+            else:
+                tiles += whole_grid(row, width, height, reading.tile_px)
     return tiles
 
 
@@ -235,7 +265,9 @@ def _cut_all(reading: _MaskReading, tiles: list[Tile]) -> Iterator[_Cut]:
                 reading.drop(row, str(error))
                 continue
             for tile in by_row[row]:
-                seen, labels = cut(pixels, classes, tile, reading.side_px)
+                seen, labels = cut(pixels, classes, tile, reading.tile_px or reading.side_px)
+                if reading.tile_px:
+                    seen, labels = _resized(seen, labels, reading.side_px)
                 if (labels != IGNORE).any():
                     yield tile, seen, labels
 
@@ -259,8 +291,10 @@ def _pair(
 class _Filled:
     """Arrays for all tiles, made when the first batch has shown how large a token map is."""
 
-    def __init__(self, forward: Forward, num_tiles: int, max_gib: float) -> None:
+    def __init__(self, forward: Forward, num_tiles: int, max_gib: float, *, keep_images: bool) -> None:
         self._forward, self._num_tiles, self._max_gib = forward, num_tiles, max_gib
+        self._keep_images = keep_images
+        self.images = np.empty((0, 0, 0, 3), dtype=np.uint8)
         self.tokens: Tokens | None = None
         self.classes: Classes = np.empty((num_tiles, forward.img_px, forward.img_px), dtype=np.uint8)
         self.tiles: list[Tile] = []
@@ -270,7 +304,8 @@ class _Filled:
         return len(self.tiles)
 
     def add(self, batch: tuple[_Cut, ...]) -> None:
-        tokens = self._forward.tokens(np.stack([pixels for _, pixels, _ in batch]))
+        pixels = np.stack([pixels for _, pixels, _ in batch])
+        tokens = self._forward.tokens(pixels, whole=self._keep_images)
         if not np.isfinite(tokens).all():
             raise PermanentError(
                 f"model {self._forward.card.name}: its patch tokens are not finite",
@@ -280,14 +315,18 @@ class _Filled:
             self.tokens = self._room(tokens)
         place = slice(self.count, self.count + len(batch))
         self.tokens[place] = tokens
+        if self._keep_images:
+            self.images[place] = pixels
         self.classes[place] = np.stack([labels for _, _, labels in batch])
         self.tiles += [tile for tile, _, _ in batch]
 
     def _room(self, tokens: Tokens) -> Tokens:
-        gib = tokens[0].nbytes * self._num_tiles / _GIB
+        if self._keep_images:
+            self.images = np.empty((*self.classes.shape, 3), dtype=np.uint8)
+        gib = (tokens[0].nbytes * self._num_tiles + self.images.nbytes) / _GIB
         if gib > self._max_gib:
             raise UserError(
                 f"the tokens of {self._num_tiles} tiles need {gib:.1f} GiB, {self._max_gib:g} are allowed",
                 hint="lower max_tiles for all models alike, or raise max_tokens_gib",
             )
-        return np.empty((self._num_tiles, *tokens.shape[1:]), dtype=np.float16)
+        return np.empty((self._num_tiles, *tokens.shape[1:]), dtype=tokens.dtype)

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 ClassName = Annotated[str, Field(pattern=CLASS_PATTERN)]
 
-# kaiko-eva 0.4.5, segmentation.
+# kaiko-eva 0.4.5, segmentation: of its decoders also the first epochs, and tiles that are cut whole.
 _EVA = {"num_steps": 2_000, "batch_size": 64, "lr": 2e-3, "weight_decay": 0.01, "num_runs": 5}
+_EVA_LOW_LR_EPOCHS = 5
 
 
 class SegmentationTask(Task):
     """Dice of a small convolutional decoder on frozen patch tokens."""
 
-    headline: ClassVar[tuple[str, ...]] = ("dice",)
+    headline: ClassVar[tuple[str, ...]] = ("tile_dice", "dice")
 
     kind: Literal["segmentation"]
     """Dice of a decoder on patch tokens."""
@@ -44,6 +45,9 @@ class SegmentationTask(Task):
     """Tiles over all splits; where the images give more, a stable draw is taken."""
     max_tokens_gib: float = Field(default=8.0, gt=0)
     """Most memory for tokens; a task that needs more is refused, since other tiles give other figures."""
+    tile_px: int | None = Field(default=None, ge=16)
+    """Cut images into whole squares of this side and resize them to the model's, as eva does; None: tiles of
+    the model's size that cover all of an image."""
     decoder: DecoderConfig = DecoderConfig()
     """How the decoder is built and trained."""
 
@@ -68,8 +72,13 @@ class SegmentationTask(Task):
         return open_mask_folder(self.dataset)
 
     def protocol(self) -> TaskProtocol:
-        values = self.decoder.model_dump(mode="json")
-        return TaskProtocol("segmentation-conv-decoder", 1, changes_from(_EVA, values), values)
+        values = {**self.decoder.model_dump(mode="json"), "tile_px": self.tile_px}
+        if not self.decoder.is_eva:
+            return TaskProtocol("segmentation-conv-decoder", 1, changes_from(_EVA, values), values)
+        changes = changes_from({**_EVA, "low_lr_epochs": _EVA_LOW_LR_EPOCHS}, values)
+        if self.tile_px is None:
+            changes = (*changes, "tiles of the model's size (eva: whole squares, resized)")
+        return TaskProtocol("segmentation-eva-decoder" if changes else "segmentation-eva", 1, changes, values)
 
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Dice by class over `decoder.num_runs` runs; raises as `run_segmentation` does."""
@@ -84,5 +93,6 @@ class SegmentationTask(Task):
             self.max_tiles,
             self.max_tokens_gib,
             self.decoder,
+            self.tile_px,
         )
         return run_segmentation(settings, dataset, context)
