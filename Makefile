@@ -93,4 +93,4 @@ lock: environment-test ## Resolve every package anew, with hashes: demo, tests a
 	@$(BIN)/python environment/lock.py
 
 clean: ## Remove the environment and the demo's data
-	@rm -rf .venv .venv-newest .venv.lock .venv-newest.lock .demo build dist src/eosin.egg-info
+	@rm -rf .venv .venv-newest .venv.lock .venv-newest.lock .demo build dist src/*.egg-info *.egg-info

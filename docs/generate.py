@@ -19,8 +19,8 @@ from pydantic_core import PydanticUndefined
 from typer.core import TyperCommand, TyperGroup
 
 from eosin.cli.app import app
+from eosin.config.cluster import TaskPodConfig
 from eosin.config.run import RunConfig
-from eosin.config.tasks import TaskPodConfig
 from eosin.demo.look import DEFAULT_FOLDER, demo_command
 from eosin.demo.run import DemoResult
 from eosin.observability import _for_people

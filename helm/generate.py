@@ -13,8 +13,7 @@ from typing import Any
 
 import yaml
 
-from eosin.config.cluster import ClusterConfig
-from eosin.config.tasks import TaskPodConfig
+from eosin.config.cluster import ClusterConfig, TaskPodConfig
 
 CHART = Path(__file__).parent / "eosin"
 

@@ -1,4 +1,4 @@
-"""Processes that do not outlive the one they work for."""
+"""Processes that do not outlive the one they work for, and owners that give back what they hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Self
 
 _PR_SET_PDEATHSIG = 1
 
@@ -65,3 +66,19 @@ def alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+class Closing:
+    """Closed at the end of its `with` block, whatever happened in it."""
+
+    def close(self) -> None:
+        """Give back what is held."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -9,21 +9,17 @@ import typer
 
 from eosin import __version__
 from eosin.cli import (
-    delete,
     demo,
     doctor,
-    gc,
     inspect,
-    manifest,
-    place,
     recipes,
     registry,
+    retention,
     run,
     step_verbs,
     submit,
 )
-from eosin.cli.errors import render_error, show_failure
-from eosin.cli.output import ReaderGone, say
+from eosin.cli.output import ReaderGone, render_error, say, show_failure
 from eosin.errors import EXIT_INTERRUPTED, EXIT_USER, EosinError
 from eosin.observability import show_warnings
 
@@ -41,14 +37,11 @@ _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 step_verbs.register(app)
 run.register(app)
 submit.register(app)
-place.register(app)
 inspect.register(app)
-manifest.register(app)
 recipes.register(app)
 registry.register(app)
 doctor.register(app)
-gc.register(app)
-delete.register(app)
+retention.register(app)
 demo.register(app)
 
 

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eosin.cli.options import ClusterNamespace, Context, Host
-from eosin.cli.output import AsJson, Run, emit, plain
+from eosin.cli.output import AsJson, ClusterNamespace, Context, Host, Run, emit, plain
 
 
 def register(app: typer.Typer) -> None:

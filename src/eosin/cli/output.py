@@ -1,4 +1,4 @@
-"""Results on standard output: JSON with --json, otherwise lines for a person."""
+"""Output and shared options of the verbs: results as JSON or for a person, errors as either."""
 
 from __future__ import annotations
 
@@ -6,12 +6,40 @@ import dataclasses
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote
 
 import typer
 from pydantic import BaseModel
+
+from eosin.errors import EosinError, as_missing_dependency, exit_code_of
+
+Param = Annotated[
+    list[str] | None,
+    typer.Option("--param", metavar="NAME=VALUE", help="A parameter of the pipeline; lists in YAML."),
+]
+PodSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pod",
+        metavar="TASK.KEY=VALUE",
+        help="What a task's pods ask for, such as evaluate.gpus=1; or evaluate={gpus: 1, …}.",
+    ),
+]
+PodsFile = Annotated[
+    Path | None, typer.Option("--pods", envvar="EOSIN_PODS", help="The same as a YAML file, task by task.")
+]
+Host = Annotated[
+    str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Address of the Kubeflow Pipelines API.")
+]
+ClusterNamespace = Annotated[
+    str, typer.Option(help="Namespace of the run's pods; none: what the run noted when it was submitted.")
+]
+Context = Annotated[str, typer.Option(help="Context of the kubeconfig; none: the current one.")]
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's URI: s3://bucket/runs/NAME.")]
@@ -63,3 +91,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set)):
         return [plain(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def render_error(error: BaseException, *, as_json: bool) -> int:
+    """Print `error` and return the process's exit code."""
+    error = as_missing_dependency(error)
+    code = exit_code_of(error)
+    message = error.message if isinstance(error, EosinError) else f"{type(error).__name__}: {error}"
+    hint = error.hint if isinstance(error, EosinError) else "set EOSIN_TRACEBACK=1 to see where it happened"
+    if os.environ.get("EOSIN_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    return show_failure(message, hint, code, as_json=as_json)
+
+
+def show_failure(message: str, hint: str, code: int, *, as_json: bool) -> int:
+    """Print a failure, to standard output where a machine reads it; returns `code`."""
+    if as_json:
+        print(json.dumps({"error": {"message": message, "hint": hint, "exit_code": code}}))
+    else:
+        print(f"error: {message}" + (f"\n  → {hint}" if hint else ""), file=sys.stderr)
+    return code

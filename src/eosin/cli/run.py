@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from eosin import preflight
-from eosin.cli.options import Param
-from eosin.cli.output import AsJson, Settings, emit
+from eosin.cli.output import AsJson, Param, Settings, emit
 from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, images_of_here, takes

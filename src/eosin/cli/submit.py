@@ -1,4 +1,4 @@
-"""eosin submit and eosin schedule: pipelines on a Kubeflow cluster."""
+"""Pipelines to a Kubeflow cluster (submit, schedule), and what they put there as files (place, manifest)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
-from eosin.cli.options import Host, Param, PodSettings, PodsFile
-from eosin.cli.output import AsJson, Settings, emit, lines
+from eosin.cli.output import AsJson, Host, Param, PodSettings, PodsFile, Run, Settings, emit, lines
 from eosin.errors import UserError
 from eosin.kubeflow.parameters import (
     arguments_of,
@@ -18,7 +18,7 @@ from eosin.kubeflow.parameters import (
     require_acceptable_size,
     takes,
 )
-from eosin.kubeflow.task_pods import placed, read_pods
+from eosin.kubeflow.task_pods import place_text, placed, read_pods
 
 if TYPE_CHECKING:
     from eosin.submission import CheckedSubmission
@@ -38,7 +38,8 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name."
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to `app`."""
-    app.command()(submit)
+    for verb in (submit, place, manifest):
+        app.command()(verb)
     app.add_typer(schedule_app, name="schedule")
 
 
@@ -179,3 +180,46 @@ def _require_a_new_run_each_time(pipeline: str, run: str, names: frozenset[str])
             f"every run of the schedule would be {run}",
             hint="put {date} in it: s3://bucket/runs/weekly-{date}",
         )
+
+
+def place(
+    pipeline: Annotated[
+        str, typer.Argument(metavar="PIPELINE", help="pretrain, evaluate, retrain, scaling_study, or a file.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    pod: PodSettings = None,
+    pods: PodsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a compiled pipeline whose tasks ask for GPUs, memory, /dev/shm and nodes.
+
+    `eosin submit` and `eosin schedule create` take the same options and need no such file.
+    """
+    path = compiled_pipeline(pipeline)
+    takes(path)  # refuses what is no compiled pipeline
+    text = place_text(path, read_pods(pod or (), pods))
+    try:
+        out.write_text(text)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}") from error
+    emit({"pipeline": str(out)}, as_json=as_json, text=f"{out}\nnext: kfp run create -e eosin -f {out} run=…")
+
+
+def manifest(
+    run: Run,
+    image: Annotated[str, typer.Option(help="Image of the training pods; none: cluster.image.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Print what trains a planned and indexed run on a cluster; asks no cluster and changes nothing."""
+    from eosin.cluster.jobset import render_disruption_budget, render_jobset
+    from eosin.cluster.spot_jobs import render_spot_jobs
+    from eosin.runs import load_pin, load_run
+
+    config = load_run(run)
+    load_pin(run)
+    image = image or config.cluster.image
+    objects: list[dict[str, Any]] = [render_disruption_budget(config, run)]
+    jobset = render_jobset(config, run, image=image)
+    objects += [jobset, *render_spot_jobs(config, run, image=image, jobset=jobset)]
+    text = yaml.safe_dump_all(objects, sort_keys=False, width=120)
+    emit({"objects": objects}, as_json=as_json, text=text.rstrip("\n"))

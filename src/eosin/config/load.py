@@ -1,17 +1,19 @@
-"""Configuration files: read, overridden in part, written; and two of them compared."""
+"""Configuration files: read, overridden in part, written and compared; mistakes in them in plain words."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from typing import Any
+import difflib
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from eosin.config.explain import explain
+from eosin.config.base import FORMS
 from eosin.config.run import RunConfig
-from eosin.config.yaml_text import Location, parse_yaml
+from eosin.config.yaml_text import Location, line_of, parse_yaml
 from eosin.errors import UserError
 
 
@@ -84,3 +86,193 @@ def _apply(tree: dict[str, Any], override: str) -> Location:
             raise UserError(f"override {override!r}: {key} is a value, not a section")
     node[keys[-1]] = parsed
     return tuple(keys)
+
+
+_HINT = "`eosin recipes show demo` prints every key"
+_MAX_GIVEN_CHARS = 120
+
+
+def explain(error: ValidationError, text: str, source: str, applied: Mapping[Location, str]) -> UserError:
+    """Every mistake on a line of its own.
+
+    `text` is the YAML that was read (empty: none), `source` its name, `applied` the overrides by the place
+    in the tree where they were put.
+    """
+    lines = dict.fromkeys(_explain_one(dict(detail), text, source, applied) for detail in error.errors())
+    return UserError("\n".join(lines), hint=_HINT)
+
+
+def _explain_one(detail: dict[str, Any], text: str, source: str, applied: Mapping[Location, str]) -> str:
+    location = tuple(detail["loc"])
+    plain, kind = _without_kinds(location), detail["type"]
+    if kind == "missing" and isinstance(plain[-1], int):  # of a list of a fixed length
+        plain, detail = plain[:-1], {**detail, "type": "too_few"}
+    path = ".".join(map(str, plain))
+    if kind == "extra_forbidden":
+        near = _nearest(location)
+        message = f"unknown key {path}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    elif kind == "model_type":
+        message = f"{path} is a section of keys, not {detail.get('input')!r}"
+    else:
+        given = "" if kind in _WITHOUT_INPUT or isinstance(detail.get("input"), dict) else _given(detail)
+        message = f"{path + ': ' if path else ''}{_words(detail)}{given}"
+    return f"{_origin(plain, message, text, source, applied)}: {message}"
+
+
+def _origin(location: Location, message: str, text: str, source: str, applied: Mapping[Location, str]) -> str:
+    """Who said what stands at `location`: an override, or a line of the file."""
+    for length in range(len(location), 0, -1):
+        if location[:length] in applied:
+            return f"override {applied[location[:length]]!r}"
+    line = line_of(text, location)
+    within = {keys: override for keys, override in applied.items() if keys[: len(location)] == location}
+    if location and line is None and within:
+        return f"override {', '.join(map(repr, within.values()))}"
+    where = f"{source}:{line}" if line else source
+    # What is wrong with several keys together stands at their section.
+    parts = [repr(override) for keys, override in within.items() if str(keys[-1]) in message]
+    return f"{where} with override {', '.join(parts)}" if parts else where
+
+
+def _given(detail: dict[str, Any]) -> str:
+    text = repr(detail.get("input"))
+    return f" (given: {text if len(text) <= _MAX_GIVEN_CHARS else text[:_MAX_GIVEN_CHARS] + '…'})"
+
+
+def _words(detail: dict[str, Any]) -> str:
+    """What pydantic says, in the words of who writes YAML."""
+    words, context = _WORDS.get(detail["type"]), detail.get("ctx") or {}
+    if words is None:
+        return str(detail["msg"]).removeprefix("Value error, ")
+    return words if isinstance(words, str) else words(context, detail.get("input"))
+
+
+def _one_of(context: Mapping[str, Any], given: Any) -> str:
+    text = str(context.get("expected") or context.get("expected_tags"))
+    names = [name.strip(" '") for name in text.replace(" or ", ", ").split(",")]
+    near = difflib.get_close_matches(str(given), names, n=1)
+    return f"must be one of {', '.join(names)}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _kind(context: Mapping[str, Any], given: Any) -> str:
+    key = str(context["discriminator"]).strip("'")
+    return f"{key} {_one_of(context, given.get(key) if isinstance(given, Mapping) else given)}"
+
+
+def _form(context: Mapping[str, Any], given: Any) -> str:
+    pattern = str(context["pattern"])
+    return f"must be {FORMS[pattern]}" if pattern in FORMS else f"must match the pattern {pattern}"
+
+
+_WITHOUT_INPUT = frozenset({"missing", "too_few", "union_tag_not_found"})
+_WORDS: dict[str, str | Callable[[Mapping[str, Any], Any], str]] = {
+    "missing": "is missing",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "is too large a number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text (in quotes, where it looks like a number)",
+    "tuple_type": "must be a list, as in [a, b]",
+    "list_type": "must be a list, as in [a, b]",
+    "dict_type": "must be a mapping, as in {key: value}",
+    "model_attributes_type": "must be a section of keys",
+    "greater_than": lambda context, _: f"must be greater than {context['gt']}",
+    "greater_than_equal": lambda context, _: f"must be greater than or equal to {context['ge']}",
+    "less_than": lambda context, _: f"must be less than {context['lt']}",
+    "less_than_equal": lambda context, _: f"must be less than or equal to {context['le']}",
+    "multiple_of": lambda context, _: f"must be a multiple of {context['multiple_of']}",
+    "too_few": "has too few entries",
+    "too_short": lambda context, _: f"needs at least {context['min_length']} entries",
+    "too_long": lambda context, _: f"takes at most {context['max_length']} entries",
+    "literal_error": _one_of,
+    "union_tag_invalid": _kind,
+    "union_tag_not_found": lambda context, _: f"{context['discriminator']} is missing".replace("'", ""),
+    "string_pattern_mismatch": _form,
+}
+
+
+def _nearest(location: Location) -> list[str]:
+    """The known keys nearest to an unknown one, as full paths; of other sections if none here is near."""
+    annotations: list[Any] = [RunConfig]
+    for part in location[:-1]:
+        annotations = [found for each in annotations for found in _inside(each, part)]
+    sections = [each for annotation in annotations for each in _models_in(annotation)]
+    prefix = ".".join(str(part) for part in _without_kinds(location)[:-1])
+    names = [name for section in sections for name in section.model_fields]
+    near = difflib.get_close_matches(str(location[-1]), names, n=1)
+    if near:
+        return [f"{prefix}.{near[0]}" if prefix else near[0]]
+    everywhere = list(_all_paths(RunConfig))
+    far = difflib.get_close_matches(str(location[-1]), [path.rpartition(".")[2] for path in everywhere], n=1)
+    return [path for path in everywhere if path.rpartition(".")[2] in far][:3]
+
+
+def _without_kinds(location: Location) -> Location:
+    """`location` less the names of kinds that pydantic puts between a list and a key of its entry."""
+    annotations: list[Any] = [RunConfig]
+    kept: list[str | int] = []
+    for part in location:
+        inside = [found for each in annotations for found in _inside(each, part)]
+        if isinstance(part, str) and not _is_key(annotations, part) and _of_kind(annotations, part):
+            annotations = list(_of_kind(annotations, part))
+            continue
+        kept.append(part)
+        annotations = inside
+    return tuple(part for part in kept if part != "[key]")  # pydantic's mark of a mapping's key
+
+
+def _is_key(annotations: Iterable[Any], part: str) -> bool:
+    sections = (section for each in annotations for section in _models_in(each))
+    return any(part in section.model_fields for section in sections)
+
+
+def _of_kind(annotations: Iterable[Any], kind: str) -> list[type[BaseModel]]:
+    sections = [section for each in annotations for section in _models_in(each)]
+    return [
+        each
+        for each in sections
+        if "kind" in each.model_fields and kind in get_args(each.model_fields["kind"].annotation)
+    ]
+
+
+def _inside(annotation: Any, part: str | int) -> list[Any]:
+    """Annotations of what may stand at `part` of a value of `annotation`."""
+    found: list[Any] = []
+    for each in _alternatives(annotation):
+        origin, arguments = get_origin(each), get_args(each)
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            if part in each.model_fields:
+                found.append(each.model_fields[str(part)].annotation)
+        elif origin in (tuple, list) and isinstance(part, int):
+            found += [argument for argument in arguments if argument is not Ellipsis]
+        elif origin is dict:
+            found.append(arguments[1])
+    return found or (list(_of_kind([annotation], part)) if isinstance(part, str) else [])
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    return [
+        each for each in _alternatives(annotation) if isinstance(each, type) and issubclass(each, BaseModel)
+    ]
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """`annotation` taken apart where it is a union or carries notes."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [found for each in get_args(annotation) for found in _alternatives(each)]
+    return [] if origin is Literal else [annotation]
+
+
+def _all_paths(section: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for inner in _models_in(field.annotation)[:1]:
+            yield from _all_paths(inner, f"{prefix}{name}.")

@@ -12,10 +12,9 @@ from eosin.config.augment import AugmentConfig
 from eosin.config.base import MAX_SEED, Section
 from eosin.config.cluster import ClusterConfig
 from eosin.config.evaluate import EvaluateConfig
-from eosin.config.index import IndexConfig
+from eosin.config.index import IndexConfig, SlidesConfig
 from eosin.config.model import ModelConfig
 from eosin.config.patches import PatchesConfig
-from eosin.config.slides import SlidesConfig
 from eosin.config.train import TrainConfig
 
 # Sections and keys that steer speed, logging or placement, never the result.

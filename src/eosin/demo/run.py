@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eosin.demo.disk import room
-from eosin.demo.lock import exclusive
 from eosin.demo.look import BUCKET, demo_command, storage_root
 from eosin.demo.material import Material, synthetic_material, users_material
-from eosin.errors import EXIT_TRANSIENT, EXIT_USER, PermanentError, TransientError, UserError
+from eosin.errors import EXIT_TRANSIENT, EXIT_USER, EosinError, PermanentError, TransientError, UserError
 from eosin.layout import TEACHER_CARD, TEACHER_README, TEACHER_TIMM_CONFIG, TEACHER_WEIGHTS, RunLayout
 from eosin.records import TrainingDone
 from eosin.storage import NotFound, join_uri, open_store
@@ -166,3 +166,62 @@ def _fetch_report(run_uri: str, demo_folder: Path) -> DemoResult:
 
 def _say(text: str) -> None:
     print(f"▸ {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; the kernel lets go when the process ends, however it ends.
+
+    Raises `UserError` naming the process that holds it, or the reason why the folder cannot be used.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be used: {error.strerror}", hint="name another folder with --folder"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UserError(
+                f"a demo is already running in {folder} (process {file.read().strip() or 'unknown'})",
+                hint="wait for it, or name another folder with --folder",
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+NEEDED_BYTES = 256 << 20
+"""Of the synthetic demo, slides and report included, generously."""
+_FULL_BYTES, _FULL_SHARE = 32 << 20, 0.01
+_HINT = "free some space, or name another folder with --folder; the same command continues"
+
+
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Raises `UserError` where `folder` has no room to begin with, or what fails here ran out of it."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < NEEDED_BYTES:
+        raise UserError(
+            f"the disk of {folder} has {_mb(free_bytes)} free, and the demo wants {_mb(NEEDED_BYTES)}",
+            hint=_HINT,
+        )
+    try:
+        yield
+    except EosinError as error:
+        usage = shutil.disk_usage(folder)
+        # The server stops taking objects a little before the disk is at its end.
+        if usage.free < max(_FULL_BYTES, _FULL_SHARE * usage.total):
+            raise UserError(
+                f"the disk of {folder} is full ({_mb(usage.free)} free): {error.message}", hint=_HINT
+            ) from error
+        raise
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f} MB"

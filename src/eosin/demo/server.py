@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from eosin.demo import supervisor
 from eosin.demo.folder import ServerFolder
-from eosin.demo.ports import LOOPBACK, free_ports, require_free
-from eosin.errors import MissingDependency, TransientError
+from eosin.errors import MissingDependency, TransientError, UserError
 from eosin.storage.atomic import translate
 from eosin.storage.settings import DEFAULT_REGION
 from eosin.storage.uri import parse_uri
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
 
 _TRIES = 3
 # Go's collector works harder near this and not at all far below: 270 MB resident at full speed, where
@@ -114,9 +115,9 @@ class LocalS3:
             process.kill()
             process.wait()
         for port in self._ports:
-            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 with suppress(OSError):
-                    socket.unlink()
+                    left.unlink()
 
     def ensure_bucket(self, uri: str) -> None:
         """Make the bucket of `uri` unless it is there."""
@@ -250,3 +251,44 @@ def _server_environment() -> dict[str, str]:
     foreign = ("AWS_", "WEED_", "S3_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, **_SERVER_MEMORY}
+
+
+LOOPBACK = "127.0.0.1"
+
+
+def free_ports(num_ports: int, *, besides: int | None = None) -> list[int]:
+    """`num_ports` different ports that nothing listens on at this moment, none of them `besides`."""
+    with ExitStack() as held:
+        ports: list[int] = []
+        while len(ports) < num_ports:
+            port = held.enter_context(_bound(0)).getsockname()[1]
+            if port != besides:
+                ports.append(port)
+    return ports
+
+
+def require_free(port: int) -> None:
+    """Raises `UserError` where something else has `port`, or the user may not have it."""
+    if not 0 < port < 65536:
+        raise UserError(
+            f"port {port} does not exist", hint="take one of 1024 to 65535, or none to have one found"
+        )
+    try:
+        _bound(port).close()
+    except OSError as error:
+        raise UserError(
+            f"port {port} on {LOOPBACK} cannot be used: {error.strerror}",
+            hint="leave the port out to have a free one found, or stop what listens there",
+        ) from None
+
+
+def _bound(port: int) -> socket.socket:
+    opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        # As the server itself does: a connection that lingers from the last run is no hindrance.
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((LOOPBACK, port))
+    except OSError:
+        opened.close()
+        raise
+    return opened

@@ -18,8 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from eosin.config.cluster import TolerationConfig
-from eosin.config.tasks import TaskPodConfig
+from eosin.config.cluster import TaskPodConfig, TolerationConfig
 from eosin.errors import UserError
 
 Document = dict[str, Any]

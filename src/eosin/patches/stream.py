@@ -13,7 +13,6 @@ from pathlib import Path
 
 import cv2
 
-from eosin.closing import Closing
 from eosin.config.patches import PatchesConfig
 from eosin.errors import PermanentError, UserError
 from eosin.index.snapshot import Snapshot
@@ -25,6 +24,7 @@ from eosin.patches.reading.sources import ByteSource, RangeSource, StageSource
 from eosin.patches.reading.stage import StagePool
 from eosin.patches.request import PatchBatch, PatchRequest, copied, on_host
 from eosin.patches.sampling.sampler import Sampler
+from eosin.process import Closing
 from eosin.slides.errors import SlideError
 from eosin.storage import Store, open_store
 

@@ -1,6 +1,6 @@
 """Retention: what no run and no snapshot needs, listed or deleted."""
 
 from eosin.retention.collection import collect
-from eosin.retention.model import Doomed, GcResult
+from eosin.retention.spare import Doomed, GcResult
 
 __all__ = ["Doomed", "GcResult", "collect"]

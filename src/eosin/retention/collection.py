@@ -9,9 +9,15 @@ from typing import Protocol, runtime_checkable
 
 from eosin.errors import UserError
 from eosin.registry.entries import list_entries
-from eosin.retention import index_objects, run_objects
-from eosin.retention.model import Age, Doomed, GcResult
-from eosin.retention.run_objects import Run
+from eosin.retention.spare import (
+    Age,
+    Doomed,
+    GcResult,
+    Run,
+    find_runs,
+    spare_index_objects,
+    spare_run_objects,
+)
 from eosin.storage import Store, open_store
 
 DAY_S = 24 * 3600.0
@@ -61,7 +67,7 @@ def collect(
 def _judge(scope: _Scope, age: Age) -> tuple[_Doomed, list[str]]:
     """What can go, with its store, and why other things are kept. Deletes nothing."""
     found = [run for uri in scope.runs for run in _runs_at(uri)]
-    doomed = [(run.store, each) for run in found for each in run_objects.spare_run_objects(run, age)]
+    doomed = [(run.store, each) for run in found for each in spare_run_objects(run, age)]
     kept = [*(run.problem for run in found if run.problem), *_undecided(found, age)]
     blocked = bool(kept) or not found
     pinned = {run.pin.snapshot_id for run in found if run.pin is not None}
@@ -71,7 +77,7 @@ def _judge(scope: _Scope, age: Age) -> tuple[_Doomed, list[str]]:
             kept.append(f"all of {uri}: a run may need any part of it")
             continue
         store = open_store(uri)
-        doomed += [(store, each) for each in index_objects.spare_index_objects(store, pinned, age, kept)]
+        doomed += [(store, each) for each in spare_index_objects(store, pinned, age, kept)]
     return doomed, kept
 
 
@@ -84,7 +90,7 @@ def _registered(uri: str) -> set[str]:
 
 
 def _runs_at(uri: str) -> list[Run]:
-    found = run_objects.find_runs(uri)
+    found = find_runs(uri)
     if not found:
         raise UserError(f"there is no run at {uri}", hint="name a run, or the folder that holds runs")
     return found

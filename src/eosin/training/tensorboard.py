@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eosin.closing import Closing
 from eosin.errors import MissingDependency
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
+from eosin.process import Closing
 
 _PUBLISH_EVERY_S = 60.0
 _PART_BYTES = 4 * 2**20

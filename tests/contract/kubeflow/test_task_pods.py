@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from eosin.cli.app import invoke
-from eosin.config.tasks import TaskPodConfig
+from eosin.config.cluster import TaskPodConfig
 from eosin.errors import UserError
 from eosin.kubeflow.parameters import compiled_pipeline, pipeline_names
 from eosin.kubeflow.task_pods import place, place_text, placed, read_pods

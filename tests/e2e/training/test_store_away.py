@@ -23,7 +23,7 @@ WORKER = "tests.support.training_run"
 ELASTIC = {"workers_per_node": 2, "max_restarts_without_progress": 1, "memory_snapshots": "off"}
 LAUNCHER = f"""
 import sys
-from eosin.cli.errors import render_error
+from eosin.cli.output import render_error
 from eosin.observability import RunLog
 from eosin.training.train import train
 try:

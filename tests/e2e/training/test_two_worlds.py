@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 WORKER = "tests.support.training_run"
 LAUNCHER = f"""
 import sys
-from eosin.cli.errors import render_error
+from eosin.cli.output import render_error
 from eosin.observability import RunLog
 from eosin.runs import load_run
 from eosin.training.train import train

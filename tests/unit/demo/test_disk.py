@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from eosin.demo.disk import NEEDED_BYTES, room
+from eosin.demo.run import NEEDED_BYTES, room
 from eosin.errors import TransientError, UserError
 
 

@@ -10,8 +10,8 @@ from types import ModuleType
 import jsonschema
 import pytest
 
+from eosin.config.cluster import TaskPodConfig
 from eosin.config.run import RunConfig
-from eosin.config.tasks import TaskPodConfig
 from eosin.records import TeacherCard
 
 ROOT = Path(__file__).parents[3]

@@ -17,9 +17,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from eosin.config import RunConfig
-from eosin.config.index import IndexConfig, TissueConfig
+from eosin.config.index import IndexConfig, SlidesConfig, TissueConfig
 from eosin.config.patches import GridConfig, PatchesConfig
-from eosin.config.slides import SlidesConfig
 from eosin.errors import PermanentError, UserError
 from eosin.evaluation.datasets.slide_dataset import SlideDataset
 from eosin.evaluation.embeddings.embed import Features
