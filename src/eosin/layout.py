@@ -157,7 +157,7 @@ class RunLayout:
     SUMMARY_MD = "summary/summary.md"
     """The headline, for a pull request."""
     SUMMARY_JSON = "summary/summary.json"
-    """Every figure, for machines; its schema is `src/eosin/summary/templates/summary.schema.json`."""
+    """Every figure, for machines: a `RunSummary`."""
 
     @staticmethod
     def tensorboard(file: str) -> str:

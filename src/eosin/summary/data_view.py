@@ -25,14 +25,22 @@ _THUMBNAIL_PX = 240
 
 
 @dataclass(frozen=True)
+class RefusedSlide:
+    """A slide, and what was met on it."""
+
+    slide: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class Rejected:
     """All slides left out for one reason; `slides` are the first, each with what was met."""
 
     status: str
-    words: str
+    reason: str
     cure: str
     num_slides: int
-    slides: tuple[tuple[str, str], ...]
+    slides: tuple[RefusedSlide, ...]
 
 
 Role = Literal["trained", "held out", "not drawn from", "used"]
@@ -105,7 +113,7 @@ def view_slides(snapshot: Snapshot, config: PatchesConfig) -> SlidesView:
 
 def _rejected(status: str, rows: Sequence[SlideRow]) -> Rejected:
     words, cure = REASONS.get(status, (status.replace("-", " "), ""))
-    named = tuple((row.slide, row.detail) for row in rows[:_MAX_NAMED])
+    named = tuple(RefusedSlide(row.slide, row.detail) for row in rows[:_MAX_NAMED])
     return Rejected(status, words, cure, len(rows), named)
 
 

@@ -96,7 +96,7 @@ def _data(report: Report) -> str:
         f"{slides.num_ok} of {slides.num_slides} slides used, {number(slides.tissue_mm2)} mm² of tissue."
     ]
     lines += [
-        f"- {group.num_slides} not used ({_text(group.status)}): {_text(group.words)}; {_text(group.cure)}"
+        f"- {group.num_slides} not used ({_text(group.status)}): {_text(group.reason)}; {_text(group.cure)}"
         for group in slides.rejected
     ]
     return "\n".join(["## Slides", "", *lines])

@@ -2,117 +2,226 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.records import PatchSetManifest
+from eosin.records import TrainingDone
+from eosin.records.base import Record
 from eosin.storage import join_uri, open_store
 from eosin.summary.data_view import Rejected
-from eosin.summary.headline import Line
+from eosin.summary.headline import Outcome
 from eosin.summary.html import to_html
-from eosin.summary.leaderboard import Row
+from eosin.summary.leaderboard import Source
 from eosin.summary.markdown import to_markdown
 from eosin.summary.published import read_published
 from eosin.summary.report import Report, build_report
-from eosin.summary.results import Result
-
-SCHEMA_VERSION = 1
-
-
-def document(report: Report) -> dict[str, Any]:
-    """JSON values only. Dates are in `provenance` alone, so that the rest repeats with the same inputs."""
-    training = report.published.training
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run": report.published.run_uri,
-        "recipe": report.published.config.recipe,
-        "config_digest": report.published.config.digest(),
-        "verdict": report.verdict,
-        "evaluations": report.statuses,
-        "results": [result.model_dump(mode="json") for result in report.results],
-        "headline": [_line(line) for line in report.lines],
-        "side_by_side": [_row(row) for row in report.leaderboard.rows],
-        "training": None
-        if training is None
-        else {
-            "num_steps": training.num_steps,
-            "final_loss": training.final_loss,
-            "models": list(training.models),
-        },
-        "data": _data(report),
-        "problems": list(report.published.problems),
-        "provenance": report.provenance,
-    }
+from eosin.summary.results import Result, Status
+from eosin.summary.training_log import Cost
 
 
-def to_json(report: Report) -> bytes:
-    """summary.json: the document as indented JSON, UTF-8; no number in it is NaN."""
-    return (json.dumps(document(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+class _Part(BaseModel):
+    """Made of the attributes of what the report holds."""
+
+    model_config = ConfigDict(
+        frozen=True, from_attributes=True, extra="ignore", use_attribute_docstrings=True
+    )
 
 
-def _line(line: Line) -> dict[str, Any]:
-    test = line.significance
-    return {
-        "task": line.task,
-        "metric": line.metric,
-        "higher_is_better": line.higher_is_better,
-        "random_init": _figure(line.random_init),
-        "last": _figure(line.last),
-        "best": _figure(line.best),
-        "change": line.change,
-        "improved": line.improved,
-        "outcome": line.outcome,
-        "p_value": test.p_value if test else None,
-        "test": test.how if test else "",
-    }
+class SummaryFigure(_Part):
+    """A figure of one model."""
+
+    model: str
+    """Name of the model."""
+    step: int | None
+    """Training step; null for a foreign baseline."""
+    mean: float
+    """Over runs."""
+    std: float
+    """Over runs."""
+    interval: tuple[float, float] | None
+    """At 95 %, over patients or images."""
 
 
-def _row(row: Row) -> dict[str, Any]:
-    figures = [
-        {"task": task, "metric": metric, "mean": cell.mean, "std": cell.std, "doubt": cell.doubt}
-        for (task, metric), cell in row.cells.items()
+class SummaryLine(_Part):
+    """A line of the headline table: one metric of one task."""
+
+    task: str
+    """Name of the task."""
+    metric: str
+    """Name of the metric."""
+    higher_is_better: bool
+    """Which way is better."""
+    chance: float | None
+    """What a guess gives, where that is known."""
+    random_init: SummaryFigure | None
+    """Of the network before training."""
+    last: SummaryFigure | None
+    """Of the newest teacher judged."""
+    best: SummaryFigure | None
+    """Of the best teacher, chosen on the data it is judged on."""
+    change: float | None
+    """Last less random-init."""
+    improved: bool | None
+    """By sign alone."""
+    outcome: Outcome
+    """better or worse only where p < .05."""
+    p_value: float | None = Field(ge=0, le=1)
+    """Two-sided; null where there is no test."""
+    test: str
+    """What was exchanged, or why there is no p."""
+
+
+class SummaryCell(_Part):
+    """A figure of the table of models side by side."""
+
+    task: str
+    """Name of the task."""
+    metric: str
+    """Name of the metric."""
+    mean: float
+    """Over runs."""
+    std: float
+    """Over runs."""
+    doubt: str
+    """Why it does not compare with this run's; empty where it does."""
+
+
+class SummaryRow(_Part):
+    """A model of the table of models side by side."""
+
+    model: str
+    """Name of the model or run."""
+    source: Source
+    """Where its figures are from."""
+    figures: tuple[SummaryCell, ...]
+    """Of the headline's metrics."""
+
+
+class SummaryPatchSet(_Part):
+    """A patch set of the run."""
+
+    name: str
+    """Of the set."""
+    num_patches: int
+    """In it."""
+    digest: str
+    """Of its content."""
+    num_slides: int
+    """Slides that gave patches."""
+    num_rejected: int
+    """Patches that could not be read."""
+
+
+class SummaryData(_Part):
+    """The slides of the run."""
+
+    num_slides: int | None
+    """In the snapshot of the index."""
+    num_used: int | None
+    """That the index found nothing against."""
+    roles: dict[str, int]
+    """How many of those trained, were held out, or were neither."""
+    tissue_mm2: float | None
+    """Of those that can be used."""
+    rejected: tuple[Rejected, ...]
+    """Slides that are refused, by reason."""
+    patch_sets: tuple[SummaryPatchSet, ...]
+    """Of the run."""
+
+
+class RunSummary(Record):
+    """`summary.json` of a run: its report for machines. Dates are in `provenance` alone."""
+
+    run: str
+    """URI of the run."""
+    recipe: str
+    """What its configuration began as."""
+    config_digest: str
+    """Of its configuration."""
+    verdict: str
+    """One sentence: did it learn?"""
+    training_health: str
+    """One sentence: did training go well? Empty before its first step."""
+    evaluations: dict[Status, int]
+    """Evaluations (model and task) by status."""
+    results: tuple[Result, ...]
+    """Every figure of every model; of a failed or missing evaluation one line without a metric."""
+    headline: tuple[SummaryLine, ...]
+    """The main metrics of every task."""
+    side_by_side: tuple[SummaryRow, ...]
+    """This run beside earlier runs, baselines and published figures."""
+    training: TrainingDone | None
+    """null until training has ended."""
+    cost: Cost | None
+    """What training took; null before its first step."""
+    data: SummaryData
+    """Slides and patch sets."""
+    problems: tuple[str, ...]
+    """What could not be read, in words."""
+    provenance: dict[str, Any]
+    """Where each part came from, with dates."""
+
+
+def run_summary(report: Report) -> RunSummary:
+    """The record; but for its `provenance` it repeats with the same inputs."""
+    published, slides = report.published, report.slides
+    lines = [
+        {
+            **{name: getattr(line, name) for name in SummaryLine.model_fields if hasattr(line, name)},
+            "p_value": line.significance.p_value if line.significance else None,
+            "test": line.significance.how if line.significance else "",
+        }
+        for line in report.lines
     ]
-    return {"model": row.label, "source": row.source, "figures": figures}
-
-
-def _figure(result: Result | None) -> dict[str, Any] | None:
-    if result is None:
-        return None
-    return {"model": result.model, "step": result.step, "mean": result.mean, "std": result.std}
-
-
-def _data(report: Report) -> dict[str, Any]:
-    slides = report.slides
-    return {
-        "num_slides": slides.num_slides if slides else None,
-        "num_used": slides.num_ok if slides else None,
-        "tissue_mm2": slides.tissue_mm2 if slides else None,
-        "rejected": [_rejected(group) for group in (slides.rejected if slides else ())],
-        "patch_sets": [_patch_set(each.manifest) for each in report.patch_sets],
-    }
-
-
-def _rejected(group: Rejected) -> dict[str, Any]:
-    return {
-        "status": group.status,
-        "reason": group.words,
-        "cure": group.cure,
-        "num_slides": group.num_slides,
-        "slides": [{"slide": slide, "detail": detail} for slide, detail in group.slides],
-    }
-
-
-def _patch_set(manifest: PatchSetManifest) -> dict[str, Any]:
-    return {
-        "name": manifest.name,
-        "num_patches": manifest.num_patches,
-        "digest": manifest.digest,
-        "num_slides": len(manifest.slides),
-        "num_rejected": len(manifest.rejected),
-    }
+    rows = [
+        {
+            "model": row.label,
+            "source": row.source,
+            "figures": [
+                {"task": task, "metric": metric, "mean": cell.mean, "std": cell.std, "doubt": cell.doubt}
+                for (task, metric), cell in row.cells.items()
+            ],
+        }
+        for row in report.leaderboard.rows
+    ]
+    patch_sets = [
+        {
+            **each.manifest.model_dump(include={"name", "num_patches", "digest"}),
+            "num_slides": len(each.manifest.slides),
+            "num_rejected": len(each.manifest.rejected),
+        }
+        for each in report.patch_sets
+    ]
+    return RunSummary.model_validate(
+        {
+            "run": published.run_uri,
+            "recipe": published.config.recipe,
+            "config_digest": published.config.digest(),
+            "verdict": report.verdict,
+            "training_health": report.health.sentence if report.health else "",
+            "evaluations": report.statuses,
+            "results": report.results,
+            "headline": lines,
+            "side_by_side": rows,
+            "training": published.training,
+            "cost": report.cost,
+            "data": {
+                "num_slides": slides.num_slides if slides else None,
+                "num_used": slides.num_ok if slides else None,
+                "roles": slides.roles if slides else {},
+                "tissue_mm2": slides.tissue_mm2 if slides else None,
+                "rejected": slides.rejected if slides else (),
+                "patch_sets": patch_sets,
+            },
+            "problems": published.problems,
+            "provenance": report.provenance,
+        },
+        from_attributes=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +247,7 @@ def summarize(run_uri: str, *, log: RunLog) -> SummaryResult:
     report = build_report(read_published(run_uri))
     store = open_store(run_uri)
     # The page goes last: whoever sees it finds the two others beside it.
-    store.put(RunLayout.SUMMARY_JSON, to_json(report))
+    store.put(RunLayout.SUMMARY_JSON, run_summary(report).to_json())
     store.put(RunLayout.SUMMARY_MD, to_markdown(report).encode())
     store.put(RunLayout.SUMMARY_HTML, to_html(report).encode())
     result = _result(run_uri, report)

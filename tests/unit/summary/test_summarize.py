@@ -20,10 +20,8 @@ from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.records.details import ExamplePicture
 from eosin.storage import open_store
-from eosin.summary.summarize import SummaryResult, summarize
+from eosin.summary.summarize import RunSummary, SummaryResult, summarize
 from tests.support.summary import HOSTILE, STEPS, TASKS, fake_run, jpeg, put_record, record, report_file
-
-SCHEMA = Path(__file__).parents[3] / "src/eosin/summary/templates/summary.schema.json"
 
 
 def _summarize(run: str) -> SummaryResult:
@@ -33,7 +31,9 @@ def _summarize(run: str) -> SummaryResult:
 def _summary(run: str) -> dict[str, Any]:
     _summarize(run)
     summary: dict[str, Any] = json.loads(report_file(run, RunLayout.SUMMARY_JSON))
-    jsonschema.validate(summary, json.loads(SCHEMA.read_text()), cls=jsonschema.Draft202012Validator)
+    schema = RunSummary.model_json_schema(mode="serialization")
+    jsonschema.validate(summary, schema, cls=jsonschema.Draft202012Validator)
+    assert set(summary) == set(RunSummary.model_fields)
     return summary
 
 
