@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Interval = tuple[float, float]
 """Lower and upper end at 95 %."""
@@ -229,7 +229,7 @@ class SegmentationDetails(JudgedDetails):
     """Of each run, the step with the best validation."""
     validation_score: tuple[float | None, ...] = ()
     """Mean Dice on validation at the best step."""
-    colors: dict[str, str] = {}
+    colors: dict[str, Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]] = {}
     """Of the classes in the example picture, as #rrggbb."""
     decoder: DecoderDescription | None = None
     """What was trained."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,7 +18,6 @@ from eosin.records import MetricRecord
 from eosin.records.details import (
     CentresDetails,
     Details,
-    ExamplePicture,
     JudgedDetails,
     RobustnessDetails,
     SegmentationDetails,
@@ -215,12 +214,15 @@ def _points(points: Points) -> tuple[Point, ...]:
 
 
 _BY_MPP = (UnsupervisedDetails, RobustnessDetails, CentresDetails)
-_COLOR = re.compile(r"#[0-9a-f]{6}")
+_KINDS: dict[str, type[Details]] = {
+    "judged": JudgedDetails, "unsupervised": UnsupervisedDetails, "segmentation": SegmentationDetails,
+    "slides": SlideDetails, "centres": CentresDetails,
+}  # fmt: skip
 
 
 def to_html(report: Report) -> str:
     """The page. Every name in it is escaped; nothing in it is fetched from anywhere."""
-    environment, style = _template()
+    environment, style = template()
     page = environment.get_template("summary.html.j2").render(
         report=report,
         style=style,
@@ -234,7 +236,7 @@ def to_html(report: Report) -> str:
 
 
 @cache
-def _template() -> tuple[Environment, Markup]:
+def template() -> tuple[Environment, Markup]:
     """The environment, which keeps the compiled template, and the style sheet."""
     loader = PackageLoader("eosin.summary")
     environment = Environment(
@@ -291,57 +293,33 @@ def _newest(report: Report) -> list[MetricRecord]:
     return [newest[task] for task in dict.fromkeys(r.task for r in report.results) if task in newest]
 
 
-@dataclass(frozen=True)
-class TaskView:
-    """One record as the template shows it: its details by their kind, and what was made of them."""
-
-    record: MetricRecord
-    details: Details
-    judged: JudgedDetails | None
-    unsupervised: UnsupervisedDetails | None
-    segmentation: SegmentationDetails | None
-    slides: SlideDetails | None
-    centres: CentresDetails | None
-    intervals: list[tuple[str, float, float]]
-    pictures: list[tuple[bytes, ExamplePicture]]
-    """Those that are still there."""
-    confusion: list[list[tuple[float, float]]]
-    """Mean count over runs, and share of its row."""
-    is_wide: bool
-    """Whether its columns have numbers for names."""
-    colors: dict[str, str]
-    by_mpp: dict[str, dict[str, float]]
-    by_mpp_names: list[str]
-    """Figures that any magnification has."""
-
-
-def _task_view(record: MetricRecord, report: Report) -> TaskView:
+def _task_view(record: MetricRecord, report: Report) -> dict[str, Any]:
+    """One record as the template shows it: its details, under the name of their kind too."""
     details, pictures = record.details, report.published.pictures
-    judged = details if isinstance(details, JudgedDetails) else None
-    segmentation = details if isinstance(details, SegmentationDetails) else None
     by_mpp = details.by_mpp if isinstance(details, _BY_MPP) else {}
     figures = {name: None for each in by_mpp.values() for name in each if name != "num_samples"}
-    return TaskView(
-        record=record,
-        details=details,
-        judged=judged,
-        unsupervised=details if isinstance(details, UnsupervisedDetails) else None,
-        segmentation=segmentation,
-        slides=details if isinstance(details, SlideDetails) else None,
-        centres=details if isinstance(details, CentresDetails) else None,
-        intervals=intervals(record),
-        pictures=[(pictures[each.key], each) for each in details.examples if each.key in pictures],
-        confusion=_confusion(judged, max(len(v.values) for v in record.metrics.values())) if judged else [],
-        is_wide=judged is not None and sum(map(len, judged.classes)) > _MAX_HEAD_CHARS,
-        colors={n: c for n, c in segmentation.colors.items() if _COLOR.fullmatch(c)} if segmentation else {},
-        by_mpp=by_mpp,
-        by_mpp_names=list(figures),
-    )
+    classes = details.classes if isinstance(details, JudgedDetails) else ()
+    return {
+        "record": record,
+        "details": details,
+        **{name: details if isinstance(details, kind) else None for name, kind in _KINDS.items()},
+        "intervals": intervals(record),
+        "pictures": [(pictures[each.key], each) for each in details.examples if each.key in pictures],
+        "confusion": _confusion(record),
+        # Its columns then have numbers for names.
+        "is_wide": sum(map(len, classes)) > _MAX_HEAD_CHARS,
+        "by_mpp": by_mpp,
+        "by_mpp_names": list(figures),
+    }
 
 
-def _confusion(details: JudgedDetails, num_runs: int) -> list[list[tuple[float, float]]]:
-    """Empty where it does not fit the classes."""
+def _confusion(record: MetricRecord) -> list[list[tuple[float, float]]]:
+    """Mean count over runs, and share of its row; empty where it does not fit the classes."""
+    details = record.details
+    if not isinstance(details, JudgedDetails):
+        return []
     rows, size = details.confusion, len(details.classes)
     if len(rows) != size or any(len(row) != size for row in rows):
         return []
+    num_runs = max(len(value.values) for value in record.metrics.values())
     return [[(n / num_runs, n / max(1, sum(row))) for n in row] for row in rows]

@@ -21,23 +21,34 @@ Status = Literal["ok", "failed", "missing", "disagreeing"]
 class Result(BaseModel):
     """One figure of one model on one task; without figures, one line that says why."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     model: str
+    """Name of the model."""
     step: int | None
     """Training step; 0 for random-init; None for a foreign baseline."""
     task: str
+    """Name of the task."""
     kind: str
+    """Of the task."""
     metric: str | None
+    """Name of the metric; None where there is no figure."""
     mean: float | None
+    """Over runs."""
     std: float | None
+    """Over runs."""
     num_runs: int
+    """Runs of a probe or decoder."""
     status: Status
+    """Whether the figure may be relied on."""
     higher_is_better: bool | None = None
+    """Which way is better."""
     interval: tuple[float, float] | None = None
     """At 95 %, over patients or images, where one was computed."""
     reason: str = ""
+    """Why there is no figure, or what it disagrees with."""
     dataset_digest: str = ""
+    """Of the data it was judged on."""
     protocol: str = ""
     """Name, version and every departure from it; figures compare where this and the data are equal."""
     preset: str = ""

@@ -7,9 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from eosin.errors import EosinError, TransientError, UserError
 from eosin.index.snapshot import open_snapshot
 from eosin.layout import RunLayout, step_of
@@ -21,7 +18,8 @@ from eosin.runs import load_pin, load_run
 from eosin.storage import NotFound, Store, join_uri, open_store
 from eosin.summary import svg
 from eosin.summary.headline import SIGNIFICANT
-from eosin.summary.names import metric_name, model_label, number
+from eosin.summary.html import template
+from eosin.summary.names import metric_name, number
 from eosin.summary.results import metric_order
 
 SCHEMA_VERSION = 1
@@ -311,20 +309,6 @@ def _to_markdown(report: StudyReport) -> str:
 
 
 def _to_html(report: StudyReport) -> str:
-    loader = PackageLoader("eosin.summary")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals |= {
-        "draw": _draw,
-        "legend": svg.legend,
-        "markup": Markup,
-        "model_label": model_label,
-    }
-    style = Markup(loader.get_source(environment, "summary.css")[0])
+    environment, style = template()
     page = environment.get_template("study.html.j2").render(report=report, rows=_rows(report), style=style)
     return page + "\n"
-
-
-def _draw(chart: svg.Chart) -> Markup:
-    return Markup(svg.render(chart))  # every name in it is escaped where it is drawn
