@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import normalize
 
 from eosin.metrics.group_counts import Matrix
 
@@ -183,8 +187,6 @@ def knn_votes(
     2018, as DINO evaluates, Caron et al. 2021), by scikit-learn. With fewer than k in the bank all of them
     vote. Raises ValueError on labels that do not match the bank.
     """
-    from sklearn.neighbors import KNeighborsClassifier
-
     keys, labels = as_matrix(bank), np.asarray(bank_labels, dtype=np.int64)
     if labels.shape != (len(keys),) or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"{labels.shape} labels for {len(keys)} embeddings of {num_classes} classes")
@@ -197,6 +199,60 @@ def knn_votes(
     votes = np.zeros((len(as_matrix(queries)), num_classes))
     votes[:, voters.classes_] = voters.predict_proba(as_matrix(queries))
     return votes
+
+
+def simple_shot(
+    bank: npt.ArrayLike, bank_labels: npt.ArrayLike, queries: npt.ArrayLike, *, shots: int, seed: int
+) -> Matrix:
+    """Chances [M, C] of each class for `queries` [M, D], from so many drawn samples of each class in `bank`.
+
+    SimpleShot with centring and L2 normalisation (Wang et al. 2019, CL2N): the nearest class mean, centred on
+    the mean of all of `bank`; chances are the softmax of the negative squared distances. Raises ValueError
+    where a class has fewer samples.
+    """
+    keys, labels, asked = as_matrix(bank), np.asarray(bank_labels, dtype=np.int64), as_matrix(queries)
+    generator, mean = np.random.default_rng(seed), keys.mean(axis=0)
+    keys, asked = (normalize(each - mean) for each in (keys, asked))
+    drawn = [generator.choice(np.flatnonzero(labels == c), shots, replace=False) for c in np.unique(labels)]
+    means = np.stack([keys[rows].mean(axis=0) for rows in drawn])
+    return np.asarray(softmax(-euclidean_distances(asked, means, squared=True), axis=1))
+
+
+def retrieval_hits(
+    embeddings: npt.ArrayLike, classes: npt.ArrayLike, *, groups: Sequence[str], k: int
+) -> tuple[Labels, npt.NDArray[np.bool_]]:
+    """Classes [N, k] of each sample's nearest by cosine outside of its group, and whether each is its own.
+
+    Raises ValueError where a sample has fewer than k others.
+    """
+    unit, labels = normalize(as_matrix(embeddings, min_samples=2)), np.asarray(classes, dtype=np.int64)
+    _, own = np.unique(np.asarray(groups), return_inverse=True)
+    if len(labels) - np.bincount(own).max() < k:
+        raise ValueError(
+            f"a patient has all but {len(labels) - np.bincount(own).max()} images, {k} are needed"
+        )
+    found = []
+    for start in range(0, len(unit), _BLOCK):
+        similarity = unit[start : start + _BLOCK] @ unit.T
+        similarity[own[start : start + _BLOCK, None] == own[None, :]] = -np.inf
+        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(similarity, nearest, axis=1), axis=1, kind="stable")
+        found.append(labels[np.take_along_axis(nearest, order, axis=1)])
+    votes = np.concatenate(found)
+    return votes, votes == labels[:, None]
+
+
+def retrieval_figures(votes: Labels, hits: npt.NDArray[np.bool_], classes: Labels) -> dict[str, Matrix]:
+    """Of each sample: average precision at k, and whether the first and the majority are of its class.
+
+    Average precision is over the hits among the k; a tie of the majority goes to the nearer class.
+    """
+    k = votes.shape[1]
+    precision = np.cumsum(hits, axis=1) / np.arange(1, k + 1)
+    average = (precision * hits).sum(axis=1) / np.maximum(hits.sum(axis=1), 1)
+    winner = [max(row.tolist(), key=row.tolist().count) for row in votes]
+    majority = np.asarray(winner) == classes
+    return {"map_at_k": average, "top1": hits[:, 0].astype(float), "majority_vote": majority.astype(float)}
 
 
 @dataclass(frozen=True)
@@ -254,7 +310,7 @@ def count_neighbours(
     sample has another outside its group.
     """
     matrix = as_matrix(embeddings, min_samples=2)
-    unit = matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
+    unit = normalize(matrix)
     own = [str(i) for i in range(len(unit))] if groups is None else groups
     if not len(unit) == len(classes) == len(centres) == len(own):
         raise ValueError(f"{len(classes)} classes, {len(centres)} centres for {len(unit)} embeddings")

@@ -241,6 +241,7 @@ DETAILS: dict[str, type[Details]] = {
     "centres": CentresDetails,
     "knn": KnnDetails,
     "linear-probe": ClassifierDetails,
+    "few-shot": ClassifierDetails,
     "slide": SlideDetails,
     "segmentation": SegmentationDetails,
 }

@@ -141,6 +141,8 @@ def _chance(details: Details, metric: str) -> float | None:
     if not isinstance(details, ClassifierDetails):
         return None
     counts = [count for count in details.class_counts.values() if count]
+    if metric.endswith("_shot"):
+        metric = "balanced_accuracy"
     known = {"auroc": 0.5, "quadratic_kappa": 0.0}
     if counts:
         known |= {"balanced_accuracy": 1 / len(counts), "top1": max(counts) / sum(counts)}

@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from scipy import stats
 
 from eosin.layout import RANDOM_INIT
 from eosin.records import MetricRecord
@@ -29,14 +30,14 @@ from eosin.records.teacher_folder import features_line, timm_lines
 from eosin.summary import names, svg
 from eosin.summary.headline import baselines_of, top1_repeats
 from eosin.summary.markdown import arrow
-from eosin.summary.names import metric_name, model_label
+from eosin.summary.names import metric_name, model_label, signed
 from eosin.summary.report import Report
 from eosin.summary.results import Result, intervals, listed, metric_order, model_order
 from eosin.summary.svg import Chart, Point, Series
 from eosin.summary.training_log import Points, TrainingLog
 
 _MAX_SPECTRA = 4
-_MIN_SCATTER = 3
+_MIN_SCATTER, _MIN_CORRELATED = 3, 4
 # Names of classes that fit side by side over a confusion matrix.
 _MAX_HEAD_CHARS = 80
 # Figures that do not lie between 0 and 1.
@@ -101,15 +102,15 @@ def _metric_chart(name: str, results: Sequence[Result], chance: float | None) ->
 
 
 def scatter_charts(results: Sequence[Result]) -> list[Chart]:
-    """A label-free figure against a supervised one, a point a model; from three trained teachers on."""
-    figures = [r for r in results if r.status == "ok" and r.step is not None and r.mean is not None]
+    """A label-free figure against a supervised one, a point a model; from three trained models on."""
+    figures = [r for r in results if r.status == "ok" and r.mean is not None]
     free = {(r.task, str(r.metric)) for r in figures if r.metric in ("rankme", "odcorr")}
-    judged = {r.task: "balanced_accuracy" for r in figures if r.metric == "balanced_accuracy"}
+    judged = sorted({r.task for r in figures if r.metric == "balanced_accuracy"})
     charts = []
     for task, name in sorted(free):
-        x_of = {r.model: r for r in figures if (r.task, r.metric) == (task, name)}
-        series = tuple(_scatter(other, metric, x_of, figures) for other, metric in sorted(judged.items()))
-        series = tuple(s for s in series if len(s.points) > _MIN_SCATTER - 1)
+        x_of = {r.model: r.mean or 0.0 for r in figures if (r.task, r.metric) == (task, name)}
+        series = tuple(_scatter(other, x_of, figures) for other in judged)
+        series = tuple(s for s in series if len(s.points) >= _MIN_SCATTER)
         if series and sum(model != RANDOM_INIT for model in x_of) >= _MIN_SCATTER:
             charts.append(Chart(title=f"{metric_name(name)} against balanced accuracy",
                                 x_label=f"{metric_name(name)} ({task})", y_label="balanced accuracy",
@@ -117,10 +118,17 @@ def scatter_charts(results: Sequence[Result]) -> list[Chart]:
     return charts
 
 
-def _scatter(task: str, metric: str, x_of: dict[str, Result], figures: Sequence[Result]) -> Series:
-    pairs = [(x_of[r.model], r) for r in figures if (r.task, r.metric) == (task, metric) and r.model in x_of]
-    points = [Point(x.mean or 0.0, y.mean or 0.0, label=model_label(y.model)) for x, y in pairs]
-    return Series(task, tuple(points), line=False, marked=True)
+def _scatter(task: str, x_of: dict[str, float], figures: Sequence[Result]) -> Series:
+    """The models of a task, and in its name Pearson's correlation with its 95 % interval (Fisher's)."""
+    found = [r for r in figures if (r.task, r.metric) == (task, "balanced_accuracy") and r.model in x_of]
+    points = tuple(Point(x_of[r.model], r.mean or 0.0, label=model_label(r.model)) for r in found)
+    xs, ys = ([getattr(p, axis) for p in points] for axis in "xy")
+    name = task
+    if len(points) >= _MIN_CORRELATED and len(set(xs)) > 1 and len(set(ys)) > 1:
+        test = stats.pearsonr(xs, ys)
+        low, high = test.confidence_interval()
+        name += f", r = {signed(test.statistic)} ({signed(low)} to {signed(high)})"
+    return Series(name, points, line=False, marked=True)
 
 
 def spectrum_charts(records: Sequence[MetricRecord]) -> list[Chart]:

@@ -13,6 +13,8 @@ _METRICS = {
     "calibration_error": "calibration error",
     "dice": "Dice",
     "tile_dice": "Dice, mean over tiles",
+    "map_at_k": "mAP of the nearest",
+    "majority_vote": "majority of the nearest",
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "quadratic_kappa": "quadratic kappa",

@@ -123,7 +123,8 @@ def legend(chart: Chart) -> list[tuple[str, str]]:
     """(swatch as markup, name) of each series, where there is more than one; then what numbers on the x axis
     stand for, where its names are too long to be written there."""
     drawn = [s for s in chart.series if s.points]
-    swatches = [(_swatch(i, s), s.name) for i, s in enumerate(drawn)] if len(drawn) > 1 else []
+    named = len(drawn) > 1 or any(not s.line for s in drawn)
+    swatches = [(_swatch(i, s), s.name) for i, s in enumerate(drawn)] if named else []
     names = chart.x_names if _are_numbered(chart.x_names) else ()
     return swatches + [(f"<b>{place}</b>", name) for place, name in enumerate(names, 1)]
 

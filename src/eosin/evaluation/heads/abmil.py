@@ -17,16 +17,15 @@ from torch.nn import functional as F
 
 from eosin.config.heads import AbmilConfig
 from eosin.evaluation.heads.runs import (
-    BestEpochs,
+    BatchedRuns,
+    Parameters,
     balanced_accuracies,
-    lr_of_epoch,
     num_outputs,
     predictions_of,
     probabilities_of,
     run_seed,
 )
 
-Parameters = dict[str, Tensor]
 _GIB = 1 << 30
 _BYTES = 4
 # Activations that a step keeps for its gradient, in units of what the attention layers compute.
@@ -96,18 +95,16 @@ def train_abmil(
     initial parameters and orders in the place of the seed's own.
     """
     at_once = seeds_at_once(bags, config)
-    parts = []
+    trainings = []
     for first in range(0, config.num_runs, at_once):
-        runs = range(first, min(first + at_once, config.num_runs))
-        seeds = [run_seed(seed, run) for run in runs]
-        training = _Training(bags, train, val, num_classes, config, seeds, draws)
-        training.run()
-        parts.append((training.apply(training.best, judged), training.selection, training.num_epochs))
+        seeds = [run_seed(seed, run) for run in range(first, min(first + at_once, config.num_runs))]
+        trainings.append(_Training(bags, train, val, num_classes, config, seeds, draws))
+        trainings[-1].run()
     return TrainedAbmil(
-        torch.cat([probabilities for probabilities, _, _ in parts]),
-        tuple(epoch for _, selection, _ in parts for epoch in selection.epoch.tolist()),
-        tuple(score for _, selection, _ in parts for score in selection.score.tolist()) if len(val) else (),
-        max(num_epochs for _, _, num_epochs in parts),
+        torch.cat([each.apply(each.runs.best, judged) for each in trainings]),
+        tuple(epoch for each in trainings for epoch in each.runs.best_epoch),
+        tuple(score for each in trainings for score in each.runs.best_score),
+        max(each.num_epochs for each in trainings),
         at_once,
     )
 
@@ -188,26 +185,19 @@ class _Training:
         drawn = (
             draws.initial if draws else initial_parameters(bags.features.shape[1], num_classes, config, seeds)
         )
-        self._parameters = {name: each.to(self._device).requires_grad_() for name, each in drawn.items()}
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        self.runs = BatchedRuns(drawn, config, device=self._device, has_validation=len(val) > 0)
+        for each in self.runs.parameters.values():
+            each.requires_grad_()
         # Apart from the initialisation's, so that the order does not depend on the network's size.
         self._generators = [torch.Generator().manual_seed(seed + 500_000) for seed in seeds]
-        self.selection = BestEpochs(
-            len(seeds), patience_epochs=config.patience_epochs, has_validation=len(val) > 0,
-            device=self._device,
-        )  # fmt: skip
-        self.best = {name: each.detach().clone() for name, each in self._parameters.items()}
         self.num_epochs = 0
 
     def run(self) -> None:
-        while self.num_epochs < self._config.num_epochs and not self.selection.all_stopped:
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr_of_epoch(self._config.lr, self.num_epochs, self._config.low_lr_epochs)
+        while self.num_epochs < self._config.num_epochs and not self.runs.all_stopped:
+            self.runs.begin_epoch(self.num_epochs)
             for places in self._epoch():
                 self._step(places)
-            self._keep(self.num_epochs)
+            self.runs.keep(self.num_epochs, self._scores())
             self.num_epochs += 1
 
     def _epoch(self) -> Iterator[Tensor]:
@@ -220,7 +210,7 @@ class _Training:
 
     def _step(self, places: Tensor) -> None:
         features, counts = self._bags.gather(self._train.slides[places])
-        logits = forward(self._parameters, features, counts)
+        logits = forward(self.runs.parameters, features, counts)
         classes = self._train.classes[places].to(self._device)
         # The mean over slides of each run; summed, since runs share nothing.
         flat, targets = logits.flatten(0, 1), classes.flatten()
@@ -229,20 +219,16 @@ class _Training:
         else:
             loss = F.cross_entropy(flat, targets, reduction="sum")
         loss = loss / places.shape[1]
-        self._optimizer.zero_grad()
+        self.runs.optimizer.zero_grad()
         loss.backward()
-        self._optimizer.step()
+        self.runs.optimizer.step()
 
-    def _keep(self, epoch: int) -> None:
-        score = torch.zeros_like(self.selection.score)
-        if len(self._val):
-            predicted = predictions_of(self._logits(self._parameters, self._val))
-            score = balanced_accuracies(predicted, self._val.classes.to(self._device), self._num_classes)
-        better = self.selection.update(epoch, score).view(-1, 1, 1)
-        self.best = {
-            name: torch.where(better, self._parameters[name].detach(), kept)
-            for name, kept in self.best.items()
-        }
+    def _scores(self) -> Tensor:
+        """Balanced accuracy of each run on validation, [S]; 0 where there is none."""
+        if not len(self._val):
+            return torch.zeros_like(self.runs.score)
+        predicted = predictions_of(self._logits(self.runs.parameters, self._val))
+        return balanced_accuracies(predicted, self._val.classes.to(self._device), self._num_classes)
 
     def apply(self, parameters: Parameters, part: SlidePart) -> Tensor:
         """Probabilities [S, n, C] of the slides of `part`."""

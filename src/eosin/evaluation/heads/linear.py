@@ -16,9 +16,8 @@ from torch import Tensor
 
 from eosin.config.heads import ProbeConfig
 from eosin.evaluation.heads.runs import (
-    BestEpochs,
+    BatchedRuns,
     balanced_accuracies,
-    lr_of_epoch,
     num_outputs,
     predictions_of,
     probabilities_of,
@@ -70,22 +69,46 @@ def train_probes(
     The same seed gives the same probes on the same kind of device. Raises ValueError where a class has
     fewer samples than shots.
     """
-    runs = _Runs(train, num_classes, config, draws or _SeededDraws(train, config, seed))
-    keep = _Best(runs, val, num_classes, config.patience_epochs)
-    steps_per_epoch = math.ceil(runs.num_samples / config.batch_size)
+    draws, device = draws or _SeededDraws(train, config, seed), train.features.device
+    weight, bias = draws.initial(train.features.shape[1], num_outputs(num_classes))
+    runs = BatchedRuns({"weight": weight, "bias": bias}, config, device=device, has_validation=len(val) > 0)
     step = epoch = num_looks = 0
-    while step < config.num_steps and not keep.all_stopped:
+    while step < config.num_steps and not runs.all_stopped:
         runs.begin_epoch(epoch)
-        batches = runs.epoch_batches()[: config.num_steps - step]
+        every = torch.split(draws.epoch_order().to(device), config.batch_size, dim=1)
+        batches = every[: config.num_steps - step]
         for batch in batches:
-            runs.step(batch)
+            _step(runs, train, batch)
         step += len(batches)
-        is_whole = len(batches) == steps_per_epoch and (epoch + 1) % config.validate_every_epochs == 0
+        is_whole = len(batches) == len(every) and (epoch + 1) % config.validate_every_epochs == 0
         if is_whole or (step == config.num_steps and (not num_looks or not len(val))):
-            keep.update(epoch)
+            runs.keep(epoch, _scores(runs, val, num_classes))
             num_looks += 1
         epoch += 1
-    return keep.result(epoch)
+    return Probes(runs.best["weight"], runs.best["bias"], runs.best_epoch, runs.best_score, epoch)
+
+
+@torch.inference_mode()
+def _scores(runs: BatchedRuns, val: Part, num_classes: int) -> Tensor:
+    """Balanced accuracy of each run on validation, [S]."""
+    logits = val.features @ runs.parameters["weight"] + runs.parameters["bias"].unsqueeze(1)
+    return balanced_accuracies(predictions_of(logits), val.classes, num_classes)
+
+
+@torch.no_grad()
+def _step(runs: BatchedRuns, train: Part, batch: Tensor) -> None:
+    """One AdamW step of every run on its own batch [S, b]; the gradient of a linear layer in closed form."""
+    weight, bias = runs.parameters["weight"], runs.parameters["bias"]
+    features, classes = train.features[batch], train.classes[batch].unsqueeze(-1)
+    logits = torch.baddbmm(bias.unsqueeze(1), features, weight)
+    if logits.shape[-1] == 1:
+        error = logits.sigmoid() - classes
+    else:
+        error = logits.softmax(dim=-1)
+        error.scatter_add_(-1, classes, torch.full_like(classes, -1, dtype=error.dtype))
+    error /= batch.shape[1]
+    weight.grad, bias.grad = features.transpose(1, 2) @ error, error.sum(dim=1)
+    runs.optimizer.step()
 
 
 class Draws(Protocol):
@@ -121,51 +144,6 @@ class _SeededDraws:
         pairs = zip(self._subsets, self._generators, strict=True)
         return torch.stack([subset[torch.randperm(len(subset), generator=g)] for subset, g in pairs])
 
-    @property
-    def num_samples(self) -> int:
-        return len(self._subsets[0])
-
-
-class _Runs:
-    """The weights of all runs, and their optimizer."""
-
-    def __init__(self, train: Part, num_classes: int, config: ProbeConfig, draws: Draws) -> None:
-        self._train, self._config, self._draws = train, config, draws
-        device = train.features.device
-        weight, bias = draws.initial(train.features.shape[1], num_outputs(num_classes))
-        # Contiguous: the fused optimizer takes a gradient of other strides for one of the same.
-        self.weight, self.bias = weight.to(device).contiguous(), bias.to(device).contiguous()
-        self._optimizer = torch.optim.AdamW(
-            [self.weight, self.bias], lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
-        self.num_samples = getattr(draws, "num_samples", len(train))
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Set the epoch's learning rate."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr_of_epoch(self._config.lr, epoch, self._config.low_lr_epochs)
-
-    def epoch_batches(self) -> list[Tensor]:
-        """One epoch's batches of sample indices, each [S, b]; the last may be smaller."""
-        order = self._draws.epoch_order()
-        return list(torch.split(order.to(self.weight.device), self._config.batch_size, dim=1))
-
-    @torch.no_grad()
-    def step(self, batch: Tensor) -> None:
-        """One AdamW step of every run on its own batch; the gradient of a linear layer in closed form."""
-        features = self._train.features[batch]
-        logits = torch.baddbmm(self.bias.unsqueeze(1), features, self.weight)
-        classes = self._train.classes[batch].unsqueeze(-1)
-        if logits.shape[-1] == 1:
-            error = logits.sigmoid() - classes
-        else:
-            error = logits.softmax(dim=-1)
-            error.scatter_add_(-1, classes, torch.full_like(classes, -1, dtype=error.dtype))
-        error /= batch.shape[1]
-        self.weight.grad = features.transpose(1, 2) @ error
-        self.bias.grad = error.sum(dim=1)
-        self._optimizer.step()
-
 
 def _draw_shots(classes: Tensor, num_shots: int | None, generator: torch.Generator) -> Tensor:
     """Indices of the samples a run learns from, in sample order: all, or so many of each class."""
@@ -179,35 +157,3 @@ def _draw_shots(classes: Tensor, num_shots: int | None, generator: torch.Generat
             raise ValueError(f"a class has {len(members)} training sample(s), {num_shots} shots are wanted")
         drawn.append(members[torch.randperm(len(members), generator=generator)[:num_shots]])
     return torch.cat(drawn).sort().values
-
-
-class _Best:
-    """The weights of each run's best validation epoch so far."""
-
-    def __init__(self, runs: _Runs, val: Part, num_classes: int, patience: int | None) -> None:
-        self._runs, self._val, self._num_classes = runs, val, num_classes
-        self._selection = BestEpochs(
-            len(runs.weight), patience_epochs=patience, has_validation=len(val) > 0, device=runs.weight.device
-        )
-        self._weight, self._bias = runs.weight.clone(), runs.bias.clone()
-
-    @property
-    def all_stopped(self) -> bool:
-        return self._selection.all_stopped
-
-    @torch.inference_mode()
-    def update(self, epoch: int) -> None:
-        logits = self._val.features @ self._runs.weight + self._runs.bias.unsqueeze(1)
-        score = balanced_accuracies(predictions_of(logits), self._val.classes, self._num_classes)
-        better = self._selection.update(epoch, score)
-        self._weight = torch.where(better.view(-1, 1, 1), self._runs.weight, self._weight)
-        self._bias = torch.where(better.view(-1, 1), self._runs.bias, self._bias)
-
-    def result(self, num_epochs: int) -> Probes:
-        return Probes(
-            self._weight,
-            self._bias,
-            tuple(self._selection.epoch.tolist()),
-            tuple(self._selection.score.tolist()) if len(self._val) else (),
-            num_epochs,
-        )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from eosin.config.heads import AbmilConfig, ProbeConfig
+
+Parameters = dict[str, Tensor]
 _LOW = 1.0 / 3
 
 
@@ -47,16 +50,28 @@ def balanced_accuracies(predicted: Tensor, classes: Tensor, num_classes: int) ->
     return (recall / max(1, recall.shape[1])).sum(dim=1)
 
 
-class BestEpochs:
-    """Each run's first best epoch so far, and whether its patience is at an end.
+class BatchedRuns:
+    """Runs side by side: each parameter [S, …], one optimizer, and the best epoch of each run so far.
 
     Without validation (`has_validation` false) every epoch is the best so far.
     """
 
     def __init__(
-        self, num_runs: int, *, patience_epochs: int | None, has_validation: bool, device: torch.device
+        self,
+        initial: Parameters,
+        config: ProbeConfig | AbmilConfig,
+        *,
+        device: torch.device,
+        has_validation: bool,
     ) -> None:
-        self._patience, self._has_validation = patience_epochs, has_validation
+        # Contiguous: the fused optimizer takes a gradient of other strides for one of the same.
+        self.parameters = {name: each.to(device).contiguous() for name, each in initial.items()}
+        self.best = {name: each.clone() for name, each in self.parameters.items()}
+        self._config, self._has_validation = config, has_validation
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        num_runs = len(next(iter(self.parameters.values())))
         self.score = torch.full((num_runs,), -1.0, device=device)
         self.epoch = torch.zeros(num_runs, dtype=torch.int64, device=device)
         self._stopped = torch.zeros(num_runs, dtype=torch.bool, device=device)
@@ -64,13 +79,32 @@ class BestEpochs:
     @property
     def all_stopped(self) -> bool:
         """Whether the patience of every run is spent."""
-        return self._patience is not None and bool(self._stopped.all())
+        return self._config.patience_epochs is not None and bool(self._stopped.all())
 
-    def update(self, epoch: int, score: Tensor) -> Tensor:
-        """Which runs are better than ever before, bool [S]; a run that has stopped never is."""
+    @property
+    def best_epoch(self) -> tuple[int, ...]:
+        """Of each run, from 0 on."""
+        return tuple(self.epoch.tolist())
+
+    @property
+    def best_score(self) -> tuple[float, ...]:
+        """Of each run on validation; empty without."""
+        return tuple(self.score.tolist()) if self._has_validation else ()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the epoch's learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_of_epoch(self._config.lr, epoch, self._config.low_lr_epochs)
+
+    @torch.no_grad()
+    def keep(self, epoch: int, score: Tensor) -> None:
+        """Keep the weights of the runs whose `score` [S] is better than ever; a stopped run's never is."""
         better = ((score > self.score) | (not self._has_validation)) & ~self._stopped
         self.score = torch.where(better, score, self.score)
         self.epoch = torch.where(better, epoch, self.epoch)
-        if self._patience is not None:
-            self._stopped |= epoch - self.epoch >= self._patience
-        return better
+        if self._config.patience_epochs is not None:
+            self._stopped |= epoch - self.epoch >= self._config.patience_epochs
+        self.best = {
+            name: torch.where(better.view(-1, *[1] * (each.ndim - 1)), each, self.best[name])
+            for name, each in self.parameters.items()
+        }

@@ -1,0 +1,66 @@
+"""Few-shot task: SimpleShot with k images a class, many draws each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from eosin.errors import UserError
+from eosin.evaluation.task import TaskContext, TaskProtocol, TaskResult
+from eosin.evaluation.tasks.labelled_images import LabelledImagesTask
+from eosin.records import MetricValue
+
+if TYPE_CHECKING:
+    from eosin.evaluation.datasets.dataset import Dataset
+
+
+class FewShotTask(LabelledImagesTask):
+    """The nearest class mean of k training images a class, after centring and L2 normalisation."""
+
+    headline: ClassVar[tuple[str, ...]] = ("balanced_accuracy",)
+
+    kind: Literal["few-shot"]
+    """SimpleShot."""
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 2, 4, 8, 16), min_length=1)
+    """Images of each class; the headline is of the most. Numbers that a class does not have are left out."""
+    num_draws: int = Field(default=50, ge=1)
+    """Draws of each number; figures are their mean."""
+
+    def protocol(self) -> TaskProtocol:
+        return TaskProtocol(
+            "simpleshot-cl2n", 1, hyperparameters={"shots": list(self.shots), "num_draws": self.num_draws}
+        )
+
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+        """Balanced accuracy by number of shots, and all figures of the most. Raises `UserError`."""
+        import numpy as np
+
+        from eosin.evaluation.heads.runs import run_seed
+        from eosin.evaluation.labelled import judge, split_labelled
+        from eosin.metrics.embeddings import simple_shot
+        from eosin.records.details import ClassifierDetails
+
+        embeddings = context.embed(dataset)
+        parts = split_labelled(dataset, embeddings)
+        counts = np.bincount(parts.bank.classes, minlength=len(parts.class_names))
+        shots = sorted({k for k in self.shots if k <= counts.min()})
+        if not shots:
+            raise UserError(
+                f"{dataset.uri}: a class has {counts.min()} training image(s), "
+                f"{min(self.shots)} shots are wanted",
+                hint="lower shots, or give more images",
+            )
+        metrics: dict[str, MetricValue] = {}
+        for k in shots:
+            chances = np.stack([
+                simple_shot(parts.bank.features, parts.bank.classes, parts.judged.features, shots=k,
+                            seed=run_seed(context.config.seed, draw))
+                for draw in range(self.num_draws)
+            ])  # fmt: skip
+            found = judge(parts, chances, calibrated=False)
+            metrics[f"balanced_accuracy_{k}_shot"] = found.metrics["balanced_accuracy"]
+        left_out = sorted(set(self.shots) - set(shots))
+        notes = [f"too few training images for {left_out} shots"] if left_out else []
+        details = ClassifierDetails(**embeddings.told(), **found.told, notes=(*parts.notes, *notes))
+        return TaskResult({**found.metrics, **metrics}, details, len(embeddings.rows))

@@ -1,0 +1,65 @@
+"""Retrieval task: are a patch's or slide's nearest neighbours, of other patients, of its class?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from eosin.errors import PermanentError
+from eosin.evaluation.task import TaskContext, TaskProtocol, TaskResult
+from eosin.evaluation.tasks.labelled_images import LabelledImagesTask
+from eosin.records import MetricValue
+
+if TYPE_CHECKING:
+    from eosin.evaluation.datasets.dataset import Dataset
+
+
+class RetrievalTask(LabelledImagesTask):
+    """Every labelled image asks all those of other patients; nothing is trained and no split is used."""
+
+    headline: ClassVar[tuple[str, ...]] = ("map_at_k", "majority_vote")
+
+    kind: Literal["retrieval"]
+    """Search among the labelled images themselves."""
+    k: int = Field(default=5, ge=1)
+    """Neighbours that are looked at."""
+
+    def protocol(self) -> TaskProtocol:
+        return TaskProtocol("retrieval-leave-one-patient-out", 1, hyperparameters={"k": self.k})
+
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+        """mAP@k, accuracy of the first and of the majority of k. Raises `UserError` or `PermanentError`."""
+        import numpy as np
+
+        from eosin.evaluation.labelled import class_names
+        from eosin.metrics.embeddings import retrieval_figures, retrieval_hits
+        from eosin.metrics.intervals import interval_over, interval_without
+        from eosin.records.details import Details
+
+        embeddings, names = context.embed(dataset), class_names(dataset)
+        rows = [i for i, row in enumerate(embeddings.rows.tolist()) if dataset.samples[row].label]
+        samples = [dataset.samples[int(embeddings.rows[i])] for i in rows]
+        classes = np.array([names.index(sample.label) for sample in samples])
+        groups = [sample.patient or sample.source for sample in samples]
+        try:
+            votes, hits = retrieval_hits(embeddings.features[rows], classes, groups=groups, k=self.k)
+        except ValueError as error:
+            raise PermanentError(f"{dataset.uri}: {error}") from error
+        by_patient = all(sample.patient for sample in samples)
+        metrics, intervals = {}, {}
+        for name, each in retrieval_figures(votes, hits, classes).items():
+            metrics[name] = MetricValue.of([float(each.mean())])
+            found = interval_without(lambda kept, each=each: float(each[kept].mean()), groups, len(groups))
+            if found:
+                intervals[name] = (found.low, found.high)
+        unknown = sum(not sample.patient for sample in samples)
+        details = Details(
+            **embeddings.told(),
+            intervals=intervals,
+            interval_over=interval_over(len(set(groups)), "patients" if by_patient else "images"),
+            notes=(f"{unknown} image(s) have no patient: neighbours may be of the same one",)
+            if unknown
+            else (),
+        )
+        return TaskResult(metrics, details, len(embeddings.rows))
