@@ -227,10 +227,9 @@ def retrieval_hits(
     """
     unit, labels = normalize(as_matrix(embeddings, min_samples=2)), np.asarray(classes, dtype=np.int64)
     _, own = np.unique(np.asarray(groups), return_inverse=True)
-    if len(labels) - np.bincount(own).max() < k:
-        raise ValueError(
-            f"a patient has all but {len(labels) - np.bincount(own).max()} images, {k} are needed"
-        )
+    fewest = len(labels) - int(np.bincount(own).max())
+    if fewest < k:
+        raise ValueError(f"an image has {fewest} of other patients beside it, {k} are needed")
     found = []
     for start in range(0, len(unit), _BLOCK):
         similarity = unit[start : start + _BLOCK] @ unit.T
