@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from eosin.config.heads import DecoderConfig
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import MissingImage
 from eosin.evaluation.datasets.masks import Classes, MaskedDataset
@@ -33,26 +32,14 @@ from eosin.metrics.intervals import interval, interval_over
 from eosin.records import MetricValue
 from eosin.records.details import LeftOut, SegmentationDetails
 
+if TYPE_CHECKING:
+    from eosin.evaluation.tasks.segmentation import SegmentationTask
+
 _MAX_SHOWN = 4
 _MAX_COUNTS = 50_000
 
 
-@dataclass(frozen=True)
-class SegmentationSettings:
-    """As the keys of a segmentation task of the same names."""
-
-    classes: tuple[str, ...] | None
-    background: int | None
-    ignore_value: int | None
-    max_tiles: int
-    max_tokens_gib: float
-    decoder: DecoderConfig
-    tile_px: int | None = None
-
-
-def run_segmentation(
-    settings: SegmentationSettings, dataset: MaskedDataset, context: TaskContext
-) -> TaskResult:
+def run_segmentation(settings: SegmentationTask, dataset: MaskedDataset, context: TaskContext) -> TaskResult:
     """Dice by class over `decoder.num_runs` runs, with a picture of a few judged tiles.
 
     Raises `UserError` where there is nothing to tell apart, and as `tile_tokens` does.
@@ -98,7 +85,7 @@ class _Parts:
     split: Split
 
 
-def _split(settings: SegmentationSettings, dataset: MaskedDataset, found: TileTokens) -> _Parts:
+def _split(settings: SegmentationTask, dataset: MaskedDataset, found: TileTokens) -> _Parts:
     # Whole images, and before dropping: one that cannot be read must not move another to the other side.
     split = split_samples(dataset.samples)
     names = class_names(settings, found.coding.num_classes)
@@ -120,7 +107,7 @@ def _split(settings: SegmentationSettings, dataset: MaskedDataset, found: TileTo
     return _Parts(names, counted, parts[0], parts[1], parts[2], tiles, split)
 
 
-def class_names(settings: SegmentationSettings, num_classes: int) -> tuple[str, ...]:
+def class_names(settings: SegmentationTask, num_classes: int) -> tuple[str, ...]:
     """Those the task gives; else background, and the others by number."""
     if settings.classes:
         return settings.classes
@@ -147,7 +134,7 @@ def _require(
 
 
 def _details(
-    settings: SegmentationSettings,
+    settings: SegmentationTask,
     dataset: MaskedDataset,
     found: TileTokens,
     parts: _Parts,
@@ -185,7 +172,7 @@ def _details(
     )
 
 
-def _notes(settings: SegmentationSettings, found: TileTokens, parts: _Parts) -> list[str]:
+def _notes(settings: SegmentationTask, found: TileTokens, parts: _Parts) -> list[str]:
     names, notes = parts.class_names, [*parts.split.notes]
     if found.num_tiles_there > settings.max_tiles:
         notes.append(f"{settings.max_tiles} of {found.num_tiles_there} tiles are drawn (max_tiles)")
@@ -233,7 +220,7 @@ def _by_group(dataset: MaskedDataset, parts: _Parts, predicted: Sequence[Classes
 
 
 def _picture(
-    settings: SegmentationSettings, dataset: MaskedDataset, parts: _Parts, predicted: Classes
+    settings: SegmentationTask, dataset: MaskedDataset, parts: _Parts, predicted: Classes
 ) -> Example | None:
     """Of tiles spread evenly over those that show a counted class; the first run's prediction."""
     showing = [i for i, each in enumerate(parts.judged.classes) if np.isin(each, parts.counted).any()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -230,14 +230,7 @@ def retrieval_hits(
     fewest = len(labels) - int(np.bincount(own).max())
     if fewest < k:
         raise ValueError(f"an image has {fewest} of other patients beside it, {k} are needed")
-    found = []
-    for start in range(0, len(unit), _BLOCK):
-        similarity = unit[start : start + _BLOCK] @ unit.T
-        similarity[own[start : start + _BLOCK, None] == own[None, :]] = -np.inf
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        order = np.argsort(-np.take_along_axis(similarity, nearest, axis=1), axis=1, kind="stable")
-        found.append(labels[np.take_along_axis(nearest, order, axis=1)])
-    votes = np.concatenate(found)
+    votes = labels[np.concatenate([nearest for _, nearest, _ in _nearest(unit, own, k)])]
     return votes, votes == labels[:, None]
 
 
@@ -315,21 +308,23 @@ def count_neighbours(
         raise ValueError(f"{len(classes)} classes, {len(centres)} centres for {len(unit)} embeddings")
     codes = [np.unique(np.asarray(names), return_inverse=True)[1] for names in (classes, centres, own)]
     counts = np.zeros((2, 2), dtype=np.int64)
-    for start in range(0, len(unit), _BLOCK):
-        counts += _count(unit, codes, start, min(start + _BLOCK, len(unit)), k)
+    for start, nearest, is_other in _nearest(unit, codes[2], min(k, len(unit) - 1)):
+        rows = slice(start, start + len(nearest))
+        same_class, same_centre = (
+            (code[nearest] == code[rows, None])[is_other].astype(np.int64) for code in codes[:2]
+        )
+        counts += np.bincount(2 * same_class + same_centre, minlength=4).reshape(2, 2)
     if not counts.sum():
         raise ValueError("no sample has another outside its own group")
     return NeighbourCounts(int(counts[1, 1]), int(counts[1, 0]), int(counts[0, 1]), int(counts[0, 0]))
 
 
-def _count(unit: Matrix, codes: Sequence[Labels], start: int, stop: int, k: int) -> Labels:
-    """[2, 2] pairs: row whether the class is the same, column whether the centre is."""
-    classes, centres, own = codes
-    similarity = unit[start:stop] @ unit.T
-    similarity[own[start:stop, None] == own[None, :]] = -np.inf
-    k = min(k, len(unit) - 1)
-    nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-    counts = np.isfinite(np.take_along_axis(similarity, nearest, axis=1))
-    same_class = (classes[nearest] == classes[start:stop, None])[counts].astype(np.int64)
-    same_centre = (centres[nearest] == centres[start:stop, None])[counts].astype(np.int64)
-    return np.bincount(2 * same_class + same_centre, minlength=4).reshape(2, 2)
+def _nearest(unit: Matrix, own: Labels, k: int) -> Iterator[tuple[int, Labels, npt.NDArray[np.bool_]]]:
+    """Blocks of rows, by the first: their k nearest [n, k] in order, and which are of another group."""
+    for start in range(0, len(unit), _BLOCK):
+        similarity = unit[start : start + _BLOCK] @ unit.T
+        similarity[own[start : start + _BLOCK, None] == own[None, :]] = -np.inf
+        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(similarity, nearest, axis=1), axis=1, kind="stable")
+        nearest = np.take_along_axis(nearest, order, axis=1)
+        yield start, nearest, np.isfinite(np.take_along_axis(similarity, nearest, axis=1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 from eosin.layout import RANDOM_INIT, step_of
 
@@ -64,27 +64,8 @@ def number(value: float) -> str:
     return f"{value:.2e}"
 
 
-class Figure(Protocol):
-    """A mean over runs."""
-
-    @property
-    def mean(self) -> float | None:
-        """Over the runs; None where there is no figure."""
-        ...
-
-    @property
-    def std(self) -> float | None:
-        """Over the runs; None where there is no figure."""
-        ...
-
-    @property
-    def num_runs(self) -> int:
-        """How many."""
-        ...
-
-
-def figure(result: Figure | None) -> str:
-    """`0.512 ± 0.010`, without ± for a single run; a dash where there is no figure."""
+def figure(result: Any) -> str:
+    """`0.512 ± 0.010` of what has mean, std and num_runs, without ± for a single run; a dash for None."""
     if result is None or result.mean is None:
         return "–"
     spread = f" ± {number(result.std)}" if result.std is not None and result.num_runs > 1 else ""

@@ -17,7 +17,7 @@ from eosin.summary.data_view import DrawsView, SlidesView, view_draws, view_slid
 from eosin.summary.headline import SIGNIFICANT, Line, all_lines, headline
 from eosin.summary.leaderboard import Leaderboard, leaderboard, published_figures
 from eosin.summary.names import metric_name, model_label, number
-from eosin.summary.published import PatchSet, Published
+from eosin.summary.published import Published
 from eosin.summary.results import Gap, Result, collect_results, find_gaps
 from eosin.summary.training_log import (
     Cost,
@@ -89,19 +89,9 @@ class Report:
         return [record for _, record in self.published.records]
 
     @property
-    def patch_sets(self) -> tuple[PatchSet, ...]:
-        """The run's patch sets."""
-        return self.published.patch_sets
-
-    @property
-    def teachers(self) -> tuple[TeacherCard, ...]:
-        """The exported teachers, by step."""
-        return self.published.teachers
-
-    @property
     def newest_teacher(self) -> TeacherCard | None:
         """The export of the latest step; None before the first."""
-        return self.teachers[-1] if self.teachers else None
+        return self.published.teachers[-1] if self.published.teachers else None
 
     @property
     def newest_teacher_uri(self) -> str:

@@ -194,7 +194,7 @@ def run_summary(report: Report) -> RunSummary:
             "num_slides": len(each.manifest.slides),
             "num_rejected": len(each.manifest.rejected),
         }
-        for each in report.patch_sets
+        for each in report.published.patch_sets
     ]
     return RunSummary.model_validate(
         {

@@ -83,16 +83,7 @@ class SegmentationTask(Task):
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Dice by class over `decoder.num_runs` runs; raises as `run_segmentation` does."""
         from eosin.evaluation.datasets.masks import MaskedDataset
-        from eosin.evaluation.segmentation import SegmentationSettings, run_segmentation
+        from eosin.evaluation.segmentation import run_segmentation
 
         assert isinstance(dataset, MaskedDataset)
-        settings = SegmentationSettings(
-            self.classes,
-            self.background,
-            self.ignore_value,
-            self.max_tiles,
-            self.max_tokens_gib,
-            self.decoder,
-            self.tile_px,
-        )
-        return run_segmentation(settings, dataset, context)
+        return run_segmentation(self, dataset, context)
