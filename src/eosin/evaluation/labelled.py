@@ -72,7 +72,7 @@ def split_labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
     Raises `UserError` naming the dataset where fewer than two classes are left to learn or judge, or where
     none that is judged is learnt.
     """
-    names = class_names(dataset)
+    names = label_names(dataset)
     # Split before dropping: an image that cannot be read must not move another to the other side.
     rows = [row for row, sample in enumerate(dataset.samples) if sample.label]
     split = split_samples([dataset.samples[row] for row in rows])
@@ -197,7 +197,7 @@ def _mean_ranking(
     return float(np.mean([run.get(name, np.nan) for run in runs]))
 
 
-def class_names(dataset: Dataset) -> tuple[str, ...]:
+def label_names(dataset: Dataset) -> tuple[str, ...]:
     """Of its labels, sorted. Raises `UserError` where there are fewer than two."""
     names = dataset.classes
     if not names:

@@ -33,12 +33,12 @@ class RetrievalTask(LabelledImagesTask):
         """mAP@k, accuracy of the first and of the majority of k. Raises `UserError` or `PermanentError`."""
         import numpy as np
 
-        from eosin.evaluation.labelled import class_names
+        from eosin.evaluation.labelled import label_names
         from eosin.metrics.embeddings import retrieval_figures, retrieval_hits
         from eosin.metrics.intervals import interval_over, interval_without
         from eosin.records.details import Details
 
-        embeddings, names = context.embed(dataset), class_names(dataset)
+        embeddings, names = context.embed(dataset), label_names(dataset)
         rows = [i for i, row in enumerate(embeddings.rows.tolist()) if dataset.samples[row].label]
         samples = [dataset.samples[int(embeddings.rows[i])] for i in rows]
         classes = np.array([names.index(sample.label) for sample in samples])
