@@ -10,7 +10,14 @@ from eosin.cluster.placement import placement
 from eosin.config import RunConfig, dump_config
 from eosin.errors import EosinError, MissingDependency
 from eosin.layout import IndexLayout, RegistryLayout, RunLayout
-from eosin.preflight import check_models, check_plan, check_pools_in_reach, check_teacher, check_trainable
+from eosin.preflight import (
+    check_models,
+    check_plan,
+    check_pools_in_reach,
+    check_teacher,
+    check_trainable,
+    training_advice,
+)
 from eosin.storage import join_uri, open_store
 
 
@@ -184,6 +191,7 @@ def _figures(config: RunConfig, *, trains: bool, here: bool) -> tuple[dict[str, 
     warnings: list[str] = []
     try:
         figures |= check_trainable(config, here=here) | _placement(config) if trains else {}
+        warnings += training_advice(config) if trains else ()
     except (ImportError, MissingDependency) as error:
         warnings.append(f"no figures of training in this image: {error}")
     try:

@@ -45,10 +45,13 @@ class IbotConfig(Section):
 
 
 class KoLeoConfig(Section):
-    """Entropy of the class-token features of a microbatch by the distance to the nearest neighbour."""
+    """Entropy of the class-token features of a set of patches by the distance to the nearest neighbour."""
 
     weight: float = Field(default=0.1, ge=0)
     """Of the term in the loss, with dinov2; 0 switches it off."""
+    set_size: int | None = Field(default=None, ge=2)
+    """Patches that are compared with each other, neighbours in the batch; None: those of a microbatch. Where
+    a microbatch is no whole number of sets, the student runs once more over global crops."""
 
 
 class KdeConfig(Section):
@@ -58,6 +61,9 @@ class KdeConfig(Section):
     """Of the term in the loss, with dinov2; 0 switches it off."""
     concentration: float = Field(default=5.0, gt=0)
     """κ of the kernel exp(κ cos): the larger, the more local."""
+    set_size: int | None = Field(default=None, ge=2)
+    """Patches that are compared with each other, neighbours in the batch; None: those of a microbatch. Where
+    a microbatch is no whole number of sets, the student runs once more over global crops."""
 
 
 class OptimizerConfig(Section):
@@ -225,6 +231,12 @@ class TrainConfig(Section):
         """0 for dino, which has no uniformity term."""
         return self.kde.weight if self.method == "dinov2" else 0.0
 
+    def uniformity_sets(self) -> dict[Literal["koleo", "kde"], int]:
+        """Patches of a set of each uniformity term that is on."""
+        weights = {"koleo": self.koleo_weight, "kde": self.kde_weight}
+        sizes = {"koleo": self.koleo.set_size, "kde": self.kde.set_size}
+        return {name: sizes[name] or self.microbatch_size for name in ("koleo", "kde") if weights[name] > 0}
+
     @property
     def collapse_first_step(self) -> int:
         """The step from which a collapse is judged."""
@@ -244,6 +256,9 @@ class TrainConfig(Section):
                 f"{self.batch_size} = {self.num_microbatches} × {self.batch_size // self.num_microbatches}"
                 f" + {self.batch_size % self.num_microbatches}"
             )
+        for name, size in self.uniformity_sets().items():
+            if self.batch_size % size:
+                raise ValueError(f"batch_size {self.batch_size} is no whole number of {name}.set_size {size}")
         peak = self.optimizer.lr * (self.batch_size / 1024) ** 0.5
         if self.optimizer.min_lr > peak:
             raise ValueError(

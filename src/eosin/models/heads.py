@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -32,7 +33,8 @@ class PrototypeLayer(nn.Module):
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not freeze_norm)
         self.weight_v = nn.Parameter(torch.empty(num_prototypes, bottleneck_dim))
-        nn.init.trunc_normal_(self.weight_v, std=0.02)
+        # As torch's linear layer, which both references leave here: rows of norm 1 / √3, whatever the width.
+        nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
 
     def weight(self) -> Tensor:
         """Prototypes [num_prototypes, bottleneck_dim]."""

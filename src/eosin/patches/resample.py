@@ -17,15 +17,16 @@ def axis_matrices(
     """Float32 [m, out_px, in_px]: row i holds the weights of the input pixels in output pixel i.
 
     `start_px`, `length_px` [m]: the crop's interval on this axis, in input pixels; `flip` [m] bool;
-    `sigma_px` [m]: blur in output pixels, 0 for none. The resize is a triangle filter as wide as the
-    larger of the two pixels (bilinear with antialiasing); rows sum to 1.
+    `sigma_px` [m]: blur in output pixels, 0 for none. The resize is Keys' cubic (1981) with a = −0.5, as wide
+    as the larger of the two pixels: the antialiased bicubic of Pillow and torch, by which DINO and DINOv2
+    resize their crops. Rows sum to 1; some weights are negative, so what comes of them is to be clamped.
     """
     inputs = torch.arange(in_px, device=start_px.device, dtype=torch.float32) + 0.5
     outputs = torch.arange(out_px, device=start_px.device, dtype=torch.float32) + 0.5
     scale = (length_px / out_px)[:, None, None]
     places = torch.where(flip[:, None], out_px - outputs, outputs)
     centers = start_px[:, None, None] + places[:, :, None] * scale
-    resize = (1.0 - (inputs - centers).abs() / scale.clamp(min=1.0)).clamp(min=0.0)
+    resize = _cubic((inputs - centers).abs() / scale.clamp(min=1.0))
     resize = resize / resize.sum(-1, keepdim=True)
     return torch.bmm(_blur_matrices(sigma_px, out_px), resize)
 
@@ -44,6 +45,15 @@ def views(
     narrow = narrow.view(n, num_views, out_px, width, 3).permute(1, 0, 4, 2, 3)
     flat = narrow.reshape(num_views * n, 3 * out_px, width)
     return torch.bmm(flat, columns.transpose(1, 2)).view(num_views, n, 3, out_px, out_px)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys' cubic convolution kernel with a = −0.5 at `distance` ≥ 0: 1 at 0, 0 from 2 on."""
+    # The two pieces of the kernel, in powers of what is left of 2 and of 1: few passes over a large tensor.
+    left = (2.0 - distance).clamp_(min=0.0)
+    inner = (left - 1.0).clamp_(min=0.0)
+    far = (left - 1.0).mul_(0.5).mul_(left.square_())
+    return far.addcmul_(inner.square(), inner.mul_(-2.0).add_(1.0))
 
 
 def _blur_matrices(sigma_px: Tensor, side_px: int) -> Tensor:

@@ -54,6 +54,22 @@ def check_training(
     }
 
 
+def warm_start_advice(config: RunConfig) -> str:
+    """What to say where trained weights are begun with at a rate for random ones; empty where they are not.
+
+    For a batch of 1024 DINO's rate for random weights is 2e-3 and DINOv2's short recipe has 4e-3; those that
+    continue trained weights on pathology have 2e-4 (Midnight's reproduction) to 2.8e-4 (nanopath).
+    """
+    lr = config.train.optimizer.lr
+    if config.model.init == "random" or lr <= _WARM_LR:
+        return ""
+    return (
+        f"train.optimizer.lr {lr:g} is a rate for random weights, and model.init={config.model.init} begins"
+        " with trained ones, which lose at it what they bring: 2e-4 to 5e-4 continue them (layer_decay 0.7"
+        " with dinov2), or set model.init=random"
+    )
+
+
 def smallest_world(config: RunConfig) -> int:
     """Ranks without which training does not start on this machine."""
     return config.train.elastic.min_nodes * config.train.elastic.workers_per_node
@@ -91,12 +107,12 @@ def _check_microbatches(config: RunConfig) -> None:
             " nothing to do",
             hint=f"raise train.num_microbatches to a multiple of {workers}, or take fewer workers",
         )
-    uniformity = [name for name in ("koleo", "kde") if getattr(train, f"{name}_weight") > 0]
-    if uniformity and train.microbatch_size < 2:
+    alone = [name for name, size in train.uniformity_sets().items() if size < 2]
+    if alone:
         raise UserError(
-            f"train.{uniformity[0]} compares the patches of a microbatch, and there is 1: batch_size"
+            f"train.{alone[0]} compares the patches of a microbatch, and there is 1: batch_size"
             f" {train.batch_size} ÷ num_microbatches {train.num_microbatches} = {train.microbatch_size}",
-            hint="lower train.num_microbatches",
+            hint=f"lower train.num_microbatches, or set train.{alone[0]}.set_size",
         )
 
 
@@ -141,6 +157,7 @@ def _too_large(config: RunConfig, network: Network, memory: DeviceMemory, memory
     return UserError(message, hint="fewer prototypes, or a smaller model")
 
 
+_WARM_LR = 1e-3
 _FLOAT32 = 4
 _COPIES = 5
 _GIB = 2**30

@@ -33,6 +33,7 @@ from eosin.patches.request import PatchSource
 from eosin.records import IndexPin, TrainingDone
 from eosin.runs import load_pin, load_run, load_training_done
 from eosin.storage import Store, open_store
+from eosin.training.check import warm_start_advice
 from eosin.training.checkpoints.lease import Lease
 from eosin.training.checkpoints.publisher import Publisher, export_missing
 from eosin.training.elastic.failures import FAILURES_DIR, report_failure, report_start
@@ -151,9 +152,13 @@ def _train(
             log.event("world", world_size=world.size, start_step=start.step, found_in=found_in,
                       device=str(world.device),
                       microbatches=[len(world.microbatches_of(r)) for r in range(world.size)])  # fmt: skip
-            advice = granularity_advice(world.num_microbatches, world.size)
-            if advice and config.train.elastic.load_balance == "speed":
-                log.event("warning", message=advice)
+            by_speed = config.train.elastic.load_balance == "speed"
+            for advice in (
+                granularity_advice(world.num_microbatches, world.size) if by_speed else "",
+                warm_start_advice(config) if start.step == 0 else "",
+            ):
+                if advice:
+                    log.event("warning", message=advice)
         trainer.memory = start_memory(trainer, store, folder, token)
         if folder is not None:
             trainer.balancer.memory = folder.path / f"time-of-{os.environ.get('LOCAL_RANK', '0')}"

@@ -15,6 +15,7 @@ from eosin.errors import UserError
 from eosin.models.arch import define_missing_ops
 from eosin.models.backbone import Backbone, CropGroup, build_backbone
 from eosin.models.drop_path import draw_drop_path
+from eosin.models.heads import PrototypeLayer
 from tests.support.training_run import tiny_config
 
 CPU = torch.device("cpu")
@@ -201,3 +202,15 @@ def test_a_rising_drop_path_keeps_the_first_block_and_drops_most_in_the_last() -
     expected = torch.linspace(0, 0.4, 5).repeat_interleave(2)
     assert torch.allclose(dropped, expected, atol=0.015) and not dropped[:2].any()
     assert torch.allclose(drop.factors.mean(1), torch.ones(10), atol=0.03)
+
+
+@pytest.mark.parametrize("width", [64, 256, 384])
+def test_prototypes_begin_as_those_of_the_references(width: int) -> None:
+    """DINO and DINOv2 put `weight_norm` on a linear layer as torch draws it, and fill its gains with 1."""
+    torch.manual_seed(3)
+    theirs = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(width, 512, bias=False))
+    torch.manual_seed(3)
+    ours = PrototypeLayer(width, 512, freeze_norm=False)
+    drawn = theirs.parametrizations.weight.original1
+    assert torch.equal(ours.weight_v, drawn) and (ours.weight_g == 1).all()
+    assert float(ours.weight_v.detach().norm(dim=1).mean()) == pytest.approx(3**-0.5, abs=0.01)

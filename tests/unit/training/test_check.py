@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eosin.config import RunConfig
+from eosin.config import RunConfig, load_config, with_overrides
 from eosin.errors import UserError
 from eosin.models.network import build_network
-from eosin.training.check import check_training, device_memory
+from eosin.training.check import check_training, device_memory, warm_start_advice
 from eosin.training.checkpoints.state import flat_parts
 from eosin.training.engine.parallel import local
 from eosin.training.engine.step import Learner
 from eosin.training.world import World
 from tests.support.training_run import tiny_config
+
+RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 
 
 def config(**sections: dict[str, Any]) -> RunConfig:
@@ -22,6 +25,16 @@ def config(**sections: dict[str, Any]) -> RunConfig:
     for section, values in sections.items():
         tree[section] |= values
     return RunConfig.model_validate(tree)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_start_trained_weights_at_rates_for_them(path: Path) -> None:
+    recipe = load_config(path.read_text(), source=path.name)
+    assert warm_start_advice(recipe) == ""
+    scratch = with_overrides(recipe, ["train.optimizer.lr=4e-3", "model.init=random"])
+    assert warm_start_advice(scratch) == ""
+    warm = with_overrides(recipe, ["train.optimizer.lr=2e-3", "model.init=timm:vit_small_patch16_224.dino"])
+    assert "0.002 is a rate for random weights" in warm_start_advice(warm)
 
 
 def test_planned_figures_of_a_known_model() -> None:

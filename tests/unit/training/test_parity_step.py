@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eosin.config.train import OptimizerConfig
+from eosin.config.train import KdeConfig, KoLeoConfig, OptimizerConfig
 from eosin.training.engine.objective import Objective
 from eosin.training.engine.optimizer import multipliers
 from eosin.training.engine.parallel import clip_each_
@@ -85,11 +85,12 @@ def test_gradient_of_every_parameter(name: str) -> None:
 
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("num_microbatches", [2, 3])
-def test_splitting_into_microbatches_changes_only_koleo(name: str, num_microbatches: int) -> None:
-    """KoLeo is defined over a microbatch; everything else over the batch, however it is cut."""
+def test_splitting_into_microbatches_changes_nothing(name: str, num_microbatches: int) -> None:
+    """All terms are of the batch however it is cut, and KoLeo of the set that is stated."""
     golden = VALUES["steps"][name]
-    result, gradients = take_step(name, num_microbatches, koleo=_no_koleo())
-    _, whole = take_step(name, 1, koleo=_no_koleo())
+    result, gradients = take_step(name, num_microbatches, koleo=KoLeoConfig(set_size=6))
+    _, whole = take_step(name, 1)
+    assert result.terms["koleo"] == pytest.approx(2 * golden["koleo_loss"], rel=1e-5)
     assert result.terms["dino_local"] == pytest.approx(golden["dino_local_crops_loss"], rel=1e-5)
     assert result.terms["dino_global"] == pytest.approx(golden["dino_global_crops_loss"], rel=1e-5)
     assert result.terms["ibot"] == pytest.approx(2 * golden["ibot_loss"], rel=1e-5)
@@ -142,10 +143,17 @@ def test_dino_clips_every_parameter_by_itself() -> None:
         assert relative_error(parameter.grad, expected) < 1e-6
 
 
-def _no_koleo() -> object:
-    from eosin.config.train import KoLeoConfig
-
-    return KoLeoConfig(weight=0.0)
+@pytest.mark.parametrize("set_size", [2, 3, 6])
+def test_sets_of_a_stated_size_do_not_depend_on_microbatches(set_size: int) -> None:
+    """Within a microbatch, across several, and of the whole batch; two terms with sets of their own."""
+    chosen = {"koleo": KoLeoConfig(weight=0.5, set_size=2), "kde": KdeConfig(weight=0.7, set_size=set_size)}
+    steps = [take_step(STEPS[0], num_microbatches, **chosen) for num_microbatches in (1, 2, 3)]
+    terms = [(result.terms["koleo"], result.terms["kde"]) for result, _ in steps]
+    assert terms[1] == pytest.approx(terms[0], rel=1e-5) and terms[2] == pytest.approx(terms[0], rel=1e-5)
+    whole, *cut = (torch.cat([value.flatten() for value in gradients.values()]) for _, gradients in steps)
+    assert all(relative_error(gradient, whole) < 1e-5 for gradient in cut)
+    _, without = take_step(STEPS[0], 1, koleo=KoLeoConfig(weight=0.0))
+    assert relative_error(torch.cat([value.flatten() for value in without.values()]), whole) > 1e-3
 
 
 def test_parameter_groups() -> None:

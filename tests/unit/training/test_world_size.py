@@ -18,7 +18,11 @@ from tests.support.training_run import tiny_config
 
 DINO = {"method": "dino", "num_microbatches": 4}
 SEPARATE_HEADS = tiny_config(
-    num_steps=20, model={"ibot_head": {"num_prototypes": 48, "hidden_dim": 32, "bottleneck_dim": 16}}
+    num_steps=20,
+    # Sets of the whole batch and of two microbatches, which ranks do not hold alone.
+    koleo={"set_size": 16},
+    kde={"weight": 0.1, "set_size": 4},
+    model={"ibot_head": {"num_prototypes": 48, "hidden_dim": 32, "bottleneck_dim": 16}},
 )
 
 
@@ -78,7 +82,7 @@ def test_dino_with_centring_ends_alike_in_two_ranks_that_hold_shards(tmp_path: P
 
 
 def test_deterministic_mode_gives_the_same_bits_at_any_world_size(tmp_path: Path) -> None:
-    config = tiny_config(num_steps=5, deterministic=True)
+    config = tiny_config(num_steps=5, deterministic=True, koleo={"set_size": 8})
     alone = train_legs(config, tmp_path / "1", [Leg(1, 5)])
     uneven = train_legs(config, tmp_path / "3", [Leg(2, 2, "ddp"), Leg(3, 5, "fsdp")])
     assert alone.keys() == uneven.keys()

@@ -14,6 +14,7 @@ from eosin.models.backbone import CropGroup
 from eosin.models.heads import ProjectionHead
 from eosin.models.network import Network
 from eosin.training.engine.microbatch import Masked, Microbatch
+from eosin.training.engine.parallel import let_go
 from eosin.training.losses.cross_entropy import PLAIN, Prototypes, compiled_kernels, dino_terms, ibot_sum
 from eosin.training.losses.sinkhorn import SinkhornProblem, sinkhorn_shifts
 from eosin.training.losses.uniformity import kde, koleo
@@ -41,6 +42,15 @@ class TeacherViews(NamedTuple):
     """[2, n, dim] class tokens before the head."""
 
 
+class SpanningSets(NamedTuple):
+    """Uniformity terms over sets that span microbatches, settled before the passes with gradients."""
+
+    terms: Tensor
+    """float32 [2]: KoLeo and KDE of the batch, weighted."""
+    gradient: Tensor
+    """float32 [2, batch, dim]: of their sum, by the student's class tokens of the global views."""
+
+
 @dataclass(frozen=True)
 class Targets:
     """The teacher's view of the batch: bottleneck features by microbatch and how to read them."""
@@ -48,6 +58,7 @@ class Targets:
     dino: Prototypes
     ibot: Prototypes
     views: dict[int, TeacherViews]
+    spanning: SpanningSets | None = None
 
     def is_finite(self, microbatch: int) -> Tensor:
         """Whether the teacher's features of a microbatch are: bool [], on their device."""
@@ -129,8 +140,57 @@ class Objective:
         local_pairs, crossed = (dino[:2] / (num_pairs * config.batch_size)).unbind()
         entropy = dino[2] / (2 * config.batch_size)
         ibot = self._ibot(student, index, tokens, microbatch, targets)
-        uniformity = [self._koleo(views), self._kde(views)]
-        return torch.stack([local_pairs, crossed, ibot, *uniformity, entropy])
+        return torch.stack(
+            [local_pairs, crossed, ibot, *self._uniformity(index, views, targets.spanning), entropy]
+        )
+
+    def spanning_sets(self, student: Network, microbatches: Mapping[int, Microbatch]) -> SpanningSets | None:
+        """Settle uniformity terms where a microbatch is no whole number of sets; None where all are.
+
+        Costs a forward pass over the global crops of `microbatches` (this rank's own; a negative index: one
+        that no statistic counts), since a set's gradient needs the features of all of it. A collective.
+        """
+        config = self._config
+        if not any(config.microbatch_size % size for size in config.uniformity_sets().values()):
+            return None
+        shape = (2, config.batch_size, student.backbone.num_features)
+        features = torch.zeros(shape, device=self._world.device)
+        with torch.no_grad():
+            for index, microbatch in microbatches.items():
+                tokens = student.backbone([_global_crops(microbatch, wanted=1)])[0]
+                if index >= 0:
+                    features[:, self._rows_of(index)] = tokens[:, 0].view(2, -1, shape[2]).float()
+        let_go(student)
+        # Each row is of one rank and 0 on the others: exact in any order.
+        features = self._world.all_reduce(features).requires_grad_()
+        with torch.enable_grad():
+            terms = torch.stack(self._uniformity_of(features))
+            (gradient,) = torch.autograd.grad(terms.sum(), features)
+        return SpanningSets(terms.detach(), gradient)
+
+    def _rows_of(self, microbatch: int) -> slice:
+        size = self._config.microbatch_size
+        return slice(microbatch * size, (microbatch + 1) * size)
+
+    def _uniformity(self, index: int, views: Tensor, spanning: SpanningSets | None) -> list[Tensor]:
+        """This microbatch's share of KoLeo and of KDE; `views` [2, n, dim]."""
+        if spanning is None:
+            return [term / self._config.num_microbatches for term in self._uniformity_of(views)]
+        koleo_share, kde_share = (spanning.terms / self._config.num_microbatches).unbind()
+        # 0, with the gradient of the terms by this microbatch's features.
+        moves = (views.float() * spanning.gradient[:, self._rows_of(max(index, 0))]).sum()
+        return [koleo_share + moves - moves.detach(), kde_share]
+
+    def _uniformity_of(self, views: Tensor) -> list[Tensor]:
+        """KoLeo and KDE of both views [2, n, dim], each a mean over sets, weighted."""
+        config, sets = self._config, self._config.uniformity_sets()
+        found = [views.new_zeros((), dtype=torch.float32)] * 2
+        if "koleo" in sets:
+            found[0] = 2 * config.koleo_weight * koleo(views.unflatten(1, (-1, sets["koleo"])))
+        if "kde" in sets:
+            split = views.unflatten(1, (-1, sets["kde"]))
+            found[1] = 2 * config.kde_weight * kde(split, config.kde.concentration)
+        return found
 
     def _num_local_pairs(self, num_local: int) -> int:
         """What the sum over local crops is divided by; DINOv2's code counts one where there are none."""
@@ -153,19 +213,6 @@ class Objective:
         )
         # Divided by all global crops, the unmasked included, as the reference does.
         return self._config.ibot.weight * total / (2 * self._config.batch_size)
-
-    def _koleo(self, views: Tensor) -> Tensor:
-        weight = self._config.koleo_weight / self._config.num_microbatches
-        return weight * (koleo(views[0]) + koleo(views[1])) if weight else views.new_zeros(()).float()
-
-    def _kde(self, views: Tensor) -> Tensor:
-        weight, kappa = (
-            self._config.kde_weight / self._config.num_microbatches,
-            self._config.kde.concentration,
-        )
-        return (
-            weight * (kde(views[0], kappa) + kde(views[1], kappa)) if weight else views.new_zeros(()).float()
-        )
 
     def _shifts(self, problems: Sequence[SinkhornProblem], centers: Sequence[Tensor]) -> list[Tensor]:
         """Each problem's shift [K]; softmax centring then moves the centres."""
@@ -212,10 +259,14 @@ def _masked_tokens(network: Network, tokens: Tensor, masked: Masked) -> Tensor:
     return tokens.flatten(0, 1).index_select(0, places)
 
 
+def _global_crops(microbatch: Microbatch, wanted: int | None = None) -> CropGroup:
+    return CropGroup(microbatch.global_crops.flatten(0, 1), microbatch.masks, microbatch.global_drop, wanted)
+
+
 def _student_tokens(student: Network, microbatch: Microbatch, *, pack: bool) -> tuple[Tensor, Tensor]:
     """All tokens [2 n, tokens, dim] of the global crops, class tokens [num_local, n, dim] of the local."""
     num_local, n = microbatch.local_crops.shape[:2]
-    groups = [CropGroup(microbatch.global_crops.flatten(0, 1), microbatch.masks, microbatch.global_drop)]
+    groups = [_global_crops(microbatch)]
     if num_local:
         groups.append(CropGroup(microbatch.local_crops.flatten(0, 1), drop=microbatch.local_drop, wanted=1))
     passes = [groups] if pack else [[crops] for crops in groups]

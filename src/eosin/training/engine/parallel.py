@@ -90,6 +90,14 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def let_go(network: nn.Module) -> None:
+    """Let go of what a pass without gradients has gathered: its backward pass, which would, never comes, and
+    after the next step it would be stale."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def clip_(module: nn.Module, norm: Tensor, limit: float) -> None:
     """Scale the gradients of `module` so that their norm, which is `norm`, is at most `limit`."""
     gradients = [local(p.grad) for p in module.parameters() if p.grad is not None]

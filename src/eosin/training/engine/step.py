@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -127,6 +127,8 @@ class Learner:
             targets = self.objective.targets(
                 self.teacher, microbatches, self.centers, values.teacher_temperature, surplus
             )
+            spanning = self.objective.spanning_sets(self.student, {**microbatches, **surplus})
+            targets = replace(targets, spanning=spanning)
         terms = self._share_terms(self._accumulate(microbatches, targets), targets, wants_snapshot)
         norms = self.strategy.gradient_norms()
         features = [targets.views[microbatch].features[0] for microbatch in microbatches]
