@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickle
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,12 +69,16 @@ def is_pickle(uri: str) -> bool:
 
 def _from_pickle(data: bytes, uri: str, what: str) -> dict[str, Tensor]:
     try:
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        # DINO's checkpoints hold its arguments, a container as plain as a dictionary.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        # torch's own words advise to read it unsafely.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"beside tensors it names {found[1]}" if found else "it is damaged, or no PyTorch file"
         raise UserError(
-            f"{what}: {uri} cannot be read safely: {str(error).splitlines()[0]}",
-            hint="it is damaged, or holds more than tensors: where you trust it, save its state_dict alone as"
-            " safetensors",
+            f"{what}: {uri} cannot be read safely: {reason}",
+            hint="nothing of it was run; where you trust it, save its state_dict alone as safetensors",
         ) from error
     tensors = _tensors_in(found)
     if not tensors:

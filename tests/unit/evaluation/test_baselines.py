@@ -72,11 +72,38 @@ def test_weights_of_another_architecture_are_refused_by_name(
     assert str(path) in str(caught.value) and ARCH in str(caught.value)
 
 
-def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
+def test_a_pickle_is_never_opened(tmp_path: Path, as_zip: bool) -> None:
     """A `.pth` is read by torch's weights-only reader, which calls nothing that the file names."""
-    torch.save({"called": Path.cwd}, tmp_path / "w.pth")
-    with pytest.raises(UserError):
-        load_timm_file(ARCH, f"file://{tmp_path}/w.pth")
+
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    file, weights = tmp_path / "w.pth", {**_model().state_dict(), "payload": Payload()}
+    torch.save(weights, file, _use_new_zipfile_serialization=as_zip)
+    with pytest.raises(UserError) as caught:
+        load_timm_file(ARCH, f"file://{file}")
+    assert caught.value.message == (
+        f"weights: file://{file} cannot be read safely: beside tensors it names posix.mkdir"
+    )
+    assert caught.value.hint == (
+        "nothing of it was run; where you trust it, save its state_dict alone as safetensors"
+    )
+    assert not (tmp_path / "sprung").exists()
+    torch.load(file, weights_only=False)
+    assert (tmp_path / "sprung").exists(), "the payload works where a pickle is opened"
+
+
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
+def test_a_pytorch_file_of_tensors_gives_the_network_it_was_saved_from(tmp_path: Path, as_zip: bool) -> None:
+    model = _model()
+    saved = {"teacher": {f"module.{key}": value for key, value in model.state_dict().items()}, "epoch": 7}
+    torch.save(saved, tmp_path / "w.pth", _use_new_zipfile_serialization=as_zip)
+    loaded, card = load_timm_file(ARCH, f"file://{tmp_path}/w.pth")
+    images = torch.randn(2, 3, card.img_px, card.img_px, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
 
 
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:

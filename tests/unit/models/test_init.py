@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import subprocess
@@ -184,7 +185,10 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(timm_from: Callable[..., 
 def test_a_pytorch_file_is_read_by_the_restricted_unpickler(tmp_path: Path, nested: str) -> None:
     source, target = backbone(), backbone()
     state: dict[str, Any] = dict(source.vit.state_dict())
-    torch.save({nested: state, "epoch": 3, "args": {"lr": 1.0}} if nested else state, tmp_path / "vit.pth")
+    torch.save(
+        {nested: state, "epoch": 3, "args": argparse.Namespace(lr=1.0)} if nested else state,
+        tmp_path / "vit.pth",
+    )
     report = initialize(target, f"file://{tmp_path}/vit.pth")
     assert not report.missing and report.summary()["converted_from_pytorch"]
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
