@@ -1,4 +1,4 @@
-"""eosin registry: which model is the current one, and moving it."""
+"""eosin registry and export: which model is the current one, moving it, and handing a teacher over."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a model in th
 def register(app: typer.Typer) -> None:
     """Add the verbs to `app`."""
     app.add_typer(registry_app, name="registry")
+    app.command()(export)
 
 
 @registry_app.command()
@@ -70,3 +71,22 @@ def rollback(
     entry = roll_back(registry, name, to=to, why=why)
     model = entry.current_model
     emit(entry, as_json=as_json, text=f"{name}: version {model.version} is the current one, {model.teacher}")
+
+
+def export(
+    teacher: Annotated[
+        str, typer.Argument(metavar="TEACHER", help="Folder of a teacher, or a run: its newest one.")
+    ],
+    to: Annotated[str, typer.Option(help="A folder, its URI, or hf://OWNER/NAME on the Hugging Face hub.")],
+    licence: Annotated[str, typer.Option(help="For the model card: cc-by-nc-4.0.")] = "",
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository that has to be made is open to all.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a teacher, with a model card of its data and figures, where timm finds it."""
+    from eosin.models.hand_over import hand_over
+    from eosin.preflight import check_teacher
+
+    done = hand_over(check_teacher(teacher), to, licence=licence, private=not public)
+    emit(done, as_json=as_json, text=f"{done.teacher} is at {done.to}: {', '.join(done.files)}")

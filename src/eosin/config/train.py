@@ -69,7 +69,7 @@ class KdeConfig(Section):
 class OptimizerConfig(Section):
     """AdamW, its schedules and its multipliers."""
 
-    lr: float = Field(default=2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0, le=1)
     """Base learning rate for a batch of 1024; multiplied by sqrt(batch_size / 1024)."""
     min_lr: float = Field(default=1e-6, ge=0)
     """Learning rate at the last step, to which it falls by a cosine; not multiplied."""

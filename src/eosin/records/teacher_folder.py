@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
+from eosin.records.metric import MetricRecord
 from eosin.records.run import TeacherCard
+
+
+@dataclass(frozen=True)
+class CardContext:
+    """What a model card tells beside what the teacher's own card knows; empty: not known."""
+
+    licence: str = ""
+    """Identifier of the hub, such as cc-by-nc-4.0."""
+    method: str = ""
+    recipe: str = ""
+    init: str = ""
+    data: str = ""
+    """How many slides, and how much tissue."""
+    figures: tuple[MetricRecord, ...] = ()
+    """Of this teacher, one a task."""
+    untrained: tuple[MetricRecord, ...] = ()
+    """Of the network before any step, on the same tasks."""
 
 
 def timm_lines(folder: str) -> str:
@@ -51,8 +70,9 @@ def timm_config(card: TeacherCard) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
-def readme(card: TeacherCard) -> bytes:
-    """`README.md`: what the model is, the lines that load it, and what it was trained on."""
+def readme(card: TeacherCard, context: CardContext | None = None) -> bytes:
+    """`README.md`: what the model is, the lines that load it, what it was trained on, how it was judged."""
+    context = context or CardContext()
     mpp = ", ".join(f"{value:g}" for value in card.mpp)
     step = "" if card.step is None else f" at step {card.step:,}"
     facts = {
@@ -60,16 +80,23 @@ def readme(card: TeacherCard) -> bytes:
         "features": f"{card.num_features} a picture: the class token after the last norm",
         "pictures": f"RGB, {card.img_px} × {card.img_px} px, mean {list(card.mean)}, std {list(card.std)}",
         "trained at": f"{mpp} µm a pixel",
+        "trained on": context.data or "not recorded",
+        "trained by": ", ".join(
+            filter(None, (context.method, context.recipe and f"recipe {context.recipe}"))
+        ),
+        "trained from": context.init,
+        "licence": context.licence or "not stated: ask whoever trained it, and mind that of its beginning",
         "weights": f"`model.safetensors`, SHA-256 `{card.weights_sha256}`",
         "snapshot of the index": f"`{card.snapshot_id}`" if card.snapshot_id else "not recorded",
         "configuration": f"`{card.config_digest}`" if card.config_digest else "not recorded",
         "eosin": card.eosin_version or "not recorded",
     }
-    rows = "".join(f"| {name} | {text} |\n" for name, text in facts.items())
+    rows = "".join(f"| {name} | {text} |\n" for name, text in facts.items() if text)
+    licence = f"license: {context.licence}\n" if context.licence else ""
     return f"""---
 library_name: timm
 tags: [feature-extraction, pathology]
----
+{licence}---
 
 # {card.name}
 
@@ -93,4 +120,25 @@ gives {card.num_features} numbers, as eosin's own evaluation takes them where `e
 
 | | |
 |---|---|
-{rows}""".encode()
+{rows}{_figures(context)}""".encode()
+
+
+def _figures(context: CardContext) -> str:
+    """A row a task and metric, beside the network before any step."""
+    before = {
+        (record.task, name): value.mean
+        for record in context.untrained
+        for name, value in record.metrics.items()
+    }
+    lines = []
+    for record in sorted(context.figures, key=lambda record: record.task):
+        for name, value in sorted(record.metrics.items()):
+            low_high = record.details.intervals.get(name)
+            interval = "" if low_high is None else f"{low_high[0]:.3f} – {low_high[1]:.3f}"
+            first = before.get((record.task, name))
+            told = "" if first is None else f"{first:.3f}"
+            lines.append(f"| {record.task} | {name} | {value.mean:.3f} | {interval} | {told} |\n")
+    if not lines:
+        return ""
+    head = "| task | metric | figure | 95 % interval | untrained |\n|---|---|---|---|---|\n"
+    return f"\n## How it was judged\n\n{head}{''.join(lines)}"

@@ -244,7 +244,7 @@ class Trainer:
         return PermanentError(
             f"step {error.step}: {error.what} is not finite{where}; nothing was updated"
             + _name_patches(requests, slide_name),
-            hint="the last checkpoint is sound; lower train.optimizer.lr or look at these patches",
+            hint="what is published already is sound; lower train.optimizer.lr or look at these patches",
         )
 
 
