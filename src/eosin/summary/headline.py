@@ -137,7 +137,9 @@ def _line(task: str, metric: str, results: Sequence[Result], records: Sequence[M
 
 
 def _chance(details: Details, metric: str) -> float | None:
-    """Of a classifier that guesses: of balanced accuracy 1 over the classes, of top-1 the largest share."""
+    """Of a guess: 1 over the classes, of top-1 the largest share, of a ranking a half."""
+    if metric == "c_index":
+        return 0.5
     if not isinstance(details, ClassifierDetails):
         return None
     counts = [count for count in details.class_counts.values() if count]

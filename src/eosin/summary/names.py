@@ -13,6 +13,7 @@ _METRICS = {
     "calibration_error": "calibration error",
     "dice": "Dice",
     "tile_dice": "Dice, mean over tiles",
+    "c_index": "concordance index",
     "map_at_k": "mAP of the nearest",
     "majority_vote": "majority of the nearest",
     "auroc": "AUROC",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -147,6 +148,11 @@ class SlideDataset(Dataset):
     """One sample a slide; its `source` is the slide's key below `slides_uri`. Patches are drawn later."""
 
     slides_uri: str
+    times: tuple[float, ...] = ()
+    """Of each slide, where they are of survival: until the event, or until nothing more is known."""
+
+
+EVENT, CENSORED = "event", "censored"
 
 
 def open_slides(
@@ -164,22 +170,50 @@ def open_slides(
     return replace(slides, is_whole=found.is_whole)
 
 
-def _from_csv(uri: str, slides_uri: str) -> SlideDataset:
+def open_survival(uri: str, slides_uri: str = "") -> SlideDataset:
+    """Slides of a CSV with `time` (above 0) and `event` (1; 0 for censored), labelled `EVENT` or `CENSORED`.
+
+    Raises `UserError` as `open_slides` does, and for another time or event.
+    """
+    return _from_csv(uri, slides_uri, ("slide", "time", "event"))
+
+
+def _followed(uri: str, number: int, row: dict[str, str]) -> tuple[float, str]:
+    """Time and label of a row."""
+    events = {"1": EVENT, "true": EVENT, "0": CENSORED, "false": CENSORED, "1.0": EVENT, "0.0": CENSORED}
+    try:
+        time, label = float(row["time"]), events[row["event"].lower()]
+    except (ValueError, KeyError):
+        time, label = math.nan, ""
+    if not 0 < time < math.inf:
+        raise UserError(
+            f"{uri}, row {number}: time {row['time']!r}, event {row['event']!r}",
+            hint="time is a number above 0, event 1 or 0",
+        )
+    return time, label
+
+
+def _from_csv(uri: str, slides_uri: str, columns: tuple[str, ...] = ("slide", "label")) -> SlideDataset:
     folder, _, name = uri.rpartition("/")
     try:
         data = open_store(folder or ".").get(name)
     except NotFound:
         raise UserError(
-            f"no table at {uri}", hint="a CSV with the columns slide and label is needed"
+            f"no table at {uri}", hint=f"a CSV with the columns {', '.join(columns)} is needed"
         ) from None
-    rows = parse_csv(data, uri, ("slide", "label"))
+    rows = parse_csv(data, uri, columns)
+    times: tuple[float, ...] = ()
+    if "time" in columns:
+        followed = [_followed(uri, number, row) for number, row in enumerate(rows, 2)]
+        times = tuple(time for time, _ in followed)
+        rows = [{**row, "label": label} for row, (_, label) in zip(rows, followed, strict=True)]
     samples = [_sample(uri, number, row) for number, row in enumerate(rows, 2)]
     if not rows:
         raise UserError(f"{uri} has no row below its header")
     twice = [name for name, count in Counter(sample.source for sample in samples).items() if count > 1]
     if twice:
         raise UserError(f"{uri} names {twice[0]} twice", hint="one row a slide is needed")
-    return _slide_dataset(uri, slides_uri or folder or ".", samples, ())
+    return _slide_dataset(uri, slides_uri or folder or ".", samples, (), times)
 
 
 def _sample(uri: str, number: int, row: dict[str, str]) -> Sample:
@@ -193,10 +227,14 @@ def _sample(uri: str, number: int, row: dict[str, str]) -> Sample:
 
 
 def _slide_dataset(
-    uri: str, slides_uri: str, samples: Sequence[Sample], notes: tuple[str, ...]
+    uri: str,
+    slides_uri: str,
+    samples: Sequence[Sample],
+    notes: tuple[str, ...],
+    times: tuple[float, ...] = (),
 ) -> SlideDataset:
     digest = Digest()
-    digest.add(slides_uri)
+    digest.add(slides_uri, *times)
     for sample in samples:
         digest.add(sample.source, sample.label, sample.split, sample.patient)
     return SlideDataset(
@@ -206,6 +244,7 @@ def _slide_dataset(
         read=_no_images,
         notes=notes,
         slides_uri=slides_uri,
+        times=times,
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,19 +30,11 @@ _EVA = {
 _GPU_SHARE = 0.5
 
 
-class SlideTask(Task):
-    """Slides classified by gated attention over embeddings of patches on a grid in their tissue."""
+class SlidePatchesTask(Task):
+    """Tasks on whole slides: where they lie, and which patches stand for them."""
 
-    headline: ClassVar[tuple[str, ...]] = ("balanced_accuracy",)
-
-    kind: Literal["slide"]
-    """Labels of whole slides."""
     dataset: str
-    """URI of a CSV with the columns slide and label (and split, patient), or of a public dataset's folder."""
-    layout: SlideLayout | None = None
-    """Read `dataset` as this public dataset is published; None: it is a CSV."""
-    allow_subset: bool = False
-    """Take fewer slides than the public dataset has; the record says so."""
+    """URI of a CSV of slides, or of a public dataset's folder."""
     slides: str = ""
     """Folder of the slides that the CSV names; empty: where the CSV lies."""
     overrides: str | None = None
@@ -53,27 +47,19 @@ class SlideTask(Task):
     """Most patches a slide, drawn from the grid by a stable hash."""
     min_foreground: float = Field(default=0.35, ge=0, le=1)
     """Share of a patch whose HSV saturation is above 20."""
-    abmil: AbmilConfig = AbmilConfig()
-    """How the head is trained."""
 
     def dataset_uri(self, run_uri: str) -> str:
         return self.dataset
 
-    def open(self, run_uri: str) -> SlideDataset:
-        """The slides with their labels; raises as `open_slides` does."""
-        from eosin.evaluation.datasets.slide_dataset import open_slides
+    def sampling(self) -> dict[str, Any]:
+        """How patches are drawn, for the protocol."""
+        return self.model_dump(mode="json", include={"mpp", "patch_px", "num_patches", "min_foreground"})
 
-        return open_slides(self.dataset, self.layout, allow_subset=self.allow_subset, slides_uri=self.slides)
+    @contextmanager
+    def bags(self, dataset: Dataset, context: TaskContext) -> Iterator[Bags]:
+        """Embeddings of the patches of every slide, in a file that lasts as long as the context.
 
-    def protocol(self) -> TaskProtocol:
-        values = self.abmil.model_dump(mode="json", exclude={"max_step_gib"})
-        sampling = self.model_dump(mode="json", include={"mpp", "patch_px", "num_patches", "min_foreground"})
-        return TaskProtocol("slide-abmil-gated", 2, changes_from(_EVA, values), {**sampling, **values})
-
-    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
-        """Accuracies over `abmil.num_runs` runs.
-
-        Raises `UserError` where no slide can be read or there is nothing to tell apart.
+        Raises `UserError` where no slide can be read, `PermanentError` where none gives a patch.
         """
         from eosin.config.patches import GridConfig
         from eosin.evaluation.datasets.slide_dataset import SlideDataset
@@ -90,11 +76,41 @@ class SlideTask(Task):
         if config.patches.stage_dir:
             Path(config.patches.stage_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="eosin-slides-", dir=config.patches.stage_dir) as folder:
-            bags = embed_slides(
+            yield embed_slides(
                 context.model, plan, store=context.store, folder=Path(folder),
                 batch_size=config.evaluate.batch_size, log=log,
             )  # fmt: skip
-            return _judge(self.abmil, dataset, bags, seed=config.seed)
+
+
+class SlideTask(SlidePatchesTask):
+    """Slides classified by gated attention over embeddings of patches on a grid in their tissue."""
+
+    headline: ClassVar[tuple[str, ...]] = ("balanced_accuracy",)
+
+    kind: Literal["slide"]
+    """Labels of whole slides."""
+    layout: SlideLayout | None = None
+    """Read `dataset` as this public dataset is published; None: it is a CSV with the columns slide and label
+    (and split, patient)."""
+    allow_subset: bool = False
+    """Take fewer slides than the public dataset has; the record says so."""
+    abmil: AbmilConfig = AbmilConfig()
+    """How the head is trained."""
+
+    def open(self, run_uri: str) -> SlideDataset:
+        """The slides with their labels; raises as `open_slides` does."""
+        from eosin.evaluation.datasets.slide_dataset import open_slides
+
+        return open_slides(self.dataset, self.layout, allow_subset=self.allow_subset, slides_uri=self.slides)
+
+    def protocol(self) -> TaskProtocol:
+        values = self.abmil.model_dump(mode="json", exclude={"max_step_gib"})
+        return TaskProtocol("slide-abmil-gated", 2, changes_from(_EVA, values), {**self.sampling(), **values})
+
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+        """Accuracies over `abmil.num_runs` runs; raises as `bags`, or where nothing is to be told apart."""
+        with self.bags(dataset, context) as bags:
+            return _judge(self.abmil, dataset, bags, seed=context.config.seed)
 
 
 def _judge(config: AbmilConfig, dataset: Dataset, bags: Bags, *, seed: int) -> TaskResult:

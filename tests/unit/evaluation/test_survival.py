@@ -1,0 +1,73 @@
+"""Cox regression and concordance as lifelines has them, and the survival task on slides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eosin.evaluation.evaluate import evaluate
+from eosin.metrics.survival import concordance_index, fit_cox
+from eosin.records import MetricRecord
+from tests.support.evaluation import make_config, make_run, quiet_log
+from tests.support.labelled_slides import write_labelled_slides, write_labels
+
+# lifelines 0.30: CoxPHFitter().fit(frame of features, time and event) and utils.concordance_index.
+COEFFICIENTS = (0.922316, -0.565438, 0.046196, 0.207502)
+CONCORDANCE, CONCORDANCE_OF_TIES = 0.7172701949860725, 0.7118473895582329
+
+
+def _patients() -> tuple[Any, Any, Any]:
+    random = np.random.default_rng(3)
+    features = random.normal(size=(80, 4))
+    times = random.exponential(np.exp(-features @ [0.8, -0.5, 0, 0.3]))
+    return features, times, random.random(80) < 0.7
+
+
+def test_risks_and_concordance_are_those_of_lifelines() -> None:
+    features, times, events = _patients()
+    risk = fit_cox(features, times, events, penalty=0.0)(features)
+    wanted = features @ COEFFICIENTS
+    assert np.allclose(risk - risk.mean(), wanted - wanted.mean(), atol=1e-5)
+    assert concordance_index(times, events, risk) == pytest.approx(CONCORDANCE, abs=1e-12)
+    rounded = np.ceil(times * 3)
+    assert concordance_index(rounded, events, risk) == pytest.approx(CONCORDANCE_OF_TIES, abs=1e-12)
+
+
+def test_a_ridge_shrinks_and_nothing_comparable_has_no_figure() -> None:
+    features, times, events = _patients()
+    spread = [np.std(fit_cox(features, times, events, penalty=p)(features)) for p in (0.0, 0.1, 10.0)]
+    assert spread[0] > spread[1] > spread[2] > 0
+    assert np.isnan(concordance_index(times, np.zeros(80, dtype=bool), times))
+
+
+def _judge(tmp_path: Path, rows: list[dict[str, str]]) -> MetricRecord:
+    table = write_labels(tmp_path / "slides" / "times.csv", rows)
+    task = {"kind": "survival", "name": "os", "dataset": table, "patch_px": 64, "num_patches": 4}
+    return evaluate(make_run(tmp_path, make_config([task])), "random-init", "os", log=quiet_log())
+
+
+def test_slides_are_ranked_by_time_and_patients_counted_once(tmp_path: Path) -> None:
+    write_labelled_slides(tmp_path / "slides", per_split=4)
+    rows = [
+        {"slide": f"{kind}_{split}_{n}.svs", "time": str((1 if kind == "pink" else 10) + n), "event": "1",
+         "split": split, "patient": f"{kind}{split}{n // 2 if split == 'train' else n}"}
+        for kind in ("pink", "violet") for split in ("train", "test") for n in range(4)
+    ]  # fmt: skip
+    record = _judge(tmp_path, rows)
+    assert record.status == "ok", record.reason
+    assert record.metrics["c_index"].mean > 0.6
+    assert "4 patients learnt from, 8 judged, of whom 8 had the event" in record.details.notes[-1]
+    assert record.details.interval_over == "8 patients" and "c_index" in record.details.intervals
+    censored = _judge(tmp_path, [{**row, "event": "0"} for row in rows])
+    assert censored.status == "failed" and "no event among 4 patient(s)" in censored.reason
+
+
+@pytest.mark.parametrize(("time", "event"), [("0", "1"), ("x", "1"), ("3", "dead"), ("", "0")])
+def test_a_time_or_event_that_is_none_is_named(tmp_path: Path, time: str, event: str) -> None:
+    (tmp_path / "slides").mkdir()
+    record = _judge(tmp_path, [{"slide": "a.svs", "time": time, "event": event}])
+    assert record.status == "failed"
+    assert f"row 2: time {time!r}, event {event!r}" in record.reason
