@@ -47,8 +47,8 @@ INDEX_COLUMNS = {
     "levels": "The pyramid, finest first: sizes, compression, and the first tile in the tile table.",
     "tissue": "The mask: bits packed by row (numpy.packbits), then zstd; its pixels in level-0 pixels.",
     "tissue_mm2": "Area of tissue, mm².",
-    "patient": "From the overrides, or from a TCGA name.",
-    "cohort": "From the overrides.",
+    "patient": "From the overrides, or from what its source says.",
+    "cohort": "The same.",
     "labels": "JSON object of labels by name, from the overrides.",
     "extra": "JSON object of columns of the overrides that eosin gives no meaning to.",
     "digest": "Names the tile table and the thumbnail.",
@@ -57,6 +57,11 @@ INDEX_COLUMNS = {
     "read_detail": "The detail before it.",
     "has_thumbnail": "Whether a thumbnail was published.",
     "content": "Of what is on the slide, whatever its name: equal on copies.",
+    "uri": "The slide's own.",
+    "source": "Name of its source; empty where the slides are one folder.",
+    "credentials": "Name of what its source is read with, never a secret: anonymous, a profile, environment.",
+    "mask_start": "Where the mask's bits begin in masks.bin; -1 for none, or where they stand in `tissue`.",
+    "mask_bytes": "How many they are.",
 }
 PATCH_COLUMNS = {
     "image": "PNG or JPEG bytes, RGB.",

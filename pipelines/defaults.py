@@ -9,6 +9,7 @@ from kfp import dsl, kubernetes
 S3_SECRET = "eosin-s3"
 S3_CONFIG_MAP = "eosin-s3-access"
 S3_CA_CONFIG_MAP = "eosin-s3-ca"
+S3_PROFILES_SECRET = "eosin-s3-profiles"
 IMAGE_PULL_SECRET = "eosin-pull"
 _SECRET_KEYS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION",
@@ -17,6 +18,7 @@ _SECRET_KEYS = (
 # `eosin.step_process` takes them for what the Secret leaves open.
 _CONFIG_MAP_KEYS = {"AWS_ENDPOINT_URL": "EOSIN_AWS_ENDPOINT_URL", "AWS_REGION": "EOSIN_AWS_REGION"}
 _CA_FOLDER = "/etc/eosin/ca"
+_PROFILES_FOLDER = "/etc/eosin/aws"
 # Argo counts it from the first attempt's start and ends whatever runs then: longer than any training.
 _RETRIED_FOR = f"{60 * 86400}s"
 _NUM_RETRIES = 5
@@ -61,6 +63,7 @@ def _give_access(task: dsl.PipelineTask, access: Access) -> None:
     task.set_caching_options(False)
     kubernetes.use_config_map_as_env(task, access.s3_config_map, _CONFIG_MAP_KEYS, optional=True)
     kubernetes.use_secret_as_env(task, access.s3_secret, {name: name for name in _SECRET_KEYS}, optional=True)
+    kubernetes.use_secret_as_volume(task, S3_PROFILES_SECRET, _PROFILES_FOLDER, optional=True)
     kubernetes.use_config_map_as_volume(task, access.s3_ca_config_map, _CA_FOLDER, optional=True)
     kubernetes.set_image_pull_secrets(task, [access.image_pull_secret])
 

@@ -27,9 +27,10 @@ def _arithmetic_stays_whole() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _shared_memory_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs that a test kills leave their snapshots here instead of in the machine's memory."""
+    """Runs that a test kills leave their snapshots here, and indexes their columns, not on the machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EOSIN_SHM_DIR", str(tmp_path_factory.mktemp("shm")))
+        patch.setenv("EOSIN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -16,8 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from eosin.config.index import SlidesConfig, SourceConfig
 from eosin.errors import EosinError, install_command
-from eosin.storage import ByteRange, PreconditionFailed, Store, open_store
+from eosin.storage import ByteRange, NotFound, PreconditionFailed, Store, open_store
 
 Status = Literal["ok", "warn", "fail"]
 _IMPORT_TIMEOUT_S = 120.0
@@ -34,8 +35,8 @@ class Check:
     fix: str = ""
 
 
-def run_checks(uri: str | None = None) -> Iterator[Check]:
-    """All checks of this machine and, where `uri` is given, of that bucket or folder, as they are made.
+def run_checks(uri: str | None = None, slides: SlidesConfig | None = None) -> Iterator[Check]:
+    """All checks of this machine, of the bucket or folder `uri` and of each source of `slides`, in turn.
 
     The bucket is tried by writing, reading and deleting two small objects under `uri`. Never raises for
     what it finds; libraries are imported in processes of their own, so that one that crashes is a finding.
@@ -52,6 +53,24 @@ def run_checks(uri: str | None = None) -> Iterator[Check]:
         yield _credentials(needed=uri is not None)
     if uri is not None:
         yield from check_store(uri)
+    for source in slides.sources or (SourceConfig(uri=slides.uri, name="slides"),) if slides else ():
+        yield _check_source(source)
+
+
+def _check_source(source: SourceConfig) -> Check:
+    """Whether the first slide that a source names can be listed, and its first bytes read."""
+    from eosin.index.sources import SourcesStore, entries_of
+
+    store, name = SourcesStore([source]), f"slides {source.name}"
+    try:
+        prefix = f"{source.name}/" if source.uri else next(iter(entries_of(source))).key
+        first = next(iter(store.list(prefix))) if prefix.endswith("/") else store.head(prefix)
+        store.get_ranges([ByteRange(first.key, 0, min(132, first.size_bytes), first.etag)])
+    except EosinError as error:
+        return Check(name, "fail", error.message, error.hint)
+    except (StopIteration, NotFound):
+        return Check(name, "fail", f"nothing is at {source}", "check slides.sources")
+    return Check(name, "ok", f"{store.uri_of(first.key)} is read with {source.credentials}")
 
 
 def check_store(uri: str) -> list[Check]:

@@ -9,6 +9,7 @@ from typing import Any
 from eosin.cluster.placement import placement
 from eosin.config import RunConfig, dump_config
 from eosin.errors import EosinError, MissingDependency
+from eosin.index.sources import SourceFigures, figures_of
 from eosin.layout import IndexLayout, RegistryLayout, RunLayout
 from eosin.preflight import (
     check_models,
@@ -38,8 +39,7 @@ class RunPlan:
     run: str
     config: dict[str, Any]
     config_yaml: str
-    num_objects: int
-    total_bytes: int
+    sources: tuple[SourceFigures, ...]
     steps: tuple[StepPlan, ...]
     begun: str = ""
     """What is at the run's place, and what planning it would change."""
@@ -55,7 +55,7 @@ class RunPlan:
         lines += [
             "",
             "# figures",
-            f"objects under slides.uri: {self.num_objects} ({self.total_bytes / 1e9:.3f} GB)",
+            *map(str, self.sources),
         ]
         lines += [f"{name}: {value}" for name, value in self.figures.items()]
         lines += [f"warning: {warning}" for warning in self.warnings]
@@ -82,7 +82,6 @@ def plan_run(
     check_models(config)
     if pipeline == "evaluate":
         check_teacher(str(arguments.get("teacher", "")))
-    sizes = [info.size_bytes for info in open_store(config.slides.uri).list()]
     trains, placed, unseen = pipeline != "evaluate", config, ""
     on_cluster = trains and not here and run_uri.startswith("s3://")
     if on_cluster and arguments.get("backend", "jobset") == "jobset":
@@ -92,8 +91,7 @@ def plan_run(
         run=run_uri,
         config=config.model_dump(mode="json"),
         config_yaml=dump_config(config),
-        num_objects=len(sizes),
-        total_bytes=sum(sizes),
+        sources=tuple(figures_of(config.slides)),
         steps=_steps(config, run_uri, pipeline, arguments),
         begun=str(planned),
         figures=figures,
@@ -148,7 +146,7 @@ def _retrain_steps(
 
 
 def _pretrain_steps(config: RunConfig, run: str) -> tuple[StepPlan, ...]:
-    index, slides = config.index.uri, config.slides.uri
+    index, slides = config.index.uri, str(config.slides)
     evaluate = config.evaluate
     tasks = ", ".join(task.name for task in evaluate.tasks)
     datasets = tuple(sorted({task.dataset for task in evaluate.tasks if hasattr(task, "dataset")}))

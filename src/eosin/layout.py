@@ -113,6 +113,11 @@ class IndexLayout:
         return f"snapshots/{snapshot_id}/slides.parquet"
 
     @staticmethod
+    def snapshot_masks(snapshot_id: str) -> str:
+        """The bits of the slides' tissue masks, one after the other; slides.parquet says where each lies."""
+        return f"snapshots/{snapshot_id}/masks.bin"
+
+    @staticmethod
     def snapshot_marker(snapshot_id: str) -> str:
         """What the snapshot holds: `SnapshotManifest`, published last."""
         return f"snapshots/{snapshot_id}/{COMPLETE}"

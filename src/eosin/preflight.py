@@ -16,8 +16,8 @@ from eosin.cluster.jobset import check_cluster_config
 from eosin.config import RunConfig
 from eosin.config.cluster import ClusterConfig
 from eosin.errors import MissingDependency, UserError
-from eosin.index.listing import require_slide
 from eosin.index.overrides import load_overrides
+from eosin.index.sources import require_slides
 from eosin.layout import RANDOM_INIT, TEACHER_CARD, IndexLayout
 from eosin.runs import Planned, plan_config
 from eosin.storage import NotFound, open_store
@@ -35,14 +35,14 @@ RUNNER_LIBRARIES = (("kfp", "kubeflow"),)
 def check_plan(run_uri: str, config: RunConfig, *, known_slides: str = "") -> Planned:
     """What planning a run would do. Raises `UserError` for what it would refuse; publishes nothing.
 
-    `known_slides`: URI of a folder that an earlier run was trained on, which is not looked into again.
+    `known_slides`: the slides that an earlier run was trained on, which are not looked into again.
     """
     planned = plan_config(run_uri, config)
     for uri in (run_uri, planned.config.index.uri):
         _require_place(uri)
     slides = planned.config.slides
-    if (not planned.begun or planned.renewed) and slides.uri != known_slides:
-        require_slide(open_store(slides.uri), slides.include)
+    if (not planned.begun or planned.renewed) and str(slides) != known_slides:
+        require_slides(slides)
         load_overrides(slides.overrides)
     return planned
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from importlib import metadata
 
 from eosin.config import RunConfig, difference, dump_config, load_config
-from eosin.errors import TransientError, UserError
+from eosin.config.index import SlidesConfig, SourceConfig
+from eosin.errors import MissingDependency, TransientError, UserError
 from eosin.layout import RunLayout, step_of
 from eosin.records import IndexPin, LeaseRecord, TrainingDone, load_record, publish_once
 from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store, put_if_absent
@@ -32,8 +35,9 @@ def resolve(config: RunConfig, run_uri: str) -> RunConfig:
     are of the whole slides URI.
     """
     slides_uri = join_uri(config.slides.uri) if config.slides.uri else ""
-    index_uri = join_uri(config.index.uri or _beside_the_runs(run_uri, slides_uri))
-    slides = config.slides.model_copy(update={"uri": slides_uri})
+    sources = tuple(map(_resolved_source, config.slides.sources))
+    slides = config.slides.model_copy(update={"uri": slides_uri, "sources": sources})
+    index_uri = join_uri(config.index.uri or _beside_the_runs(run_uri, slides))
     index = config.index.model_copy(update={"uri": index_uri})
     patches = config.patches
     if patches.source != "slides":
@@ -41,18 +45,35 @@ def resolve(config: RunConfig, run_uri: str) -> RunConfig:
     return config.model_copy(update={"slides": slides, "index": index, "patches": patches})
 
 
-def _beside_the_runs(run_uri: str, slides_uri: str) -> str:
+def _resolved_source(source: SourceConfig) -> SourceConfig:
+    """With whole URIs, and the version of the archive's index that is read."""
+    uris = {name: join_uri(getattr(source, name)) for name in ("uri", "manifest", "gdc", "bucket")
+            if getattr(source, name)}  # fmt: skip
+    if source.idc is not None and not source.idc.version:
+        try:
+            newest = metadata.version("idc-index-data")
+        except metadata.PackageNotFoundError as error:
+            raise MissingDependency("idc-index-data", "idc") from error
+        return source.model_copy(update={"idc": source.idc.model_copy(update={"version": newest})})
+    return source.model_copy(update=uris)
+
+
+def _beside_the_runs(run_uri: str, slides: SlidesConfig) -> str:
     """In the folder `indexes` beside the folder `runs`, or, where runs lie in another one, inside that."""
     place, _, _ = join_uri(run_uri).rpartition("/")
     parent, _, folder = place.rpartition("/")
     if folder == "runs" and not parent.endswith("/"):  # a bucket may be called runs
         place = parent
-    return join_uri(place, "indexes", _index_name(slides_uri))
+    return join_uri(place, "indexes", _index_name(slides))
 
 
-def _index_name(slides_uri: str) -> str:
-    digest = hashlib.sha256(slides_uri.rstrip("/").encode()).hexdigest()[:8]
-    last = re.sub(r"[^A-Za-z0-9._-]+", "-", slides_uri.rstrip("/").rpartition("/")[2]).strip("-.")
+def _index_name(slides: SlidesConfig) -> str:
+    whole, last = slides.uri.rstrip("/"), slides.uri.rstrip("/").rpartition("/")[2]
+    if slides.sources:
+        named = {source.name: source.model_dump(mode="json") for source in slides.sources}
+        whole, last = json.dumps(named, sort_keys=True), "-".join(named)[:64]
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    last = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.")
     return f"{last or 'slides'}-{digest}"
 
 

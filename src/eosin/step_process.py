@@ -38,6 +38,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 120.0
 _TERMINATION_LOG = Path("/dev/termination-log")
 _TERMINATION_BYTES = 2048
 _CA_FILE = Path("/etc/eosin/ca/ca.crt")
+_PROFILES_FILE = Path("/etc/eosin/aws/credentials")
 # What tells one run of a step from the others of its kind, in the order of its name.
 _PARTS = ("shard", "model", "task")
 _RUNS = ("run_uri", "study_uri")
@@ -162,13 +163,15 @@ def publish_silent_failure(run_uri: str, failure: StepFailure) -> None:
 
 
 def take_store_access() -> None:
-    """Endpoint, region and authority that the chart gives a pod, where nothing nearer names them."""
+    """Endpoint, region, authority and profiles that a pod is given, where nothing nearer names them."""
     for name in ("AWS_ENDPOINT_URL", "AWS_REGION"):
         preset = os.environ.get(f"EOSIN_{name}")
         if preset and not os.environ.get(name):
             os.environ[name] = preset
     if _CA_FILE.exists():
         os.environ.setdefault("AWS_CA_BUNDLE", str(_CA_FILE))
+    if _PROFILES_FILE.exists():  # profiles that sources of slides name
+        os.environ.setdefault("AWS_SHARED_CREDENTIALS_FILE", str(_PROFILES_FILE))
 
 
 def in_pod() -> bool:

@@ -120,7 +120,7 @@ def plan_retrain(
     from eosin.registry.retrain import keep_base
 
     config, base = retrain_config(run_uri, registry_uri, name, source)
-    known_slides = load_run(base.run).slides.uri if base.run else ""
+    known_slides = str(load_run(base.run).slides) if base.run else ""
     _check_training(run_uri, [check_plan(run_uri, config, known_slides=known_slides).config], backend)
     if keep_base(run_uri, base) != base:
         raise TransientError(f"run {run_uri} is being planned by somebody else", hint="run it again")
@@ -192,7 +192,7 @@ def resolve_config(source: ConfigSource, *, of_run: str = "") -> RunConfig:
     """
     text, name = load_recipe(source.recipe or own_recipe(of_run))
     config = load_config(text, source=name, overrides=source.overrides())
-    return config if config.slides.uri else _with_indexed_slides(config)
+    return config if str(config.slides) else _with_indexed_slides(config)
 
 
 def _with_indexed_slides(config: RunConfig) -> RunConfig:
@@ -200,8 +200,11 @@ def _with_indexed_slides(config: RunConfig) -> RunConfig:
     if not config.index.uri:
         raise UserError("no slides named", hint="give their folder: --slides s3://bucket/prefix")
     from eosin.index.snapshot import open_snapshot
+    from eosin.index.sources import sources_of
 
-    slides = config.slides.model_copy(update={"uri": open_snapshot(config.index.uri).slides_uri})
+    manifest = open_snapshot(config.index.uri).manifest
+    found = {"sources": sources_of(manifest.sources)} if manifest.sources else {"uri": manifest.slides_uri}
+    slides = config.slides.model_copy(update=found)
     return config.model_copy(update={"slides": slides})
 
 

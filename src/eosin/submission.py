@@ -71,7 +71,7 @@ def _check_text(pipeline: str, given: Mapping[str, Any], source: ConfigSource) -
     text, name = load_recipe(source.recipe)
     config = load_config(text, source=name, overrides=source.overrides())
     _refuse_local_uris(config)
-    if not config.slides.uri and not config.index.uri and pipeline != "retrain":
+    if not str(config.slides) and not config.index.uri and pipeline != "retrain":
         raise UserError("no slides named", hint="give their folder: --slides s3://bucket/prefix")
     if pipeline == "scaling_study":
         study_of(str(given["run"]), config, given.get("vary", "slides"), given.get("values", ()))
@@ -136,6 +136,9 @@ def _refuse_local_uris(config: RunConfig) -> None:
 
 def _uris(config: RunConfig) -> Iterator[tuple[str, str]]:
     yield "slides.uri", config.slides.uri
+    for source in config.slides.sources:
+        yield f"source {source.name}", source.uri or source.manifest or source.gdc
+        yield f"bucket of source {source.name}", source.bucket
     yield "slides.overrides", config.slides.overrides or ""
     yield "index.uri", config.index.uri
     yield "index.tissue.onnx", config.index.tissue.onnx

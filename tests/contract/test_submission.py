@@ -64,7 +64,8 @@ def test_another_configuration_of_a_trained_run_is_refused(given: dict[str, str]
 
 
 KIND = load_config(
-    "cluster: {pools: [{name: anchor, gpus_per_node: 0}, {name: spot, spot: true, max_nodes: 2, gpus_per_node: 0}]}"
+    "cluster: {pools: [{name: anchor, gpus_per_node: 0}, "
+    "{name: spot, spot: true, max_nodes: 2, gpus_per_node: 0}]}"
 ).cluster
 """Up to three nodes of two workers each; the demo's batch has two parts."""
 

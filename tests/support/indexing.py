@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import eosin.index.plan as plan_module
+import eosin.index.sources as sources_module
 from eosin.config import RunConfig, load_config
 from eosin.index.publish import publish_snapshot
 from eosin.index.rows import SlideRow
@@ -16,7 +17,8 @@ from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.records import SnapshotManifest
 from eosin.slides.model import SlideHeader
-from eosin.storage import Store, open_store
+from eosin.storage import S3Access, Store, open_store
+from eosin.storage.settings import ENVIRONMENT
 from tests.support.counting import CountingStore
 from tests.support.slide_files import halved, tissue_picture, write_aperio
 
@@ -74,9 +76,12 @@ def count_stores() -> Iterator[list[CountingStore]]:
     """Every store that a scan opens meanwhile, counted; the body of a fixture."""
     stores: list[CountingStore] = []
 
-    def opened(uri: str) -> Store:
-        stores.append(CountingStore(open_store(uri)))
+    def opened(uri: str, access: S3Access = ENVIRONMENT) -> Store:
+        stores.append(CountingStore(open_store(uri, access)))
         return stores[-1]
 
-    with mock.patch.object(plan_module, "open_store", opened):
+    with (
+        mock.patch.object(plan_module, "open_store", opened),
+        mock.patch.object(sources_module, "open_store", opened),
+    ):
         yield stores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eosin.index.latest import Latest
-from eosin.index.rows import SCHEMA, SlideRow, decode_rows, encode_rows
+from eosin.index.rows import SCHEMA, SlideRow, conformed, write_rows
+from eosin.index.snapshot import Latest
 from eosin.index.tissue_mask import TissueMask
 from eosin.layout import IndexLayout
 from eosin.records import SnapshotManifest
@@ -22,6 +23,8 @@ from eosin.storage import open_store
 WIDTH_PX, HEIGHT_PX, TILE_PX, MPP = 100_000, 80_000, 240, 0.25
 MASK_MPP = 8.0
 NUM_DRAWN = 4
+SNAPSHOT = "0123456789abcdef"
+_AT_ONCE, _TRUE_MASKS = 16384, 1000
 
 
 def large_header(name: str) -> SlideHeader:
@@ -62,21 +65,32 @@ def write_large_snapshot(folder: Path, num_slides: int) -> int:
     """A snapshot of `num_slides` in `folder`, two slides a patient; bytes of its rows. Tables are apart."""
     masks = [large_mask(seed) for seed in range(NUM_DRAWN)]
     drawn = [_row(i, mask) for i, mask in enumerate(masks)]
-    table = pq.read_table(pa.BufferReader(encode_rows(drawn)), schema=SCHEMA)
-    copies = -(-num_slides // NUM_DRAWN)
-    names = [f"cohort/slide-{i:06d}.svs" for i in range(num_slides)]
-    whole = pa.concat_tables([table] * copies).slice(0, num_slides)
-    for column, values in (
-        ("slide", names),
-        ("patient", [f"P{i // 2:06d}" for i in range(num_slides)]),
-        ("digest", [hashlib.sha256(name.encode()).hexdigest()[:32] for name in names]),
-        ("content", [hashlib.md5(name.encode()).hexdigest() for name in names]),
-    ):
-        whole = whole.set_column(SCHEMA.get_field_index(column), column, pa.array(values))
-    buffer = pa.BufferOutputStream()
-    pq.write_table(whole, buffer, compression="zstd", write_statistics=False, row_group_size=512)
-    data = buffer.getvalue().to_pybytes()
-    _publish(folder, data, num_slides)
+    buffer, bits = io.BytesIO(), io.BytesIO()
+    write_rows(drawn, buffer, bits)
+    table = conformed(pq.read_table(pa.BufferReader(buffer.getvalue())))
+    sink, num_masks = pa.BufferOutputStream(), bits.tell()
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd", write_statistics=False) as writer:
+        for start in range(0, num_slides, _AT_ONCE):
+            numbers = range(start, min(start + _AT_ONCE, num_slides))
+            names = [f"cohort/slide-{i:07d}.svs" for i in numbers]
+            part = pa.concat_tables([table] * -(-len(numbers) // NUM_DRAWN)).slice(0, len(numbers))
+            places = [i // NUM_DRAWN % _TRUE_MASKS * num_masks for i in numbers]
+            for column, values in (
+                ("slide", names),
+                ("patient", [f"P{i // 2:07d}" for i in numbers]),
+                ("digest", [hashlib.sha256(name.encode()).hexdigest()[:32] for name in names]),
+                ("content", [hashlib.md5(name.encode()).hexdigest() for name in names]),
+                ("mask_start", np.array(places) + part.column("mask_start").to_numpy()),
+            ):
+                kind = SCHEMA.field(column).type
+                part = part.set_column(SCHEMA.get_field_index(column), column, pa.array(values, kind))
+            writer.write_table(part)
+    data = sink.getvalue().to_pybytes()
+    _publish(folder, data, num_slides, sum(each.tissue_mm2 for each in drawn) * num_slides / NUM_DRAWN)
+    path = folder / IndexLayout.snapshot_masks(SNAPSHOT)
+    with path.open("wb") as file:  # a real archive has one a slide; these serve again and again
+        for _ in range(_TRUE_MASKS):
+            file.write(bits.getvalue())
     return len(data)
 
 
@@ -109,13 +123,12 @@ def _row(number: int, mask: TissueMask) -> SlideRow:
     )  # fmt: skip
 
 
-def _publish(folder: Path, data: bytes, num_slides: int) -> None:
-    store, name = open_store(str(folder)), "0123456789abcdef"
-    store.put(IndexLayout.snapshot_rows(name), data)
+def _publish(folder: Path, data: bytes, num_slides: int, tissue_mm2: float) -> None:
+    store = open_store(str(folder))
+    store.put(IndexLayout.snapshot_rows(SNAPSHOT), data)
     manifest = SnapshotManifest(
-        snapshot_id=name, rows_sha256=hashlib.sha256(data).hexdigest(), slides_uri="s3://slides/all",
-        indexer_version=2, num_slides=num_slides, num_ok=num_slides,
-        tissue_mm2=sum(decode_rows(data, source="test").column("tissue_mm2")),
+        snapshot_id=SNAPSHOT, rows_sha256=hashlib.sha256(data).hexdigest(), slides_uri="s3://slides/all",
+        indexer_version=2, num_slides=num_slides, num_ok=num_slides, tissue_mm2=tissue_mm2,
     )  # fmt: skip
-    store.put(IndexLayout.snapshot_marker(name), manifest.to_json())
-    store.put(IndexLayout.LATEST, Latest(snapshot_id=name, scan_id="scan").to_json())
+    store.put(IndexLayout.snapshot_marker(SNAPSHOT), manifest.to_json())
+    store.put(IndexLayout.LATEST, Latest(snapshot_id=SNAPSHOT, scan_id="scan").to_json())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from eosin.demo.synthetic import SyntheticConfig, write_slide
 from eosin.index.rows import OK, SlideRow, decode_rows, encode_rows
-from eosin.index.snapshot import Snapshot
+from eosin.index.snapshot import Snapshot, load_snapshot_rows
 from eosin.index.tissue_mask import TissueMask
 from eosin.layout import IndexLayout
 from eosin.records import SnapshotManifest
@@ -57,12 +58,14 @@ def paper_snapshot(folder: Path, rows: Iterable[SlideRow], slides_uri: str = "")
     """A snapshot of `rows` whose index lies in `folder`."""
     data = encode_rows(rows)
     made = decode_rows(data, source="test")
-    usable = tuple(i for i, row in enumerate(made) if row.status == OK)
     manifest = SnapshotManifest(
-        snapshot_id="0123456789abcdef", rows_sha256="", slides_uri=slides_uri or str(folder),
-        indexer_version=1, num_slides=len(made), num_ok=len(usable), tissue_mm2=1.0,
+        snapshot_id="0123456789abcdef", rows_sha256=hashlib.sha256(data).hexdigest(),
+        slides_uri=slides_uri or str(folder), indexer_version=1, num_slides=len(made),
+        num_ok=made.column("status").count(OK), tissue_mm2=1.0,
     )  # fmt: skip
-    return Snapshot(manifest, made, usable, open_store(str(folder)))
+    store = open_store(str(folder))
+    store.put(IndexLayout.snapshot_rows(manifest.snapshot_id), data)
+    return Snapshot(manifest, load_snapshot_rows(store, manifest), store)
 
 
 def index_slides(slides: Path, index: Path, change: Callable[[SlideRow], SlideRow] | None = None) -> Snapshot:

@@ -33,7 +33,8 @@ def everything(folder: Path) -> set[Path]:
 def test_it_writes_nothing(slides: Path, tmp_path: Path) -> None:
     before = everything(tmp_path)
     plan = plan_run(steps.resolve_config(source(slides)), str(tmp_path / "runs" / "a"))
-    assert (plan.num_objects, plan.total_bytes) == (1, len(b"never opened"))
+    (figures,) = plan.sources
+    assert (figures.num_objects, figures.num_bytes) == (1, len(b"never opened"))
     assert any(uri.endswith(RunLayout.SUMMARY_HTML) for step in plan.steps for uri in step.writes)
     assert everything(tmp_path) == before
 

@@ -21,6 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     uri: Annotated[str | None, typer.Option(help="A bucket or folder to try: s3://bucket/prefix.")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="Try the slides that a recipe (a name, a file or a URI) names.")
+    ] = "",
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Check the cluster as well, and --uri from a pod in it.")
     ] = False,
@@ -29,10 +32,12 @@ def doctor(
     """Check libraries, GPU, credentials and the bucket. Each failure comes with its fix."""
     from eosin.doctor import run_checks
     from eosin.step_process import take_store_access
+    from eosin.steps import ConfigSource, resolve_config
 
     take_store_access()  # as the steps of a pipeline do
     found: list[Any] = []
-    for check in chain(run_checks(uri), _cluster_checks(uri) if cluster else ()):
+    slides = resolve_config(ConfigSource(recipe)).slides if recipe else None
+    for check in chain(run_checks(uri, slides), _cluster_checks(uri) if cluster else ()):
         found.append(check)
         if not as_json:  # each as it is made: importing the libraries takes a while
             say(_line(check))

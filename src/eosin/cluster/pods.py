@@ -13,6 +13,7 @@ Manifest = dict[str, Any]
 METRICS_PORT = 9464
 SCRATCH = "/scratch"
 _CA_DIR = "/etc/eosin/ca"
+_PROFILES_DIR = "/etc/eosin/aws"
 _USER_ID = 10001
 
 
@@ -26,7 +27,7 @@ def agent_pod(
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": cluster.grace_period_s,
         "containers": [_agent_container(config, run_uri, name, pool, image)],
-        "volumes": _volumes(cluster),
+        "volumes": _volumes(config),
         "nodeSelector": dict(pool.node_selector),
         "tolerations": _tolerations(cluster, pool),
     }
@@ -160,7 +161,7 @@ def _agent_container(
         "image": image,
         "imagePullPolicy": cluster.image_pull_policy,
         "command": commands.pod_agent_command(config, run_uri, name, pool),
-        "env": _agent_environment(cluster, pool),
+        "env": _agent_environment(cluster, pool, _names_profiles(config)),
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
         "resources": _resources(pool),
         "securityContext": _container_security(),
@@ -179,7 +180,7 @@ def _resources(pool: NodePoolConfig) -> Manifest:
     }
 
 
-def _agent_environment(cluster: ClusterConfig, pool: NodePoolConfig) -> list[Manifest]:
+def _agent_environment(cluster: ClusterConfig, pool: NodePoolConfig, profiles: bool) -> list[Manifest]:
     """Downward-API variables first: the ones after them may refer to them as $(NAME)."""
     values = {
         commands.HOST_VARIABLE: "$(EOSIN_JOB_NAME)-$(EOSIN_JOB_INDEX)",
@@ -193,6 +194,7 @@ def _agent_environment(cluster: ClusterConfig, pool: NodePoolConfig) -> list[Man
         "TMPDIR": SCRATCH,
         "TORCHINDUCTOR_CACHE_DIR": f"{SCRATCH}/inductor",
         **_store_variables(cluster),
+        **({"AWS_SHARED_CREDENTIALS_FILE": f"{_PROFILES_DIR}/credentials"} if profiles else {}),
         **cluster.env,
     }
     fields = {
@@ -228,10 +230,18 @@ def _mounts(config: RunConfig) -> list[Manifest]:
         mounts.append({"name": "scratch", "mountPath": stage_dir, "subPath": "stage"})
     if config.cluster.s3.ca_config_map:
         mounts.append({"name": "ca", "mountPath": _CA_DIR, "readOnly": True})
+    if _names_profiles(config):
+        mounts.append({"name": "profiles", "mountPath": _PROFILES_DIR, "readOnly": True})
     return mounts
 
 
-def _volumes(cluster: ClusterConfig) -> list[Manifest]:
+def _names_profiles(config: RunConfig) -> bool:
+    """Whether a source of slides is read with credentials of its own."""
+    return any(source.profile for source in config.slides.sources)
+
+
+def _volumes(config: RunConfig) -> list[Manifest]:
+    cluster = config.cluster
     volumes: list[Manifest] = [
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": cluster.shm_size}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
@@ -239,6 +249,8 @@ def _volumes(cluster: ClusterConfig) -> list[Manifest]:
     ]
     if cluster.s3.ca_config_map:
         volumes.append({"name": "ca", "configMap": {"name": cluster.s3.ca_config_map}})
+    if _names_profiles(config):
+        volumes.append({"name": "profiles", "secret": {"secretName": cluster.s3.profiles_secret}})
     return volumes
 
 

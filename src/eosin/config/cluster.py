@@ -84,6 +84,9 @@ class S3AccessConfig(Section):
 
     secret: str = ""
     """Existing Secret whose keys become environment variables (AWS_ACCESS_KEY_ID, …)."""
+    profiles_secret: str = "eosin-s3-profiles"
+    """Existing Secret whose key `credentials` is an AWS shared credentials file: the profiles that sources of
+    slides name. Looked for only where one does."""
     endpoint_url: str = ""
     """Of a store that is not AWS; empty: AWS, or what the Secret says."""
     region: str = ""

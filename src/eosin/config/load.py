@@ -27,6 +27,8 @@ def load_config(
     """
     text = content if isinstance(content, str) else ""
     tree = _sections(parse_yaml(content, source), source) if isinstance(content, str) else _copied(content)
+    if isinstance(tree.get("slides"), list):  # so that overrides find the section that it stands for
+        tree["slides"] = {"sources": tree["slides"]}
     applied = {_apply(tree, override): override for override in overrides}
     try:
         return RunConfig.model_validate(tree)

@@ -58,6 +58,8 @@ class Inspection:
     num_patients: int
     copies: tuple[tuple[str, ...], ...]
     """Slides that show the same under several names; they are kept on one side of the held-out split."""
+    attribution: tuple[str, ...]
+    """Whose the slides are: lines that can be copied."""
     problems: tuple[SlideProblem, ...]
 
     def __str__(self) -> str:
@@ -73,6 +75,7 @@ class Inspection:
                 ("patches", _by_mpp(self.patches)), *self._people(),
             )),
         ]  # fmt: skip
+        lines += [f"slides of  {line}" for line in self.attribution]
         lines += [
             f"  {_some(group)}: the same slide; kept on one side of the held-out split"
             for group in self.copies[:_PROBLEMS_SHOWN]
@@ -192,6 +195,7 @@ def _inspect(uri: str, snapshot: Snapshot) -> Inspection:
         cohorts=_by_count(row.cohort for row in usable if row.cohort),
         num_patients=len({row.patient for row in usable} - {""}),
         copies=tuple(copies(usable)),
+        attribution=snapshot.manifest.attribution,
         problems=tuple(SlideProblem(row.slide, row.status, row.detail, cure_of(row.status))
                        for row in rows if row.status != OK or row.detail),
     )  # fmt: skip

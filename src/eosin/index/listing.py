@@ -42,13 +42,13 @@ class Unit:
     objects: tuple[ObjectInfo, ...]
 
 
-def list_units(store: Store, include: Sequence[str] = ()) -> tuple[list[Unit], int]:
-    """Every object that could be a slide, grouped, in key order, and how many pictures were passed over.
+def list_units(listing: Iterable[ObjectInfo], include: Sequence[str] = ()) -> tuple[list[Unit], int]:
+    """Every object of a listing that could be a slide, grouped, in key order, and how many pictures are not.
 
-    One listing of the store. Hidden objects, folder markers and files of types that are never slides are
+    Hidden objects, folder markers and files of types that are never slides are
     passed over; `include` keeps the keys that match any of its globs (all, where it is empty).
     """
-    objects = [each for each in store.list() if _could_be_slide(each.key)]
+    objects = [each for each in listing if _could_be_slide(each.key)]
     owners = _owners([each.key for each in objects])
     mains = [each for each in objects if each.key not in owners and _included(each.key, include)]
     members: dict[str, list[ObjectInfo]] = {}
@@ -76,12 +76,15 @@ def claims_dicom(key: str) -> bool:
     return PurePosixPath(key).suffix.lower() in (".dcm", ".dicom")
 
 
-def require_slide(store: Store, include: Sequence[str] = ()) -> None:
-    """Raises `UserError` saying why, where `list_units` would find nothing; reads no more than it must."""
+def require_slide(store: Store, include: Sequence[str] = (), prefix: str = "") -> None:
+    """Raises `UserError` saying why, where `list_units` would find nothing; reads no more than it must.
+
+    `prefix` stands before the keys that `include` is held against.
+    """
     first = other = None
     for each in store.list():
         if _could_be_slide(each.key) and PurePosixPath(each.key).suffix.lower() not in _PICTURES:
-            if _included(each.key, include):
+            if _included(prefix + each.key, include):
                 return
             first = first or each.key
         other = other or each.key

@@ -32,6 +32,16 @@ class Override:
     exclude: bool = False
     extra: dict[str, str] = field(default_factory=dict)
 
+    def over(self, known: Override | None) -> Override:
+        """This line, and what `known` says where this says nothing."""
+        if known is None:
+            return self
+        return Override(
+            self.mpp_x or known.mpp_x, self.mpp_y or known.mpp_y, self.patient or known.patient,
+            self.cohort or known.cohort, {**known.labels, **self.labels}, self.exclude or known.exclude,
+            {**known.extra, **self.extra},
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Overrides:
@@ -49,11 +59,11 @@ class Overrides:
         names = _names_of(units)
         found: dict[str, Override] = {}
         for exact in (False, True):
-            for name, line in self.lines.items():
+            for name, line in ((each.lstrip("/"), line) for each, line in self.lines.items()):
                 keys = names.get(name, set())
                 if len(keys) == 1 and (name in keys) == exact:
                     found[next(iter(keys))] = line
-        return found, [name for name in self.lines if len(names.get(name, ())) != 1]
+        return found, [name for name in self.lines if len(names.get(name.lstrip("/"), ())) != 1]
 
 
 def _names_of(units: Iterable[Unit]) -> dict[str, set[str]]:
@@ -106,6 +116,25 @@ def parse_overrides(data: bytes, uri: str | None) -> Overrides:
     return Overrides(_parse(text, uri), hashlib.sha256(data).hexdigest())
 
 
+def overrides_of(rows: Iterable[Mapping[str, str]], uri: str) -> Overrides:
+    """As `parse_overrides`, of rows of a table that has been read; lines are its rows, from 1."""
+    lines: dict[str, Override] = {}
+    for number, cells in enumerate(rows, 1):
+        if number == 1:
+            _refuse_near_misses(list(cells), uri)
+        _add(lines, {"slide": cells.get("uri", ""), **cells}, f"{uri}:{number}", ".")
+    return Overrides(lines, "")
+
+
+def _add(lines: dict[str, Override], values: Mapping[str, str], where: str, decimal: str) -> None:
+    name = values["slide"]
+    if not name:
+        raise UserError(f"{where}: no slide named")
+    if name in lines:
+        raise UserError(f"{where}: {name} is named twice")
+    lines[name] = _override(values, where, decimal=decimal)
+
+
 def _parse(text: str, uri: str) -> dict[str, Override]:
     separator = _separator(text)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
@@ -123,12 +152,7 @@ def _parse(text: str, uri: str) -> dict[str, Override]:
             if cells.get(None):
                 raise UserError(f"{where}: more cells than the {len(columns)} columns")
             values = {name: (cells[name] or "").strip() for name in columns}
-            name = values["slide"].lstrip("/")
-            if not name:
-                raise UserError(f"{where}: no slide named")
-            if name in lines:
-                raise UserError(f"{where}: {name} is named twice")
-            lines[name] = _override(values, where, decimal="," if separator == ";" else ".")
+            _add(lines, values, where, "," if separator == ";" else ".")
     except csv.Error as error:
         raise UserError(f"{uri}:{reader.line_num}: {error}") from error
     return lines
@@ -154,7 +178,7 @@ def _refuse_near_misses(columns: list[str], uri: str) -> None:
             )
 
 
-def _override(values: dict[str, str], where: str, *, decimal: str) -> Override:
+def _override(values: Mapping[str, str], where: str, *, decimal: str) -> Override:
     mpp, mpp_x, mpp_y = (_mpp(values, column, where, decimal) for column in ("mpp", "mpp_x", "mpp_y"))
     labels = {name.partition(":")[2].strip(): value for name, value in values.items()
               if name.startswith("label:") and value}  # fmt: skip
@@ -173,7 +197,7 @@ def _override(values: dict[str, str], where: str, *, decimal: str) -> Override:
     )  # fmt: skip
 
 
-def _mpp(values: dict[str, str], column: str, where: str, decimal: str) -> float | None:
+def _mpp(values: Mapping[str, str], column: str, where: str, decimal: str) -> float | None:
     text = values.get(column, "")
     if not text:
         return None

@@ -6,18 +6,20 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eosin.config import RunConfig
+from eosin.config.index import SourceConfig
 from eosin.errors import PermanentError, UserError
-from eosin.index.latest import load_manifest, read_latest
-from eosin.index.listing import Unit, list_units, listing_digest, require_slide
+from eosin.index.listing import Unit, listing_digest
 from eosin.index.overrides import Override, parse_overrides, read_overrides
 from eosin.index.read_slide import INDEXER_VERSION
+from eosin.index.snapshot import load_manifest, read_latest
+from eosin.index.sources import list_slides, open_slide_store, require_slides
 from eosin.index.tissue_model import load_model_bytes, load_tissue_model, model_digest
 from eosin.layout import IndexLayout, RunLayout
 from eosin.records import ScanListing, ScanPin, load_record, publish_once, update_record
@@ -33,6 +35,7 @@ _LISTING = pa.schema(
         ("size_bytes", pa.int64()),
         ("etag", pa.string()),
         ("modified_s", pa.float64()),
+        ("known", pa.string()),
     ]
 )
 
@@ -42,6 +45,9 @@ class ScanPlan:
     """One logical scan: its shards meet under one id, that of what was listed and how it is read."""
 
     scan_id: str
+    sources: Sequence[SourceConfig]
+    slides_uri: str
+    """The folder, or what the sources are, for a person."""
     slides: Store
     index: Store
     units: Sequence[Unit]
@@ -64,6 +70,8 @@ class _Inputs:
 
     units: Sequence[Unit]
     num_pictures: int
+    known: Mapping[str, Override]
+    """What a manifest or an archive says of slides, by key."""
     overrides: bytes
     tissue_model: bytes
 
@@ -88,13 +96,13 @@ def open_scan(config: RunConfig) -> str:
     inputs = _listed(config, slides)
     plan = _plan(config, slides, index, inputs)
     load_tissue_model(config.index.tissue.onnx, plan.tissue_model)  # refused before anything is published
-    put_if_absent(index, IndexLayout.scan_listing(plan.scan_id), _encode(plan.units))
+    put_if_absent(index, IndexLayout.scan_listing(plan.scan_id), _encode(plan.units, inputs.known))
     if inputs.overrides:
         put_if_absent(index, IndexLayout.scan_overrides(plan.scan_id), inputs.overrides)
     if inputs.tissue_model:
         put_if_absent(index, IndexLayout.scan_tissue_model(plan.scan_id), inputs.tissue_model)
     marker = ScanListing(
-        slides_uri=slides.uri,
+        slides_uri=plan.slides_uri,
         num_objects=sum(len(unit.objects) for unit in plan.units),
         num_pictures=inputs.num_pictures,
         has_overrides=bool(inputs.overrides),
@@ -129,32 +137,45 @@ def scan_of_run(run: Store, config: RunConfig, *, anew: bool = False) -> str:
 
 def _stores(config: RunConfig) -> tuple[Store, Store]:
     """Of the slides and of the index."""
-    if not config.slides.uri:
+    if not str(config.slides):
         raise UserError("no slides named", hint="give their folder: slides.uri, or --slides")
     if not config.index.uri:
         raise UserError("no place for the index named", hint="give it: index.uri, or --index")
-    return open_store(config.slides.uri), open_store(config.index.uri)
+    return open_slide_store(config.slides.uri, config.slides.sources), open_store(config.index.uri)
 
 
 def _listed(config: RunConfig, slides: Store) -> _Inputs:
-    units, num_pictures = list_units(slides, config.slides.include)
-    if not units:
-        require_slide(slides, config.slides.include)
+    listed = list_slides(config.slides, slides)
+    if not listed.units:
+        require_slides(config.slides)
     overrides = read_overrides(config.slides.overrides)
-    return _Inputs(units, num_pictures, overrides, load_model_bytes(config.index.tissue.onnx))
+    model = load_model_bytes(config.index.tissue.onnx)
+    return _Inputs(listed.units, listed.num_pictures, listed.known, overrides, model)
 
 
 def _plan(config: RunConfig, slides: Store, index: Store, inputs: _Inputs) -> ScanPlan:
     overrides = parse_overrides(inputs.overrides, config.slides.overrides)
     found, unknown = overrides.matched(inputs.units)
+    found = {**inputs.known, **{key: line.over(inputs.known.get(key)) for key, line in found.items()}}
+    known = {key: asdict(line) for key, line in sorted(inputs.known.items())}
+    sources = [each.model_dump(mode="json") for each in config.slides.sources]
     identity = [
-        slides.uri, listing_digest(inputs.units), overrides.digest, list(config.slides.include),
-        config.index.tissue.model_dump(mode="json"), config.index.max_mpp, INDEXER_VERSION,
-        model_digest(inputs.tissue_model),
+        slides.uri, sources, known, listing_digest(inputs.units), overrides.digest,
+        list(config.slides.include), config.index.tissue.model_dump(mode="json"), config.index.max_mpp,
+        INDEXER_VERSION, model_digest(inputs.tissue_model),
     ]  # fmt: skip
     scan_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     return ScanPlan(
-        scan_id, slides, index, inputs.units, inputs.num_pictures, inputs.tissue_model, found, unknown
+        scan_id,
+        config.slides.sources,
+        slides.uri if config.slides.uri else str(config.slides),
+        slides,
+        index,
+        inputs.units,
+        inputs.num_pictures,
+        inputs.tissue_model,
+        found,
+        unknown,
     )
 
 
@@ -185,13 +206,15 @@ def _published(index: Store, scan_id: str) -> _Inputs:
         raise PermanentError(
             f"{index.uri}/{error.args[0]} is gone", hint=f"delete {IndexLayout.scan(scan_id)} and index again"
         ) from None
-    return _Inputs(_decode(listing), marker.num_pictures, overrides, model)
+    units, known = _decode(listing)
+    return _Inputs(units, marker.num_pictures, known, overrides, model)
 
 
-def _encode(units: Sequence[Unit]) -> bytes:
+def _encode(units: Sequence[Unit], known: Mapping[str, Override]) -> bytes:
     rows = [
         {"unit": unit.key, "kind": unit.kind, "key": each.key, "size_bytes": each.size_bytes,
-         "etag": each.etag, "modified_s": each.modified_s}
+         "etag": each.etag, "modified_s": each.modified_s,
+         "known": json.dumps(asdict(known[each.key])) if each.key in known else None}
         for unit in units for each in unit.objects
     ]  # fmt: skip
     buffer = io.BytesIO()
@@ -199,9 +222,12 @@ def _encode(units: Sequence[Unit]) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(data: bytes) -> list[Unit]:
+def _decode(data: bytes) -> tuple[list[Unit], dict[str, Override]]:
+    known: dict[str, Override] = {}
     units: dict[tuple[str, Any], list[ObjectInfo]] = {}
     for row in read_table(data).to_pylist():
         info = ObjectInfo(row["key"], row["size_bytes"], row["etag"], row["modified_s"])
         units.setdefault((row["unit"], row["kind"]), []).append(info)
-    return [Unit(key, kind, tuple(objects)) for (key, kind), objects in units.items()]
+        if row.get("known"):
+            known[info.key] = Override(**json.loads(row["known"]))
+    return [Unit(key, kind, tuple(objects)) for (key, kind), objects in units.items()], known

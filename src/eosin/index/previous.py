@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from eosin.config.index import IndexConfig
 from eosin.errors import PermanentError
-from eosin.index.latest import load_manifest, read_latest
+from eosin.index.columns import MappedRows
 from eosin.index.listing import Unit
 from eosin.index.plan import ScanPlan
 from eosin.index.read_slide import INDEXER_VERSION, reuse_digest, slide_digest, with_override
-from eosin.index.rows import FLEETING, SlideRow, SlideRows
-from eosin.index.snapshot_rows import load_snapshot_rows
+from eosin.index.rows import FLEETING, SlideRow
+from eosin.index.snapshot import load_manifest, load_snapshot_rows, read_latest
+from eosin.index.sources import origin_of
 from eosin.index.tissue_model import model_digest
 from eosin.storage import NotFound, ObjectInfo, Store
 
@@ -19,11 +21,9 @@ from eosin.storage import NotFound, ObjectInfo, Store
 class PreviousRows:
     """The newest snapshot's rows, by the objects they were made of; each is made when it is asked for."""
 
-    def __init__(self, rows: SlideRows | None) -> None:
+    def __init__(self, rows: MappedRows | None) -> None:
         self._rows = rows
-        self._by_object: dict[str, int] = {}
-        for i, objects in enumerate(rows.column("objects") if rows is not None else ()):
-            self._by_object.update((each["key"], i) for each in objects)
+        self._by_object: dict[str, int] = dict(rows.objects()) if rows is not None else {}
 
     def reusable(self, plan: ScanPlan, config: IndexConfig, unit: Unit) -> list[SlideRow] | None:
         """The unit's rows with the overrides joined anew; None where any of it must be read again."""
@@ -33,7 +33,12 @@ class PreviousRows:
             return None
         if not all(_current(plan, config, row) for row in rows):
             return None
-        return [with_override(row, plan.override(row.header.objects)) for row in rows]
+        return [
+            replace(
+                with_override(row, plan.override(row.header.objects)), **origin_of(plan.slides, row.slide)
+            )
+            for row in rows
+        ]
 
     def groups(self, objects: Mapping[str, ObjectInfo]) -> list[tuple[str, ...]]:
         """Keys of those of `objects` that made up a slide and have not changed since, by slide.

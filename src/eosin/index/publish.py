@@ -14,14 +14,21 @@ from typing import Any
 from eosin import __version__
 from eosin.config import RunConfig
 from eosin.errors import UserError
-from eosin.index.latest import Latest, load_manifest, move_latest, read_latest
 from eosin.index.merge import MergedRows
 from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.read_slide import INDEXER_VERSION
 from eosin.index.reasons import cure_of
-from eosin.index.rows import FLEETING, OK, SlideRow, load_rows, write_rows
+from eosin.index.rows import FLEETING, OK, SlideRow, write_rows
 from eosin.index.scan import by_frequency, load_shard
 from eosin.index.series import load_series
+from eosin.index.snapshot import (
+    Latest,
+    load_manifest,
+    load_snapshot_rows,
+    move_latest,
+    read_latest,
+)
+from eosin.index.sources import attribution, owner_of
 from eosin.index.verify import chosen_to_verify, disagreement
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
@@ -69,7 +76,7 @@ def _refuse_far_fewer(plan: ScanPlan, manifest: SnapshotManifest, newest: Snapsh
         raise no_usable_slide(plan, _rows(plan, manifest), manifest)
     of = "" if manifest.slides_uri == newest.slides_uri else f" of {newest.slides_uri}"
     raise UserError(
-        f"{plan.slides.uri} has {manifest.num_ok} usable slides, and the newest snapshot of {plan.index.uri}"
+        f"{plan.slides_uri} has {manifest.num_ok} usable slides, and the newest snapshot of {plan.index.uri}"
         f" has {newest.num_ok}{of}; that one stays the newest",
         hint="check the folder, or take another --index; where the slides are gone indeed:"
         " --set index.allow_fewer_slides=true. What was found: eosin index inspect"
@@ -106,6 +113,8 @@ class _Tally:
     """What another reader shows otherwise, by slide."""
     statuses: Counter[str] = field(default_factory=Counter)
     tissue_mm2: float = 0.0
+    owners: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """Usable slides by cohort or source, licence and DOI."""
 
     def counted(self, rows: Iterable[SlideRow]) -> Iterator[SlideRow]:
         for row in rows:
@@ -115,6 +124,7 @@ class _Tally:
             self.digest.update(repr(row_identity(row)).encode())
             self.statuses[row.status] += 1
             self.tissue_mm2 += row.tissue_mm2 if row.status == OK else 0.0
+            self.owners.update([owner_of(row)] if row.status == OK else ())
             yield row
 
 
@@ -130,21 +140,26 @@ def _verified(plan: ScanPlan, rows: MergedRows, stage_dir: str | None) -> tuple[
 def _publish(plan: ScanPlan, rows: MergedRows, stage_dir: str | None) -> SnapshotManifest:
     disagreeing, num_verified = _verified(plan, rows, stage_dir)
     # The digest is of what the rows say, independent of how Parquet writes them.
-    tally = _Tally(hashlib.sha256(json.dumps([plan.slides.uri, INDEXER_VERSION]).encode()), disagreeing)
+    sources = [each.model_dump(mode="json") for each in plan.sources]
+    identity = [plan.slides.uri, *sources, INDEXER_VERSION]
+    tally = _Tally(hashlib.sha256(json.dumps(identity).encode()), disagreeing)
     with tempfile.TemporaryDirectory(prefix="eosin-index-") as folder:
-        path = Path(folder, "slides.parquet")
-        with path.open("wb") as file:
-            write_rows(tally.counted(rows), file)
+        path, masks_path = Path(folder, "slides.parquet"), Path(folder, "masks.bin")
+        with path.open("wb") as file, masks_path.open("wb") as masks:
+            write_rows(tally.counted(rows), file, masks)
         snapshot_id = tally.digest.hexdigest()[:16]
         published = load_manifest(plan.index, snapshot_id)
         if published is not None:
             return published
+        put_if_absent(plan.index, IndexLayout.snapshot_masks(snapshot_id), masks_path)
         rows_sha256 = _put_rows(plan.index, IndexLayout.snapshot_rows(snapshot_id), path)
     sorted_out = load_series(plan)
     manifest = SnapshotManifest(
         snapshot_id=snapshot_id,
         rows_sha256=rows_sha256,
-        slides_uri=plan.slides.uri,
+        slides_uri=plan.slides_uri,
+        sources=tuple(sources),
+        attribution=attribution(tally.owners, plan.sources),
         indexer_version=INDEXER_VERSION,
         num_slides=len(rows),
         num_ok=tally.statuses[OK],
@@ -178,7 +193,8 @@ def row_identity(row: SlideRow) -> tuple[object, ...]:
     return (
         row.slide, row.status, row.detail, row.header, row.mpp_source, mask, row.tissue_mm2, row.patient,
         row.cohort, sorted(row.labels.items()), sorted(row.extra.items()), row.digest, row.reuse_digest,
-        row.read_status, row.read_detail, row.has_thumbnail, row.content,
+        row.read_status, row.read_detail, row.has_thumbnail, row.content, row.uri, row.source,
+        row.credentials,
     )  # fmt: skip
 
 
@@ -197,7 +213,7 @@ def _checked(plan: ScanPlan, manifest: SnapshotManifest, log: RunLog) -> Snapsho
 
 
 def _rows(plan: ScanPlan, manifest: SnapshotManifest) -> Sequence[SlideRow]:
-    return load_rows(plan.index, IndexLayout.snapshot_rows(manifest.snapshot_id)) or ()
+    return load_snapshot_rows(plan.index, manifest)
 
 
 def no_usable_slide(plan: ScanPlan, rows: Sequence[SlideRow], manifest: SnapshotManifest) -> UserError:
@@ -209,7 +225,7 @@ def no_usable_slide(plan: ScanPlan, rows: Sequence[SlideRow], manifest: Snapshot
         command = f"eosin index inspect {plan.index.uri} --snapshot {manifest.snapshot_id}"
         more = f"\n  … and {len(rows) - _NAMED_SLIDES} more: {command}"
     return UserError(
-        f"none of the {len(rows)} slides in {plan.slides.uri} can be used ({counts}):{named}{more}",
+        f"none of the {len(rows)} slides in {plan.slides_uri} can be used ({counts}):{named}{more}",
         hint=_cure(manifest.reasons),
     )
 

@@ -18,6 +18,7 @@ from eosin.index.focus import Focus, focus_of
 from eosin.index.overrides import Override
 from eosin.index.overview import Overview, read_local_overview, read_overview
 from eosin.index.rows import OK, SlideRow
+from eosin.index.sources import origin_of
 from eosin.index.tissue import detect_tissue
 from eosin.index.tissue_model import TissueModel
 from eosin.layout import IndexLayout
@@ -29,7 +30,7 @@ from eosin.slides.region import fetch_tiles
 from eosin.slides.table import level_table
 from eosin.storage import AccessDenied, ObjectInfo, Store
 
-INDEXER_VERSION = 4
+INDEXER_VERSION = 5
 _THUMBNAIL_PX = 512
 _DETAIL_CHARS = 300
 _NO_OVERRIDE = Override()
@@ -122,7 +123,7 @@ def _bare_row(context: ScanContext, stored: tuple[SlideObject, ...], override: O
     header = SlideHeader(stored, "", "", (), None, None)
     return SlideRow(
         slide=stored[0].key,
-        status="", detail="", header=header, digest=digest,
+        status="", detail="", header=header, digest=digest, **origin_of(context.slides, stored[0].key),
         reuse_digest=reuse_digest(digest, context.config, override, context.model_digest),
     )  # fmt: skip
 

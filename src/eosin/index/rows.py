@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, BinaryIO, overload
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,7 +22,7 @@ from eosin.storage import NotFound, Store
 OK = "ok"
 FLEETING = frozenset({"changed", "denied", "missing", "unreadable"})
 """What a slide is today without its bytes saying so: such a row is made again by the next scan."""
-ROWS_AT_ONCE = 512
+_ROWS_AT_ONCE, _ROWS_WITH_MASKS = 4096, 512
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SlideRow:
     """Everything the index knows of one slide. A slide that cannot be used is a row too."""
 
     slide: str
-    """Key of its main object, relative to the slides URI."""
+    """Key of its main object, relative to the slides URI; of several sources, after its source's name."""
     status: str
     """`ok`, or the reason why it is not used."""
     detail: str
@@ -56,6 +56,12 @@ class SlideRow:
     has_thumbnail: bool = False
     content: str = ""
     """Of what is on the slide, whatever its name, its metadata and its store: equal on copies."""
+    uri: str = ""
+    """The slide's own."""
+    source: str = ""
+    """Name of its source; empty where the slides are one folder."""
+    credentials: str = ""
+    """Name of what its source is read with, never a secret: anonymous, a profile's name, environment."""
 
     @property
     def size_bytes(self) -> int:
@@ -88,9 +94,12 @@ SCHEMA = pa.schema(
         ("patient", pa.string()), ("cohort", pa.string()), ("labels", pa.string()), ("extra", pa.string()),
         ("digest", pa.string()), ("reuse_digest", pa.string()),
         ("read_status", pa.string()), ("read_detail", pa.string()), ("has_thumbnail", pa.bool_()),
-        ("content", pa.string()),
+        ("content", pa.string()), ("uri", pa.string()), ("source", pa.string()), ("credentials", pa.string()),
+        ("mask_start", pa.int64()), ("mask_bytes", pa.int32()),
     ]
 )  # fmt: skip
+# Columns that an earlier eosin did not write.
+_LATER = {"uri": "", "source": "", "credentials": "", "mask_start": -1, "mask_bytes": 0}
 
 
 def encode_rows(rows: Iterable[SlideRow]) -> bytes:
@@ -100,12 +109,23 @@ def encode_rows(rows: Iterable[SlideRow]) -> bytes:
     return buffer.getvalue()
 
 
-def write_rows(rows: Iterable[SlideRow], file: BinaryIO) -> None:
-    """Parquet of `rows` in the order given, 512 in memory at a time."""
+def write_rows(rows: Iterable[SlideRow], file: BinaryIO, masks: BinaryIO | None = None) -> None:
+    """Parquet of `rows` in the order given, 4096 in memory at a time (512 with masks).
+
+    `masks`: takes the bits of the masks, one after the other; None: they stand in the rows.
+    """
     left = iter(rows)
-    with pq.ParquetWriter(file, SCHEMA, compression="zstd", write_statistics=False) as writer:
-        while group := list(itertools.islice(left, ROWS_AT_ONCE)):
-            writer.write_table(pa.Table.from_pylist([_to_record(row) for row in group], schema=SCHEMA))
+    schema = SCHEMA if masks is not None else pa.schema(list(SCHEMA)[: -len(("mask_start", "mask_bytes"))])
+    with pq.ParquetWriter(file, schema, compression="zstd", write_statistics=False) as writer:
+        num = _ROWS_WITH_MASKS if masks is None else _ROWS_AT_ONCE
+        while group := list(itertools.islice(left, num)):
+            records = [_to_record(row) for row in group]
+            for record in records if masks is not None else ():
+                tissue = record["tissue"] or {"packed": b""}
+                record["mask_start"] = masks.tell() if record["tissue"] else -1  # type: ignore[union-attr]
+                record["mask_bytes"] = masks.write(tissue["packed"])  # type: ignore[union-attr]
+                tissue["packed"] = b""
+            writer.write_table(pa.Table.from_pylist(records, schema=schema))
 
 
 def load_rows(store: Store, key: str) -> SlideRows | None:
@@ -117,13 +137,10 @@ def load_rows(store: Store, key: str) -> SlideRows | None:
 
 
 class SlideRows(Sequence[SlideRow]):
-    """Rows of a Parquet table, made on first use; what is never asked for stays compact."""
+    """Rows of a Parquet table in memory, made on first use."""
 
-    def __init__(self, table: pa.Table, masks: Sequence[TissueMask | None] | None = None) -> None:
-        """`masks`: of all rows, where the table does not hold them."""
-        self._table, self._masks = table, masks
-        self._made: dict[int, list[SlideRow]] = {}
-        self._jpeg_tables: dict[bytes, bytes] = {}
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -135,43 +152,16 @@ class SlideRows(Sequence[SlideRow]):
     def __getitem__(self, index: slice) -> list[SlideRow]: ...
 
     def __getitem__(self, index: int | slice) -> SlideRow | list[SlideRow]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        at = index + len(self) if index < 0 else index
-        if not 0 <= at < len(self):
-            raise IndexError(index)
-        return self._block(at // ROWS_AT_ONCE)[at % ROWS_AT_ONCE]
-
-    def __iter__(self) -> Iterator[SlideRow]:
-        return (self[i] for i in range(len(self)))
-
-    def alone(self, index: int) -> SlideRow:
-        """One row, not kept: for one pass over rows that together would fill memory."""
-        return self._make(index, 1)[0]
+        return self._rows[index]
 
     def column(self, name: str) -> list[Any]:
         """One column of all rows, without making the rows."""
         values: list[Any] = self._table.column(name).to_pylist()
         return values
 
-    def _block(self, block: int) -> list[SlideRow]:
-        if block not in self._made:
-            self._made[block] = self._make(block * ROWS_AT_ONCE, ROWS_AT_ONCE)
-        return self._made[block]
-
-    def _make(self, start: int, num: int) -> list[SlideRow]:
-        part = self._table.slice(start, num)
-        if self._masks is None:
-            masks: Sequence[TissueMask | None] = masks_of(part.column("tissue"))
-            part = part.drop_columns(["tissue"])
-        else:
-            masks = self._masks[start : start + num]
-        records = part.to_pylist()
-        for level in (level for record in records for level in record["levels"]):
-            # Slides of one scanner share them, and they are most of a row.
-            tables = level["jpeg_tables"]
-            level["jpeg_tables"] = tables and self._jpeg_tables.setdefault(tables, tables)
-        return [_from_record(*each) for each in zip(records, masks, strict=True)]
+    @cached_property
+    def _rows(self) -> list[SlideRow]:
+        return [_from_record(each) for each in self._table.to_pylist()]
 
 
 def decode_rows(data: bytes, *, source: str) -> SlideRows:
@@ -183,15 +173,30 @@ def decode_rows(data: bytes, *, source: str) -> SlideRows:
 
 
 def conformed(part: pa.Table) -> pa.Table:
-    """The columns of `SCHEMA`, in order.
+    """The columns of `SCHEMA`, in order; those that an earlier eosin did not write say nothing.
 
-    Raises `pyarrow.ArrowInvalid` where one lacks or is not of its kind.
+    Raises `pyarrow.ArrowInvalid` where another lacks or one is not of its kind.
     """
+    for name, value in _LATER.items():
+        if name not in part.schema.names:
+            kind = SCHEMA.field(name).type
+            part = part.append_column(name, pa.repeat(pa.scalar(value, kind), part.num_rows))
     for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
-        found = part.schema.field(name).type if name in part.schema.names else None
+        found = _plain(part.schema.field(name).type) if name in part.schema.names else None
         if found != kind:
             raise pa.ArrowInvalid(f"column {name} holds {found}, not {kind}")
     return part.select(SCHEMA.names)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type whose texts may be read as dictionaries."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([each.with_type(_plain(each.type)) for each in kind])
+    return kind
 
 
 def _to_record(row: SlideRow) -> dict[str, Any]:
@@ -208,30 +213,9 @@ def _to_record(row: SlideRow) -> dict[str, Any]:
     }
 
 
-def masks_of(column: pa.ChunkedArray) -> list[TissueMask | None]:
-    """The masks of a column; their bits are views of the column's memory, not copies of it."""
-    masks: list[TissueMask | None] = []
-    for chunk in column.chunks:
-        packed, *others = (chunk.field(each.name) for each in _TISSUE)
-        bits = _views(packed)
-        fields = [each.to_pylist() for each in others]
-        for i, valid in enumerate(chunk.is_valid().to_pylist()):
-            masks.append(TissueMask(bits[i], *(each[i] for each in fields)) if valid else None)
-    return masks
-
-
-def _views(values: pa.BinaryArray) -> list[memoryview]:
-    """The bytes of each value where Arrow keeps them (its own scalars copy)."""
-    _, offsets, data = values.buffers()
-    if data is None:
-        return [memoryview(b"")] * len(values)
-    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1].tolist()
-    whole = memoryview(data)
-    return [whole[start:end] for start, end in itertools.pairwise(ends)]
-
-
-def _from_record(record: dict[str, Any], tissue: TissueMask | None) -> SlideRow:
-    values = dict(record)
+def _from_record(values: dict[str, Any]) -> SlideRow:
+    del values["mask_start"], values["mask_bytes"]
+    tissue = values.pop("tissue")
     header = SlideHeader(
         objects=tuple(SlideObject(**each) for each in values.pop("objects")),
         levels=tuple(Level(**each) for each in values.pop("levels")),
@@ -239,7 +223,7 @@ def _from_record(record: dict[str, Any], tissue: TissueMask | None) -> SlideRow:
     )
     return SlideRow(
         header=header,
-        tissue=tissue,
+        tissue=tissue and TissueMask(**tissue),
         labels=json.loads(values.pop("labels")),
         extra=json.loads(values.pop("extra")),
         **values,

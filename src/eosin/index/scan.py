@@ -127,7 +127,8 @@ def _refuse_a_wall(context: ScanContext, progress: _ScanProgress, rows: Sequence
     num_read = sum(progress.read_statuses.values())
     if num_read >= _UNITS_A_PART and progress.read_statuses["denied"] == num_read:
         raise UserError(
-            f"none of {num_read} slides in {context.slides.uri} may be read: {rows[0].read_detail}",
+            f"none of {num_read} slides in {rows[0].source or context.slides.uri} may be read: "
+            f"{rows[0].read_detail}",
             hint="give the credentials in use the right to read (s3:GetObject) under this prefix",
         )
 

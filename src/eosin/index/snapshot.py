@@ -1,20 +1,51 @@
-"""An immutable snapshot of an index, as everything after the index reads it."""
+"""Immutable snapshots of an index, as everything after the index reads them; the pointer to the newest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from eosin.errors import PermanentError, UserError
-from eosin.index.latest import load_manifest, read_latest
-from eosin.index.rows import OK, SlideRow, SlideRows
-from eosin.index.snapshot_rows import load_snapshot_rows
+from eosin.index.columns import FORM, MappedRows, MasksApart, made_once, write_columns
+from eosin.index.rows import SlideRow
+from eosin.index.sources import open_slide_store, sources_of
 from eosin.layout import IndexLayout
-from eosin.records import SnapshotManifest
+from eosin.records import SnapshotManifest, load_record, update_record
+from eosin.records.base import Record
 from eosin.slides.model import TILE_DTYPE, TileTable
 from eosin.storage import ByteRange, NotFound, Store, open_store
+
+
+class Latest(Record):
+    """`LATEST.json` of an index."""
+
+    snapshot_id: str
+    """The newest snapshot of the index."""
+    scan_id: str
+    """The scan it came from: the same slides, overrides and settings scan to the same id."""
+
+
+def read_latest(store: Store) -> Latest | None:
+    """The newest snapshot's name; None where the index is empty."""
+    return load_record(Latest, store, IndexLayout.LATEST)
+
+
+def move_latest(store: Store, latest: Latest) -> None:
+    """Point to `latest`, by conditional puts: of two at once the later one stands, and none is torn.
+
+    Raises `TransientError` where others keep moving it.
+    """
+    update_record(Latest, store, IndexLayout.LATEST, lambda found: None if found == latest else latest)
+
+
+def load_manifest(store: Store, snapshot_id: str) -> SnapshotManifest | None:
+    """The marker of a snapshot; None where it was never completed."""
+    return load_record(SnapshotManifest, store, IndexLayout.snapshot_marker(snapshot_id))
 
 
 @dataclass(frozen=True)
@@ -22,15 +53,22 @@ class Snapshot:
     """Rows of every slide, sorted by slide; tile tables are read level by level on request."""
 
     manifest: SnapshotManifest
-    rows: SlideRows
-    usable: Sequence[int]
-    """Indices of the rows with status `ok`."""
+    rows: MappedRows
     store: Store
+
+    @cached_property
+    def usable(self) -> npt.NDArray[np.int64]:
+        """Indices of the rows with status `ok`."""
+        return np.flatnonzero(self.rows.table["ok"])
 
     @property
     def slides_uri(self) -> str:
-        """The folder that the keys of the rows are relative to."""
+        """The folder that the keys of the rows are relative to; of several sources, what they are."""
         return self.manifest.slides_uri
+
+    def slide_store(self) -> Store:
+        """Where the slides lie, each source open with its own access."""
+        return open_slide_store(self.slides_uri, sources_of(self.manifest.sources))
 
     def load_tiles(self, row: SlideRow, level: int) -> TileTable:
         """Tiles of one level, row-major, [num_tiles] of `TILE_DTYPE`, read by its byte range alone.
@@ -74,6 +112,26 @@ def open_snapshot(index_uri: str, snapshot_id: str | None = None) -> Snapshot:
     manifest = load_manifest(store, snapshot_id)
     if manifest is None:
         raise UserError(f"index {index_uri} has no snapshot {snapshot_id}", hint="`eosin index inspect` it")
-    rows = load_snapshot_rows(store, manifest)
-    usable = tuple(i for i, status in enumerate(rows.column("status")) if status == OK)
-    return Snapshot(manifest, rows, usable, store)
+    return Snapshot(manifest, load_snapshot_rows(store, manifest), store)
+
+
+def load_snapshot_rows(store: Store, manifest: SnapshotManifest) -> MappedRows:
+    """The rows of `manifest`, from this node's cache. Raises `NotFound`, `PermanentError` for damage."""
+    key = IndexLayout.snapshot_rows(manifest.snapshot_id)
+
+    def make(folder: Path) -> None:
+        path, source = folder / "rows.parquet", f"{store.uri}/{key}"
+        store.download(key, path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != manifest.rows_sha256:
+            raise PermanentError(f"{source} is not what its marker says", hint="index again")
+        write_columns(path, folder, source=source)
+        path.unlink()
+
+    folder = made_once(f"rows-{FORM}-{manifest.rows_sha256[:32]}", make)
+    rows = MappedRows(folder)
+    if (folder / "masks.bin").stat().st_size or not len(rows):
+        return rows
+    masks = MasksApart(store, IndexLayout.snapshot_masks(manifest.snapshot_id), folder, len(rows))
+    return MappedRows(folder, masks)

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from eosin.index.columns import MappedRows
 from eosin.index.rows import SlideRow
 
 
-def patient_of(row: SlideRow) -> str:
+class SlideKey(NamedTuple):
+    """What the held-out split is made by."""
+
+    slide: str
+    patient: str
+    content: str
+
+
+def patient_of(row: SlideRow | SlideKey) -> str:
     """What must not be torn apart by a split: the patient, or the slide where none is known."""
     return f"patient:{row.patient}" if row.patient else f"slide:{row.slide}"
 
@@ -28,7 +42,7 @@ def held_out(row: SlideRow, fraction: float, seed: int = 0) -> bool:
     return hash_unit(patient_of(row), seed) < fraction
 
 
-def split_patients(rows: Iterable[SlideRow], fraction: float, seed: int = 0) -> frozenset[str]:
+def split_patients(rows: Iterable[SlideRow | SlideKey], fraction: float, seed: int = 0) -> frozenset[str]:
     """The held-out patients (`patient_of`) among `rows`: those `held_out` names, and never all or none.
 
     Patients that share a slide, under whatever names it lies there, count as one, the first by name.
@@ -37,23 +51,55 @@ def split_patients(rows: Iterable[SlideRow], fraction: float, seed: int = 0) -> 
     says so.
     """
     groups = linked_patients(rows)
-    names = sorted(set(groups.values()), key=lambda name: (hash_unit(name, seed), name))
-    if fraction <= 0 or len(names) < 2:
+    places = {name: hash_unit(name, seed) for name in groups.values()}
+    if fraction <= 0 or len(places) < 2:
         return frozenset()
-    num_held = sum(hash_unit(name, seed) < fraction for name in names)
-    held = set(names[: min(max(num_held, 1), len(names) - 1)])
+    held = {name for name, place in places.items() if place < fraction}
+    if not held:
+        held = {min(places, key=lambda name: (places[name], name))}
+    elif len(held) == len(places):
+        held.remove(max(places, key=lambda name: (places[name], name)))
     return frozenset(patient for patient, name in groups.items() if name in held)
 
 
-def linked_patients(rows: Iterable[SlideRow]) -> dict[str, str]:
+def held_out_rows(rows: MappedRows, among: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
+    """Which of `among` (rows of a snapshot) belong to the patients that `split_patients` holds out of them.
+
+    Only a row of each patient and those that have copies are looked at one by one.
+    """
+    contents, patients = (_codes(rows.arrow(name, among)) for name in ("content", "patient"))
+    names = rows.texts("patient", among)
+    alone = np.array([not name for name in names], bool)
+    _, own = np.unique(patients, return_index=True)
+    copied = np.bincount(contents)[contents] > 1
+    decisive = np.flatnonzero(copied | alone | np.isin(np.arange(len(among)), own))
+    columns = (rows.texts(name, among[decisive]) for name in SlideKey._fields)
+    keys = [SlideKey(*each) for each in zip(*columns, strict=True)]
+    held = split_patients(keys, fraction)
+    found = np.zeros(len(among), bool)
+    found[decisive] = [patient_of(key) in held for key in keys]
+    # Slides of one patient share its place; those of nobody have places of their own.
+    of_patient = np.zeros(int(patients.max(initial=0)) + 1, bool)
+    of_patient[patients[decisive]] = found[decisive]
+    return np.where(alone, found, of_patient[patients])
+
+
+def _codes(values: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """A number for each distinct value."""
+    encoded = values.combine_chunks().dictionary_encode()
+    return np.asarray(encoded.indices).astype(np.int64)
+
+
+def linked_patients(rows: Iterable[SlideRow | SlideKey]) -> dict[str, str]:
     """Every patient (`patient_of`) with the first by name of those it is linked to by equal slides."""
     parents: dict[str, str] = {}
     first_with: dict[str, str] = {}
     for row in rows:
         patient = patient_of(row)
         parents.setdefault(patient, patient)
-        if row.content:
-            _link(parents, patient, first_with.setdefault(row.content, patient))
+        other = first_with.setdefault(row.content, patient) if row.content else patient
+        if other != patient:
+            _link(parents, patient, other)
     return {patient: _root(parents, patient) for patient in parents}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from importlib.metadata import version
 from typing import Any
@@ -11,19 +12,20 @@ from safetensors.torch import load, save
 from torch import nn
 
 from eosin.config import RunConfig
-from eosin.errors import PermanentError, UserError
-from eosin.layout import RANDOM_INIT, RunLayout
+from eosin.errors import EosinError, PermanentError, UserError
+from eosin.layout import RANDOM_INIT, IndexLayout, RunLayout
 from eosin.models.arch import create_vit, resolved_arch_args
 from eosin.models.backbone import Backbone
 from eosin.models.network import build_network
-from eosin.records import TeacherCard, load_record
+from eosin.records import SnapshotManifest, TeacherCard, load_record
 from eosin.records.teacher_folder import readme, timm_config
 from eosin.storage import NotFound, Store, join_uri, open_store
 
 
 def make_card(
-    config: RunConfig, name: str, step: int | None, vit: Any, *, sha256: str = "", snapshot_id: str = ""
-) -> TeacherCard:
+    config: RunConfig, name: str, step: int | None, vit: Any, *, sha256: str = "",
+    snapshot_id: str = "", attribution: tuple[str, ...] = (),
+) -> TeacherCard:  # fmt: skip
     """The card of a teacher that the run of `config` trained."""
     args = resolved_arch_args(config.model, config.augment.global_px)
     return TeacherCard(
@@ -39,6 +41,7 @@ def make_card(
         weights_sha256=sha256,
         config_digest=config.digest(),
         snapshot_id=snapshot_id,
+        attribution=attribution,
         eosin_version=version("eosin"),
     )
 
@@ -58,12 +61,22 @@ def export_teacher(
         {key: value.detach().cpu().contiguous() for key, value in backbone.vit.state_dict().items()}
     )
     digest = hashlib.sha256(weights).hexdigest()
-    card = make_card(config, name, step, backbone.vit, sha256=digest, snapshot_id=snapshot_id)
+    card = make_card(config, name, step, backbone.vit, sha256=digest, snapshot_id=snapshot_id,
+                     attribution=_attribution(config, snapshot_id))  # fmt: skip
     store.put(RunLayout.teacher_weights(name), weights)
     store.put(RunLayout.teacher_timm_config(name), timm_config(card))
     store.put(RunLayout.teacher_readme(name), readme(card))
     store.put(RunLayout.teacher_card(name), card.to_json())
     return card
+
+
+def _attribution(config: RunConfig, snapshot_id: str) -> tuple[str, ...]:
+    """Whose the slides are; nothing where the index cannot be asked, which must not cost a teacher."""
+    with contextlib.suppress(EosinError):
+        key = IndexLayout.snapshot_marker(snapshot_id)
+        manifest = load_record(SnapshotManifest, open_store(config.index.uri), key) if snapshot_id else None
+        return manifest.attribution if manifest is not None else ()
+    return ()
 
 
 def load_teacher(uri: str, name: str) -> tuple[nn.Module, TeacherCard]:

@@ -9,7 +9,8 @@ from eosin.patches.request import PatchRequest
 from eosin.slides.model import SlideHeader
 from eosin.slides.region import to_level
 
-_ROUNDING = 1.0 + 1e-6
+ROUNDING = 1.0 + 1e-6
+"""By how much a level may be coarser than a limit and still meet it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def best_level(header: SlideHeader, mpp: float, tolerance: float) -> int | None:
     fine = [
         number
         for number in range(len(header.levels))
-        if level_mpp(header, number) <= mpp * (1.0 + tolerance) * _ROUNDING
+        if level_mpp(header, number) <= mpp * (1.0 + tolerance) * ROUNDING
     ]
     return max(fine, key=lambda number: header.levels[number].downsample, default=None)
 

@@ -26,7 +26,7 @@ from eosin.patches.request import PatchBatch, PatchRequest, copied, on_host
 from eosin.patches.sampling.sampler import Sampler
 from eosin.process import Closing
 from eosin.slides.errors import SlideError
-from eosin.storage import Store, open_store
+from eosin.storage import Store
 
 MAX_ATTEMPTS = 32
 # Patches that one task fetches in one request batch and decodes: enough for the request to be worth
@@ -283,7 +283,7 @@ def open_reader(
     tensors there. Raises `UserError` for a decoder that cannot read that way.
     """
     cv2.setNumThreads(1)  # patches are resized in threads of our own; OpenCV's would get in their way
-    store = store or open_store(snapshot.slides_uri)
+    store = store or snapshot.slide_store()
     pool = _pool(store, snapshot, config)
     source = _source(store, config, pool)
     if device is None:
@@ -320,7 +320,7 @@ def _pool(store: Store, snapshot: Snapshot, config: PatchesConfig) -> StagePool 
         raise UserError(
             "cuCIM reads local files alone", hint="set patches.reader=stage beside patches.decoder=cucim"
         )
-    local = any(snapshot.rows[number].header.access == "local" for number in snapshot.usable)
+    local = "local" in set(snapshot.rows.texts("access", snapshot.usable))
     if config.reader != "stage" and not local:
         return None
     default = Path(tempfile.gettempdir()) / f"eosin-stage-{os.getuid()}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from eosin.records.base import Record
 
 
@@ -13,7 +15,9 @@ class SnapshotManifest(Record):
     rows_sha256: str
     """Of slides.parquet."""
     slides_uri: str
-    """Folder of the slides."""
+    """Folder of the slides, to which keys are relative; of several sources, what they are."""
+    sources: tuple[dict[str, Any], ...] = ()
+    """In place of a folder, as `slides.sources` has them: a slide's key begins with its source's name."""
     indexer_version: int
     """Rises when the same slide would give another row."""
     num_slides: int
@@ -28,6 +32,8 @@ class SnapshotManifest(Record):
     """Slides, one of each vendor and layout, whose picture was held against another reader's."""
     num_not_slides: int = 0
     """Objects in the folder that are no slides: counted, not listed."""
+    attribution: tuple[str, ...] = ()
+    """Whose the slides are: collections with their numbers of usable slides, licences and DOIs."""
     eosin_version: str = ""
     """Of the eosin that published it."""
 

@@ -69,6 +69,8 @@ class TeacherCard(Record):
     """Of what decides the training in the run's config.yaml."""
     snapshot_id: str = ""
     """The snapshot of the index that it was trained on."""
+    attribution: tuple[str, ...] = ()
+    """Whose the slides are that it was trained on: collections, licences and DOIs."""
     eosin_version: str = ""
     """Of the eosin that exported it."""
 

@@ -93,6 +93,8 @@ def readme(card: TeacherCard, context: CardContext | None = None) -> bytes:
     }
     rows = "".join(f"| {name} | {text} |\n" for name, text in facts.items() if text)
     licence = f"license: {context.licence}\n" if context.licence else ""
+    owners = "".join(f"- {line}\n" for line in card.attribution)
+    attribution = f"\n## Attribution\n\nTrained on slides of:\n\n{owners}" if owners else ""
     return f"""---
 library_name: timm
 tags: [feature-extraction, pathology]
@@ -120,7 +122,7 @@ gives {card.num_features} numbers, as eosin's own evaluation takes them where `e
 
 | | |
 |---|---|
-{rows}{_figures(context)}""".encode()
+{rows}{_figures(context)}{attribution}""".encode()
 
 
 def _figures(context: CardContext) -> str:

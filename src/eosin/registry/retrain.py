@@ -129,7 +129,7 @@ def _slides(snapshot: Snapshot) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
     rows = (snapshot.rows[number] for number in snapshot.usable)
     return {
         (
-            join_uri(snapshot.slides_uri, row.slide),
+            row.uri or join_uri(snapshot.slides_uri, row.slide),
             tuple((each.key, each.etag) for each in row.header.objects),
         )
         for row in rows

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from eosin.config import RunConfig, load_config
 from eosin.errors import EosinError, PermanentError
-from eosin.index.latest import Latest, read_latest
 from eosin.index.rows import decode_rows
+from eosin.index.snapshot import Latest, read_latest
 from eosin.layout import IndexLayout, RunLayout, step_of
 from eosin.records import IndexPin, PatchSetManifest, load_record
 from eosin.storage import NotFound, ObjectInfo, Store, join_uri, open_store

@@ -28,7 +28,7 @@ def decode_tile(level: Level, data: bytes, scale_denominator: int = 1) -> Pixels
     if level.compression == "jpeg":
         return decode_jpeg(level, data, scale_denominator)
     decode = _DECODERS.get(level.compression, _decode_raw)
-    return _scaled(_as_rgb(decode(level, data)), scale_denominator)
+    return _scaled(_as_rgb(decode(level, data), level.color_space.partition("+")[2]), scale_denominator)
 
 
 def _decode_jpegls(level: Level, data: bytes) -> Pixels:
@@ -68,24 +68,28 @@ def _decode_raw(level: Level, data: bytes) -> Pixels:
 
 def _shape(level: Level, flat: Pixels) -> Pixels:
     num_samples, odd = divmod(len(flat), level.tile_height_px * level.tile_width_px)
-    wanted = (1, 2) if level.color_space == "gray" else (3, 4)
+    wanted = (1, 2) if level.color_space.startswith("gray") else (3, 4)
     if odd or num_samples not in wanted:
         raise SlideError("corrupt-tile", f"a {level.compression} tile unfolds to {len(flat)} bytes")
     pixels = flat.reshape(level.tile_height_px, level.tile_width_px, num_samples)
     return np.cumsum(pixels, axis=1, dtype=np.uint8) if level.predictor == 2 else pixels
 
 
-def _as_rgb(pixels: Pixels) -> Pixels:
-    """[h, w, 3] of gray, gray with alpha, RGB or RGBA; what is transparent is white, as the glass is."""
+def _as_rgb(pixels: Pixels, alpha: str) -> Pixels:
+    """[h, w, 3] of gray, gray with alpha, RGB or RGBA; what is transparent is white, as the glass is.
+
+    `alpha`: what follows the + of `Level.color_space`.
+    """
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    num_samples = pixels.shape[2]
-    if num_samples == 1:
-        return np.repeat(pixels, 3, axis=2)
-    if num_samples == 3:
-        return np.ascontiguousarray(pixels)
-    return over_white(np.concatenate([np.repeat(pixels[..., :1], 3, axis=2), pixels[..., 1:]], axis=2)
-                      if num_samples == 2 else pixels)  # fmt: skip
+    if pixels.shape[2] < 3:
+        pixels = np.concatenate([np.repeat(pixels[..., :1], 3, axis=2), pixels[..., 1:]], axis=2)
+    if pixels.shape[2] == 3 or alpha == "other":
+        return np.ascontiguousarray(pixels[..., :3])
+    if alpha == "premultiplied":
+        clear = 255 - pixels[..., 3:]
+        return np.asarray(np.minimum(pixels[..., :3].astype(np.uint16) + clear, 255), np.uint8)
+    return over_white(pixels)
 
 
 def over_white(rgba: Pixels) -> Pixels:

@@ -32,7 +32,7 @@ from eosin.slides.model import (
     TileTable,
     plausible_mpp,
 )
-from eosin.slides.table import check_grid, check_total, concatenate
+from eosin.slides.table import check_grid, check_total, concatenate, same_shape
 from eosin.storage import NotFound, ObjectChanged
 
 WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -88,6 +88,10 @@ class Instance:
     may_have_holes: bool = False
     """Frames are placed by position, and absent ones are background."""
     num_planes: int = 1
+    place_mm: tuple[float, float] | None = None
+    """X and Y of its corner on the glass."""
+    num_parts: int = 1
+    """Objects of its concatenation."""
     walked: bool = False
     """Without an offset table: the whole object was read to find its frames."""
 
@@ -138,6 +142,10 @@ def series_slide(instances: Sequence[Instance]) -> tuple[SlideHeader, TileTable,
     if not volumes:
         roles = ", ".join(sorted({each.role for each in instances}))
         raise SlideError("not-a-slide", f"its DICOM series holds only: {roles}")
+    largest = max(volumes, key=lambda each: each.grid.width_px * each.grid.height_px)
+    num_elsewhere = len(volumes)
+    volumes = [each for each in volumes if _of_one_place(largest, each)]
+    num_elsewhere -= len(volumes)
     pictures: dict[tuple[int, int], dict[str, list[int]]] = {}
     for i, each in enumerate(volumes):
         size, name = (each.grid.width_px, each.grid.height_px), each.concatenation or f"object {i}"
@@ -156,8 +164,21 @@ def series_slide(instances: Sequence[Instance]) -> tuple[SlideHeader, TileTable,
         check_total(first_tile)
     objects = tuple(each.stored for each in volumes)
     header = SlideHeader(objects, "dicom", "dicom", tuple(levels), finest.mpp_x, finest.mpp_y)
-    remark = f"the middle one of {most_planes} focal planes is read" if most_planes > 1 else ""
-    return header, concatenate(tables), remark
+    remarks = [f"the middle one of {most_planes} focal planes is read"] if most_planes > 1 else []
+    remarks += [f"{num_elsewhere} objects show another place and are left out"] if num_elsewhere else []
+    return header, concatenate(tables), "; ".join(remarks)
+
+
+def _of_one_place(finest: Instance, other: Instance) -> bool:
+    """Whether both show the same part of the glass, as the levels of a pyramid do."""
+    if not same_shape(
+        (finest.grid.width_px, finest.grid.height_px), (other.grid.width_px, other.grid.height_px)
+    ):
+        return False
+    if finest.place_mm is None or other.place_mm is None or not finest.mpp_x:
+        return True
+    side_mm = max(finest.grid.width_px, finest.grid.height_px) * finest.mpp_x / 1e3
+    return all(abs(a - b) <= 0.05 * side_mm for a, b in zip(finest.place_mm, other.place_mm, strict=True))
 
 
 def _chosen(volumes: Sequence[Instance], pictures: list[list[int]]) -> tuple[list[int], int]:
@@ -176,7 +197,12 @@ def _chosen(volumes: Sequence[Instance], pictures: list[list[int]]) -> tuple[lis
 
 def _merged(volumes: Sequence[Instance], members: Sequence[int]) -> TileTable:
     """One level's table; the parts of a concatenation fill each other's holes."""
-    merged = np.zeros(volumes[members[0]].grid.num_tiles, TILE_DTYPE)
+    merged, num_parts = (
+        np.zeros(volumes[members[0]].grid.num_tiles, TILE_DTYPE),
+        volumes[members[0]].num_parts,
+    )
+    if len(members) < num_parts:
+        raise SlideError("truncated", f"{len(members)} of {num_parts} parts of a level are there")
     for i in members:
         part = volumes[i].tiles
         if len(part) != len(merged):
@@ -255,7 +281,14 @@ def _attributes(dataset: Any, stored: SlideObject) -> Instance:
         z_mm=float((origin and origin[0].get("ZOffsetInSlideCoordinateSystem")) or 0.0),
         extended_depth=str(dataset.get("ExtendedDepthOfField", "")) == "YES",
         tiles=concatenate([]),
+        place_mm=_place(origin[0]) if origin else None,
+        num_parts=int(dataset.get("InConcatenationTotalNumber") or 1),
     )  # fmt: skip
+
+
+def _place(origin: Any) -> tuple[float, float] | None:
+    x, y = (origin.get(f"{axis}OffsetInSlideCoordinateSystem") for axis in "XY")
+    return None if x is None or y is None else (float(x), float(y))
 
 
 def _role(dataset: Any) -> str:

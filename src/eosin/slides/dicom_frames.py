@@ -12,7 +12,7 @@ from eosin.slides.errors import SlideError
 from eosin.slides.model import TileTable
 from eosin.slides.table import MAX_LEVEL_TILES, make_table
 
-_ITEM = b"\xfe\xff\x00\xe0"
+_ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _UNDEFINED = 0xFFFFFFFF
 _MAX_TABLE_BYTES = 64 * 2**20
 _WINDOW_BYTES = 2**20
@@ -88,8 +88,8 @@ def _basic(file: SizedFile, table_at: int, table_bytes: int, num_frames: int) ->
         raise SlideError("corrupt-header", f"{table_bytes} bytes of offsets for {num_frames} frames")
     offsets = np.frombuffer(_read(file, table_at, table_bytes), "<u4").astype(np.int64)
     first_item = table_at + table_bytes
-    last = _item_length(file, first_item + int(offsets[-1]))
-    sizes = np.append(np.diff(offsets) - 8, last)
+    last = first_item + int(offsets[-1])
+    sizes = np.append(np.diff(offsets) - 8, _end_of_items(file, last) - last - 8)
     if (sizes < 0).any():
         raise SlideError("corrupt-header", "its frame offsets do not ascend")
     return _by_offsets(file, offsets, sizes, first_item)
@@ -98,31 +98,70 @@ def _basic(file: SizedFile, table_at: int, table_bytes: int, num_frames: int) ->
 def _by_offsets(
     file: SizedFile, offsets: npt.NDArray[Any], sizes: npt.NDArray[Any], first_item: int
 ) -> TileTable:
-    """Checks on three frames that each is one item, which is what a single ranged read can fetch."""
+    """Checks on three frames that each is made of whole items; what lies between them `joined` takes out."""
     for i in sorted({0, len(offsets) // 2, len(offsets) - 1}):
-        length = _item_length(file, first_item + int(offsets[i]))
-        if not 0 <= length - int(sizes[i]) <= 1 and not 0 <= int(sizes[i]) - length <= 1:
-            raise SlideError("unsupported-layout", f"frame {i} is stored in several fragments")
+        start = first_item + int(offsets[i])
+        end = start + 8 + int(sizes[i])
+        if not -1 <= _end_of_items(file, start, end) - end <= 1:
+            raise SlideError("corrupt-header", f"frame {i} is not where the offsets say")
     return make_table(offsets.astype(np.int64) + first_item + 8, sizes.astype(np.int64))
+
+
+def _end_of_items(file: SizedFile, at: int, until: int | None = None) -> int:
+    """Where the items that begin at `at` end: at the first one past `until`, or with the last of all."""
+    num = 0
+    while until is None or at + 1 < until:
+        if num and (at + 8 > file.size_bytes or _read(file, at, 4) == _END):
+            break
+        at += 8 + _item_length(file, at)
+        num += 1
+    return at
 
 
 def _walk(file: SizedFile, first_item: int, num_frames: int) -> TileTable:
     """Item by item: each header says where the next one is.
 
-    The headers lie among the pixels, so the object is read from end to end in windows; only frames
-    larger than a window are leapt over.
+    The headers lie among the pixels, so the object is read from end to end in windows; only items larger
+    than a window are leapt over. Of more items than frames a frame begins with each that begins as the first.
     """
-    offsets, sizes = np.zeros(num_frames, np.int64), np.zeros(num_frames, np.int64)
+    starts: list[int] = []
+    begins: list[bytes] = []
     at, window_at, window = first_item, first_item, b""
-    for i in range(num_frames):
-        if at + 8 > window_at + len(window):
-            window_at, window = at, _read(file, at, min(_WINDOW_BYTES, max(8, file.size_bytes - at)))
-        sizes[i] = _length_of(window[at - window_at :][:8], at)
-        offsets[i] = at + 8
-        at += 8 + int(sizes[i])
-    if at + 8 <= file.size_bytes and _read(file, at, 4) == _ITEM:
-        raise SlideError("unsupported-layout", "its frames are stored in several fragments each")
-    return make_table(offsets, sizes)
+    while len(starts) <= MAX_LEVEL_TILES and at + 8 <= file.size_bytes:
+        if at + 10 > window_at + len(window):
+            window_at, window = at, _read(file, at, min(_WINDOW_BYTES, file.size_bytes - at))
+        head = window[at - window_at :][:10]
+        if head[:4] == _END:
+            break
+        if len(starts) == num_frames and head[:4] != _ITEM:  # some writers leave the end out
+            break
+        starts.append(at)
+        begins.append(head[8:])
+        at += 8 + _length_of(head[:8], at)
+    if num_frames > 1 and len(starts) > num_frames:
+        starts = [each for each, begin in zip(starts, begins, strict=True) if begin == begins[0]]
+    if num_frames == 1:
+        starts = starts[:1]
+    if len(starts) != num_frames:
+        raise SlideError("truncated" if len(starts) < num_frames else "unsupported-layout",
+                         f"{len(begins)} items for {num_frames} frames")  # fmt: skip
+    offsets = np.array(starts, np.int64) + 8
+    return make_table(offsets, np.diff(np.append(offsets, at + 8)) - 8)
+
+
+def joined(frame: bytes) -> bytes:
+    """The bytes of a frame without the headers of the items between its fragments (PS3.5 A.4).
+
+    A header is told by its length: from there to the next one, or to the end.
+    """
+    if _ITEM not in frame:
+        return frame
+    parts, end, at = [], len(frame), len(frame)
+    while (at := frame.rfind(_ITEM, 0, at)) >= 0:
+        if at + 8 + int.from_bytes(frame[at + 4 : at + 8], "little") == end:
+            parts.append(frame[at + 8 : end])
+            end = at
+    return b"".join([frame[:end], *reversed(parts)])
 
 
 def _item_length(file: SizedFile, at: int) -> int:

@@ -88,6 +88,8 @@ def _read(
     store: Store, stored: tuple[SlideObject, ...], stage_dir: str | Path | None, stack: ExitStack
 ) -> OpenedSlide:
     main = stored[0]
+    if not main.etag:
+        raise SlideError("missing", "its source names it, and nothing is there")
     _check_mirax(stored)
     if main.size_bytes == 0 and len(stored) == 1:
         raise SlideError("empty-file", "it has no bytes")

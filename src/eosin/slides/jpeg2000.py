@@ -39,7 +39,7 @@ def decode_jpeg2000(level: Level, data: bytes) -> npt.NDArray[np.uint8]:
         raise SlideError("corrupt-tile", f"a JPEG 2000 tile cannot be decoded: {error}") from error
     if pixels.dtype != np.uint8 or pixels.shape[:2] != (height, width):
         raise SlideError("corrupt-tile", f"a JPEG 2000 tile holds {pixels.dtype} of shape {pixels.shape}")
-    if level.color_space == "gray":
+    if level.color_space.startswith("gray"):
         return pixels
     if pixels.ndim != 3 or pixels.shape[2] < 3:
         raise SlideError("corrupt-tile", "a JPEG 2000 tile of a colour slide has no colour")

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 Compression = Literal["jpeg", "jpeg2000", "jpegls", "htj2k", "lzw", "deflate", "zstd", "none", "other"]
-ColorSpace = Literal["rgb", "ycbcr", "gray"]
+ColorSpace = Literal[
+    "rgb", "ycbcr", "gray", "rgb+premultiplied", "gray+premultiplied", "rgb+other", "gray+other"
+]
 
 # Light resolves some 0.2 µm; the coarsest overview scan is finer than print (72 dpi: 353 µm).
 _FINEST_PLAUSIBLE_MPP, _COARSEST_PLAUSIBLE_MPP = 0.02, 50.0
@@ -45,7 +47,11 @@ class Level:
     tile_height_px: int
     compression: Compression
     color_space: ColorSpace
-    """What the compressed samples are: `rgb` JPEG needs an APP14 marker, `ycbcr` is converted."""
+    """What the compressed samples are: `rgb` JPEG needs an APP14 marker, `ycbcr` is converted.
+
+    A sample more than colours is straight alpha; `+premultiplied`: colours are multiplied by it; `+other`: it
+    is no alpha.
+    """
     first_tile: int
     jpeg_tables: bytes | None = None
     """Shared quantisation and Huffman tables, to be put before each tile's scan."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from eosin.slides.dicom_frames import joined
 from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.slides.model import Level, SlideHeader, TileTable
 from eosin.storage import ByteRange, NotFound, ObjectChanged, Store
@@ -82,5 +83,5 @@ def fetch_tiles(store: Store, header: SlideHeader, rows: TileTable, wanted: list
     for i, part in zip(filled, data, strict=True):
         if len(part) != ranges[i].length:
             raise SlideError("corrupt-tile", f"tile {wanted[i]} ends early in {ranges[i].key}")
-        found[wanted[i]] = part
+        found[wanted[i]] = joined(part) if header.format == "dicom" else part
     return found

@@ -43,6 +43,12 @@ def check_grid(width_px: int, height_px: int, tile_width_px: int, tile_height_px
         raise SlideError("corrupt-header", f"a level of {width_px} × {height_px} px has too many tiles")
 
 
+def same_shape(finest: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether (width, height) of a level has the aspect of the finest, to 5 % or to two pixels."""
+    (width, height), (w, h) = finest, other
+    return abs(width * h - height * w) <= max(0.05 * height * w, 2 * max(width, height))
+
+
 def check_total(num_tiles: int) -> None:
     """Refuse a slide whose levels together would not fit memory. Raises `SlideError`."""
     if num_tiles > 2 * MAX_LEVEL_TILES:

@@ -110,17 +110,24 @@ def _color_space(directory: Directory, compression: Compression) -> ColorSpace:
         raise SlideError("unsupported-pixels", f"its samples have {bits.tolist()[:4]} bits, not 8")
     if samples > 1 and directory.integer(tag.PLANAR_CONFIGURATION, 1) != 1:
         raise SlideError("unsupported-layout", "its colour planes are stored one after the other")
+    alpha = _alpha(directory, samples) if compression != "jpeg" else ""
     if photometric == _GRAY and samples in (1, 2):
-        return "gray"
+        return "gray" + alpha  # type: ignore[return-value]
     if samples not in (3, 4) or photometric not in (_RGB, _YCBCR):
         raise SlideError("unsupported-pixels", f"{samples} samples a pixel, photometric {photometric}")
     if compression == "jpeg2000":
         code = directory.integer(tag.COMPRESSION)
         ycbcr = code == _APERIO_YCBCR or (code != _APERIO_RGB and photometric == _YCBCR)
-        return "ycbcr" if ycbcr else "rgb"
+        return "ycbcr" if ycbcr else "rgb" + alpha  # type: ignore[return-value]
     if photometric == _YCBCR and compression != "jpeg":
         raise SlideError("unsupported-pixels", f"YCbCr samples under {compression} compression")
-    return "ycbcr" if photometric == _YCBCR else "rgb"
+    return "ycbcr" if photometric == _YCBCR else "rgb" + alpha  # type: ignore[return-value]
+
+
+def _alpha(directory: Directory, samples: int) -> str:
+    """What the sample after the colours is (TIFF 6.0, ExtraSamples); empty for straight alpha, or none."""
+    kinds = directory.integers(tag.EXTRA_SAMPLES).tolist()[:1] or [0]
+    return "" if samples in (1, 3) else {1: "+premultiplied", 2: ""}.get(kinds[0], "+other")
 
 
 def _tiles(directory: Directory, level: Level) -> TileTable:

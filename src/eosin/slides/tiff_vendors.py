@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from eosin.slides import tiff_ifd as tag
 from eosin.slides.errors import SlideError
 from eosin.slides.model import plausible_mpp
+from eosin.slides.table import same_shape
 from eosin.slides.tiff_ifd import Directory, TiffFile
 
 _UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-_REDUCED_IMAGE = 1
+_REDUCED_IMAGE, _MASK_IMAGE = 1, 4
+_OTHER_PICTURE = re.compile(r"\s*(macro|label|overview|thumbnail|barcode|slide preview)\b", re.IGNORECASE)
 
 
 class NeedsOpenSlide(Exception):
@@ -76,7 +78,7 @@ def _tiled(directories: Sequence[Directory], *, padded: bool = False) -> list[Di
     for width, height in map(_size, tiled):
         if min(width, height) <= 0:  # were it passed over, the next level would be taken for the finest
             raise SlideError("corrupt-header", f"a level is {width} × {height} px")
-    tiled.sort(key=lambda each: -each.integer(tag.IMAGE_WIDTH))
+    tiled.sort(key=lambda each: -_area(each))
     kept: list[Directory] = []
     for each in tiled:
         if not kept or (_size(each) != _size(kept[-1]) and (padded or _same_picture(kept[0], each))):
@@ -88,10 +90,29 @@ def _size(directory: Directory) -> tuple[int, int]:
     return directory.integer(tag.IMAGE_WIDTH), directory.integer(tag.IMAGE_LENGTH)
 
 
+def _area(directory: Directory) -> int:
+    width, height = _size(directory)
+    return width * height
+
+
 def _same_picture(finest: Directory, other: Directory) -> bool:
-    """Whether `other` has the aspect of `finest`, to 5 % or to two pixels of rounding."""
-    (width, height), (w, h) = _size(finest), _size(other)
-    return abs(width * h - height * w) <= max(0.05 * height * w, 2 * max(width, height))
+    return same_shape(_size(finest), _size(other))
+
+
+def _is_reduced(directory: Directory) -> bool:
+    return bool(directory.integer(tag.NEW_SUBFILE_TYPE, 0) & _REDUCED_IMAGE)
+
+
+def _of_the_slide(
+    directories: Sequence[Directory], others: Container[tuple[int, int]] = ()
+) -> list[Directory]:
+    """Those that do not say that they are a macro, a label or a mask, and have none of the sizes `others`."""
+    named = [
+        each for each in directories
+        if _size(each) not in others and not each.integer(tag.NEW_SUBFILE_TYPE, 0) & _MASK_IMAGE
+        and not _OTHER_PICTURE.match(each.text(tag.IMAGE_DESCRIPTION))
+    ]  # fmt: skip
+    return named or list(directories)
 
 
 def _aperio(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
@@ -102,25 +123,42 @@ def _aperio(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
 
 def _ome(tiff: TiffFile, directories: Sequence[Directory]) -> Pyramid:
     """The largest image of the file: the macro or the label may well be the first."""
-    finest = _largest(directories)
-    attributes = _ome_pixels(directories[0].text(tag.IMAGE_DESCRIPTION), _size(finest))
+    images = _ome_images(directories[0].text(tag.IMAGE_DESCRIPTION))
+    others = {_ome_size(each) for name, each in images if _OTHER_PICTURE.match(name)}
+    finest = _largest(_of_the_slide(directories, others))
+    attributes = _ome_pixels([each for _, each in images], _size(finest))
     if finest.integer(tag.SAMPLES_PER_PIXEL, 1) == 1 and attributes.get("SizeC", "1") != "1":
         raise SlideError("unsupported-layout", f"its {attributes['SizeC']} channels are separate images")
     subs = tiff.sub_directories(finest)
-    levels = _tiled([finest, *subs] if subs else directories)
+    levels = _tiled([finest, *(subs or filter(_is_reduced, directories))])
     said = _tiff_mpp(levels[0])
     mpp = [_ome_mpp(attributes, axis) or said[i] for i, axis in enumerate("XY")]
     return Pyramid("ome", "ome-tiff", tuple(levels), mpp[0], mpp[1])
 
 
-def _ome_pixels(description: str, size: tuple[int, int]) -> dict[str, str]:
-    """Attributes of the <Pixels> element of the image of `size` (width, height), or of the only one."""
-    images = []
-    for match in re.finditer(r"<(?:\w+:)?Pixels\b([^>]*)>", description):
-        pairs = re.findall(r"(\w+)\s*=\s*[\"']([^\"']*)[\"']", match.group(1))
-        images.append({name: html.unescape(value) for name, value in pairs})
-    wanted = tuple(map(str, size))
-    alike = [each for each in images if (each.get("SizeX"), each.get("SizeY")) == wanted]
+def _ome_images(description: str) -> list[tuple[str, dict[str, str]]]:
+    """Name of each image, and the attributes of its <Pixels> element."""
+    found, name = [], ""
+    for element, text in re.findall(r"<(?:\w+:)?(Image|Pixels)\b([^>]*)>", description):
+        pairs = re.findall(r"(\w+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')", text)
+        attributes = {key: html.unescape(one or other) for key, one, other in pairs}
+        if element == "Image":
+            name = attributes.get("Name", "")
+        else:
+            found.append((name, attributes))
+    return found
+
+
+def _ome_size(pixels: dict[str, str]) -> tuple[int, int]:
+    width, height = (
+        int(text) if text.isdecimal() else 0 for text in map(pixels.get, ("SizeX", "SizeY"), "00")
+    )
+    return width, height
+
+
+def _ome_pixels(images: list[dict[str, str]], size: tuple[int, int]) -> dict[str, str]:
+    """Of the image of `size` (width, height), or of the only one."""
+    alike = [each for each in images if _ome_size(each) == size]
     return (alike or (images if len(images) == 1 else []) or [{}])[0]
 
 
@@ -155,17 +193,16 @@ def _philips_spacings(description: str) -> list[tuple[float, float]]:
     start = text.find('"PIM_DP_IMAGE_TYPE"')
     whole = re.search(r">\s*WSI\s*<", text[start:]) if start >= 0 else None
     scope = text[start + whole.start() :] if whole else text
-    found = re.findall(r'"DICOM_PIXEL_SPACING"[^>]*>\s*"([0-9.eE+-]+)"\s+"([0-9.eE+-]+)"', scope)
-    pairs = {(float(row), float(column)) for row, column in found if _number(row) and _number(column)}
-    return sorted(pairs)
+    found = re.findall(r'"DICOM_PIXEL_SPACING"[^>]*>\s*"([0-9.,eE+-]+)"\s+"([0-9.,eE+-]+)"', scope)
+    pairs = {(_number(row) or 0.0, _number(column) or 0.0) for row, column in found}
+    return sorted(each for each in pairs if min(each) > 0)
 
 
 def _generic(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
     """The largest picture, whatever its page, and those that say they are reductions of it."""
-    whole = [each for each in directories if not each.integer(tag.NEW_SUBFILE_TYPE, 0) & _REDUCED_IMAGE]
-    finest = _largest(whole or directories)
-    reduced = [each for each in directories if each.integer(tag.NEW_SUBFILE_TYPE, 0) & _REDUCED_IMAGE]
-    levels = _tiled([finest, *reduced])
+    slide = _of_the_slide(directories)
+    finest = _largest([each for each in slide if not _is_reduced(each)] or slide)
+    levels = _tiled([finest, *filter(_is_reduced, slide)])
     return Pyramid("generic-tiff", "tiff", tuple(levels), *_tiff_mpp(levels[0]))
 
 
@@ -177,7 +214,7 @@ def _largest(directories: Sequence[Directory]) -> Directory:
     """
     finest = _tiled(directories, padded=True)[0]
     for each in directories:
-        larger = _size(each)[0] * _size(each)[1] > _size(finest)[0] * _size(finest)[1]
+        larger = _area(each) > _area(finest)
         if larger and _same_picture(finest, each) and not each.has(tag.TILE_WIDTH):
             raise SlideError("not-tiled", "its finest picture is a TIFF without tiles")
     return finest

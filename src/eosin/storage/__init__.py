@@ -11,6 +11,7 @@ from eosin.storage.base import (
     put_if_absent,
 )
 from eosin.storage.open import join_uri, open_store, split_uri
+from eosin.storage.settings import S3Access
 
 __all__ = [
     "AccessDenied",
@@ -19,6 +20,7 @@ __all__ = [
     "ObjectChanged",
     "ObjectInfo",
     "PreconditionFailed",
+    "S3Access",
     "Store",
     "join_uri",
     "open_store",

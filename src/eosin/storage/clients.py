@@ -86,7 +86,7 @@ def _make(settings: S3Settings) -> Clients:
     from botocore.exceptions import BotoCoreError
 
     try:
-        session = boto3.Session()
+        session = boto3.Session(profile_name=settings.named_profile)
         boto = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,
@@ -96,7 +96,7 @@ def _make(settings: S3Settings) -> Clients:
         )
     except (BotoCoreError, ValueError) as error:
         raise UserError(
-            f"S3 cannot be set up: {error}", hint="check AWS_PROFILE and AWS_ENDPOINT_URL"
+            f"S3 cannot be set up: {error}", hint="check AWS_PROFILE (or the source's) and AWS_ENDPOINT_URL"
         ) from None
     return Clients(settings, session, boto, _curl_client(settings, boto))
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from eosin.storage.base import Store
+from eosin.storage.settings import ENVIRONMENT, S3Access, S3Settings
 from eosin.storage.uri import join_uri, parse_uri, split_uri
 
 __all__ = ["ensure_bucket", "join_uri", "open_store", "split_uri"]
 
 
-def open_store(uri: str) -> Store:
+def open_store(uri: str, access: S3Access = ENVIRONMENT) -> Store:
     """The store at `s3://bucket/prefix`, `file:///path` or a plain path. Sends nothing yet.
 
     S3 is reached as the environment says at this moment: AWS_ENDPOINT_URL(_S3), AWS_REGION,
     AWS_PROFILE and boto3's other sources of credentials, AWS_S3_ADDRESSING_STYLE, AWS_CA_BUNDLE,
-    AWS_SKIP_SIGNATURE (public buckets), EOSIN_S3_TIMEOUT_S, EOSIN_RETRY_*. Opening is cheap; clients
-    and connections are shared within the process. Raises `UserError` for a URI that cannot be meant.
+    AWS_SKIP_SIGNATURE (public buckets), EOSIN_S3_TIMEOUT_S, EOSIN_RETRY_*; `access` goes before it. Opening
+    is cheap; clients and connections are shared within the process. Raises `UserError` for a URI that cannot
+    be meant.
     """
     location = parse_uri(uri)
     if location.scheme == "file":
@@ -24,9 +26,8 @@ def open_store(uri: str) -> Store:
 
         return FileStore(Path(location.path))
     from eosin.storage.s3 import S3Store
-    from eosin.storage.settings import S3Settings
 
-    return S3Store(location.bucket, location.path, S3Settings.from_env())
+    return S3Store(location.bucket, location.path, S3Settings.from_env(access))
 
 
 def ensure_bucket(uri: str) -> None:
@@ -38,6 +39,5 @@ def ensure_bucket(uri: str) -> None:
         make_folder(Path(location.path))
         return
     from eosin.storage.s3 import S3Store
-    from eosin.storage.settings import S3Settings
 
     S3Store(location.bucket, "", S3Settings.from_env()).make_bucket()

@@ -22,6 +22,19 @@ _CREDENTIAL_VARIABLES = (
 
 
 @dataclass(frozen=True)
+class S3Access:
+    """How one source is reached where that is not as the environment says; empty: as it says."""
+
+    endpoint_url: str = ""
+    region: str = ""
+    profile: str = ""
+    anonymous: bool | None = None
+
+
+ENVIRONMENT = S3Access()
+
+
+@dataclass(frozen=True)
 class S3Settings:
     """Endpoint, region, timeouts and retries. Hashable: clients are shared among stores of equal settings.
 
@@ -32,6 +45,8 @@ class S3Settings:
     endpoint_url: str | None = None
     region: str | None = None
     profile: str | None = None
+    named_profile: str | None = None
+    """That of a source, which comes before keys in the environment; `profile` comes after them."""
     addressing_style: str = "auto"
     ca_bundle: str | None = None
     anonymous: bool = False
@@ -40,17 +55,21 @@ class S3Settings:
     credentials: tuple[str | None, ...] = field(default=(), repr=False)
 
     @classmethod
-    def from_env(cls) -> S3Settings:
+    def from_env(cls, access: S3Access = ENVIRONMENT) -> S3Settings:
         """Raises `UserError` for a value that cannot be meant."""
         env = os.environ
-        endpoint_url = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None
+        endpoint_url = (
+            access.endpoint_url or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None
+        )
+        skips = env.get("AWS_SKIP_SIGNATURE", "").lower() in _TRUE and not access.profile
         return cls(
             endpoint_url=_checked_endpoint(endpoint_url),
-            region=env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or None,
+            region=access.region or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or None,
             profile=env.get("AWS_PROFILE") or None,
+            named_profile=access.profile or None,
             addressing_style=_addressing_style(env.get("AWS_S3_ADDRESSING_STYLE"), endpoint_url),
             ca_bundle=env.get("AWS_CA_BUNDLE") or None,
-            anonymous=env.get("AWS_SKIP_SIGNATURE", "").lower() in _TRUE,
+            anonymous=skips if access.anonymous is None else access.anonymous,
             timeout_s=_timeout_s(env.get("EOSIN_S3_TIMEOUT_S")),
             retry=RetryPolicy.from_env(),
             credentials=tuple(env.get(name) for name in _CREDENTIAL_VARIABLES),

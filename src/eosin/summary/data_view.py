@@ -77,6 +77,8 @@ class SlidesView:
     by_vendor: tuple[tuple[str, int], ...]
     num_mpp_from_override: int
     num_patients: int
+    attribution: tuple[str, ...]
+    """Whose the slides are: lines that can be copied."""
     thumbnails: tuple[Thumbnail, ...]
 
 
@@ -107,6 +109,7 @@ def view_slides(snapshot: Snapshot, config: PatchesConfig) -> SlidesView:
         by_vendor=tuple(vendors.most_common()),
         num_mpp_from_override=overrides,
         num_patients=len(patients),
+        attribution=snapshot.manifest.attribution,
         thumbnails=tuple(_thumbnails(snapshot, usable, role_of)),
     )
 

@@ -10,11 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from eosin.errors import PermanentError
+from eosin.index.columns import MappedRows, MasksApart, write_columns
 from eosin.index.publish import row_identity
-from eosin.index.rows import SlideRow, decode_rows, encode_rows
-from eosin.index.snapshot_rows import read_rows
+from eosin.index.rows import SlideRow, decode_rows, encode_rows, write_rows
 from eosin.index.tissue_mask import TissueMask
 from eosin.slides.model import Level, SlideHeader, SlideObject
+from eosin.storage import open_store
+from tests.support.counting import CountingStore
+
+
+def read_rows(path: Path, source: str) -> MappedRows:
+    folder = path.with_suffix(".columns")
+    folder.mkdir()
+    write_columns(path, folder, source=source)
+    return MappedRows(folder)
 
 
 def row(number: int) -> SlideRow:
@@ -80,21 +89,42 @@ def test_rows_whose_masks_lie_on_the_disk_are_the_same_rows(tmp_path: Path) -> N
     assert [row_identity(each) for each in found] == [row_identity(each) for each in rows]
     assert row_identity(found.alone(1299)) == row_identity(rows[1299])
     assert encode_rows(found) == encode_rows(rows)
+    assert found.column("patient") == [each.patient for each in rows]
+    assert dict(found.objects()) == {each.header.objects[0].key: i for i, each in enumerate(rows)}
     masks = [(each.tissue, other.tissue) for each, other in zip(found, rows, strict=True)]
     assert all(np.array_equal(ours.array, theirs.array) for ours, theirs in masks if ours and theirs)
 
 
-@pytest.mark.parametrize("num_fitting", [0, 3, 600])
-def test_masks_that_the_disk_has_no_room_for_stay_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_fitting: int
-) -> None:
+def test_masks_that_lie_apart_are_read_when_they_are_wanted_and_kept_for_the_node(tmp_path: Path) -> None:
     rows = [row(number) for number in range(1300)]
-    (path := tmp_path / "rows.parquet").write_bytes(encode_rows(rows))
-    masks = [each.tissue for each in rows if each.tissue]
-    room = sum(len(bytes(mask.packed)) for mask in masks[:num_fitting]) + 1
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: _Small(tmp_path / "masks", room))
-    with pytest.warns(RuntimeWarning, match="no room for them in TMPDIR"):
-        found = read_rows(path, source="test")
+    path, masks = tmp_path / "rows.parquet", tmp_path / "masks.bin"
+    with path.open("wb") as file, masks.open("wb") as apart:
+        write_rows(rows, file, apart)
+    store = CountingStore(open_store(str(tmp_path)))
+    (folder := tmp_path / "columns").mkdir()
+    write_columns(path, folder, source="test")
+
+    def opened() -> MappedRows:
+        return MappedRows(folder, MasksApart(store, "masks.bin", folder, len(rows)))
+
+    found = opened()
+    assert row_identity(found[7]) == row_identity(rows[7]) and len(store.ranges) == 1
+    found.prefetch(np.arange(100, 200))
+    num_read = len(store.ranges)
+    assert [row_identity(each) for each in opened()[100:200]] == [
+        row_identity(each) for each in rows[100:200]
+    ]
+    assert len(store.ranges) == num_read, "another worker finds them on the node"
+    assert [row_identity(each) for each in found] == [row_identity(each) for each in rows]
+    masks.unlink()
+    assert [row_identity(each) for each in opened()] == [row_identity(each) for each in rows]
+
+
+def test_a_snapshot_of_an_earlier_eosin_lacks_columns_and_is_read(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(30)]
+    table = pq.read_table(pa.BufferReader(encode_rows(rows))).drop_columns(["uri", "source", "credentials"])
+    pq.write_table(table, tmp_path / "rows.parquet")
+    found = read_rows(tmp_path / "rows.parquet", source="test")
     assert [row_identity(each) for each in found] == [row_identity(each) for each in rows]
 
 
@@ -104,19 +134,3 @@ def test_a_table_of_other_columns_is_not_rows(tmp_path: Path) -> None:
         read_rows(tmp_path / "other.parquet", source="test")
     with pytest.raises(PermanentError, match="does not hold index rows"):
         decode_rows((tmp_path / "other.parquet").read_bytes(), source="test")
-
-
-class _Small:
-    """A file on a disk with room for `room_bytes`: what goes beyond is written in part, as Linux does."""
-
-    def __init__(self, path: Path, room_bytes: int) -> None:
-        self._file, self._room_bytes = path.open("w+b", buffering=0), room_bytes
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def fileno(self) -> int:
-        return self._file.fileno()
-
-    def write(self, data: bytes) -> int:
-        return self._file.write(data[: self._room_bytes - self.tell()])

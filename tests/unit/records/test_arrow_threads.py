@@ -11,12 +11,13 @@ import pytest
 _WORK = {
     "rows": """
 from eosin.index.rows import decode_rows, encode_rows
-from eosin.index.snapshot_rows import read_rows
+from eosin.index.columns import MappedRows, write_columns
 from tests.support.indexing import bare_row
 data = encode_rows(bare_row(f"{i:04d}.svs", content="x" * 500) for i in range(2000))
 path = Path(sys.argv[1], "rows.parquet")
 path.write_bytes(data)
-assert len(list(decode_rows(data, source="test"))) == len(read_rows(path, source="test")) == 2000
+write_columns(path, path.parent, source="test")
+assert len(list(decode_rows(data, source="test"))) == len(list(MappedRows(path.parent))) == 2000
 """,
     "patch sets": """
 from eosin.records.patchset_shard import PatchRow, decode_shard, encode_shard

@@ -11,8 +11,8 @@ import pytest
 
 from eosin.config import dump_config, load_config
 from eosin.errors import PermanentError, UserError
-from eosin.index.latest import Latest
 from eosin.index.rows import SlideRow, encode_rows
+from eosin.index.snapshot import Latest
 from eosin.layout import IndexLayout, RegistryLayout, RunLayout
 from eosin.records import IndexPin, PatchSetManifest, RegisteredModel, SnapshotManifest
 from eosin.records.patchset import PatchSetShard

@@ -289,7 +289,9 @@ def test_whatever_is_not_there_is_named_and_the_rest_is_shown(
     _summary(run)
 
 
-def test_damaged_objects_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+def test_damaged_objects_are_named_and_the_rest_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = fake_run(tmp_path)
     store, index = open_store(run), open_store(f"file://{tmp_path}/index")
     store.put(RunLayout.metric("step-00000100", "heldout"), b'{"model": "step-0000')
@@ -304,6 +306,7 @@ def test_damaged_objects_are_named_and_the_rest_is_shown(tmp_path: Path) -> None
         ("missing", "no record: it has not been evaluated")
     }
     index.put("snapshots/0123456789abcdef/slides.parquet", rows[:-9])
+    monkeypatch.setenv("EOSIN_CACHE_DIR", str(tmp_path / "another-node"))
     assert any("is not what its marker says" in line for line in _summary(run)["problems"])
 
 

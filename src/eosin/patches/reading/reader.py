@@ -27,6 +27,7 @@ from eosin.patches.reading.stage import StagePool, path_in
 from eosin.patches.reading.tables import TileTables
 from eosin.patches.request import PatchRequest
 from eosin.slides.absent import tile_from_finer
+from eosin.slides.dicom_frames import joined
 from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.slides.jpeg_part import decode_part
 from eosin.slides.model import SlideHeader
@@ -174,8 +175,9 @@ class PatchReader:
             return data
         if len(data) != place.size_bytes:
             return SlideError("corrupt-tile", f"tile {key.tile} of level {key.level} ends early")
-        level = self.snapshot.rows[key.slide].header.levels[key.level]
-        return EncodedTile(level, data, key.denominator)
+        header = self.snapshot.rows[key.slide].header
+        data = joined(data) if header.format == "dicom" else data
+        return EncodedTile(header.levels[key.level], data, key.denominator)
 
     def _decode(self, tiles: dict[TileKey, EncodedTile]) -> dict[TileKey, Pixels | SlideError]:
         decoded = dict(zip(tiles, self._decoder.decode(list(tiles.values())), strict=True))

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from eosin.errors import UserError
-from eosin.index.snapshot import Snapshot
 from eosin.patches.sampling.counter_rng import Float64
 
 _NAMED_AT_MOST = 30
 
 
 def of_weighted_cohorts(
-    snapshot: Snapshot, cohort_weights: Mapping[str, float], slides: Iterable[int]
-) -> list[int]:
-    """Those of `slides` (rows of the snapshot) whose cohort has a weight above 0, in their order.
+    all_cohorts: Iterable[str], cohort_weights: Mapping[str, float], cohorts: Sequence[str]
+) -> npt.NDArray[np.bool_]:
+    """Which slides (of `cohorts`) have a cohort with a weight above 0. `all_cohorts`: of the snapshot.
 
     Raises `UserError` naming a cohort that the snapshot does not have, with those it has, and one with a
-    weight but none of `slides`.
+    weight but none of the slides.
     """
-    _refuse_unknown(snapshot, cohort_weights)
-    kept = [number for number in slides if cohort_weights.get(snapshot.rows[number].cohort, 0.0) > 0]
-    present = {snapshot.rows[number].cohort for number in kept}
+    _refuse_unknown(all_cohorts, cohort_weights)
+    kept = np.array([cohort_weights.get(name, 0.0) > 0 for name in cohorts], bool)
+    present = set(cohorts)
     for name, weight in cohort_weights.items():
         if weight > 0 and name not in present:
             raise UserError(
@@ -35,22 +35,21 @@ def of_weighted_cohorts(
 
 
 def share_out(
-    snapshot: Snapshot, cohort_weights: Mapping[str, float], slides: Iterable[int], weights: Float64
+    cohorts: npt.NDArray[np.object_], cohort_weights: Mapping[str, float], weights: Float64
 ) -> Float64:
-    """`weights` [n] of `slides`, scaled so that each cohort's sum is its weight.
+    """`weights` [n] of slides of `cohorts` [n], scaled so that each cohort's sum is its weight.
 
-    The share of a cohort that has none of `slides` falls to the others, in proportion.
+    The share of a cohort that has none of them falls to the others, in proportion.
     """
-    cohorts = np.array([snapshot.rows[number].cohort for number in slides], dtype=object)
-    shared = np.zeros_like(weights)
+    shared = np.zeros(len(weights))
     for name in dict.fromkeys(cohorts):
         members = cohorts == name
         shared[members] = weights[members] * (cohort_weights[name] / weights[members].sum())
     return shared
 
 
-def _refuse_unknown(snapshot: Snapshot, cohort_weights: Mapping[str, float]) -> None:
-    known = sorted({row.cohort for row in snapshot.rows})
+def _refuse_unknown(all_cohorts: Iterable[str], cohort_weights: Mapping[str, float]) -> None:
+    known = sorted(set(all_cohorts))
     unknown = [name for name in cohort_weights if name not in known]
     if not unknown:
         return

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from eosin.config.patches import PatchesConfig
 from eosin.errors import UserError
+from eosin.index.columns import FORM, made_once
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot
-from eosin.index.split import hash_unit, patient_of, split_patients
-from eosin.patches.geometry import best_level, extent_px, fits, level_mpp
+from eosin.index.split import hash_unit, held_out_rows
+from eosin.patches.geometry import ROUNDING, best_level, extent_px, fits, level_mpp
 from eosin.patches.sampling.cohorts import of_weighted_cohorts, share_out
 from eosin.patches.sampling.counter_rng import Float64
 from eosin.patches.sampling.magnification import (
@@ -29,20 +34,29 @@ Split = Literal["train", "heldout", "all"]
 
 _NAMED_AT_MOST = 30
 _NAMED_FOR_PATTERN = 5
-# Of each slide that serves, which of the wanted mpps it offers (1 or 0), or the finest and coarsest mpp.
-_Offers = dict[int, Float64]
+# Rises when another way of finding them would find others.
+_FORM = 1
+# What of the configuration decides which slides are drawn from, and how often.
+_DECISIVE = ("patch_px", "mpp", "mpp_weights", "mpp_range", "mpp_tolerance", "min_foreground", "weighting",
+             "cohort_weights", "slide_fraction", "heldout")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Eligible:
-    """Slides to draw from, as arrays, so that 30,000 of them cost a few MB."""
+    """Slides to draw from, as arrays that the workers of a node map from one file each."""
 
+    snapshot: Snapshot
+    config: PatchesConfig
     rows: npt.NDArray[np.int64]
     """Rows of the snapshot, [n]."""
-    excluded: dict[str, str]
     slide_cumulative: Float64
     """Cumulative weights of the slides, ending at 1, [n]."""
     magnifications: Magnifications
+
+    @cached_property
+    def excluded(self) -> dict[str, str]:
+        """Why other slides give no patch, by slide."""
+        return _excluded(self.snapshot, self.config)
 
     def pick(self, uniform: float) -> int:
         """The slide (a position in `rows`) at `uniform` in [0, 1)."""
@@ -55,42 +69,108 @@ def find_eligible(
     """The slides of `split`, and of their keys' `patterns`, that offer at least one wanted mpp.
 
     Patients are split among the slides that serve, so that neither side is empty where two patients
-    have such slides. Raises `UserError` naming slides with their reasons where no slide is left, or a
-    pattern that matches none.
+    have such slides. The first worker of a node works it out for all. Raises `UserError` naming slides with
+    their reasons where no slide is left, or a pattern that matches none.
     """
-    offers: _Offers = {}
-    excluded: dict[str, str] = {}
-    look = _offer_among if config.mpp_range is None else _offer_between
-    for number, row in enumerate(snapshot.rows):
-        offer = look(row, config)
-        if isinstance(offer, str):
-            excluded[row.slide] = offer
-        else:
-            offers[number] = offer
-    if not offers:
-        raise _nothing(snapshot, excluded)
-    by_cohort = config.cohort_weights if split == "train" else None
-    members = _of_split(snapshot, config, offers, split)
-    numbers = np.array(list(members), dtype=np.int64)
-    kept = set(matching(snapshot, numbers, patterns, excluded).tolist())
-    members = {number: offer for number, offer in members.items() if number in kept}
-    return _weigh(snapshot, config, members, excluded, by_cohort)
+    wanted = config.model_dump(mode="json", include=set(_DECISIVE))
+    rows_sha256 = snapshot.manifest.rows_sha256
+    asked = json.dumps([rows_sha256, FORM, _FORM, wanted, split, list(patterns)], sort_keys=True)
+
+    def make(folder: Path) -> None:
+        for name, array in _find(snapshot, config, split, patterns).items():
+            np.save(folder / f"{name}.npy", array)
+
+    folder = made_once(f"eligible-{hashlib.sha256(asked.encode()).hexdigest()[:32]}", make)
+    found = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "weights", "offered")}
+    magnifications = ContinuousMagnifications(found["offered"]) if config.mpp_range is not None else (
+        DiscreteMagnifications(config.mpp, found["offered"]))  # fmt: skip
+    return Eligible(snapshot, config, found["rows"], found["weights"], magnifications)
+
+
+def _find(
+    snapshot: Snapshot, config: PatchesConfig, split: Split, patterns: Sequence[str]
+) -> dict[str, npt.NDArray[Any]]:
+    """Rows, cumulative weights of the slides, and what each offers, as `Magnifications` have it."""
+    rows, offered = offers_of(snapshot, config)
+    if not len(rows):
+        raise _nothing(snapshot, _excluded(snapshot, config))
+    kept = _of_split(snapshot, config, rows, split)
+    kept = matching(snapshot, kept, patterns, lambda: _excluded(snapshot, config))
+    offered = offered[np.searchsorted(rows, kept)]
+    by_area = config.weighting == "area"
+    weights = snapshot.rows.table["tissue_mm2"][kept] if by_area else np.ones(len(kept))
+    if split == "train" and config.cohort_weights is not None:
+        cohorts = np.array(snapshot.rows.texts("cohort", kept), dtype=object)
+        weights = share_out(cohorts, config.cohort_weights, weights)
+    if config.mpp_range is None:
+        offered = _cumulative(offered * np.array(config.mpp_weights or [1.0] * len(config.mpp)))
+    return {"rows": kept, "weights": _cumulative(weights), "offered": offered}
+
+
+def offers_of(snapshot: Snapshot, config: PatchesConfig) -> tuple[npt.NDArray[np.int64], Float64]:
+    """Rows of the slides that serve, [n], and what each offers of the wanted mpps.
+
+    That is 1 for each of `config.mpp` that it offers and 0 for the others, or the finest and coarsest that it
+    offers of `config.mpp_range`. As `why_excluded`, of all slides at once.
+    """
+    table = snapshot.rows.table
+    usable = np.flatnonzero(table["ok"] & (table["mask_start"] >= 0) & (table["tissue_mm2"] > 0))
+    slides = table[usable]
+    if config.mpp_range is None:
+        offered = np.stack([_serves(slides, config, mpp) for mpp in config.mpp], axis=1).astype(np.float64)
+        some = offered.any(axis=1)
+        return usable[some], offered[some]
+    finest, coarsest = config.mpp_range
+    own = np.maximum(slides["mpp_x"], slides["mpp_y"]) * slides["downsample"] / (1.0 + config.mpp_tolerance)
+    finest_own, asked = np.maximum(own, finest), np.empty(len(slides))
+    asked[:] = np.minimum(finest_own, coarsest)
+    some = np.zeros(len(slides), bool)
+    for mpp in np.unique(asked).tolist():  # a few scanners
+        alike = asked == mpp
+        some[alike] = _serves(slides[alike], config, mpp)
+    slides, finest_own = slides[some], finest_own[some]
+    sides = np.minimum(slides["width_px"] * slides["mpp_x"], slides["height_px"] * slides["mpp_y"])
+    if config.min_foreground > 0:
+        sides = np.minimum(sides, 1000.0 * np.sqrt(slides["tissue_mm2"] / config.min_foreground))
+    most = np.minimum(coarsest, sides * (1.0 - 1e-9) / config.patch_px)
+    return usable[some], np.stack([finest_own, np.maximum(finest_own, most)], axis=1)
+
+
+def _serves(slides: npt.NDArray[np.void], config: PatchesConfig, mpp: float) -> npt.NDArray[np.bool_]:
+    """Whether each of `slides` gives a patch at `mpp`."""
+    coarser = np.maximum(slides["mpp_x"], slides["mpp_y"])
+    fine = coarser * slides["least_downsample"] <= mpp * (1.0 + config.mpp_tolerance) * ROUNDING
+    fits_x = np.ceil(config.patch_px * mpp / slides["mpp_x"]) <= slides["width_px"]
+    fits_y = np.ceil(config.patch_px * mpp / slides["mpp_y"]) <= slides["height_px"]
+    need_mm2 = config.min_foreground * (config.patch_px * mpp / 1000) ** 2
+    return np.asarray(fine & fits_x & fits_y & (slides["tissue_mm2"] >= need_mm2))
+
+
+def _excluded(snapshot: Snapshot, config: PatchesConfig) -> dict[str, str]:
+    """Why slides give no patch, by slide: each is looked at by itself."""
+    others = np.ones(len(snapshot.rows), bool)
+    others[offers_of(snapshot, config)[0]] = False
+    rows = (snapshot.rows.alone(number) for number in np.flatnonzero(others).tolist())
+    return {row.slide: why_excluded(row, config) for row in rows}
 
 
 def matching(
-    snapshot: Snapshot, rows: npt.NDArray[np.int64], patterns: Sequence[str], excluded: Mapping[str, str]
+    snapshot: Snapshot,
+    rows: npt.NDArray[np.int64],
+    patterns: Sequence[str],
+    excluded: Callable[[], Mapping[str, str]],
 ) -> npt.NDArray[np.int64]:
     """Those of `rows` whose slide's key matches a pattern.
 
-    Raises `UserError` for one that matches none, with the reason of a slide of `excluded` that it matches.
+    Raises `UserError` for one that matches none, with the reason of a slide of `excluded()` that it matches.
     """
     if tuple(patterns) == ("*",) and len(rows):
         return rows
-    names = [snapshot.rows[int(number)].slide for number in rows]
+    names = snapshot.rows.texts("slide", rows)
     matches = {pattern: [fnmatchcase(name, pattern) for name in names] for pattern in patterns}
     for pattern, found in matches.items():
         if not any(found):
-            raise _no_match(pattern, len(names), excluded)
+            raise _no_match(pattern, len(names), excluded())
     return rows[np.any(list(matches.values()), axis=0)]
 
 
@@ -105,61 +185,35 @@ def _no_match(pattern: str, num_slides: int, excluded: Mapping[str, str]) -> Use
     )
 
 
-def _of_split(snapshot: Snapshot, config: PatchesConfig, offers: _Offers, split: Split) -> _Offers:
+def _of_split(
+    snapshot: Snapshot, config: PatchesConfig, rows: npt.NDArray[np.int64], split: Split
+) -> npt.NDArray[np.int64]:
     if split == "all":
-        return offers
-    patients = {number: patient_of(snapshot.rows[number]) for number in offers}
-    held_out = split_patients((snapshot.rows[number] for number in offers), config.heldout.fraction)
-    if split == "heldout" and not held_out:
+        return rows
+    is_held = held_out_rows(snapshot.rows, rows, config.heldout.fraction)
+    if split == "heldout" and not is_held.any():
         reason = "patches.heldout.fraction is 0" if config.heldout.fraction == 0 else "they are one patient's"
         raise UserError(
-            f"no slide can be held out of the {len(offers)} that serve: {reason}",
+            f"no slide can be held out of the {len(rows)} that serve: {reason}",
             hint="give patients in a CSV (slides.overrides), or more slides",
         )
-    wanted = split == "heldout"
-    members = {number: offer for number, offer in offers.items() if (patients[number] in held_out) == wanted}
-    return members if wanted else _subset(snapshot, config, _of_cohorts(snapshot, config, members))
+    rows = np.asarray(rows[is_held if split == "heldout" else ~is_held])
+    if split == "heldout":
+        return rows
+    if config.cohort_weights is not None:
+        cohorts = snapshot.rows.texts("cohort", rows)
+        rows = rows[of_weighted_cohorts(snapshot.rows.texts("cohort"), config.cohort_weights, cohorts)]
+    return _subset(snapshot, config, rows)
 
 
-def _of_cohorts(snapshot: Snapshot, config: PatchesConfig, offers: _Offers) -> _Offers:
-    if config.cohort_weights is None:
-        return offers
-    return {number: offers[number] for number in of_weighted_cohorts(snapshot, config.cohort_weights, offers)}
-
-
-def _subset(snapshot: Snapshot, config: PatchesConfig, offers: _Offers) -> _Offers:
+def _subset(snapshot: Snapshot, config: PatchesConfig, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The share `config.slide_fraction` of the slides, at least one; by hash, so that shares are nested."""
-    num_kept = math.ceil(config.slide_fraction * len(offers) - 1e-9)
-    order = sorted(offers, key=lambda number: hash_unit(f"subset:{snapshot.rows[number].slide}"))
-    kept = set(order[:num_kept])
-    return {number: offer for number, offer in offers.items() if number in kept}
-
-
-def _weigh(
-    snapshot: Snapshot,
-    config: PatchesConfig,
-    offers: _Offers,
-    excluded: dict[str, str],
-    cohort_weights: Mapping[str, float] | None,
-) -> Eligible:
-    by_area = config.weighting == "area"
-    weights = np.array([snapshot.rows[number].tissue_mm2 if by_area else 1.0 for number in offers])
-    if cohort_weights is not None:
-        weights = share_out(snapshot, cohort_weights, offers, weights)
-    offered = np.array(list(offers.values()))
-    return Eligible(
-        rows=np.array(list(offers), dtype=np.int64),
-        excluded=excluded,
-        slide_cumulative=_cumulative(weights),
-        magnifications=_magnifications(config, offered),
-    )
-
-
-def _magnifications(config: PatchesConfig, offered: Float64) -> Magnifications:
-    if config.mpp_range is not None:
-        return ContinuousMagnifications(offered)
-    wanted = np.array(config.mpp_weights or [1.0] * len(config.mpp))
-    return DiscreteMagnifications(config.mpp, _cumulative(offered * wanted))
+    num_kept = math.ceil(config.slide_fraction * len(rows) - 1e-9)
+    if num_kept >= len(rows):
+        return rows
+    hashes = [hash_unit(f"subset:{slide}") for slide in snapshot.rows.texts("slide", rows)]
+    kept: npt.NDArray[np.int64] = np.sort(rows[np.argsort(hashes, kind="stable")[:num_kept]])
+    return kept
 
 
 def _cumulative(weights: Float64) -> Float64:
@@ -168,34 +222,15 @@ def _cumulative(weights: Float64) -> Float64:
     return np.asarray(sums / sums[..., -1:])
 
 
-def _offer_among(row: SlideRow, config: PatchesConfig) -> Float64 | str:
-    """1 for each of `config.mpp` that `row` offers and 0 for the others, or why it offers none."""
-    reasons = [_refusal(row, config, mpp) for mpp in config.mpp]
-    return _nearest(reasons) if all(reasons) else np.array([float(not reason) for reason in reasons])
-
-
-def _offer_between(row: SlideRow, config: PatchesConfig) -> Float64 | str:
-    """Finest and coarsest mpp that `row` offers of `config.mpp_range`, or why it offers none."""
-    assert config.mpp_range is not None
+def why_excluded(row: SlideRow, config: PatchesConfig) -> str:
+    """Why `row` offers none of the wanted mpps; empty where it offers one."""
+    if config.mpp_range is None:
+        reasons = [_refusal(row, config, mpp) for mpp in config.mpp]
+        return _nearest(reasons) if all(reasons) else ""
     finest, coarsest = config.mpp_range
     if row.status == OK:
         finest = max(finest, level_mpp(row.header, 0) / (1.0 + config.mpp_tolerance))
-    reason = _refusal(row, config, min(finest, coarsest))
-    if reason:
-        return reason
-    return np.array([finest, max(finest, min(coarsest, _coarsest_mpp(row, config)))])
-
-
-def _coarsest_mpp(row: SlideRow, config: PatchesConfig) -> float:
-    """The mpp at which a patch fills the slide, or its least tissue is all there is, whichever is finer."""
-    header = row.header
-    assert header.mpp_x is not None and header.mpp_y is not None
-    finest = header.levels[0]
-    width_um, height_um = finest.width_px * header.mpp_x, finest.height_px * header.mpp_y
-    tissue_um = math.inf
-    if config.min_foreground > 0:
-        tissue_um = 1000.0 * math.sqrt(row.tissue_mm2 / config.min_foreground)
-    return min(width_um, height_um, tissue_um) * (1.0 - 1e-9) / config.patch_px
+    return _refusal(row, config, min(finest, coarsest))
 
 
 def _refusal(row: SlideRow, config: PatchesConfig, mpp: float) -> str:

@@ -51,7 +51,11 @@ def plan_grid(snapshot: Snapshot, config: PatchesConfig, grid: GridConfig) -> Gr
     if grid.split != "all":
         slides = np.intersect1d(slides, find_eligible(snapshot, config, grid.split).rows)
     return GridPlan(
-        snapshot, grid, reading, matching(snapshot, slides, grid.slides, eligible.excluded), eligible.excluded
+        snapshot,
+        grid,
+        reading,
+        matching(snapshot, slides, grid.slides, lambda: eligible.excluded),
+        eligible.excluded,
     )
 
 

@@ -98,6 +98,7 @@ class Sampler:
         picked = [self._eligible.pick(slide) for slide in slides]
         if self.config.num_distinct_per_slide is not None and self.split == "train":
             return self._draw_own(step, indices, attempt, picked, self.config.num_distinct_per_slide)
+        self.snapshot.rows.prefetch(self._eligible.rows[picked])
         stream = f"spot{attempt}"
         drawn = uniforms(self.seed, stream, step, indices, 1 + 2 * _CANDIDATES)
         return tuple(
