@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, overload
+from typing import Any, BinaryIO, NamedTuple, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -292,7 +292,7 @@ class MappedRows(Sequence[SlideRow]):
         levels = tuple(self._level(each) for each in self._levels[first : first + num].tolist())
         mpp = [None if np.isnan(values[name]) else values[name] for name in ("mpp_x", "mpp_y")]
         header = SlideHeader(objects, kinds.pop("vendor"), kinds.pop("format"), levels, mpp[0], mpp[1],
-                             kinds.pop("access"))  # type: ignore[arg-type]  # fmt: skip
+                             cast(Any, kinds.pop("access")))  # fmt: skip
         labels, extra = (json.loads(each) for each in (kinds.pop("labels"), texts.pop("extra")))
         return SlideRow(
             header=header, tissue=self._mask(index, values), tissue_mm2=values["tissue_mm2"],

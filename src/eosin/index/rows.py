@@ -120,12 +120,17 @@ def write_rows(rows: Iterable[SlideRow], file: BinaryIO, masks: BinaryIO | None 
         num = _ROWS_WITH_MASKS if masks is None else _ROWS_AT_ONCE
         while group := list(itertools.islice(left, num)):
             records = [_to_record(row) for row in group]
-            for record in records if masks is not None else ():
-                tissue = record["tissue"] or {"packed": b""}
-                record["mask_start"] = masks.tell() if record["tissue"] else -1  # type: ignore[union-attr]
-                record["mask_bytes"] = masks.write(tissue["packed"])  # type: ignore[union-attr]
-                tissue["packed"] = b""
+            if masks is not None:
+                _put_masks_apart(records, masks)
             writer.write_table(pa.Table.from_pylist(records, schema=schema))
+
+
+def _put_masks_apart(records: Iterable[dict[str, Any]], masks: BinaryIO) -> None:
+    for record in records:
+        tissue = record["tissue"] or {"packed": b""}
+        record["mask_start"] = masks.tell() if record["tissue"] else -1
+        record["mask_bytes"] = masks.write(tissue["packed"])
+        tissue["packed"] = b""
 
 
 def load_rows(store: Store, key: str) -> SlideRows | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from eosin.errors import MissingDependency, TransientError, UserError
-from eosin.index.latest import load_manifest
+from eosin.index.snapshot import load_manifest
 from eosin.layout import (
     RANDOM_INIT,
     TEACHER_CARD,

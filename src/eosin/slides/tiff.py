@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 
 from eosin.slides import tiff_ifd as tag
@@ -112,16 +114,16 @@ def _color_space(directory: Directory, compression: Compression) -> ColorSpace:
         raise SlideError("unsupported-layout", "its colour planes are stored one after the other")
     alpha = _alpha(directory, samples) if compression != "jpeg" else ""
     if photometric == _GRAY and samples in (1, 2):
-        return "gray" + alpha  # type: ignore[return-value]
+        return cast(ColorSpace, "gray" + alpha)
     if samples not in (3, 4) or photometric not in (_RGB, _YCBCR):
         raise SlideError("unsupported-pixels", f"{samples} samples a pixel, photometric {photometric}")
     if compression == "jpeg2000":
         code = directory.integer(tag.COMPRESSION)
         ycbcr = code == _APERIO_YCBCR or (code != _APERIO_RGB and photometric == _YCBCR)
-        return "ycbcr" if ycbcr else "rgb" + alpha  # type: ignore[return-value]
+        return "ycbcr" if ycbcr else cast(ColorSpace, "rgb" + alpha)
     if photometric == _YCBCR and compression != "jpeg":
         raise SlideError("unsupported-pixels", f"YCbCr samples under {compression} compression")
-    return "ycbcr" if photometric == _YCBCR else "rgb" + alpha  # type: ignore[return-value]
+    return "ycbcr" if photometric == _YCBCR else cast(ColorSpace, "rgb" + alpha)
 
 
 def _alpha(directory: Directory, samples: int) -> str:
