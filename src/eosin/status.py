@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,7 +158,7 @@ def read_logs(run_uri: str, source: str = "", tail: int | None = None) -> list[L
     """
     store = open_store(run_uri)
     load_run(run_uri, store=store)
-    lines = sorted(_lines(store, source, {}), key=lambda line: line.time)
+    lines = list(_told_once(sorted(_lines(store, source, {}), key=lambda line: line.time), set()))
     if source and not lines:
         _require_source(store, source)
     return lines if tail is None else lines[max(0, len(lines) - tail) :]
@@ -169,9 +169,10 @@ def follow_logs(run_uri: str, source: str = "", *, poll_s: float = 2.0) -> Itera
     store = open_store(run_uri)
     load_run(run_uri, store=store)
     seen: dict[str, tuple[str, int]] = {}
+    told: set[int] = set()
     while True:
         finished = store.exists(RunLayout.SUMMARY_JSON)
-        yield from sorted(_lines(store, source, seen), key=lambda line: line.time)
+        yield from _told_once(sorted(_lines(store, source, seen), key=lambda line: line.time), told)
         if finished:
             return
         time.sleep(poll_s)
@@ -195,6 +196,20 @@ def _lines(store: Store, source: str, seen: dict[str, tuple[str, int]]) -> Itera
         seen[part.key] = (part.etag, len(text))
         for line in text[count:]:
             yield LogLine(_fields(line))
+
+
+def _told_once(lines: Iterable[LogLine], told: set[int]) -> Iterator[LogLine]:
+    """Each event once: what a step logs is in its own log and in that of its pod, in the same words."""
+    for line in lines:
+        fields = line.fields
+        if fields.get("event") == "line" and str(fields.get("source", "")).startswith("pods/"):
+            fields = _fields(str(fields.get("text", "")))
+        if "time" in fields and "source" in fields:
+            key = hash(json.dumps(fields, sort_keys=True))
+            if key in told:
+                continue
+            told.add(key)
+        yield line
 
 
 def _fields(line: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import time
 from collections import Counter
@@ -17,7 +19,9 @@ from eosin.cluster.pod_logs import PodLogMirror
 from eosin.cluster.queue import never_mends, why_it_waits
 from eosin.cluster.training import end_training, terminal_state
 from eosin.errors import EosinError, TransientError, UserError
+from eosin.layout import RunLayout
 from eosin.observability import RunLog
+from eosin.storage import Store
 
 # A worker's own error may stand before what the agent says of its end.
 _LOG_LINES = 200
@@ -82,7 +86,7 @@ class Follower:
     _waits_for: str = ""
     _waits_since_s: float | None = None
     _queue_is_hidden: bool = False
-    _seen: set[tuple[str, int]] = field(default_factory=set)
+    _warned: set[tuple[str, ...]] | None = None
     _stuck_since_s: dict[str, float] = field(default_factory=dict)
     _shown: dict[str, Any] = field(default_factory=dict)
 
@@ -129,12 +133,15 @@ class Follower:
             events = self.cluster.warnings(name)
         except (Missing, UserError):  # events are a courtesy; the Role may not grant them
             return
+        if self._warned is None:
+            self._warned = set(_warnings_before(self.log.store))
         for event in events:
-            key = (event["metadata"].get("uid", event["metadata"]["name"]), int(event.get("count") or 1))
-            if key not in self._seen:
-                self._seen.add(key)
-                what = {"object": event["involvedObject"]["name"], "reason": event.get("reason", "")}
-                self.log.event("warning", **what, message=event.get("message", ""))
+            what = {"object": event["involvedObject"]["name"], "reason": event.get("reason", "")}
+            what |= {"message": event.get("message", ""), "at": _seen_at(event)}
+            key = tuple(map(str, what.values()))
+            if key not in self._warned:
+                self._warned.add(key)
+                self.log.event("warning", **what)
 
     def _note_that_it_is_followed(self, name: str) -> None:
         """By it the training's own watcher knows that somebody judges its end (`eosin.cluster.watcher`)."""
@@ -208,3 +215,22 @@ def phases(pods: list[Manifest]) -> dict[str, dict[str, int]]:
     for (pool, phase), number in sorted(pairs.items()):
         phases.setdefault(pool, {})[phase] = number
     return phases
+
+
+def _seen_at(event: Manifest) -> str:
+    """When it last happened; the API has had several fields for it."""
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return str(next(filter(None, times), event["metadata"].get("creationTimestamp") or ""))
+
+
+def _warnings_before(store: Store | None) -> Iterator[tuple[str, ...]]:
+    """Warnings that launchers of the run have told of already; a log that cannot be read holds none."""
+    try:
+        parts = [store.get(info.key) for info in store.list(RunLayout.logs("launch"))] if store else []
+    except EosinError:
+        return
+    for line in b"\n".join(parts).splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            told = json.loads(line)
+            yield tuple(str(told[key]) for key in ("object", "reason", "message", "at"))
