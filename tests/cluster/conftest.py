@@ -14,7 +14,10 @@ from tests.support import real_cluster
 
 @pytest.fixture(scope="session")
 def real() -> Cluster:
-    return real_cluster.reach()
+    cluster = real_cluster.reach()
+    if real_cluster.IMAGE == real_cluster.HOST_IMAGE:
+        real_cluster.let_host_image_run(cluster)
+    return cluster
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def cluster(real: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]
     render_jobset = training.render_jobset
 
     def jobset(*args: Any, **more: Any) -> Any:
-        return real_cluster.runnable(render_jobset(*args, **more))
+        return real_cluster.waiting(render_jobset(*args, **more))
 
     monkeypatch.setattr(training, "render_jobset", jobset)
     with real_cluster.namespace(real) as made:

@@ -139,16 +139,26 @@ def test_the_watcher_ends_what_nobody_follows_and_no_sooner(cluster: Cluster) ->
     eventually("it is ended", lambda: gone(cluster, JOBSET))
 
 
-def test_a_queue_that_is_not_there_is_said_and_given_up_on(cluster: Cluster, tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("queue: nowhere", "nowhere"),
+        ("queue: q, priority_class: missing", "no Workload.*PriorityClass missing"),
+    ],
+    ids=["queue", "priority-class"],
+)
+def test_a_queue_or_a_class_that_is_not_there_is_said_and_given_up_on(
+    cluster: Cluster, tmp_path: Any, section: str, said: str
+) -> None:
     launcher = launching(cluster)
     if "workloads" not in launcher.served(
         names.Resource("kueue.x-k8s.io", "v1beta2", "workloads", "Workload")
     ):
         pytest.skip("this cluster has no Kueue")
-    submit(launcher, more=", queue: nowhere")
+    submit(launcher, more=f", {section}")
     store = open_store(f"file://{tmp_path}")
     follower = Follower(launcher, PodLogMirror(launcher, store), RunLog("launch", store), 3)
-    with pytest.raises(UserError, match="nowhere"):
+    with pytest.raises(UserError, match=said):
         follower.follow(NAME)
     assert gone(cluster, JOBSET)
 

@@ -294,7 +294,7 @@ def test_restricted_pod_security_of_the_charts_own_pods(tmp_path: Path) -> None:
 def test_schedule_is_kept_by_the_very_command_of_its_pod(tmp_path: Path) -> None:
     objects = render(FULL, tmp_path)
     (create,) = only(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    (delete,) = only(objects, "Job")["spec"]["template"]["spec"]["containers"]
+    (delete,) = only(objects, "Job", "unschedule")["spec"]["template"]["spec"]["containers"]
     seen: list[dict[str, Any]] = []
     with kubeflow_server() as kubeflow:
         for command, number in ((create, 1), (create, 1), (delete, 0)):

@@ -8,7 +8,7 @@ import pytest
 
 from eosin import doctor
 from eosin.doctor import Check, check_store, run_checks
-from eosin.errors import install_command
+from eosin.errors import UserError, install_command
 from eosin.storage import open_store
 
 
@@ -34,6 +34,22 @@ def test_a_wrong_secret_is_one_failure_with_a_fix(bucket_uri: str, monkeypatch: 
     assert check.status == "fail"
     assert bucket_uri in check.detail
     assert "AWS_SECRET_ACCESS_KEY" in check.fix
+
+
+def test_in_a_pod_a_missing_secret_is_told_by_its_name_and_the_demos_server_is_not_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    found = {check.name: check for check in doctor.run_checks()}
+    assert "S3 server" not in found and "Secret eosin-s3" in found["S3 credentials"].fix
+    with pytest.raises(UserError) as refused:
+        next(iter(open_store("s3://there-is-no-such-bucket/runs").list()), None)
+    assert "Secret eosin-s3" in refused.value.hint
 
 
 def test_a_missing_bucket_and_a_dead_endpoint(bucket_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

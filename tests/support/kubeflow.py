@@ -2,7 +2,8 @@
 
 It behaves as a backend of 2.17.0 was seen to: Terminate makes a run CANCELING, then FAILED, never CANCELED;
 a FAILED run can be retried and keeps its id; parameters that are unknown, missing or of another type are
-refused with 400, and what is too large for etcd with 500.
+refused with 400, and what is too large for etcd with 500. `Argo` goes through a submitted pipeline as Argo
+4.0 does under Kubeflow's own config map.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,6 +41,8 @@ class Kubeflow:
         self.fail_creation = False
         """Of recurring runs."""
         self.requests: list[str] = []
+        self.workflows: dict[str, Argo] = {}
+        """By the run's id, from the first `execute` on."""
         self._made = 0
         self.host = ""
 
@@ -48,6 +52,15 @@ class Kubeflow:
 
     def run(self, run_id: str) -> dict[str, Any] | None:
         return next((each for each in self.runs if each["run_id"] == run_id), None)
+
+    def execute(self, run_id: str, happens: Happens = lambda task, attempt: "ok") -> Argo:
+        """Have Argo go through a run that was submitted or retried, to its end."""
+        run = self.run(run_id)
+        assert run is not None and run["state"] in ("PENDING", "RUNNING")
+        spec = run["pipeline_spec"]
+        argo = self.workflows.setdefault(run_id, Argo(spec.get("pipeline_spec", spec)))
+        run["state"] = argo.run(happens)
+        return argo
 
     def settle(self) -> None:
         """What the controller does in the next 22 s: runs that are being terminated have failed."""
@@ -122,6 +135,94 @@ class Kubeflow:
         if start + _PAGE < len(found):
             page["next_page_token"] = str(start + _PAGE)
         return page
+
+
+Happens = Callable[[str, int], str]
+"""What the attempt of a task comes to: ok, exit N, deleted (its pod, or its node), evicted, or terminate."""
+_TASK_S = 60.0
+_TRAINING_S = 3 * 86400.0
+_REPLACED_AFTER_S = 11.0
+_EXIT_TASK_AFTER_S = 38.0
+_TTL_S = 3600.0
+
+
+class Argo:
+    """A Workflow of a compiled pipeline, with the controller's rules and a clock of its own.
+
+    A pod that is deleted is an Error and tried again; one that ends with an error, or whose phase becomes
+    Failed, is not, unless `retry_policy` is Always. All is over `backoffMaxDuration` after a task's first
+    start. The exit task runs after success, failure and terminate, and sees FAILED for the last two. An hour
+    after the end the Workflow is deleted.
+    """
+
+    def __init__(self, spec: dict[str, Any], retry_policy: str = "OnError") -> None:
+        self._components = spec["components"]
+        root = spec["root"]["dag"]["tasks"]
+        (handler,) = [task for task in root.values() if "triggerPolicy" not in task]
+        (self.exit_task,) = [name for name, task in root.items() if "triggerPolicy" in task]
+        self.tasks = dict(self._leaves(handler["componentRef"]["name"]))
+        self._retry = retry_policy
+        self.now_s = 0.0
+        self.ended_s = 0.0
+        self.finished: list[str] = []
+        self.attempts: Counter[str] = Counter()
+        self.exit_saw: list[str] = []
+        self.workflow_spec: dict[str, Any] = {}
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the Workflow has not been deleted by its TTL."""
+        return not self.ended_s or self.now_s < self.ended_s + _TTL_S
+
+    def run(self, happens: Happens) -> str:
+        """Go through what is not finished; the state of the run then."""
+        state = "SUCCEEDED"
+        for name, task in self.tasks.items():
+            if name in self.finished:
+                continue
+            if not self._attempt(name, task, happens):
+                state = "FAILED"
+                break
+            self.finished.append(name)
+        self.now_s += _EXIT_TASK_AFTER_S
+        self.exit_saw.append(state)
+        self.ended_s = self.now_s
+        return state
+
+    def _attempt(self, name: str, task: dict[str, Any], happens: Happens) -> bool:
+        policy = task.get("retryPolicy") or {}
+        most = int(policy.get("maxRetryCount", 2))
+        until_s = self.now_s + float(str(policy.get("backoffMaxDuration", "3600s")).rstrip("s"))
+        for _ in range(most + 1):
+            self.attempts[name] += 1
+            what = happens(name, self.attempts[name])
+            self.now_s += _TRAINING_S if name == "train" else _TASK_S
+            if what == "terminate":
+                self.workflow_spec["activeDeadlineSeconds"] = 0
+                return False
+            if self.now_s > until_s and self.attempts[name] > 1:
+                return False  # Max duration limit exceeded
+            if what == "ok":
+                return True
+            if what != "deleted" and self._retry != "Always":
+                return False
+            self.now_s += _REPLACED_AFTER_S
+            if self.now_s > until_s:
+                return False
+        return False
+
+    def _leaves(self, component: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Tasks of containers in the order in which they may run; loops once through."""
+        tasks, done = dict(self._components[component]["dag"]["tasks"]), set[str]()
+        while tasks:
+            ready = next(name for name, task in tasks.items() if set(task.get("dependentTasks", ())) <= done)
+            task = tasks.pop(ready)
+            done.add(ready)
+            inner = task["componentRef"]["name"]
+            if "dag" in self._components[inner]:
+                yield from self._leaves(inner)
+            else:
+                yield ready, task
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -18,15 +19,16 @@ import pytest
 from eosin.cluster.api import Cluster, connect
 from eosin.cluster.names import WORKFLOW, WORKFLOW_LABEL, OwnerReference
 from eosin.errors import EosinError
-from tests.support.tools import run
+from tests.support.tools import run, tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm" / "eosin"
 HOST_IMAGE = "cluster.local/host:1"
 IMAGE = os.environ.get("EOSIN_TEST_IMAGE", HOST_IMAGE)
 """An image of eosin that the cluster has; else one with nothing in it, over the machine's own programs."""
+NAMESPACE_LABEL = "eosin.dev/test"
 TIMEOUT_S = float(os.environ.get("EOSIN_TEST_TIMEOUT_S", "120"))
-_WAIT = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(3600)"
+WAIT = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(3600)"
 
 
 def reach() -> Cluster:
@@ -46,7 +48,7 @@ def reach() -> Cluster:
 def namespace(cluster: Cluster, **labels: str) -> Iterator[Cluster]:
     """A namespace of its own with the chart's accounts and Roles, deleted at the end."""
     name = f"eosin-test-{secrets.token_hex(3)}"
-    body = {"metadata": {"name": name, "labels": labels}}
+    body = {"metadata": {"name": name, "labels": {NAMESPACE_LABEL: "true", **labels}}}
     cluster.read("creating a namespace", cluster.core.create_namespace, body)
     try:
         yield connect(name, attempts=2)
@@ -56,7 +58,8 @@ def namespace(cluster: Cluster, **labels: str) -> Iterator[Cluster]:
 
 def install_accounts(cluster: Cluster) -> None:
     """What the chart makes for launcher and watcher, and the account that runs pipelines."""
-    done = run("helm", "template", "eosin", str(CHART), "--namespace", cluster.namespace)
+    values = ("--set", "priorityClasses.create=false")  # they are of the whole cluster
+    done = run("helm", "template", "eosin", str(CHART), "--namespace", cluster.namespace, *values)
     assert done.returncode == 0, done.stderr
     import yaml
 
@@ -70,14 +73,16 @@ def install_accounts(cluster: Cluster) -> None:
 def apply(objects: list[dict[str, Any]]) -> None:
     import yaml
 
-    done = subprocess.run(
-        [os.environ.get("KUBECTL", "kubectl"), "apply", "-f", "-"],
-        input=yaml.safe_dump_all(objects), text=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+    kubectl("apply", "-f", "-", text=yaml.safe_dump_all(objects))
+
+
+def kubectl(*arguments: str, text: str = "") -> None:
+    command = [os.environ.get("KUBECTL", "kubectl"), *arguments]
+    done = subprocess.run(command, input=text, text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
-def acting_as(cluster: Cluster, account: str) -> Cluster:
+def acting_as(cluster: Cluster, account: str, recorder: Recorder | None = None) -> Cluster:
     """The same namespace, with the permissions of a service account and no others."""
     from kubernetes import client
 
@@ -92,7 +97,8 @@ def acting_as(cluster: Cluster, account: str) -> Cluster:
     settings.cert_file = settings.key_file = None
     settings.api_key = {"authorization": f"Bearer {token}"}
     settings.refresh_api_key_hook = None
-    return Cluster(client.ApiClient(settings), cluster.namespace, attempts=2)
+    made = recorder.client(settings) if recorder else client.ApiClient(settings)
+    return Cluster(made, cluster.namespace, attempts=2)
 
 
 def make_workflow(cluster: Cluster, name: str, run_id: str = "") -> OwnerReference:
@@ -114,38 +120,109 @@ def eventually(what: str, condition: Callable[[], Any], timeout_s: float = TIMEO
     raise AssertionError(f"{what}: not within {timeout_s:g} s")
 
 
-def runnable(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A JobSet whose agents wait instead of training."""
-    manifest, folders = copy.deepcopy(manifest), _mounted() if IMAGE == HOST_IMAGE else []
+def waiting(manifest: dict[str, Any], command: str = WAIT) -> dict[str, Any]:
+    """A JobSet whose agents run `command`, by default hold their place, instead of training."""
+    manifest = copy.deepcopy(manifest)
     for job in manifest["spec"]["replicatedJobs"]:
-        pod = job["template"]["spec"]["template"]["spec"]
-        for container in pod["containers"]:
-            if "watcher" not in container["name"]:
-                container["command"] = [_python(), "-c", _WAIT]
+        for container in job["template"]["spec"]["template"]["spec"]["containers"]:
+            if container["name"] != "watcher":
+                container["command"] = ["python", "-c", command]
                 container.pop("readinessProbe", None)
-            elif IMAGE == HOST_IMAGE:
-                container["command"][0] = sys.executable
-            container["resources"] = {"requests": {"cpu": "1m", "memory": "16Mi"}}
-            for number, path in enumerate(folders):
-                mount = {"name": f"host{number}", "mountPath": path, "readOnly": True}
-                container["volumeMounts"].append(mount)
-        for number, path in enumerate(folders):
-            pod["volumes"].append({"name": f"host{number}", "hostPath": {"path": path}})
+                container["resources"] = {"limits": {"memory": "64Mi"}}
+            container.setdefault("resources", {})["requests"] = {"cpu": "1m", "memory": "16Mi"}
     return manifest
 
 
-def _python() -> str:
-    return "/usr/bin/python3" if IMAGE == HOST_IMAGE else "python"
+def only_agents(command: str) -> str:
+    """`command` in the pods of agents; that of the rendezvous, which has no job of an agent, waits."""
+    return f"import os\nif 'EOSIN_JOB_NAME' in os.environ:\n  exec({command!r})\nelse:\n  exec({WAIT!r})"
 
 
-def _mounted() -> list[str]:
-    """The machine's own programs, this checkout and what its interpreter is made of."""
+def let_host_image_run(cluster: Cluster) -> None:
+    """Give pods of the empty host image, in namespaces of tests, this machine's programs and checkout."""
     folders = {"/usr", str(ROOT), sys.prefix, sys.base_prefix, *_site_folders()}
     inside = {a for a in folders for b in folders if a != b and Path(a).is_relative_to(b)}
-    return sorted(folders - inside)
+    volumes, mounts = [], []
+    for number, path in enumerate(sorted(folders - inside)):
+        host = f'hostPath: Object.spec.volumes.hostPath{{path: "{path}"}}'
+        volumes.append(f'Object.spec.volumes{{name: "host{number}", {host}}}')
+        mounts.append(f'Object.spec.containers.volumeMounts{{name: "host{number}", mountPath: "{path}",'
+                      " readOnly: true}")  # fmt: skip
+    variables = {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = [f'Object.spec.containers.env{{name: "{k}", value: "{v}"}}' for k, v in variables.items()]
+    container = f"name: c.name, env: [{', '.join(env)}], volumeMounts: [{', '.join(mounts)}]"
+    containers = f"object.spec.containers.map(c, Object.spec.containers{{{container}}})"
+    changed = f"Object{{spec: Object.spec{{volumes: [{', '.join(volumes)}], containers: {containers}}}}}"
+    of_host = f'object.spec.containers.all(c, c.image == "{HOST_IMAGE}")'
+    group, name = "admissionregistration.k8s.io", "eosin-test-host"
+    pods = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    policy = {
+        "apiVersion": f"{group}/v1", "kind": "MutatingAdmissionPolicy", "metadata": {"name": name},
+        "spec": {
+            "failurePolicy": "Fail", "reinvocationPolicy": "Never",
+            "matchConstraints": {
+                "resourceRules": [pods],
+                "namespaceSelector": {"matchLabels": {NAMESPACE_LABEL: "true"}},
+            },
+            "matchConditions": [{"name": "host-image", "expression": of_host}],
+            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": changed}}],
+        },
+    }  # fmt: skip
+    binding = {"apiVersion": f"{group}/v1", "kind": "MutatingAdmissionPolicyBinding",
+               "metadata": {"name": name}, "spec": {"policyName": name}}  # fmt: skip
+    apply([policy, binding])
 
 
 def _site_folders() -> list[str]:
     import kubernetes
 
     return [str(Path(kubernetes.__file__).resolve().parents[4])]
+
+
+class Recorder:
+    """What a client has asked the API server for, each a (group, resource, verb)."""
+
+    def __init__(self) -> None:
+        self.allowed: set[tuple[str, str, str]] = set()
+        self.refused: set[tuple[str, str, str]] = set()
+
+    def client(self, settings: Any) -> Any:
+        from kubernetes import client
+
+        recorder = self
+
+        class Recording(client.ApiClient):  # type: ignore[misc]
+            def call_api(self, path: str, method: str, *args: Any, **more: Any) -> Any:
+                params, query = [*args, None, None][:2]
+                asked = _permission(path.format(**(params or {})), method, query or [])
+                try:
+                    answer = super().call_api(path, method, *args, **more)
+                except client.ApiException as error:
+                    if asked and error.status == 403:
+                        recorder.refused.add(asked)
+                    elif asked:
+                        recorder.allowed.add(asked)
+                    raise
+                if asked:
+                    recorder.allowed.add(asked)
+                return answer
+
+        return Recording(settings)
+
+
+def _permission(path: str, method: str, query: Any) -> tuple[str, str, str] | None:
+    """None for discovery and reviews of one's own permissions, which need no Role, and for nodes."""
+    found = re.fullmatch(r"/api(?:s/([^/]+))?/[^/]+/namespaces/[^/]+/([^/]+)(?:/([^/]+)(?:/([^/]+))?)?", path)
+    if found is None:
+        return None
+    group, plural, name, subresource = found.groups(default="")
+    keys = {key for key, _ in (query.items() if isinstance(query, dict) else query)}
+    verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete", "PUT": "update"}.get(method)
+    verb = verb or ("get" if name else "watch" if "watch" in keys else "list")
+    return group, f"{plural}/{subresource}" if subresource else plural, verb
+
+
+def helm(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Helm in the namespace of `cluster`."""
+    command = [tool("helm"), "--namespace", cluster.namespace, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)

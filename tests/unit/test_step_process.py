@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,20 @@ def test_in_a_pod_a_run_that_was_never_planned_says_why(
     with pytest.raises(SystemExit):
         as_step(index_shard, run.uri, 0, UserError("there is no recipe x"))
     assert "there is no recipe x" in str(run_status(run.uri))
+
+
+def test_an_event_that_the_pods_log_repeats_is_shown_once(run: Store) -> None:
+    step = {"time": "2026-01-01T00:00:01Z", "source": "train", "event": "step", "step": 1}
+    only_here = {"time": "2026-01-01T00:00:02Z", "source": "watcher", "event": "ending"}
+    run.put(RunLayout.log("train", "a"), f"{json.dumps(step)}\n".encode())
+    texts = [json.dumps(step), json.dumps(only_here), "plain", "plain"]
+    mirrored = [
+        {"time": "2026-01-01T00:00:03Z", "source": "pods/x", "event": "line", "text": t} for t in texts
+    ]
+    run.put(RunLayout.log("pods/x", "a"), "\n".join(map(json.dumps, mirrored)).encode())
+    shown = [line.fields.get("text") or line.fields["event"] for line in read_logs(run.uri)]
+    assert shown == ["step", json.dumps(only_here), "plain", "plain"]
+    assert len(read_logs(run.uri, "pods")) == 4
 
 
 def test_a_pod_that_could_not_speak_is_reported_unless_its_step_has(run: Store) -> None:

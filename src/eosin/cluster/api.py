@@ -150,11 +150,15 @@ class Cluster:
 
     def list_pods(self, jobset: str) -> list[Manifest]:
         """Pods of the JobSet of that name."""
+        return self.list_labelled_pods(f"{names.JOBSET_NAME_LABEL}={jobset}")
+
+    def list_labelled_pods(self, label_selector: str) -> list[Manifest]:
+        """Pods of the namespace with such labels."""
         listed = self.read(
-            f"listing the pods of {jobset}",
+            f"listing pods of {label_selector}",
             self.core.list_namespaced_pod,
             self.namespace,
-            label_selector=f"{names.JOBSET_NAME_LABEL}={jobset}",
+            label_selector=label_selector,
         )
         return list(listed["items"])
 
@@ -217,12 +221,6 @@ class Cluster:
             **more,
         )
         return _lines(response)
-
-    def get_cluster_object(self, group: str, version: str, plural: str, name: str) -> Manifest:
-        """An object of no namespace. Raises `Missing`."""
-        return self.read(
-            f"reading {plural} {name}", self._objects.get_cluster_custom_object, group, version, plural, name
-        )
 
     def list_nodes(self) -> list[Manifest]:
         """Nodes of the whole cluster."""

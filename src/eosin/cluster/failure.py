@@ -19,14 +19,8 @@ from eosin.errors import (
 
 _SHOWN_LINES = 5
 _AGENT_SAYS = "agent: "
-_NEVER_MENDS = {
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "ErrImageNeverPull",
-}
+_NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
+_NO_CONTAINER = {"CreateContainerConfigError", "CreateContainerError"}
 
 
 @dataclass(frozen=True)
@@ -69,15 +63,18 @@ def explain_failure(
 
 
 def stuck_pods(pods: Sequence[Manifest]) -> dict[str, str]:
-    """Pods that wait for what never comes by itself: pod → the kubelet's reason and message."""
+    """Pods that wait for what never comes by itself: pod → what that is, in the kubelet's words."""
     stuck: dict[str, str] = {}
     for pod in pods:
-        for status in pod.get("status", {}).get("containerStatuses") or []:
-            waiting = status["state"].get("waiting") or {}
-            if waiting.get("reason") in _NEVER_MENDS:
-                stuck[pod["metadata"]["name"]] = f"{waiting['reason']}: {waiting.get('message', '')}".strip(
-                    ": "
-                )
+        status = pod.get("status", {})
+        for each in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+            waiting = each["state"].get("waiting") or {}
+            reason = waiting.get("reason", "")
+            said = ": ".join(filter(None, (reason, waiting.get("message", ""))))
+            if reason in _NO_IMAGE:
+                stuck[pod["metadata"]["name"]] = f"image {each.get('image', '?')} cannot be pulled: {said}"
+            elif reason in _NO_CONTAINER:
+                stuck[pod["metadata"]["name"]] = said
     return stuck
 
 

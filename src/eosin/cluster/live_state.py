@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
-from eosin.cluster.api import Cluster, connect
+from eosin.cluster.api import Cluster, Manifest, Missing, connect
+from eosin.cluster.failure import stuck_pods
 from eosin.cluster.follow import phases
-from eosin.cluster.names import JOBSET, jobset_name
+from eosin.cluster.names import JOBSET, RUN_ID_LABEL, WORKFLOW, WORKFLOW_LABEL, jobset_name
 from eosin.cluster.training import terminal_state
+from eosin.errors import UserError
 from eosin.layout import RunLayout
 from eosin.records import KubeflowRun, load_record
 from eosin.runs import load_run
 from eosin.storage import open_store
 
+_PATIENCE_S = 60.0
+
 
 @dataclass(frozen=True)
 class LiveState:
-    """What a cluster says about a run's training now."""
+    """What a cluster says about a run's training, and about pods of its steps, now."""
 
     jobset: str
+    """Empty: nothing trains."""
     state: str
     """Running, Suspended, Completed or Failed."""
     restarts: int
     pods: dict[str, dict[str, int]]
     """Pool → phase → number of pods."""
+    stuck: dict[str, str] = field(default_factory=dict)
+    """Pod, of training or of a step → what it has waited for in vain for a minute."""
 
     def __str__(self) -> str:
         pools = (
@@ -31,25 +39,57 @@ class LiveState:
             for pool, each in sorted(self.pods.items())
         )
         restarts = f", {self.restarts} restarts" if self.restarts else ""
-        return " · ".join([f"JobSet {self.jobset}: {self.state.lower()}{restarts}", *pools])
+        training = [f"JobSet {self.jobset}: {self.state.lower()}{restarts}", *pools] if self.jobset else []
+        stuck = [f"pod {pod} cannot start: {why}" for pod, why in sorted(self.stuck.items())]
+        return "\n              ".join(filter(None, [" · ".join(training), *stuck]))
 
 
 def live_state(
     run_uri: str, *, namespace: str = "", context: str = "", cluster: Cluster | None = None
 ) -> LiveState | None:
-    """The run's JobSet as the cluster shows it, if there is one. Every call is tried once."""
-    cluster = cluster or _connect(run_uri, namespace, context)
-    job = cluster.get(JOBSET, jobset_name(run_uri))
+    """The run's JobSet as the cluster shows it, and pods that cannot start; None: neither is there.
+
+    Every call is tried once.
+    """
+    place = load_record(KubeflowRun, open_store(run_uri), RunLayout.KUBEFLOW_RUN)
+    cluster = cluster or _connect(run_uri, namespace or (place.namespace if place else ""), context)
+    job, pods = cluster.get(JOBSET, jobset_name(run_uri)), _pods_of_steps(cluster, place)
     if job is None:
-        return None
+        stuck = _stuck(pods)
+        return LiveState("", "", 0, {}, stuck) if stuck else None
+    name = job["metadata"]["name"]
+    agents = cluster.list_pods(name)
     suspended = job["spec"].get("suspend") is True
     state = terminal_state(job) or ("Suspended" if suspended else "Running")
     restarts = int((job.get("status") or {}).get("restarts", 0))
-    pods = phases(cluster.list_pods(job["metadata"]["name"]))
-    return LiveState(job["metadata"]["name"], state, restarts, pods)
+    return LiveState(name, state, restarts, phases(agents), _stuck([*agents, *pods]))
 
 
 def _connect(run_uri: str, namespace: str, context: str) -> Cluster:
-    place = load_record(KubeflowRun, open_store(run_uri), RunLayout.KUBEFLOW_RUN)
-    namespace = namespace or (place.namespace if place else "") or load_run(run_uri).cluster.namespace
-    return connect(namespace, context=context, attempts=1)
+    return connect(namespace or load_run(run_uri).cluster.namespace, context=context, attempts=1)
+
+
+def _pods_of_steps(cluster: Cluster, place: KubeflowRun | None) -> list[Manifest]:
+    """Pods of the run's Workflow; none where it is not known, or may not be looked at."""
+    if place is None:
+        return []
+    workflow = place.workflow
+    try:
+        if not workflow and place.run_id:
+            found = cluster.list_objects(WORKFLOW, f"{RUN_ID_LABEL}={place.run_id}")
+            workflow = found[0]["metadata"]["name"] if found else ""
+        return cluster.list_labelled_pods(f"{WORKFLOW_LABEL}={workflow}") if workflow else []
+    except (Missing, UserError):
+        return []
+
+
+def _stuck(pods: list[Manifest]) -> dict[str, str]:
+    """Of pods that are older than a minute: until then an image may still come."""
+    now = datetime.now(UTC)
+    old = [pod for pod in pods if (now - _made_at(pod, now)).total_seconds() >= _PATIENCE_S]
+    return stuck_pods(old)
+
+
+def _made_at(pod: Manifest, unknown: datetime) -> datetime:
+    stamp = str(pod["metadata"].get("creationTimestamp") or "")
+    return datetime.fromisoformat(stamp) if stamp else unknown

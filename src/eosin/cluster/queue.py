@@ -10,7 +10,8 @@ from eosin.cluster.names import Resource
 _VERSIONS = ("v1beta2", "v1beta1")
 GROUP = "kueue.x-k8s.io"
 # Of Kueue's messages: what no patience mends.
-_NEVER = ("doesn't exist", "does not exist", "not found", "is inactive", "is stopped")
+_NO_WORKLOAD = "Kueue has made no Workload of it"
+_NEVER = ("doesn't exist", "does not exist", "not found", "is inactive", "is stopped", _NO_WORKLOAD)
 
 
 def local_queue(cluster: Cluster, name: str) -> Manifest | None:
@@ -23,7 +24,7 @@ def local_queue(cluster: Cluster, name: str) -> Manifest | None:
 
 
 def why_it_waits(cluster: Cluster, job: Manifest) -> str:
-    """What Kueue says of the Workload of `job`; empty where it is admitted, or Kueue has no word on it.
+    """What Kueue says of the Workload of `job`, or that it has made none; empty where it is admitted.
 
     Raises `UserError` where this identity may not read Workloads.
     """
@@ -32,7 +33,17 @@ def why_it_waits(cluster: Cluster, job: Manifest) -> str:
         owners = workload["metadata"].get("ownerReferences") or []
         if uid and any(owner["uid"] == uid for owner in owners):
             return _waits_for(workload)
-    return ""
+    named = sorted(set(_classes(job)))
+    return f"{_NO_WORKLOAD}: does it run, and is there {' and '.join(named) or 'its queue'}?"
+
+
+def _classes(job: Manifest) -> Iterator[str]:
+    """Of priority, that it names: without any of them Kueue makes no Workload and says so in its own log."""
+    if kueues := (job["metadata"].get("labels") or {}).get("kueue.x-k8s.io/priority-class"):
+        yield f"WorkloadPriorityClass {kueues}"
+    for each in job["spec"].get("replicatedJobs") or []:
+        if name := each["template"]["spec"]["template"]["spec"].get("priorityClassName"):
+            yield f"PriorityClass {name}"
 
 
 def never_mends(message: str) -> bool:

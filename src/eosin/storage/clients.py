@@ -152,10 +152,19 @@ def _proxy(endpoint_url: str) -> str:
 
 def no_credentials(operation: str) -> UserError:
     """What to say where boto3's chain finds no key at all."""
-    return UserError(
-        f"cannot {operation}: no S3 credentials found",
-        hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE; for a public bucket "
-        "AWS_SKIP_SIGNATURE=true",
+    return UserError(f"cannot {operation}: no S3 credentials found", hint=credentials_hint())
+
+
+def credentials_hint() -> str:
+    """How this process gets keys: on a person's machine, or in a pod."""
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return (
+            "make the Secret eosin-s3 in this namespace, with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or name yours: the pipeline's s3_secret, cluster.s3.secret of training pods"
+        )
+    return (
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE; for a public bucket "
+        "AWS_SKIP_SIGNATURE=true"
     )
 
 

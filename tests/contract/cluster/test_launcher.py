@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from eosin.config import load_config
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.records import TrainingDone
+from eosin.records import KubeflowRun, TrainingDone
 from eosin.storage import Store
 from tests.support.api_server import JOBSETS, NAMESPACE, WORKFLOWS, ApiServer, serve
 from tests.support.launched_run import launched_run
@@ -383,6 +384,7 @@ def test_logs_of_pods_and_warnings_outlive_the_pods(server: ApiServer, run: Stor
     server.log(pod, "2026-01-01T00:00:01.5Z step 1\n2026-01-01T00:00:02.123456789Z step 2 – ü\n")
     server.add("v1/events", {
         "metadata": {"name": "e1", "uid": "e1"}, "type": "Warning", "reason": "FailedScheduling", "count": 3,
+        "lastTimestamp": "2026-01-01T00:00:00Z",
         "involvedObject": {"name": f"{NAME}-spot-0-0"}, "message": "0/4 nodes are available"})  # fmt: skip
     server.patch_jobset(NAME, {"status": {"restarts": 1}})
     eventually(lambda: server.requests("get", f"/pods/{pod}/log"))
@@ -391,7 +393,11 @@ def test_logs_of_pods_and_warnings_outlive_the_pods(server: ApiServer, run: Stor
     assert training.join() == DONE
     assert [event["text"] for event in events(run, "pods/")] == ["step 1", "step 2 – ü"]
     (warning,) = [event for event in events(run, "launch") if event["event"] == "warning"]
-    assert warning["message"] == "0/4 nodes are available"
+    assert warning["message"] == "0/4 nodes are available" and warning["at"] == "2026-01-01T00:00:00Z"
+    again = Follower(server.cluster, PodLogMirror(server.cluster, run), RunLog("launch", run), 60)
+    again._report_warnings(NAME)
+    again.log.flush()
+    assert [event["event"] for event in events(run, "launch")].count("warning") == 1
 
 
 def test_own_pod_names_the_workflow_and_the_image(server: ApiServer) -> None:
@@ -431,6 +437,7 @@ def test_sigterm_deletes_when_cancelled_and_leaves_when_evicted(
 
 
 def test_cancel_and_live_state(server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_state, "open_store", lambda uri: run)
     assert live_state.live_state(RUN, cluster=server.cluster) is None
     nothing = cancel.cancel_on_cluster(RUN, server.cluster)
     assert (nothing.jobset, nothing.workflow) == ("", "") and "nothing of the run" in str(nothing)
@@ -446,6 +453,24 @@ def test_cancel_and_live_state(server: ApiServer, run: Store, monkeypatch: pytes
     assert "running, 2 restarts · anchor 1 running · spot 1 pending, 1 running" in str(state)
     assert cancel.cancel_on_cluster(RUN, server.cluster) == cancel.Cancelled(NAME, "")
     assert server.cluster.get(names.JOBSET, NAME) is None
+
+
+def test_an_image_of_a_step_that_cannot_be_pulled_is_told_after_a_minute(
+    server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_state, "open_store", lambda uri: run)
+    run.put(RunLayout.KUBEFLOW_RUN, KubeflowRun(namespace=NAMESPACE, run_id="an-id").to_json())
+    labels = {names.RUN_ID_LABEL: "an-id"}
+    server.add(WORKFLOWS, {"metadata": {"name": "w", "uid": "w-uid", "labels": labels}, "spec": {}})
+    waiting = {"reason": "ImagePullBackOff", "message": "not found"}
+    for name, made in (("old", "2026-01-01T00:00:00Z"), ("new", datetime.now(UTC).isoformat())):
+        server.add("v1/pods", {
+            "metadata": {"name": name, "labels": {names.WORKFLOW_LABEL: "w"}, "creationTimestamp": made},
+            "status": {"containerStatuses": [{"image": "reg/x:1", "state": {"waiting": waiting}}]},
+        })  # fmt: skip
+    state = live_state.live_state(RUN, cluster=server.cluster)
+    said = "pod old cannot start: image reg/x:1 cannot be pulled: ImagePullBackOff: not found"
+    assert str(state) == said
 
 
 def test_cancelling_stops_the_workflow_that_would_submit_it_again(

@@ -90,10 +90,13 @@ def test_pod_without_a_log_says_so() -> None:
     assert "it wrote no log" in explain_failure(JOBSET, [pod("p", 1)], lambda failure: []).message
 
 
-@pytest.mark.parametrize("reason", ["ImagePullBackOff", "CreateContainerConfigError"])
-def test_stuck_pods_are_those_that_never_mend(reason: str) -> None:
-    waiting = {"reason": reason, "message": "why"}
-    stuck = {"metadata": {"name": "a"}, "status": {"containerStatuses": [{"state": {"waiting": waiting}}]}}
+@pytest.mark.parametrize(
+    ("reason", "before"),
+    [("ImagePullBackOff", "image reg/x:1 cannot be pulled: "), ("CreateContainerConfigError", "")],
+)
+def test_stuck_pods_are_those_that_never_mend(reason: str, before: str) -> None:
+    container = {"image": "reg/x:1", "state": {"waiting": {"reason": reason, "message": "why"}}}
+    stuck = {"metadata": {"name": "a"}, "status": {"containerStatuses": [container]}}
     creating = {"metadata": {"name": "b"}, "status": {
         "containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}}  # fmt: skip
-    assert stuck_pods([stuck, creating, {"metadata": {"name": "c"}}]) == {"a": f"{reason}: why"}
+    assert stuck_pods([stuck, creating, {"metadata": {"name": "c"}}]) == {"a": f"{before}{reason}: why"}
