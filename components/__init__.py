@@ -1,1 +1,1 @@
-"""One Kubeflow component a file; each calls one function of the package."""
+"""Components of the Kubeflow pipelines."""

@@ -1,9 +1,10 @@
 """Defaults of every pipeline's tasks: access to the bucket, retries. Images have no default."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from kfp import dsl, kubernetes
+from kfp import compiler, dsl, kubernetes
 
 # Names of what a person or the chart puts into the namespace for the pods; each may be absent.
 S3_SECRET = "eosin-s3"
@@ -24,6 +25,14 @@ _RETRIED_FOR = f"{60 * 86400}s"
 _NUM_RETRIES = 5
 # A launcher of days is moved by upgrades and drains; each replacement finds its training again.
 _NUM_LAUNCHER_RETRIES = 50
+_SHARED_ARGUMENTS = """        num_index_shards: How many pods scan slides at once.
+        num_decode_shards: How many pods decode held-out patches at once.
+        num_evaluation_shards: How many pods judge models at once, each a share of the models.
+        s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
+        s3_config_map: ConfigMap with AWS_ENDPOINT_URL and AWS_REGION for every pod: the chart makes it.
+        s3_ca_config_map: ConfigMap with ca.crt, for a store with a certificate of its own authority.
+        image_pull_secret: Secret by which the kubelet pulls the images of a private registry.
+    """
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,18 @@ def prepare(
     for task in launchers:
         _give_access(task, access)
         _retry(task, _NUM_LAUNCHER_RETRIES, "30s", 1)
+
+
+def with_shared_arguments(pipeline: Callable[..., None]) -> Callable[..., None]:
+    """`pipeline` with the arguments that all have among those that its docstring describes."""
+    pipeline.__doc__ = f"{(pipeline.__doc__ or '').rstrip()}\n{_SHARED_ARGUMENTS}"
+    return pipeline
+
+
+def write(pipeline: object, path: Path) -> Path:
+    """Compile a pipeline to `path`."""
+    compiler.Compiler().compile(pipeline, str(path))
+    return path
 
 
 def images_named(index_image: object, train_image: object, evaluate_image: object) -> str:

@@ -5,9 +5,7 @@
 
 from pathlib import Path
 
-from eosin_components.choose import choose
-from eosin_components.finish import finish
-from eosin_components.plan import plan
+from eosin_components.tasks import choose, finish, plan
 from eosin_pipelines.defaults import (
     IMAGE_PULL_SECRET,
     S3_CA_CONFIG_MAP,
@@ -17,9 +15,11 @@ from eosin_pipelines.defaults import (
     exit_task,
     images_named,
     prepare,
+    with_shared_arguments,
+    write,
 )
 from eosin_pipelines.graph import index_and_decode, judge_and_report
-from kfp import compiler, dsl
+from kfp import dsl
 
 COMPILED = Path(__file__).with_suffix(".yaml")
 
@@ -28,6 +28,7 @@ COMPILED = Path(__file__).with_suffix(".yaml")
     name="eosin-evaluate",
     description="Judge an exported teacher, of this run or any other, on the tasks of a run.",
 )
+@with_shared_arguments
 def evaluate(
     run: str,
     teacher: str,
@@ -55,16 +56,9 @@ def evaluate(
         index: URI of the index of a new run; empty: beside the folder of runs.
         recipe: Name of a recipe, or the URI of a configuration; empty: the run's own.
         settings: Overrides of the recipe, each "section.key=value".
-        num_index_shards: How many pods scan slides at once.
-        num_decode_shards: How many pods decode held-out patches at once.
-        num_evaluation_shards: How many pods judge models at once, each a share of the models.
         index_image: Image of plan, index and summarize, by digest; `make publish` names all three.
         train_image: Image of decode.
         evaluate_image: Image of choose and evaluate.
-        s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
-        s3_config_map: ConfigMap with AWS_ENDPOINT_URL and AWS_REGION for every pod: the chart makes it.
-        s3_ca_config_map: ConfigMap with ca.crt, for a store with a certificate of its own authority.
-        image_pull_secret: Secret by which the kubelet pulls the images of a private registry.
     """
     access = Access(s3_secret, s3_config_map, s3_ca_config_map, image_pull_secret)
     with dsl.ExitHandler(exit_task(finish(run=run), access, index_image), name="evaluation"):
@@ -84,11 +78,5 @@ def evaluate(
         prepare((planned, shared, data.scanned, data.snapshot, data.decoded, judged, report), access)
 
 
-def compile_to(path: Path = COMPILED) -> Path:
-    """Write the pipeline's YAML to `path`."""
-    compiler.Compiler().compile(evaluate, str(path))
-    return path
-
-
 if __name__ == "__main__":
-    print(compile_to())
+    print(write(evaluate, COMPILED))

@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-from eosin_components.decode import decode
-from eosin_components.evaluate import evaluate
-from eosin_components.index import index_shard, index_snapshot
-from eosin_components.summarize import summarize
+from eosin_components.tasks import decode, evaluate, index_shard, index_snapshot, summarize
 from kfp import dsl
 
 

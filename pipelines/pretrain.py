@@ -5,9 +5,7 @@
 
 from pathlib import Path
 
-from eosin_components.finish import finish
-from eosin_components.plan import plan
-from eosin_components.train import train
+from eosin_components.tasks import finish, plan, train
 from eosin_pipelines.defaults import (
     IMAGE_PULL_SECRET,
     S3_CA_CONFIG_MAP,
@@ -17,9 +15,11 @@ from eosin_pipelines.defaults import (
     exit_task,
     images_named,
     prepare,
+    with_shared_arguments,
+    write,
 )
 from eosin_pipelines.graph import index_and_decode, judge_and_report
-from kfp import compiler, dsl
+from kfp import dsl
 
 COMPILED = Path(__file__).with_suffix(".yaml")
 
@@ -28,6 +28,7 @@ COMPILED = Path(__file__).with_suffix(".yaml")
     name="eosin-pretrain",
     description="Pretrain a pathology foundation model on the whole-slide images of one folder.",
 )
+@with_shared_arguments
 def pretrain(
     run: str,
     index_image: str,
@@ -55,16 +56,9 @@ def pretrain(
         recipe: Name of a recipe, or the URI of a configuration.
         settings: Overrides of the recipe, each "section.key=value".
         backend: Where training runs: "jobset" (a JobSet across node pools) or "local" (torchrun in the pod).
-        num_index_shards: How many pods scan slides at once.
-        num_decode_shards: How many pods decode held-out patches at once.
-        num_evaluation_shards: How many pods judge models at once, each a share of the models.
         index_image: Image of plan, index and summarize, by digest; `make publish` names all three.
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
-        s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
-        s3_config_map: ConfigMap with AWS_ENDPOINT_URL and AWS_REGION for every pod: the chart makes it.
-        s3_ca_config_map: ConfigMap with ca.crt, for a store with a certificate of its own authority.
-        image_pull_secret: Secret by which the kubelet pulls the images of a private registry.
     """
     access = Access(s3_secret, s3_config_map, s3_ca_config_map, image_pull_secret)
     with dsl.ExitHandler(exit_task(finish(run=run), access, index_image), name="pretraining"):
@@ -85,11 +79,5 @@ def pretrain(
         prepare((planned, data.scanned, data.snapshot, data.decoded, judged, report), access, (trained,))
 
 
-def compile_to(path: Path = COMPILED) -> Path:
-    """Write the pipeline's YAML to `path`."""
-    compiler.Compiler().compile(pretrain, str(path))
-    return path
-
-
 if __name__ == "__main__":
-    print(compile_to())
+    print(write(pretrain, COMPILED))

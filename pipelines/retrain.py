@@ -5,10 +5,15 @@
 
 from pathlib import Path
 
-from eosin_components.finish import finish
-from eosin_components.promote import promote
-from eosin_components.retrain import judge_new_slides, name_run, plan_retrain, say_unchanged
-from eosin_components.train import train
+from eosin_components.tasks import (
+    finish,
+    judge_new_slides,
+    name_run,
+    plan_retrain,
+    promote,
+    say_unchanged,
+    train,
+)
 from eosin_pipelines.defaults import (
     IMAGE_PULL_SECRET,
     S3_CA_CONFIG_MAP,
@@ -18,9 +23,11 @@ from eosin_pipelines.defaults import (
     exit_task,
     images_named,
     prepare,
+    with_shared_arguments,
+    write,
 )
 from eosin_pipelines.graph import decode_held_out, index_slides, judge_and_report
-from kfp import compiler, dsl
+from kfp import dsl
 
 COMPILED = Path(__file__).with_suffix(".yaml")
 
@@ -29,6 +36,7 @@ COMPILED = Path(__file__).with_suffix(".yaml")
     name="eosin-retrain",
     description="Train the current model further on a grown collection; promote what has become better.",
 )
+@with_shared_arguments
 def retrain(
     run: str,
     registry: str,
@@ -70,16 +78,9 @@ def retrain(
         margin: By how much at least, in the unit of the metric.
         alpha: Level of the test of each metric; 1: no test.
         backend: Where training runs: "jobset" (a JobSet across node pools) or "local" (torchrun in the pod).
-        num_index_shards: How many pods scan slides at once.
-        num_decode_shards: How many pods decode held-out patches at once.
-        num_evaluation_shards: How many pods judge models at once, each a share of the models.
         index_image: Image of plan, index, summarize and promote, by digest; `make publish` names all three.
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
-        s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
-        s3_config_map: ConfigMap with AWS_ENDPOINT_URL and AWS_REGION for every pod: the chart makes it.
-        s3_ca_config_map: ConfigMap with ca.crt, for a store with a certificate of its own authority.
-        image_pull_secret: Secret by which the kubelet pulls the images of a private registry.
     """
     access = Access(s3_secret, s3_config_map, s3_ca_config_map, image_pull_secret)
     with dsl.ExitHandler(exit_task(finish(run=run), access, index_image), name="retraining"):
@@ -112,11 +113,5 @@ def retrain(
         )
 
 
-def compile_to(path: Path = COMPILED) -> Path:
-    """Write the pipeline's YAML to `path`."""
-    compiler.Compiler().compile(retrain, str(path))
-    return path
-
-
 if __name__ == "__main__":
-    print(compile_to())
+    print(write(retrain, COMPILED))

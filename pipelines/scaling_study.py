@@ -5,9 +5,7 @@
 
 from pathlib import Path
 
-from eosin_components.finish import finish
-from eosin_components.study import pin_variants, plan_study, share_evaluations, study_report
-from eosin_components.train import train
+from eosin_components.tasks import finish, pin_variants, plan_study, share_evaluations, study_report, train
 from eosin_pipelines.defaults import (
     IMAGE_PULL_SECRET,
     S3_CA_CONFIG_MAP,
@@ -17,9 +15,11 @@ from eosin_pipelines.defaults import (
     exit_task,
     images_named,
     prepare,
+    with_shared_arguments,
+    write,
 )
 from eosin_pipelines.graph import index_and_decode, judge
-from kfp import compiler, dsl
+from kfp import dsl
 
 COMPILED = Path(__file__).with_suffix(".yaml")
 # kfp takes no parameter here. More trainings at once share the same GPUs, and each holds some while it
@@ -31,6 +31,7 @@ _TRAININGS_AT_ONCE = 2
     name="eosin-scaling-study",
     description="Train once for each value of one key, judge all on the same data, compare in one report.",
 )
+@with_shared_arguments
 def scaling_study(
     run: str,
     index_image: str,
@@ -62,16 +63,9 @@ def scaling_study(
         index: URI of the index; empty: one a folder of slides, beside the folder of the study.
         settings: Overrides of the recipe for every run, each "section.key=value".
         backend: Where training runs: "jobset" (a JobSet across node pools) or "local" (torchrun in the pod).
-        num_index_shards: How many pods scan slides at once.
-        num_decode_shards: How many pods decode held-out patches at once.
-        num_evaluation_shards: How many pods judge models at once, each a share of the models.
         index_image: Image of plan, index and the report, by digest; `make publish` names all three.
         train_image: Image of decode and train.
         evaluate_image: Image of evaluate.
-        s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
-        s3_config_map: ConfigMap with AWS_ENDPOINT_URL and AWS_REGION for every pod: the chart makes it.
-        s3_ca_config_map: ConfigMap with ca.crt, for a store with a certificate of its own authority.
-        image_pull_secret: Secret by which the kubelet pulls the images of a private registry.
     """
     access = Access(s3_secret, s3_config_map, s3_ca_config_map, image_pull_secret)
     with dsl.ExitHandler(exit_task(finish(run=run), access, index_image), name="study"):
@@ -99,11 +93,5 @@ def scaling_study(
         prepare(tasks, access, (trained,))
 
 
-def compile_to(path: Path = COMPILED) -> Path:
-    """Write the pipeline's YAML to `path`."""
-    compiler.Compiler().compile(scaling_study, str(path))
-    return path
-
-
 if __name__ == "__main__":
-    print(compile_to())
+    print(write(scaling_study, COMPILED))

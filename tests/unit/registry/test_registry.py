@@ -339,7 +339,7 @@ def test_the_command_shows_promotes_and_rolls_back(
 
 
 def test_the_component_keeps_its_verdict_as_an_artifact(world: World, current: Store, tmp_path: Path) -> None:
-    from eosin_components.promote import promote as component
+    from eosin_components.tasks import promote as component
     from kfp import dsl
 
     run = challenger(world, current, 0.5, 0.6)
