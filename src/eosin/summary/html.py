@@ -89,7 +89,8 @@ def _metric_chart(name: str, results: Sequence[Result], chance: float | None) ->
     )
     arrow = "↑" if results[0].higher_is_better is not False else "↓"
     levels = [(model_label(r.model), r.mean) for r in results if r.step is None and r.mean is not None]
-    is_share = name not in _NOT_SHARES
+    drawn = [value for p in points for value in (p.y, *(p.interval or ()))]
+    is_share = name not in _NOT_SHARES and all(0 <= value <= 1 for value in drawn)
     return Chart(
         title=metric_name(name),
         x_label="training step",

@@ -138,7 +138,7 @@ def build_report(published: Published) -> Report:
         )
         if log
         else None,
-        cost=training_cost(log, config) if log else None,
+        cost=training_cost(log, config) if log and log.machine["world_size"] else None,
         differences=differences,
         config_yaml=dump_config(config),
         warnings=_warnings(published.events),
