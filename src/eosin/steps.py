@@ -316,7 +316,7 @@ def decode(
 
     Without a name: of the held-out set, and of each set of the run that one of its tasks names.
     """
-    from eosin.patches.sets.decode_set import decode_set, sets_of_tasks
+    from eosin.patches.sets.decode import decode_set, sets_of_tasks
 
     if not name:
         parts = [decode(run_uri, shard, num_shards, each) for each in sets_of_tasks(load_run(run_uri))]
@@ -339,7 +339,7 @@ def decode_index(
     slides: Iterable[str] = (),
 ) -> PatchSetManifest | None:
     """As `decode`, from an index alone: the set lies in `out_uri`."""
-    from eosin.patches.sets.decode_set import decode_declared_part
+    from eosin.patches.sets.decode import decode_declared_part
     from eosin.patches.sets.set_spec import open_decoding_of_index
 
     with RunLog(f"decode-{name}-{shard:05d}") as log:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,9 @@ from eosin.index.rows import OK, SlideRow, decode_rows, encode_rows
 from eosin.index.snapshot import Snapshot, load_snapshot_rows
 from eosin.index.tissue_mask import TissueMask
 from eosin.layout import IndexLayout
-from eosin.records import SnapshotManifest
+from eosin.patches.sets.patchset import read_manifest, read_shard
+from eosin.records import PatchSetManifest, SnapshotManifest
+from eosin.records.patchset_shard import PatchRow
 from eosin.slides.model import Level, SlideHeader, SlideObject
 from eosin.storage import open_store
 from tests.support.regions import read_header
@@ -102,3 +104,10 @@ def _mask(path: Path, header: SlideHeader) -> npt.NDArray[np.bool_]:
         size = (finest.width_px // MASK_PX, finest.height_px // MASK_PX)
         small = np.asarray(slide.get_thumbnail(size).convert("RGB"), np.int16)
     return np.asarray(small.max(2) - small.min(2) > 20)
+
+
+def read_patch_set(uri: str) -> tuple[PatchSetManifest, Iterator[PatchRow]]:
+    """The manifest of the patch set at `uri`, and its patches in order."""
+    store = open_store(uri)
+    manifest = read_manifest(uri, store=store)
+    return manifest, (row for shard in manifest.shards for row in read_shard(store, shard))

@@ -12,12 +12,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from eosin.slides.absent import tile_from_finer
 from eosin.slides.decode import decode_tile
 from eosin.slides.errors import SlideError
 from eosin.slides.local import LocalSlide
 from eosin.slides.model import Level, SlideHeader, TileTable
-from eosin.slides.region import fetch_tiles
+from eosin.slides.region import fetch_tiles, tile_from_finer
 from eosin.slides.table import level_table
 from eosin.storage import Store
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,26 +14,58 @@ from typing import Any
 from eosin import __version__
 from eosin.config import RunConfig
 from eosin.errors import UserError
-from eosin.index.merge import MergedRows
 from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.read_slide import INDEXER_VERSION
 from eosin.index.reasons import cure_of
-from eosin.index.rows import FLEETING, OK, SlideRow, write_rows
-from eosin.index.scan import by_frequency, load_shard
-from eosin.index.series import load_series
-from eosin.index.snapshot import (
-    Latest,
-    load_manifest,
-    load_snapshot_rows,
-    move_latest,
-    read_latest,
-)
+from eosin.index.rows import FLEETING, OK, SlideRow, SlideRows, load_rows, write_rows
+from eosin.index.scan import by_frequency, load_series, load_shard
+from eosin.index.snapshot import Latest, load_manifest, load_snapshot_rows, move_latest, read_latest
 from eosin.index.sources import attribution, owner_of
 from eosin.index.verify import chosen_to_verify, disagreement
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.records import SnapshotManifest, publish_once
 from eosin.storage import Store, put_if_absent
+
+
+class MergedRows:
+    """Iterates over the rows of `keys` sorted by slide.
+
+    The parts of a shard follow one another but for DICOM series, so a few parts a shard serve nearly
+    every row; one that is needed again is read again. Memory is that of `num_held` parts and one name a
+    slide. Raises `UserError` where a part is gone.
+    """
+
+    def __init__(self, store: Store, keys: Sequence[str], num_held: int) -> None:
+        self._store, self._num_held = store, num_held
+        self._held: OrderedDict[str, SlideRows] = OrderedDict()
+        self._order = sorted(
+            (slide, key, i)
+            for key in keys
+            for i, slide in enumerate(self._read(key).column("slide"))
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[SlideRow]:
+        return (self._part(key)[i] for _, key, i in self._order)
+
+    def _part(self, key: str) -> SlideRows:
+        rows = self._held.pop(key, None) or self._read(key)
+        self._held[key] = rows
+        while len(self._held) > self._num_held:
+            self._held.popitem(last=False)
+        return rows
+
+    def _read(self, key: str) -> SlideRows:
+        rows = load_rows(self._store, key)
+        if rows is None:
+            raise UserError(
+                f"{self._store.uri}/{key} is gone", hint="scan that shard again: eosin index --shard I/N"
+            )
+        return rows
+
 
 DISAGREES = "disagrees"
 _NAMED_SLIDES = 5

@@ -1,27 +1,200 @@
-"""The scan of one shard of the slides, its rows published whole."""
+"""The scan of a shard of the slides: sorted by content, known rows reused, others read and published."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from eosin.config import RunConfig
-from eosin.errors import UserError
-from eosin.index.listing import Unit, in_shard
+from eosin.config.index import IndexConfig
+from eosin.errors import PermanentError, UserError
+from eosin.index.columns import MappedRows
+from eosin.index.listing import Unit, claims_dicom, in_shard
 from eosin.index.plan import ScanPlan, plan_scan
-from eosin.index.previous import PreviousRows, load_previous
-from eosin.index.read_slide import ScanContext, read_slide
+from eosin.index.read_slide import (
+    INDEXER_VERSION,
+    ScanContext,
+    read_slide,
+    reuse_digest,
+    slide_digest,
+    with_override,
+)
 from eosin.index.rows import FLEETING, OK, SlideRow, encode_rows, load_rows
-from eosin.index.series import divided
+from eosin.index.snapshot import load_manifest, load_snapshot_rows, read_latest
+from eosin.index.sources import origin_of
 from eosin.index.tissue_model import load_tissue_model, model_digest
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.records import load_record
-from eosin.records.base import Record
+from eosin.records.base import Record, publish_once
+from eosin.slides.dicom import read_series_uid
+from eosin.slides.errors import SlideError
+from eosin.slides.header import begins_as_slide, is_dicom, open_range
+from eosin.slides.model import SlideObject
+from eosin.storage import AccessDenied, NotFound, ObjectChanged, ObjectInfo, Store
+
+
+class PreviousRows:
+    """The newest snapshot's rows, by the objects they were made of; each is made when it is asked for."""
+
+    def __init__(self, rows: MappedRows | None) -> None:
+        self._rows = rows
+        self._by_object: dict[str, int] = dict(rows.objects()) if rows is not None else {}
+
+    def reusable(self, plan: ScanPlan, config: IndexConfig, unit: Unit) -> list[SlideRow] | None:
+        """The unit's rows with the overrides joined anew; None where any of it must be read again."""
+        rows = self._rows_among(each.key for each in unit.objects)
+        covered = {(each.key, each.etag) for row in rows for each in row.header.objects}
+        if covered != {(each.key, each.etag) for each in unit.objects}:
+            return None
+        if not all(_current(plan, config, row) for row in rows):
+            return None
+        return [
+            replace(
+                with_override(row, plan.override(row.header.objects)), **origin_of(plan.slides, row.slide)
+            )
+            for row in rows
+        ]
+
+    def groups(self, objects: Mapping[str, ObjectInfo]) -> list[tuple[str, ...]]:
+        """Keys of those of `objects` that made up a slide and have not changed since, by slide.
+
+        A series may have grown since: where any object of the snapshot's slides is new, changed or to be read
+        again, none is taken for known.
+        """
+        groups: list[tuple[str, ...]] = []
+        for row in self._rows_among(objects):
+            stored = row.header.objects
+            same = all(each.key in objects and objects[each.key].etag == each.etag for each in stored)
+            if not same or row.read_status in FLEETING:
+                return []
+            groups.append(tuple(each.key for each in stored))
+        return groups if sum(map(len, groups)) == len(objects) else []
+
+    def _rows_among(self, objects: Iterable[str]) -> list[SlideRow]:
+        """Rows that any of the objects was part of."""
+        if self._rows is None:
+            return []
+        found = {self._by_object[key]: None for key in objects if key in self._by_object}
+        return [self._rows.alone(i) for i in found]
+
+
+def load_previous(store: Store) -> PreviousRows:
+    """Rows of the newest snapshot; none where there is no snapshot, or one of another indexer."""
+    latest = read_latest(store)
+    manifest = load_manifest(store, latest.snapshot_id) if latest else None
+    if manifest is None or manifest.indexer_version != INDEXER_VERSION:
+        return PreviousRows(None)
+    try:
+        return PreviousRows(load_snapshot_rows(store, manifest))
+    except (NotFound, PermanentError):  # what cannot be read anew is made anew
+        return PreviousRows(None)
+
+
+def _current(plan: ScanPlan, config: IndexConfig, row: SlideRow) -> bool:
+    digest = slide_digest(plan.slides.uri, row.header.objects)
+    model = model_digest(plan.tissue_model)
+    wanted = reuse_digest(digest, config, plan.override(row.header.objects), model)
+    return row.reuse_digest == wanted and row.read_status not in FLEETING
+
+
+_HEAD_BYTES = 132
+# What an object is: the series and pyramid it belongs to; a slide by itself; or no slide.
+_Instance = tuple[str, str]
+_ALONE, _NO_SLIDE = ("", ""), None
+
+
+class ScanSeries(Record):
+    """`series.json` of a scan: what the objects are whose names do not tell."""
+
+    slides: tuple[tuple[str, ...], ...]
+    """Keys of the objects of each slide, sorted."""
+    num_not_slides: int
+    """Objects that are no slides: counted, not listed."""
+
+
+def divided(plan: ScanPlan, previous: PreviousRows, num_threads: int) -> list[Unit]:
+    """The plan's units, unsorted ones taken apart into slides, in key order.
+
+    Only the objects' headers tell which series they belong to, so the first shard reads one block of each and
+    publishes what it found for the others; objects whose slide a former snapshot holds are not read.
+    """
+    unsorted = {each.key: each for unit in plan.units if unit.kind == "unsorted" for each in unit.objects}
+    if not unsorted:
+        return list(plan.units)
+    found = load_series(plan) or _sort(plan, unsorted, previous, num_threads)
+    units = [unit for unit in plan.units if unit.kind == "slide"]
+    units += [Unit(keys[0], "slide", tuple(unsorted[key] for key in keys)) for keys in found.slides]
+    return sorted(units, key=lambda unit: unit.objects[0].key)
+
+
+def load_series(plan: ScanPlan) -> ScanSeries | None:
+    """What a shard of the scan has found out already."""
+    return load_record(ScanSeries, plan.index, IndexLayout.scan_series(plan.scan_id))
+
+
+def _sort(
+    plan: ScanPlan, objects: Mapping[str, ObjectInfo], previous: PreviousRows, num_threads: int
+) -> ScanSeries:
+    known = previous.groups(objects)
+    told = {key for group in known for key in group}
+    groups, num_not_slides = split_series(
+        plan.slides, [each for each in objects.values() if each.key not in told], num_threads
+    )
+    groups += known
+    found = ScanSeries(slides=tuple(sorted(tuple(sorted(group)) for group in groups)),
+                       num_not_slides=num_not_slides)  # fmt: skip
+    # Of shards that sort at once one is right for all: an object may change between their readings.
+    return publish_once(plan.index, IndexLayout.scan_series(plan.scan_id), found)
+
+
+def split_series(
+    store: Store, objects: Sequence[ObjectInfo], num_threads: int
+) -> tuple[list[tuple[str, ...]], int]:
+    """Keys of the objects of each slide, and how many objects are no slide.
+
+    Instances of one series and pyramid are one slide, those that name no pyramid (labels) with the first of
+    their series; each other slide is an object by itself.
+    """
+    with ThreadPoolExecutor(num_threads, "series") as pool:
+        kinds = dict(zip([each.key for each in objects], pool.map(lambda each: _kind(store, each), objects),
+                         strict=True))  # fmt: skip
+    pyramids: dict[str, list[str]] = {}
+    for kind in kinds.values():
+        if kind and kind != _ALONE:
+            pyramids.setdefault(kind[0], []).append(kind[1])
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for key, kind in kinds.items():
+        if kind == _ALONE:
+            groups[key, "", ""] = [key]
+        elif kind is not _NO_SLIDE:
+            series, pyramid = kind
+            named = sorted(filter(None, pyramids[series]))
+            groups.setdefault(("", series, pyramid or (named[0] if named else "")), []).append(key)
+    return [tuple(group) for group in groups.values()], sum(kind is _NO_SLIDE for kind in kinds.values())
+
+
+def _kind(store: Store, info: ObjectInfo) -> _Instance | None:
+    """What an object is; `_ALONE` too where it may not be read, so that its row can say so."""
+    unclaimed = _ALONE if claims_dicom(info.key) else _NO_SLIDE
+    if info.size_bytes == 0:
+        return unclaimed
+    stored = SlideObject(info.key, info.etag, info.size_bytes)
+    try:
+        file = open_range(store, stored)
+        head = file.read(_HEAD_BYTES)
+        if is_dicom(head):
+            file.seek(0)
+            series, pyramid = read_series_uid(file, stored)
+            return (series, pyramid) if series else _ALONE
+        return _ALONE if begins_as_slide(head) else unclaimed
+    except (SlideError, ObjectChanged, NotFound, AccessDenied):
+        return _ALONE
+
 
 _UNITS_A_PART = 128
 _PROGRESS_EVERY_S = 2.0

@@ -1,8 +1,9 @@
-"""Contact sheet of slides: each one small, with the outline of its tissue, on one page."""
+"""Thumbnails with the outline of the tissue, and the contact sheet of all slides on one page."""
 
 from __future__ import annotations
 
 import base64
+import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +11,56 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from PIL import Image
 
-from eosin.errors import UserError
+from eosin.errors import PermanentError, UserError
 from eosin.index.reasons import cure_of
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
-from eosin.index.thumbnails import load_thumbnail
-from eosin.storage import open_store, split_uri
+from eosin.index.tissue_mask import TissueMask
+from eosin.layout import IndexLayout
+from eosin.storage import NotFound, open_store, split_uri
+
+Pixels = npt.NDArray[np.uint8]
+_OUTLINE = (0, 170, 60)
+
+
+def load_thumbnail(snapshot: Snapshot, row: SlideRow, side_px: int, quality: int = 80) -> bytes | None:
+    """JPEG of at most `side_px` a side (512 are published), the border of the mask drawn in.
+
+    None where the slide has none, or the stored picture or mask is gone or damaged: a report does without.
+    """
+    if not row.has_thumbnail:
+        return None
+    try:
+        data = snapshot.store.get(IndexLayout.thumbnail(row.digest))
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as stored:
+            picture = stored.convert("RGB")
+        picture.thumbnail((side_px, side_px))
+        outlined = _outlined(np.array(picture), row.tissue)
+    except (NotFound, OSError, PermanentError):
+        return None
+    return bytes(simplejpeg.encode_jpeg(outlined, quality=quality, colorsubsampling="420"))
+
+
+def _outlined(pixels: Pixels, tissue: TissueMask | None) -> Pixels:
+    """The picture with the border of the mask drawn over it, two pixels wide."""
+    if tissue is None:
+        return pixels
+    height, width = pixels.shape[:2]
+    mask = cv2.resize(tissue.array.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    inside = np.pad(mask.astype(bool), 1)
+    middle = inside[1:-1, 1:-1]
+    neighbours = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+    edge = np.pad(middle & ~neighbours, ((0, 1), (0, 1)))
+    pixels[edge[:-1, :-1] | edge[1:, :-1] | edge[:-1, 1:]] = _OUTLINE
+    return pixels
+
 
 _QUALITY = 72
 _AT_ONCE = 16

@@ -19,9 +19,123 @@ import torch
 from torch import Tensor
 
 from eosin.config.augment import AugmentConfig, Scale
-from eosin.patches import color
-from eosin.patches.resample import axis_matrices, views
 from eosin.patches.sampling.counter_rng import Float64, normals, uniforms
+
+LUMA: Float64 = np.array([0.299, 0.587, 0.114])
+_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+# Optical densities of haematoxylin and eosin (Ruifrok and Johnston 2001), and what is normal to both.
+_H = np.array([0.650, 0.704, 0.286])
+_E = np.array([0.072, 0.990, 0.105])
+_STAINS: Float64 = np.stack([v / np.linalg.norm(v) for v in (_H, _E, np.cross(_H, _E))])
+_MIN_INTENSITY = 1.0 / 255.0
+
+
+def jitter_matrices(gain: Float64, saturation: Float64, turns: Float64, gray: Float64) -> Float64:
+    """Float64 [m, 3, 3] for RGB columns: gain, then saturation, then hue, then grey where `gray` is 1.
+
+    All arguments [m]. `gain` is brightness × contrast; `turns` turns the hue in the plane of I and Q,
+    in whole turns.
+    """
+    identity: Float64 = np.eye(3)
+    luma: Float64 = np.tile(LUMA, (3, 1))
+    s, g = saturation[:, None, None], gray[:, None, None]
+    saturate = s * identity + (1.0 - s) * luma
+    grayscale = (1.0 - g) * identity + g * luma
+    return np.asarray(gain[:, None, None] * (grayscale @ _hue_matrices(turns) @ saturate))
+
+
+def stain_matrices(strength: Float64) -> Float64:
+    """Float64 [m, 3, 3] for optical densities: stain k of crop i is multiplied by strength[i, k]."""
+    return np.asarray((_STAINS.T * strength[:, None, :]) @ np.linalg.inv(_STAINS.T))
+
+
+def stain_offsets(amount: Float64) -> Float64:
+    """Float64 [m, 3]: optical density added to R, G, B for `amount` [m, 3] more of each stain."""
+    return np.asarray(amount @ _STAINS)
+
+
+def apply_stain(crops: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
+    """Crops float32 [m, 3, h, w] in [0, 1] with `matrices` [m, 3, 3], `offsets` [m, 3] applied to −log."""
+    density = crops.clamp(min=_MIN_INTENSITY).log_().flatten(2)
+    return torch.baddbmm(-offsets[:, :, None], matrices, density).exp_().clamp_(max=1.0).view_as(crops)
+
+
+def apply_jitter(crops: Tensor, matrices: Tensor, gray_share: Tensor) -> Tensor:
+    """Crops float32 [m, 3, h, w] in [0, 1] with `matrices` applied, clamped to [0, 1].
+
+    `gray_share` [m] is (1 − contrast) × brightness: contrast mixes in so much of the crop's mean luma.
+    """
+    flat = crops.flatten(2)
+    # Not made on the device, which would wait for all that it was asked to do before.
+    luma = torch.from_numpy(LUMA).to(crops.dtype).to(crops.device, non_blocking=True)
+    offset = gray_share * (flat.mean(-1) * luma).sum(-1)
+    return torch.baddbmm(offset[:, None, None], matrices, flat).clamp_(0.0, 1.0).view_as(crops)
+
+
+def _hue_matrices(turns: Float64) -> Float64:
+    angle = 2.0 * np.pi * turns
+    turn = np.zeros((len(turns), 3, 3))
+    turn[:, 0, 0] = 1.0
+    turn[:, 1, 1] = turn[:, 2, 2] = np.cos(angle)
+    turn[:, 1, 2], turn[:, 2, 1] = -np.sin(angle), np.sin(angle)
+    return np.asarray(np.linalg.inv(_YIQ) @ turn @ _YIQ)
+
+
+def axis_matrices(
+    start_px: Tensor, length_px: Tensor, flip: Tensor, sigma_px: Tensor, in_px: int, out_px: int
+) -> Tensor:
+    """Float32 [m, out_px, in_px]: row i holds the weights of the input pixels in output pixel i.
+
+    `start_px`, `length_px` [m]: the crop's interval on this axis, in input pixels; `flip` [m] bool;
+    `sigma_px` [m]: blur in output pixels, 0 for none. The resize is Keys' cubic (1981) with a = −0.5, as wide
+    as the larger of the two pixels: the antialiased bicubic of Pillow and torch, by which DINO and DINOv2
+    resize their crops. Rows sum to 1; some weights are negative, so what comes of them is to be clamped.
+    """
+    inputs = torch.arange(in_px, device=start_px.device, dtype=torch.float32) + 0.5
+    outputs = torch.arange(out_px, device=start_px.device, dtype=torch.float32) + 0.5
+    scale = (length_px / out_px)[:, None, None]
+    places = torch.where(flip[:, None], out_px - outputs, outputs)
+    centers = start_px[:, None, None] + places[:, :, None] * scale
+    resize = _cubic((inputs - centers).abs() / scale.clamp(min=1.0))
+    resize = resize / resize.sum(-1, keepdim=True)
+    return torch.bmm(_blur_matrices(sigma_px, out_px), resize)
+
+
+def views(
+    patches: Tensor, rows: Tensor, columns: Tensor, num_views: int
+) -> Tensor:  # fmt: skip
+    """Float32 [num_views, n, 3, out, out] from `patches` float32 [n, H, W, 3].
+
+    `rows`, `columns` [num_views * n, out, H or W], view-major, from `axis_matrices`.
+    """
+    n, height, width, _ = patches.shape
+    out_px = rows.shape[1]
+    by_sample = rows.view(num_views, n, out_px, height).transpose(0, 1).reshape(n, -1, height)
+    narrow = torch.bmm(by_sample, patches.reshape(n, height, width * 3))
+    narrow = narrow.view(n, num_views, out_px, width, 3).permute(1, 0, 4, 2, 3)
+    flat = narrow.reshape(num_views * n, 3 * out_px, width)
+    return torch.bmm(flat, columns.transpose(1, 2)).view(num_views, n, 3, out_px, out_px)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys' cubic convolution kernel with a = −0.5 at `distance` ≥ 0: 1 at 0, 0 from 2 on."""
+    # The two pieces of the kernel, in powers of what is left of 2 and of 1: few passes over a large tensor.
+    left = (2.0 - distance).clamp_(min=0.0)
+    inner = (left - 1.0).clamp_(min=0.0)
+    far = (left - 1.0).mul_(0.5).mul_(left.square_())
+    return far.addcmul_(inner.square(), inner.mul_(-2.0).add_(1.0))
+
+
+def _blur_matrices(sigma_px: Tensor, side_px: int) -> Tensor:
+    """Float32 [m, side_px, side_px]: Gaussian weights, rows summing to 1; the identity where sigma is 0."""
+    place = torch.arange(side_px, device=sigma_px.device, dtype=torch.float32)
+    distance = place[None, :] - place[:, None]
+    # The floors keep out a division by 0 and denormal weights, which cost more time than all the rest;
+    # what they add is below 1e-13.
+    exponent = -0.5 * (distance / sigma_px.clamp(min=0.05)[:, None, None]) ** 2
+    weights = torch.exp(exponent.clamp(min=-30.0))
+    return weights / weights.sum(-1, keepdim=True)
+
 
 _LOG_ASPECT = np.log(4.0 / 3.0)
 
@@ -110,10 +224,10 @@ class MultiCrop:
 
     def _colored(self, crops: Tensor, drawn: _Draws) -> Tensor:
         if self.config.stain_jitter:
-            matrices = self._tensor(color.stain_matrices(drawn.stain[:, :3]))
-            offsets = self._tensor(color.stain_offsets(drawn.stain[:, 3:]))
-            crops = color.apply_stain(crops, matrices, offsets)
-        crops = color.apply_jitter(crops, self._tensor(drawn.jitter), self._tensor(drawn.gray_share))
+            matrices = self._tensor(stain_matrices(drawn.stain[:, :3]))
+            offsets = self._tensor(stain_offsets(drawn.stain[:, 3:]))
+            crops = apply_stain(crops, matrices, offsets)
+        crops = apply_jitter(crops, self._tensor(drawn.jitter), self._tensor(drawn.gray_share))
         if drawn.solarize.any():
             chosen = self._tensor(drawn.solarize)[:, None, None, None] > 0
             crops = torch.where(chosen & (crops >= 0.5), 1.0 - crops, crops)
@@ -158,7 +272,7 @@ class MultiCrop:
         brightness, contrast = 1.0 + config.brightness * spread[:, 0], 1.0 + config.contrast * spread[:, 1]
         saturation, turns = 1.0 + config.saturation * spread[:, 2], config.hue * spread[:, 3]
         gray = (u[:, 5] < config.grayscale).astype(np.float64)
-        matrices = color.jitter_matrices(brightness * contrast, saturation, turns, gray)
+        matrices = jitter_matrices(brightness * contrast, saturation, turns, gray)
         return matrices, (1.0 - contrast) * brightness
 
     def _stain(self, u: Float64) -> Float64:

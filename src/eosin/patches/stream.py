@@ -12,13 +12,14 @@ from itertools import chain
 from pathlib import Path
 
 import cv2
+import numpy as np
+import numpy.typing as npt
 
-from eosin.config.patches import PatchesConfig
+from eosin.config.patches import HsvFilterConfig, PatchesConfig
 from eosin.errors import PermanentError, UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
 from eosin.patches.decoding.quarantine import DecoderDied, Quarantine
-from eosin.patches.hsv_filter import HsvFilter, share_in_range
 from eosin.patches.reading.reader import PatchReader, Pixels
 from eosin.patches.reading.sources import ByteSource, RangeSource, StageSource
 from eosin.patches.reading.stage import StagePool
@@ -27,6 +28,53 @@ from eosin.patches.sampling.sampler import Sampler
 from eosin.process import Closing
 from eosin.slides.errors import SlideError
 from eosin.storage import Store
+
+# Looked at, between two lines of the log: 1024, 2048, 4096…
+_FIRST_COUNT = 1024
+
+
+class HsvFilter:
+    """Judges patches by `config`, and counts what it judged. Thread-safe; the verdict is a pure function."""
+
+    def __init__(self, config: HsvFilterConfig, log: RunLog) -> None:
+        self.config = config
+        self.num_seen = 0
+        self.num_rejected = 0
+        self.num_kept_anyway = 0
+        """Samples none of whose substitutes passed either: the best of them was taken."""
+        self._log = log
+        self._lock = threading.Lock()
+
+    def passes(self, share: float) -> bool:
+        """Whether a patch with this share of pixels in range serves; counted."""
+        passed = share >= self.config.min_share
+        with self._lock:
+            self.num_seen += 1
+            self.num_rejected += not passed
+            due = self.num_seen >= _FIRST_COUNT and self.num_seen & (self.num_seen - 1) == 0
+        if due:
+            self.report()
+        return passed
+
+    def keep_anyway(self) -> None:
+        """Count a sample none of whose substitutes passed."""
+        with self._lock:
+            self.num_kept_anyway += 1
+
+    def report(self) -> None:
+        """Log the counts so far; nothing where no patch was judged."""
+        if self.num_seen:
+            self._log.event("hsv-filter", seen=self.num_seen, rejected=self.num_rejected,
+                            kept_anyway=self.num_kept_anyway)  # fmt: skip
+
+
+def share_in_range(pixels: npt.NDArray[np.uint8], config: HsvFilterConfig) -> float:
+    """Share of the pixels [h, w, 3] RGB whose hue, saturation and value all lie in range, in [0, 1]."""
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
+    ranges = (config.hue, config.saturation, config.value)
+    inside = cv2.inRange(hsv, np.array([low for low, _ in ranges]), np.array([high for _, high in ranges]))
+    return float(cv2.countNonZero(inside) / inside.size)
+
 
 MAX_ATTEMPTS = 32
 # Patches that one task fetches in one request batch and decodes: enough for the request to be worth

@@ -18,8 +18,13 @@ from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
 from eosin.errors import EosinError
-from eosin.slides.dicom_frames import frame_table, has_offset_table
-from eosin.slides.dicom_grid import FrameGrid, place_by_position, place_in_order
+from eosin.slides.dicom_frames import (
+    FrameGrid,
+    frame_table,
+    has_offset_table,
+    place_by_position,
+    place_in_order,
+)
 from eosin.slides.errors import SlideError
 from eosin.slides.files import BinaryFile
 from eosin.slides.model import (

@@ -1,14 +1,17 @@
-"""Store under a prefix of an S3 bucket."""
+"""Store under a prefix of an S3 bucket, and uploads in parts."""
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from eosin.errors import TransientError
 from eosin.storage import retry, s3_errors
@@ -18,9 +21,82 @@ from eosin.storage.clients import Clients, clients_for
 from eosin.storage.file import open_source
 from eosin.storage.ranged_reads import RangeReader, quoted
 from eosin.storage.settings import DEFAULT_REGION, S3Settings
-from eosin.storage.upload import ONE_REQUEST_BYTES, Upload, parts_of_bytes, parts_of_file
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
+
+PART_BYTES = 16 << 20
+# Objects up to this size go in one request (S3 takes 5 GB at most, but a failure repeats all of it).
+ONE_REQUEST_BYTES = 32 << 20
+_MAX_PARTS = 10_000
+_PARTS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Where an upload goes; `call` runs one request with retries and translated errors."""
+
+    boto: S3Client
+    bucket: str
+    key: str
+    call: Callable[[Callable[[], Any]], Any]
+
+    def run(self, source: Iterable[bytes], conditions: dict[str, Any], metadata: dict[str, str]) -> Any:
+        """Send the parts of `source`, in order; returns S3's answer to the last request.
+
+        A failed upload is aborted, so that its parts are not stored (and paid for) for ever.
+        """
+        target: dict[str, Any] = {"Bucket": self.bucket, "Key": self.key}
+        begun = self.call(lambda: self.boto.create_multipart_upload(**target, Metadata=metadata))
+        target["UploadId"] = begun["UploadId"]
+        try:
+            parts = self._send(source, target)
+            return self.call(
+                lambda: self.boto.complete_multipart_upload(
+                    **target, MultipartUpload={"Parts": parts}, **conditions
+                )
+            )
+        except BaseException:
+            with suppress(Exception):
+                self.boto.abort_multipart_upload(**target)
+            raise
+
+    def _send(self, source: Iterable[bytes], target: dict[str, Any]) -> Any:
+        def send(number: int, body: bytes) -> dict[str, Any]:
+            answer = self.call(lambda: self.boto.upload_part(**target, PartNumber=number, Body=body))
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        parts: list[dict[str, Any]] = []
+        flying: set[Future[dict[str, Any]]] = set()
+        with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+            for number, body in enumerate(source, start=1):
+                flying.add(pool.submit(send, number, body))
+                if len(flying) == _PARTS_AT_ONCE:
+                    done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                    parts.extend(future.result() for future in done)
+            parts.extend(future.result() for future in flying)
+        return sorted(parts, key=lambda part: int(part["PartNumber"]))
+
+
+def parts_of_file(source: BinaryIO) -> Iterator[bytes]:
+    """The bytes of an open file, from where it stands, in parts."""
+    part_bytes = _part_bytes(os.fstat(source.fileno()).st_size - source.tell())
+    while body := source.read(part_bytes):
+        yield body
+
+
+def parts_of_bytes(data: bytes) -> Iterator[bytes]:
+    """`data` in parts; each is a copy, a few of which exist at a time."""
+    part_bytes = _part_bytes(len(data))
+    for start in range(0, len(data), part_bytes):
+        yield data[start : start + part_bytes]
+
+
+def _part_bytes(size_bytes: int) -> int:
+    return max(PART_BYTES, -(-size_bytes // _MAX_PARTS))
+
 
 _NONCE = "eosin-put"
 _DELETE_BATCH = 1000

@@ -13,8 +13,8 @@ from eosin.config.patches import PatchesConfig
 from eosin.errors import UserError
 from eosin.index.reasons import REASONS
 from eosin.index.rows import OK, SlideRow
+from eosin.index.sheet import load_thumbnail
 from eosin.index.snapshot import Snapshot
-from eosin.index.thumbnails import load_thumbnail
 from eosin.patches.request import PatchRequest
 from eosin.patches.sampling.eligible import find_eligible
 from eosin.patches.sampling.sampler import Sampler

@@ -19,12 +19,12 @@ from eosin.errors import UserError
 from eosin.evaluation.embed_index import EmbedRequest, embed_index
 from eosin.layout import FeaturesLayout
 from eosin.models.arch import define_missing_ops
-from eosin.patches.sets.patchset import read_patch_set
 from eosin.records import load_record
 from eosin.records.index import FeaturesManifest
 from eosin.steps import decode_index
 from eosin.storage import open_store
 from tests.support.indexing import LOG, config_for, index, make_slides
+from tests.support.patches import read_patch_set
 
 ARCH = "test_vit"
 define_missing_ops()

@@ -12,8 +12,7 @@ import pytest
 
 import eosin.index.rows as rows_module
 import eosin.index.scan as scan_module
-from eosin.index.merge import MergedRows
-from eosin.index.publish import publish_snapshot
+from eosin.index.publish import MergedRows, publish_snapshot
 from eosin.index.rows import SlideRow, encode_rows
 from eosin.index.scan import scan_shard
 from eosin.storage import open_store

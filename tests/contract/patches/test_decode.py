@@ -25,16 +25,13 @@ from eosin.index.snapshot import open_snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.sampling.sampler import Sampler
-from eosin.patches.sets.contact_sheet import contact_sheet
-from eosin.patches.sets.decode import held_out_shards
-from eosin.patches.sets.decode_set import decode_set
-from eosin.patches.sets.patchset import read_patch_set
-from eosin.patches.sets.publish import publish_manifest
+from eosin.patches.sets.decode import decode_set, held_out_shards
+from eosin.patches.sets.publish import contact_sheet, publish_manifest
 from eosin.patches.sets.set_spec import open_decoding
 from eosin.patches.sets.training_set import PatchSetSource
 from eosin.records import IndexPin, PatchSetManifest
 from eosin.runs import pin_index, prepare_run
-from tests.support.patches import write_slides
+from tests.support.patches import read_patch_set, write_slides
 
 LOG = RunLog("test")
 
@@ -139,7 +136,7 @@ def test_a_killed_decode_continues_and_ends_with_the_same_bytes(indexed: Path, t
     run = begin(indexed, tmp_path / "killed")
     program = (
         "import sys\nfrom eosin.observability import RunLog\n"
-        "from eosin.patches.sets.decode_set import decode_set\n"
+        "from eosin.patches.sets.decode import decode_set\n"
         "print('begun', flush=True)\n"
         "for n in range(2):\n"
         f"    decode_set({run!r}, name='heldout', shard=n, num_shards=2, log=RunLog('test'))\n"

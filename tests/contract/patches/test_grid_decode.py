@@ -33,13 +33,13 @@ from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.sampling.grid import GridPlan, grid_positions, plan_grid
 from eosin.patches.sampling.sampler import Sampler
-from eosin.patches.sets.patchset import read_manifest, read_patch_set, read_shard
+from eosin.patches.sets.patchset import read_manifest, read_shard
 from eosin.patches.sets.training_set import PatchSetSource
 from eosin.records import IndexPin, PatchSetManifest
 from eosin.records.patchset_shard import PatchRow
 from eosin.runs import pin_index, prepare_run
 from eosin.storage import open_store
-from tests.support.patches import paper_header, paper_row, paper_snapshot, write_slides
+from tests.support.patches import paper_header, paper_row, paper_snapshot, read_patch_set, write_slides
 
 LOG = RunLog("test")
 MAIN = "import sys; from eosin.cli.app import main; sys.exit(main())"

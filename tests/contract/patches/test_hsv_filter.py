@@ -13,10 +13,9 @@ from eosin.config.patches import HsvFilterConfig, PatchesConfig
 from eosin.errors import UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
-from eosin.patches.hsv_filter import share_in_range
 from eosin.patches.request import PatchBatch, PatchRequest
 from eosin.patches.sampling.sampler import Sampler
-from eosin.patches.stream import MAX_ATTEMPTS, PatchStream
+from eosin.patches.stream import MAX_ATTEMPTS, PatchStream, share_in_range
 from eosin.slides.errors import SlideError
 from tests.support.patches import index_slides, write_slides
 

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from eosin.config.augment import AugmentConfig
-from eosin.patches.augment import MultiCrop
-from eosin.patches.resample import axis_matrices, views
+from eosin.patches.augment import MultiCrop, axis_matrices, views
 
 PLAIN = {"rotate": False, "color_jitter": 0.0, "stain_jitter": 0.0, "grayscale": 0.0, "blur": (0.0, 0.0, 0.0),
              "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # fmt: skip

@@ -10,9 +10,8 @@ import pytest
 from eosin.errors import PermanentError
 from eosin.index.snapshot import Snapshot
 from eosin.layout import IndexLayout
-from eosin.patches.reading.cache import ArrayCache
 from eosin.patches.reading.read_plan import TileKey
-from eosin.patches.reading.tables import TileTables
+from eosin.patches.reading.tables import ArrayCache, TileTables
 from eosin.slides.model import TILE_DTYPE
 from tests.support.patches import paper_header, paper_row, paper_snapshot
 

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eosin.errors import EosinError, MissingDependency, PermanentError, TransientError
-from eosin.patches.decoding.child import InSlab, Pixels, Rest, Work
+from eosin.patches.decoding.child import DeviceSlab, HostSlab, InSlab, Pixels, Rest, Work
 from eosin.patches.decoding.decoders import EncodedTile, TileDecoder
 from eosin.patches.decoding.quarantine import DecoderDied
-from eosin.patches.decoding.slab import DeviceSlab, HostSlab
 from eosin.patches.decoding.whole_slide import OpenSlideFile, RegionReader, SlideRegion
 from eosin.patches.geometry import Box
 from eosin.patches.request import PatchRequest

@@ -20,18 +20,16 @@ from eosin.patches.decoding.whole_slide import (
     cucim_is_safe,
 )
 from eosin.patches.geometry import box_of
-from eosin.patches.reading.cache import ArrayCache
 from eosin.patches.reading.read_plan import ReadPlan, TileKey, plan_read, resize
 from eosin.patches.reading.sources import ByteSource, TileBytes
 from eosin.patches.reading.stage import StagePool, path_in
-from eosin.patches.reading.tables import TileTables
+from eosin.patches.reading.tables import ArrayCache, TileTables
 from eosin.patches.request import PatchRequest
-from eosin.slides.absent import tile_from_finer
 from eosin.slides.dicom_frames import joined
 from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.slides.jpeg_part import decode_part
 from eosin.slides.model import SlideHeader
-from eosin.slides.region import WHITE, TilePart
+from eosin.slides.region import WHITE, TilePart, tile_from_finer
 from eosin.storage import NotFound, ObjectChanged
 
 Pixels = npt.NDArray[np.uint8]

@@ -1,16 +1,16 @@
-"""Eligible slides: which can be drawn from, at which magnifications, and why others cannot."""
+"""Eligible slides: which can be drawn from, how often, at which magnifications, and why others cannot."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,17 +22,104 @@ from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot
 from eosin.index.split import hash_unit, held_out_rows
 from eosin.patches.geometry import ROUNDING, best_level, extent_px, fits, level_mpp
-from eosin.patches.sampling.cohorts import of_weighted_cohorts, share_out
 from eosin.patches.sampling.counter_rng import Float64
-from eosin.patches.sampling.magnification import (
-    ContinuousMagnifications,
-    DiscreteMagnifications,
-    Magnifications,
-)
+
+# A step of the continuous draw: logarithms differ in the last bit between machines, what is drawn must not.
+_DECIMALS = 6
+
+
+class Magnifications(Protocol):
+    """The magnifications that each slide offers."""
+
+    def pick(self, slide: int, uniform: float) -> float:
+        """The mpp at `uniform` in [0, 1) on a slide (a position in `Eligible.rows`)."""
+        ...
+
+
+@dataclass(frozen=True)
+class DiscreteMagnifications:
+    """A choice of the wanted values, by weight, among those that the slide offers."""
+
+    values: tuple[float, ...]
+    cumulative: Float64
+    """Cumulative weights of `values` on each slide, ending at 1; flat where it lacks one, [n, k]."""
+
+    def pick(self, slide: int, uniform: float) -> float:
+        """As `Magnifications`."""
+        return self.values[int(np.searchsorted(self.cumulative[slide], uniform, side="right"))]
+
+
+@dataclass(frozen=True)
+class ContinuousMagnifications:
+    """Uniform in log mpp over what the slide offers of the wanted range, so that no scale is between two."""
+
+    bounds: npt.NDArray[np.float64]
+    """Finest and coarsest mpp of each slide, [n, 2]."""
+
+    def pick(self, slide: int, uniform: float) -> float:
+        """As `Magnifications`."""
+        finest, coarsest = (float(bound) for bound in self.bounds[slide])
+        drawn = round(finest * math.exp(uniform * math.log(coarsest / finest)), _DECIMALS)
+        return min(max(drawn, finest), coarsest)
+
+
+_NAMED_AT_MOST = 30
+
+
+def of_weighted_cohorts(
+    all_cohorts: Iterable[str], cohort_weights: Mapping[str, float], cohorts: Sequence[str]
+) -> npt.NDArray[np.bool_]:
+    """Which slides (of `cohorts`) have a cohort with a weight above 0. `all_cohorts`: of the snapshot.
+
+    Raises `UserError` naming a cohort that the snapshot does not have, with those it has, and one with a
+    weight but none of the slides.
+    """
+    _refuse_unknown(all_cohorts, cohort_weights)
+    kept = np.array([cohort_weights.get(name, 0.0) > 0 for name in cohorts], bool)
+    present = set(cohorts)
+    for name, weight in cohort_weights.items():
+        if weight > 0 and name not in present:
+            raise UserError(
+                f"patches.cohort_weights: no slide of cohort {name!r} can be trained on: those it has are "
+                "held out, or offer no wanted mpp",
+                hint=f"give {name!r} the weight 0, or see `eosin index inspect`",
+            )
+    return kept
+
+
+def share_out(
+    cohorts: npt.NDArray[np.object_], cohort_weights: Mapping[str, float], weights: Float64
+) -> Float64:
+    """`weights` [n] of slides of `cohorts` [n], scaled so that each cohort's sum is its weight.
+
+    The share of a cohort that has none of them falls to the others, in proportion.
+    """
+    shared = np.zeros(len(weights))
+    for name in dict.fromkeys(cohorts):
+        members = cohorts == name
+        shared[members] = weights[members] * (cohort_weights[name] / weights[members].sum())
+    return shared
+
+
+def _refuse_unknown(all_cohorts: Iterable[str], cohort_weights: Mapping[str, float]) -> None:
+    known = sorted(set(all_cohorts))
+    unknown = [name for name in cohort_weights if name not in known]
+    if not unknown:
+        return
+    if known in ([], [""]):
+        raise UserError(
+            f"patches.cohort_weights names cohort {unknown[0]!r}, but no slide of the index has a cohort",
+            hint="give a column `cohort` in a CSV: slides.overrides",
+        )
+    more = f" and {len(known) - _NAMED_AT_MOST} more" if len(known) > _NAMED_AT_MOST else ""
+    raise UserError(
+        f"patches.cohort_weights names cohort {unknown[0]!r}, which no slide has",
+        hint="the cohorts of the index: " + ", ".join(map(repr, known[:_NAMED_AT_MOST])) + more,
+    )
+
 
 Split = Literal["train", "heldout", "all"]
 
-_NAMED_AT_MOST = 30
 _NAMED_FOR_PATTERN = 5
 # Rises when another way of finding them would find others.
 _FORM = 1

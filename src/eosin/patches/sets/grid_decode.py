@@ -10,16 +10,21 @@ from eosin.config.patches import GridConfig
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.decoding.quarantine import Quarantine
-from eosin.patches.hsv_filter import share_in_range
 from eosin.patches.reading.reader import Pixels
 from eosin.patches.request import PatchRequest
 from eosin.patches.sampling.grid import GridPlan, plan_grid
-from eosin.patches.sets.encode import encode_row, rejected_patch
 from eosin.patches.sets.patchset import ShardMarker
-from eosin.patches.sets.publish import find_published, publish_manifest, publish_shard, shard_suffix
+from eosin.patches.sets.publish import (
+    Throughput,
+    encode_row,
+    find_published,
+    publish_manifest,
+    publish_shard,
+    rejected_patch,
+    shard_suffix,
+)
 from eosin.patches.sets.set_spec import Decoding, pin_set
-from eosin.patches.sets.throughput import Throughput
-from eosin.patches.stream import GuardedReader, num_cores, open_reader
+from eosin.patches.stream import GuardedReader, num_cores, open_reader, share_in_range
 from eosin.records import PatchSetManifest, RejectedPatch
 from eosin.records.patchset_shard import PatchRow
 from eosin.slides.errors import SlideError

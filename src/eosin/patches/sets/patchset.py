@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 
 from eosin.errors import PermanentError, UserError
 from eosin.records import PatchSetManifest, PatchSetShard, RejectedPatch, load_record
@@ -46,17 +45,6 @@ def read_manifest(uri: str, *, store: Store | None = None) -> PatchSetManifest:
             f"no patch set at {uri}: {MANIFEST} is not there", hint="publish it with `eosin decode RUN`"
         )
     return manifest
-
-
-def read_patch_set(uri: str) -> tuple[PatchSetManifest, Iterator[PatchRow]]:
-    """The manifest of the patch set at `uri`, and its patches in order, one shard in memory at a time.
-
-    Raises `UserError` where no whole patch set is there, `PermanentError` naming the shard that is
-    missing or not the one that was published.
-    """
-    store = open_store(uri)
-    manifest = read_manifest(uri, store=store)
-    return manifest, (row for shard in manifest.shards for row in read_shard(store, shard))
 
 
 def read_shard(store: Store, shard: PatchSetShard) -> list[PatchRow]:

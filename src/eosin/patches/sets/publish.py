@@ -1,20 +1,166 @@
-"""Publishing of patch sets: shards under markers, then the manifest that makes a set whole."""
+"""Publishing of patch sets: rows from pixels, shards under markers, a page of patches, then the manifest."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import io
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
 
 from eosin import __version__
-from eosin.errors import UserError
+from eosin.config.patches import EncodingConfig
+from eosin.errors import PermanentError, UserError
+from eosin.index.snapshot import Snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.patches.sets.contact_sheet import contact_sheet
+from eosin.patches.geometry import extent_px
+from eosin.patches.request import PatchRequest
 from eosin.patches.sets.patchset import CONTACT_SHEET, ShardMarker, read_shard
-from eosin.records import PatchSetManifest, PatchSetShard, load_record, publish_once
+from eosin.records import PatchSetManifest, PatchSetShard, RejectedPatch, load_record, publish_once
 from eosin.records.patchset_shard import PatchRow, encode_shard
+from eosin.slides.errors import SlideError
 from eosin.storage import Store, join_uri, open_store
+
+_CELL_PX = 128
+_MARGIN_PX = 6
+_LINE_PX = 12
+_FONT_PX = 10
+_INK = (60, 60, 60)
+_JPEG_QUALITY = 88
+
+
+def contact_sheet(rows: Sequence[PatchRow], columns: int = 8, cell_px: int = _CELL_PX) -> bytes:
+    """JPEG of `rows`, left to right and top to bottom, each `cell_px` wide over its caption.
+
+    The caption says slide, level-0 position, mpp, share of tissue and, where known, the label.
+    """
+    step_x, step_y = cell_px + _MARGIN_PX, cell_px + 2 * _LINE_PX + _MARGIN_PX
+    lines = max(1, -(-len(rows) // columns))
+    sheet = Image.new("RGB", (columns * step_x + _MARGIN_PX, lines * step_y + _MARGIN_PX), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
+    for place, row in enumerate(rows):
+        x, y = _MARGIN_PX + place % columns * step_x, _MARGIN_PX + place // columns * step_y
+        sheet.paste(_thumbnail(row, cell_px), (x, y))
+        for number, text in enumerate(caption(row)):
+            short = _shortened(text, font, cell_px)
+            draw.text((x, y + cell_px + number * _LINE_PX), short, fill=_INK, font=font)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def caption(row: PatchRow) -> tuple[str, str]:
+    """Two lines: which slide (and label); where, at which mpp, how much tissue."""
+    name = PurePosixPath(row.slide).name
+    first = f"{row.label}: {name}" if row.label else name
+    return first, f"{row.x_px},{row.y_px} · {row.mpp:g} mpp · {row.foreground:.0%}"
+
+
+def _thumbnail(row: PatchRow, cell_px: int) -> Image.Image:
+    image = Image.open(io.BytesIO(row.image)).convert("RGB")
+    return image.resize((cell_px, cell_px), Image.Resampling.LANCZOS)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> str:
+    """`text` with its middle left out until it fits."""
+    if font.getlength(text) <= width_px:
+        return text
+    half = len(text) // 2
+    while half > 1 and font.getlength(f"{text[:half]}…{text[-half:]}") > width_px:
+        half -= 1
+    return f"{text[:half]}…{text[-half:]}"
+
+
+_PNG_LEVEL = 3
+
+
+def encode_image(pixels: npt.NDArray[np.uint8], config: EncodingConfig) -> bytes:
+    """PNG or JPEG bytes of [h, w, 3] RGB pixels."""
+    jpeg = config.encoding == "jpeg"
+    quality = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality]
+    options = quality if jpeg else [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL]
+    done, data = cv2.imencode(".jpg" if jpeg else ".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        raise PermanentError(f"a patch of shape {pixels.shape} cannot be encoded as {config.encoding}")
+    return bytes(data)
+
+
+def encode_row(
+    snapshot: Snapshot,
+    request: PatchRequest,
+    pixels: npt.NDArray[np.uint8],
+    patch_px: int,
+    encoding: EncodingConfig,
+    split: str = "",
+) -> PatchRow:
+    """The row of a patch set for `pixels` [patch_px, patch_px, 3]."""
+    row = snapshot.rows[request.slide]
+    assert row.tissue is not None
+    width_px, height_px = extent_px(row.header, patch_px, request.mpp)
+    foreground = row.tissue.fraction(request.x_px, request.y_px, width_px, height_px)
+    return PatchRow(
+        image=encode_image(pixels, encoding),
+        slide=row.slide,
+        x_px=request.x_px,
+        y_px=request.y_px,
+        mpp=request.mpp,
+        foreground=float(np.float32(foreground)),  # as Parquet keeps it, so that a tar says the same
+        patient=row.patient,
+        split=split,
+    )
+
+
+def rejected_patch(snapshot: Snapshot, request: PatchRequest, error: SlideError) -> RejectedPatch:
+    """The record of a patch that could not be read."""
+    slide = snapshot.rows[request.slide].slide
+    return RejectedPatch(slide=slide, x_px=request.x_px, y_px=request.y_px, mpp=request.mpp,
+                         reason=f"{error.reason}: {error.message}")  # fmt: skip
+
+
+_EVERY_S = 1.0
+
+
+class Throughput:
+    """Counts patches of one worker; `total` is of `unit` (patches, slides or shards)."""
+
+    def __init__(
+        self, log: RunLog, total: int, unit: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._log, self._total, self._unit, self._clock = log, total, unit, clock
+        self._start_s = self._said_s = clock()
+        self._done = self._num_patches = self._num_bytes = 0
+
+    def add(self, rows: Sequence[PatchRow], done: int | None = None) -> None:
+        """Count `rows`; `done` of the unit are finished (None: as many more as there are rows)."""
+        self._num_patches += len(rows)
+        self._num_bytes += sum(len(row.image) for row in rows)
+        self._done = self._done + len(rows) if done is None else done
+        if self._done >= self._total or self._clock() - self._said_s >= _EVERY_S:
+            self._said_s = self._clock()
+            seconds = max(self._said_s - self._start_s, 1e-9)
+            left = self._total - self._done
+            self._log.progress(
+                self._done, self._total, self._unit, patches=self._num_patches,
+                patches_per_s=round(self._num_patches / seconds, 1),
+                **({"eta_s": round(left * seconds / self._done)} if self._done else {}),
+            )  # fmt: skip
+
+    def report(self) -> None:
+        """The whole, once all is done; nothing where nothing was to do."""
+        if self._num_patches:
+            seconds = max(self._clock() - self._start_s, 1e-9)
+            self._log.event(
+                "decoded", num_patches=self._num_patches, num_bytes=self._num_bytes,
+                seconds=round(seconds, 2), patches_per_s=round(self._num_patches / seconds, 1),
+            )  # fmt: skip
+
 
 _ON_CONTACT_SHEET = 48
 _MARKERS_AT_ONCE = 32
