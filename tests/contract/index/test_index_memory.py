@@ -54,7 +54,8 @@ def test_rows_of_a_few_parts_are_alive_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: Alive, num_slides: int
 ) -> None:
     monkeypatch.setattr(scan_module, "_UNITS_A_PART", 4)
-    monkeypatch.setattr(rows_module, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(rows_module, "_ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(rows_module, "_ROWS_WITH_MASKS", 4)
     (source,) = make_slides(tmp_path / "one", 1).iterdir()
     slides = tmp_path / "slides"
     slides.mkdir()

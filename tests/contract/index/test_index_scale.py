@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from eosin.index.snapshot import open_snapshot
+from eosin.layout import IndexLayout
 from eosin.patches.reading.read_plan import TileKey
 from eosin.patches.reading.tables import TileTables
 from tests.support.counting import CountingStore
-from tests.support.large_snapshot import link_tables, write_large_snapshot, write_table
+from tests.support.large_snapshot import SNAPSHOT, link_tables, write_large_snapshot, write_table
 
-# A fifth of the masks, which are some 45 kB a slide and stay on the disk.
+# What the first worker of a node passes through while it makes the columns.
 MIB_A_SLIDE = 0.009
 # Bits of the masks drawn from last, and 512 masks while the rows are read.
 PASSING_MIB = 256 + 100
@@ -32,6 +33,7 @@ from itertools import chain
 from pathlib import Path
 from eosin.config.patches import PatchesConfig
 from eosin.index.snapshot import open_snapshot
+from eosin.layout import IndexLayout
 from eosin.patches.reading.tables import TileTables
 from eosin.patches.reading.read_plan import plan_read
 from eosin.patches.sampling.sampler import Sampler
@@ -104,6 +106,15 @@ def test_a_worker_starts_with_a_bounded_share_of_memory_a_slide(tmp_path: Path) 
     assert found["num_slides"] == 1000 and 700 < found["num_eligible"] < 900 and found["num_drawn"] == 512
     assert found["start_mib"] < MIB_A_SLIDE * 1000 + 60, f"{size_bytes / 1000:.0f} bytes a row are published"
     assert found["peak_mib"] < MIB_A_SLIDE * 1000 + 60 + PASSING_MIB
+
+
+def test_the_next_worker_of_a_node_maps_what_the_first_one_made(tmp_path: Path) -> None:
+    write_large_snapshot(tmp_path, 8000)
+    first = start_sampler(tmp_path)
+    (tmp_path / IndexLayout.snapshot_rows(SNAPSHOT)).unlink()
+    again = start_sampler(tmp_path)
+    assert again["num_eligible"] == first["num_eligible"] > 6000
+    assert again["start_mib"] < 40, "nothing of it is the archive's size"
 
 
 def assert_visits_bounded(found: dict[str, float]) -> None:

@@ -14,10 +14,8 @@ from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
 from eosin.patches.decoding.whole_slide import (
     CucimBatches,
-    RegionsWorker,
     SlideRegion,
     load_cucim,
-    through_cucim,
 )
 from eosin.patches.geometry import box_of
 from eosin.patches.reading.device_reader import resize_on_device
@@ -73,7 +71,7 @@ def test_cucims_batches_are_its_single_regions(snapshot: Snapshot) -> None:
     drawn = [request for request in sampler.draw_batch(0, range(24)) if request.slide == 0]
     regions = [SlideRegion(path, header, request, box_of(request, header, 64, 0.1)) for request in drawn]
     together = CucimBatches(load_cucim(), None).work(regions)
-    apart = RegionsWorker(through_cucim(load_cucim())).work(regions)
+    apart = [CucimBatches(load_cucim(), None).work([region])[0] for region in regions]
     assert len(drawn) > 5
     for ours, theirs in zip(together, apart, strict=True):
         assert np.array_equal(ours, theirs)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import pytest
 from eosin.config.patches import HeldOutConfig, PatchesConfig
 from eosin.errors import UserError
 from eosin.patches.geometry import best_level, box_of, extent_px
+from eosin.patches.sampling.eligible import offers_of, why_excluded
 from eosin.patches.sampling.sampler import Sampler
 from tests.support.patches import paper_header, paper_row, paper_snapshot
 
@@ -32,6 +33,37 @@ def test_a_draw_is_pure_and_free_of_its_batch(tmp_path: Path) -> None:
     assert tuple(second.draw(11, i) for i in range(40)) == whole
     assert first.draw(11, 5, attempt=1) == second.draw(11, 5, attempt=1) != whole[5]
     assert len({(r.slide, r.x_px, r.y_px) for r in whole}) == 40
+
+
+@pytest.mark.parametrize("wanted", [
+    {"mpp": (0.25, 0.5, 1.0, 2.0)}, {"mpp": (0.5,), "mpp_tolerance": 0.3}, {"mpp_range": (0.3, 1.1)},
+    {"mpp_range": (0.25, 2.0), "min_foreground": 0.0},
+])  # fmt: skip
+def test_what_slides_offer_all_at_once_is_what_each_offers_by_itself(
+    tmp_path: Path, wanted: dict[str, object]
+) -> None:
+    rng, rows = np.random.default_rng(4), []
+    for i in range(400):
+        header = paper_header(
+            *rng.integers(200, 9000, 2).tolist(), mpp=float(rng.choice([0.12, 0.25, 0.5, 1.1]))
+        )
+        mask = rng.random((16, 16)) < rng.choice([0.0, 0.01, 0.2, 0.9])
+        rows.append(
+            paper_row(f"{i:03d}.svs", header, mask, status=str(rng.choice(["ok", "ok", "ok", "no-mpp"])))
+        )
+    snapshot = paper_snapshot(tmp_path, rows)
+    config = PatchesConfig.model_validate({"patch_px": 224, **wanted})
+    found, offered = offers_of(snapshot, config)
+    reasons = {i: why_excluded(row, config) for i, row in enumerate(snapshot.rows)}
+    assert found.tolist() == [i for i, reason in reasons.items() if not reason] and 50 < len(found) < 350
+    for number, offer in zip(found.tolist(), offered.tolist(), strict=True):
+        for mpp, share in zip(config.mpp, offer, strict=True) if config.mpp_range is None else ():
+            alone = config.model_copy(update={"mpp": (mpp,)})
+            assert bool(share) == (not why_excluded(snapshot.rows[number], alone))
+    if config.mpp_range is not None:
+        assert (offered[:, 0] <= offered[:, 1]).all() and (offered >= config.mpp_range[0]).all()
+    excluded = Sampler(snapshot, config, seed=1).excluded
+    assert excluded == {row.slide: reasons[i] for i, row in enumerate(snapshot.rows) if reasons[i]}
 
 
 def test_seed_and_step_change_the_draw(tmp_path: Path) -> None:

@@ -214,10 +214,8 @@ def regions_worker(decoder: str) -> Worker:
     from eosin.patches.decoding import whole_slide
 
     name, _, device = decoder.partition(" ")
-    if device:
-        return whole_slide.CucimBatches(whole_slide.load_cucim(), device=int(device))
     if name == "cucim":
-        return whole_slide.RegionsWorker(whole_slide.through_cucim(whole_slide.load_cucim()))
+        return whole_slide.CucimBatches(whole_slide.load_cucim(), int(device) if device else None)
     return whole_slide.RegionsWorker(whole_slide.through_openslide)
 
 

@@ -56,20 +56,6 @@ def through_openslide(path: Path, header: SlideHeader) -> Iterator[RegionReader]
         slide.close()
 
 
-def through_cucim(load: Callable[[str], Any]) -> OpenSlideFile:
-    """Slides that `cucim_is_safe` allows, through `load` (cuCIM's CuImage)."""
-
-    @contextlib.contextmanager
-    def opened(path: Path, header: SlideHeader) -> Iterator[RegionReader]:
-        try:
-            image = load(str(path))
-        except (RuntimeError, ValueError) as error:
-            raise SlideError("corrupt-header", f"cuCIM refuses {path.name}: {error}") from error
-        yield _ByCucim(image, header)
-
-    return opened
-
-
 def load_cucim() -> Callable[[str], Any]:
     """cuCIM's CuImage. Raises `MissingDependency` where the library is absent."""
     try:
@@ -105,21 +91,6 @@ class _ByOpenSlide:
         )
 
 
-class _ByCucim:
-    def __init__(self, image: Any, header: SlideHeader) -> None:
-        self._image, self._header = image, header
-
-    def read(self, request: PatchRequest, box: Box) -> Pixels:
-        # cuCIM cuts the level-0 corner down to a pixel of the level: rounded up, it comes back as asked.
-        down = self._header.levels[box.level].downsample
-        corner = (math.ceil(box.x_px * down), math.ceil(box.y_px * down))
-        try:
-            region = self._image.read_region(corner, (box.width_px, box.height_px), level=box.level)
-        except (RuntimeError, ValueError) as error:
-            raise SlideError("corrupt-tile", f"cuCIM cannot read a region: {error}") from error
-        return np.ascontiguousarray(np.asarray(region)[..., :3])
-
-
 class RegionsWorker:
     """Keeps the slide open that was read last."""
 
@@ -153,7 +124,7 @@ class RegionsWorker:
 
 
 class CucimBatches:
-    """A `Worker`. Keeps the slide open that was read last."""
+    """A `Worker` of cuCIM, of slides that `cucim_is_safe` allows. Keeps the one read last open."""
 
     def __init__(self, load: Callable[[str], Any], device: int | None) -> None:
         """`load`: cuCIM's CuImage. `device`: the GPU that decodes and on which pixels stay, as tensors
