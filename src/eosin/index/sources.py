@@ -14,17 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from eosin.config.index import SlidesConfig, SourceConfig
 from eosin.errors import MissingDependency, PermanentError, UserError
 from eosin.index.listing import Unit, list_units, require_slide
 from eosin.index.overrides import Override, Overrides, overrides_of, parse_overrides
-from eosin.index.rows import SlideRow
 from eosin.storage import (
     ByteRange,
     NotFound,
@@ -35,6 +30,11 @@ from eosin.storage import (
     open_store,
     split_uri,
 )
+
+if TYPE_CHECKING:  # `eosin --help` imports nothing heavy
+    import pyarrow as pa
+
+    from eosin.index.rows import SlideRow
 
 LISTS_AT_ONCE = 32
 """LIST and HEAD requests of a source that are in flight together."""
@@ -350,6 +350,8 @@ def _of_idc(source: SourceConfig) -> list[SourceEntry]:
 
 def _series(path: Path, columns: Sequence[str]) -> pa.Table:
     """Rows of all whole-slide series. Raises `UserError` for a column that the index does not have."""
+    import pyarrow.parquet as pq
+
     names = pq.read_schema(path).names
     for column in columns:
         if column not in names:
@@ -365,6 +367,9 @@ def _series(path: Path, columns: Sequence[str]) -> pa.Table:
 
 def _matches(table: pa.Table, column: str, patterns: Sequence[str]) -> Any:
     """Which rows have a value that a pattern fits. Raises `UserError` for a pattern that fits none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     values = [str(each) for each in pc.unique(table.column(column)).to_pylist() if each is not None]
     kept: set[str] = set()
     for pattern in patterns:
@@ -407,6 +412,9 @@ def _of_gdc(source: SourceConfig) -> list[SourceEntry]:
 def _of_manifest(source: SourceConfig) -> list[SourceEntry]:
     data = _read(source.manifest, "manifest of slides")
     if data[:4] == b"PAR1":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         try:
             rows = pq.read_table(pa.BufferReader(data)).to_pylist()
         except pa.ArrowException as error:
