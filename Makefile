@@ -25,7 +25,7 @@ demo: environment-demo ## The whole pipeline on this machine: make demo [SLIDES=
 	@$(BIN)/eosin demo $(if $(SLIDES),--slides "$(SLIDES)") $(if $(OVERRIDES),--overrides "$(OVERRIDES)") \
 	  $(if $(PORT),--port "$(PORT)")
 
-test: environment-test ## The tests: no GPU, no cluster, no internet
+test: environment-test ## The tests: no GPU, no cluster, no internet but package mirrors
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-long: environment-test ## The long campaigns: fuzzing, many kills

@@ -26,10 +26,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL_IMAGES = ("index", "train", "evaluate")
@@ -41,6 +42,7 @@ _BUILT_OF = (
     "src", "components", "pipelines", "recipes", "images", "environment/build.txt", "pyproject.toml",
     "setup.py",
 )  # fmt: skip
+_LARGEST_JSON_BYTES = 1 << 20
 _PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
 
 
@@ -92,35 +94,41 @@ class Builder:
 
     def layers(self, name: str) -> dict[str, int]:
         """Each layer of an image by its digest, with its bytes on a node's disk."""
-        with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
-            archive = Path(folder) / "image.tar"
-            if self.name == "buildah":
-                run("buildah", "push", "--quiet", name, f"docker-archive:{archive}")
-            else:
-                run(self.name, "save", "--output", str(archive), name)
-            return archive_layers(archive)
+        save = [self.name, "save", name]
+        if self.name == "buildah":
+            save = ["buildah", "push", "--quiet", name, "docker-archive:/dev/stdout"]
+        with subprocess.Popen(save, cwd=ROOT, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            try:
+                found = archive_layers(process.stdout)
+            except (tarfile.TarError, LookupError) as error:
+                raise PublishError(
+                    f"{' '.join(save[:2])} {name}: its archive cannot be read: {error}"
+                ) from None
+            while process.stdout.read(1 << 20):  # the archive's padding: a saver must not meet a closed pipe
+                pass
+        return found
 
 
-def archive_layers(archive: Path) -> dict[str, int]:
-    """The layers of an image archive in Docker's format: {digest of the unpacked layer: its bytes}."""
-    import tarfile
+def archive_layers(archive: IO[bytes]) -> dict[str, int]:
+    """The layers of an image archive in Docker's format: {digest of the unpacked layer: its bytes}.
 
-    with tarfile.open(archive) as opened:
-        sizes = {member.name: member.size for member in opened.getmembers() if not member.issym()}
-        links = {member.name: member for member in opened.getmembers() if member.issym()}
-        manifest = json.loads(_member(opened, "manifest.json"))[0]
-        digests = json.loads(_member(opened, manifest["Config"]))["rootfs"]["diff_ids"]
-    found = {}
-    for digest, layer in zip(digests, manifest["Layers"], strict=True):
-        if layer in links:
-            layer = os.path.normpath(str(Path(layer).parent / links[layer].linkname))
-        found[digest] = sizes[layer]
-    return found
-
-
-def _member(archive: Any, name: str) -> bytes:
-    content: bytes = archive.extractfile(name).read()
-    return content
+    It is read as a stream: an image of gigabytes is never written to the disk again.
+    """
+    sizes, links, texts = {}, {}, {}
+    with tarfile.open(fileobj=archive, mode="r|") as opened:
+        for member in opened:
+            if member.issym():
+                links[member.name] = os.path.normpath(str(Path(member.name).parent / member.linkname))
+                continue
+            sizes[member.name] = member.size
+            # Manifest and configuration, whatever the latter is called; a layer is larger, or is no JSON.
+            if member.size < _LARGEST_JSON_BYTES and (content := opened.extractfile(member)) is not None:
+                texts[member.name] = content.read()
+    manifest = json.loads(texts["manifest.json"])[0]
+    digests = json.loads(texts[manifest["Config"]])["rootfs"]["diff_ids"]
+    layers = [links.get(layer, layer) for layer in manifest["Layers"]]
+    return {digest: sizes[layer] for digest, layer in zip(digests, layers, strict=True)}
 
 
 def choose_builder() -> Builder:

@@ -160,7 +160,7 @@ for word in "$@"; do
     --secret=id=pip.conf,src=*) cat "${{word#*src=}}" >> {calls}.pip;;
   esac
 done
-[ "$2" = --output ] && cp {archive} "$3"
+[ "$1" = save ] && cat {archive}
 exit 0
 """
 
