@@ -139,7 +139,7 @@ def _parse(text: str, uri: str) -> dict[str, Override]:
     separator = _separator(text)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     columns = [name.strip() for name in reader.fieldnames or ()]
-    _refuse_near_misses(columns, uri)
+    _refuse_mistaken(columns, uri)
     if "slide" not in columns:
         raise UserError(
             f"{uri} has no column `slide`", hint=f"its columns are: {', '.join(columns) or 'none'}"
@@ -164,10 +164,13 @@ def _separator(text: str) -> str:
     return max(",;\t", key=first.count)
 
 
-def _refuse_near_misses(columns: list[str], uri: str) -> None:
-    """A misspelt `mpp` or `patient` would be kept as a column of the user's own, and never looked at."""
+def _refuse_mistaken(columns: list[str], uri: str) -> None:
+    """A misspelt `mpp` or `patient` would be kept as a column of the user's own, and never looked at; of a
+    column that stands twice only one would be read."""
     absent = _KNOWN - set(columns)
     for column in columns:
+        if column and columns.count(column) > 1:
+            raise UserError(f"{uri}:1: column {column!r} stands twice", hint="keep one of them")
         cutoff = 0.6 if len(column) < 4 else 0.8
         known = column in _KNOWN or column.startswith("label:")
         near = [] if known else difflib.get_close_matches(column.lower(), absent, 1, cutoff)

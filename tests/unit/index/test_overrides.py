@@ -37,6 +37,7 @@ def test_a_malformed_mpp_is_named_with_its_line(tmp_path: Path, row: str, column
         ("", "no column `slide`"),
         ("name,mpp\na,1\n", "its columns|no column `slide`"),
         ("slide,mpp\na,1\na,2\n", ":3: a is named twice"),
+        ("slide,mpp, mpp\na,1,2\n", ":1: column 'mpp' stands twice"),
         ("slide,mpp\n,1\n", ":2: no slide named"),
         ("slide,mpp\na,1,2\n", ":2: more cells"),
         ("slide,exclude\na,maybe\n", "exclude 'maybe'"),
