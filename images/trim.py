@@ -20,6 +20,9 @@ _REMOVED = (
     "onnxruntime/quantization",
     "onnxruntime/tools",
     "onnxruntime/transformers",
+    # Pictures of the web and arrays of numbers, which no slide is made of.
+    *(f"imagecodecs/_{name}.*" for name in ("avif", "jpegxl", "pcodec", "sz3")),
+    *(f"imagecodecs.libs/lib{name}*" for name in ("aom", "avif", "jxl", "cpcodec", "SZ3")),
     "nvidia/*/include",  # for compiling against CUDA, which nothing here does: Triton has its own header
     "nvidia/cu13/lib/*.a",
     "nvidia/**/*.a",
