@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -16,22 +15,15 @@ import time
 import tomllib
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from environment import install as installer
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES_A_WHEEL = 500
 FILES = ("build", "torch", "demo", "test", "tools")
 _REQUIREMENT = re.compile(r"^([a-z0-9][^\s=\[]*)==([^\s;\\]+)(.*)\n((?:    --hash=.*\n)*)", re.M)
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"environment_{name}", ROOT / "environment" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def locked(name: str) -> dict[str, str]:
@@ -53,7 +45,7 @@ def test_every_locked_package_has_one_version_and_hashes(name: str) -> None:
 
 
 def test_lock_covers_what_pyproject_asks_for() -> None:
-    newest = load("install").newest_requirements()
+    newest = installer.newest_requirements()
     have = {name for file in FILES for name in locked(file)}
     missing = {normal(requirement) for requirement in newest} - have
     assert not missing, f"the lock lacks {missing}: make lock"
@@ -161,7 +153,7 @@ def is_whole(root: Path, *modules: str) -> bool:
     return done.returncode == 0 and len(files) == FILES_A_WHEEL
 
 
-_no_gpu = pytest.mark.skipif(load("install").has_nvidia_gpu(), reason="this machine has an NVIDIA GPU")
+_no_gpu = pytest.mark.skipif(installer.has_nvidia_gpu(), reason="this machine has an NVIDIA GPU")
 
 
 @_no_gpu
@@ -285,7 +277,6 @@ def test_torch_with_cuda_is_taken_only_where_no_other_is_in_reach(checkout: Path
 
 def test_pip_without_ensurepip_is_the_locked_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Debian's Python has no ensurepip without python3-venv: pip then comes from the package index."""
-    installer = load("install")
     site = tmp_path / "pip"
     site.mkdir()
     content = b"the wheel of pip"
@@ -308,7 +299,7 @@ def test_pip_without_ensurepip_is_the_locked_file(tmp_path: Path, monkeypatch: p
 
 
 def test_record_is_json(tmp_path: Path) -> None:
-    environment = load("install").Environment(tmp_path)
+    environment = installer.Environment(tmp_path)
     assert environment.record() == {}
     (tmp_path / "eosin-environment.json").write_text(json.dumps({"demo": "x"}))
     assert environment.record() == {"demo": "x"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -13,10 +12,11 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
+
+from images import bill_of_materials, trim
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ("index", "train", "evaluate")
@@ -28,14 +28,6 @@ _CONTEXT = (
     "src", "components", "pipelines", "recipes", "images", "helm", "environment", "pyproject.toml",
     "setup.py",
 )  # fmt: skip
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"images_{name}", ROOT / "images" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def stages() -> dict[str, tuple[str, str]]:
@@ -284,7 +276,7 @@ def test_build_takes_what_reaches_the_package_index_and_nothing_of_this_machine(
 
 
 def test_bill_of_materials_names_every_package() -> None:
-    bill = load("bill_of_materials").bill()
+    bill = bill_of_materials.bill()
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.5")
     found = {component["purl"] for component in bill["components"]}
     import numpy
@@ -294,7 +286,6 @@ def test_bill_of_materials_names_every_package() -> None:
 
 
 def test_trimming_takes_tests_and_headers_and_can_be_done_again(tmp_path: Path) -> None:
-    trim = load("trim")
     gone = ("scipy/stats/tests/test_a.py", "pyarrow/include/a.h", "nvidia/cu13/include/b.h", "torch/lib/x.a")
     kept = ("torch/testing/__init__.py", "scipy/stats/a.py", "torch/include/t.h", "nvidia/cu13/lib/libx.so")
     for name in (*gone, *kept):

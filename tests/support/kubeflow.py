@@ -8,7 +8,6 @@ refused with 400, and what is too large for etcd with 500. `Argo` goes through a
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import tempfile
@@ -21,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from images import publish
 
 _PAGE = 2
 _PREFIX = "/apis/v2beta1/"
@@ -320,10 +321,5 @@ def published_pipeline(pipeline: str) -> Path:
     """The copy of a pipeline that `make publish` writes: with images."""
     folder = Path(tempfile.mkdtemp())
     digests = {image: f"reg/{image}@sha256:{'0' * 64}" for image in ("index", "train", "evaluate")}
-    source = Path(__file__).parents[2] / "images" / "publish.py"
-    spec = importlib.util.spec_from_file_location("images_publish", source)
-    assert spec is not None and spec.loader is not None
-    publish = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(publish)
-    written: list[Path] = publish.pipelines_with_images(digests, folder)
+    written = publish.pipelines_with_images(digests, folder)
     return next(path for path in written if path.stem == pipeline)
