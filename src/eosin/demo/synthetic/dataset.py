@@ -21,8 +21,7 @@ from eosin import __version__
 from eosin.demo.synthetic.config import SyntheticConfig, derived_seed, labelled_fingerprint
 from eosin.demo.synthetic.labelled import draw_patient, interleaved
 from eosin.demo.synthetic.plan import SlideTruth, plan_slide
-from eosin.demo.synthetic.publish import publish, remove_stale_parts
-from eosin.demo.synthetic.slide import write_slide
+from eosin.demo.synthetic.slide import publish, remove_stale_parts, write_slide
 from eosin.demo.synthetic.tiff import read_fingerprint
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.records.patchset import PatchSetManifest, PatchSetShard

@@ -1,7 +1,11 @@
-"""One synthetic slide on disk, published whole."""
+"""One synthetic slide on disk; files that appear whole or not at all."""
 
 from __future__ import annotations
 
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -9,7 +13,6 @@ import numpy as np
 
 from eosin.demo.synthetic.config import SyntheticConfig, slide_fingerprint
 from eosin.demo.synthetic.plan import SlideTruth, plan_slide
-from eosin.demo.synthetic.publish import published
 from eosin.demo.synthetic.scene import Rgb, draw_slide
 from eosin.demo.synthetic.tiff import Associated, read_fingerprint, write_pyramid
 
@@ -43,3 +46,33 @@ def _associated(pixels: Rgb, name: str) -> Associated:
     size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
     macro[20 : 20 + size[1], 340 : 340 + size[0]] = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     return Associated(label=label, macro=macro)
+
+
+_STALE_S = 600.0
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path` to write to; it becomes `path` at the end, or vanishes on an error."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Writes `data` to `path`, whole or not at all."""
+    with published(path) as part:
+        part.write_bytes(data)
+
+
+def remove_stale_parts(folder: Path) -> None:
+    """Removes what killed writers left in `folder`: parts that nobody has written to for ten minutes.
+
+    By age, not by process: the writer may run on another machine that shares the folder.
+    """
+    for part in folder.glob(".*.part"):
+        if time.time() - part.stat().st_mtime > _STALE_S:
+            part.unlink(missing_ok=True)
