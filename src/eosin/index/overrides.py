@@ -121,7 +121,7 @@ def overrides_of(rows: Iterable[Mapping[str, str]], uri: str) -> Overrides:
     lines: dict[str, Override] = {}
     for number, cells in enumerate(rows, 1):
         if number == 1:
-            _refuse_near_misses(list(cells), uri)
+            _refuse_mistaken(list(cells), uri)
         _add(lines, {"slide": cells.get("uri", ""), **cells}, f"{uri}:{number}", ".")
     return Overrides(lines, "")
 
