@@ -18,7 +18,7 @@ _PACKAGES = {
     "evaluate": (*_COMMON, "patches", "models", "metrics", "evaluation"),
 }
 _LIBRARIES = {
-    "index": ("boto3", "cv2", "kfp", "kubernetes", "onnxruntime", "openslide", "pyarrow", "pycurl"),
+    "index": ("boto3", "cv2", "kfp", "kubernetes", "onnxruntime", "openslide", "pyarrow", "pycurl", "scipy"),
     "train": ("kfp", "kubernetes", "pycurl", "timm", "torch", "torchvision"),
     "evaluate": ("h5py", "kfp", "pycurl", "scipy", "sklearn", "timm", "torch", "torchvision"),
 }
