@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eosin.cluster import live_state as live_state_module
 from eosin.cluster import names
 from eosin.cluster.api import Cluster, Missing
 from eosin.cluster.failure import explain_failure
@@ -16,6 +18,7 @@ from eosin.cluster.live_state import live_state
 from eosin.cluster.training import terminal_state
 from eosin.config import RunConfig, load_config
 from eosin.errors import PermanentError, UserError
+from eosin.storage import open_store
 from tests.support.real_cluster import (
     IMAGE,
     WAIT,
@@ -31,6 +34,12 @@ RUN = "s3://bucket/runs/on-a-real-cluster"
 NAME = names.jobset_name(RUN)
 ONE_POOL = "pools: [{name: anchor, gpus_per_node: 0}]"
 TWO_POOLS = "pools: [{name: anchor, gpus_per_node: 0}, {name: spot, spot: true, gpus_per_node: 0}]"
+
+
+@pytest.fixture(autouse=True)
+def run_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bucket is there to look for the run's note in."""
+    monkeypatch.setattr(live_state_module, "open_store", lambda uri: open_store(f"file://{tmp_path}"))
 
 
 def config(more: str) -> RunConfig:

@@ -10,7 +10,7 @@ import pytest
 from eosin.cluster import names
 from eosin.cluster.api import Cluster
 from eosin.cluster.cancel import cancel_on_cluster
-from eosin.cluster.checks.cluster import run_cluster_checks
+from eosin.cluster.cluster_checks import run_cluster_checks
 from eosin.cluster.finish import finish_run
 from eosin.cluster.follow import Follower
 from eosin.cluster.jobset import render_jobset

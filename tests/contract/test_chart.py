@@ -17,7 +17,7 @@ import yaml
 
 from eosin.cli.app import invoke
 from eosin.cluster import names
-from eosin.cluster.checks.cluster import LAUNCHER_PERMISSIONS, WATCHER_PERMISSIONS
+from eosin.cluster.cluster_checks import LAUNCHER_PERMISSIONS, WATCHER_PERMISSIONS
 from eosin.cluster.defaults import CONFIG_MAP, KEY, with_defaults
 from eosin.cluster.jobset import render_jobset
 from eosin.config import RunConfig, load_config

@@ -54,7 +54,7 @@ def _verdict(num_failed: int, num_warned: int) -> str:
 
 
 def _cluster_checks(uri: str | None) -> Iterator[Any]:
-    from eosin.cluster.checks.cluster import run_cluster_checks
+    from eosin.cluster.cluster_checks import run_cluster_checks
 
     yield from run_cluster_checks(uri=uri or "")
 

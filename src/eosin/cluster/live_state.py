@@ -1,16 +1,21 @@
-"""State of a run's training as its cluster shows it now."""
+"""State of a run's training as its cluster shows it now, and the runs that train in a namespace.
+
+`python -m eosin.cluster.live_state` fails, with their names, while any does.
+"""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from eosin.cluster.api import Cluster, Manifest, Missing, connect
 from eosin.cluster.failure import stuck_pods
 from eosin.cluster.follow import phases
-from eosin.cluster.names import JOBSET, RUN_ID_LABEL, WORKFLOW, WORKFLOW_LABEL, jobset_name
+from eosin.cluster.names import JOBSET, MANAGED_BY, RUN_ID_LABEL, WORKFLOW, WORKFLOW_LABEL, jobset_name
+from eosin.cluster.resources import is_being_deleted, run_of
 from eosin.cluster.training import terminal_state
-from eosin.errors import UserError
+from eosin.errors import EosinError, UserError, describe, exit_code_of
 from eosin.layout import RunLayout
 from eosin.records import KubeflowRun, load_record
 from eosin.runs import load_run
@@ -93,3 +98,30 @@ def _stuck(pods: list[Manifest]) -> dict[str, str]:
 def _made_at(pod: Manifest, unknown: datetime) -> datetime:
     stamp = str(pod["metadata"].get("creationTimestamp") or "")
     return datetime.fromisoformat(stamp) if stamp else unknown
+
+
+def live_runs(cluster: Cluster) -> list[str]:
+    """URIs of the runs that train in the namespace, in order. Raises `UserError` where it may not look."""
+    try:
+        found = cluster.list_objects(JOBSET, f"{MANAGED_BY}=eosin")
+    except Missing:  # JobSet was removed before
+        return []
+    return sorted(run_of(job) for job in found if not terminal_state(job) and not is_being_deleted(job))
+
+
+def main() -> int:
+    """Guard of `helm uninstall`, whose accounts pods need: 0 where nothing trains, else 1, with the runs."""
+    try:
+        runs = live_runs(connect())
+    except EosinError as error:
+        print(f"error: {describe(error)}", file=sys.stderr)
+        return exit_code_of(error)
+    for run in runs:
+        print(f"error: {run} trains with the accounts of this release: eosin cancel {run}", file=sys.stderr)
+    if runs:
+        print("to uninstall all the same: helm uninstall --no-hooks", file=sys.stderr)
+    return 1 if runs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,7 @@
-"""A compiled pipeline run on this machine, in a child process that is watched."""
+"""A compiled pipeline run on this machine, in a child process that is watched.
+
+The child is `python -m eosin.kubeflow.local_run JSON`: what it prints is shown as progress.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,27 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eosin.errors import EXIT_TRANSIENT, EosinError, PermanentError, TransientError, UserError
+from eosin.errors import (
+    EXIT_TRANSIENT,
+    EosinError,
+    MissingDependency,
+    PermanentError,
+    TransientError,
+    UserError,
+)
 from eosin.kubeflow.progress import PipelineView, without_colors
 
 # kfp writes a few kB a task; slides are staged here where their readers need them whole.
 _TEMPORARY_BYTES = 32 << 20
 _TMPDIR = "free some space, or set TMPDIR to a folder on a larger disk"
+RUNNER_PID = "EOSIN_RUNNER_PID"
 _KINDS: dict[int, type[EosinError]] = {2: UserError, 42: UserError, EXIT_TRANSIENT: TransientError}
 
 
@@ -30,7 +42,7 @@ def run_pipeline(pipeline: Path, arguments: dict[str, Any]) -> None:
     """
     with _temporary_folder() as work_dir:
         request = {"pipeline": str(pipeline), "arguments": arguments, "work_dir": str(work_dir / "kfp")}
-        command = [_python_without_spaces(work_dir), "-m", "eosin.kubeflow.local_runner", json.dumps(request)]
+        command = [_python_without_spaces(work_dir), "-m", "eosin.kubeflow.local_run", json.dumps(request)]
         _watch(command)
 
 
@@ -112,3 +124,26 @@ def _die_with_parent() -> None:
     from eosin.process import die_with_parent
 
     die_with_parent()
+
+
+def run_here(pipeline: Path, arguments: dict[str, Any], work_dir: Path) -> None:
+    """Run a compiled pipeline with `kfp.local`, each task a subprocess of this interpreter."""
+    try:
+        from kfp import components, local
+    except ImportError as error:
+        raise MissingDependency("kfp", "kubeflow") from error
+    # kfp warns of images without "python" in their name; here the image is not used at all.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"kfp\.local")
+    os.environ[RUNNER_PID] = str(os.getpid())
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work_dir))
+    components.load_component_from_file(str(pipeline))(**arguments)
+
+
+def main() -> None:
+    """Child process: one argument, JSON {pipeline, arguments, work_dir}."""
+    request = json.loads(sys.argv[1])
+    run_here(Path(request["pipeline"]), request["arguments"], Path(request["work_dir"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from eosin.cluster.api import Cluster
-from eosin.cluster.checks.cluster import LAUNCHER_PERMISSIONS, run_cluster_checks
-from eosin.cluster.checks.result import ClusterCheck
+from eosin.cluster.cluster_checks import LAUNCHER_PERMISSIONS, run_cluster_checks
+from eosin.cluster.store_check import ClusterCheck
 from eosin.config import load_config
 from eosin.config.cluster import ClusterConfig
 from tests.support.api_server import NAMESPACE, ApiServer, serve

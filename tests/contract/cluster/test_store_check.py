@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
+from eosin.cluster import cluster_checks as checks
 from eosin.cluster.api import Cluster
-from eosin.cluster.checks import cluster as checks
-from eosin.cluster.checks.result import ClusterCheck
-from eosin.cluster.checks.store import check_store_from_inside
 from eosin.cluster.pods import doctor_pod
+from eosin.cluster.store_check import ClusterCheck, check_store_from_inside
 from eosin.config import load_config
 from tests.support.api_server import ApiServer, serve
 from tests.support.kubernetes import built_in_errors

@@ -6,9 +6,10 @@ import json
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 from eosin.cluster.api import Cluster, Manifest, Missing
-from eosin.cluster.checks.result import ClusterCheck
 from eosin.cluster.failure import stuck_pods
 from eosin.cluster.pods import doctor_pod
 from eosin.config.cluster import ClusterConfig
@@ -19,6 +20,16 @@ _POLL_S = 2.0
 _LOG_LINES = 400
 _NAME = "S3 from inside"
 _ELSE = "`helm test RELEASE --logs` tries the same with the chart's own pod"
+
+
+@dataclass(frozen=True)
+class ClusterCheck:
+    """Result of one check of a cluster. `warn`: it may still work; `fail`: it cannot."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    detail: str
+    fix: str = ""
 
 
 def check_store_from_inside(

@@ -11,9 +11,8 @@ import yaml
 
 from eosin.cluster import names, queue
 from eosin.cluster.api import Cluster, Manifest, Missing, connect, inside_a_pod
-from eosin.cluster.checks.result import ClusterCheck
-from eosin.cluster.checks.store import check_store_from_inside
 from eosin.cluster.defaults import CONFIG_MAP, load_defaults
+from eosin.cluster.store_check import ClusterCheck, check_store_from_inside
 from eosin.config.cluster import ClusterConfig, NodePoolConfig
 from eosin.errors import EosinError, UserError
 

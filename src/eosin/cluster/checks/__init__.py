@@ -1,1 +1,0 @@
-"""Checks of a cluster before training is submitted to it."""
