@@ -57,10 +57,10 @@ def run_checks(uri: str | None = None, slides: SlidesConfig | None = None) -> It
     if uri is not None:
         yield from check_store(uri)
     for source in slides.sources or (SourceConfig(uri=slides.uri, name="slides"),) if slides else ():
-        yield _check_source(source)
+        yield check_source(source)
 
 
-def _check_source(source: SourceConfig) -> Check:
+def check_source(source: SourceConfig) -> Check:
     """Whether the first slide that a source names can be listed, and its first bytes read."""
     from eosin.index.sources import SourcesStore, entries_of
 

@@ -192,7 +192,12 @@ class SourceFigures:
     def __str__(self) -> str:
         objects = "" if self.num_objects is None else f" in {self.num_objects:,} objects"
         size = "size unknown" if self.num_bytes is None else f"{self.num_bytes / 1e12:.4g} TB"
-        out = {True: f"; all that is read leaves {self.region}", False: f"; stays in {self.region}", None: ""}
+        unknown = f"; read from {self.region} (AWS_REGION says where to)" if self.region else ""
+        out = {
+            True: f"; all that is read leaves {self.region}",
+            False: f"; stays in {self.region}",
+            None: unknown,
+        }
         patients = f", {self.num_patients:,} patients" if self.num_patients else ""
         return (
             f"slides {self.name}: {self.num_slides:,} slides{objects}{patients}, {size}; "

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import eosin.index.sources as sources_module
+from eosin.cluster.pods import agent_pod
 from eosin.config import RunConfig, dump_config, load_config
 from eosin.config.index import SlidesConfig, SourceConfig
 from eosin.config.patches import PatchesConfig
 from eosin.demo.server import LocalS3
+from eosin.doctor import check_source
 from eosin.errors import UserError
 from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
@@ -214,6 +216,32 @@ def test_a_manifest_of_gdc(tmp_path: Path) -> None:
     assert (row.slide, row.status, row.patient) == ("gdc/uuid-1/TCGA-A1-A0SK-01Z.svs", "ok", "TCGA-A1-A0SK")
     (figures,) = figures_of(load_config({"slides": {"sources": [source]}}).slides)
     assert (figures.num_slides, figures.num_patients, figures.num_bytes) == (1, 1, size)
+
+
+def test_doctor_reads_the_first_slide_of_each_source(tmp_path: Path) -> None:
+    make_slides(tmp_path / "one", 1)
+    (tmp_path / "all.csv").write_text("slide\none/slide-0.svs")
+    found = check_source(SourceConfig(manifest=str(tmp_path / "all.csv")))
+    assert (found.status, found.detail) == (
+        "ok",
+        f"file://{tmp_path}/one/slide-0.svs is read with environment",
+    )
+    assert check_source(SourceConfig(uri=str(tmp_path / "one"))).status == "ok"
+    (tmp_path / "all.csv").write_text("slide\none/gone.svs")
+    assert check_source(SourceConfig(manifest=str(tmp_path / "all.csv"))).status == "fail"
+    assert "no manifest" in check_source(SourceConfig(manifest=str(tmp_path / "none.csv"))).detail
+
+
+def test_pods_mount_the_profiles_that_sources_name() -> None:
+    def pod(**source: object) -> str:
+        config = load_config({"slides": [{"uri": "s3://x/a", **source}]})
+        return json.dumps(agent_pod(config, "s3://x/run", "run", config.cluster.pools[0], image="i:1",
+                                    service_account="s"))  # fmt: skip
+
+    named = pod(profile="partner")
+    assert '"secretName": "eosin-s3-profiles"' in named
+    assert '{"name": "AWS_SHARED_CREDENTIALS_FILE", "value": "/etc/eosin/aws/credentials"}' in named
+    assert "eosin-s3-profiles" not in pod() and "AWS_SHARED_CREDENTIALS_FILE" not in pod()
 
 
 class _Archive:
