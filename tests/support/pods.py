@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from eosin.cluster.jobset import render_jobset
+from eosin.cluster.names import CONTAINER, RENDEZVOUS_CONTAINER
 from eosin.config import RunConfig
 from eosin.layout import RunLayout
 from eosin.process import die_with_parent
@@ -89,7 +90,8 @@ class Pods:
 
     def start(self, job: str, host: Host = LOOPBACK, *, index: int = 0) -> Pod:
         """The pod of completion `index` of a pool, on `host`."""
-        container = self.spec(job)["template"]["spec"]["containers"][0]
+        containers = self.spec(job)["template"]["spec"]["containers"]
+        (container,) = [each for each in containers if each["name"] in (CONTAINER, RENDEZVOUS_CONTAINER)]
         number = len(self.pods)
         shm, log = self._folder / f"shm-{number}", self._folder / f"{job}-{number}.log"
         shm.mkdir()
