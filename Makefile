@@ -10,7 +10,7 @@ TEST_WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-gpu test-cluster kind-verify test-newest lint docs format compile wheel images publish lock clean
+.PHONY: help demo test test-long test-gpu gpu-report test-cluster kind-verify test-newest lint docs format compile wheel images publish lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test-long: environment-test ## The long campaigns: fuzzing, many kills
 
 test-gpu: environment-test ## The GPU tests; they skip where there is none
 	@$(BIN)/python -m pytest -m gpu
+
+gpu-report: environment-test ## tests/gpu and every GPU benchmark, ten minutes a part at most: build/gpu-report/report.md
+	@$(BIN)/python benchmarks/gpu_report.py
 
 test-cluster: environment-test ## The tests of a real cluster: the one that KUBECONFIG names
 	@EOSIN_TEST_CLUSTER=1 $(BIN)/python -m pytest -n 0 -rs tests/cluster

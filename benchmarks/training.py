@@ -95,8 +95,8 @@ class Ours:
         clock.wrap(learner.objective, "targets", "losses")
         clock.wrap(learner.objective, "microbatch_terms", "losses")
         clock.wrap(learner, "_accumulate", "backward")
-        for method in ("_clip", "_move_student"):
-            clock.wrap(learner, method, "optimizer")
+        clock.wrap(learner, "_clip", "optimizer")
+        clock.wrap(learner.optimizer, "step", "optimizer")
         clock.wrap(learner, "_move_teacher", "EMA")
 
     def step(self, step: int, microbatches: dict[int, Microbatch]) -> float:
