@@ -16,7 +16,7 @@ from eosin.models.arch import import_timm
 from eosin.models.backbone import CropGroup, build_backbone
 from eosin.models.flops import measure_matrix_rate
 from eosin.observability import RunLog
-from eosin.training.checkpoints.state import copy_state, flat_parts
+from eosin.training.checkpoints.state import copy_state, flatten, live_parts
 from eosin.training.engine.microbatch import batch_indices
 from eosin.training.engine.step import Learner, StepResult
 from eosin.training.loop import Trainer
@@ -144,7 +144,7 @@ def test_a_snapshot_is_the_state_in_pinned_memory_and_stays_as_it_was() -> None:
     config = tiny_config(num_steps=4)
     _, learner = steps(config, "cuda", 2)
     snapshot = copy_state(learner, 2, None)
-    expected = {name: value.cpu().clone() for name, value in flat_parts(learner).items()}
+    expected = {name: value.cpu().clone() for name, value in flatten(live_parts(learner)).items()}
     trainer = Trainer(config, learner.world, RunLog("gpu"))
     trainer.learner = learner
     indices = batch_indices(learner.world.own_microbatches, config.train.microbatch_size)

@@ -74,7 +74,7 @@ class Progress:
         if done % self._config.log_every_steps and not last and done != self._start + 1:
             return
         verdict = self._report(done, result) if self._world.rank == 0 else ""
-        if self._config.collapse.stop and self._agree(bool(verdict)):
+        if self._config.collapse.stop and any(self._world.gather_json(bool(verdict))):
             raise PermanentError(
                 f"step {done}: training stops, the teacher has collapsed{': ' if verdict else ''}{verdict}",
                 hint="lower train.optimizer.lr, raise train.koleo.weight or the warm-up steps;"
@@ -128,10 +128,6 @@ class Progress:
             "memory_gib": _peak_memory_gib(self._world.device),
             "eta_s": round((self._config.num_steps - done) * self._window.step_s(done), 1),
         }
-
-    def _agree(self, flag: bool) -> bool:
-        flags = torch.tensor([float(flag)], device=self._world.device)
-        return bool(self._world.broadcast(flags).item())
 
 
 class _Window:

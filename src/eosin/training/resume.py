@@ -22,8 +22,8 @@ from eosin.training.checkpoints.checkpoint import complete_steps
 from eosin.training.checkpoints.lease import known_secret, run_secret
 from eosin.training.checkpoints.memory import Memory, Push, is_possible
 from eosin.training.checkpoints.neighbour import Address, Receiver, neighbour_of, own_host, send
-from eosin.training.checkpoints.shm import Piece, ShmFolder, shm_root, unflatten
-from eosin.training.checkpoints.state import Parts, flat_parts
+from eosin.training.checkpoints.shm import Piece, ShmFolder, shm_root
+from eosin.training.checkpoints.state import Parts, flatten, live_parts, unflatten
 from eosin.training.engine.parallel import local
 from eosin.training.loop import ReachedStep, Trainer, planned_models
 from eosin.training.world import World
@@ -145,13 +145,13 @@ def start_memory(trainer: Trainer, store: Store, folder: ShmFolder | None, world
     index, num_pieces = (learner.world.rank, learner.world.size) if sharded else (0, 1)
     digest = trainer.config.digest()
     piece = Piece(step=0, index=index, num_pieces=num_pieces, world=world_token, config_digest=digest)
-    num_bytes = sum(local(tensor).nbytes for tensor in flat_parts(learner).values())
+    num_bytes = sum(local(tensor).nbytes for tensor in flatten(live_parts(learner)).values())
     possible = folder is not None and is_possible(trainer.config, folder, piece, num_bytes, log)
     if not sharded:
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         return Memory(folder, piece, log) if possible and first and folder is not None else None
     # One missing piece makes the others useless.
-    if not learner.world.all_agree(possible) or folder is None:
+    if not all(learner.world.gather_json(possible)) or folder is None:
         return None
     return Memory(folder, piece, log, *_neighbour(learner.world, folder, run_secret(store), num_bytes))
 

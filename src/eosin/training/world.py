@@ -7,7 +7,7 @@ must. Whatever crosses samples is a sum or a maximum over microbatches, taken he
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,20 +84,6 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
-
-    def all_agree(self, mine: bool) -> bool:
-        """Whether `mine` is true on every rank."""
-        return not int(self.all_reduce(torch.tensor([not mine], dtype=torch.int64, device=self.device)))
-
-    def agree(self, numbers: Sequence[int]) -> list[int]:
-        """`numbers` of rank 0, on every rank."""
-        count = self.broadcast(torch.tensor([len(numbers)], dtype=torch.int64, device=self.device))
-        if not int(count):
-            return []
-        found = torch.tensor(numbers, dtype=torch.int64, device=self.device)
-        if self.rank:
-            found = torch.empty(int(count), dtype=torch.int64, device=self.device)
-        return [int(number) for number in self.broadcast(found).tolist()]
 
     def gather_json(self, value: Any) -> list[Any]:
         """`value` of every rank, by rank. JSON, since what comes over a network is never unpickled."""

@@ -11,7 +11,7 @@ from eosin.config import RunConfig, load_config, with_overrides
 from eosin.errors import UserError
 from eosin.models.network import build_network
 from eosin.training.check import check_training, device_memory, warm_start_advice
-from eosin.training.checkpoints.state import flat_parts
+from eosin.training.checkpoints.state import flatten, live_parts
 from eosin.training.engine.parallel import local
 from eosin.training.engine.step import Learner
 from eosin.training.world import World
@@ -106,7 +106,7 @@ def test_more_prototypes_than_memory() -> None:
 
 
 def learner_bytes(learner: Learner) -> int:
-    state = [value for name, value in flat_parts(learner).items() if not name.startswith("loss/")]
+    state = [value for name, value in flatten(live_parts(learner)).items() if not name.startswith("loss/")]
     gradients = [p.grad for p in learner.student.parameters() if p.grad is not None]
     return sum(local(value).nbytes for value in [*state, *gradients])
 

@@ -17,8 +17,8 @@ from eosin.training.checkpoints import memory as memory_module
 from eosin.training.checkpoints import shm
 from eosin.training.checkpoints.lease import known_secret, run_secret
 from eosin.training.checkpoints.memory import Memory, is_possible, room_problem
-from eosin.training.checkpoints.shm import SHM_DIR, Piece, ShmFolder, flatten, sweep, unflatten
-from eosin.training.checkpoints.state import TrainingState
+from eosin.training.checkpoints.shm import SHM_DIR, Piece, ShmFolder, sweep
+from eosin.training.checkpoints.state import TrainingState, flatten, unflatten
 from eosin.training.resume import Bounds, bounds, choose, load_held
 from tests.support.training_run import tiny_config
 

@@ -17,7 +17,7 @@ from eosin.observability import RunLog
 from eosin.training.checkpoints.state import (
     Parts,
     copy_state,
-    flat_parts,
+    flatten,
     hand_out,
     live_parts,
     put_rows,
@@ -104,7 +104,7 @@ def test_blocks_of_rows_are_torchs_chunks(num_rows: int, num_pieces: int) -> Non
 def sharded_learner(config: RunConfig, world: World) -> Learner:
     learner = Learner(config, build_network(config), world)
     set_step(learner, 7)
-    for seed, value in enumerate(flat_parts(learner).values()):
+    for seed, value in enumerate(flatten(live_parts(learner)).values()):
         generator = torch.Generator().manual_seed(seed)
         known = torch.randn(value.shape, generator=generator)
         with torch.no_grad():
@@ -136,15 +136,15 @@ def move_pieces(rank: int, num_ranks: int) -> None:
     config = tiny_config(parallel="fsdp")
     world = World(config.train.num_microbatches, rank, num_ranks)
     learner = sharded_learner(config, world)
-    expected = {name: whole(value).clone() for name, value in flat_parts(learner).items()}
+    expected = {name: whole(value).clone() for name, value in flatten(live_parts(learner)).items()}
     pieces = [piece_of(live_parts(learner), expected, index, 3) for index in range(3)]
     with torch.no_grad():
-        for value in flat_parts(learner).values():
+        for value in flatten(live_parts(learner)).values():
             value.zero_()
     holders = [num_ranks - 1, 0, num_ranks - 1]
     held = {index: pieces[index] for index in range(3) if holders[index] == rank}
     assert hand_out(learner, 7, held, holders) == 7
-    for name, value in flat_parts(learner).items():
+    for name, value in flatten(live_parts(learner)).items():
         assert torch.equal(whole(value), expected[name]), name
 
 
@@ -163,7 +163,8 @@ def copies_are_of_ones_own_rows(rank: int, num_ranks: int, folder: Path) -> None
     taken = copy_state(learner, 7, None)
     assert (taken.index, taken.num_pieces) == (rank, num_ranks)
     held = sum(t.numel() for part in ("student", "teacher", "optimizer") for t in taken.parts[part].values())
-    everything = sum(value.numel() for name, value in flat_parts(learner).items() if "loss/" not in name)
+    live = live_parts(learner).items()
+    everything = sum(t.numel() for part, tensors in live if part != "loss" for t in tensors.values())
     assert held < 0.6 * everything
     before = {part: {n: t.clone() for n, t in tensors.items()} for part, tensors in taken.parts.items()}
     gathered = {
@@ -171,7 +172,7 @@ def copies_are_of_ones_own_rows(rank: int, num_ranks: int, folder: Path) -> None
         for part, tensors in live_parts(learner).items()
     }
     with torch.no_grad():
-        for value in flat_parts(learner).values():
+        for value in flatten(live_parts(learner)).values():
             value.zero_()
     hand_out(learner, 7, {} if rank else {0: gathered}, [0])
     again = copy_state(learner, 7, None)

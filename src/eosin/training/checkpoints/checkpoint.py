@@ -14,16 +14,12 @@ from eosin.layout import COMPLETE, RunLayout
 from eosin.observability import RunLog
 from eosin.storage import NotFound, Store
 from eosin.training.checkpoints.files import CheckpointMarker, ReceiptEntry, ShareReceipt, pack
-from eosin.training.checkpoints.resharding import all_rows, fetch, put, read_marker, read_part, read_stored
-from eosin.training.checkpoints.state import TrainingState, flat_parts, set_step, synchronize
+from eosin.training.checkpoints.resharding import fetch, put, read_marker, read_part, read_stored
+from eosin.training.checkpoints.state import TrainingState, flatten, live_parts, set_step, synchronize
 from eosin.training.engine.step import Learner
 
 ALONE = "0" * 8
 _POLL_S = 0.1
-
-
-def _nothing() -> None:
-    return
 
 
 def save_share(store: Store, snapshot: TrainingState, *, world: str = ALONE) -> ShareReceipt:
@@ -49,7 +45,7 @@ def save_checkpoint(
     config_digest: str,
     *,
     world: str = ALONE,
-    before_marker: Callable[[], None] = _nothing,
+    before_marker: Callable[[], None] = lambda: None,
     timeout_s: float = 600,
 ) -> CheckpointMarker:
     """Publish piece 0 of a checkpoint, wait until all other pieces are there, and mark it whole.
@@ -87,16 +83,16 @@ def take_newest(learner: Learner, store: Store, config_digest: str, log: RunLog)
     is taken. Raises `UserError` where it belongs to another configuration.
     """
     world = learner.world
-    for step in world.agree(sorted(complete_steps(store), reverse=True) if world.rank == 0 else []):
+    for step in world.gather_json(complete_steps(store)[::-1] if world.rank == 0 else [])[0]:
         loss, values = None, None
         try:
             marker = read_marker(store, step, config_digest)
             reads = learner.strategy.is_sharded or world.rank == 0
-            live = flat_parts(learner) if reads else {}
+            live = flatten(live_parts(learner)) if reads else {}
             loss, values = marker.loss, fetch(store, read_stored(store, marker), live) if reads else []
         except (NotFound, PermanentError) as error:
             _warn_skipped(log, step, error)
-        if world.all_agree(values is not None):
+        if all(world.gather_json(values is not None)):
             put(values or [])
             set_step(learner, step)
             return (step if learner.strategy.is_sharded else synchronize(learner, step)), loss
@@ -152,7 +148,7 @@ def _require_whole(receipts: Iterable[ShareReceipt], step: int) -> None:
     """The pieces must make up every tensor. A tensor that none mentions is found by whoever loads it."""
     stored = Counter[str]()
     expected: dict[str, int] = {}
-    for rows in all_rows(receipts):
+    for rows in (rows for receipt in receipts for rows in receipt.stored):
         stored[rows.name] += rows.num_rows if rows.shape else 1
         expected[rows.name] = rows.shape[0] if rows.shape else 1
     torn = [name for name, num_rows in expected.items() if stored[name] != num_rows]

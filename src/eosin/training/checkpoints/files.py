@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save
 from torch import Tensor
 
 from eosin.records.base import Record
-from eosin.training.checkpoints.state import TensorRows, TrainingState
+from eosin.training.checkpoints.state import TensorRows, TrainingState, flatten
 
 # A file is held in memory while it is written.
 _FILE_BYTES = 256 * 2**20
@@ -93,22 +93,14 @@ def pack(snapshot: TrainingState) -> Iterator[tuple[bytes, list[StoredRows]]]:
 
 def _groups(snapshot: TrainingState) -> Iterator[dict[str, Tensor]]:
     group: dict[str, Tensor] = {}
-    for name, tensor in _named(snapshot):
+    for name, tensor in flatten(snapshot.parts).items():
+        if not tensor.numel():  # no row of it is here
+            continue
         if group and sum(t.nbytes for t in group.values()) + tensor.nbytes > _FILE_BYTES:
             yield group
             group = {}
         group[name] = tensor
     yield group
-
-
-def _named(snapshot: TrainingState) -> Iterable[tuple[str, Tensor]]:
-    """Tensors by `part/name`, without those that have no row here."""
-    return (
-        (f"{part}/{name}", tensor)
-        for part, tensors in snapshot.parts.items()
-        for name, tensor in tensors.items()
-        if tensor.numel()
-    )
 
 
 def _describe(data: bytes, file: int, rows: Mapping[str, TensorRows]) -> Iterator[StoredRows]:

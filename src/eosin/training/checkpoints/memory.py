@@ -13,8 +13,8 @@ from eosin.config import RunConfig
 from eosin.errors import EosinError, UserError
 from eosin.observability import RunLog
 from eosin.training.checkpoints.neighbour import Receiver
-from eosin.training.checkpoints.shm import Piece, ShmFolder, flatten
-from eosin.training.checkpoints.state import TrainingState
+from eosin.training.checkpoints.shm import Piece, ShmFolder
+from eosin.training.checkpoints.state import TrainingState, flatten
 
 Push = Callable[[Piece, Path], None]
 _CGROUP = Path("/sys/fs/cgroup")

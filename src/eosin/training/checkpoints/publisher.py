@@ -6,7 +6,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from eosin.config import RunConfig
 from eosin.errors import EosinError, PermanentError, TransientError
@@ -25,11 +24,6 @@ from eosin.training.checkpoints.state import TrainingState
 # One job in flight and one waiting: more would only hold more copies of the state.
 _MAX_WAITING = 1
 _RESCUE_WAIT_S = 5.0
-
-
-@dataclass(frozen=True)
-class _Job:
-    run: Callable[[], None]
 
 
 class Publisher:
@@ -58,7 +52,7 @@ class Publisher:
         self._digest = config.digest()
         self._snapshot_id = snapshot_id
         self._log = log
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=_MAX_WAITING)
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=_MAX_WAITING)
         self._error: BaseException | None = None
         self._newest: TrainingState | None = None
         self._durable_step = 0
@@ -130,7 +124,7 @@ class Publisher:
 
     def _submit(self, run: Callable[[], None]) -> None:
         self.raise_failure()
-        self._jobs.put(_Job(run))
+        self._jobs.put(run)
 
     def _check_lease(self) -> None:
         if self._lease is not None:
@@ -140,7 +134,7 @@ class Publisher:
         while (job := self._jobs.get()) is not None:
             try:
                 if self._error is None:
-                    job.run()
+                    job()
             except BaseException as error:
                 self._error = error
             finally:

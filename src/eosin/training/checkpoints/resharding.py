@@ -134,11 +134,6 @@ def fetch(store: Store, stored: Stored, tensors: Mapping[str, Tensor]) -> list[t
     return found
 
 
-def all_rows(receipts: Iterable[ShareReceipt]) -> Iterator[StoredRows]:
-    """What all `receipts` list."""
-    return (rows for receipt in receipts for rows in receipt.stored)
-
-
 def _batches(items: Iterable[ReadItem], stored: Stored) -> Iterator[list[ReadItem]]:
     """Reads in the order in which their bytes lie, so many at a time as memory allows."""
 

@@ -28,7 +28,6 @@ SHM_DIR = "EOSIN_SHM_DIR"
 """Environment variable: where to keep snapshots instead of /dev/shm."""
 _PREFIX = "eosin-snapshots-"
 _STALE_S = 24 * 3600.0
-_SEPARATOR = "/"
 
 
 class Piece(Record):
@@ -215,20 +214,6 @@ def sweep(root: Path, *, older_than_s: float = _STALE_S) -> list[Path]:
         except OSError:  # another process sweeps too
             continue
     return swept
-
-
-def flatten(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors by `part/name`, as one file holds them."""
-    return {f"{part}{_SEPARATOR}{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
-
-
-def unflatten(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The inverse of `flatten`."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        part, _, name = key.partition(_SEPARATOR)
-        parts.setdefault(part, {})[name] = tensor
-    return parts
 
 
 def _is_free(path: Path) -> bool:

@@ -70,7 +70,7 @@ def take_share(learner: Learner, step: int, loss: float | None) -> TrainingState
     if learner.strategy.is_sharded:
         wanted = set(rows) if world.rank else set(rows) | {f"{LOSS_PART}/{name}" for name in live[LOSS_PART]}
     else:
-        wanted = _shares(flat_parts(learner), world.size)[world.rank]
+        wanted = _shares(flatten(live), world.size)[world.rank]
     parts = {
         part: {name: value for name, value in tensors.items() if f"{part}/{name}" in wanted}
         for part, tensors in live.items()
@@ -88,13 +88,10 @@ def _shares(state: dict[str, Tensor], num_ranks: int) -> list[set[str]]:
 
 def rows_of(learner: Learner, live: Parts) -> dict[str, TensorRows]:
     """Where this rank's rows of every sharded tensor lie, by `part/name`."""
-    world = learner.world
+    rank, size = learner.world.rank, learner.world.size
     return {
-        f"{part}/{name}": TensorRows(
-            row_block(value.shape[0], world.rank, world.size).start, tuple(value.shape)
-        )
-        for part, tensors in live.items()
-        for name, value in tensors.items()
+        name: TensorRows(row_block(value.shape[0], rank, size).start, tuple(value.shape))
+        for name, value in flatten(live).items()
         if isinstance(value, DTensor)
     }
 
@@ -146,10 +143,18 @@ def live_parts(learner: Learner) -> Parts:
     }
 
 
-def flat_parts(learner: Learner) -> dict[str, Tensor]:
-    """As `live_parts`, by `part/name`."""
-    live = live_parts(learner)
-    return {f"{part}/{name}": value for part, tensors in live.items() for name, value in tensors.items()}
+def flatten(parts: Parts) -> dict[str, Tensor]:
+    """Tensors by `part/name`, as one file holds them."""
+    return {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
+
+
+def unflatten(tensors: Mapping[str, Tensor]) -> Parts:
+    """The inverse of `flatten`."""
+    parts: Parts = {}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = tensor
+    return parts
 
 
 def prepare_moments(learner: Learner, step: int) -> None:

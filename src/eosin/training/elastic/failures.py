@@ -8,7 +8,7 @@ import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from eosin.errors import EosinError, PermanentError, TransientError, UserError, describe
 
@@ -71,6 +71,9 @@ class WorkerExit:
     time_s: float
 
 
+R = TypeVar("R", Failure, Start, Round, WorkerExit)
+
+
 def report_failure(error: BaseException, rank: int) -> None:
     """Write `error` into the folder the agent named in the environment, if it did."""
     message, hint = (error.message, error.hint) if isinstance(error, EosinError) else (describe(error), "")
@@ -87,14 +90,15 @@ def report_start(step: int) -> None:
 
 def read_failures(folder: Path) -> list[Failure]:
     """All failures in `folder`, the most telling first: by kind, those that name patches, then by time."""
-    found = [Failure(**json.loads(path.read_text())) for path in folder.glob("failure-*.json")]
-    return sorted(found, key=lambda f: (_ORDER.index(f.kind), "patches:" not in f.message, f.time_s))
+    return sorted(
+        _read(folder, "failure", Failure),
+        key=lambda f: (_ORDER.index(f.kind), "patches:" not in f.message, f.time_s),
+    )
 
 
 def read_starts(folder: Path) -> list[Start]:
     """All starts in `folder`, by time."""
-    found = [Start(**json.loads(path.read_text())) for path in folder.glob("start-*.json")]
-    return sorted(found, key=lambda start: start.time_s)
+    return _read(folder, "start", Start)
 
 
 def report_round(folder: Path, *, is_planned: bool) -> None:
@@ -110,14 +114,12 @@ def report_exit(folder: Path, code: int, pid: int) -> None:
 
 def read_rounds(folder: Path) -> list[Round]:
     """All rounds in `folder`, by time."""
-    found = [Round(**json.loads(path.read_text())) for path in folder.glob("round-*.json")]
-    return sorted(found, key=lambda each: each.time_s)
+    return _read(folder, "round", Round)
 
 
 def read_exits(folder: Path) -> list[WorkerExit]:
     """All exits of workers in `folder`, by time."""
-    found = [WorkerExit(**json.loads(path.read_text())) for path in folder.glob("exit-*.json")]
-    return sorted(found, key=lambda each: each.time_s)
+    return _read(folder, "exit", WorkerExit)
 
 
 def rounds_without_progress(rounds: list[Round], starts: list[Start]) -> list[Round]:
@@ -156,6 +158,11 @@ def _kind(error: BaseException) -> Kind:
     if isinstance(error, TransientError):
         return "transient"
     return "permanent" if isinstance(error, PermanentError) else "crash"
+
+
+def _read(folder: Path, kind: str, record: type[R]) -> list[R]:
+    found = [record(**json.loads(path.read_text())) for path in folder.glob(f"{kind}-*.json")]
+    return sorted(found, key=lambda each: each.time_s)
 
 
 def _write(name: str, content: dict[str, object]) -> None:

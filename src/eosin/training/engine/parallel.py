@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -32,43 +31,9 @@ from eosin.training.world import World
 _CLIP_EPS = 1e-6
 
 
-class ParallelStrategy(Protocol):
-    """Where the parameters are and how the gradients of a step come together (`parallelize` chooses one)."""
-
-    is_sharded: bool
-    stopwatch: Stopwatch | None
-    """Where one is set, it runs while this rank works on its own microbatches without waiting for others."""
-
-    def passes(self) -> list[int | None]:
-        """Microbatches in the order in which this rank runs the student; None: a pass of zero weight."""
-        ...
-
-    def num_teacher_passes(self) -> int:
-        """How often this rank runs the teacher a step."""
-        ...
-
-    def begin(self) -> None:
-        """Forget the gradients of the step before."""
-        ...
-
-    def end_pass(self, microbatch: int | None) -> None:
-        """After the backward pass of `microbatch`."""
-        ...
-
-    def finish(self) -> None:
-        """Leave the sum over all microbatches of all ranks in every parameter's `grad`."""
-        ...
-
-    def gradient_norms(self) -> dict[str, Tensor]:
-        """2-norm of each submodule's gradient, the same on every rank."""
-        ...
-
-    def parameter_norms(self) -> Tensor:
-        """2-norm of every parameter's gradient, in the order of the parameters, the same on every rank."""
-        ...
-
-
-def parallelize(student: Network, teacher: Network, config: TrainConfig, world: World) -> ParallelStrategy:
+def parallelize(
+    student: Network, teacher: Network, config: TrainConfig, world: World
+) -> Replicated | Sharded:
     """Put both networks on this rank's device as `config.parallel` says.
 
     A world of one without a process group has nothing to shard with, and nothing to gain.
@@ -120,27 +85,33 @@ class Replicated:
         self._student = student
         self._world = world
         self.stopwatch: Stopwatch | None = None
+        """Where one is set, it runs while this rank works on its own microbatches, waiting for nobody."""
         self._gradients = _flat_gradients(student)
         self._kept: dict[int, Tensor] = {}
 
     def passes(self) -> list[int | None]:
+        """Microbatches in the order in which this rank runs the student; None: a pass of zero weight."""
         return list(self._world.own_microbatches)
 
     def num_teacher_passes(self) -> int:
+        """How often this rank runs the teacher a step."""
         return len(self._world.own_microbatches)
 
     def begin(self) -> None:
+        """Forget the gradients of the step before."""
         self._kept.clear()
         self._gradients.zero_()
         if self.stopwatch is not None:
             self.stopwatch.start()
 
     def end_pass(self, microbatch: int | None) -> None:
+        """After the backward pass of `microbatch`."""
         if self._world.deterministic and microbatch is not None:
             self._kept[microbatch] = self._gradients.clone()
             self._gradients.zero_()
 
     def finish(self) -> None:
+        """Leave the sum over all microbatches of all ranks in every parameter's `grad`."""
         if self.stopwatch is not None:
             self.stopwatch.stop()
         if self._world.deterministic:
@@ -149,16 +120,18 @@ class Replicated:
             self._world.all_reduce(self._gradients)
 
     def gradient_norms(self) -> dict[str, Tensor]:
+        """2-norm of each submodule's gradient, the same on every rank."""
         together = not self._world.deterministic
         modules = self._student.submodules()
         return {name: _norm(_gradients_of(module), together) for name, module in modules.items()}
 
     def parameter_norms(self) -> Tensor:
+        """2-norm of every parameter's gradient, in the order of the parameters, the same on every rank."""
         return torch.stack([torch.linalg.vector_norm(gradient) for gradient in _gradients_of(self._student)])
 
 
 class Sharded:
-    """FSDP2: a rank holds rows of every tensor and gathers a unit (block, head) while it runs.
+    """As `Replicated`, by FSDP2: a rank holds rows of every tensor and gathers a unit while it runs.
 
     A rank that skipped a pass would leave the others waiting in a collective, so all run as many passes
     as the largest share has microbatches, the surplus with zero weight. In deterministic mode those of all
