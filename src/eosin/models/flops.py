@@ -11,8 +11,7 @@ from torch import nn
 
 from eosin.models.backbone import Backbone
 from eosin.models.drop_path import is_subset, kept_samples
-from eosin.models.heads import ProjectionHead
-from eosin.models.network import Network
+from eosin.models.network import Network, ProjectionHead
 
 # Square products: large enough to reach the device's rate, milliseconds each.
 _GPU_SIDE, _CPU_SIDE = 8192, 512

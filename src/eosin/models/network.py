@@ -1,18 +1,85 @@
-"""The network: a backbone and its projection heads; student and teacher are two copies of it."""
+"""The network: a backbone and its projection heads; student and teacher are two copies of it.
+
+A head is an MLP to a bottleneck on the unit sphere, then a weight-normed prototype layer.
+"""
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from eosin.config import RunConfig
+from eosin.config.model import HeadConfig
 from eosin.config.train import TrainConfig
 from eosin.models.backbone import Backbone, build_backbone
-from eosin.models.device import require_compiler
-from eosin.models.heads import ProjectionHead
+from eosin.models.device import compiled, require_compiler
 from eosin.models.init import InitReport, initialize
+
+
+def weight_normed(gain: Tensor, direction: Tensor) -> Tensor:
+    """Rows `gain` [K, 1] · v / ‖v‖ of `direction` [K, d]."""
+    norm: Tensor = direction.norm(dim=1, keepdim=True)
+    return gain * (direction / norm)
+
+
+class PrototypeLayer(nn.Module):
+    """Linear without bias whose rows are `weight_g` · `weight_v` / ‖`weight_v`‖ (weight normalisation).
+
+    `normed` is `weight_normed` or a compiled version of it.
+    """
+
+    normed: Callable[[Tensor, Tensor], Tensor] = staticmethod(weight_normed)
+
+    def __init__(self, bottleneck_dim: int, num_prototypes: int, *, freeze_norm: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not freeze_norm)
+        self.weight_v = nn.Parameter(torch.empty(num_prototypes, bottleneck_dim))
+        # As torch's linear layer, which both references leave here: rows of norm 1 / √3, whatever the width.
+        nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
+
+    def weight(self) -> Tensor:
+        """Prototypes [num_prototypes, bottleneck_dim]."""
+        return self.normed(self.weight_g, self.weight_v)
+
+    def compile_weight(self, **options: Any) -> None:
+        """Compile `weight`, in place."""
+        self.normed = compiled(weight_normed, **options)
+
+
+class ProjectionHead(nn.Module):
+    """dim → hidden → … → bottleneck (GELU between), L2-normalised; logits against the prototypes.
+
+    `forward` stops at the bottleneck: logits are [rows, num_prototypes] in float32 and are made in
+    chunks by whoever needs them (`eosin.training.losses`).
+    """
+
+    def __init__(self, in_dim: int, config: HeadConfig) -> None:
+        super().__init__()
+        inner = [config.hidden_dim] * (config.num_layers - 1)
+        dims = [in_dim, *inner, config.bottleneck_dim]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(dims):
+            layers += [nn.Linear(fan_in, fan_out), nn.GELU()]
+        self.mlp = nn.Sequential(*layers[:-1])
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer = PrototypeLayer(
+            config.bottleneck_dim, config.num_prototypes, freeze_norm=config.freeze_last_layer_norm
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Unit vectors [rows, bottleneck_dim] of `x` [rows, in_dim]."""
+        x = self.mlp(x)
+        return F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
 
 
 class Network(nn.Module):

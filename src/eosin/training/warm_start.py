@@ -8,9 +8,8 @@ from torch import Tensor
 
 from eosin.config import RunConfig
 from eosin.errors import PermanentError, UserError
-from eosin.models.heads import ProjectionHead
 from eosin.models.init import RUN_PREFIX, InitReport, load_weights
-from eosin.models.network import Network, build_network, starting_network
+from eosin.models.network import Network, ProjectionHead, build_network, starting_network
 from eosin.observability import RunLog
 from eosin.runs import load_run
 from eosin.storage import NotFound, open_store

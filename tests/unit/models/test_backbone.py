@@ -15,7 +15,7 @@ from eosin.errors import UserError
 from eosin.models.arch import define_missing_ops
 from eosin.models.backbone import Backbone, CropGroup, build_backbone
 from eosin.models.drop_path import draw_drop_path
-from eosin.models.heads import PrototypeLayer
+from eosin.models.network import PrototypeLayer
 from tests.support.training_run import tiny_config
 
 CPU = torch.device("cpu")

@@ -192,7 +192,7 @@ def test_shares_that_do_not_make_up_every_tensor_are_not_marked_whole(store: Sto
 
 def test_files_are_cut_at_a_size_and_come_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eosin.training.checkpoints.files._FILE_BYTES", 20_000)
-    monkeypatch.setattr("eosin.training.checkpoints.resharding._BATCH_BYTES", 5_000)
+    monkeypatch.setattr("eosin.training.checkpoints.files._BATCH_BYTES", 5_000)
     saved = snapshot(5)
     save_checkpoint(store, saved, DIGEST)
     sizes = [info.size_bytes for info in store.list(RunLayout.checkpoint(5)) if "safetensors" in info.key]

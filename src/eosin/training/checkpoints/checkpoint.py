@@ -13,8 +13,17 @@ from eosin.errors import PermanentError, TransientError
 from eosin.layout import COMPLETE, RunLayout
 from eosin.observability import RunLog
 from eosin.storage import NotFound, Store
-from eosin.training.checkpoints.files import CheckpointMarker, ReceiptEntry, ShareReceipt, pack
-from eosin.training.checkpoints.resharding import fetch, put, read_marker, read_part, read_stored
+from eosin.training.checkpoints.files import (
+    CheckpointMarker,
+    ReceiptEntry,
+    ShareReceipt,
+    fetch,
+    pack,
+    put,
+    read_marker,
+    read_part,
+    read_stored,
+)
 from eosin.training.checkpoints.state import TrainingState, flatten, live_parts, set_step, synchronize
 from eosin.training.engine.step import Learner
 

@@ -11,12 +11,18 @@ from torch import Tensor
 
 from eosin.config.train import TrainConfig
 from eosin.models.backbone import CropGroup
-from eosin.models.heads import ProjectionHead
-from eosin.models.network import Network
+from eosin.models.network import Network, ProjectionHead
 from eosin.training.engine.microbatch import Masked, Microbatch
 from eosin.training.engine.parallel import let_go
-from eosin.training.losses.cross_entropy import PLAIN, Prototypes, compiled_kernels, dino_terms, ibot_sum
-from eosin.training.losses.sinkhorn import SinkhornProblem, sinkhorn_shifts
+from eosin.training.losses.cross_entropy import (
+    PLAIN,
+    Prototypes,
+    SinkhornProblem,
+    compiled_kernels,
+    dino_terms,
+    ibot_sum,
+    sinkhorn_shifts,
+)
 from eosin.training.losses.uniformity import kde, koleo
 from eosin.training.world import World
 

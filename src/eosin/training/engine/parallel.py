@@ -22,8 +22,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from eosin.config.train import TrainConfig
-from eosin.models.heads import ProjectionHead
-from eosin.models.network import Network
+from eosin.models.network import Network, ProjectionHead
 from eosin.training.engine.load_balance import Stopwatch
 from eosin.training.world import World
 

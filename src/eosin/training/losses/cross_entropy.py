@@ -8,7 +8,7 @@ bottleneck features wherever they are needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from eosin.models.device import compiled
+from eosin.training.world import World
 
 
 class Readout(NamedTuple):
@@ -127,10 +128,6 @@ class Prototypes:
     temperature: float
     shift: Tensor | None = None
 
-    def probabilities(self, features: Tensor) -> Tensor:
-        """Float32 [..., K] of `features` [..., d]."""
-        return scores_of(features, self.readout()).softmax(dim=-1)
-
     def summed_logits(self, features: Tensor) -> Tensor:
         """Float32 [K]: the sum of the plain logits of `features` [rows, d], which is that of their sum."""
         with torch.autocast(features.device.type, enabled=False):
@@ -237,3 +234,59 @@ class _FusedCrossEntropy(torch.autograd.Function):
         by_rows, by_weight = ctx.gradients
         del ctx.gradients
         return by_rows.mul_(by_total), by_weight.mul_(by_total), None, None, None
+
+
+class SinkhornProblem(NamedTuple):
+    """One assignment to solve: features [rows, d] of this rank's microbatches, prototypes [K, d].
+
+    Rows of all ranks together are the batch.
+    """
+
+    features: Mapping[int, Tensor]
+    prototypes: Prototypes
+
+
+def sinkhorn_shifts(
+    problems: Sequence[SinkhornProblem], world: World, num_iterations: int = 3, kernels: Kernels = PLAIN
+) -> list[Tensor]:
+    """For each problem log r [K] such that softmax(z / T + log r) is its Sinkhorn-Knopp assignment.
+
+    The reference alternates rows ÷ Σrow ÷ K and columns ÷ Σcol ÷ B; constants cancel in the
+    last column step, which is a softmax of each row, so that log r is all there is to keep (equation:
+    Cuturi 2013; Caron et al. 2020). Everything is done in logarithms: no shift by a maximum can
+    underflow, however sharp the logits. Costs one pass over the logits and two all-reduces of [ΣK] an
+    iteration, all problems together; logits are recomputed in chunks.
+    """
+    readouts = [problem.prototypes.readout() for problem in problems]
+    sizes = [readout.weight.shape[0] for readout in readouts]
+    log_rows = [torch.zeros(size, device=readouts[0].weight.device) for size in sizes]
+    for iteration in range(num_iterations):
+        sums = {
+            microbatch: torch.cat(
+                [
+                    _log_row_sums(p.features[microbatch], readout, rows if iteration else None, kernels)
+                    for p, readout, rows in zip(problems, readouts, log_rows, strict=True)
+                ]
+            )
+            for microbatch in problems[0].features
+        }
+        total = _log_sum_over_microbatches(sums, torch.cat(log_rows), world)
+        log_rows = [-rows for rows in torch.split(total, sizes)]
+    return log_rows
+
+
+def _log_row_sums(rows: Tensor, readout: Readout, log_rows: Tensor | None, kernels: Kernels) -> Tensor:
+    """`log_row_sums` of all rows, chunk by chunk."""
+    parts = [
+        kernels.log_row_sums(rows[part], readout, log_rows)
+        for part in chunks(rows.shape[0], readout.weight.shape[0], 3)
+    ]
+    if not parts:
+        return torch.full_like(readout.weight[:, 0], -torch.inf, dtype=torch.float32)
+    return parts[0] if len(parts) == 1 else torch.stack(parts).logsumexp(dim=0)
+
+
+def _log_sum_over_microbatches(log_sums: Mapping[int, Tensor], like: Tensor, world: World) -> Tensor:
+    largest = world.max_over_microbatches(log_sums, like)
+    scaled = {microbatch: (value - largest).exp() for microbatch, value in log_sums.items()}
+    return largest + world.sum_over_microbatches(scaled, like).log()
