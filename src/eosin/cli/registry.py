@@ -88,5 +88,7 @@ def export(
     from eosin.models.hand_over import hand_over
     from eosin.preflight import check_teacher
 
-    done = hand_over(check_teacher(teacher), to, licence=licence, private=not public)
-    emit(done, as_json=as_json, text=f"{done.teacher} is at {done.to}: {', '.join(done.files)}")
+    folder = check_teacher(teacher)
+    files = hand_over(folder, to, licence=licence, private=not public)
+    result = {"teacher": folder, "to": to, "files": files}
+    emit(result, as_json=as_json, text=f"{folder} is at {to}: {', '.join(files)}")

@@ -87,13 +87,12 @@ def load_teacher(uri: str, name: str) -> tuple[nn.Module, TeacherCard]:
     Raises `UserError` where there is no such teacher, `PermanentError` where its bytes are damaged.
     """
     folder = join_uri(uri, RunLayout.teacher(name))
+    if not open_store(folder).exists("model.json"):
+        folder = uri
     store = open_store(folder)
-    try:
-        data = store.get("model.json")
-    except NotFound:
-        folder, store = uri, open_store(uri)
-        data = _card_at_root(store, uri, name)
-    card = TeacherCard.from_json(data, source=join_uri(folder, "model.json"))
+    card = load_record(TeacherCard, store, "model.json")
+    if card is None:
+        raise UserError(f"no teacher {name} at {uri}", hint="`eosin status RUN` lists the exported teachers")
     model = create_vit(card.arch, card.arch_args)
     _load_weights(model, card, store)
     return model.eval().requires_grad_(False), card
@@ -108,16 +107,6 @@ def random_init(config: RunConfig) -> tuple[nn.Module, TeacherCard]:
     weights = save({key: value.contiguous() for key, value in vit.state_dict().items()})
     card = make_card(config, RANDOM_INIT, 0, vit, sha256=hashlib.sha256(weights).hexdigest())
     return vit.eval().requires_grad_(False), card
-
-
-def _card_at_root(store: Store, uri: str, name: str) -> bytes:
-    try:
-        return store.get("model.json")
-    except NotFound:
-        raise UserError(
-            f"no teacher {name} at {uri}",
-            hint="`eosin status RUN` lists the exported teachers",
-        ) from None
 
 
 def _load_weights(model: nn.Module, card: TeacherCard, store: Store) -> None:

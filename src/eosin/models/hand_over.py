@@ -5,8 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from eosin.errors import MissingDependency, TransientError, UserError
 from eosin.index.snapshot import load_manifest
 from eosin.layout import (
@@ -27,24 +25,13 @@ HUB = "hf://"
 _REFUSED = (400, 401, 403, 404, 409, 422)
 
 
-class HandedOver(BaseModel):
-    """Where a teacher went."""
+def hand_over(teacher: str, to: str, *, licence: str = "", private: bool = True) -> list[str]:
+    """Put the teacher of a folder into a folder or repository (`hf://OWNER/NAME`); its files' names.
 
-    teacher: str
-    """URI of the folder it was read from."""
-    to: str
-    """The folder or repository that holds it now."""
-    files: tuple[str, ...]
-    """Names of its files there."""
-
-
-def hand_over(teacher: str, to: str, *, licence: str = "", private: bool = True) -> HandedOver:
-    """Put the teacher of the folder `teacher` into the folder or the repository (`hf://OWNER/NAME`) `to`.
-
-    Its README names data, recipe and figures where the teacher still lies in its run. `licence`: as the hub
-    writes it (cc-by-nc-4.0); `private`: whether a repository that has to be made is. Doing it again replaces
-    the files of the same weights. Raises `UserError` for a folder that holds another teacher, a repository or
-    token that the hub refuses; `TransientError` where the hub cannot be reached.
+    The README tells of data, recipe and figures where the teacher still lies in its run. `licence`: as the
+    hub writes it (cc-by-nc-4.0); `private`: whether a repository that has to be made is. Doing it again
+    replaces the files. Raises `UserError` for a folder that holds another teacher, a repository or token that
+    the hub refuses; `TransientError` where the hub cannot be reached.
     """
     store = open_store(teacher)
     card = load_record(TeacherCard, store, TEACHER_CARD)
@@ -66,7 +53,7 @@ def hand_over(teacher: str, to: str, *, licence: str = "", private: bool = True)
         _to_hub(files, to.removeprefix(HUB), card, private=private)
     else:
         _to_folder(files, open_store(to), card)
-    return HandedOver(teacher=teacher, to=to, files=tuple(files))
+    return list(files)
 
 
 def _context(teacher: str, card: TeacherCard, licence: str) -> CardContext:

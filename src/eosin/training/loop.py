@@ -22,7 +22,7 @@ from eosin.training.checkpoints.checkpoint import take_newest
 from eosin.training.checkpoints.memory import Memory
 from eosin.training.checkpoints.publisher import Publisher
 from eosin.training.checkpoints.state import Parts, copy_state, hand_out, set_step, take_share, teacher_copy
-from eosin.training.elastic.signs import Heartbeat, SnapshotAnswers
+from eosin.training.elastic.reports import Heartbeat, SnapshotAnswers
 from eosin.training.engine.load_balance import LoadBalancer
 from eosin.training.engine.microbatch import Microbatch, MicrobatchMaker, batch_indices
 from eosin.training.engine.step import Launched, Learner, NonFinite, StepResult

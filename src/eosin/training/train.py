@@ -26,8 +26,8 @@ from eosin.storage import open_store
 from eosin.training.check import check_training, local_memory_bytes
 from eosin.training.checkpoints.publisher import export_missing
 from eosin.training.elastic.agent import REASON
-from eosin.training.elastic.failures import FAILURES_DIR, Failure, read_failures
 from eosin.training.elastic.processes import PARENT_PID
+from eosin.training.elastic.reports import FAILURES_DIR, Failure, read_failures
 from eosin.training.resume import forget
 
 WORKER = "eosin.training.worker"

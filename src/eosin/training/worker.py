@@ -36,7 +36,7 @@ from eosin.storage import Store, open_store
 from eosin.training.check import warm_start_advice
 from eosin.training.checkpoints.lease import Lease
 from eosin.training.checkpoints.publisher import Publisher, export_missing
-from eosin.training.elastic.failures import FAILURES_DIR, report_failure, report_start
+from eosin.training.elastic.reports import FAILURES_DIR, report_failure, report_start
 from eosin.training.engine.load_balance import granularity_advice
 from eosin.training.loop import ReachedStep, SlideName, Trainer, planned_models
 from eosin.training.resume import resume_training, shared_memory, start_memory

@@ -10,7 +10,7 @@ import pytest
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.training.elastic import agent
 from eosin.training.elastic.agent import verdict
-from eosin.training.elastic.failures import (
+from eosin.training.elastic.reports import (
     FAILURES_DIR,
     report_exit,
     report_failure,

@@ -79,9 +79,8 @@ def test_ibot_loss_and_gradients_are_the_plain_ones(chunk_elements: int) -> None
     plain_inputs = [x.clone().requires_grad_() for x in (TOKENS, STUDENT)]
     inputs = [x.clone().requires_grad_() for x in (TOKENS, STUDENT)]
     teacher = Prototypes(TEACHER, 0.05, SHIFT)
-    losses = -(
-        log_probabilities(*plain_inputs) * cross_entropy.scores_of(SEEN_TOKENS, teacher.readout()).softmax(-1)
-    ).sum(-1)
+    targets = cross_entropy.scores_of(SEEN_TOKENS, teacher.readout()).softmax(-1)
+    losses = -(log_probabilities(*plain_inputs) * targets).sum(-1)
     expected = (losses * WEIGHTS).sum()
     total = ibot_sum(inputs[0], SEEN_TOKENS, WEIGHTS, Prototypes(inputs[1], 0.1), teacher)
 

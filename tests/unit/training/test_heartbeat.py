@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eosin.training.elastic.failures import FAILURES_DIR
-from eosin.training.elastic.signs import Heartbeat, kill_hanging
+from eosin.training.elastic.reports import FAILURES_DIR, Heartbeat, kill_hanging
 
 
 @pytest.fixture

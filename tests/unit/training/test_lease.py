@@ -18,7 +18,7 @@ from eosin.training.checkpoints.lease import Lease
 from eosin.training.checkpoints.publisher import Publisher
 from eosin.training.checkpoints.state import TrainingState, copy_state
 from eosin.training.elastic.agent import _exit_code, verdict
-from eosin.training.elastic.failures import FAILURES_DIR, Superseded, report_failure
+from eosin.training.elastic.reports import FAILURES_DIR, Superseded, report_failure
 from eosin.training.engine.step import Learner
 from eosin.training.world import World
 from tests.support.training_run import tiny_config

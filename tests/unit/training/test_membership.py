@@ -18,7 +18,6 @@ from eosin.layout import RunLayout
 from eosin.records import TrainingDone
 from eosin.storage import Store, open_store
 from eosin.training.elastic import agent
-from eosin.training.elastic.failures import FAILURES_DIR, read_rounds, report_start
 from eosin.training.elastic.membership import (
     follow_membership,
     is_lost_rendezvous,
@@ -26,7 +25,7 @@ from eosin.training.elastic.membership import (
     may_rejoin,
 )
 from eosin.training.elastic.processes import Departure
-from eosin.training.elastic.signs import SnapshotRequests
+from eosin.training.elastic.reports import FAILURES_DIR, SnapshotRequests, read_rounds, report_start
 
 CONFIG: RunConfig = load_config("", overrides=["slides.uri=/slides", "train.num_steps=31"])
 

@@ -16,7 +16,7 @@ from eosin.errors import PermanentError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog, step_line
 from eosin.storage import open_store
-from eosin.training import tensorboard
+from eosin.training import progress
 from eosin.training.loop import ReachedStep, Trainer
 from eosin.training.progress import METRICS_PORT
 from eosin.training.world import World
@@ -103,7 +103,7 @@ def test_tensorboards_files_lie_in_the_run_in_parts_of_bounded_size(
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setattr(tensorboard, "_PART_BYTES", 2000)
+    monkeypatch.setattr(progress, "_PART_BYTES", 2000)
     events = train(tmp_path, tiny_config(tensorboard=True, log_every_steps=1), 8)
     files = sorted((tmp_path / "tensorboard").iterdir())
     assert len(files) > 1 and max(file.stat().st_size for file in files) < 4000

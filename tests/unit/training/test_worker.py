@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from eosin.training import worker
-from eosin.training.elastic.failures import FAILURES_DIR, read_failures
+from eosin.training.elastic.reports import FAILURES_DIR, read_failures
 
 CLOSED = (
     "[/build/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.1.2.3]:55174."

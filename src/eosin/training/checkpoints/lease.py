@@ -19,7 +19,7 @@ from eosin.layout import RunLayout
 from eosin.records import LeaseRecord, load_record, publish_once
 from eosin.records.base import Record
 from eosin.storage import Store
-from eosin.training.elastic.failures import Superseded
+from eosin.training.elastic.reports import Superseded
 
 
 class Lease:

@@ -1,7 +1,7 @@
 """An elastic agent: torchrun with a bound on restarts that lead nowhere.
 
 `python -m eosin.training.elastic.agent TORCHRUN-FLAGS -m MODULE RUN_URI`. torchrun restarts its workers
-whatever they died of. This wrapper watches what the workers leave behind (`eosin.training.elastic.failures`)
+whatever they died of. This wrapper watches what the workers leave behind (`eosin.training.elastic.reports`)
 and ends at once on an error that no restart mends, or after too many starts from one and the same
 committed step. Exit codes: 0 done, 42 a user's error,
 43 (in a pod) a defect that no restart mends, 75 transient, superseded or told to go, 1 anything else.
@@ -50,19 +50,6 @@ from eosin.errors import (
     EXIT_TRANSIENT,
     describe,
 )
-from eosin.training.elastic.failures import (
-    FAILURES_DIR,
-    Failure,
-    Round,
-    Start,
-    last_transient,
-    read_exits,
-    read_failures,
-    read_rounds,
-    read_starts,
-    report_exit,
-    rounds_without_progress,
-)
 from eosin.training.elastic.membership import (
     exit_code_when_closed,
     follow_membership,
@@ -72,7 +59,21 @@ from eosin.training.elastic.membership import (
     may_rejoin,
     rejoin,
 )
-from eosin.training.elastic.signs import SnapshotRequests, watch_for_hangs
+from eosin.training.elastic.reports import (
+    FAILURES_DIR,
+    Failure,
+    Round,
+    SnapshotRequests,
+    Start,
+    last_transient,
+    read_exits,
+    read_failures,
+    read_rounds,
+    read_starts,
+    report_exit,
+    rounds_without_progress,
+    watch_for_hangs,
+)
 
 REASON = "reason.json"
 _PROGRESS_FLAG = "--max-restarts-without-progress="

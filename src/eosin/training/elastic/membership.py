@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eosin.errors import EXIT_TRANSIENT, EosinError, describe
-from eosin.training.elastic.failures import read_starts, report_round
 from eosin.training.elastic.processes import PARENT_PID, Departure, children_of, kill_all
-from eosin.training.elastic.signs import SnapshotRequests
+from eosin.training.elastic.reports import SnapshotRequests, read_starts, report_round
 
 _NUM_NODES = "_eosin_num_nodes"
 _LOST_SINCE = "EOSIN_RENDEZVOUS_LOST_SINCE"
