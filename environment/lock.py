@@ -28,8 +28,9 @@ _CUDA = re.compile(r"(torch|torchvision|triton|nvidia-.*|cuda-.*)$")
 # What decodes on a GPU has a way on a CPU too, which the tests take.
 _DECODERS = ("cucim-cu13", "nvidia-nvimgcodec-cu13")
 IMAGES = {
-    # onnx: tissue models of one's own; datasets: public sets published as HDF5 or MATLAB files.
-    "index": ("onnx", "kubeflow"),
+    # idc: an open archive's index; onnx: tissue models of one's own; datasets: public sets published as
+    # HDF5 or MATLAB files.
+    "index": ("idc", "onnx", "kubeflow"),
     "torch": ("evaluate", "kubeflow"),  # the layer under train and evaluate
     "train": ("train", "gpu", "tensorboard", "kubeflow"),
     "evaluate": ("evaluate", "datasets", "kubeflow"),
