@@ -54,15 +54,28 @@ def missing() -> str:
     return ""
 
 
+def _takes_overlay(folder: Path) -> bool:
+    """Whether layers of an overlay can lie in `folder`."""
+    parts = [folder / "probe" / name for name in ("lower", "upper", "work", "merged")]
+    for part in parts:
+        part.mkdir(parents=True)
+    options = "lowerdir={},upperdir={},workdir={}".format(*parts[:3])
+    mount = ["unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", options, str(parts[3])]
+    taken = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    shutil.rmtree(folder / "probe")
+    return taken
+
+
 class ImageStore:
     """Images in a folder of their own, which `close` removes; other images of the machine are not touched."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        # In a container the folder often lies on an overlay itself, and on that the kernel puts no other.
+        driver = "overlay" if _takes_overlay(folder) else "vfs"
         config = folder / "storage.conf"
-        config.write_text(
-            f'[storage]\ndriver = "overlay"\ngraphroot = "{folder / "graph"}"\nrunroot = "{folder / "run"}"\n'
-        )
+        places = f'graphroot = "{folder / "graph"}"\nrunroot = "{folder / "run"}"\n'
+        config.write_text(f'[storage]\ndriver = "{driver}"\n{places}')
         self._environment = {**os.environ, "CONTAINERS_STORAGE_CONF": str(config)}
 
     def build(self, *images: str) -> str:
