@@ -14,7 +14,7 @@ from eosin.config import RunConfig, difference, dump_config, load_config
 from eosin.config.index import SlidesConfig, SourceConfig
 from eosin.errors import MissingDependency, TransientError, UserError
 from eosin.layout import RunLayout, step_of
-from eosin.records import IndexPin, LeaseRecord, TrainingDone, load_record, publish_once
+from eosin.records import IndexPin, LeaseRecord, StepFailure, TrainingDone, load_record, publish_once
 from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store, put_if_absent
 
 _ATTEMPTS = 8
@@ -207,6 +207,12 @@ def load_pin(run_uri: str, *, store: Store | None = None) -> IndexPin:
     if pin is None:
         raise UserError(f"run {run_uri} has no index yet", hint=f"run `eosin index --run {run_uri}` first")
     return pin
+
+
+def load_failures(store: Store) -> tuple[StepFailure, ...]:
+    """Last errors of the run's steps that have not succeeded since, the newest first."""
+    found = [load_record(StepFailure, store, info.key) for info in store.list(RunLayout.FAILURES)]
+    return tuple(sorted(filter(None, found), key=lambda failure: failure.time, reverse=True))
 
 
 def load_training_done(store: Store, config: RunConfig) -> TrainingDone | None:

@@ -22,7 +22,7 @@ from eosin.records import (
     TrainingDone,
     load_record,
 )
-from eosin.runs import load_pin, load_run
+from eosin.runs import load_failures, load_pin, load_run
 from eosin.storage import Store, join_uri, open_store
 
 
@@ -103,7 +103,7 @@ def run_status(run_uri: str) -> RunStatus:
     Raises `UserError` where none was begun there.
     """
     store = open_store(run_uri)
-    failures, kubeflow = _failures(store), load_record(KubeflowRun, store, RunLayout.KUBEFLOW_RUN)
+    failures, kubeflow = load_failures(store), load_record(KubeflowRun, store, RunLayout.KUBEFLOW_RUN)
     if (failures or kubeflow) and not store.exists(RunLayout.CONFIG):
         return RunStatus(run_uri, "", "", (), failures=failures, kubeflow=kubeflow)
     config = load_run(run_uri, store=store)
@@ -119,11 +119,6 @@ def run_status(run_uri: str) -> RunStatus:
         _report(store),
     )
     return RunStatus(run_uri, config.recipe, config.digest(), steps, failures=failures, kubeflow=kubeflow)
-
-
-def _failures(store: Store) -> tuple[StepFailure, ...]:
-    found = [load_record(StepFailure, store, info.key) for info in store.list(RunLayout.FAILURES)]
-    return tuple(sorted(filter(None, found), key=lambda failure: failure.time, reverse=True))
 
 
 def _study_status(run_uri: str, config: RunConfig, study: Study, store: Store) -> RunStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eosin.records import StepFailure
 from eosin.summary.headline import Line
 from eosin.summary.leaderboard import Cell, Leaderboard, line_column
 from eosin.summary.names import figure, metric_name, model_label, number, signed
@@ -14,6 +15,7 @@ def to_markdown(report: Report) -> str:
     blocks = [
         f"# {_text(report.name)}",
         report.verdict,
+        _failures(report.published.failures),
         _headline(report.lines),
         _side_by_side(report.leaderboard),
         _gaps(report.gaps),
@@ -27,6 +29,15 @@ def to_markdown(report: Report) -> str:
 def arrow(line: Line) -> str:
     """↑ where higher is better, else ↓."""
     return "↑" if line.higher_is_better else "↓"
+
+
+def _failures(failures: tuple[StepFailure, ...]) -> str:
+    lines = [
+        f"- **{_text(each.step)}** ({each.time}, attempt {each.attempt}): "
+        + _text(f"{each.message} {each.hint}")
+        for each in failures
+    ]
+    return "\n".join(["## Steps that failed", "", *lines]) if lines else ""
 
 
 def _headline(lines: tuple[Line, ...]) -> str:

@@ -13,9 +13,9 @@ from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import RunLayout
 from eosin.patches.sets.patchset import CONTACT_SHEET
 from eosin.recipes import load_recipe
-from eosin.records import MetricRecord, PatchSetManifest, TeacherCard, TrainingDone, load_record
+from eosin.records import MetricRecord, PatchSetManifest, StepFailure, TeacherCard, TrainingDone, load_record
 from eosin.records.base import Record
-from eosin.runs import load_pin, load_run
+from eosin.runs import load_failures, load_pin, load_run
 from eosin.storage import NotFound, Store, open_store
 from eosin.summary.earlier import EarlierRun, read_earlier
 from eosin.summary.training_log import Event, read_events
@@ -55,6 +55,8 @@ class Published:
     events: tuple[Event, ...] = ()
     """Of every step's log but this one's, by time."""
     earlier: tuple[EarlierRun, ...] = ()
+    failures: tuple[StepFailure, ...] = ()
+    """Of steps that have not succeeded since, the newest first; not of this one."""
     problems: tuple[str, ...] = field(default=())
     """What could not be read, in words."""
 
@@ -97,6 +99,7 @@ def read_published(run_uri: str) -> Published:
         TrainingDone, RunLayout.TRAINING_DONE, absent="training has not ended; the report shows what is there"
     )
     events = read_events(store)
+    failures = reader.attempt(lambda: load_failures(store)) or ()
     return Published(
         run_uri=run_uri,
         config=config,
@@ -109,6 +112,7 @@ def read_published(run_uri: str) -> Published:
         patch_sets=_patch_sets(reader),
         events=events,
         earlier=read_earlier(run_uri, config, events, reader.problems),
+        failures=tuple(failure for failure in failures if failure.step != "summarize"),
         problems=tuple(reader.problems),
     )
 

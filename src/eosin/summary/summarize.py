@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
-from eosin.records import TrainingDone
+from eosin.records import StepFailure, TrainingDone
 from eosin.records.base import Record
 from eosin.storage import join_uri, open_store
 from eosin.summary.data_view import Rejected
@@ -160,6 +160,8 @@ class RunSummary(Record):
     """What training took; null before its first step."""
     data: SummaryData
     """Slides and patch sets."""
+    failures: tuple[StepFailure, ...] = ()
+    """Of steps that have not succeeded since, each with its time."""
     problems: tuple[str, ...]
     """What could not be read, in words."""
     provenance: dict[str, Any]
@@ -217,6 +219,7 @@ def run_summary(report: Report) -> RunSummary:
                 "rejected": slides.rejected if slides else (),
                 "patch_sets": patch_sets,
             },
+            "failures": published.failures,
             "problems": published.problems,
             "provenance": report.provenance,
         },

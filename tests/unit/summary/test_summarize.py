@@ -18,6 +18,7 @@ from PIL import Image
 from eosin.errors import UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
+from eosin.records import StepFailure, publish_once
 from eosin.records.details import ExamplePicture
 from eosin.storage import open_store
 from eosin.summary.summarize import RunSummary, SummaryResult, summarize
@@ -287,6 +288,26 @@ def test_whatever_is_not_there_is_named_and_the_rest_is_shown(
     assert words in page.text
     assert "textures-linear" in page.text
     _summary(run)
+
+
+def test_steps_that_failed_and_have_not_succeeded_since_are_told_first(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    store, step = open_store(run), "evaluate-00001-of-00004"
+    told = {
+        "message": "<no> *room* left",
+        "hint": "free some",
+        "exit_code": 1,
+        "time": "2026-01-02T00:00:00Z",
+    }
+    for failed in (step, "summarize"):
+        publish_once(store, RunLayout.failure(failed), StepFailure(step=failed, attempt=2, **told))
+    text = " ".join(_page(run).text.split())
+    assert "<no> *room* left → free some 2026-01-02T00:00:00Z, attempt 2" in text
+    assert text.index("Steps that failed") < text.index(step) < text.index("random-init")
+    assert [each["step"] for each in _summary(run)["failures"]] == [step]
+    markdown = store.get(RunLayout.SUMMARY_MD).decode()
+    line = rf"- **{step}** (2026-01-02T00:00:00Z, attempt 2): \<no\> \*room\* left free some"
+    assert line in markdown.split("## ")[1]
 
 
 def test_damaged_objects_are_named_and_the_rest_is_shown(

@@ -148,6 +148,7 @@ class Sharded:
             _shard(network, config, world, keeps_roots=network is student)
 
     def passes(self) -> list[int | None]:
+        """Own microbatches, then surplus passes (None); in deterministic mode all ranks', in order."""
         own = self._world.own_microbatches
         if self._world.deterministic:
             return [
@@ -157,9 +158,11 @@ class Sharded:
         return [*own, *[None] * (self._world.num_passes - len(own))]
 
     def num_teacher_passes(self) -> int:
+        """As many as the rank with the largest share needs, on every rank."""
         return self._world.num_passes
 
     def begin(self) -> None:
+        """Forget the gradients of the step before."""
         self._sums.clear()
         for parameter in self._student.parameters():
             parameter.grad = None
@@ -175,6 +178,7 @@ class Sharded:
                 parameter.grad = None
 
     def finish(self) -> None:
+        """Leave the sum over all ranks in every trained parameter's `grad`, zeros where nothing came."""
         for parameter in self._student.parameters():
             if parameter.requires_grad:
                 found = self._sums.get(parameter) if self._world.deterministic else parameter.grad
