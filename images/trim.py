@@ -66,10 +66,21 @@ def trim(packages: Path) -> None:
         for path in (packages / name).glob("*/"):
             if path.name not in kept:
                 shutil.rmtree(path)
+    _keep_slides_alone(packages / "idc_index_data" / "idc_index.parquet")
     for folder in [path for path in packages.rglob("*") if path.name in _TEST_FOLDERS and path.is_dir()]:
         within = folder.relative_to(packages).as_posix()
         if folder.exists() and not within.startswith(_KEPT):
             shutil.rmtree(folder)
+
+
+def _keep_slides_alone(index: Path) -> None:
+    """Of a million series of Imaging Data Commons, CT and MR most of them, the 76,300 of slides."""
+    if index.exists():
+        import pyarrow.parquet as pq
+
+        slides = pq.read_table(index, filters=[("Modality", "=", "SM")])
+        index.unlink()  # not through a hard link, which a cache of packages may share
+        pq.write_table(slides, index, compression="zstd")
 
 
 def size_bytes(folder: Path) -> int:

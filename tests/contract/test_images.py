@@ -13,6 +13,8 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -295,3 +297,16 @@ def test_trimming_takes_tests_and_headers_and_can_be_done_again(tmp_path: Path) 
         trim.trim(tmp_path)
         left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
         assert left == set(kept)
+
+
+def test_trimming_keeps_the_slides_of_the_open_archives_index(tmp_path: Path) -> None:
+    index = tmp_path / "idc_index_data/idc_index.parquet"
+    index.parent.mkdir()
+    rows = {"Modality": ["CT", "SM", "MR", "SM"], "SeriesInstanceUID": ["1.1", "1.2", "1.3", "1.4"]}
+    pq.write_table(pa.table(rows), index)
+    for _ in range(2):
+        trim.trim(tmp_path)
+        assert pq.read_table(index).to_pydict() == {
+            "Modality": ["SM", "SM"],
+            "SeriesInstanceUID": ["1.2", "1.4"],
+        }

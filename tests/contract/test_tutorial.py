@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eosin.cluster.defaults import with_defaults
+from eosin.cluster.defaults import CONFIG_MAP, KEY, with_defaults
 from eosin.cluster.jobset import render_jobset
 from eosin.config import load_config
+from eosin.config.cluster import ClusterConfig
 from eosin.kubeflow.parameters import arguments_of, compiled_pipeline
 from eosin.kubeflow.task_pods import place, read_pods
 from tests.support.kubeflow import published_pipeline
+from tests.support.tools import run
 
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIAL = (ROOT / "docs/how-to/cluster.md").read_text()
@@ -33,13 +35,24 @@ def values(arguments: list[str], option: str) -> list[str]:
     return [value for name, value in pairwise(arguments) if name == option]
 
 
+def preset_of(overlay: Path) -> ClusterConfig:
+    """What the chart presets for runs with the values of an overlay."""
+    images = [f"--set=images.{name}=reg/i:1" for name in ("index", "train", "evaluate")]
+    done = run("helm", "template", "eosin", str(ROOT / "helm/eosin"), "--values", str(overlay), *images)
+    assert done.returncode == 0, done.stderr
+    (text,) = [
+        each["data"][KEY] for each in yaml.safe_load_all(done.stdout)
+        if each and each["kind"] == "ConfigMap" and each["metadata"]["name"] == CONFIG_MAP
+    ]  # fmt: skip
+    return load_config(yaml.safe_dump({"cluster": yaml.safe_load(text)})).cluster
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_first_run_fits_the_pools_that_an_overlay_presets(overlay: str) -> None:
     first = commands("submit")[0]
     recipe = (ROOT / "recipes" / f"{values(first, '--recipe')[0]}.yaml").read_text()
     config = load_config(recipe, overrides=values(first, "--set"))
-    preset = yaml.safe_load((ROOT / "manifests/overlays" / overlay / "values.yaml").read_text())["cluster"]
-    site = load_config(yaml.safe_dump({"cluster": preset})).cluster
+    site = preset_of(ROOT / "manifests/overlays" / overlay / "values.yaml")
     placed = config.model_copy(update={"cluster": with_defaults(config.cluster, site)})
     jobset = render_jobset(placed, values(first, "--run")[0].replace("BUCKET", "b"), image="i")
     assert [job["name"] for job in jobset["spec"]["replicatedJobs"]] == ["rdzv", "anchor"]
