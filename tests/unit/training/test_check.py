@@ -27,6 +27,12 @@ def config(**sections: dict[str, Any]) -> RunConfig:
     return RunConfig.model_validate(tree)
 
 
+def test_tcga_trains_as_vits16_dinov2_does() -> None:
+    twins = [load_config(path.read_text()) for path in RECIPES if path.stem in ("tcga", "vits16-dinov2")]
+    trees = [twin.model_dump(exclude={"recipe", "description", "slides", "index"}) for twin in twins]
+    assert len(trees) == 2 and trees[0] == trees[1]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_start_trained_weights_at_rates_for_them(path: Path) -> None:
     recipe = load_config(path.read_text(), source=path.name)
