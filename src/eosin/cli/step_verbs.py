@@ -204,6 +204,9 @@ def embed(
         str, typer.Option(help="hdf5 (as CLAM and TRIDENT read it), parquet or safetensors.")
     ] = "hdf5",
     batch_size: Annotated[int, typer.Option(help="Patches the model sees at once.")] = 64,
+    read_out: Annotated[
+        str, typer.Option(help="last, or the class tokens of N blocks: cls_last_N, cls_last_N_mean_patch.")
+    ] = "last",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="How slides are read: patches.reader=stage…"),
@@ -218,7 +221,7 @@ def embed(
     request = EmbedRequest(
         model=model, index_uri=index_uri, out_uri=out, mpp=mpp, patch_px=patch_px, overlap_px=overlap_px,
         min_foreground=min_foreground, slides=tuple(slide or ("*",)), format=format, batch_size=batch_size,
-        settings=tuple(settings or ()),
+        read_out=read_out, settings=tuple(settings or ()),
     )  # fmt: skip
     index, count = _shard(shard) or (0, 1)
     features = _features(steps.embed(request, index, count))

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from eosin.config.base import NAME_PATTERN, Section
+from eosin.config.base import NAME_PATTERN, READ_OUT_PATTERN, Section
 
 TaskName = Annotated[str, Field(pattern=NAME_PATTERN)]
 _PLUGINS = "eosin.evaluation.tasks"
@@ -31,6 +31,10 @@ class TaskConfig(Section):
     """What is done."""
     name: TaskName
     """Of the task, in records and in the report."""
+    read_out: Annotated[str, Field(pattern=READ_OUT_PATTERN)] = "last"
+    """Which features of an image are judged. last: the network's own output; cls_last_4: the class tokens
+    after the last 4 blocks, each normed, one after the other; cls_last_4_mean_patch: these and the mean of
+    the patch tokens, as DINOv2's linear evaluation has them."""
 
 
 @cache

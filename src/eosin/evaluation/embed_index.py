@@ -7,6 +7,7 @@ the level-0 pixel of each patch's top-left corner, with the patch's size in the 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ import numpy.typing as npt
 
 from eosin import __version__
 from eosin.config import load_config
+from eosin.config.base import FORMS, READ_OUT_PATTERN
 from eosin.config.patches import GridConfig
 from eosin.errors import UserError
 from eosin.evaluation.embeddings.embed import Features
 from eosin.evaluation.embeddings.forward import Forward
 from eosin.evaluation.embeddings.slide_embed import embed_patches
-from eosin.evaluation.judged_model import TIMM, JudgedModel, find_model
+from eosin.evaluation.judged_model import LAST, TIMM, JudgedModel, find_model
 from eosin.index.rows import SlideRow
 from eosin.index.snapshot import open_snapshot
 from eosin.layout import FeaturesLayout
@@ -57,6 +59,8 @@ class EmbedRequest:
     slides: tuple[str, ...] = ("*",)
     format: str = "hdf5"
     batch_size: int = 64
+    read_out: str = LAST
+    """Which features, as `read_out` of a task."""
     settings: tuple[str, ...] = ()
     """Of the section `patches`, such as patches.reader=stage."""
 
@@ -88,6 +92,8 @@ def embed_index(request: EmbedRequest, shard: int, num_shards: int, log: RunLog)
     """
     if not 0 <= shard < num_shards:
         raise UserError(f"there is no shard {shard} of {num_shards}", hint="shards count from 0")
+    if not re.fullmatch(READ_OUT_PATTERN, request.read_out):
+        raise UserError(f"unknown read-out {request.read_out!r}", hint=f"it is {FORMS[READ_OUT_PATTERN]}")
     if request.format not in SUFFIXES:
         raise UserError(f"unknown format {request.format!r}", hint=f"one of {', '.join(SUFFIXES)}")
     job = _opened(request)
@@ -109,8 +115,8 @@ def _opened(request: EmbedRequest) -> _Job:
         )
     config = load_config("", overrides=list(request.settings))
     store, snapshot = open_store(request.out_uri), open_snapshot(request.index_uri)
-    model = find_model(request.out_uri, config, request.model, store)
-    forward = Forward(*model.load())
+    model = find_model(request.out_uri, config, request.model, store).reading(request.read_out)
+    forward = Forward.of(model)
     grid = GridConfig(
         mpp=request.mpp, patch_px=request.patch_px or forward.img_px, overlap_px=request.overlap_px,
         min_foreground=request.min_foreground, slides=request.slides,
@@ -134,7 +140,7 @@ def _pinned(job: _Job) -> FeaturesSpec:
         model=request.model, model_digest=job.model.digest, index_uri=request.index_uri,
         snapshot_id=job.plan.snapshot.manifest.snapshot_id, mpp=grid.mpp, patch_px=job.plan.patches.patch_px,
         overlap_px=grid.overlap_px, min_foreground=grid.min_foreground, slides=grid.slides,
-        format=request.format,
+        format=request.format, read_out=request.read_out,
     )  # fmt: skip
     begun = publish_once(job.store, FeaturesLayout.SPEC, spec)
     same = ("schema_version", "index_uri")

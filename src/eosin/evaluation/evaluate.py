@@ -15,9 +15,9 @@ from eosin.config import RunConfig
 from eosin.config.presets import PRESETS
 from eosin.errors import EosinError, PermanentError, TransientError, UserError, describe
 from eosin.evaluation.datasets.dataset import Dataset, tcga_patient
-from eosin.evaluation.judged_model import JudgedModel, find_model, missing_model
+from eosin.evaluation.judged_model import LAST, JudgedModel, find_model, missing_model
 from eosin.evaluation.pictures import Example
-from eosin.evaluation.task import Task, TaskContext
+from eosin.evaluation.task import Task, TaskContext, TaskProtocol
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION
 from eosin.index.snapshot import open_snapshot
 from eosin.layout import RunLayout
@@ -96,7 +96,7 @@ def evaluate(
     wanted = _find_task(run_uri, config, task)
     judged = judged or find_judged_model(run_uri, config, model, store)
     # A task that embeds several times reads the weights once.
-    judged = replace(judged, load=cache(judged.load))
+    judged = replace(judged, load=cache(judged.load)).reading(wanted.read_out)
     started_s = time.monotonic()
     evaluation = _Evaluation(wanted, TaskContext(run_uri, config, judged, store, log), open_dataset)
     try:
@@ -164,6 +164,18 @@ class _Evaluation:
     dataset: Dataset | None = None
     inputs_digest: str = ""
 
+    @property
+    def protocol(self) -> TaskProtocol:
+        """The task's own; by another read-out than usual it is nobody's published one."""
+        protocol, read_out = self.task.protocol(), self.task.read_out
+        if read_out == LAST:
+            return protocol
+        return replace(
+            protocol, name=protocol.name.removesuffix("-eva"),
+            changes=(*protocol.changes, f"read_out {read_out} (usual: {LAST})"),
+            hyperparameters={**protocol.hyperparameters, "read_out": read_out},
+        )  # fmt: skip
+
     def existing(self) -> MetricRecord | None:
         """The `ok` record of these very inputs, where it is there. Opens the dataset, not the model."""
         context = self.context
@@ -198,7 +210,7 @@ class _Evaluation:
 
     def _completed(self, details: Details, dataset: Dataset, shown: tuple[ExamplePicture, ...]) -> Details:
         """With what every record tells: notes of the dataset, leakage, protocol, pictures."""
-        leaked, protocol = self._leaked(dataset), self.task.protocol()
+        leaked, protocol = self._leaked(dataset), self.protocol
         notes = (*dataset.notes, *details.notes, *([leakage_note(leaked)] if leaked else []))
         return details.model_copy(
             update={
@@ -226,7 +238,7 @@ class _Evaluation:
         return leaked_patients(trained_by, dataset) if trained_by and self.task.has_labels else ()
 
     def _inputs_digest(self, dataset: Dataset) -> str:
-        protocol = self.task.protocol()
+        protocol = self.protocol
         inputs = [
             self.context.model.digest,
             dataset.digest,
@@ -239,7 +251,7 @@ class _Evaluation:
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
     def _record(self, **fields: object) -> MetricRecord:
-        protocol, model = self.task.protocol(), self.context.model
+        protocol, model = self.protocol, self.context.model
         return MetricRecord.model_validate(
             {
                 "model": model.name,

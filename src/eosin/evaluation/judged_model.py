@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 TIMM = "timm:"
+LAST = "last"
+"""The read-out of a network's own output."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,20 @@ class JudgedModel:
     load: Callable[[], tuple[nn.Module, TeacherCard]]
     trained_by: str = ""
     """URI of the run that trained it, where one is known: its slides are what the model has seen."""
+    read_out: str = LAST
+    """Which of its features are taken, as `TaskConfig.read_out`."""
 
     @property
     def key(self) -> str:
         """The name as part of an object key: `timm:a/b` must not open a folder of its own."""
         return record_key(self.name)
+
+    def reading(self, read_out: str) -> JudgedModel:
+        """The same model by its features `read_out`, which are part of its digest."""
+        if read_out == LAST:
+            return self
+        digest = _digest({"model": self.digest, "read_out": read_out})
+        return replace(self, digest=digest, read_out=read_out)
 
 
 def find_model(run_uri: str, config: RunConfig, name: str, store: Store) -> JudgedModel:

@@ -76,6 +76,8 @@ class FeaturesSpec(Record):
     """Patterns of the slides' keys."""
     format: str
     """hdf5, parquet or safetensors."""
+    read_out: str = "last"
+    """Which features of a patch, as `read_out` of a task."""
 
 
 class SlideLeftOut(Record):

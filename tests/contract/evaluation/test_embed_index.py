@@ -77,6 +77,17 @@ def test_hdf5_as_clam_reads_it_and_the_features_are_timms(material: Path, tmp_pa
     assert cosine > 0.99
 
 
+def test_features_by_another_read_out_are_wider_and_never_mixed(material: Path, tmp_path: Path) -> None:
+    embed_index(request(material, tmp_path, read_out="cls_last_2_mean_patch"), 0, 1, LOG)
+    width = timm.create_model(ARCH, pretrained=False, num_classes=0).num_features
+    with h5py.File(tmp_path / FeaturesLayout.slide("case/slide-1", "h5")) as file:
+        assert file["features"].shape[1] == 3 * width
+    with pytest.raises(UserError, match="read_out cls_last_2_mean_patch → last"):
+        embed_index(request(material, tmp_path), 0, 1, LOG)
+    with pytest.raises(UserError, match=r"unknown read-out 'cls'"):
+        embed_index(request(material, tmp_path, read_out="cls"), 0, 1, LOG)
+
+
 def test_shards_make_up_the_whole_and_what_is_there_is_left_alone(material: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     embed_index(request(material, whole), 0, 1, LOG)

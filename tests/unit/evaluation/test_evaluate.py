@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from eosin.config import RunConfig, dump_config, load_config
 from eosin.errors import TransientError, UserError
 from eosin.evaluation.embeddings import embed as embed_module
 from eosin.evaluation.evaluate import evaluate
 from eosin.evaluation.plan import find_teacher, list_evaluations, list_evaluations_of
 from eosin.layout import RunLayout, record_key
 from eosin.records import MetricRecord
+from eosin.registry.compare import Rule, compare
+from eosin.runs import load_run
 from eosin.storage import open_store
 from tests.support.evaluation import (
     export,
@@ -234,6 +237,33 @@ def test_images_are_seen_at_the_side_asked_for(tmp_path: Path) -> None:
     )
     assert own.status == larger.status == "ok"
     assert own.model_digest != larger.model_digest and own.inputs_digest != larger.inputs_digest
+
+
+def test_another_read_out_is_another_protocol_that_nothing_is_compared_across(run: str) -> None:
+    store, usual = open_store(run), _judge(run, "random-init", "texture-probe")
+    tree = load_run(run).model_dump(mode="json")
+    for task in tree["evaluate"]["tasks"]:
+        task["read_out"] = "cls_last_1_mean_patch"
+    config = RunConfig.model_validate(tree)
+    store.put(RunLayout.CONFIG, dump_config(config).encode())
+    other = _judge(run, "step-00000020", "texture-probe")
+    assert other.status == "ok" and other.details.hyperparameters["read_out"] == "cls_last_1_mean_patch"
+    assert other.details.protocol_changes[-1] == "read_out cls_last_1_mean_patch (usual: last)"
+    rule = Rule(metrics=("texture-probe/balanced_accuracy",))
+    (judgement,) = compare(store, config, "step-00000020", ["random-init"], rule)
+    assert not judgement.passed and "other data or protocols" in judgement.why
+    again = _judge(run, "random-init", "texture-probe")
+    assert again.inputs_digest != usual.inputs_digest and again.metrics != usual.metrics
+    (judgement,) = compare(store, config, "step-00000020", ["random-init"], rule)
+    assert judgement.candidate is not None
+
+
+def test_a_task_without_embeddings_refuses_a_read_out() -> None:
+    task = {"kind": "segmentation", "name": "masks", "dataset": "s3://d/m", "read_out": "cls_last_4"}
+    with pytest.raises(ValueError, match="map of patch tokens"):
+        make_config([task])
+    with pytest.raises(UserError, match="must be last, cls_last_N or cls_last_N_mean_patch"):
+        load_config({"evaluate": {"tasks": [{**task, "kind": "knn", "read_out": "cls_last_0"}]}})
 
 
 def test_a_side_the_backbone_cannot_cut_into_patches_is_a_failed_record(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def _digest(model: JudgedModel, dataset: Dataset, change: str) -> str:
 def _compute(model: JudgedModel, dataset: Dataset, batch_size: int, log: RunLog, change: str) -> Embeddings:
     from eosin.evaluation.embeddings.forward import Forward
 
-    forward = Forward(*model.load())
+    forward = Forward.of(model)
     features: list[Features] = []
     rows: list[int] = []
     dropped: list[dict[str, str]] = []

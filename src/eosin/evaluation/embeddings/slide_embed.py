@@ -261,7 +261,7 @@ class _Worker:
     def embed(self, place: int) -> Features | str:
         """[n, D] of the slide's patches that can be read, or why there are none."""
         if self._forward is None or self._reader is None:
-            self._forward = Forward(*self._model.load())
+            self._forward = Forward.of(self._model)
             self._reader = open_reader(self._plan.snapshot, self._plan.reading, share_tiles=True)
         requests, slide = self._plan.requests(place), self._plan.row(place).slide
         found = embed_patches(requests, self._reader, self._forward, self._batch_size, slide)

@@ -53,6 +53,8 @@ class SegmentationTask(Task):
 
     @model_validator(mode="after")
     def _background_is_a_class(self) -> Self:
+        if self.read_out != "last":
+            raise ValueError("segmentation reads the map of patch tokens, which read_out does not change")
         if self.classes is not None and self.background is not None and self.background >= len(self.classes):
             raise ValueError(
                 f"background {self.background} is none of the {len(self.classes)} classes, counted from 0"
