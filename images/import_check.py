@@ -18,13 +18,13 @@ _PACKAGES = {
     "evaluate": (*_COMMON, "patches", "models", "metrics", "evaluation"),
 }
 _LIBRARIES = {
-    "index": ("boto3", "cv2", "kfp", "kubernetes", "onnxruntime", "openslide", "pyarrow", "pycurl", "scipy"),
+    "index": ("boto3", "cv2", "kfp", "kubernetes", "onnxruntime", "openslide", "pyarrow", "pycurl"),
     "train": ("kfp", "kubernetes", "pycurl", "timm", "torch", "torchvision"),
     "evaluate": ("h5py", "kfp", "pycurl", "scipy", "sklearn", "timm", "torch", "torchvision"),
 }
 # GPU libraries look for a driver when they are imported, which a build machine lacks.
 _PRESENT = {"index": (), "train": ("cucim", "nvidia.nvimgcodec", "eosin.slides._jpeg_part"), "evaluate": ()}
-_ABSENT = {"index": ("tifffile", "torch", "timm", "torchvision"), "train": (), "evaluate": ()}
+_ABSENT = {"index": ("scipy", "tifffile", "torch", "timm", "torchvision"), "train": (), "evaluate": ()}
 
 
 def check(image: str) -> list[str]:

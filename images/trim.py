@@ -9,10 +9,10 @@ import shutil
 import sys
 from pathlib import Path
 
-_TEST_FOLDERS = ("test", "tests")
+_TEST_FOLDERS = ("test", "tests", "test_files")
 # Folders that bear such a name and are imported by the library itself.
 _KEPT = ("torch/testing", "numpy/_core/tests", "torch/distributed/elastic/rendezvous")
-_REMOVED = (
+_REMOVED: tuple[str, ...] = (
     "cv2/data",  # cascades of face detection
     "cv2/typing/__pycache__",
     "onnxruntime/capi/libonnxruntime.so*",  # a second copy, for programs in C
@@ -20,27 +20,43 @@ _REMOVED = (
     "onnxruntime/quantization",
     "onnxruntime/tools",
     "onnxruntime/transformers",
-    # Pictures of the web and arrays of numbers, which no slide is made of.
-    *(f"imagecodecs/_{name}.*" for name in ("avif", "jpegxl", "pcodec", "sz3")),
-    *(f"imagecodecs.libs/lib{name}*" for name in ("aom", "avif", "jxl", "cpcodec", "SZ3")),
+    "PIL/_avif.*",
+    "pillow.libs/libavif*",
     "nvidia/*/include",  # for compiling against CUDA, which nothing here does: Triton has its own header
     "nvidia/cu13/lib/*.a",
     "nvidia/**/*.a",
     "pyarrow/include",
     "pyarrow/libarrow*_flight*",  # a server of its own
     "pyarrow/_flight*",
+    "pyarrow/libarrow_substrait*",  # query plans of other engines
+    "pyarrow/_substrait*",
     "pyarrow/libarrow_s3*",  # eosin.storage reads and writes buckets, Arrow only what lies in memory
     "pyarrow/_s3fs*",
     "pyarrow/libarrow_python*.so",  # three copies each, as a wheel has no links; *.so.N is what is linked to
     "pyarrow/libarrow_python*.so.*.*",
     "pyarrow/_pyarrow_cpp_tests*",
     "pyarrow/src",
+    "idc_index_data/prior_versions_index.parquet",  # the run names one version
     "numpy/_core/include",
     "numpy/_core/lib/*.a",
     "torch/lib/*.a",
     "torch/share",
     "torch/bin/*test*",
+    "**/*.pyi",  # for type checkers
+    "**/*.px[di]",  # for compiling against a library
+    "**/*.pyx",
 )
+# Pictures of the web and arrays of numbers, which no slide is made of, with the libraries of those alone.
+_CODECS = (
+    "apng avif aec bcn bitshuffle blosc blosc2 brotli gif jpegxl lerc lz4 lz4f lzfse lzham lzo meshopt "
+    "pcodec pglz pixarlog qoi rcomp rgbe snappy sperr spng sz3 szip tiff ultrahdr zfp zopfli"
+)
+_CODEC_LIBRARIES = (
+    "aec aom avif blosc brotli cpcodec gif gomp jxl Lerc lz4 lzfse lzham lzokay meshoptimizer snappy SPERR "
+    "sz SZ3 tiff uhdr zfp zopfli"
+)
+_REMOVED += tuple(f"imagecodecs/_{name}.*" for name in _CODECS.split())
+_REMOVED += tuple(f"imagecodecs.libs/lib{name}*" for name in _CODEC_LIBRARIES.split())
 # Of the 400 services that the AWS client describes, an object store and the ways to its credentials.
 _ALL_BUT = {"botocore/data": ("s3", "sts", "sso", "sso-oidc", "signin")}
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from images import bill_of_materials, trim
+from images import bill_of_materials, stubs, trim
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ("index", "train", "evaluate")
@@ -310,3 +310,61 @@ def test_trimming_keeps_the_slides_of_the_open_archives_index(tmp_path: Path) ->
             "Modality": ["SM", "SM"],
             "SeriesInstanceUID": ["1.2", "1.4"],
         }
+
+
+_PICTURES = """
+import cv2, hashlib, numpy as np
+picture = np.random.default_rng(3).integers(0, 256, (301, 407, 3), np.uint8)
+small = cv2.resize(picture, (101, 77), interpolation=cv2.INTER_CUBIC)
+grey = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), (0, 0), 2)
+level, mask = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+stain = cv2.transform(picture.astype(np.float32), np.eye(3, dtype=np.float32) * 0.5)
+files = [cv2.imencode(end, small)[1].tobytes() for end in (".png", ".jpg")]
+back = cv2.imdecode(np.frombuffer(files[0], np.uint8), cv2.IMREAD_COLOR)
+assert (back == small).all() and cv2.imdecode(np.zeros(64, np.uint8), cv2.IMREAD_COLOR) is None
+found = [small, grey, mask, labels, stats, stain, *contours]
+print(level, count, hashlib.sha256(b"".join([*files, *(each.tobytes() for each in found)])).hexdigest())
+"""
+
+
+def test_opencv_computes_the_same_without_the_libraries_that_eosin_never_enters(tmp_path: Path) -> None:
+    if not all(map(shutil.which, ("gcc", "nm", "readelf"))):
+        pytest.skip("gcc and binutils are needed")
+    import cv2
+
+    for name in ("cv2", "opencv_python_headless.libs"):
+        shutil.copytree(Path(cv2.__file__).parents[1] / name, tmp_path / name)
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+    whole = run(_PICTURES)
+    assert stubs.replace_libraries(tmp_path) > 70e6
+    assert stubs.replace_libraries(tmp_path) == 0
+    without = run(_PICTURES)
+    assert whole.returncode == 0 and without.returncode == 0, whole.stderr + without.stderr
+    assert whole.stdout == without.stdout
+    video = run("import cv2; cv2.VideoCapture('a.mp4')")
+    assert video.returncode < 0 and "not in this image" in video.stderr
+
+
+def test_codecs_that_are_called_stay(tmp_path: Path) -> None:
+    import imagecodecs
+
+    for name in ("imagecodecs", "imagecodecs.libs"):
+        shutil.copytree(Path(imagecodecs.__file__).parents[1] / name, tmp_path / name)
+    trim.trim(tmp_path)
+    texts = [path.read_text() for path in (ROOT / "src/eosin").rglob("*.py")]
+    called = {name for text in texts for name in re.findall(r"imagecodecs\.(\w+_(?:de|en)code)\b", text)}
+    assert {"jpeg2k_decode", "jpegls_decode", "zstd_decode"} <= called
+    codecs = sorted({name.upper().rpartition("_")[0] for name in called})
+    code = "import sys, imagecodecs\n"
+    code += "for codec in sys.argv[1:]: assert getattr(imagecodecs, codec).available, codec"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *codecs], env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

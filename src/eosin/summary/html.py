@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from scipy import stats
 
 from eosin.layout import RANDOM_INIT
 from eosin.records import MetricRecord
@@ -126,9 +127,11 @@ def _scatter(task: str, x_of: dict[str, float], figures: Sequence[Result]) -> Se
     xs, ys = ([getattr(p, axis) for p in points] for axis in "xy")
     name = task
     if len(points) >= _MIN_CORRELATED and len(set(xs)) > 1 and len(set(ys)) > 1:
-        test = stats.pearsonr(xs, ys)
-        low, high = test.confidence_interval()
-        name += f", r = {signed(test.statistic)} ({signed(low)} to {signed(high)})"
+        r = float(np.clip(np.corrcoef(xs, ys)[0, 1], -1, 1))
+        reach = NormalDist().inv_cdf(0.975) / math.sqrt(len(points) - 3)
+        with np.errstate(divide="ignore"):
+            low, high = np.tanh(np.arctanh(r) + np.array([-reach, reach]))
+        name += f", r = {signed(r)} ({signed(low)} to {signed(high)})"
     return Series(name, points, line=False, marked=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from eosin.metrics.significance import permutation_p_value
 
@@ -35,3 +36,14 @@ def test_many_runs_are_drawn_the_same_each_time_and_close_to_the_truth() -> None
 def test_an_empty_side_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="0 and 1 runs"):
         permutation_p_value([], [1.0])
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (4, 4), (5, 7), (9, 3)])
+def test_exact_p_is_scipys(sizes: tuple[int, int]) -> None:
+    generator = np.random.default_rng(sum(sizes))
+    first, second = (list(generator.normal(side * 0.8, 1, size).round(1)) for side, size in enumerate(sizes))
+    found = stats.permutation_test(
+        (first, second), lambda one, two, axis: np.abs(one.mean(axis=axis) - two.mean(axis=axis)),
+        vectorized=True, alternative="greater", n_resamples=np.inf,
+    )  # fmt: skip
+    assert permutation_p_value(first, second) == pytest.approx(found.pvalue, abs=1e-12)

@@ -6,13 +6,16 @@ import re
 from html import unescape
 from pathlib import Path
 
+from scipy import stats
+
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.records import MetricRecord, MetricValue
 from eosin.storage import open_store
 from eosin.summary.headline import all_lines, headline
+from eosin.summary.html import scatter_charts
 from eosin.summary.leaderboard import leaderboard
-from eosin.summary.names import model_label
+from eosin.summary.names import model_label, signed
 from eosin.summary.results import Gap, Result, find_gaps, listed
 from eosin.summary.summarize import summarize
 from tests.support.summary import TASKS, fake_run, put_record, record, report_file
@@ -75,6 +78,19 @@ def test_a_wide_table_is_cut_and_rows_without_a_figure_stay_out() -> None:
     blocks = leaderboard(lines, results, [], []).blocks(6)
     assert [[line.task for line in block.columns] for block in blocks] == [tasks[:6], tasks[6:]]
     assert ["timm:alpha" in [row.label for row in block.rows] for block in blocks] == [False, True]
+
+
+def test_correlation_and_its_interval_are_scipys() -> None:
+    means, ranks = (0.5, 0.7, 0.4, 0.9, 0.6), (9.0, 30.0, 12.0, 40.0, 11.0)
+    judged = [_result("t", f"timm:{name}", None, mean) for name, mean in zip("abcde", means, strict=True)]
+    free = [
+        each.model_copy(update={"task": "u", "metric": "rankme", "mean": rank})
+        for each, rank in zip(judged, ranks, strict=True)
+    ]
+    (chart,) = scatter_charts([*judged, *free])
+    expected = stats.pearsonr([r.mean for r in free], [r.mean for r in judged])
+    low, high = expected.confidence_interval()
+    assert chart.series[0].name == f"t, r = {signed(expected.statistic)} ({signed(low)} to {signed(high)})"
 
 
 def test_what_equals_its_beginning_is_counted_as_such(tmp_path: Path) -> None:
