@@ -42,6 +42,7 @@ from eosin.storage import NotFound, ObjectChanged
 
 WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _PYRAMID_UID, _SERIES_UID = Tag(0x0008, 0x0019), Tag(0x0020, 0x000E)
+_MOST_UNEVEN = 0.1
 _MAX_HEADER_BYTES = 512 * 2**20
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"}
 _COMPRESSIONS: dict[str, Compression] = {
@@ -54,6 +55,7 @@ _COMPRESSIONS: dict[str, Compression] = {
 _TAGS = [
     "SOPClassUID", "ImageType", "SeriesInstanceUID", "PyramidUID", "Rows", "Columns", "NumberOfFrames",
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "BitsAllocated",
+    "BitsStored", "PixelRepresentation",
     "TotalPixelMatrixColumns", "TotalPixelMatrixRows", "TotalPixelMatrixFocalPlanes", "NumberOfOpticalPaths",
     "TotalPixelMatrixOriginSequence", "OpticalPathSequence", "ExtendedDepthOfField",
     "DimensionOrganizationType", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
@@ -246,7 +248,7 @@ def _read_instance(file: BinaryFile, stored: SlideObject) -> Instance:
     frames = frame_table(bounded, dataset, pixels_at, num_frames, _frame_bytes(dataset, grid))
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
     # Where positions are, they decide, whatever the organisation is said to be.
-    positioned = bool(groups) and "PlanePositionSlideSequence" in groups[0]
+    positioned = any("PlanePositionSlideSequence" in group for group in groups)
     if positioned:
         placed = place_by_position(grid, frames, groups, _shared(dataset))
     elif str(dataset.get("DimensionOrganizationType", "")) == "TILED_SPARSE":
@@ -315,8 +317,9 @@ def _refuse_fluorescence(dataset: Any) -> None:
 def _color_space(dataset: Any, compression: Compression) -> ColorSpace:
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     samples = int(dataset.get("SamplesPerPixel", 1))
-    if int(dataset.get("BitsAllocated", 8)) != 8:
-        raise SlideError("unsupported-pixels", f"its samples have {dataset.BitsAllocated} bits, not 8")
+    bits = {int(dataset.get(name) or 8) for name in ("BitsAllocated", "BitsStored")}
+    if bits != {8} or int(dataset.get("PixelRepresentation") or 0):
+        raise SlideError("unsupported-pixels", f"its samples have {min(bits)} bits or a sign, not 8 bits")
     if samples == 1 and photometric == "MONOCHROME2":
         return "gray"
     if samples != 3:
@@ -335,7 +338,8 @@ def _color_space(dataset: Any, compression: Compression) -> ColorSpace:
 def _mpp(dataset: Any) -> tuple[float | None, float | None]:
     """(x, y) in µm: pixel measures of all frames or of the first, else the imaged volume's extent.
 
-    PixelSpacing is (row, column) spacing in mm, ImagedVolumeWidth in mm over the whole matrix.
+    PixelSpacing is (row, column) spacing in mm, ImagedVolumeWidth in mm over the whole matrix; where only one
+    of the extents is there, pixels are taken for square.
     """
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or [None]
     for group in (_shared(dataset), frames[0]):
@@ -352,7 +356,8 @@ def _mpp(dataset: Any) -> tuple[float | None, float | None]:
             (dataset.get("ImagedVolumeHeight"), dataset.get("TotalPixelMatrixRows")),
         )
     )
-    return (x, y) if x and y else (None, None)
+    # Pixels are square but for a few percent: extents that say otherwise are swapped, or of something else.
+    return (None, None) if x and y and abs(x / y - 1) > _MOST_UNEVEN else (x or y, y or x)
 
 
 def _shared(dataset: Any) -> Any:

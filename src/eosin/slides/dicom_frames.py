@@ -244,36 +244,41 @@ def place_in_order(grid: FrameGrid, frames: TileTable, first_frame: int | None) 
 def place_by_position(grid: FrameGrid, frames: TileTable, groups: Sequence[Any], shared: Any) -> Placed:
     """Frames where their per-frame functional groups say that they are.
 
-    Of several focal planes the middle one is taken, of several optical paths the first. Raises `SlideError`
-    for frames that are not on the grid.
+    Of several focal planes of a tile the middle one is taken (a scanner that follows the tissue gives every
+    tile a height of its own), of several optical paths the first. Raises `SlideError` for frames that are not
+    on the grid, and where tiles are missing while others come twice.
     """
     if len(groups) != len(frames):
         raise SlideError("corrupt-header", f"{len(groups)} frame positions for {len(frames)} frames")
     column, row, z_mm = (np.array(each) for each in zip(*map(_position, groups), strict=True))
-    chosen, num_planes = _in_middle_plane(z_mm)
-    chosen &= _on_first_path(groups, shared)
-    _refuse_off_grid(grid, column[chosen], row[chosen])
+    chosen = np.flatnonzero(_on_first_path(groups, shared))
+    column, row, z_mm, frames = column[chosen], row[chosen], z_mm[chosen], frames[chosen]
+    _refuse_off_grid(grid, column, row)
     tiles = row // grid.tile_height_px * grid.num_tiles_x + column // grid.tile_width_px
+    order = np.lexsort((z_mm, tiles))  # stable: the first frame of a place and plane stands
+    is_first = np.diff(z_mm[order], prepend=np.nan) != 0
+    is_first |= np.diff(tiles[order], prepend=-1) != 0
+    order, num_twice = order[is_first], int((~is_first).sum())
+    filled, starts, counts = np.unique(tiles[order], return_index=True, return_counts=True)
+    if num_twice and len(filled) < grid.num_tiles:
+        raise SlideError("corrupt-header", f"{num_twice} of its frames lie where another one lies")
     table = np.zeros(grid.num_tiles, TILE_DTYPE)
-    order = np.flatnonzero(chosen)[::-1]  # the first frame of a place stands
-    table[tiles[order]] = frames[order]
-    return Placed(table, num_planes)
+    table[filled] = frames[order[starts + (counts - 1) // 2]]
+    return Placed(table, int(counts.max()))
 
 
 def _position(group: Any) -> tuple[int, int, float]:
     """Column and row of a frame's corner, from 0, and its Z offset in mm."""
-    position = group.PlanePositionSlideSequence[0]
+    found = group.get("PlanePositionSlideSequence")
+    if not found:
+        raise SlideError("corrupt-header", "some of its frames have no position")
+    position = found[0]
     z_mm = position.get("ZOffsetInSlideCoordinateSystem")
     return (
         int(position.ColumnPositionInTotalImagePixelMatrix) - 1,
         int(position.RowPositionInTotalImagePixelMatrix) - 1,
         round(float(z_mm or 0.0), _Z_DECIMALS_MM),
     )
-
-
-def _in_middle_plane(z_mm: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.bool_], int]:
-    planes = np.unique(z_mm)
-    return z_mm == planes[(len(planes) - 1) // 2], len(planes)
 
 
 def _on_first_path(groups: Sequence[Any], shared: Any) -> npt.NDArray[np.bool_]:

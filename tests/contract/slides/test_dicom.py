@@ -235,6 +235,8 @@ def test_a_concatenation_is_one_level_and_a_lost_part_is_named(tmp_path: Path) -
 MPPS: dict[str, tuple[Callable[[Dataset], None], float | None]] = {
     "per frame": (lambda dataset: _measures_per_frame(dataset, 0.25), 0.25),
     "imaged volume": (lambda dataset: _imaged_volume(dataset, 903 * 0.25e-3), 0.25),
+    "width alone": (lambda dataset: _imaged_volume(dataset, 903 * 0.25e-3, height_mm=None), 0.25),
+    "extents swapped": (lambda dataset: _imaged_volume(dataset, 701 * 0.25e-3, height_mm=903 * 0.25e-3), None),
     "absurd": (lambda dataset: _imaged_volume(dataset, 903 * 353e-3), None),
     "nothing": (lambda dataset: dataset.__delattr__("SharedFunctionalGroupsSequence"), None),
 }
@@ -248,9 +250,11 @@ def _measures_per_frame(dataset: Dataset, mpp: float) -> None:
         group.PixelMeasuresSequence = DicomSequence([measures])
 
 
-def _imaged_volume(dataset: Dataset, width_mm: float) -> None:
+def _imaged_volume(dataset: Dataset, width_mm: float, height_mm: float | None = 0.0) -> None:
     del dataset.SharedFunctionalGroupsSequence
-    dataset.ImagedVolumeWidth, dataset.ImagedVolumeHeight = width_mm, width_mm * 701 / 903
+    dataset.ImagedVolumeWidth = width_mm
+    if height_mm is not None:
+        dataset.ImagedVolumeHeight = height_mm or width_mm * 701 / 903
 
 
 @pytest.mark.parametrize("name", MPPS)

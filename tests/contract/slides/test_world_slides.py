@@ -283,3 +283,39 @@ def snapshot_of_area(folder: Path, pixels: Pixels) -> float:
     folder.mkdir()
     return written(folder, "a.tif", lambda path: write_tiff(
         path, [pixels], mpp=2.0, compression="deflate"))[1].tissue_mm2  # fmt: skip
+
+
+def at_heights(dataset: Dataset, z_mm: Callable[[int], float]) -> None:
+    for number, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        group.PlanePositionSlideSequence[0].ZOffsetInSlideCoordinateSystem = z_mm(number)
+
+
+def test_a_scanner_that_follows_the_tissue_gives_every_tile_its_height(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "a.dcm", FINEST, syntax=EXPLICIT, sparse=True,
+                change=lambda dataset: at_heights(dataset, lambda number: number * 1e-4))  # fmt: skip
+    np.testing.assert_array_equal(whole(opened(tmp_path, "a.dcm")), FINEST)
+
+
+def lose_position(dataset: Dataset, number: int) -> None:
+    del dataset.PerFrameFunctionalGroupsSequence[number].PlanePositionSlideSequence
+
+
+def give_twice(dataset: Dataset) -> None:
+    groups = dataset.PerFrameFunctionalGroupsSequence
+    groups[7].PlanePositionSlideSequence = groups[3].PlanePositionSlideSequence
+
+
+FAULTS: dict[str, tuple[Callable[[Dataset], object], str]] = {
+    "first frame without a position": (lambda dataset: lose_position(dataset, 0), "corrupt-header"),
+    "last frame without a position": (lambda dataset: lose_position(dataset, -1), "corrupt-header"),
+    "two frames at one place": (give_twice, "corrupt-header"),
+    "seven of eight bits": (lambda dataset: setattr(dataset, "BitsStored", 7), "unsupported-pixels"),
+    "signed samples": (lambda dataset: setattr(dataset, "PixelRepresentation", 1), "unsupported-pixels"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_would_be_shown_wrong_is_refused(tmp_path: Path, name: str) -> None:
+    change, right = FAULTS[name]
+    write_dicom(tmp_path / "a.dcm", FINEST, syntax=EXPLICIT, sparse=True, change=change)
+    assert reason(tmp_path, "a.dcm").reason == right
