@@ -30,7 +30,7 @@ from eosin.slides.region import fetch_tiles
 from eosin.slides.table import level_table
 from eosin.storage import AccessDenied, ObjectInfo, Store
 
-INDEXER_VERSION = 5
+INDEXER_VERSION = 6
 _THUMBNAIL_PX = 512
 _DETAIL_CHARS = 300
 _NO_OVERRIDE = Override()

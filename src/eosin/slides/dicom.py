@@ -35,6 +35,7 @@ from eosin.slides.model import (
     SlideHeader,
     SlideObject,
     TileTable,
+    middle_of,
     plausible_mpp,
 )
 from eosin.slides.table import check_grid, check_total, concatenate, same_shape
@@ -171,9 +172,8 @@ def series_slide(instances: Sequence[Instance]) -> tuple[SlideHeader, TileTable,
         check_total(first_tile)
     objects = tuple(each.stored for each in volumes)
     header = SlideHeader(objects, "dicom", "dicom", tuple(levels), finest.mpp_x, finest.mpp_y)
-    remarks = [f"the middle one of {most_planes} focal planes is read"] if most_planes > 1 else []
-    remarks += [f"{num_elsewhere} objects show another place and are left out"] if num_elsewhere else []
-    return header, concatenate(tables), "; ".join(remarks)
+    elsewhere = f"{num_elsewhere} objects show another place and are left out" if num_elsewhere else ""
+    return header, concatenate(tables), "; ".join(filter(None, (middle_of(most_planes), elsewhere)))
 
 
 def _of_one_place(finest: Instance, other: Instance) -> bool:

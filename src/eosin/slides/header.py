@@ -146,7 +146,8 @@ def _read_tiff(
     from eosin.slides.tiff import read_tiff
 
     try:
-        return OpenedSlide(*read_tiff(TiffFile(file, stored[0].size_bytes), stored[0]))
+        header, tiles, remark = read_tiff(TiffFile(file, stored[0].size_bytes), stored[0])
+        return OpenedSlide(header, tiles, remark=remark)
     except NeedsOpenSlide:
         return _open_local(store, stored, stage_dir, stack)
     except SlideError as refused:

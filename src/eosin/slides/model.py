@@ -99,3 +99,8 @@ def plausible_mpp(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return value if _FINEST_PLAUSIBLE_MPP <= value <= _COARSEST_PLAUSIBLE_MPP else None
+
+
+def middle_of(num_planes: int) -> str:
+    """What the row of a slide of several focal planes says; empty for one plane."""
+    return f"the middle one of {num_planes} focal planes is read" if num_planes > 1 else ""

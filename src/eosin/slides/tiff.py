@@ -28,8 +28,8 @@ _APERIO_YCBCR, _APERIO_RGB = 33003, 33005
 _GRAY, _RGB, _YCBCR = 1, 2, 6
 
 
-def read_tiff(tiff: TiffFile, stored: SlideObject) -> tuple[SlideHeader, TileTable]:
-    """Header and tile table of the slide in `stored`.
+def read_tiff(tiff: TiffFile, stored: SlideObject) -> tuple[SlideHeader, TileTable, str]:
+    """Header and tile table of the slide in `stored`, and a remark where a picture was chosen of several.
 
     Raises `SlideError` for a damaged or unsupported file, `NeedsOpenSlide` for a dialect whose tiles
     the tags alone do not place.
@@ -50,7 +50,7 @@ def read_tiff(tiff: TiffFile, stored: SlideObject) -> tuple[SlideHeader, TileTab
     header = SlideHeader(
         (stored,), pyramid.vendor, pyramid.format, tuple(levels), pyramid.mpp_x, pyramid.mpp_y
     )
-    return header, concatenate(tables)
+    return header, concatenate(tables), pyramid.remark
 
 
 def _level(directory: Directory, pyramid: Pyramid, number: int, finer: list[Level], first_tile: int) -> Level:

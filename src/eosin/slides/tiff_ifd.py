@@ -61,10 +61,14 @@ class Directory:
         """Whether the directory has the tag."""
         return tag in self.entries
 
-    def raw(self, tag: int) -> bytes:
-        """The bytes of a value; empty where the tag is absent."""
+    def raw(self, tag: int, most_bytes: int | None = None) -> bytes:
+        """The bytes of a value, or the first `most_bytes` of them; empty where the tag is absent."""
         entry = self.entries.get(tag)
-        return b"" if entry is None else self.tiff.read_value(entry)
+        if entry is None:
+            return b""
+        if most_bytes is not None and entry.num_bytes > most_bytes:
+            return self.tiff.read(entry.offset, most_bytes)
+        return self.tiff.read_value(entry)
 
     def array(self, tag: int) -> npt.NDArray[Any]:
         """The numbers of a value, in native byte order; empty where the tag is absent."""
@@ -97,9 +101,9 @@ class Directory:
             return float(values[0]) / float(values[1]) if values[1] else None
         return float(values[0]) if len(values) and values.dtype.kind in "uif" else None
 
-    def text(self, tag: int) -> str:
-        """A value as text up to its first NUL; empty where the tag is absent."""
-        return self.raw(tag).split(b"\0")[0].decode("utf-8", "replace")
+    def text(self, tag: int, most_bytes: int | None = None) -> str:
+        """A value (or its first `most_bytes`) as text up to its first NUL; empty where the tag is absent."""
+        return self.raw(tag, most_bytes).split(b"\0")[0].decode("utf-8", "replace")
 
 
 @dataclass

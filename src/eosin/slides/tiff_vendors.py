@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from eosin.slides import tiff_ifd as tag
 from eosin.slides.errors import SlideError
-from eosin.slides.model import plausible_mpp
+from eosin.slides.model import middle_of, plausible_mpp
 from eosin.slides.table import same_shape
 from eosin.slides.tiff_ifd import Directory, TiffFile
 
-_UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "μm": 1.0, "Å": 1e-4, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6,
+                "in": 25_400.0}  # fmt: skip
 _REDUCED_IMAGE, _MASK_IMAGE = 1, 4
+_HEAD_BYTES = 4096
 _OTHER_PICTURE = re.compile(r"\s*(macro|label|overview|thumbnail|barcode|slide preview)\b", re.IGNORECASE)
 
 
@@ -37,6 +39,8 @@ class Pyramid:
     mpp_y: float | None
     downsamples: tuple[float, ...] | None = None
     """Where the vendor states them and the level sizes are padded (Philips); otherwise by size."""
+    remark: str = ""
+    """What was chosen among several pictures of the slide."""
 
 
 def read_pyramid(tiff: TiffFile, directories: Sequence[Directory]) -> Pyramid:
@@ -110,7 +114,7 @@ def _of_the_slide(
     named = [
         each for each in directories
         if _size(each) not in others and not each.integer(tag.NEW_SUBFILE_TYPE, 0) & _MASK_IMAGE
-        and not _OTHER_PICTURE.match(each.text(tag.IMAGE_DESCRIPTION))
+        and not _OTHER_PICTURE.match(each.text(tag.IMAGE_DESCRIPTION, _HEAD_BYTES))
     ]  # fmt: skip
     return named or list(directories)
 
@@ -118,48 +122,112 @@ def _of_the_slide(
 def _aperio(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
     match = re.search(r"\|\s*MPP\s*=\s*([0-9.,eE+-]+)", directories[0].text(tag.IMAGE_DESCRIPTION))
     mpp = plausible_mpp(_number(match.group(1) if match else ""))
-    return Pyramid("aperio", "svs", tuple(_tiled(directories)), mpp, mpp)
+    heights = [_aperio_height(each) for each in directories]
+    planes = sorted({each for each in heights if each is not None})
+    middle = planes[(len(planes) - 1) // 2] if planes else None
+    shown = [each for each, z in zip(directories, heights, strict=True) if z in (None, middle)]
+    return Pyramid("aperio", "svs", tuple(_tiled(shown)), mpp, mpp, remark=middle_of(len(planes)))
+
+
+def _aperio_height(directory: Directory) -> float | None:
+    """Of the focal plane of a level; None where it says none."""
+    match = re.search(
+        r"\|\s*OffsetZ\s*=\s*([0-9.,eE+-]+)", directory.text(tag.IMAGE_DESCRIPTION, _HEAD_BYTES)
+    )
+    return _number(match.group(1)) if match else None
+
+
+@dataclass(frozen=True)
+class _OmeImage:
+    """Name of an image, the attributes of its <Pixels> element and of each <TiffData> in it."""
+
+    name: str
+    pixels: dict[str, str]
+    parts: list[dict[str, str]]
+
+    def number(self, name: str) -> int:
+        """A size in the attributes; 1 where it is absent or none."""
+        return max(1, _whole(self.pixels.get(name, "")))
 
 
 def _ome(tiff: TiffFile, directories: Sequence[Directory]) -> Pyramid:
-    """The largest image of the file: the macro or the label may well be the first."""
+    """The largest image of the file: the macro or the label may well be the first.
+
+    Of several focal planes the middle one, of several time points the first.
+    """
     images = _ome_images(directories[0].text(tag.IMAGE_DESCRIPTION))
-    others = {_ome_size(each) for name, each in images if _OTHER_PICTURE.match(name)}
+    others = {_ome_size(each) for each in images if _OTHER_PICTURE.match(each.name)}
     finest = _largest(_of_the_slide(directories, others))
-    attributes = _ome_pixels([each for _, each in images], _size(finest))
-    if finest.integer(tag.SAMPLES_PER_PIXEL, 1) == 1 and attributes.get("SizeC", "1") != "1":
-        raise SlideError("unsupported-layout", f"its {attributes['SizeC']} channels are separate images")
-    subs = tiff.sub_directories(finest)
-    levels = _tiled([finest, *(subs or filter(_is_reduced, directories))])
+    alike = [each for each in images if _ome_size(each) == _size(finest)]
+    image = (alike or (images if len(images) == 1 else []) or [_OmeImage("", {}, [])])[0]
+    samples = finest.integer(tag.SAMPLES_PER_PIXEL, 1)
+    if samples == 1 and image.number("SizeC") > 1:
+        raise SlideError("unsupported-layout", f"its {image.number('SizeC')} channels are separate images")
+    num_planes, num_times = image.number("SizeZ"), image.number("SizeT")
+    found = _ome_directory(image, samples, (num_planes - 1) // 2, directories.index(finest))
+    is_there = found < len(directories) and _size(directories[found]) == _size(finest)
+    shown = directories[found] if is_there else finest
+    num_images = sum(not _OTHER_PICTURE.match(each.name) for each in images)
+    remarks = [
+        (middle_of(num_planes) if is_there else f"the first one of {num_planes} focal planes is read")
+        if num_planes > 1 else "",
+        f"the first of {num_times} time points is read" if num_times > 1 else "",
+        f"the largest of {num_images} images is read" if num_images > 1 else "",
+    ]  # fmt: skip
+    subs = tiff.sub_directories(shown)
+    levels = _tiled([shown, *(subs or filter(_is_reduced, directories if num_planes == 1 else ()))])
     said = _tiff_mpp(levels[0])
-    mpp = [_ome_mpp(attributes, axis) or said[i] for i, axis in enumerate("XY")]
-    return Pyramid("ome", "ome-tiff", tuple(levels), mpp[0], mpp[1])
+    mpp = [_ome_mpp(image.pixels, axis) or said[i] for i, axis in enumerate("XY")]
+    remark = "; ".join(filter(None, remarks))
+    return Pyramid("ome", "ome-tiff", tuple(levels), mpp[0], mpp[1], remark=remark)
 
 
-def _ome_images(description: str) -> list[tuple[str, dict[str, str]]]:
-    """Name of each image, and the attributes of its <Pixels> element."""
-    found, name = [], ""
-    for element, text in re.findall(r"<(?:\w+:)?(Image|Pixels)\b([^>]*)>", description):
-        pairs = re.findall(r"(\w+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')", text)
+def _ome_directory(image: _OmeImage, samples: int, z: int, first: int) -> int:
+    """Number in the main chain of the directory that holds plane `z` of the first time point and channel.
+
+    `first`: where the image begins if it does not say (OME model, TiffData). The first of all planes where
+    no part holds that plane.
+    """
+    sizes = {"Z": image.number("SizeZ"), "T": image.number("SizeT"),
+             "C": max(1, image.number("SizeC") // samples)}  # fmt: skip
+    strides, stride = {}, 1
+    for axis in [each for each in image.pixels.get("DimensionOrder", "XYCZT") if each in sizes]:
+        strides[axis], stride = stride, stride * sizes[axis]
+    wanted = z * strides.get("Z", 1)
+    for part in image.parts:
+        begin = sum(_whole(part.get(f"First{axis}", "")) * strides.get(axis, 0) for axis in "ZTC")
+        num = _whole(part.get("PlaneCount", "1" if "IFD" in part else str(stride)))
+        if begin <= wanted < begin + num:
+            return _whole(part.get("IFD", "")) + wanted - begin
+    return first if image.parts else first + wanted
+
+
+def _ome_images(description: str) -> list[_OmeImage]:
+    """The images of an OME-XML text, which need not be well-formed."""
+    begin, *comments = description.split("<!--")
+    text = begin + "".join(each.partition("-->")[2] for each in comments)
+    found: list[_OmeImage] = []
+    name = ""
+    # Every run is bounded, so that no text takes more than linear time.
+    for element, inside in re.findall(r"<(?:\w{1,64}:)?(Image|Pixels|TiffData)\b([^<>]*)", text):
+        pairs = re.findall(r"(\w{1,64})\s*=\s*(?:\"([^\"]*)\"|'([^']*)')", inside)
         attributes = {key: html.unescape(one or other) for key, one, other in pairs}
         if element == "Image":
             name = attributes.get("Name", "")
-        else:
-            found.append((name, attributes))
+        elif element == "Pixels":
+            found.append(_OmeImage(name, attributes, []))
+        elif found:
+            found[-1].parts.append(attributes)
     return found
 
 
-def _ome_size(pixels: dict[str, str]) -> tuple[int, int]:
-    width, height = (
-        int(text) if text.isdecimal() else 0 for text in map(pixels.get, ("SizeX", "SizeY"), "00")
-    )
-    return width, height
+def _whole(text: str) -> int:
+    """A whole number; 0 for any other text."""
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
-def _ome_pixels(images: list[dict[str, str]], size: tuple[int, int]) -> dict[str, str]:
-    """Of the image of `size` (width, height), or of the only one."""
-    alike = [each for each in images if _ome_size(each) == size]
-    return (alike or (images if len(images) == 1 else []) or [{}])[0]
+def _ome_size(image: _OmeImage) -> tuple[int, int]:
+    return _whole(image.pixels.get("SizeX", "")), _whole(image.pixels.get("SizeY", ""))
 
 
 def _ome_mpp(attributes: dict[str, str], axis: str) -> float | None:
@@ -193,7 +261,7 @@ def _philips_spacings(description: str) -> list[tuple[float, float]]:
     start = text.find('"PIM_DP_IMAGE_TYPE"')
     whole = re.search(r">\s*WSI\s*<", text[start:]) if start >= 0 else None
     scope = text[start + whole.start() :] if whole else text
-    found = re.findall(r'"DICOM_PIXEL_SPACING"[^>]*>\s*"([0-9.,eE+-]+)"\s+"([0-9.,eE+-]+)"', scope)
+    found = re.findall(r'"DICOM_PIXEL_SPACING"[^<>]{0,256}>\s*"([0-9.,eE+-]+)"\s+"([0-9.,eE+-]+)"', scope)
     pairs = {(_number(row) or 0.0, _number(column) or 0.0) for row, column in found}
     return sorted(each for each in pairs if min(each) > 0)
 
@@ -203,7 +271,9 @@ def _generic(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
     slide = _of_the_slide(directories)
     finest = _largest([each for each in slide if not _is_reduced(each)] or slide)
     levels = _tiled([finest, *filter(_is_reduced, slide)])
-    return Pyramid("generic-tiff", "tiff", tuple(levels), *_tiff_mpp(levels[0]))
+    num_alike = sum(_size(each) == _size(finest) for each in slide)
+    remark = f"the first of {num_alike} pictures of one size is read" if num_alike > 1 else ""
+    return Pyramid("generic-tiff", "tiff", tuple(levels), *_tiff_mpp(levels[0]), remark=remark)
 
 
 def _largest(directories: Sequence[Directory]) -> Directory:

@@ -236,7 +236,10 @@ MPPS: dict[str, tuple[Callable[[Dataset], None], float | None]] = {
     "per frame": (lambda dataset: _measures_per_frame(dataset, 0.25), 0.25),
     "imaged volume": (lambda dataset: _imaged_volume(dataset, 903 * 0.25e-3), 0.25),
     "width alone": (lambda dataset: _imaged_volume(dataset, 903 * 0.25e-3, height_mm=None), 0.25),
-    "extents swapped": (lambda dataset: _imaged_volume(dataset, 701 * 0.25e-3, height_mm=903 * 0.25e-3), None),
+    "extents swapped": (
+        lambda dataset: _imaged_volume(dataset, 701 * 0.25e-3, height_mm=903 * 0.25e-3),
+        None,
+    ),
     "absurd": (lambda dataset: _imaged_volume(dataset, 903 * 353e-3), None),
     "nothing": (lambda dataset: dataset.__delattr__("SharedFunctionalGroupsSequence"), None),
 }

@@ -185,6 +185,69 @@ def write_ome_images(path: Path, images: list[tuple[str, list[Pixels]]]) -> None
                 writer.write(pixels, subfiletype=1, **common)
 
 
+def write_ome_planes(
+    path: Path, planes: Pixels, axes: str, order: str = "XYCZT", num_levels: int = 2
+) -> None:
+    """OME-TIFF of several planes, their directories in `order`, each a pyramid in SubIFDs."""
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        common = {"tile": (128, 128), "photometric": "rgb", "compression": "deflate"}
+        metadata = {"axes": axes, "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+        writer.write(planes, subifds=num_levels - 1, metadata=metadata, **common)
+        for i in range(1, num_levels):
+            writer.write(np.ascontiguousarray(planes[..., :: 2**i, :: 2**i, :]), subfiletype=1, **common)
+    path.write_bytes(path.read_bytes().replace(b'"XYCZT"', f'"{order}"'.encode()))
+
+
+@pytest.mark.parametrize(
+    ("axes", "order", "shape", "right", "said"),
+    [
+        ("ZYXS", "XYCZT", (3,), 1, "the middle one of 3 focal planes"),
+        ("ZYXS", "XYCZT", (5,), 2, "the middle one of 5 focal planes"),
+        ("ZYXS", "XYCZT", (2,), 0, "the middle one of 2 focal planes"),
+        ("TYXS", "XYCZT", (3,), 0, "the first of 3 time points"),
+        ("TZYXS", "XYCZT", (2, 3), 1, "the middle one of 3 focal planes is read; the first of 2 time points"),
+        ("ZTYXS", "XYCTZ", (3, 2), 2, "the middle one of 3 focal planes is read; the first of 2 time points"),
+    ],
+)
+@pytest.mark.parametrize("num_levels", [1, 3])
+def test_of_the_planes_of_an_ome_tiff_the_middle_one_is_read(
+    tmp_path: Path, axes: str, order: str, shape: tuple[int, ...], right: int, said: str, num_levels: int
+) -> None:
+    planes = np.stack([tissue_picture(1024, 1024, seed=i) for i in range(int(np.prod(shape)))])
+    snapshot, row = written(tmp_path, "a.ome.tif", lambda path: write_ome_planes(
+        path, planes.reshape(*shape, *planes.shape[1:]), axes, order, num_levels))  # fmt: skip
+    assert said in row.detail and len(row.header.levels) == num_levels
+    found = regions_of(snapshot, row)
+    np.testing.assert_array_equal(found.read_region((0, 0), 0, (1024, 1024)), planes[right])
+    if num_levels > 1:
+        shown = found.read_region((0, 0), 2, (256, 256))
+        np.testing.assert_array_equal(shown, planes[right][::4, ::4])
+
+
+def test_of_the_focal_planes_of_an_aperio_slide_the_middle_one_is_read(tmp_path: Path) -> None:
+    planes = [tissue_picture(1024, 1024, seed=i) for i in range(3)]
+
+    def write(path: Path) -> None:
+        for number, z in enumerate((0, 2.5, -2.5)):
+            for times in (0, 1):
+                text = f"Aperio Image Library|AppMag = 20|MPP = 0.5|OffsetZ = {z}"
+                tifffile.imwrite(path, halved(planes[number], times), append=number + times > 0, tile=(128, 128),
+                                 photometric="rgb", compression="deflate", description=text, metadata=None)  # fmt: skip
+
+    snapshot, row = written(tmp_path, "a.svs", write)
+    assert "the middle one of 3 focal planes" in row.detail
+    found = regions_of(snapshot, row)
+    np.testing.assert_array_equal(found.read_region((0, 0), 0, (1024, 1024)), planes[0])
+    np.testing.assert_array_equal(found.read_region((0, 0), 1, (512, 512)), halved(planes[0]))
+
+
+def test_a_resolution_in_a_comment_is_none(tmp_path: Path) -> None:
+    image = '<Image><Pixels SizeX="1024" SizeY="1024" PhysicalSizeX="{0}" PhysicalSizeY="{0}"/></Image>'
+    text = f"<OME><!-- {image.format(9)} -->{image.format(0.5)}</OME>"
+    _, row = written(tmp_path, "a.ome.tif", lambda path: write_tiff(path, [PICTURE], description=text))
+    assert row.header.mpp_x == 0.5 and not row.detail
+
+
 @pytest.mark.parametrize("macro", [(300, 1536), (1300, 400), (1024, 1152)])
 @pytest.mark.parametrize("num_levels", [1, 3])
 def test_the_slide_of_an_ome_tiff_is_no_macro(

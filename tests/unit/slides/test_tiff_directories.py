@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import tracemalloc
 
 import numpy as np
@@ -72,7 +73,7 @@ def refused(data: bytes) -> SlideError:
 
 
 def test_the_plain_one_is_read() -> None:
-    header, table = read(build(entries()))  # type: ignore[misc]
+    header, table, _ = read(build(entries()))  # type: ignore[misc]
     assert (header.levels[0].num_tiles_x, header.levels[0].num_tiles_y) == (5, 4)
     np.testing.assert_array_equal(table["offset"], 3000)
 
@@ -165,10 +166,22 @@ def test_a_first_level_of_no_size_is_not_passed_over_for_the_next() -> None:
     second, body_bytes = build(reduced), 2 + 12 * len(reduced) + 4
     whole[512 : 512 + body_bytes] = second[8 : 8 + body_bytes]
     size_bytes = len(whole)
-    header, _ = read_tiff(
+    header, *_ = read_tiff(
         TiffFile(io.BytesIO(bytes(whole)), size_bytes), SlideObject("a.tif", "e", size_bytes)
     )
     assert [level.width_px for level in header.levels] == [500, 250]
     struct.pack_into("<I", whole, 8 + 2 + 8, 0)
     with pytest.raises(SlideError, match="a level is 0 × 400 px"):
         read(bytes(whole))
+
+
+@pytest.mark.parametrize(
+    "text", ["<Image ", "<Pixels a", "<OME><!--", "<a:", "<Image " + "a" * 400_000, '<Image a="']
+)
+def test_no_description_takes_more_than_linear_time(text: str) -> None:
+    """Half a megabyte of what an expression may try anew at every byte."""
+    said = (b"<OME" + text.encode() * (500_000 // len(text))) + b"\0"
+    data = build([*entries(), (tag.IMAGE_DESCRIPTION, 2, len(said), long(4096))], size_bytes=4096) + said
+    start_s = time.process_time()
+    read(data)
+    assert time.process_time() - start_s < 3.0
