@@ -231,8 +231,10 @@ def test_of_the_focal_planes_of_an_aperio_slide_the_middle_one_is_read(tmp_path:
         for number, z in enumerate((0, 2.5, -2.5)):
             for times in (0, 1):
                 text = f"Aperio Image Library|AppMag = 20|MPP = 0.5|OffsetZ = {z}"
-                tifffile.imwrite(path, halved(planes[number], times), append=number + times > 0, tile=(128, 128),
-                                 photometric="rgb", compression="deflate", description=text, metadata=None)  # fmt: skip
+                tifffile.imwrite(
+                    path, halved(planes[number], times), append=number + times > 0, tile=(128, 128),
+                    photometric="rgb", compression="deflate", description=text, metadata=None,
+                )  # fmt: skip
 
     snapshot, row = written(tmp_path, "a.svs", write)
     assert "the middle one of 3 focal planes" in row.detail
