@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
+import os
 import re
+import socket
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib import metadata
 
-from eosin.config import RunConfig, difference, dump_config, load_config
+from eosin.config import RunConfig, difference, dump_config, load_config, with_overrides
 from eosin.config.index import SlidesConfig, SourceConfig
 from eosin.errors import MissingDependency, TransientError, UserError
-from eosin.layout import RunLayout, step_of
+from eosin.layout import COMPLETE, RunLayout, step_of
 from eosin.records import IndexPin, LeaseRecord, StepFailure, TrainingDone, load_record, publish_once
 from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store, put_if_absent
 
@@ -121,7 +125,8 @@ def plan_config(run_uri: str, config: RunConfig) -> Planned:
     if decisive and has_trained(store):
         raise UserError(
             f"run {run_uri} was begun with another configuration:\n  " + "\n  ".join(decisive),
-            hint=f"take another run URI, undo the change, or remove the run: eosin delete {run_uri}",
+            hint=f"take another run URI, undo the change, or remove the run: eosin delete {run_uri};"
+            f" to train on to more steps or at another rate: eosin train {run_uri} --prolong STEPS --set …",
         )
     changes = difference(old.model_dump(mode="json"), config.model_dump(mode="json"))
     return Planned(config, True, tuple(changes), bool(decisive), etag)
@@ -155,6 +160,75 @@ def prepare_run(run_uri: str, config: RunConfig) -> RunConfig:
     raise TransientError(f"run {run_uri} is being planned by others", hint="run it again")
 
 
+_COURSE = ("train.num_steps", "train.momentum", "train.optimizer.lr", "train.optimizer.min_lr",
+           "train.optimizer.warmup_steps", "train.optimizer.weight_decay_end")  # fmt: skip
+
+
+def change_course(run_uri: str, overrides: Sequence[str]) -> RunConfig:
+    """Change what a run that has trained is still to do, from its newest checkpoint on; its configuration.
+
+    `overrides`: `train.num_steps=200000`, `train.optimizer.lr=1e-4` and the other keys of schedules; what
+    only steers speed or placement may be among them. What was trained until then is kept in `train.phases`,
+    with who asked. A world that still trains by the old course publishes nothing more. Asking again for the
+    same is a no-op. Raises `UserError` where another key would change, no checkpoint is there or fewer steps
+    are asked for than were taken; `TransientError` where others keep planning the run.
+    """
+    store = open_store(run_uri)
+    for _ in range(_ATTEMPTS):
+        old, etag = load_run(run_uri, store=store), store.head(RunLayout.CONFIG).etag
+        new = with_overrides(old, overrides, source=join_uri(run_uri, RunLayout.CONFIG))
+        decisive = difference(old.identity(), new.identity())
+        foreign = [line for line in decisive if not line.startswith(tuple(f"{key}:" for key in _COURSE))]
+        if foreign:
+            raise UserError(
+                f"{foreign[0]} would change what run {run_uri} has trained already",
+                hint="of a run that has trained these may change: " + ", ".join(_COURSE),
+            )
+        if decisive:
+            _stop_others(store, "a change of the run's course")
+            new = _with_phase(store, old, new)
+        try:
+            if new != old:
+                store.put(RunLayout.CONFIG, dump_config(new).encode(), if_match=etag)
+            return new
+        except (PreconditionFailed, NotFound):
+            continue
+    raise TransientError(f"run {run_uri} is being planned by others", hint="run it again")
+
+
+def _with_phase(store: Store, old: RunConfig, new: RunConfig) -> RunConfig:
+    """`new` from the newest checkpoint on, and until there as `old` was planned."""
+    steps = complete_steps(store)
+    if not steps:
+        raise UserError(
+            f"run {store.uri} has no checkpoint from which it could be trained on",
+            hint="of a run without one, plan another with the new values",
+        )
+    phases = old.train.phases
+    if not phases or phases[-1].until_step < steps[-1]:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        ended = old.train.planned_phases()[-1].model_copy(
+            update={"until_step": steps[-1], "changed_by": f"{_who()}, {now}"}
+        )
+        phases = (*phases, ended)
+    overrides = {"train": {**new.train.model_dump(mode="json"), "phases": [p.model_dump() for p in phases]}}
+    return load_config({**new.model_dump(mode="json"), **overrides}, source=store.uri)
+
+
+def _who() -> str:
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):  # a user id without a name, as in a pod
+        return f"user {os.getuid()}@{socket.gethostname()}"
+
+
+def complete_steps(store: Store) -> list[int]:
+    """Steps of all checkpoints that have a marker, ascending."""
+    marker = re.compile(rf"{RunLayout.CHECKPOINTS}step-(\d+)/{re.escape(COMPLETE)}")
+    found = (marker.fullmatch(info.key) for info in store.list(RunLayout.CHECKPOINTS))
+    return sorted(int(match[1]) for match in found if match)
+
+
 def has_trained(store: Store) -> bool:
     """Whether a run, or a run of a study, has published anything that its training or judging made."""
     results = (RunLayout.CHECKPOINTS, RunLayout.TEACHERS, RunLayout.METRICS, RunLayout.TRAINING_DONE)
@@ -164,16 +238,21 @@ def has_trained(store: Store) -> bool:
     return any(key.startswith(results) for key in variants)
 
 
+def _stop_others(store: Store, holder: str) -> None:
+    """Take the run over from a world that may still live; it publishes nothing more."""
+    if store.exists(RunLayout.LEASE):
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        lease = LeaseRecord(token=uuid.uuid4().hex, holder=holder, taken_at=now)
+        store.put(RunLayout.LEASE, lease.to_json())
+
+
 def _begin_anew(store: Store, changes: tuple[str, ...]) -> None:
     """Drop what was made with other values; a world of that configuration which still lives publishes
     nothing more.
 
     The configuration is replaced after this: a kill in between leaves a run that is planned, no more.
     """
-    if store.exists(RunLayout.LEASE):
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        lease = LeaseRecord(token=uuid.uuid4().hex, holder="a new plan of the run", taken_at=now)
-        store.put(RunLayout.LEASE, lease.to_json())
+    _stop_others(store, "a new plan of the run")
     if all(change.startswith(_NOT_OF_PATCHES) for change in changes):
         return
     store.delete([RunLayout.INDEX_PIN, RunLayout.SCAN])

@@ -22,7 +22,7 @@ from eosin.records import (
     TrainingDone,
     load_record,
 )
-from eosin.runs import load_failures, load_pin, load_run
+from eosin.runs import load_failures, load_pin, load_run, load_training_done
 from eosin.storage import Store, join_uri, open_store
 
 
@@ -114,7 +114,7 @@ def run_status(run_uri: str) -> RunStatus:
     steps = (
         _index(store),
         _decode(store),
-        _train(store, config.train.num_steps),
+        _train(store, load_training_done(store, config), config.train.num_steps),
         _evaluate(store),
         _report(store),
     )
@@ -123,7 +123,8 @@ def run_status(run_uri: str) -> RunStatus:
 
 def _study_status(run_uri: str, config: RunConfig, study: Study, store: Store) -> RunStatus:
     runs = [open_store(variant.run) for variant in study.variants]
-    trained = [_train(run, config.train.num_steps) for run in runs]
+    ended = [load_record(TrainingDone, run, RunLayout.TRAINING_DONE) for run in runs]
+    trained = [_train(run, done, config.train.num_steps) for run, done in zip(runs, ended, strict=True)]
     judged = [_evaluate(run) for run in runs]
     steps = (
         _index(store),
@@ -233,8 +234,7 @@ def _decode(store: Store) -> StepStatus:
     return StepStatus("decode", state, ", ".join(details) or f"{', '.join(names)}: shards only")
 
 
-def _train(store: Store, num_steps: int) -> StepStatus:
-    done = load_record(TrainingDone, store, RunLayout.TRAINING_DONE)
+def _train(store: Store, done: TrainingDone | None, num_steps: int) -> StepStatus:
     if done is None:
         last = _last_step(store)
         if last is None:

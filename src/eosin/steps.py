@@ -7,13 +7,13 @@ an image needs only the libraries of the steps it runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eosin.config import RunConfig, load_config
+from eosin.config import RunConfig, difference, load_config
 from eosin.config.cluster import ClusterConfig
 from eosin.errors import TransientError, UserError
 from eosin.layout import RANDOM_INIT, TEACHER_CARD, RunLayout, record_key
@@ -38,7 +38,7 @@ from eosin.records import (
     Study,
     TrainingDone,
 )
-from eosin.runs import dated, load_pin, load_run, pin_index, prepare_run
+from eosin.runs import change_course, dated, load_pin, load_run, pin_index, prepare_run
 from eosin.step_process import as_step, in_pod, publish_silent_failure
 from eosin.storage import join_uri, open_store
 
@@ -357,14 +357,21 @@ def embed(request: EmbedRequest, shard: int, num_shards: int) -> FeaturesManifes
         return embed_index(request, shard, num_shards, log)
 
 
-def train(run_uri: str, backend: str = "local") -> TrainingDone:
-    """Train to the end: by torchrun on this machine, or as a JobSet on the cluster."""
+def train(run_uri: str, backend: str = "local", changes: Sequence[str] = ()) -> TrainingDone:
+    """Train to the end: by torchrun on this machine, or as a JobSet on the cluster.
+
+    `changes`: of the course of a run that has trained, as `eosin.runs.change_course` takes them.
+    """
     if backend not in BACKENDS:
         raise UserError(f"unknown backend {backend!r}", hint=f"one of {', '.join(BACKENDS)}")
-    load_run(run_uri)  # before torch is loaded for a run that is not there
+    before = load_run(run_uri)  # before torch is loaded for a run that is not there
     if backend == "local":
         require_libraries(TRAIN_LIBRARIES)
     with RunLog("launch", open_store(run_uri)) as log:
+        if changes:
+            course = change_course(run_uri, changes)
+            told = difference(before.train.model_dump(mode="json"), course.train.model_dump(mode="json"))
+            log.event("course-changed", changes=told or "as it is already")
         if backend == "jobset":
             from eosin.cluster.launcher import train_on_cluster
 

@@ -100,7 +100,7 @@ def test_bf16_shards_learn_keep_float32_state_and_come_back_from_a_checkpoint(
     store = open_store(str(tmp_path))
     save_checkpoint(store, take_share(learner, 20, results[-1].loss), config.digest())
     steps_on = Learner(config, build_network(config), learner.world)
-    assert take_newest(steps_on, store, config.digest(), RunLog("gpu")) == (20, results[-1].loss)
+    assert take_newest(steps_on, store, config.digests(), RunLog("gpu")) == (20, results[-1].loss)
     assert all(torch.equal(before[name], value) for name, value in whole_student(steps_on).items())
 
 

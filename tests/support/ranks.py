@@ -74,7 +74,7 @@ def final_parameters(folder: Path, config: RunConfig, step: int) -> dict[str, Te
     return {
         f"{part}.{name}": value
         for part in ("student", "teacher")
-        for name, value in load_part(store, step, part, config.digest()).items()
+        for name, value in load_part(store, step, part, config.digests()).items()
     }
 
 

@@ -231,14 +231,25 @@ def embed(
 def train(
     run: Run,
     backend: Annotated[str, typer.Option(help="local (torchrun here) or jobset (a cluster).")] = "local",
+    prolong: Annotated[
+        int | None,
+        typer.Option(metavar="STEPS", help="Train on to so many steps in all."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="From the newest checkpoint on: train.optimizer.lr=1e-4…"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train to the end, continuing where the run stands."""
+    """Train to the end, continuing where the run stands; on purpose for longer, or at another rate."""
     from eosin import steps
     from eosin.layout import RunLayout
     from eosin.storage import join_uri
 
-    done = steps.train(run, backend)
+    longer = [] if prolong is None else [f"train.num_steps={prolong}"]
+    done = steps.train(run, backend, (*longer, *(settings or ())))
     loss = "" if done.final_loss is None else f", loss {done.final_loss:.4g}"
     newest = join_uri(run, RunLayout.teacher(done.models[-1])) if done.models else "none"
     text = lines(

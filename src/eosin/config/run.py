@@ -124,6 +124,18 @@ class RunConfig(Section):
         text = json.dumps(chosen, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def digests(self) -> dict[str, int]:
+        """The last step whose state may be gone on from, by the digest it was published with.
+
+        That is the run's own, and those it had before each change of its course (`train.phases`).
+        """
+        earlier = {}
+        if self.train.phases:
+            before = self.model_copy(update={"train": self.train.before_last_change()})
+            changed_at = self.train.phases[-1].until_step
+            earlier = {digest: min(step, changed_at) for digest, step in before.digests().items()}
+        return {**earlier, self.digest(): self.train.num_steps}
+
 
 def _without_defaults(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     chosen: dict[str, Any] = {}

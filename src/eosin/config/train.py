@@ -155,6 +155,27 @@ class ElasticConfig(Section):
     """Look at the ranks' speed so often, and once soon after every start."""
 
 
+class PhaseConfig(Section):
+    """An earlier part of a training whose course was changed on purpose, with its own values."""
+
+    until_step: int = Field(ge=1)
+    """The step after which the course was changed."""
+    num_steps: int = Field(ge=1)
+    """`train.num_steps` until then."""
+    momentum: float = Field(ge=0, lt=1)
+    """`train.momentum` until then."""
+    lr: float = Field(gt=0, le=1)
+    """`train.optimizer.lr` until then."""
+    min_lr: float = Field(ge=0)
+    """`train.optimizer.min_lr` until then."""
+    warmup_steps: int = Field(ge=0)
+    """`train.optimizer.warmup_steps` until then."""
+    weight_decay_end: float = Field(ge=0)
+    """`train.optimizer.weight_decay_end` until then."""
+    changed_by: str = ""
+    """Who changed the course then, and when."""
+
+
 class TrainConfig(Section):
     """The method, its schedules, and how a step's work is cut up."""
 
@@ -162,6 +183,11 @@ class TrainConfig(Section):
     """dino: class tokens alone, without a uniformity term; dinov2: with masked patches (iBOT) and KoLeo."""
     num_steps: int = Field(default=125_000, ge=1)
     """Steps of the whole training; every schedule ends there."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """Earlier parts of the training, written by `eosin train RUN --prolong STEPS` and `--set`. After the last
+    of them schedules begin anew: the learning rate goes from what it was to its peak in
+    `optimizer.warmup_steps` and falls to `optimizer.min_lr`, the teacher's momentum rises from `momentum` to
+    1, weight decay goes on to its end."""
     batch_size: int = Field(default=1024, ge=1)
     """Patches a step over all workers; never depends on their number."""
     num_microbatches: int = Field(default=32, ge=1)
@@ -231,6 +257,23 @@ class TrainConfig(Section):
         """0 for dino, which has no uniformity term."""
         return self.kde.weight if self.method == "dinov2" else 0.0
 
+    def planned_phases(self) -> tuple[PhaseConfig, ...]:
+        """All parts of the training, the one that ends at `num_steps` last."""
+        now = PhaseConfig(
+            until_step=self.num_steps, num_steps=self.num_steps, momentum=self.momentum,
+            lr=self.optimizer.lr, min_lr=self.optimizer.min_lr, warmup_steps=self.optimizer.warmup_steps,
+            weight_decay_end=self.optimizer.weight_decay_end,
+        )  # fmt: skip
+        return (*self.phases, now)
+
+    def before_last_change(self) -> Self:
+        """As it was before the last of `phases` ended."""
+        *kept, last = self.phases
+        rates = last.model_dump(include={"lr", "min_lr", "warmup_steps", "weight_decay_end"})
+        optimizer = self.optimizer.model_copy(update=rates)
+        changed = {"num_steps": last.num_steps, "momentum": last.momentum, "phases": tuple(kept)}
+        return self.model_copy(update={**changed, "optimizer": optimizer})
+
     def uniformity_sets(self) -> dict[Literal["koleo", "kde"], int]:
         """Patches of a set of each uniformity term that is on."""
         weights = {"koleo": self.koleo_weight, "kde": self.kde_weight}
@@ -247,6 +290,23 @@ class TrainConfig(Section):
     def microbatch_size(self) -> int:
         """Patches of one microbatch."""
         return self.batch_size // self.num_microbatches
+
+    @model_validator(mode="after")
+    def _phases_follow_each_other(self) -> Self:
+        begin = 0
+        for phase in self.planned_phases():
+            if not begin < phase.until_step <= phase.num_steps:
+                raise ValueError(
+                    f"a phase from step {begin} to step {phase.until_step} of {phase.num_steps} cannot be:"
+                    f" num_steps must be above {begin}"
+                )
+            if begin and phase.warmup_steps >= phase.num_steps - begin:
+                raise ValueError(
+                    f"optimizer.warmup_steps {phase.warmup_steps} is not below the"
+                    f" {phase.num_steps - begin} steps after step {begin}: lower it"
+                )
+            begin = phase.until_step
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

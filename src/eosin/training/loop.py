@@ -83,7 +83,7 @@ class Trainer:
 
     def resume(self, store: Store) -> ReachedStep:
         """Take the newest whole checkpoint, if there is one, on every rank."""
-        return ReachedStep(*take_newest(self.learner, store, self.config.digest(), self.log))
+        return ReachedStep(*take_newest(self.learner, store, self.config.digests(), self.log))
 
     def take_over(
         self, step: int, loss: float | None, holders: Sequence[int], held: Mapping[int, Parts]
@@ -173,7 +173,7 @@ class Trainer:
         last = step == train.num_steps
         if publisher is not None:
             publisher.raise_failure()
-            if last or step % train.export_every_steps == 0:
+            if model_name(step) in planned_models(self.config):
                 self._export(publisher, step)
         planned = result.wants_snapshot and not last
         in_memory = planned and self._is_kept_in_memory()
@@ -250,9 +250,10 @@ class Trainer:
 
 def planned_models(config: RunConfig) -> tuple[str, ...]:
     """Names of the teachers a whole run exports, by step."""
-    every, last = config.train.export_every_steps, config.train.num_steps
-    steps = [*range(every, last, every), last]
-    return tuple(model_name(step) for step in steps)
+    train = config.train
+    ends = [each.until_step for each in train.planned_phases() if each.until_step == each.num_steps]
+    steps = {*range(train.export_every_steps, train.num_steps, train.export_every_steps), *ends}
+    return tuple(model_name(step) for step in sorted(steps))
 
 
 def _name_patches(requests: list[PatchRequest], slide_name: SlideName) -> str:

@@ -17,8 +17,8 @@ from eosin.config import RunConfig
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.layout import RunLayout, step_of
 from eosin.observability import RunLog
+from eosin.runs import complete_steps
 from eosin.storage import Store
-from eosin.training.checkpoints.checkpoint import complete_steps
 from eosin.training.checkpoints.lease import known_secret, run_secret
 from eosin.training.checkpoints.memory import Memory, Push, is_possible
 from eosin.training.checkpoints.neighbour import Address, Receiver, neighbour_of, own_host, send

@@ -11,9 +11,9 @@ from eosin.errors import PermanentError, UserError
 from eosin.models.init import RUN_PREFIX, InitReport, load_weights
 from eosin.models.network import Network, ProjectionHead, build_network, starting_network
 from eosin.observability import RunLog
-from eosin.runs import load_run
+from eosin.runs import complete_steps, load_run
 from eosin.storage import NotFound, open_store
-from eosin.training.checkpoints.checkpoint import complete_steps, load_part
+from eosin.training.checkpoints.checkpoint import load_part
 from eosin.training.world import World
 
 
@@ -56,11 +56,11 @@ def _read(config: RunConfig, log: RunLog) -> list[Network]:
 def _newest_state(uri: str) -> tuple[int, dict[str, dict[str, Tensor]]]:
     """Step, student and teacher of the newest checkpoint of the run at `uri` that is whole."""
     store = open_store(uri)
-    digest = load_run(uri, store=store).digest()
+    digests = load_run(uri, store=store).digests()
     damaged = ""
     for step in sorted(complete_steps(store), reverse=True):
         try:
-            return step, {part: load_part(store, step, part, digest) for part in ("student", "teacher")}
+            return step, {part: load_part(store, step, part, digests) for part in ("student", "teacher")}
         except (NotFound, PermanentError) as error:
             damaged = damaged or f" that is whole: {error}"
     raise UserError(

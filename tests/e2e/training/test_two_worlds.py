@@ -14,9 +14,8 @@ import torch
 
 from eosin.errors import EXIT_TRANSIENT
 from eosin.observability import RunLog
-from eosin.runs import load_run
+from eosin.runs import complete_steps, load_run
 from eosin.storage import open_store
-from eosin.training.checkpoints.checkpoint import complete_steps
 from eosin.training.train import train
 from tests.support.ranks import Leg, final_parameters, train_legs
 from tests.support.training_run import STEP_DELAY_S, begin, tiny_config
@@ -27,7 +26,7 @@ LAUNCHER = f"""
 import sys
 from eosin.cli.output import render_error
 from eosin.observability import RunLog
-from eosin.runs import load_run
+from eosin.runs import complete_steps, load_run
 from eosin.training.train import train
 try:
     train(sys.argv[1], log=RunLog("launch"), worker="{WORKER}")

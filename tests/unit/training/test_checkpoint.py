@@ -16,10 +16,10 @@ from eosin.errors import PermanentError, TransientError, UserError
 from eosin.layout import RunLayout
 from eosin.models.network import build_network
 from eosin.observability import RunLog
+from eosin.runs import complete_steps
 from eosin.storage import Store, open_store
 from eosin.training.checkpoints.checkpoint import (
     ALONE,
-    complete_steps,
     delete_old,
     save_checkpoint,
     save_share,
@@ -32,7 +32,7 @@ from eosin.training.world import World
 from tests.support.training_run import tiny_config
 
 CONFIG = tiny_config()
-DIGEST = CONFIG.digest()
+DIGEST, DIGESTS = CONFIG.digest(), CONFIG.digests()
 
 
 class Log(RunLog):
@@ -65,7 +65,7 @@ def test_what_is_saved_comes_back_bit_for_bit(store: Store) -> None:
     saved = snapshot(7)
     save_checkpoint(store, saved, DIGEST)
     target = learner()
-    assert take_newest(target, store, DIGEST, Log()) == (7, 1.5)
+    assert take_newest(target, store, DIGESTS, Log()) == (7, 1.5)
     for name, value in target.student.state_dict().items():
         assert torch.equal(value, saved.parts["student"][name])
     steps = {float(state["step"]) for state in target.optimizer.state.values()}
@@ -83,7 +83,7 @@ def test_a_snapshot_does_not_change_with_training() -> None:
 
 
 def test_nothing_saved_yet(store: Store) -> None:
-    assert take_newest(learner(), store, DIGEST, Log()) == (0, None)
+    assert take_newest(learner(), store, DIGESTS, Log()) == (0, None)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(store: Store, damage
     else:
         store.delete([marker])
     log = Log()
-    assert take_newest(learner(), store, DIGEST, log) == (5, 1.5)
+    assert take_newest(learner(), store, DIGESTS, log) == (5, 1.5)
     warned = [str(fields["message"]) for name, fields in log.events if name == "warning"]
     assert len(warned) == (damage != "lose the marker")
     assert all("checkpoint 10 is skipped" in message for message in warned)
@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(store: Store, damage
 def test_another_configurations_checkpoint_is_refused(store: Store) -> None:
     save_checkpoint(store, snapshot(5), "0" * 64)
     with pytest.raises(UserError, match="another configuration"):
-        take_newest(learner(), store, DIGEST, Log())
+        take_newest(learner(), store, DIGESTS, Log())
 
 
 def test_a_state_of_another_network_does_not_fit() -> None:
@@ -167,7 +167,7 @@ def test_a_step_written_again_keeps_its_old_files_until_the_new_ones_are_whole(
     monkeypatch.setattr(type(store), "put", fail_on_receipt)
     with pytest.raises(TransientError):
         save_checkpoint(store, snapshot(5), DIGEST, world="b" * 8)
-    assert take_newest(learner(), store, DIGEST, Log()) == (5, 1.5)
+    assert take_newest(learner(), store, DIGESTS, Log()) == (5, 1.5)
 
 
 def test_a_share_that_never_comes_leaves_no_marker(store: Store) -> None:
@@ -198,7 +198,7 @@ def test_files_are_cut_at_a_size_and_come_back(store: Store, monkeypatch: pytest
     sizes = [info.size_bytes for info in store.list(RunLayout.checkpoint(5)) if "safetensors" in info.key]
     assert len(sizes) > 10
     target = learner()
-    assert take_newest(target, store, DIGEST, Log()) == (5, 1.5)
+    assert take_newest(target, store, DIGESTS, Log()) == (5, 1.5)
     found = live_parts(target)
     for part, tensors in saved.parts.items():
         assert all(torch.equal(found[part][name], value) for name, value in tensors.items())

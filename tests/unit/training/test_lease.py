@@ -12,8 +12,9 @@ from eosin.layout import RunLayout
 from eosin.models.network import build_network
 from eosin.observability import RunLog
 from eosin.records import LeaseRecord, TrainingDone
+from eosin.runs import complete_steps
 from eosin.storage import Store, open_store
-from eosin.training.checkpoints.checkpoint import ALONE, complete_steps
+from eosin.training.checkpoints.checkpoint import ALONE
 from eosin.training.checkpoints.lease import Lease
 from eosin.training.checkpoints.publisher import Publisher
 from eosin.training.checkpoints.state import TrainingState, copy_state

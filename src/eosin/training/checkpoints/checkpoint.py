@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
 from eosin.errors import PermanentError, TransientError
 from eosin.layout import COMPLETE, RunLayout
 from eosin.observability import RunLog
+from eosin.runs import complete_steps
 from eosin.storage import NotFound, Store
 from eosin.training.checkpoints.files import (
     CheckpointMarker,
@@ -84,7 +85,9 @@ def save_checkpoint(
     return marker
 
 
-def take_newest(learner: Learner, store: Store, config_digest: str, log: RunLog) -> tuple[int, float | None]:
+def take_newest(
+    learner: Learner, store: Store, digests: Mapping[str, int], log: RunLog
+) -> tuple[int, float | None]:
     """Put the newest whole checkpoint into `learner`, on every rank; its step and loss, or (0, None).
 
     A collective. Where parameters are sharded each rank reads its own rows, else rank 0 reads and the
@@ -95,7 +98,7 @@ def take_newest(learner: Learner, store: Store, config_digest: str, log: RunLog)
     for step in world.gather_json(complete_steps(store)[::-1] if world.rank == 0 else [])[0]:
         loss, values = None, None
         try:
-            marker = read_marker(store, step, config_digest)
+            marker = read_marker(store, step, digests)
             reads = learner.strategy.is_sharded or world.rank == 0
             live = flatten(live_parts(learner)) if reads else {}
             loss, values = marker.loss, fetch(store, read_stored(store, marker), live) if reads else []
@@ -116,15 +119,10 @@ def _warn_skipped(log: RunLog, step: int, error: Exception) -> None:
     log.event("warning", message=f"checkpoint {step} is skipped: {reason}")
 
 
-def load_part(store: Store, step: int, part: str, config_digest: str) -> dict[str, Tensor]:
+def load_part(store: Store, step: int, part: str, digests: Mapping[str, int]) -> dict[str, Tensor]:
     """One part (student, teacher, optimizer, loss) of the checkpoint of `step`, whole. Raises `NotFound`,
     `PermanentError` where it is damaged, `UserError` where it belongs to another configuration."""
-    return read_part(store, read_marker(store, step, config_digest), part)
-
-
-def complete_steps(store: Store) -> list[int]:
-    """Steps of all checkpoints that have a marker, ascending."""
-    return [step for step, keys in _by_step(store).items() if RunLayout.checkpoint_marker(step) in keys]
+    return read_part(store, read_marker(store, step, digests), part)
 
 
 def delete_old(store: Store, keep: int) -> list[int]:

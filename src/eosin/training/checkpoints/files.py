@@ -176,17 +176,22 @@ class Stored:
         }
 
 
-def read_marker(store: Store, step: int, config_digest: str) -> CheckpointMarker:
-    """Raises `NotFound`, `PermanentError` where it is damaged, `UserError` where it belongs to another
-    configuration."""
+def read_marker(store: Store, step: int, digests: Mapping[str, int]) -> CheckpointMarker:
+    """The marker of step `step`, whose configuration is one of `RunConfig.digests`.
+
+    Raises `NotFound`, `PermanentError` where it is damaged or of a course that had been changed before,
+    `UserError` where it belongs to another configuration.
+    """
     key = RunLayout.checkpoint_marker(step)
     data = store.get(key)
     marker = CheckpointMarker.from_json(data, source=join_uri(store.uri, key))
-    if marker.config_digest != config_digest:
+    if marker.config_digest not in digests:
         raise UserError(
             f"the checkpoint of step {step} in {store.uri} was written by another configuration",
             hint="take another run URI, or undo the change",
         )
+    if step > (until := digests[marker.config_digest]):
+        raise PermanentError(f"it was written by a world that trained on after the change at step {until}")
     return marker
 
 

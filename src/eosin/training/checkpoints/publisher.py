@@ -206,7 +206,7 @@ def export_missing(store: Store, config: RunConfig, done: TrainingDone, log: Run
 def _export(store: Store, config: RunConfig, done: TrainingDone, name: str) -> None:
     """Raises `NotFound` or `PermanentError` where there is no whole checkpoint of that step."""
     step = step_of(name) or 0
-    tensors = load_part(store, step, "teacher", config.digest())
+    tensors = load_part(store, step, "teacher", config.digests())
     network = build_network(config)
     try:
         network.load_state_dict(tensors)

@@ -6,12 +6,13 @@ import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Self
 
 import torch
 from torch import nn
 
-from eosin.config.train import OptimizerConfig, TrainConfig
+from eosin.config.train import OptimizerConfig, PhaseConfig, TrainConfig
 from eosin.models.network import Network
 
 _BLOCK = re.compile(r"vit\.blocks\.(\d+)\.")
@@ -123,18 +124,46 @@ class StepValues:
     teacher_temperature: float
 
 
+@dataclass(frozen=True)
+class _Course:
+    """Schedules of one phase of a training, over the steps since its `begin`."""
+
+    begin: int
+    lr: CosineSchedule
+    weight_decay: CosineSchedule
+    momentum: CosineSchedule
+
+    @classmethod
+    def first(cls, config: TrainConfig, phase: PhaseConfig) -> Self:
+        """From the first step on."""
+        return cls._of(config, phase, 0, 0.0, config.optimizer.weight_decay)
+
+    def then(self, config: TrainConfig, phase: PhaseConfig, begin: int) -> Self:
+        """The course from step `begin` on; learning rate and weight decay go on from where they stood."""
+        since = begin - self.begin
+        return self._of(config, phase, begin, self.lr(since), self.weight_decay(since))
+
+    @classmethod
+    def _of(cls, config: TrainConfig, phase: PhaseConfig, begin: int, lr: float, weight_decay: float) -> Self:
+        length, peak = phase.num_steps - begin, phase.lr * math.sqrt(config.batch_size / 1024)
+        return cls(
+            begin,
+            CosineSchedule(peak, phase.min_lr, length, phase.warmup_steps, lr),
+            CosineSchedule(weight_decay, phase.weight_decay_end, length),
+            CosineSchedule(phase.momentum, 1.0, length),
+        )
+
+
 class Schedules:
-    """All schedules of a run. The learning rate is scaled by sqrt(batch_size / 1024)."""
+    """All schedules of a run, phase by phase (`train.phases`). The learning rate is scaled by
+    sqrt(batch_size / 1024)."""
 
     def __init__(self, config: TrainConfig) -> None:
-        optimizer, dino = config.optimizer, config.dino
-        self.peak_lr = optimizer.lr * math.sqrt(config.batch_size / 1024)
-        warmup = round(dino.teacher_temperature_warmup_share * config.num_steps)
-        self._lr = CosineSchedule(self.peak_lr, optimizer.min_lr, config.num_steps, optimizer.warmup_steps)
-        self._weight_decay = CosineSchedule(
-            optimizer.weight_decay, optimizer.weight_decay_end, config.num_steps
-        )
-        self._momentum = CosineSchedule(config.momentum, 1.0, config.num_steps)
+        dino, phases = config.dino, config.planned_phases()
+        warmup = round(dino.teacher_temperature_warmup_share * phases[0].num_steps)
+        self._courses = [_Course.first(config, phases[0])]
+        for before, phase in pairwise(phases):
+            self._courses.append(self._courses[-1].then(config, phase, before.until_step))
         self._temperature = CosineSchedule(
             dino.teacher_temperature,
             dino.teacher_temperature,
@@ -142,15 +171,17 @@ class Schedules:
             warmup,
             dino.teacher_temperature_warmup,
         )
-        self._freeze_steps = optimizer.freeze_last_layer_steps
+        self._freeze_steps = config.optimizer.freeze_last_layer_steps
 
     def at(self, step: int) -> StepValues:
         """The values with which step `step` (from 0) is taken."""
-        lr = self._lr(step)
+        course = next(each for each in reversed(self._courses) if each.begin <= step)
+        since = step - course.begin
+        lr = course.lr(since)
         return StepValues(
             lr=lr,
             last_layer_lr=0.0 if step < self._freeze_steps else lr,
-            weight_decay=self._weight_decay(step),
-            momentum=self._momentum(step),
+            weight_decay=course.weight_decay(since),
+            momentum=course.momentum(since),
             teacher_temperature=self._temperature(step),
         )
