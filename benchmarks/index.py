@@ -26,7 +26,7 @@ import cv2
 
 from eosin.config import load_config
 from eosin.demo.server import LocalS3
-from eosin.demo.synthetic import SyntheticConfig, write_slide
+from eosin.demo.synthetic import SyntheticConfig, publish_slide
 from eosin.index.publish import publish_snapshot
 from eosin.index.scan import scan_shard
 from eosin.observability import RunLog
@@ -68,7 +68,7 @@ def upload(folder: Path, num_slides: int, side_px: int) -> int:
     config = SyntheticConfig(width_px=side_px, height_px=side_px)
     paths = [folder / f"{seed}.svs" for seed in range(NUM_DRAWN)]
     for seed, path in enumerate(paths):
-        write_slide(path, seed=seed, config=config)
+        publish_slide(open_store(str(folder)), path.name, seed=seed, config=config)
     store = open_store("s3://bench/slides")
     for i in range(num_slides):
         store.put_file(f"all/{i:04d}.svs", paths[i % NUM_DRAWN])

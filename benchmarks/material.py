@@ -11,13 +11,14 @@ from pathlib import Path
 
 from eosin.config import RunConfig, load_config
 from eosin.config.patches import PatchesConfig
-from eosin.demo.synthetic import SyntheticConfig, write_slide
+from eosin.demo.synthetic import SyntheticConfig, publish_slide
 from eosin.index.publish import publish_snapshot
 from eosin.index.scan import scan_shard
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.observability import RunLog
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
+from eosin.storage import open_store
 
 PATCH_PX = 224
 BATCH = 30
@@ -27,10 +28,9 @@ _QUALITY = 95
 
 def write_slides(folder: Path, num: int, side_px: int) -> Path:
     """SVS of levels 1/4/16 at 0.25 mpp, 240 px JPEG tiles, 4:2:0."""
-    folder.mkdir(parents=True)
     config = SyntheticConfig(width_px=side_px, height_px=side_px, quality=_QUALITY)
     for seed in range(num):
-        write_slide(folder / f"{seed:04d}.svs", seed=seed, config=config)
+        publish_slide(open_store(str(folder)), f"{seed:04d}.svs", seed=seed, config=config)
     return folder
 
 

@@ -49,7 +49,16 @@ def bucket_uri(s3: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     uri = f"s3://test-{next(_numbers):04d}"
     s3.ensure_bucket(uri)
     yield uri
-    s3.delete_bucket(uri)
+    _delete_bucket(s3, uri.removeprefix("s3://"))
+
+
+def _delete_bucket(s3: LocalS3, bucket: str) -> None:
+    boto = s3.boto()
+    for page in boto.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        keys = [{"Key": item["Key"]} for item in page.get("Contents", [])]
+        if keys:
+            boto.delete_objects(Bucket=bucket, Delete={"Objects": keys})
+    boto.delete_bucket(Bucket=bucket)
 
 
 @pytest.fixture

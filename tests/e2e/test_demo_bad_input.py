@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eosin.demo.synthetic import SyntheticConfig, write_slide
+from eosin.demo.synthetic import SyntheticConfig
 from tests.support import demo
+from tests.support.patches import write_slide
 
 pytestmark = pytest.mark.e2e
 

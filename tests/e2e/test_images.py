@@ -46,8 +46,7 @@ def slides_uri(bucket_uri: str, tmp_path: Path) -> str:
     config = SyntheticConfig(
         num_slides=2, width_px=1200, height_px=1100, labelled_patients=3, labelled_per_class=3, seed=5
     )
-    write_dataset(tmp_path / "made", config)
-    copy_to_bucket(tmp_path / "made", bucket_uri)
+    write_dataset(bucket_uri, config)
     return f"{bucket_uri}/slides"
 
 

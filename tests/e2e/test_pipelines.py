@@ -27,7 +27,7 @@ SMALL = SyntheticConfig(
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slides")
-    write_dataset(folder, SMALL)
+    write_dataset(str(folder), SMALL)
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,13 +52,17 @@ def test_crops_on_the_device_are_those_of_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("device", [None, "cuda"])
-@pytest.mark.parametrize("compression", ["jpeg", "jpeg-rgb", "jpeg2000-rgb"])
+@pytest.mark.parametrize(
+    "encoding",
+    [{}, {"compression": "jpeg", "compressionargs": {"outcolorspace": "rgb"}}, {"compression": 33005}],
+    ids=["jpeg", "jpeg-rgb", "jpeg2000-rgb"],
+)
 @pytest.mark.parametrize(("library", "decoder"), [("nvidia.nvimgcodec", "nvimgcodec"), ("cucim", "cucim")])
 def test_patches_decoded_on_the_device_are_those_of_the_cpu(
-    tmp_path: Path, library: str, decoder: str, compression: str, device: str | None
+    tmp_path: Path, library: str, decoder: str, encoding: dict[str, Any], device: str | None
 ) -> None:
     pytest.importorskip(library)
-    slides = write_slides(tmp_path / "slides", 2, compression=compression)
+    slides = write_slides(tmp_path / "slides", 2, **encoding)
     snapshot = index_slides(slides, tmp_path / "index")
     ours, theirs = (
         read(snapshot, tmp_path, decoder, device),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from eosin.demo.synthetic import SyntheticConfig, write_slide
+from eosin.demo.synthetic import SyntheticConfig, publish_slide
+from eosin.demo.synthetic.scene import draw_slide
 from eosin.index.rows import OK, SlideRow, decode_rows, encode_rows
 from eosin.index.snapshot import Snapshot, load_snapshot_rows
 from eosin.index.tissue_mask import TissueMask
@@ -22,6 +23,7 @@ from eosin.records.patchset_shard import PatchRow
 from eosin.slides.model import Level, SlideHeader, SlideObject
 from eosin.storage import open_store
 from tests.support.regions import read_header
+from tests.support.slide_files import halved, write_aperio
 
 MASK_PX = 32
 """Level-0 pixels a mask pixel."""
@@ -87,13 +89,28 @@ def small_slides() -> SyntheticConfig:
     return SyntheticConfig(width_px=1920, height_px=1440, mpp=0.25, tile_px=240, downsamples=(1, 4))
 
 
-def write_slides(folder: Path, num: int, **changes: object) -> Path:
-    """`num` synthetic slides of 1920 × 1440 px in `folder`."""
+def write_slide(path: Path, *, seed: int, config: SyntheticConfig | None = None) -> Path:
+    """One synthetic slide."""
+    publish_slide(open_store(str(path.parent)), path.name, seed=seed, config=config)
+    return path
+
+
+def write_slides(folder: Path, num: int, **encoding: Any) -> Path:
+    """`num` synthetic slides of 1920 × 1440 px in `folder`; `encoding` as tifffile takes it, else JPEG."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(num):
-        config = replace(small_slides(), **changes)  # type: ignore[arg-type]
-        write_slide(folder / f"slide-{number}.svs", seed=100 + number, config=config)
+        path, seed = folder / f"slide-{number}.svs", 100 + number
+        if encoding:
+            write_aperio(path, small_levels(seed), mpp=0.25, tile_px=240, **encoding)
+        else:
+            write_slide(path, seed=seed, config=small_slides())
     return folder
+
+
+def small_levels(seed: int) -> list[npt.NDArray[np.uint8]]:
+    """What such a slide shows, at its two levels."""
+    pixels = draw_slide(seed, small_slides())
+    return [pixels, halved(pixels, 2)]
 
 
 def _mask(path: Path, header: SlideHeader) -> npt.NDArray[np.bool_]:

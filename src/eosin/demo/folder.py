@@ -112,7 +112,7 @@ class ServerFolder:
         return loaded if isinstance(loaded, dict) else {}
 
     def _stop_left_behind(self, owner: dict[str, Any]) -> None:
-        """Its supervisor takes the server along; only a process that names this folder is touched."""
+        """Only a process that names this folder is touched."""
         pid = owner.get("server_pid", 0)
         if alive(pid) and str(self.data) in _command_line(pid):
             with suppress(ProcessLookupError, PermissionError):

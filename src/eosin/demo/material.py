@@ -26,17 +26,13 @@ class Material:
     settings: tuple[str, ...]
 
 
-def synthetic_material(root: str, folder: Path) -> Material:
-    """Generate the demo's slides and labelled patches under `folder` and put them into the bucket."""
+def synthetic_material(root: str) -> Material:
+    """Put the demo's generated slides and labelled patches into the bucket."""
     from eosin.demo.synthetic import SyntheticConfig, write_dataset
 
-    try:
-        write_dataset(folder, SyntheticConfig(labelled_patients=18), progress=_bar("slides generated"))
-    except OSError as error:
-        raise _local_error(folder, error) from error
     store = open_store(join_uri(root, SYNTHETIC))
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    digest = upload(store, [(str(path.relative_to(folder)), path) for path in files])
+    write_dataset(store.uri, SyntheticConfig(labelled_patients=18), progress=_bar("slides generated"))
+    digest = _digest([(info.key, info.size_bytes) for info in store.list()])
     labelled = join_uri(store.uri, "labelled")
     tasks = [
         {"kind": "unsupervised", "name": "heldout"},
@@ -133,10 +129,10 @@ def _local_error(path: Path, error: OSError) -> UserError:
     return UserError(f"{error.filename or path}: {error.strerror or error}", hint="mend it and run again")
 
 
-def _bar(unit: str) -> Callable[..., None]:
+def _bar(unit: str) -> Callable[[int, int], None]:
     """A counter on standard error: one line that grows on a terminal, few lines otherwise."""
 
-    def advance(done: int, total: int, _what: object = None) -> None:
+    def advance(done: int, total: int) -> None:
         if sys.stderr.isatty():
             end = "\n" if done == total else ""
             print(f"\r  {done}/{total} {unit}", end=end, file=sys.stderr, flush=True)

@@ -62,10 +62,7 @@ def run_demo(
     folder = folder.expanduser().absolute()
     with exclusive(folder), room(folder), _place(folder, slides, port) as (root, environment):
         _say("slides · gather them in the bucket")
-        if slides:
-            material = users_material(root, slides, overrides)
-        else:
-            material = synthetic_material(root, folder / "synthetic")
+        material = users_material(root, slides, overrides) if slides else synthetic_material(root)
         run_uri = join_uri(root, f"runs/{_run_name(material, settings)}")
         _run_pipeline(run_uri, material, settings, environment)
         return _fetch_report(run_uri, folder)

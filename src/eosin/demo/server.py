@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from eosin.demo import supervisor
 from eosin.demo.folder import ServerFolder
 from eosin.errors import MissingDependency, TransientError, UserError
 from eosin.storage.atomic import translate
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _TRIES = 3
+_GRACE_S = 6.0
 # Go's collector works harder near this and not at all far below: 270 MB resident at full speed, where
 # without it the server takes 550 MB and with half of it a quarter of the speed.
 _SERVER_MEMORY = {"GOMEMLIMIT": "400MiB"}
@@ -34,13 +34,24 @@ _PORT_OPTIONS = (
 )  # fmt: skip
 
 
+# A program that the kernel ends with its parent. Between fork and exec of this process, which has threads, no
+# Python may run; so a small one of its own asks for it.
+_TIED = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 class LocalS3:
-    """`with LocalS3(folder) as s3:` runs a server until the block ends, or this process does.
+    """`with LocalS3(folder) as s3:` runs a server until the block ends, or the thread that began it does.
 
     Every port listens on 127.0.0.1 only; the S3 port is `port`, or that of the run before, or a free
     one. Keys are drawn once, kept in the folder with mode 0600, and enforced. What was acknowledged
-    survives a kill of the server. The server ends with this process, however that ends, and one that
-    was left behind in the folder is stopped first.
+    survives a kill of the server. The server ends with this process, however that ends (on Linux), and one
+    that was left behind in the folder is stopped first.
 
     Raises `UserError` (folder in use or not writable, port taken), `MissingDependency` (no SeaweedFS)
     and `TransientError` (not ready within `start_timeout_s`), the last two with what the log says.
@@ -110,7 +121,7 @@ class LocalS3:
             return
         process.terminate()
         try:
-            process.wait(timeout=supervisor.GRACE_S + 2)
+            process.wait(timeout=_GRACE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -121,19 +132,9 @@ class LocalS3:
 
     def ensure_bucket(self, uri: str) -> None:
         """Make the bucket of `uri` unless it is there."""
-        boto = self._boto()
+        boto = self.boto()
         with suppress(boto.exceptions.BucketAlreadyOwnedByYou, boto.exceptions.BucketAlreadyExists):
             boto.create_bucket(Bucket=parse_uri(uri).bucket)
-
-    def delete_bucket(self, uri: str) -> None:
-        """Delete the bucket of `uri` with all that is in it."""
-        boto = self._boto()
-        bucket = parse_uri(uri).bucket
-        for page in boto.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-            keys = [{"Key": item["Key"]} for item in page.get("Contents", [])]
-            if keys:
-                boto.delete_objects(Bucket=bucket, Delete={"Objects": keys})  # type: ignore[typeddict-item]  # a key alone will do
-        boto.delete_bucket(Bucket=bucket)
 
     def _try_start(self, program: str, lock: int, *, last: bool) -> bool:
         """False where the server ended at once (a port may have been taken meanwhile): try other ports."""
@@ -164,7 +165,7 @@ class LocalS3:
         return free_ports(1)[0]
 
     def _spawn(self, program: str, lock: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), program]
+        command = [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), program]
         try:
             with self.folder.log.open("wb") as log:
                 return subprocess.Popen(
@@ -201,7 +202,7 @@ class LocalS3:
         """True once a signed request is answered; False where the server ended or time is up."""
         assert self._process is not None
         end_s = time.monotonic() + self._start_timeout_s
-        boto = self._boto()
+        boto = self.boto()
         while self._process.poll() is None and time.monotonic() < end_s:
             try:
                 boto.list_buckets()
@@ -210,7 +211,8 @@ class LocalS3:
                 time.sleep(0.05)
         return False
 
-    def _boto(self) -> S3Client:
+    def boto(self) -> S3Client:
+        """A client of the server, whatever the environment says."""
         if self._client is None or self._client.meta.endpoint_url != self.endpoint_url:
             self._client = self._make_client()
         return self._client

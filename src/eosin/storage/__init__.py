@@ -10,8 +10,9 @@ from eosin.storage.base import (
     Store,
     put_if_absent,
 )
-from eosin.storage.open import join_uri, open_store, split_uri
+from eosin.storage.open import open_store
 from eosin.storage.settings import S3Access
+from eosin.storage.uri import join_uri, split_uri
 
 __all__ = [
     "AccessDenied",

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from eosin.storage.base import Store
 from eosin.storage.settings import ENVIRONMENT, S3Access, S3Settings
-from eosin.storage.uri import join_uri, parse_uri, split_uri
-
-__all__ = ["ensure_bucket", "join_uri", "open_store", "split_uri"]
+from eosin.storage.uri import parse_uri
 
 
 def open_store(uri: str, access: S3Access = ENVIRONMENT) -> Store:
@@ -28,16 +26,3 @@ def open_store(uri: str, access: S3Access = ENVIRONMENT) -> Store:
     from eosin.storage.s3 import S3Store
 
     return S3Store(location.bucket, location.path, S3Settings.from_env(access))
-
-
-def ensure_bucket(uri: str) -> None:
-    """Make the bucket (or folder) of `uri` unless it is there. Raises as `Store` does."""
-    location = parse_uri(uri)
-    if location.scheme == "file":
-        from eosin.storage.atomic import make_folder
-
-        make_folder(Path(location.path))
-        return
-    from eosin.storage.s3 import S3Store
-
-    S3Store(location.bucket, "", S3Settings.from_env()).make_bucket()

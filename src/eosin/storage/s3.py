@@ -20,7 +20,7 @@ from eosin.storage.base import ByteRange, NotFound, ObjectChanged, ObjectInfo, P
 from eosin.storage.clients import Clients, clients_for
 from eosin.storage.file import open_source
 from eosin.storage.ranged_reads import RangeReader, quoted
-from eosin.storage.settings import DEFAULT_REGION, S3Settings
+from eosin.storage.settings import S3Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -236,20 +236,6 @@ class S3Store:
             with suppress(NotFound):  # completed or aborted since it was listed
                 abort(each)
         return [each["Key"].removeprefix(self.prefix) for each in stale]
-
-    def make_bucket(self) -> None:
-        """Make the bucket unless it is there and ours."""
-
-        def make() -> None:
-            boto = self._clients.boto
-            region = boto.meta.region_name
-            where: Any = {"CreateBucketConfiguration": {"LocationConstraint": region}}
-            try:
-                boto.create_bucket(Bucket=self.bucket, **({} if region == DEFAULT_REGION else where))
-            except (boto.exceptions.BucketAlreadyOwnedByYou, boto.exceptions.BucketAlreadyExists):
-                boto.head_bucket(Bucket=self.bucket)
-
-        self._call("create", "", make)
 
     def _pages(self, prefix: str, **options: str) -> Iterator[Any]:
         token = options

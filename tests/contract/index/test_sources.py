@@ -46,7 +46,7 @@ BUCKET = "idc-open-data"
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
     """A server of its own with a bucket that anybody may read, laid out as IDC lays out series."""
     with LocalS3(tmp_path_factory.mktemp("archive")) as server:
-        boto = server._boto()
+        boto = server.boto()
         boto.create_bucket(Bucket=BUCKET)
         statement = {"Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject", "s3:ListBucket"],
                      "Resource": [f"arn:aws:s3:::{BUCKET}", f"arn:aws:s3:::{BUCKET}/*"]}  # fmt: skip
@@ -133,7 +133,7 @@ def test_an_open_archive_beside_a_signed_bucket(
     assert {rows_in(snapshot, batch.requests)} == {("idc", "slides")} and not events
     assert index(config, 2) == manifest, "scanned again it is the same, and nothing is read again"
     revised = one.slide.removeprefix(f"idc/{BUCKET}/")
-    archive._boto().put_object(Bucket=BUCKET, Key=revised, Body=b"revised")
+    archive.boto().put_object(Bucket=BUCKET, Key=revised, Body=b"revised")
     with PatchStream(Sampler(snapshot, patches, seed=1), RunLog("test"),
                      on_reject=lambda _, error: events.append(error.reason)) as stream:  # fmt: skip
         list(stream.batches([(0, range(64))]))

@@ -231,7 +231,7 @@ def test_cucim_dies_of_a_deflate_tiff_and_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("cucim")
-    slides = write_slides(tmp_path / "slides", 1, compression="deflate")
+    slides = write_slides(tmp_path / "slides", 1, compression="deflate", predictor=True)
     jpeg = write_slides(tmp_path / "jpeg", 1)
     snapshot = index_slides(slides, tmp_path / "index")
     monkeypatch.setattr("eosin.patches.reading.reader.cucim_is_safe", lambda header: True)

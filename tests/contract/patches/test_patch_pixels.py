@@ -19,17 +19,17 @@ from eosin.patches.geometry import box_of
 from eosin.patches.request import PatchBatch, PatchRequest
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
-from tests.support.patches import index_slides, write_slides
+from tests.support.patches import index_slides, small_levels, write_slides
+from tests.support.slide_files import write_aperio, write_tiff
 
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     folder = tmp_path_factory.mktemp("pixels")
     slides = write_slides(folder / "slides", 1)
-    write_slides(folder / "lzw", 1, compression="lzw", layout="generic")
-    (folder / "lzw" / "slide-0.svs").rename(slides / "lzw.tif")
-    write_slides(folder / "j2k", 1, compression="jpeg2000-rgb")
-    (folder / "j2k" / "slide-0.svs").rename(slides / "j2k.svs")
+    levels = small_levels(100)
+    write_tiff(slides / "lzw.tif", levels, mpp=0.25, tile_px=240, compression="lzw", predictor=True)
+    write_aperio(slides / "j2k.svs", levels, mpp=0.25, tile_px=240, compression=33005)
     return index_slides(slides, folder / "index")
 
 

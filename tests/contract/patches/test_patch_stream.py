@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from eosin.config.patches import PatchesConfig
-from eosin.demo.synthetic import write_slide
 from eosin.errors import PermanentError, TransientError, UserError
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
@@ -24,7 +23,7 @@ from eosin.patches.request import PatchBatch
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from eosin.storage import ByteRange, Store, open_store
-from tests.support.patches import index_slides, small_slides, write_slides
+from tests.support.patches import index_slides, small_slides, write_slide, write_slides
 
 
 class Log(RunLog):

@@ -17,7 +17,6 @@ import pytest
 from eosin.demo.server import LocalS3
 from eosin.errors import UserError
 from eosin.storage import ByteRange, Store, open_store
-from eosin.storage.open import ensure_bucket
 from tests.support.faults import Fault, FaultProxy, seeded
 
 ASKS: dict[str, Callable[[Store], object]] = {
@@ -89,12 +88,6 @@ def test_a_denied_prefix(
         assert len(proxy.seen) == 1
     assert "permission denied" in error.message
     assert f"cannot {operation.split()[0]} {bucket_uri}/some/" in error.message
-
-
-def test_making_a_bucket_twice_is_no_error(bucket_uri: str) -> None:
-    ensure_bucket(f"{bucket_uri}/any/prefix")
-    with pytest.raises(UserError, match="name a bucket"):
-        ensure_bucket("s3://No")
 
 
 @pytest.mark.parametrize(

@@ -153,9 +153,9 @@ def test_status_of_a_study_counts_its_runs(capsys: pytest.CaptureFixture[str], r
 
 
 def test_index_ends_with_what_was_found_and_where(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from eosin.demo.synthetic import SyntheticConfig, write_slide
+    from eosin.demo.synthetic import SyntheticConfig
+    from tests.support.patches import write_slide
 
-    (tmp_path / "slides").mkdir()
     write_slide(tmp_path / "slides" / "a.svs", seed=1, config=SyntheticConfig(width_px=1024, height_px=1024))
     (tmp_path / "slides" / "b.svs").write_bytes(b"")
     index = f"file://{tmp_path}/index"

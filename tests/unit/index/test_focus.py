@@ -12,11 +12,12 @@ import numpy.typing as npt
 import openslide
 import pytest
 
-from eosin.demo.synthetic import SyntheticConfig, write_slide
+from eosin.demo.synthetic import SyntheticConfig
 from eosin.index.focus import Coarser, Focus, focus_of
 from eosin.slides.model import SlideHeader, TileTable
 from eosin.storage import open_store
 from tests.support.indexing import config_for, index, rows_of
+from tests.support.patches import write_slide
 from tests.support.regions import read_header
 from tests.support.samples import sample
 from tests.support.slide_files import halved, tissue_picture, write_aperio

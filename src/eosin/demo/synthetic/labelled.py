@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from eosin.demo.synthetic.config import SyntheticConfig, derived_seed
+from eosin.demo.synthetic.config import CLASS_NAMES, SyntheticConfig, derived_seed
 from eosin.demo.synthetic.scene import Rgb, draw_field
 from eosin.demo.synthetic.texture import Stain
 from eosin.records.patchset_shard import PatchRow
@@ -43,7 +43,7 @@ def draw_patient(index: int, config: SyntheticConfig) -> list[PatchRow]:
     stain = Stain.of_slide(np.random.default_rng([derived_seed(config.seed, "labelled-stain", index), 3]))
     per_field = _FIELD_SIDE_PATCHES**2
     rows: list[PatchRow] = []
-    for class_number, name in enumerate(config.classes):
+    for class_number, name in enumerate(CLASS_NAMES):
         for field in range(-(-config.labelled_per_class // per_field)):
             seed = derived_seed(config.seed, f"labelled/{index}/{class_number}", field)
             wanted = min(per_field, config.labelled_per_class - field * per_field)
