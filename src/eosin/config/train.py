@@ -44,6 +44,21 @@ class IbotConfig(Section):
         return self
 
 
+class DistillConfig(Section):
+    """A frozen teacher in place of the student's own moving average, which is exported all the same."""
+
+    teacher: str = Field(min_length=1)
+    """timm:NAME, timm:hf-hub:OWNER/NAME, timm:ARCH@URI of a file of weights, the URI of an exported teacher's
+    folder, or run:URI: the teacher of another run's newest checkpoint with its heads, which stay as they are.
+    Any other teacher's heads are a moving average of the student's."""
+    teacher_px: int | None = Field(default=None, gt=0)
+    """Side to which global crops are resized for the teacher, px; None: left as they are. A multiple of its
+    patch size; its patch tokens are resampled to the student's grid."""
+    hide_patches: bool = False
+    """Hide patches from the student, as iBOT does, and compare those; else, as DINOv2 distils, hide none and
+    compare all."""
+
+
 class KoLeoConfig(Section):
     """Entropy of the class-token features of a set of patches by the distance to the nearest neighbour."""
 
@@ -216,6 +231,8 @@ class TrainConfig(Section):
     """The term that spreads class tokens by their nearest neighbours."""
     kde: KdeConfig = KdeConfig()
     """The term that spreads class tokens by a kernel density."""
+    distill: DistillConfig | None = None
+    """A frozen teacher to learn from; None: the student's moving average teaches."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedules."""
     collapse: CollapseConfig = CollapseConfig()
@@ -246,6 +263,16 @@ class TrainConfig(Section):
     def uses_ibot(self) -> bool:
         """The masked-patch loss is part of dinov2 only."""
         return self.method == "dinov2" and self.ibot.weight > 0 and self.ibot.mask_probability > 0
+
+    @property
+    def hides_patches(self) -> bool:
+        """Whether the student sees mask tokens in the place of some patches."""
+        return self.uses_ibot and (self.distill is None or self.distill.hide_patches)
+
+    @property
+    def keeps_teacher_heads(self) -> bool:
+        """Whether the teacher comes with trained heads, which then never move."""
+        return self.distill is not None and self.distill.teacher.startswith("run:")
 
     @property
     def koleo_weight(self) -> float:

@@ -151,7 +151,7 @@ def _from_timm(name: str) -> JudgedModel:
     identity = {"timm": name, "version": importlib.metadata.version("timm")}
 
     def load() -> tuple[nn.Module, TeacherCard]:
-        from eosin.evaluation.timm_model import load_timm
+        from eosin.models.timm_model import load_timm
 
         return load_timm(name.removeprefix(TIMM))
 
@@ -170,7 +170,7 @@ def _from_file(name: str, arch: str, uri: str) -> JudgedModel:
     identity = {"timm": arch, "uri": uri, "etag": info.etag, "version": importlib.metadata.version("timm")}
 
     def load() -> tuple[nn.Module, TeacherCard]:
-        from eosin.evaluation.timm_model import load_timm_file
+        from eosin.models.timm_model import load_timm_file
 
         return load_timm_file(arch, uri)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from eosin.models.backbone import Backbone
 from eosin.models.drop_path import is_subset, kept_samples
+from eosin.models.frozen_teacher import FrozenTeacher
 from eosin.models.network import Network, ProjectionHead
 
 # Square products: large enough to reach the device's rate, milliseconds each.
@@ -31,9 +32,12 @@ class Views:
     """Hidden patches of its two global crops together, on average."""
 
 
-def flops_per_patch(network: Network, views: Views, *, drop_path: float = 0.0) -> float:
+def flops_per_patch(
+    network: Network, views: Views, *, drop_path: float = 0.0, frozen: CropFlops | None = None
+) -> float:
     """Operations of one patch in a training step: student forward and backward (3 ×), teacher forward (1 ×).
 
+    `frozen`: of a global crop's way through the teacher's backbone, where it is not the student's.
     A multiply-add is two. Counted: patch embedding, linear layers, attention, heads and prototypes. Not
     counted: norms, activations, losses, optimizer, augmentation, and what recomputing activations adds.
     `drop_path`: counted as saved where branches run on a subset of the crops (above 0.1), else 0. It is
@@ -46,7 +50,8 @@ def flops_per_patch(network: Network, views: Views, *, drop_path: float = 0.0) -
     embedding = num_global * global_crop.embedding + views.num_local * local_crop.embedding
     class_tokens, masked = head_flops(network.dino_head), head_flops(network.patch_head)
     student = embedding + kept * blocks + (num_global + views.num_local) * class_tokens
-    teacher = num_global * (global_crop.embedding + global_crop.blocks + class_tokens)
+    seen = frozen or global_crop
+    teacher = num_global * (seen.embedding + seen.blocks + class_tokens)
     patches = views.masked_patches * masked
     return _FORWARD_AND_BACKWARD * (student + patches) + teacher + patches
 
@@ -59,7 +64,7 @@ class CropFlops:
     blocks: float
 
 
-def crop_flops(backbone: Backbone, side_px: int) -> CropFlops:
+def crop_flops(backbone: Backbone | FrozenTeacher, side_px: int) -> CropFlops:
     """Operations of one crop's forward pass: patch embedding, and all blocks.
 
     A block takes 2 a weight and token, and 4 · tokens² · dim for attention (scores, then their values).

@@ -20,6 +20,7 @@ from eosin.config.model import HeadConfig
 from eosin.config.train import TrainConfig
 from eosin.models.backbone import Backbone, build_backbone
 from eosin.models.device import compiled, require_compiler
+from eosin.models.frozen_teacher import teacher_shape
 from eosin.models.init import InitReport, initialize
 
 
@@ -70,8 +71,7 @@ class ProjectionHead(nn.Module):
         self.mlp = nn.Sequential(*layers[:-1])
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+                _drawn(layer)
         self.last_layer = PrototypeLayer(
             config.bottleneck_dim, config.num_prototypes, freeze_norm=config.freeze_last_layer_norm
         )
@@ -82,16 +82,37 @@ class ProjectionHead(nn.Module):
         return F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
 
 
+def _drawn(layer: nn.Linear) -> nn.Linear:
+    """`layer` as the references begin their heads."""
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+HEADS = ("dino_head.", "ibot_head.")
+"""What the names of a network's head parameters begin with."""
+
+
 class Network(nn.Module):
-    """`ibot_head` is None where iBOT shares the DINO head or is not used."""
+    """`ibot_head` is None where iBOT shares the DINO head or is not used; `adapter` takes the backbone's
+    features to the width of a frozen teacher's, which the heads then have."""
 
     def __init__(
-        self, backbone: Backbone, dino_head: ProjectionHead, ibot_head: ProjectionHead | None
+        self,
+        backbone: Backbone,
+        dino_head: ProjectionHead,
+        ibot_head: ProjectionHead | None,
+        adapter: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.dino_head = dino_head
         self.ibot_head = ibot_head
+        self.adapter = adapter
+
+    def for_heads(self, tokens: Tensor) -> Tensor:
+        """What the heads take of the backbone's tokens [rows, dim]."""
+        return tokens if self.adapter is None else self.adapter(tokens)
 
     @property
     def patch_head(self) -> ProjectionHead:
@@ -112,11 +133,15 @@ def build_network(config: RunConfig, *, meta: bool = False) -> Network:
         torch.manual_seed(config.seed)
         backbone = build_backbone(config.model, config.augment.global_px, meta=meta)
         with torch.device("meta" if meta else "cpu"):
-            dino_head = ProjectionHead(backbone.num_features, config.model.dino_head)
+            width, adapter = backbone.num_features, None
+            if config.train.distill is not None:
+                width = int(teacher_shape(config.train.distill.teacher).vit.num_features)
+                adapter = _drawn(nn.Linear(backbone.num_features, width))
+            dino_head = ProjectionHead(width, config.model.dino_head)
             ibot_head = None
             if config.train.uses_ibot and config.model.ibot_head is not None:
-                ibot_head = ProjectionHead(backbone.num_features, config.model.ibot_head)
-    return Network(backbone, dino_head, ibot_head)
+                ibot_head = ProjectionHead(width, config.model.ibot_head)
+    return Network(backbone, dino_head, ibot_head, adapter)
 
 
 def starting_network(config: RunConfig) -> tuple[Network, InitReport]:

@@ -98,14 +98,15 @@ def _tensors_in(found: Any) -> dict[str, Tensor]:
 def create_pretrained(name: str, what: str, **options: Any) -> Any:
     """timm's model `name` (or `hf-hub:OWNER/NAME`) with its published weights, without a classifier.
 
-    Looks first whether the weights can be had, so that a machine without internet hears so at once and not
-    after minutes of retries. Raises `UserError` for a name that does not exist, `TransientError` where the
+    `options`: for timm; with `pretrained=False` of a hub's model the configuration alone is fetched. Looks
+    first whether the weights can be had, so that a machine without internet hears so at once and not after
+    minutes of retries. Raises `UserError` for a name that does not exist, `TransientError` where the
     weights cannot be fetched.
     """
     timm = import_timm()
     _require_reachable(name, what)
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0, **options)
+        return timm.create_model(name, **{"pretrained": True, "num_classes": 0, **options})
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{what} {name}: {error}") from error
     except TypeError:  # an option that this kind of network does not know

@@ -6,12 +6,16 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.models.arch import require_multiple
-from eosin.models.flops import Views, flops_per_patch
+from eosin.models.backbone import Backbone
+from eosin.models.flops import Views, crop_flops, flops_per_patch
+from eosin.models.frozen_teacher import FrozenTeacher, frozen_teacher, teacher_shape
 from eosin.models.network import Network, build_network
-from eosin.training.engine.microbatch import mask_counts
+from eosin.training.engine.microbatch import compared_counts
 from eosin.training.losses.cross_entropy import CHUNK_ELEMENTS
 
 
@@ -29,18 +33,19 @@ def check_training(
     backbone, augment = network.backbone, config.augment
     require_multiple(augment.global_px, backbone.patch_size, "augment.global_px")
     require_multiple(augment.local_px, backbone.patch_size, "augment.local_px")
+    frozen = _frozen(config, backbone)
     _check_microbatches(config)
     _check_schedules(config)
     _check_masks(config, (augment.global_px // backbone.patch_size) ** 2)
-    memory = device_memory(config, network, num_ranks)
+    memory = device_memory(config, network, num_ranks, frozen)
     if memory_bytes is not None and memory.certain_bytes > memory_bytes:
-        raise _too_large(config, network, memory, memory_bytes)
+        raise _too_large(config, network, memory, memory_bytes, frozen)
     gflop = flops_per_image(config, network) / 1e9
     return {
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "backbone_parameters": sum(p.numel() for p in backbone.parameters()),
-        "head_parameters": sum(p.numel() for p in network.parameters())
-        - sum(p.numel() for p in backbone.parameters()),
+        "parameters": _num_parameters(network),
+        "backbone_parameters": _num_parameters(backbone),
+        "head_parameters": _num_parameters(network) - _num_parameters(backbone),
+        **({"distill_parameters": _num_parameters(frozen)} if frozen else {}),
         "state_gib": round(memory.certain_bytes / 2**30, 3),
         "activations_gib": round(memory.activation_bytes / 2**30, 3),
         "gflop_per_image": round(gflop, 3),
@@ -82,10 +87,22 @@ def flops_per_image(config: RunConfig, network: Network, *, with_drop_path: bool
     """
     augment, train = config.augment, config.train
     num_patches = (augment.global_px // network.backbone.patch_size) ** 2
-    masked = sum(mask_counts(train.ibot, 2 * train.microbatch_size, num_patches)) if train.uses_ibot else 0
+    masked = sum(compared_counts(train, 2 * train.microbatch_size, num_patches))
     views = Views(augment.global_px, augment.local_px, augment.num_local, masked / train.microbatch_size)
     dropped = config.model.drop_path if with_drop_path and not config.model.drop_path_rises else 0.0
-    return flops_per_patch(network, views, drop_path=dropped)
+    frozen = _frozen(config, network.backbone)
+    seen = crop_flops(frozen, frozen.side_px) if frozen else None
+    return flops_per_patch(network, views, drop_path=dropped, frozen=seen)
+
+
+def _frozen(config: RunConfig, backbone: Backbone) -> FrozenTeacher | None:
+    """The teacher to distil, without memory."""
+    distill = config.train.distill
+    return frozen_teacher(config, teacher_shape(distill.teacher), backbone.patch_size) if distill else None
+
+
+def _num_parameters(module: nn.Module | None) -> int:
+    return sum(p.numel() for p in module.parameters()) if module is not None else 0
 
 
 def local_memory_bytes(config: RunConfig) -> int:
@@ -132,8 +149,7 @@ def _check_masks(config: RunConfig, num_patches: int) -> None:
     if not train.uses_ibot:
         return
     high = train.ibot.mask_ratio[1]
-    counts = mask_counts(train.ibot, 2 * train.microbatch_size, num_patches)
-    if not sum(counts):
+    if not sum(compared_counts(train, 2 * train.microbatch_size, num_patches)):
         raise UserError(
             f"train.ibot masks nothing: {2 * train.microbatch_size} crops a microbatch × probability"
             f" {train.ibot.mask_probability}, ratio up to {high} of {num_patches} patches",
@@ -141,12 +157,18 @@ def _check_masks(config: RunConfig, num_patches: int) -> None:
         )
 
 
-def _too_large(config: RunConfig, network: Network, memory: DeviceMemory, memory_bytes: int) -> UserError:
+def _too_large(
+    config: RunConfig,
+    network: Network,
+    memory: DeviceMemory,
+    memory_bytes: int,
+    frozen: FrozenTeacher | None,
+) -> UserError:
     """The arithmetic, and what would do."""
     message = f"{memory.arithmetic()} a rank, and there are {memory_bytes / 2**30:.1f} GiB"
     sharded = config.model_copy(update={"train": config.train.model_copy(update={"parallel": "fsdp"})})
     for num_ranks in (2**n for n in range(1, 11)):
-        enough = device_memory(sharded, network, num_ranks)
+        enough = device_memory(sharded, network, num_ranks, frozen)
         if num_ranks <= config.train.num_microbatches and enough.certain_bytes < memory_bytes:
             return UserError(
                 message,
@@ -170,6 +192,8 @@ class DeviceMemory:
     parallel: str
     num_ranks: int
     parameters: int
+    frozen_parameters: int
+    """Of the teacher to distil."""
     state_bytes: int
     """Copies of the parameters, or this rank's shards of them."""
     gathered_bytes: int
@@ -188,6 +212,8 @@ class DeviceMemory:
         """The sum, in words."""
         copies = "5 float32 copies (student, gradient, two moments, teacher)"
         text = f"{self.parameters / 1e6:.1f} M parameters × {copies}"
+        if self.frozen_parameters:
+            text += f" + {self.frozen_parameters / 1e6:.1f} M of the frozen teacher"
         if self.parallel == "fsdp":
             text += f" ÷ {self.num_ranks} ranks + {self.gathered_bytes / _GIB:.1f} GiB gathered"
         if self.kept_bytes:
@@ -195,7 +221,9 @@ class DeviceMemory:
         return f"{text} = {self.certain_bytes / _GIB:.1f} GiB"
 
 
-def device_memory(config: RunConfig, network: Network, num_ranks: int) -> DeviceMemory:
+def device_memory(
+    config: RunConfig, network: Network, num_ranks: int, frozen: FrozenTeacher | None = None
+) -> DeviceMemory:
     """What a rank of a world of `num_ranks` needs. `network` may be on the meta device.
 
     With P parameters (backbone and heads) on W ranks, in bytes:
@@ -207,16 +235,17 @@ def device_memory(config: RunConfig, network: Network, num_ranks: int) -> Device
     U is the largest block: two are gathered at once, beside the gradient of one and its float32 copy on the
     way to the others. H is what is gathered throughout a pass: embeddings and heads in float32, their
     gradient and its copy. Deterministic mode keeps one more gradient a microbatch (ddp) or a second shard of
-    the gradient (fsdp).
+    the gradient (fsdp). A frozen teacher counts once among the copies.
     """
-    parameters = sum(p.numel() for p in network.parameters())
+    parameters = _num_parameters(network)
     sharded = config.train.parallel == "fsdp" and num_ranks > 1
-    copies = _COPIES * _FLOAT32 * parameters
+    copies = _FLOAT32 * (_COPIES * parameters + _num_parameters(frozen))
     microbatches_each = -(-config.train.num_microbatches // num_ranks)
     return DeviceMemory(
         config.train.parallel if sharded else "ddp",
         num_ranks,
         parameters,
+        _num_parameters(frozen),
         -(-copies // num_ranks) if sharded else copies,
         _gathered_bytes(network) if sharded else 0,
         _kept_bytes(config, parameters, num_ranks if sharded else 1, microbatches_each),
@@ -225,8 +254,8 @@ def device_memory(config: RunConfig, network: Network, num_ranks: int) -> Device
 
 
 def _gathered_bytes(network: Network) -> int:
-    blocks: list[int] = [sum(p.numel() for p in b.parameters()) for b in network.backbone.vit.blocks]
-    rest = sum(p.numel() for p in network.parameters()) - sum(blocks)
+    blocks: list[int] = [_num_parameters(block) for block in network.backbone.vit.blocks]
+    rest = _num_parameters(network) - sum(blocks)
     return 4 * _FLOAT32 * max(blocks) + 3 * _FLOAT32 * rest
 
 

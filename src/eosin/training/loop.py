@@ -22,6 +22,7 @@ from eosin.training.checkpoints.checkpoint import take_newest
 from eosin.training.checkpoints.memory import Memory
 from eosin.training.checkpoints.publisher import Publisher
 from eosin.training.checkpoints.state import Parts, copy_state, hand_out, set_step, take_share, teacher_copy
+from eosin.training.distillation import first_frozen, require_same_teacher
 from eosin.training.elastic.reports import Heartbeat, SnapshotAnswers
 from eosin.training.engine.load_balance import LoadBalancer
 from eosin.training.engine.microbatch import Microbatch, MicrobatchMaker, batch_indices
@@ -63,7 +64,9 @@ class Trainer:
         self.memory: Memory | None = None
         """Where this rank's snapshots are kept beside the checkpoints."""
         student, teacher = first_networks(config, world, log)
-        self.learner = Learner(config, student, world, teacher)
+        frozen = first_frozen(config, [student, *filter(None, [teacher])], world, log)
+        self._distilled = bytes(frozen.digest.tolist()) if frozen is not None else b""
+        self.learner = Learner(config, student, world, teacher, frozen)
         self.balancer = LoadBalancer(
             config.train.elastic, world, log, in_step=self.learner.strategy.is_sharded
         )
@@ -83,14 +86,22 @@ class Trainer:
 
     def resume(self, store: Store) -> ReachedStep:
         """Take the newest whole checkpoint, if there is one, on every rank."""
-        return ReachedStep(*take_newest(self.learner, store, self.config.digests(), self.log))
+        reached = ReachedStep(*take_newest(self.learner, store, self.config.digests(), self.log))
+        self._require_same_teacher()
+        return reached
 
     def take_over(
         self, step: int, loss: float | None, holders: Sequence[int], held: Mapping[int, Parts]
     ) -> ReachedStep:
         """Take the state after `step` steps on every rank: piece i of it is with rank `holders[i]`, in its
         `held[i]`. Raises `PermanentError` where a piece does not fit the network."""
-        return ReachedStep(hand_out(self.learner, step, held, holders), loss)
+        reached = ReachedStep(hand_out(self.learner, step, held, holders), loss)
+        self._require_same_teacher()
+        return reached
+
+    def _require_same_teacher(self) -> None:
+        if self.config.train.distill is not None:
+            require_same_teacher(self.learner.frozen, self._distilled, self.config.train.distill.teacher)
 
     def run(
         self,

@@ -43,7 +43,7 @@ def _read(config: RunConfig, log: RunLog) -> list[Network]:
         log.event("init", **report.summary())
         return [student]
     uri = config.model.init.removeprefix(RUN_PREFIX)
-    step, parts = _newest_state(uri)
+    step, parts = newest_state(uri, "model.init")
     networks = []
     for part, tensors in parts.items():
         network = build_network(config)
@@ -53,8 +53,11 @@ def _read(config: RunConfig, log: RunLog) -> list[Network]:
     return networks
 
 
-def _newest_state(uri: str) -> tuple[int, dict[str, dict[str, Tensor]]]:
-    """Step, student and teacher of the newest checkpoint of the run at `uri` that is whole."""
+def newest_state(uri: str, what: str) -> tuple[int, dict[str, dict[str, Tensor]]]:
+    """Step, student and teacher of the newest checkpoint of the run at `uri` that is whole.
+
+    Raises `UserError`, naming `what` asked for it, where there is none.
+    """
     store = open_store(uri)
     digests = load_run(uri, store=store).digests()
     damaged = ""
@@ -64,8 +67,9 @@ def _newest_state(uri: str) -> tuple[int, dict[str, dict[str, Tensor]]]:
         except (NotFound, PermanentError) as error:
             damaged = damaged or f" that is whole: {error}"
     raise UserError(
-        f"model.init: the run {uri} has no checkpoint{damaged}",
-        hint="a teacher that it exported can be started from: model.init=URI/teachers/NAME/model.safetensors",
+        f"{what}: the run {uri} has no checkpoint{damaged}",
+        hint="a teacher that it exported can be named instead: URI/teachers/NAME"
+        + ("/model.safetensors" if what == "model.init" else ""),
     )
 
 

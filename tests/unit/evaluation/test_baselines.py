@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from eosin.errors import UserError
 from eosin.evaluation.embeddings.forward import Forward
 from eosin.evaluation.evaluate import evaluate
-from eosin.evaluation.timm_model import load_timm_file
 from eosin.models.arch import import_timm
+from eosin.models.timm_model import load_timm_file
 from tests.support.evaluation import make_config, make_run, quiet_log, write_folder
 
 ARCH = "test_vit"
@@ -142,7 +142,7 @@ def test_hub_weights_come_from_a_filled_cache_and_without_one_it_says_what_to_do
     weights = import_timm().create_model(ARCH, num_classes=1000).state_dict()
     save_file({key: value.contiguous() for key, value in weights.items()}, snapshot / "model.safetensors")
     code = (
-        "from eosin.evaluation.timm_model import load_timm\n"
+        "from eosin.models.timm_model import load_timm\n"
         "from eosin.errors import EosinError\n"
         f"print(load_timm('{ARCH}')[1].img_px)\n"
         "try:\n"
@@ -157,5 +157,5 @@ def test_hub_weights_come_from_a_filled_cache_and_without_one_it_says_what_to_do
     assert done.returncode == 0, done.stderr
     size, _, refusal = done.stdout.partition("\n")
     assert size == "160"
-    assert refusal.startswith("TransientError baseline test_vit2: the weights could not be fetched")
+    assert refusal.startswith("TransientError model test_vit2: the weights could not be fetched")
     assert "HF_HOME" in refusal

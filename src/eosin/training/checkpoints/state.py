@@ -130,6 +130,8 @@ def live_parts(learner: Learner) -> Parts:
     centers = {"dino_center": learner.centers.dino}
     if learner.centers.ibot is not None:
         centers["ibot_center"] = learner.centers.ibot
+    if learner.frozen is not None:
+        centers["distilled"] = learner.frozen.digest
     moments = {
         f"{moment}.{name}": learner.optimizer.state[parameter][moment]
         for name, parameter in _trained(learner)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eosin.config import RunConfig
-from eosin.config.train import IbotConfig
+from eosin.config.train import IbotConfig, TrainConfig
 from eosin.models.device import to_device
 from eosin.models.drop_path import KEEP_ALL, DropPath, draw_drop_path
 
@@ -40,6 +40,15 @@ def mask_counts(config: IbotConfig, num_crops: int, num_patches: int) -> list[in
     return [int(num_patches * (low + width * (i + 0.5))) for i in range(num_masked)]
 
 
+def compared_counts(config: TrainConfig, num_crops: int, num_patches: int) -> list[int]:
+    """How many patches of each global crop go through the patch head, for crops that have any."""
+    if not config.uses_ibot:
+        return []
+    if not config.hides_patches:
+        return [num_patches] * num_crops
+    return mask_counts(config.ibot, num_crops, num_patches)
+
+
 def draw_masks(config: IbotConfig, num_crops: int, grid: int, rng: np.random.Generator) -> Mask:
     """bool [num_crops, grid²], row-major; the total number of True is the same for every draw."""
     masks = np.zeros((num_crops, grid, grid), dtype=bool)
@@ -50,7 +59,8 @@ def draw_masks(config: IbotConfig, num_crops: int, grid: int, rng: np.random.Gen
 
 
 class Masked(NamedTuple):
-    """Where the hidden patches of a microbatch are, so that no device has to count them."""
+    """Where the patches of a microbatch are that the patch loss compares, so that no device has to count
+    them: the hidden ones, or all where nothing is hidden from the student of a frozen teacher."""
 
     places: Tensor
     """int64 [masked]: crop × patches + patch, ascending."""
@@ -188,6 +198,9 @@ class MicrobatchMaker:
     def _masks(self, step: int, microbatch: int, num_crops: int) -> tuple[Tensor | None, Masked | None]:
         if not self._config.train.uses_ibot:
             return None, None
+        if not self._config.train.hides_patches:
+            hidden = np.zeros((num_crops, self._grid**2), dtype=bool)
+            return to_device(hidden, self._device), find_masked(~hidden, self._device)
         masks = draw_masks(
             self._config.train.ibot, num_crops, self._grid, self._rng(_MASKS, step, microbatch)
         )

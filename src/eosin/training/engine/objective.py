@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eosin.config.train import TrainConfig
 from eosin.models.backbone import CropGroup
+from eosin.models.frozen_teacher import FrozenTeacher
 from eosin.models.network import Network, ProjectionHead
 from eosin.training.engine.microbatch import Masked, Microbatch
 from eosin.training.engine.parallel import let_go
@@ -43,9 +44,9 @@ class TeacherViews(NamedTuple):
     tokens: Tensor
     """[2, n, d] bottleneck features of the global views."""
     patches: Tensor
-    """[masked, d] of the patches that the student does not see."""
+    """[masked, d] of the patches that are compared."""
     features: Tensor
-    """[2, n, dim] class tokens before the head."""
+    """[2, n, dim] class tokens before the head; the student's where it learns from a frozen teacher."""
 
 
 class SpanningSets(NamedTuple):
@@ -98,15 +99,20 @@ class Objective:
         centers: Centers,
         temperature: float,
         surplus: Mapping[int, Microbatch] | None = None,
+        frozen: FrozenTeacher | None = None,
     ) -> Targets:
         """Run the teacher over this rank's microbatches and settle the global statistics of its logits.
 
+        With `frozen`, its tokens go through the heads of `teacher`, whose backbone is left alone.
         Softmax centring uses the centres of the steps before and then moves `centers`, in place.
         `surplus`: passes that no statistic counts, for ranks that must run the teacher equally often.
         """
         uses_ibot = centers.ibot is not None
         passes = {**microbatches, **(surplus or {})}
-        views = {microbatch: _teacher_views(teacher, passes[microbatch], uses_ibot) for microbatch in passes}
+        views = {
+            microbatch: _teacher_views(teacher, passes[microbatch], uses_ibot, frozen)
+            for microbatch in passes
+        }
         dino = SinkhornProblem(
             {microbatch: views[microbatch].tokens.flatten(0, 1) for microbatch in microbatches},
             Prototypes(teacher.dino_head.last_layer.weight(), temperature),
@@ -132,7 +138,7 @@ class Objective:
         config = self._config
         tokens, local = _student_tokens(student, microbatch, pack=self._packs)
         views = tokens[:, 0].view(*microbatch.global_crops.shape[:2], -1)
-        features = student.dino_head(torch.cat([views.flatten(0, 1), local.flatten(0, 1)]))
+        features = student.dino_head(student.for_heads(torch.cat([views.flatten(0, 1), local.flatten(0, 1)])))
         num_global = views.shape[0] * views.shape[1]
         dino = dino_terms(
             features[:num_global].unflatten(0, views.shape[:2]),
@@ -146,6 +152,8 @@ class Objective:
         local_pairs, crossed = (dino[:2] / (num_pairs * config.batch_size)).unbind()
         entropy = dino[2] / (2 * config.batch_size)
         ibot = self._ibot(student, index, tokens, microbatch, targets)
+        if config.distill is not None:  # what is trained is watched, not what never changes
+            targets.views[index] = targets.views[index]._replace(features=views.detach())
         return torch.stack(
             [local_pairs, crossed, ibot, *self._uniformity(index, views, targets.spanning), entropy]
         )
@@ -207,10 +215,10 @@ class Objective:
     ) -> Tensor:
         if microbatch.masked is None:
             return tokens.new_zeros((), dtype=torch.float32)
-        hidden = _masked_tokens(student, tokens, microbatch.masked)
+        hidden = _masked_tokens(tokens, student.backbone.num_prefix_tokens, microbatch.masked)
         prototypes = Prototypes(student.patch_head.last_layer.weight(), self._config.dino.student_temperature)
         total = ibot_sum(
-            student.patch_head(hidden),
+            student.patch_head(student.for_heads(hidden)),
             targets.views[index].patches,
             microbatch.masked.weights,
             prototypes,
@@ -246,22 +254,25 @@ def _packing_gains(config: TrainConfig, device: torch.device) -> bool:
     return device.type != "cpu" or config.parallel == "fsdp" or config.deterministic
 
 
-def _teacher_views(teacher: Network, microbatch: Microbatch, uses_ibot: bool) -> TeacherViews:
+def _teacher_views(
+    teacher: Network, microbatch: Microbatch, uses_ibot: bool, frozen: FrozenTeacher | None
+) -> TeacherViews:
     size = microbatch.global_crops.shape[:2]
-    tokens = teacher.backbone(microbatch.global_crops.flatten(0, 1))
+    crops = microbatch.global_crops.flatten(0, 1)
+    tokens = teacher.backbone(crops) if frozen is None else frozen(crops)
+    num_prefix_tokens = teacher.backbone.num_prefix_tokens if frozen is None else 1
     classes = tokens[:, 0]
     views = teacher.dino_head(classes).view(*size, -1)
     if uses_ibot and microbatch.masked is not None:
-        patches = teacher.patch_head(_masked_tokens(teacher, tokens, microbatch.masked))
+        patches = teacher.patch_head(_masked_tokens(tokens, num_prefix_tokens, microbatch.masked))
     else:
         patches = views.new_zeros(0, views.shape[-1])
     return TeacherViews(views, patches, classes.view(*size, -1))
 
 
-def _masked_tokens(network: Network, tokens: Tensor, masked: Masked) -> Tensor:
+def _masked_tokens(tokens: Tensor, num_prefix_tokens: int, masked: Masked) -> Tensor:
     """[masked, dim] of `tokens` [crops, tokens, dim]."""
-    prefix = network.backbone.num_prefix_tokens
-    places = masked.places + (masked.crops + 1) * prefix
+    places = masked.places + (masked.crops + 1) * num_prefix_tokens
     return tokens.flatten(0, 1).index_select(0, places)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
@@ -22,6 +22,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from eosin.config.train import TrainConfig
+from eosin.models.frozen_teacher import FrozenTeacher
 from eosin.models.network import Network, ProjectionHead
 from eosin.training.engine.load_balance import Stopwatch
 from eosin.training.world import World
@@ -31,16 +32,16 @@ _CLIP_EPS = 1e-6
 
 
 def parallelize(
-    student: Network, teacher: Network, config: TrainConfig, world: World
+    student: Network, teacher: Network, config: TrainConfig, world: World, frozen: FrozenTeacher | None = None
 ) -> Replicated | Sharded:
-    """Put both networks on this rank's device as `config.parallel` says.
+    """Put all networks on this rank's device as `config.parallel` says.
 
     A world of one without a process group has nothing to shard with, and nothing to gain.
     """
     if config.parallel == "fsdp" and dist.is_initialized():
-        return Sharded(student, teacher, config, world)
-    student.to(world.device)
-    teacher.to(world.device)
+        return Sharded(student, teacher, config, world, frozen)
+    for network in filter(None, (student, teacher, frozen)):
+        network.to(world.device)
     return Replicated(student, world)
 
 
@@ -139,13 +140,23 @@ class Sharded:
 
     is_sharded = True
 
-    def __init__(self, student: Network, teacher: Network, config: TrainConfig, world: World) -> None:
+    def __init__(
+        self,
+        student: Network,
+        teacher: Network,
+        config: TrainConfig,
+        world: World,
+        frozen: FrozenTeacher | None,
+    ) -> None:
         self._student = student
         self._world = world
         self.stopwatch: Stopwatch | None = None
         self._sums: dict[nn.Parameter, Tensor] = {}
+        mesh = init_device_mesh(world.device.type, (world.size,))
         for network in (student, teacher):
-            _shard(network, config, world, keeps_roots=network is student)
+            _shard(network, mesh, keeps_roots=network is student)
+        if frozen is not None:
+            _cut(mesh, *frozen.vit.blocks, frozen)
 
     def passes(self) -> list[int | None]:
         """Own microbatches, then surplus passes (None); in deterministic mode all ranks', in order."""
@@ -204,28 +215,31 @@ class Sharded:
         return self._world.all_reduce(norms.double().square()).sqrt().float()
 
 
-def _shard(network: Network, config: TrainConfig, world: World, *, keeps_roots: bool) -> None:
+def _shard(network: Network, mesh: DeviceMesh, *, keeps_roots: bool) -> None:
     """Cut `network` into units, each moved to the device as it is cut.
 
     All is gathered in float32, so that autocast casts what it casts of replicas. With
     `keeps_roots`, what a unit holds beside its inner units stays gathered between forward and backward;
     a teacher has no backward that would free it again.
     """
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    plain = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in network.backbone.vit.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=plain, reshard_after_forward=True)
-    fully_shard(network.backbone, mesh=mesh, mp_policy=plain, reshard_after_forward=not keeps_roots)
+    _cut(mesh, *network.backbone.vit.blocks)
+    roots = [part for head in _heads(network) for part in (head.last_layer, head.mlp)]
+    _cut(mesh, network.backbone, *roots, *filter(None, [network.adapter]), keeps=keeps_roots)
     for head in _heads(network):
-        fully_shard(head.last_layer, mesh=mesh, mp_policy=plain, reshard_after_forward=not keeps_roots)
         register_fsdp_forward_method(head.last_layer, "weight")
-        fully_shard(head.mlp, mesh=mesh, mp_policy=plain, reshard_after_forward=not keeps_roots)
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     # Residual branches are added out of place (models/drop_path.py), which is what it warns of.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+
+
+def _cut(mesh: DeviceMesh, *units: nn.Module, keeps: bool = False) -> None:
+    """Shard each of `units`; `keeps`: what it gathers for the forward pass, until the backward pass."""
+    plain = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=plain, reshard_after_forward=not keeps)
 
 
 def _heads(network: Network) -> Iterable[ProjectionHead]:

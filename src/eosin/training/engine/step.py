@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from eosin.config import RunConfig
-from eosin.models.network import Network, speed_up, teacher_of
+from eosin.models.frozen_teacher import FrozenTeacher
+from eosin.models.network import HEADS, Network, speed_up, teacher_of
 from eosin.training.engine.microbatch import Microbatch, blank_microbatch
 from eosin.training.engine.objective import TERMS, Objective, Targets
 from eosin.training.engine.optimizer import Schedules, StepValues, apply_values, build_optimizer
@@ -86,16 +87,22 @@ class Learner:
     """Student, teacher, optimizer and loss state on this rank, whole or in shards."""
 
     def __init__(
-        self, config: RunConfig, student: Network, world: World, teacher: Network | None = None
+        self,
+        config: RunConfig,
+        student: Network,
+        world: World,
+        teacher: Network | None = None,
+        frozen: FrozenTeacher | None = None,
     ) -> None:
-        """`teacher`: the one to begin with; None: a copy of `student`."""
+        """`teacher`: the moving average to begin with; None: a copy of `student`. `frozen`: to distil."""
         self.world = world
         self.config = config.train
         self.student = student.train()
         self.student.backbone.mask_token.requires_grad_(config.train.uses_ibot)
         self.teacher = teacher_of(self.student if teacher is None else teacher)
         self._blank = blank_microbatch(config, student.backbone.patch_size, world.device)
-        self.strategy = parallelize(self.student, self.teacher, config.train, world)
+        self.frozen = frozen
+        self.strategy = parallelize(self.student, self.teacher, config.train, world, frozen)
         for network in (self.student, self.teacher):
             speed_up(network, config.train)
         self.objective = Objective(config.train, world)
@@ -125,7 +132,7 @@ class Learner:
         surplus = dict.fromkeys(self._surplus(len(microbatches)), self._blank)
         with self._autocast():
             targets = self.objective.targets(
-                self.teacher, microbatches, self.centers, values.teacher_temperature, surplus
+                self.teacher, microbatches, self.centers, values.teacher_temperature, surplus, self.frozen
             )
             spanning = self.objective.spanning_sets(self.student, {**microbatches, **surplus})
             targets = replace(targets, spanning=spanning)
@@ -223,9 +230,14 @@ class Learner:
 
     @torch.no_grad()
     def _move_teacher(self, momentum: float) -> None:
-        teacher = [local(parameter) for parameter in self.teacher.parameters()]
-        student = [local(parameter) for parameter in self.student.parameters()]
-        torch._foreach_lerp_(teacher, student, 1 - momentum)
+        moving = [
+            (local(average), local(parameter))
+            for (name, average), parameter in zip(
+                self.teacher.named_parameters(), self.student.parameters(), strict=True
+            )
+            if not (name.startswith(HEADS) and self.config.keeps_teacher_heads)
+        ]
+        torch._foreach_lerp_([own for own, _ in moving], [theirs for _, theirs in moving], 1 - momentum)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bf16"

@@ -11,7 +11,7 @@ from torch import nn
 
 from eosin.errors import UserError
 from eosin.models.arch import import_timm
-from eosin.models.weights import create_pretrained, parse_tensors, read_bytes
+from eosin.models.weights import HUB_PREFIX, create_pretrained, parse_tensors, read_bytes
 from eosin.records import TeacherCard
 
 _MAX_NAMED, _ERROR_CHARS = 3, 300
@@ -20,13 +20,14 @@ _HINT = "name the architecture that the file was saved from: timm:ARCH@URI"
 _PREFIXES = ("module.", "teacher.", "student.", "backbone.", "encoder.", "model.", "vit.")
 
 
-def load_timm(name: str) -> tuple[nn.Module, TeacherCard]:
+def load_timm(name: str, *, pretrained: bool = True) -> tuple[nn.Module, TeacherCard]:
     """`name` with its published weights, its own input size and normalisation.
 
-    A name that begins with `hf-hub:` is a model on the Hugging Face hub in timm's form. Raises `UserError`
-    for a name timm does not know, `TransientError` where the weights cannot be had.
+    `pretrained=False`: the network alone, as randomly drawn. A name that begins with `hf-hub:` is a model on
+    the Hugging Face hub in timm's form. Raises `UserError` for a name timm does not know, `TransientError`
+    where the weights cannot be had.
     """
-    module = _create(name, pretrained=True)
+    module = _create(name, pretrained=pretrained)
     return _judged(module, name, sha256="")
 
 
@@ -50,7 +51,9 @@ def load_timm_file(arch: str, uri: str) -> tuple[nn.Module, TeacherCard]:
 
 def _create(name: str, *, pretrained: bool) -> Any:
     """With a position embedding that follows the image's size, where the network has one."""
-    create = partial(create_pretrained, what="baseline") if pretrained else _create_untrained
+    # What the hub has is known only there, the weights or not.
+    fetched = pretrained or name.startswith(HUB_PREFIX)
+    create = partial(create_pretrained, what="model", pretrained=pretrained) if fetched else _create_untrained
     try:
         return create(name, dynamic_img_size=True)
     except TypeError:
