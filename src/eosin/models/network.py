@@ -71,7 +71,8 @@ class ProjectionHead(nn.Module):
         self.mlp = nn.Sequential(*layers[:-1])
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                _drawn(layer)
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
         self.last_layer = PrototypeLayer(
             config.bottleneck_dim, config.num_prototypes, freeze_norm=config.freeze_last_layer_norm
         )
@@ -80,13 +81,6 @@ class ProjectionHead(nn.Module):
         """Unit vectors [rows, bottleneck_dim] of `x` [rows, in_dim]."""
         x = self.mlp(x)
         return F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
-
-
-def _drawn(layer: nn.Linear) -> nn.Linear:
-    """`layer` as the references begin their heads."""
-    nn.init.trunc_normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 HEADS = ("dino_head.", "ibot_head.")
@@ -136,7 +130,7 @@ def build_network(config: RunConfig, *, meta: bool = False) -> Network:
             width, adapter = backbone.num_features, None
             if config.train.distill is not None:
                 width = int(teacher_shape(config.train.distill.teacher).vit.num_features)
-                adapter = _drawn(nn.Linear(backbone.num_features, width))
+                adapter = nn.Linear(backbone.num_features, width)
             dino_head = ProjectionHead(width, config.model.dino_head)
             ibot_head = None
             if config.train.uses_ibot and config.model.ibot_head is not None:

@@ -121,7 +121,7 @@ def test_the_heads_of_a_run_are_taken_and_stay(tmp_path: Path) -> None:
 def _teacher_of(folder: Path, step: int) -> dict[str, Tensor]:
     from eosin.runs import load_run
 
-    return load_part(open_store(str(folder)), step, "teacher", load_run(str(folder)).digest())
+    return load_part(open_store(str(folder)), step, "teacher", load_run(str(folder)).digests())
 
 
 def test_heads_of_another_shape_are_refused(tmp_path: Path) -> None:
