@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import Dataset, Sample
-from eosin.evaluation.datasets.splits import split_samples
+from eosin.evaluation.datasets.splits import folds_of, split_samples
 from eosin.evaluation.embeddings.embed import Embeddings, Features
 from eosin.metrics.classification import (
     accuracies,
@@ -24,7 +24,7 @@ from eosin.metrics.classification import (
     recalls,
 )
 from eosin.metrics.group_counts import Figure, group_confusions
-from eosin.metrics.intervals import Interval, interval, interval_over, interval_without
+from eosin.metrics.intervals import Interval, interval, interval_over, interval_over_folds, interval_without
 from eosin.records import MetricValue
 
 Classes = npt.NDArray[np.int64]
@@ -100,12 +100,81 @@ def split_labelled(dataset: Dataset, embeddings: Embeddings) -> Labelled:
     return Labelled(names, train, val, judged, bank, split.judged, notes)
 
 
+def split_folds(dataset: Dataset, embeddings: Embeddings) -> list[Labelled]:
+    """`split_labelled` of each fold; one where the dataset has no folds. Raises as that does."""
+    return [split_labelled(each, embeddings) for each in folds_of(dataset)]
+
+
 @dataclass(frozen=True)
 class Judged:
     """Figures of all runs, and the fields of `ClassifierDetails` that go with them."""
 
     metrics: dict[str, MetricValue]
     told: dict[str, Any]
+
+
+Learn = Callable[[Labelled], tuple[Probabilities, dict[str, Any]]]
+"""Learns of one split: the probabilities [S, N, C] of its judged samples, and fields of the details."""
+
+
+def judge_folds(splits: Sequence[Labelled], learn: Learn, *, calibrated: bool = True) -> Judged:
+    """`judge` of what is learnt of each split; several are folds, of which a figure has one value each.
+
+    Intervals are then of the mean over folds, by Student's t and the corrected variance of Nadeau and Bengio
+    (2003): folds share most of what they learn from, so their own spread says too little.
+    """
+    found = []
+    for parts in splits:
+        probabilities, told = learn(parts)
+        judged = judge(parts, probabilities, calibrated=calibrated)
+        told = {**told, "notes": (*parts.notes, *told.get("notes", ()))}
+        found.append((parts, probabilities, Judged(judged.metrics, judged.told | told)))
+    return found[0][2] if len(found) == 1 else _over_folds(found)
+
+
+def _over_folds(found: Sequence[tuple[Labelled, Probabilities, Judged]]) -> Judged:
+    each = [judged for _, _, judged in found]
+    metrics = {
+        name: MetricValue.of(
+            [one.metrics[name].mean for one in each], higher_is_better=value.higher_is_better
+        )
+        for name, value in each[0].metrics.items()
+        if all(name in one.metrics for one in each)
+    }
+    names = found[0][0].class_names
+    samples = {sample: label for parts, _, _ in found for sample, label in
+               zip(parts.judged.samples, parts.judged.classes.tolist(), strict=True)}  # fmt: skip
+    by_patient = all(sample.patient for sample in samples)
+    counts: dict[str, Classes] = defaultdict(lambda: np.zeros((len(names), len(names)), dtype=np.int64))
+    for parts, probabilities, _ in found:
+        for i, (sample, true) in enumerate(zip(parts.judged.samples, parts.judged.classes, strict=True)):
+            group = counts[sample.patient if by_patient else sample.source]
+            np.add.at(group[true], probabilities[:, i].argmax(axis=-1), 1)
+    share = float(np.mean([len(p.judged.samples) / len(p.bank.samples) for p, _, _ in found]))
+    total = np.sum(list(counts.values()), axis=0)
+    unit = "patients" if by_patient else "images"
+    told = each[0].told | {
+        "num_folds": len(found),
+        "num_judged": len(samples),
+        "class_counts": {name: list(samples.values()).count(i) for i, name in enumerate(names)},
+        "confusion": total.tolist(),
+        "recall": dict(zip(names, recalls(total), strict=True)),
+        "truth": (),
+        "predicted": (),
+        "patients": (),
+        "group_confusions": {name: each.tolist() for name, each in sorted(counts.items())}
+        if len(counts) * len(names) ** 2 <= _MAX_COUNTS
+        else {},
+        "intervals": {
+            name: interval_over_folds(value.values, share) for name, value in metrics.items()
+            if len(found) > 2 and name in (*_COUNTED, "auroc", "auprc")
+        },
+        "interval_over": f"{len(found)} folds of {len(counts)} {unit}",
+        "notes": tuple(dict.fromkeys(note for one in each for note in one.told["notes"])),
+        **{name: sum((tuple(one.told.get(name, ())) for one in each), ())
+           for name in ("best_epoch", "validation_score")},
+    }  # fmt: skip
+    return Judged(metrics, told)
 
 
 def judge(parts: Labelled, probabilities: Probabilities, *, calibrated: bool = True) -> Judged:

@@ -126,6 +126,8 @@ class JudgedDetails(Details):
     """Samples that chose the epoch or step."""
     num_judged: int = 0
     """Samples that the figures are of."""
+    num_folds: int = 0
+    """Folds of a cross-validation, of which each value of a figure is one; 0: none."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Counts of all runs together: row the true class, column the predicted one."""
     group_confusions: dict[str, tuple[tuple[int, ...], ...]] = {}

@@ -89,7 +89,7 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
     [
         ("slide,grade\na.svs,1\n", "lacks the column.*label"),
         ("slide,label\na.svs,1\na.svs,0\n", "names a.svs twice"),
-        ("slide,label,split\na.svs,1,training\n", "split 'training' is not one of train, val, test"),
+        ("slide,label,split\na.svs,1,held\n", "row 2: split 'held' is not one of train, val, test"),
         ("slide,label\n,1\n", "row 2: no slide is named"),
     ],
 )

@@ -52,9 +52,10 @@ def _judge(tmp_path: Path, rows: list[dict[str, str]]) -> MetricRecord:
 def test_slides_are_ranked_by_time_and_patients_counted_once(tmp_path: Path) -> None:
     write_labelled_slides(tmp_path / "slides", per_split=4)
     rows = [
-        {"slide": f"{kind}_{split}_{n}.svs", "time": str((1 if kind == "pink" else 10) + n), "event": "1",
-         "split": split, "patient": f"{kind}{split}{n // 2 if split == 'train' else n}"}
+        {"slide": f"{kind}_{split}_{n}.svs", "time": str((1 if kind == "pink" else 10) + patient), "event": "1",
+         "split": split, "patient": f"{kind}{split}{patient}"}
         for kind in ("pink", "violet") for split in ("train", "test") for n in range(4)
+        for patient in [n // 2 if split == "train" else n]
     ]  # fmt: skip
     record = _judge(tmp_path, rows)
     assert record.status == "ok", record.reason
@@ -71,3 +72,18 @@ def test_a_time_or_event_that_is_none_is_named(tmp_path: Path, time: str, event:
     record = _judge(tmp_path, [{"slide": "a.svs", "time": time, "event": event}])
     assert record.status == "failed"
     assert f"row 2: time {time!r}, event {event!r}" in record.reason
+
+
+def test_folds_of_a_table_are_judged_each(tmp_path: Path) -> None:
+    write_labelled_slides(tmp_path / "slides", per_split=4)
+    rows = [
+        {"slide": f"{kind}_{split}_{n}.svs", "time": str((1 if kind == "pink" else 10) + n), "event": "1",
+         "patient": f"{kind}{split}{n}", **{f"fold_{f}": "test" if n % 3 == f else "train" for f in range(3)}}
+        for kind in ("pink", "violet") for split in ("train", "test") for n in range(4)
+    ]  # fmt: skip
+    record = _judge(tmp_path, rows)
+    assert record.status == "ok", record.reason
+    value = record.metrics["c_index"]
+    assert len(value.values) == 3 and record.details.interval_over == "3 folds of patients"
+    low, high = record.details.intervals["c_index"]
+    assert low < value.mean <= high <= 1

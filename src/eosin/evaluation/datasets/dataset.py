@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from eosin.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
@@ -22,6 +26,8 @@ class Sample:
     mpp: float | None = None
     centre: str = ""
     """The hospital or scanner it comes from."""
+    folds: tuple[str, ...] = ()
+    """Split in each fold of a cross-validation; none: `split` alone."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,52 @@ class MissingImage:
     """In place of an image's bytes: why there are none."""
 
     reason: str
+
+
+_SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_FOLD = re.compile(r"fold_(\d+)")
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")
+
+
+def split_of(name: str) -> str:
+    """The split that a folder's or a cell's name stands for, in any case; empty for what is none."""
+    return _SPLIT_NAMES.get(name.lower(), "")
+
+
+def splits_of_row(row: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
+    """`split` of a table's row, and those of its columns fold_0, fold_1 …, in the order of their numbers.
+
+    Raises `UserError` saying `where` for a split that is none.
+    """
+    numbers = {int(match[1]): name for name in row if (match := _FOLD.fullmatch(name))}
+    cells = [str(row.get(name) or "").strip() for name in ("split", *(numbers[n] for n in sorted(numbers)))]
+    for cell in cells:
+        if cell and not split_of(cell):
+            raise UserError(f"{where}: split {cell!r} is not one of {', '.join(SPLITS)}")
+    first, *others = map(split_of, cells)
+    return first, tuple(others)
+
+
+def tidy_labels(labels: Sequence[str]) -> list[str]:
+    """1 for 1.0 where all are whole numbers, as a column with an empty cell writes them elsewhere."""
+    found = [_WHOLE_NUMBER.fullmatch(label) for label in labels]
+    is_number = all(match or not label for match, label in zip(found, labels, strict=True))
+    if not is_number or not any(match and match[2] for match in found):
+        return list(labels)
+    return [match[1] if match else "" for match in found]
+
+
+def alike_labels(labels: Iterable[str]) -> list[str]:
+    """A note where classes differ by case or blanks alone, which is most often one class written twice."""
+    spelled: dict[str, set[str]] = defaultdict(set)
+    for label in labels:
+        spelled["".join(label.lower().split())].add(label)
+    twice = [", ".join(sorted(names)) for names in spelled.values() if len(names) > 1]
+    return [f"classes that differ by case or blanks alone: {'; '.join(twice)}"] if twice else []
 
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"

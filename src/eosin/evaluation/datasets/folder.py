@@ -12,14 +12,10 @@ from eosin.evaluation.datasets.dataset import (
     ReadImages,
     Sample,
     lfs_reason,
+    split_of,
 )
 from eosin.storage import ByteRange, NotFound, ObjectInfo, Store
 
-SPLIT_FOLDERS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
 # What lies beside images and is not one; anything else is judged by its first bytes, not its name.
 _SIDECARS = {".csv", ".db", ".htm", ".html", ".ini", ".json", ".log", ".md", ".pdf", ".py", ".sha256",
              ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml"}  # fmt: skip
@@ -76,7 +72,7 @@ def may_be_image(key: str) -> bool:
 
 
 def _split(path: PurePosixPath) -> str:
-    return SPLIT_FOLDERS.get(path.parts[0].lower(), "") if len(path.parts) > 2 else ""
+    return split_of(path.parts[0]) if len(path.parts) > 2 else ""
 
 
 def _sample(key: str, has_splits: bool) -> Sample | None:

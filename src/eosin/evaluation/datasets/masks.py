@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import Dataset, Digest, ReadImages, Sample
-from eosin.evaluation.datasets.folder import SPLIT_FOLDERS, may_be_image, reader
+from eosin.evaluation.datasets.dataset import Dataset, Digest, ReadImages, Sample, split_of
+from eosin.evaluation.datasets.folder import may_be_image, reader
 from eosin.evaluation.transform import BadImage, decode_raw
 from eosin.storage import ObjectInfo, open_store
 
@@ -168,7 +168,7 @@ def _found(listed: Iterable[ObjectInfo]) -> dict[str, dict[_Name, list[ObjectInf
 def _place(key: str, *, has_splits: bool) -> tuple[str, _Name] | None:
     """Whether `key` is an image or a mask, and its name; None for what is neither."""
     path = PurePosixPath(key)
-    split = SPLIT_FOLDERS.get(path.parts[0].lower(), "") if has_splits else ""
+    split = split_of(path.parts[0]) if has_splits else ""
     inner = path.parts[1:] if split else path.parts
     if (has_splits and not split) or len(inner) < 2 or inner[0].lower() not in (_IMAGES, _MASKS):
         return None

@@ -15,13 +15,15 @@ import pyarrow as pa
 from eosin.config.presets import ImageLayout
 from eosin.errors import PermanentError, UserError
 from eosin.evaluation.datasets.dataset import (
-    SPLITS,
     Dataset,
     Digest,
     MissingImage,
     ReadImages,
     Sample,
+    alike_labels,
     lfs_reason,
+    splits_of_row,
+    tidy_labels,
 )
 from eosin.evaluation.datasets.folder import open_folder, reader
 from eosin.evaluation.datasets.public.images import IMAGES
@@ -85,7 +87,6 @@ def _sample(row: PatchRow) -> Sample:
     )
 
 
-_COLUMNS = ("label", "split", "patient", "centre", "mpp")
 _MAX_NAMED = 3
 _MAX_FOLDERS = 64
 
@@ -108,22 +109,27 @@ def open_table(uri: str) -> Dataset:
     rows, images = _read_rows(data, uri)
     if not rows:
         raise UserError(f"{uri} has no row below its header")
-    samples = tuple(_sample_row(i, row, uri) for i, row in enumerate(rows))
+    labels = tidy_labels([_text(row.get("label")) for row in rows])
+    samples = tuple(
+        _sample_row(i, row, label, uri) for i, (row, label) in enumerate(zip(rows, labels, strict=True))
+    )
+    notes = tuple(alike_labels(labels))
     digest = Digest()
     for sample in samples:
-        digest.add(sample.source, sample.label, sample.split, sample.patient)
+        digest.add(sample.source, sample.label, sample.split, sample.patient, *sample.folds)
         if sample.centre or sample.mpp is not None:
             digest.add(sample.centre, sample.mpp)
     if images is None:
-        return Dataset(uri, digest.hex(), samples, _read_paths(store, samples, digest), _repeated(samples))
+        read = _read_paths(store, samples, digest)
+        return Dataset(uri, digest.hex(), samples, read, (*notes, *_repeated(samples)))
     digest.add(len(data), store.head(name).etag)
-    return Dataset(uri, digest.hex(), samples, lambda wanted: [_bytes(images[i]) for i in wanted])
+    return Dataset(uri, digest.hex(), samples, lambda wanted: [_bytes(images[i]) for i in wanted], notes)
 
 
 def _read_rows(data: bytes, uri: str) -> tuple[list[dict[str, Any]], pa.ChunkedArray | None]:
     """The rows without their images, and the images where they lie in the table."""
     if not uri.lower().endswith(".parquet"):
-        return [dict(row) for row in parse_csv(data, uri, ("path", "label"))], None
+        return list(parse_csv(data, uri, ("path", "label"))), None
     if reason := lfs_reason(data):
         raise UserError(f"{uri} is {reason}")
     try:
@@ -133,22 +139,23 @@ def _read_rows(data: bytes, uri: str) -> tuple[list[dict[str, Any]], pa.ChunkedA
     names = table.column_names
     if not {"path", "image"} & {*names} or "label" not in names:
         raise UserError(f"{uri} needs the columns path or image, and label; it has {', '.join(names)}")
-    rows = table.select([name for name in ("path", *_COLUMNS) if name in names]).to_pylist()
+    flat = [each.name for each in table.schema if not pa.types.is_nested(each.type) and each.name != "image"]
+    rows = table.select(flat).to_pylist()
     return rows, table.column("image") if "image" in names else None
 
 
-def _sample_row(number: int, row: dict[str, Any], uri: str) -> Sample:
-    fields = {name: _text(row.get(name)) for name in _COLUMNS}
-    split, where = fields["split"], f"{uri}, row {number + 1}"
-    if split and split not in SPLITS:
-        raise UserError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
+def _sample_row(number: int, row: dict[str, Any], label: str, uri: str) -> Sample:
+    patient, centre, mpp = (_text(row.get(name)) for name in ("patient", "centre", "mpp"))
+    where = f"{uri}, row {number + 1}"
+    split, folds = splits_of_row(row, where)
     return Sample(
         source=_text(row.get("path")) or f"row {number + 1}",
-        label=fields["label"],
+        label=label,
         split=split,
-        patient=fields["patient"],
-        centre=fields["centre"],
-        mpp=_mpp(fields["mpp"], where),
+        patient=patient,
+        centre=centre,
+        mpp=_mpp(mpp, where),
+        folds=folds,
     )
 
 

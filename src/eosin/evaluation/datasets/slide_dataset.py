@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+import yaml
 
 from eosin.config.presets import SlideLayout
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import (
-    SPLITS,
     Dataset,
     Digest,
     MissingImage,
     Sample,
+    alike_labels,
     lfs_reason,
+    splits_of_row,
     tcga_patient,
+    tidy_labels,
 )
 from eosin.evaluation.datasets.public.published import Found, Listing, PublicDataset, as_dataset, parse_csv
-from eosin.storage import NotFound, open_store
+from eosin.storage import NotFound, Store, join_uri, open_store
 
 # kaiko-eva's validation slides of Camelyon16, which are those of PatchCamelyon.
 _VAL_NORMAL = (
@@ -150,6 +155,8 @@ class SlideDataset(Dataset):
     slides_uri: str
     times: tuple[float, ...] = ()
     """Of each slide, where they are of survival: until the event, or until nothing more is known."""
+    is_of_patients: bool = False
+    """Whether its table says that what is judged are patients, of all their slides."""
 
 
 EVENT, CENSORED = "event", "censored"
@@ -175,7 +182,9 @@ def open_survival(uri: str, slides_uri: str = "") -> SlideDataset:
 
     Raises `UserError` as `open_slides` does, and for another time or event.
     """
-    return _from_csv(uri, slides_uri, ("slide", "time", "event"))
+    found = _from_csv(uri, slides_uri, ("slide", "time", "event"))
+    require_alike_patients(found)
+    return found
 
 
 def _followed(uri: str, number: int, row: dict[str, str]) -> tuple[float, str]:
@@ -195,35 +204,105 @@ def _followed(uri: str, number: int, row: dict[str, str]) -> tuple[float, str]:
 
 def _from_csv(uri: str, slides_uri: str, columns: tuple[str, ...] = ("slide", "label")) -> SlideDataset:
     folder, _, name = uri.rpartition("/")
+    store = open_store(folder or ".")
     try:
-        data = open_store(folder or ".").get(name)
+        data = store.get(name)
     except NotFound:
         raise UserError(
             f"no table at {uri}", hint=f"a CSV with the columns {', '.join(columns)} is needed"
         ) from None
-    rows = parse_csv(data, uri, columns)
+    given = _given_task(store, folder) if uri.lower().endswith(".tsv") else _GivenTask({}, {}, False)
+    rows = parse_csv(data, uri, [given.names.get(column, column) for column in columns])
+    if not rows:
+        raise UserError(f"{uri} has no row below its header")
+    rows = [
+        {**row, **{ours: row[theirs] for ours, theirs in given.names.items() if theirs in row}}
+        for row in rows
+    ]
     times: tuple[float, ...] = ()
     if "time" in columns:
         followed = [_followed(uri, number, row) for number, row in enumerate(rows, 2)]
-        times = tuple(time for time, _ in followed)
-        rows = [{**row, "label": label} for row, (_, label) in zip(rows, followed, strict=True)]
-    samples = [_sample(uri, number, row) for number, row in enumerate(rows, 2)]
-    if not rows:
-        raise UserError(f"{uri} has no row below its header")
+        times, labels = tuple(time for time, _ in followed), [label for _, label in followed]
+    else:
+        labels = [given.labels.get(each, each) for each in tidy_labels([row["label"] for row in rows])]
+    pairs = zip(rows, labels, strict=True)
+    samples = [_sample(uri, number, row, label) for number, (row, label) in enumerate(pairs, 2)]
     twice = [name for name, count in Counter(sample.source for sample in samples).items() if count > 1]
     if twice:
         raise UserError(f"{uri} names {twice[0]} twice", hint="one row a slide is needed")
-    return _slide_dataset(uri, slides_uri or folder or ".", samples, (), times)
+    found = _slide_dataset(uri, slides_uri or folder or ".", samples, tuple(alike_labels(labels)), times)
+    return replace(found, is_of_patients=given.is_of_patients)
 
 
-def _sample(uri: str, number: int, row: dict[str, str]) -> Sample:
+class _GivenTask(NamedTuple):
+    """What the task file beside a table of Patho-Bench says."""
+
+    names: dict[str, str]
+    """Our names of columns, and its own."""
+    labels: dict[str, str]
+    """By what stands in the table."""
+    is_of_patients: bool
+
+
+def _given_task(store: Store, folder: str) -> _GivenTask:
+    """Of `config.yaml` beside `k=all.tsv`, as MahmoodLab/Patho-Bench on Hugging Face has them; none without.
+
+    Raises `UserError` where the file is something else.
+    """
+    source = join_uri(folder, "config.yaml")
+    if not store.exists("config.yaml"):
+        return _GivenTask({}, {}, False)
+    try:
+        tree = yaml.safe_load(store.get("config.yaml"))
+        task, unit = str(tree["task_col"]), str(tree["sample_col"])
+        labels = {str(key): str(value) for key, value in (tree.get("label_dict") or {}).items()}
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{source} is not a task of Patho-Bench: {type(error).__name__} {error}",
+            hint="a .tsv with a config.yaml is read as Patho-Bench publishes them; else give a .csv",
+        ) from error
+    names = {"slide": "slide_id", "patient": "case_id", "label": task}
+    return _GivenTask(names | {"time": f"{task}_days", "event": f"{task}_event"}, labels, unit == "case_id")
+
+
+def _sample(uri: str, number: int, row: dict[str, str], label: str) -> Sample:
     if not row["slide"]:
         raise UserError(f"{uri}, row {number}: no slide is named")
-    split = row.get("split", "")
-    if split and split not in SPLITS:
-        raise UserError(f"{uri}, row {number}: split {split!r} is not one of {', '.join(SPLITS)}")
+    split, folds = splits_of_row(row, f"{uri}, row {number}")
     patient = row.get("patient", "") or tcga_patient(row["slide"])
-    return Sample(row["slide"], row["label"], split, patient)
+    return Sample(row["slide"], label, split, patient, folds=folds)
+
+
+def by_patient(dataset: SlideDataset) -> SlideDataset:
+    """The same with the slides of each patient side by side; a slide without a patient is one of its own.
+
+    Raises `UserError` where the slides of a patient differ in label, time or split.
+    """
+    require_alike_patients(dataset)
+    order = sorted(range(len(dataset.samples)), key=lambda row: (patient_of(dataset.samples[row]), row))
+    return replace(
+        dataset,
+        is_of_patients=True,
+        samples=tuple(dataset.samples[row] for row in order),
+        times=tuple(dataset.times[row] for row in order) if dataset.times else (),
+    )
+
+
+def patient_of(sample: Sample) -> str:
+    """Its patient; where none is known, the slide itself."""
+    return sample.patient or sample.source
+
+
+def require_alike_patients(dataset: SlideDataset) -> None:
+    """Raises `UserError` where the slides of one patient differ in label, time or split."""
+    told: dict[str, tuple[object, ...]] = {}
+    for sample, time in itertools.zip_longest(dataset.samples, dataset.times):
+        told_here = (sample.label, time, sample.split, sample.folds)
+        if told.setdefault(patient_of(sample), told_here) != told_here:
+            raise UserError(
+                f"{dataset.uri}: the slides of patient {patient_of(sample)} differ in label, time or split",
+                hint="where patients are judged, all slides of one have the same",
+            )
 
 
 def _slide_dataset(
@@ -236,7 +315,7 @@ def _slide_dataset(
     digest = Digest()
     digest.add(slides_uri, *times)
     for sample in samples:
-        digest.add(sample.source, sample.label, sample.split, sample.patient)
+        digest.add(sample.source, sample.label, sample.split, sample.patient, *sample.folds)
     return SlideDataset(
         uri=uri,
         digest=digest.hex(),

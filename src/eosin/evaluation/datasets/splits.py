@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from eosin.evaluation.datasets.dataset import Sample
+from eosin.errors import UserError
+from eosin.evaluation.datasets.dataset import Dataset, Sample
+
+AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 
 _TEST_SHARE, _VAL_SHARE = 0.2, 0.2
 _MIN_PATIENTS = 3
@@ -63,6 +67,46 @@ def split_samples(samples: Sequence[Sample]) -> Split:
             drawn, "test", ["no validation split: a fifth of train is drawn", *notes], val_is_drawn=True
         )
     return _split(named, "test", notes)
+
+
+def folds_of(dataset: AnyDataset) -> list[AnyDataset]:
+    """The dataset once a fold, split as that fold says; itself alone where it has none."""
+    num_folds = max((len(sample.folds) for sample in dataset.samples), default=0)
+    return [
+        replace(dataset, samples=tuple(replace(s, split=s.folds[fold]) for s in dataset.samples))
+        for fold in range(num_folds)
+    ] or [dataset]
+
+
+def with_folds(dataset: AnyDataset, num_folds: int) -> AnyDataset:
+    """The same, dealt into so many parts of like classes, each tested once by what is learnt of the others.
+
+    Whole patients where they are known, by scikit-learn's StratifiedGroupKFold. The same samples give the
+    same folds in any order. Raises `UserError` where a class has fewer patients than folds, or folds are
+    given.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if any(sample.folds for sample in dataset.samples):
+        raise UserError(f"{dataset.uri} has folds of its own", hint="leave out folds")
+    rows = sorted(
+        (i for i, s in enumerate(dataset.samples) if s.label), key=lambda i: dataset.samples[i].source
+    )
+    labels = [dataset.samples[i].label for i in rows]
+    groups = [dataset.samples[i].patient or dataset.samples[i].source for i in rows]
+    fewest = min(Counter(label for label, _ in set(zip(labels, groups, strict=True))).values(), default=0)
+    if fewest < num_folds:
+        raise UserError(
+            f"{dataset.uri}: {num_folds} folds of a class with {fewest} patient(s) or image(s)",
+            hint="lower folds",
+        )
+    folds = [["train"] * num_folds if s.label else [""] * num_folds for s in dataset.samples]
+    dealer = StratifiedGroupKFold(num_folds, shuffle=True, random_state=0)
+    for fold, (_, tested) in enumerate(dealer.split(rows, labels, groups)):
+        for place in tested:
+            folds[rows[place]][fold] = "test"
+    pairs = zip(dataset.samples, folds, strict=True)
+    return replace(dataset, samples=tuple(replace(sample, folds=tuple(each)) for sample, each in pairs))
 
 
 def _shared_patients(samples: Sequence[Sample], named: dict[str, list[int]]) -> list[str]:

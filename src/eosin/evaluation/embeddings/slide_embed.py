@@ -7,7 +7,7 @@ import json
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -182,6 +182,16 @@ class Bags:
     def num_patches(self) -> int:
         """Over all slides."""
         return int(self.starts[-1])
+
+    def means(self) -> Features:
+        """Mean embedding of each slide, float32 [slides, D]."""
+        ends = zip(self.starts, self.starts[1:], strict=False)
+        return np.stack([self.features[start:end].mean(axis=0) for start, end in ends])
+
+    def merged(self, names: Sequence[str]) -> Bags:
+        """One bag for the neighbours that share a name; of their rows the first stands for it."""
+        first = [i for i, name in enumerate(names) if not i or name != names[i - 1]]
+        return replace(self, starts=self.starts[[*first, -1]], rows=self.rows[first])
 
 
 def embed_slides(

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -109,6 +111,27 @@ def _step(runs: BatchedRuns, train: Part, batch: Tensor) -> None:
     error /= batch.shape[1]
     weight.grad, bias.grad = features.transpose(1, 2) @ error, error.sum(dim=1)
     runs.optimizer.step()
+
+
+def logistic_regression(
+    features: npt.NDArray[np.floating],
+    classes: npt.NDArray[np.int64],
+    asked: npt.NDArray[np.floating],
+    *,
+    num_classes: int,
+    cost: float,
+) -> npt.NDArray[np.float64]:
+    """Probabilities [M, C] for `asked` [M, D] by scikit-learn's logistic regression of [N, D], C = `cost`.
+
+    Patho-Bench's linear probe: features as they are, lbfgs, at most 10,000 iterations. A class that is not
+    learnt has 0.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=cost, max_iter=10_000).fit(features, classes)
+    probabilities = np.zeros((len(asked), num_classes))
+    probabilities[:, model.classes_] = model.predict_proba(asked)
+    return probabilities
 
 
 class Draws(Protocol):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,30 +38,37 @@ class FewShotTask(LabelledImagesTask):
         import numpy as np
 
         from eosin.evaluation.heads.runs import run_seed
-        from eosin.evaluation.labelled import judge, split_labelled
+        from eosin.evaluation.labelled import Labelled, judge_folds, split_folds
         from eosin.metrics.embeddings import simple_shot
         from eosin.records.details import ClassifierDetails
 
         embeddings = context.embed(dataset)
-        parts = split_labelled(dataset, embeddings)
-        counts = np.bincount(parts.bank.classes, minlength=len(parts.class_names))
-        shots = sorted({k for k in self.shots if k <= counts.min()})
+        splits = split_folds(dataset, embeddings)
+        size = len(splits[0].class_names)
+        fewest = min(int(np.bincount(parts.bank.classes, minlength=size).min()) for parts in splits)
+        shots = sorted({k for k in self.shots if k <= fewest})
         if not shots:
             raise UserError(
-                f"{dataset.uri}: a class has {counts.min()} training image(s), "
-                f"{min(self.shots)} shots are wanted",
+                f"{dataset.uri}: a class has {fewest} training image(s), {min(self.shots)} shots are wanted",
                 hint="lower shots, or give more images",
             )
+
+        def learn(parts: Labelled, k: int) -> tuple[Any, dict[str, Any]]:
+            bank, asked = parts.bank, parts.judged.features
+            draws = [
+                simple_shot(
+                    bank.features, bank.classes, asked, shots=k, seed=run_seed(context.config.seed, n)
+                )
+                for n in range(self.num_draws)
+            ]
+            return np.stack(draws), {}
+
         metrics: dict[str, MetricValue] = {}
         for k in shots:
-            chances = np.stack([
-                simple_shot(parts.bank.features, parts.bank.classes, parts.judged.features, shots=k,
-                            seed=run_seed(context.config.seed, draw))
-                for draw in range(self.num_draws)
-            ])  # fmt: skip
-            found = judge(parts, chances, calibrated=False)
+            found = judge_folds(splits, partial(learn, k=k), calibrated=False)
             metrics[f"balanced_accuracy_{k}_shot"] = found.metrics["balanced_accuracy"]
         left_out = sorted(set(self.shots) - set(shots))
         notes = [f"too few training images for {left_out} shots"] if left_out else []
-        details = ClassifierDetails(**embeddings.told(), **found.told, notes=(*parts.notes, *notes))
+        told = {**found.told, "notes": (*found.told["notes"], *notes)}
+        details = ClassifierDetails(**embeddings.told(), **told)
         return TaskResult({**found.metrics, **metrics}, details, len(embeddings.rows))

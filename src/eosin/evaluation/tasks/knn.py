@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,31 +32,32 @@ class KnnTask(LabelledImagesTask):
 
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Accuracies of one run. Raises `UserError` where there is nothing to tell apart."""
-        from eosin.evaluation.labelled import judge, split_labelled
+        from eosin.evaluation.labelled import Labelled, judge_folds, split_folds
         from eosin.metrics.embeddings import knn_votes
         from eosin.records.details import KnnDetails
 
+        def learn(parts: Labelled) -> tuple[Any, dict[str, Any]]:
+            bank, num_bank = parts.bank, len(parts.bank.classes)
+            votes = knn_votes(
+                bank.features, bank.classes, parts.judged.features,
+                k=self.k, temperature=self.temperature, num_classes=len(parts.class_names),
+            )  # fmt: skip
+            k = min(self.k, num_bank)
+            fewer = f"k is {k}, not {self.k}: the training split has no more images"
+            return votes[None], {"k": k, "num_bank": num_bank, "notes": (fewer,) if k < self.k else ()}
+
         embeddings = context.embed(dataset)
-        parts = split_labelled(dataset, embeddings)
-        bank, num_bank = parts.bank, len(parts.bank.classes)
-        votes = knn_votes(
-            bank.features, bank.classes, parts.judged.features,
-            k=self.k, temperature=self.temperature, num_classes=len(parts.class_names),
-        )  # fmt: skip
-        k, notes = min(self.k, num_bank), list(parts.notes)
-        if k < self.k:
-            notes.append(f"k is {k}, not {self.k}: the training split has no more images")
-        found = judge(parts, votes[None], calibrated=False)
-        details = KnnDetails(**embeddings.told(), **found.told, notes=tuple(notes), k=k, num_bank=num_bank)
+        found = judge_folds(split_folds(dataset, embeddings), learn, calibrated=False)
+        details = KnnDetails(**embeddings.told(), **found.told)
         return TaskResult(found.metrics, details, len(embeddings.rows))
 
     def examples(self, dataset: Dataset, context: TaskContext) -> list[Example]:
         """Judged patches with their nearest neighbours among those that vote."""
-        from eosin.evaluation.labelled import split_labelled
+        from eosin.evaluation.labelled import split_folds
         from eosin.evaluation.pictures import neighbour_examples
 
         embeddings = context.embed(dataset)
-        parts = split_labelled(dataset, embeddings)
+        parts = split_folds(dataset, embeddings)[0]
         queries, bank = parts.judged.places.tolist(), parts.bank.places.tolist()
         found = neighbour_examples(dataset, embeddings, queries, bank)
         return [found] if found else []

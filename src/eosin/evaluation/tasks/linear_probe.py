@@ -38,6 +38,7 @@ class LinearProbeTask(LabelledImagesTask):
         """Called eva's only where nothing is changed."""
         values = self.probe.model_dump(mode="json")
         changes = _changes(values)
+        changes += (f"folds {self.folds} (eva: one split)",) if self.folds else ()
         return TaskProtocol("linear-probe" if changes else "linear-probe-eva", 2, changes, values)
 
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
@@ -45,28 +46,30 @@ class LinearProbeTask(LabelledImagesTask):
         import torch
 
         from eosin.evaluation.heads.linear import train_probes
-        from eosin.evaluation.labelled import judge, split_labelled
+        from eosin.evaluation.labelled import Labelled, judge_folds, split_folds
         from eosin.records.details import ClassifierDetails
 
         embeddings = context.embed(dataset)
-        parts = split_labelled(dataset, embeddings)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        train, val, judged = (_part(part, device) for part in (parts.train, parts.val, parts.judged))
-        try:
-            probes = train_probes(train, val, len(parts.class_names), self.probe, seed=context.config.seed)
-        except ValueError as error:
-            raise UserError(f"{dataset.uri}: {error}", hint="lower probe.num_shots") from error
-        probabilities = probes.probabilities(judged.features).cpu().numpy()
-        found = judge(parts, probabilities)
-        notes = () if len(val) else ("no validation images: the last epoch is judged, not the best",)
-        details = ClassifierDetails(
-            **embeddings.told(),
-            **found.told,
-            notes=(*parts.notes, *notes),
-            best_epoch=probes.best_epoch,
-            validation_score=probes.best_score,
-            num_epochs=probes.num_epochs,
-        )
+
+        def learn(parts: Labelled) -> tuple[Any, dict[str, Any]]:
+            train, val, judged = (_part(part, device) for part in (parts.train, parts.val, parts.judged))
+            try:
+                probes = train_probes(
+                    train, val, len(parts.class_names), self.probe, seed=context.config.seed
+                )
+            except ValueError as error:
+                raise UserError(f"{dataset.uri}: {error}", hint="lower probe.num_shots") from error
+            notes = () if len(val) else ("no validation images: the last epoch is judged, not the best",)
+            return probes.probabilities(judged.features).cpu().numpy(), {
+                "notes": notes,
+                "best_epoch": probes.best_epoch,
+                "validation_score": probes.best_score,
+                "num_epochs": probes.num_epochs,
+            }
+
+        found = judge_folds(split_folds(dataset, embeddings), learn)
+        details = ClassifierDetails(**embeddings.told(), **found.told)
         return TaskResult(found.metrics, details, len(embeddings.rows))
 
 

@@ -1,10 +1,11 @@
-"""Slide task: slides classified by gated attention over stored embeddings of their patches."""
+"""Slide task: slides or patients classified by attention over patches, or linearly by their mean."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -83,7 +84,7 @@ class SlidePatchesTask(Task):
 
 
 class SlideTask(SlidePatchesTask):
-    """Slides classified by gated attention over embeddings of patches on a grid in their tissue."""
+    """Slides classified by attention over embeddings of patches on a grid in their tissue, or linearly."""
 
     headline: ClassVar[tuple[str, ...]] = ("balanced_accuracy",)
 
@@ -91,53 +92,90 @@ class SlideTask(SlidePatchesTask):
     """Labels of whole slides."""
     layout: SlideLayout | None = None
     """Read `dataset` as this public dataset is published; None: it is a CSV with the columns slide and label
-    (and split, patient)."""
+    (and split, patient, fold_0, fold_1 …), or a table of Patho-Bench, `k=all.tsv` beside `config.yaml`."""
     allow_subset: bool = False
     """Take fewer slides than the public dataset has; the record says so."""
+    head: Literal["abmil", "linear"] = "abmil"
+    """abmil: gated attention over patches; linear: scikit-learn's logistic regression on their mean."""
+    by_patient: bool | None = None
+    """Whether all slides of a patient are one bag, with one label; None: as Patho-Bench's table says, else
+    each slide is its own."""
+    folds: int | None = Field(default=None, ge=2, le=100)
+    """Cross-validation over so many parts, whole patients together; None: the columns fold_0, fold_1 … of the
+    table where it has them, else one split."""
     abmil: AbmilConfig = AbmilConfig()
-    """How the head is trained."""
+    """How the attention is trained."""
+    cost: float = Field(default=1.0, gt=0)
+    """C of the logistic regression, the inverse of its L2 penalty."""
 
     def open(self, run_uri: str) -> SlideDataset:
-        """The slides with their labels; raises as `open_slides` does."""
-        from eosin.evaluation.datasets.slide_dataset import open_slides
+        """The slides with their labels; raises as `open_slides`, `by_patient` and `with_folds` do."""
+        from eosin.evaluation.datasets.slide_dataset import by_patient, open_slides
+        from eosin.evaluation.datasets.splits import with_folds
 
-        return open_slides(self.dataset, self.layout, allow_subset=self.allow_subset, slides_uri=self.slides)
+        found = open_slides(self.dataset, self.layout, allow_subset=self.allow_subset, slides_uri=self.slides)
+        wanted = found.is_of_patients if self.by_patient is None else self.by_patient
+        found = by_patient(found) if wanted else replace(found, is_of_patients=False)
+        return with_folds(found, self.folds) if self.folds else found
 
     def protocol(self) -> TaskProtocol:
+        own = {"by_patient": self.by_patient, "folds": self.folds}
+        changes = changes_from({"by_patient": None, "folds": None}, own, source="usual")
+        if self.head == "linear":
+            return TaskProtocol(
+                "slide-linear-mean", 1, changes, {**self.sampling(), **own, "cost": self.cost}
+            )
         values = self.abmil.model_dump(mode="json", exclude={"max_step_gib"})
-        return TaskProtocol("slide-abmil-gated", 2, changes_from(_EVA, values), {**self.sampling(), **values})
+        changes = (*changes_from(_EVA, values), *changes)
+        return TaskProtocol("slide-abmil-gated", 2, changes, {**self.sampling(), **own, **values})
 
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
-        """Accuracies over `abmil.num_runs` runs; raises as `bags`, or where nothing is to be told apart."""
+        """Accuracies over runs; raises as `bags`, or where nothing is to be told apart."""
+        from eosin.evaluation.datasets.slide_dataset import SlideDataset, patient_of
+
+        assert isinstance(dataset, SlideDataset)
         with self.bags(dataset, context) as bags:
-            return _judge(self.abmil, dataset, bags, seed=context.config.seed)
+            if dataset.is_of_patients:
+                bags = bags.merged([patient_of(dataset.samples[row]) for row in bags.rows])
+            return _judge(self, dataset, bags, seed=context.config.seed)
 
 
-def _judge(config: AbmilConfig, dataset: Dataset, bags: Bags, *, seed: int) -> TaskResult:
+def _judge(task: SlideTask, dataset: SlideDataset, bags: Bags, *, seed: int) -> TaskResult:
     import numpy as np
 
     from eosin.evaluation.embeddings.embed import Embeddings
     from eosin.evaluation.heads.abmil import train_abmil
-    from eosin.evaluation.labelled import judge, split_labelled
+    from eosin.evaluation.heads.linear import logistic_regression
+    from eosin.evaluation.labelled import Labelled, judge_folds, split_folds
     from eosin.records.details import LeftOut, PatchesPerSlide, SlideDetails
 
+    is_linear = task.head == "linear"
+    pooled = bags.means() if is_linear else np.empty((len(bags.rows), 0), dtype=np.float32)
     # Slides take the place of images here; their patches stay where they are.
-    empty = np.empty((len(bags.rows), 0), dtype=np.float32)
-    parts = split_labelled(dataset, Embeddings(empty, bags.rows, bags.num_dropped, bags.dropped))
-    train, val, judged = (_part(part) for part in (parts.train, parts.val, parts.judged))
-    trained = train_abmil(_on_device(bags), train, val, judged, len(parts.class_names), config, seed=seed)
-    probabilities = trained.probabilities.cpu().numpy()
-    found = judge(parts, probabilities)
-    notes = () if len(val) else ("no validation slides: the last epoch is judged, not the best",)
-    sizes = np.diff(bags.starts)
+    splits = split_folds(dataset, Embeddings(pooled, bags.rows, bags.num_dropped, bags.dropped))
+    on_device = None if is_linear else _on_device(bags)
+
+    def learn(parts: Labelled) -> tuple[Any, dict[str, Any]]:
+        num_classes = len(parts.class_names)
+        if on_device is None:
+            bank = parts.bank
+            return logistic_regression(
+                bank.features, bank.classes, parts.judged.features, num_classes=num_classes, cost=task.cost
+            )[None], {}
+        train, val, judged = (_part(part) for part in (parts.train, parts.val, parts.judged))
+        trained = train_abmil(on_device, train, val, judged, num_classes, task.abmil, seed=seed)
+        return trained.probabilities.cpu().numpy(), {
+            "notes": () if len(val) else ("no validation slides: the last epoch is judged, not the best",),
+            "best_epoch": trained.best_epoch,
+            "validation_score": trained.best_score,
+            "num_epochs": trained.num_epochs,
+            "seeds_at_once": trained.seeds_at_once,
+        }
+
+    found, sizes = judge_folds(splits, learn), np.diff(bags.starts)
     details = SlideDetails(
         **found.told,
-        notes=(*parts.notes, *notes),
-        unit="slides",
-        best_epoch=trained.best_epoch,
-        validation_score=trained.best_score,
-        num_epochs=trained.num_epochs,
-        seeds_at_once=trained.seeds_at_once,
+        unit="patients" if dataset.is_of_patients else "slides",
         patches_per_slide=PatchesPerSlide(
             min=int(sizes.min()), mean=float(sizes.mean()), max=int(sizes.max())
         ),

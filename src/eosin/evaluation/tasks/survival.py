@@ -40,20 +40,42 @@ class SurvivalTask(SlidePatchesTask):
         return TaskProtocol("survival-cox-mean", 1, hyperparameters=values)
 
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
-        """The concordance index over patients.
+        """The concordance index over patients, of each fold where the table has folds.
 
         Raises as `bags` does, and `UserError` where no event is learnt or judged.
         """
         from eosin.evaluation.datasets.slide_dataset import SlideDataset
-        from eosin.evaluation.datasets.splits import split_samples
-        from eosin.metrics.intervals import interval_over, interval_without
-        from eosin.metrics.survival import concordance_index, fit_cox
+        from eosin.evaluation.datasets.splits import folds_of
+        from eosin.metrics.intervals import interval_over, interval_over_folds, interval_without
 
         assert isinstance(dataset, SlideDataset)
         with self.bags(dataset, context) as bags:
-            ends = zip(bags.starts, bags.starts[1:], strict=False)
-            means = [bags.features[start:end].mean(axis=0) for start, end in ends]
-        pooled, split = dict(zip(bags.rows.tolist(), means, strict=True)), split_samples(dataset.samples)
+            pooled = dict(zip(bags.rows.tolist(), bags.means(), strict=True))
+        folds = [self._judge(each, pooled) for each in folds_of(dataset)]
+        values, (one, *others) = [fold.c_index(slice(None)) for fold in folds], folds
+        if others:
+            share = sum(len(f.risk) / f.num_learnt for f in folds) / len(folds)
+            ends = interval_over_folds(values, share) if len(folds) > 2 else None
+        else:
+            found = interval_without(one.c_index, None, len(one.risk))
+            ends = (found.low, found.high) if found else None
+        details = Details(
+            notes=tuple(dict.fromkeys(note for fold in folds for note in fold.notes)),
+            unit="slides",
+            num_dropped=bags.num_dropped,
+            dropped=tuple(LeftOut.model_validate(each) for each in bags.dropped),
+            intervals={"c_index": ends} if ends else {},
+            interval_over=f"{len(folds)} folds of patients"
+            if others
+            else interval_over(len(one.risk), "patients"),
+        )
+        return TaskResult({"c_index": MetricValue.of(values)}, details, bags.num_patches)
+
+    def _judge(self, dataset: SlideDataset, pooled: Mapping[int, Any]) -> _Risks:
+        from eosin.evaluation.datasets.splits import split_samples
+        from eosin.metrics.survival import fit_cox
+
+        split = split_samples(dataset.samples)
         learnt = (*split.train, *split.val) if split.judged == "test" else split.train
         train, judged = (_patients(dataset, pooled, rows) for rows in (learnt, split.judged_indices))
         for where, part in (("training", train), (split.judged, judged)):
@@ -62,25 +84,25 @@ class SurvivalTask(SlidePatchesTask):
                     f"{dataset.uri}: the {where} split has no event among {len(part.events)} patient(s)"
                 )
         model = fit_cox(train.features, train.times, train.events, penalty=self.penalty)
-        risk = model(judged.features)
-
-        def figure(kept: Any) -> float:
-            return concordance_index(judged.times[kept], judged.events[kept], risk[kept])
-
-        found = interval_without(figure, None, len(risk))
-        details = Details(
-            notes=(
-                *split.notes,
-                f"{len(train.times)} patients learnt from, {len(risk)} judged, "
-                f"of whom {judged.events.sum()} had the event",
-            ),
-            unit="slides",
-            num_dropped=bags.num_dropped,
-            dropped=tuple(LeftOut.model_validate(each) for each in bags.dropped),
-            intervals={"c_index": (found.low, found.high)} if found else {},
-            interval_over=interval_over(len(risk), "patients"),
+        counted = (
+            f"{len(train.times)} patients learnt from, {len(judged.times)} judged, "
+            f"of whom {judged.events.sum()} had the event"
         )
-        return TaskResult({"c_index": MetricValue.of([figure(slice(None))])}, details, bags.num_patches)
+        return _Risks(model(judged.features), judged, len(train.times), (*split.notes, counted))
+
+
+class _Risks(NamedTuple):
+    risk: Any
+    """Of each judged patient."""
+    judged: _Patients
+    num_learnt: int
+    notes: tuple[str, ...]
+
+    def c_index(self, kept: Any) -> float:
+        """Of the judged patients that the mask keeps."""
+        from eosin.metrics.survival import concordance_index
+
+        return concordance_index(self.judged.times[kept], self.judged.events[kept], self.risk[kept])
 
 
 class _Patients(NamedTuple):
@@ -94,12 +116,12 @@ def _patients(dataset: SlideDataset, pooled: Mapping[int, Any], rows: Sequence[i
     """The patients of the slides `rows` that have an embedding; a slide without a patient is its own."""
     import numpy as np
 
-    from eosin.evaluation.datasets.slide_dataset import EVENT
+    from eosin.evaluation.datasets.slide_dataset import EVENT, patient_of
 
     of: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         if row in pooled:
-            of[dataset.samples[row].patient or dataset.samples[row].source].append(row)
+            of[patient_of(dataset.samples[row])].append(row)
     first = [members[0] for members in of.values()]
     return _Patients(
         np.array([np.mean([pooled[row] for row in members], axis=0) for members in of.values()]),

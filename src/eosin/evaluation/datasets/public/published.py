@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Generic, TypeVar
+from typing import Generic
 
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import Dataset, Digest, Sample, lfs_reason
 from eosin.evaluation.datasets.folder import may_be_image, reader
+from eosin.evaluation.datasets.splits import AnyDataset
 from eosin.storage import ObjectInfo, Store, join_uri, open_store
 
 
@@ -74,30 +75,60 @@ class Listing:
         return parse_csv(self.store.get(info.key), join_uri(self.uri, info.key), columns)
 
 
-def parse_csv(data: bytes, source: str, columns: Collection[str]) -> list[dict[str, str]]:
-    """Rows of a CSV as text; commas, semicolons or tabs part its columns.
+_KNOWN_COLUMNS = {"path", "slide", "label", "split", "patient", "centre", "mpp", "time", "event"}
+_SPELLED = {"center": "centre"}
 
-    Raises `UserError` naming `source` where it is none or lacks a column.
+
+def parse_csv(data: bytes, source: str, columns: Collection[str]) -> list[dict[str, str]]:
+    """Rows of a CSV in UTF-8 or UTF-16 as text; commas, semicolons or tabs part its columns.
+
+    Columns that eosin knows are told in any case. Raises `UserError` naming `source` where it is none, lacks
+    one of `columns`, has one twice, or has a row with more cells than columns.
     """
     if not data.strip():
         raise UserError(f"{source} is not a table: it is empty")
     if reason := lfs_reason(data):
         raise UserError(f"{source} is {reason}")
     try:
-        text = data.decode("utf-8-sig")
-        headers = {mark: next(csv.reader([text.partition("\n")[0]], delimiter=mark), []) for mark in ",;\t"}
-        mark = next((m for m, names in headers.items() if {*columns} <= {n.strip() for n in names}), ",")
-        read = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark)
-        read.fieldnames = [name.strip() for name in read.fieldnames or []]
-        rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in read]
-    except (UnicodeDecodeError, csv.Error, AttributeError) as error:
-        raise UserError(f"{source} is not a CSV: {error}") from error
-    absent = [name for name in columns if name not in (read.fieldnames or [])]
-    if absent:
+        lines = _decoded(data).lstrip("\ufeff").splitlines(keepends=True)
+        lines = lines[1:] if lines[0].lower().startswith("sep=") else lines
+        headers = {mark: _header(lines, mark, columns) for mark in ",;\t"}
+        mark = next((mark for mark, names in headers.items() if {*columns} <= {*names}), ",")
+        names = headers[mark]
+        rows = [row for row in csv.reader(lines, delimiter=mark) if any(cell.strip() for cell in row)][1:]
+    except (UnicodeDecodeError, csv.Error, IndexError) as error:
+        raise UserError(f"{source} is not a CSV in UTF-8: {error}") from error
+    if absent := [name for name in columns if name not in names]:
+        raise UserError(f"{source} lacks the column(s) {', '.join(absent)}; it has {', '.join(names)}")
+    if twice := {name for name in names if name and names.count(name) > 1}:
+        raise UserError(f"{source} has the column(s) {', '.join(sorted(twice))} twice")
+    if long := next((n for n, row in enumerate(rows, 2) if any(map(str.strip, row[len(names) :]))), None):
         raise UserError(
-            f"{source} lacks the column(s) {', '.join(absent)}; it has {', '.join(read.fieldnames or [])}"
+            f"{source}, row {long}: more cells than the {len(names)} columns",
+            hint="put quotes around what has a comma in it",
         )
-    return rows
+    return [
+        {name: cell.strip() for name, cell in itertools.zip_longest(names, row[: len(names)], fillvalue="")}
+        for row in rows
+    ]
+
+
+def _decoded(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16")
+    if b"\0" in data[:64]:
+        return data.decode("utf-16-be" if data[0] == 0 else "utf-16-le")
+    return data.decode("utf-8")
+
+
+def _header(lines: Sequence[str], mark: str, columns: Collection[str]) -> list[str]:
+    """Names of the columns; those in `columns` as they are, others that eosin knows in lower case."""
+    names = [name.strip() for name in next(csv.reader(lines, delimiter=mark), [])]
+    lower = [_SPELLED.get(name.lower(), name.lower()) for name in names]
+    return [
+        name if name in columns or each not in {*columns, *_KNOWN_COLUMNS} else each
+        for name, each in zip(names, lower, strict=True)
+    ]
 
 
 def list_dataset(uri: str) -> Listing:
@@ -119,9 +150,6 @@ def as_dataset(listing: Listing, found: Iterable[Found], notes: tuple[str, ...] 
 
 def _hidden(key: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(key).parts)
-
-
-AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 
 
 @dataclass(frozen=True)
