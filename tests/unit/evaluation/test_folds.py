@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +42,17 @@ num_samples: 9
 
 
 def _patho_bench(root: Path, *, config: str = CONFIG) -> str:
-    """Nine patients of two slides each, in three folds, as Patho-Bench's table names them."""
+    """Six patients of three slides each, in three folds, as Patho-Bench's table names them."""
     write_labelled_slides(root, per_split=3)
     lines = ["\t".join(["case_id", "slide_id", "response", "fold_0", "fold_1", "fold_2"])]
     for i, split in enumerate(("train", "val", "test")):
         for n in range(3):
             for kind, label in (("pink", 0), ("violet", 1)):
-                folds = ["test" if fold == n else "train" for fold in range(3)]
-                lines.append(
-                    "\t".join([f"{kind}{i}", f"{kind}_{split}_{n}", str(label), *_of_case(i, folds)])
-                )
+                folds = ["test" if fold == i else "train" for fold in range(3)]
+                lines.append("\t".join([f"{kind}{i}", f"{kind}_{split}_{n}", str(label), *folds]))
     (root / "k=all.tsv").write_text("\n".join(lines) + "\n")
     (root / "config.yaml").write_text(config)
     return f"file://{root}/k=all.tsv"
-
-
-def _of_case(case: int, _: list[str]) -> list[str]:
-    return ["test" if fold == case else "train" for fold in range(3)]
 
 
 def _judge(folder: Path, task: dict[str, Any]) -> MetricRecord:
@@ -146,9 +141,7 @@ def test_drawn_folds_test_every_patient_once_in_any_order(tmp_path: Path) -> Non
         for i in split.test:
             tested.setdefault(each.samples[i].patient, set()).add(fold)
     assert len(tested) == 8 and all(len(folds) == 1 for folds in tested.values())
-    import dataclasses
-
-    turned = with_folds(dataclasses.replace(dataset, samples=dataset.samples[::-1]), 4)
+    turned = with_folds(replace(dataset, samples=dataset.samples[::-1]), 4)
     assert turned.samples[::-1] == found.samples
     with pytest.raises(UserError, match="5 folds of a class with 4 patient"):
         with_folds(dataset, 5)

@@ -52,8 +52,8 @@ def _judge(tmp_path: Path, rows: list[dict[str, str]]) -> MetricRecord:
 def test_slides_are_ranked_by_time_and_patients_counted_once(tmp_path: Path) -> None:
     write_labelled_slides(tmp_path / "slides", per_split=4)
     rows = [
-        {"slide": f"{kind}_{split}_{n}.svs", "time": str((1 if kind == "pink" else 10) + patient), "event": "1",
-         "split": split, "patient": f"{kind}{split}{patient}"}
+        {"slide": f"{kind}_{split}_{n}.svs", "time": str((1 if kind == "pink" else 10) + patient),
+         "event": "1", "split": split, "patient": f"{kind}{split}{patient}"}
         for kind in ("pink", "violet") for split in ("train", "test") for n in range(4)
         for patient in [n // 2 if split == "train" else n]
     ]  # fmt: skip

@@ -279,7 +279,7 @@ def by_patient(dataset: SlideDataset) -> SlideDataset:
     Raises `UserError` where the slides of a patient differ in label, time or split.
     """
     require_alike_patients(dataset)
-    order = sorted(range(len(dataset.samples)), key=lambda row: (patient_of(dataset.samples[row]), row))
+    order = sorted(range(len(dataset.samples)), key=lambda row: (patient_or_slide(dataset.samples[row]), row))
     return replace(
         dataset,
         is_of_patients=True,
@@ -288,7 +288,7 @@ def by_patient(dataset: SlideDataset) -> SlideDataset:
     )
 
 
-def patient_of(sample: Sample) -> str:
+def patient_or_slide(sample: Sample) -> str:
     """Its patient; where none is known, the slide itself."""
     return sample.patient or sample.source
 
@@ -298,9 +298,9 @@ def require_alike_patients(dataset: SlideDataset) -> None:
     told: dict[str, tuple[object, ...]] = {}
     for sample, time in itertools.zip_longest(dataset.samples, dataset.times):
         told_here = (sample.label, time, sample.split, sample.folds)
-        if told.setdefault(patient_of(sample), told_here) != told_here:
+        if told.setdefault(patient_or_slide(sample), told_here) != told_here:
             raise UserError(
-                f"{dataset.uri}: the slides of patient {patient_of(sample)} differ in label, time or split",
+                f"{dataset.uri}: the slides of patient {patient_or_slide(sample)} differ in label, time or split",
                 hint="where patients are judged, all slides of one have the same",
             )
 

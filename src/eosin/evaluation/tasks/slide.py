@@ -131,12 +131,12 @@ class SlideTask(SlidePatchesTask):
 
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Accuracies over runs; raises as `bags`, or where nothing is to be told apart."""
-        from eosin.evaluation.datasets.slide_dataset import SlideDataset, patient_of
+        from eosin.evaluation.datasets.slide_dataset import SlideDataset, patient_or_slide
 
         assert isinstance(dataset, SlideDataset)
         with self.bags(dataset, context) as bags:
             if dataset.is_of_patients:
-                bags = bags.merged([patient_of(dataset.samples[row]) for row in bags.rows])
+                bags = bags.merged([patient_or_slide(dataset.samples[row]) for row in bags.rows])
             return _judge(self, dataset, bags, seed=context.config.seed)
 
 

@@ -116,12 +116,12 @@ def _patients(dataset: SlideDataset, pooled: Mapping[int, Any], rows: Sequence[i
     """The patients of the slides `rows` that have an embedding; a slide without a patient is its own."""
     import numpy as np
 
-    from eosin.evaluation.datasets.slide_dataset import EVENT, patient_of
+    from eosin.evaluation.datasets.slide_dataset import EVENT, patient_or_slide
 
     of: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         if row in pooled:
-            of[patient_of(dataset.samples[row])].append(row)
+            of[patient_or_slide(dataset.samples[row])].append(row)
     first = [members[0] for members in of.values()]
     return _Patients(
         np.array([np.mean([pooled[row] for row in members], axis=0) for members in of.values()]),
