@@ -42,7 +42,7 @@ def main(target: Path) -> None:
     torch.use_deterministic_algorithms(True)
     values = {**linear(4, "multi"), **linear(2, "binary"), **abmil(3, "multi"), **abmil(2, "binary")}
     values |= dice()
-    values |= decoder()
+    values |= decoder() | segmentation("ConvDecoderMS") | segmentation("ConvDecoderWithImage") | outlines()
     about = {"made_by": "benchmarks/peers/eva_golden.py", "kaiko-eva": version("kaiko-eva"),
              "torch": torch.__version__, "lightning": version("lightning")}  # fmt: skip
     safetensors.torch.save_file({name: each.contiguous() for name, each in values.items()}, target, about)
@@ -203,6 +203,112 @@ def decoder() -> dict[str, torch.Tensor]:
         found |= {f"{name}.tokens": tokens, f"{name}.images": images}
         found |= {f"{name}.weights.{key}": value.clone() for key, value in network.state_dict().items()
                   if value.dtype.is_floating_point}  # fmt: skip
+    return found
+
+
+def segmentation(name: str) -> dict[str, torch.Tensor]:
+    """A decoder on tokens of a frozen encoder, 8 epochs of 3 steps and one more, as CoNSeP is trained."""
+    from eva.core.metrics import AverageLoss
+    from eva.core.metrics.structs import MetricsSchema
+    from eva.core.models.transforms import AsDiscrete
+    from eva.core.trainers import Trainer
+    from eva.vision.losses import DiceLoss
+    from eva.vision.metrics.defaults import MulticlassSegmentationMetrics
+    from eva.vision.models.modules import SemanticSegmentationModule
+    from eva.vision.models.networks.decoders import segmentation as decoders
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from torch.utils.data import DataLoader, TensorDataset
+
+    generator = torch.Generator().manual_seed(21)
+    data = {}
+    for part, size in (("train", 11), ("val", 6)):
+        images = torch.randint(0, 256, (size, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        # Bright squares are class 1, dark ones class 2.
+        truth = torch.zeros(size, 32, 32, dtype=torch.int64)
+        for i in range(size):
+            for label, (low, high) in ((1, (180, 256)), (2, (0, 70))):
+                y, x = torch.randint(0, 20, (2,), generator=generator).tolist()
+                shape = (3, 12, 12)
+                square = torch.randint(low, high, shape, generator=generator, dtype=torch.uint8)
+                images[i, :, y : y + 12, x : x + 12], truth[i, y : y + 12, x : x + 12] = square, label
+        data[part] = images, truth
+    torch.manual_seed(5)
+    encoder = Encoder()
+    network = getattr(decoders, name)(in_features=12, num_classes=3)
+    initial = {key: value.detach().clone() for key, value in network.state_dict().items()}
+    model = SemanticSegmentationModule(
+        decoder=network, encoder=encoder, criterion=DiceLoss(softmax=True, batch=True),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=2e-3),
+        metrics=MetricsSchema(
+            common=[AverageLoss()], evaluation=[MulticlassSegmentationMetrics(num_classes=3)]
+        ),
+        postprocess=_postprocess([AsDiscrete(argmax=True, keepdim=False)]),
+    )  # fmt: skip
+    parts = {part: TensorDataset(images / 255, truth) for part, (images, truth) in data.items()}
+    sampler = Recorded(len(parts["train"]))
+    loader = DataLoader(parts["train"], batch_size=4, sampler=sampler)
+    monitor = "val/MonaiDiceScore"
+    with tempfile.TemporaryDirectory() as folder:
+        best = ModelCheckpoint(dirpath=folder, filename="best", save_top_k=1, monitor=monitor, mode="max")
+        trainer = Trainer(
+            default_root_dir=folder, max_steps=25, callbacks=[best], accelerator="cpu",
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            log_every_n_steps=1,
+        )  # fmt: skip
+        trainer.fit(model, loader, DataLoader(parts["val"], batch_size=4))
+        state = torch.load(best.best_model_path, weights_only=False)
+        network.load_state_dict({k.removeprefix("decoder."): v for k, v in state["state_dict"].items()})
+    with torch.no_grad():
+        tokens = {part: encoder(images / 255)[0] for part, (images, _) in data.items()}
+        inputs = decoders.typings.DecoderInputs([tokens["val"]], (32, 32), data["val"][0] / 255)
+        logits = network.eval()(inputs)
+    prefix = f"trained.{name}"
+    found = {f"{prefix}.initial.{key}": value for key, value in initial.items() if value.ndim}
+    for part, (images, truth) in data.items():
+        found |= {f"{prefix}.{part}.images": images, f"{prefix}.{part}.truth": truth.to(torch.uint8),
+                  f"{prefix}.{part}.tokens": tokens[part]}  # fmt: skip
+    score = state["callbacks"][next(k for k in state["callbacks"] if "ModelCheckpoint" in k)][
+        "best_model_score"
+    ]
+    return found | {f"{prefix}.orders": torch.stack(sampler.orders), f"{prefix}.logits": logits,
+                    f"{prefix}.step": torch.tensor(state["global_step"]),
+                    f"{prefix}.score": score.reshape(())}  # fmt: skip
+
+
+class Encoder(torch.nn.Module):
+    """Patches of 8 px to 12 features, never trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, 12, 8, stride=8)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Maps [N, 12, h, w] of images [N, 3, H, W], as eva's backbones give them."""
+        return [self.patches(images)]
+
+
+def _postprocess(transforms: list[Any]) -> Any:
+    from eva.core.models.modules.utils.batch_postprocess import BatchPostProcess
+
+    return BatchPostProcess(predictions_transforms=transforms)
+
+
+def outlines() -> dict[str, torch.Tensor]:
+    """Masks as eva's MoNuSAC fills them, of outlines with whole, half and any coordinates."""
+    import numpy as np
+    from skimage import draw
+
+    random, found = np.random.default_rng(9), {}
+    for i in range(12):
+        vertices = random.uniform(-3, 27, (int(random.integers(3, 9)), 2))
+        vertices = [vertices, np.round(vertices), np.round(vertices * 2) / 2][i % 3]
+        mask = np.zeros((22, 24), np.uint8)
+        columns, rows = draw.polygon(vertices[:, 1], vertices[:, 0], mask.shape)
+        mask[columns, rows] = 1
+        found |= {
+            f"outline.{i}.vertices": torch.from_numpy(vertices),
+            f"outline.{i}.mask": torch.from_numpy(mask),
+        }
     return found
 
 

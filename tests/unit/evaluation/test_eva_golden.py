@@ -5,17 +5,29 @@ Golden values: benchmarks/peers/eva_golden.py, run with kaiko-eva 0.4.5.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eosin.config.heads import AbmilConfig, ProbeConfig
-from eosin.evaluation.datasets.masks import IGNORE
+from eosin.config.heads import AbmilConfig, DecoderConfig, ProbeConfig
+from eosin.evaluation.datasets.masks import IGNORE, MaskCoding
+from eosin.evaluation.datasets.public.masked import Outlines, paint
+from eosin.evaluation.embeddings.tokens import TileTokens
 from eosin.evaluation.heads.abmil import AbmilDraws, SlideBags, SlidePart, train_abmil
-from eosin.evaluation.heads.decoder import EvaDecoder, eva_dice_loss, mean_tile_dice
+from eosin.evaluation.heads.decoder import (
+    DecoderDraws,
+    EvaDecoder,
+    SplitTiles,
+    eva_dice_loss,
+    mean_tile_dice,
+    train_decoder,
+)
 from eosin.evaluation.heads.linear import Part, train_probes
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "eva-0.4.5.safetensors"
@@ -143,3 +155,57 @@ def test_dice_and_its_loss_are_evas(golden: dict[str, Tensor]) -> None:
     marked[marked == 5] = IGNORE
     masked = eva_dice_loss(logits, torch.from_numpy(marked))
     assert float(masked) == pytest.approx(float(golden["dice.masked_loss"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ConvDecoderMS", "ConvDecoderWithImage"])
+def test_a_trained_decoder_predicts_what_evas_does(golden: dict[str, Tensor], name: str) -> None:
+    prefix = f"trained.{name}"
+
+    def part(split: str) -> SplitTiles:
+        images = golden[f"{prefix}.{split}.images"].permute(0, 2, 3, 1).numpy()
+        found = TileTokens(
+            golden[f"{prefix}.{split}.tokens"].numpy(), golden[f"{prefix}.{split}.truth"].numpy(), (),
+            MaskCoding(3, is_binary=False), len(images), 0, (), images,
+        )  # fmt: skip
+        return SplitTiles(found, np.arange(len(images)))
+
+    initial = {
+        key.removeprefix(f"{prefix}.initial.").removeprefix("_"): value
+        for key, value in golden.items()
+        if key.startswith(f"{prefix}.initial.")
+    }
+    initial |= {
+        f"{key.rpartition('.')[0]}.num_batches_tracked": torch.tensor(0)
+        for key in initial
+        if "running_mean" in key
+    }
+    config = DecoderConfig(
+        name="eva-with-image" if "Image" in name else "eva-multi-stage",
+        num_steps=25,
+        batch_size=4,
+        num_runs=1,
+        low_lr_epochs=5,
+    )
+    draws = DecoderDraws(initial, golden[f"{prefix}.orders"].numpy())
+    train, val = part("train"), part("val")
+    trained = train_decoder(train, val, 3, config, (1, 2), seed=0, draws=draws)
+    assert trained.best_step == int(golden[f"{prefix}.step"])
+    # A bias before batch norm has no gradient but rounding, of which AdamW makes whole steps: a change of
+    # 1e-7 in the tokens moves the logits of a decoder with batch norm by .005, farther than they are from eva's.
+    atol, num_differing = (1e-2, 10) if "Image" in name else (2e-5, 0)
+    assert trained.best_score == pytest.approx(float(golden[f"{prefix}.score"]), abs=max(1e-6, atol / 25))
+    tokens, images = golden[f"{prefix}.val.tokens"], golden[f"{prefix}.val.images"] / 255
+    with torch.no_grad():
+        logits = trained.decoder.eval()(tokens, images, 32)
+    torch.testing.assert_close(logits, golden[f"{prefix}.logits"], atol=atol, rtol=0)
+    predicted = golden[f"{prefix}.logits"].argmax(dim=1).numpy()
+    assert (trained.predict(val) != predicted).sum() <= num_differing
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_outlines_are_filled_as_eva_fills_them(golden: dict[str, Tensor], number: int) -> None:
+    mask = golden[f"outline.{number}.mask"].numpy()
+    layer = Outlines("epithelial", (golden[f"outline.{number}.vertices"].numpy(),))
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((*mask.shape, 3), dtype=np.uint8)).save(buffer, "PNG")
+    assert np.array_equal(paint([layer], buffer.getvalue(), lambda label: 1), mask)

@@ -300,7 +300,7 @@ def require_alike_patients(dataset: SlideDataset) -> None:
         told_here = (sample.label, time, sample.split, sample.folds)
         if told.setdefault(patient_or_slide(sample), told_here) != told_here:
             raise UserError(
-                f"{dataset.uri}: the slides of patient {patient_or_slide(sample)} differ in label, time or split",
+                f"{dataset.uri}: slides of patient {patient_or_slide(sample)} differ in label, time or split",
                 hint="where patients are judged, all slides of one have the same",
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,6 +168,14 @@ class TrainedDecoder:
         return _predict(self.decoder, part, self.config.batch_size)
 
 
+@dataclass(frozen=True)
+class DecoderDraws:
+    """Where a decoder begins, and its order of tiles [n] in each epoch."""
+
+    initial: dict[str, Tensor]
+    orders: Iterable[npt.NDArray[np.int64]]
+
+
 def train_decoder(
     train: SplitTiles,
     val: SplitTiles,
@@ -176,18 +184,27 @@ def train_decoder(
     counted: Sequence[int],
     *,
     seed: int,
+    draws: DecoderDraws | None = None,
 ) -> TrainedDecoder:
     """Train one decoder by AdamW and keep its first best by Dice of the classes `counted` on `val`.
 
     One of eva's is trained and chosen as eva does: its loss, a look at validation after each epoch, its Dice.
-    Initialisation and order of tiles follow from `seed` alone. Without validation the last is kept.
+    Initialisation and order of tiles follow from `seed` alone, or from `draws`. Without validation the last
+    is kept.
     """
     device, is_eva = torch.device("cuda" if torch.cuda.is_available() else "cpu"), config.is_eva
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         decoder = _made(train.found.tokens.shape[1], num_classes, config).to(device)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    order = _Order(len(train), config.batch_size, np.random.default_rng(seed))
+    if draws:
+        decoder.load_state_dict(draws.initial)
+    orders = draws.orders if draws else _orders(len(train), seed)
+    batches = (
+        rows
+        for order in orders
+        for rows in np.split(order, range(config.batch_size, len(order), config.batch_size))
+    )
     per_epoch, truth = math.ceil(len(train) / config.batch_size), val.classes
     looks = set(range(per_epoch, config.num_steps + 1, per_epoch)) or {config.num_steps}
     if not is_eva:
@@ -198,7 +215,7 @@ def train_decoder(
     for step in range(1, config.num_steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = lr_of_epoch(config.lr, (step - 1) // per_epoch, config.low_lr_epochs)
-        rows = order.next()
+        rows = next(batches)
         optimizer.zero_grad()
         classes = torch.from_numpy(train.found.classes[train.places[rows]]).to(device)
         logits = _logits(decoder.train(), train, rows, device)
@@ -249,18 +266,10 @@ def _predict(decoder: nn.Module, part: SplitTiles, batch_size: int) -> Classes:
     return predicted
 
 
-class _Order:
-    """Batches of tile numbers: every tile once an epoch, in an order drawn anew for each."""
-
-    def __init__(self, num_tiles: int, batch_size: int, random: np.random.Generator) -> None:
-        self._num_tiles, self._batch_size, self._random = num_tiles, batch_size, random
-        self._left: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-    def next(self) -> npt.NDArray[np.int64]:
-        if not len(self._left):
-            self._left = self._random.permutation(self._num_tiles)
-        batch, self._left = self._left[: self._batch_size], self._left[self._batch_size :]
-        return batch
+def _orders(num_tiles: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    random = np.random.default_rng(seed)
+    while True:
+        yield random.permutation(num_tiles)
 
 
 def pixel_confusion(truth: Classes, predicted: Classes, num_classes: int) -> npt.NDArray[np.int64]:
