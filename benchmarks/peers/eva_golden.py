@@ -298,7 +298,8 @@ def outlines() -> dict[str, torch.Tensor]:
     import numpy as np
     from skimage import draw
 
-    random, found = np.random.default_rng(9), {}
+    random = np.random.default_rng(9)
+    found: dict[str, torch.Tensor] = {}
     for i in range(12):
         vertices = random.uniform(-3, 27, (int(random.integers(3, 9)), 2))
         vertices = [vertices, np.round(vertices), np.round(vertices * 2) / 2][i % 3]
