@@ -187,16 +187,26 @@ def decode(
 
 def embed(
     model: Annotated[
-        str, typer.Option(help="A teacher's folder, timm:NAME, or timm:ARCH@URI of a safetensors file.")
+        str,
+        typer.Option(help="A run, a teacher's folder, timm:NAME, or timm:ARCH@URI of a safetensors file."),
     ],
-    index_uri: Annotated[str, typer.Option("--index", help="The index whose slides are embedded.")],
     out: Annotated[str, typer.Option(help="Where the features are published, one file a slide.")],
-    mpp: Annotated[float, typer.Option(help="Magnification of the patches, µm a pixel.")] = 0.5,
-    patch_px: Annotated[
-        int | None, typer.Option(help="Side of the patches; without: of the pictures the model takes.")
+    index_uri: Annotated[str, typer.Option("--index", help="The index whose slides are embedded.")] = "",
+    patches: Annotated[
+        str, typer.Option(help="In place of an index: the folder of a patch set, OUT/patches/NAME.")
+    ] = "",
+    mpp: Annotated[
+        float | None, typer.Option(help="With --index: magnification in µm a pixel; without: 0.5.")
     ] = None,
-    overlap_px: Annotated[int, typer.Option(help="Pixels that a patch shares with the next.")] = 0,
-    min_foreground: Annotated[float, typer.Option(help="Smallest share of tissue in a patch.")] = 0.4,
+    patch_px: Annotated[
+        int | None, typer.Option(help="With --index: side of the patches; without: of the model's pictures.")
+    ] = None,
+    overlap_px: Annotated[
+        int | None, typer.Option(help="With --index: pixels that a patch shares with the next; without: 0.")
+    ] = None,
+    min_foreground: Annotated[
+        float | None, typer.Option(help="With --index: smallest share of tissue in a patch; without: 0.4.")
+    ] = None,
     slide: Annotated[
         list[str] | None, typer.Option("--slide", metavar="PATTERN", help="Only slides of such keys.")
     ] = None,
@@ -214,14 +224,14 @@ def embed(
     shard: Shard = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed the slides of an index by a model, without a run; what is there already is left alone."""
+    """Embed the slides of an index or a patch set, without a run; what is there already is left alone."""
     from eosin import steps
     from eosin.evaluation.embed_index import EmbedRequest
 
     request = EmbedRequest(
-        model=model, index_uri=index_uri, out_uri=out, mpp=mpp, patch_px=patch_px, overlap_px=overlap_px,
-        min_foreground=min_foreground, slides=tuple(slide or ("*",)), format=format, batch_size=batch_size,
-        read_out=read_out, settings=tuple(settings or ()),
+        model=model, out_uri=out, index_uri=index_uri, patches_uri=patches, mpp=mpp, patch_px=patch_px,
+        overlap_px=overlap_px, min_foreground=min_foreground, slides=tuple(slide or ("*",)), format=format,
+        batch_size=batch_size, read_out=read_out, settings=tuple(settings or ()),
     )  # fmt: skip
     index, count = _shard(shard) or (0, 1)
     features = _features(steps.embed(request, index, count))
@@ -305,12 +315,13 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 def _patch_set_text(run: str, name: str, published: dict[str, Any]) -> str:
     if "num_patches" not in published:
         return lines(published["status"], "next: the other shards; the last one publishes the set")
-    rejected = published["num_rejected"]
+    rejected, folder = published["num_rejected"], f"{run.rstrip('/')}/patches/{name}/"
     next_ = f"next: eosin train {run}" if name == "heldout" else ""
     return lines(
         f"{name}: {published['num_patches']} patches of {published['num_slides']} slides",
         f"{rejected} could not be read or were rejected" if rejected else "",
-        f"patch set: {run.rstrip('/')}/patches/{name}/",
+        *_left_out_lines(published["left_out"], f"{folder}manifest.json"),
+        f"patch set: {folder}",
         next_,
     )
 
@@ -325,19 +336,25 @@ def _features(manifest: Any) -> dict[str, Any]:
 def _features_text(out: str, features: dict[str, Any]) -> str:
     if "num_slides" not in features:
         return lines(features["status"], "next: the other shards; the last one publishes the manifest")
-    left_out = [f"  {slide}: {reason}" for slide, reason in features["left_out"].items()]
+    folder = out.rstrip("/")
     return lines(
-        f"features of {features['num_slides']} slides: {out.rstrip('/')}/features/",
-        f"{len(left_out)} slides left out:" if left_out else "",
-        *left_out[:_LEFT_OUT_SHOWN],
-        f"  … all are in {out.rstrip('/')}/manifest.json" if len(left_out) > _LEFT_OUT_SHOWN else "",
+        f"features of {features['num_slides']} slides: {folder}/features/",
+        *_left_out_lines(features["left_out"], f"{folder}/manifest.json"),
     )
+
+
+def _left_out_lines(left_out: dict[str, str], manifest: str) -> list[str]:
+    """Which slides are left out, each with its reason."""
+    named = [f"  {slide}: {reason}" for slide, reason in left_out.items()]
+    more = [f"  … all are in {manifest}"] if len(named) > _LEFT_OUT_SHOWN else []
+    return [f"{len(named)} slides left out:", *named[:_LEFT_OUT_SHOWN], *more] if named else []
 
 
 def _patch_set(manifest: Any) -> dict[str, Any]:
     if manifest is None:
         return {"status": "shard published; other shards are missing"}
-    shown = manifest.model_dump(mode="json", exclude={"rejected", "shards", "slides"})
+    shown = manifest.model_dump(mode="json", exclude={"rejected", "shards", "slides", "left_out"})
+    shown["left_out"] = {each.slide: each.reason for each in manifest.left_out}
     counts = {"num_shards": len(manifest.shards), "num_slides": len(manifest.slides)}
     return {"status": "published", **shown, **counts, "num_rejected": len(manifest.rejected)}
 

@@ -1,4 +1,4 @@
-"""Features of the slides of an index, without a run: a grid of patches a slide, one file a slide.
+"""Features of slides without a run, of a grid over an index or of a patch set: one file a slide.
 
 HDF5 files have the layout that CLAM and TRIDENT read: `features` float32 [N, D] and `coords` int64 [N, 2],
 the level-0 pixel of each patch's top-left corner, with the patch's size in the attributes of `coords`.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,44 +21,55 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin import __version__
-from eosin.config import load_config
+from eosin.config import RunConfig, load_config
 from eosin.config.base import FORMS, READ_OUT_PATTERN
 from eosin.config.patches import GridConfig
-from eosin.errors import UserError
-from eosin.evaluation.embeddings.embed import Features
+from eosin.errors import EosinError, UserError
 from eosin.evaluation.embeddings.forward import Forward
-from eosin.evaluation.embeddings.slide_embed import embed_patches
+from eosin.evaluation.embeddings.slide_embed import Pixels, embed_patches, made_ahead, pixels_ahead
 from eosin.evaluation.judged_model import LAST, TIMM, JudgedModel, find_model
+from eosin.evaluation.plan import find_teacher
+from eosin.evaluation.transform import BadImage, load_image
 from eosin.index.rows import SlideRow
-from eosin.index.snapshot import open_snapshot
-from eosin.layout import FeaturesLayout
+from eosin.index.snapshot import Snapshot, open_snapshot
+from eosin.layout import TEACHER_CARD, TEACHER_WEIGHTS, FeaturesLayout, RunLayout
 from eosin.observability import RunLog
 from eosin.patches.geometry import extent_px
-from eosin.patches.sampling.grid import GridPlan, plan_grid
-from eosin.patches.stream import GuardedReader, open_reader
-from eosin.records import load_record, publish_once
+from eosin.patches.sampling.eligible import among
+from eosin.patches.sampling.grid import plan_grid
+from eosin.patches.sets.patchset import SET_SPEC, ShardMarker, read_manifest, read_shard
+from eosin.patches.stream import open_reader
+from eosin.records import PatchSetManifest, load_record, publish_once
 from eosin.records.index import FeaturesManifest, FeaturesSpec, SlideLeftOut
+from eosin.records.patchset import PatchSetSpec
 from eosin.storage import Store, open_store
 
-Coords = npt.NDArray[np.int64]
 SUFFIXES = {"hdf5": "h5", "parquet": "parquet", "safetensors": "safetensors"}
 _MAGNIFICATION_AT_1_MPP = 10.0
 _RECORDS_AT_ONCE = 16
+_SHARDS_HELD = 2
+_GRID = ("mpp", "patch_px", "overlap_px", "min_foreground", "settings")
 
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """What is asked for: a model, an index, and which patches of which slides."""
+    """What is asked for: a model, an index or a patch set, and which patches of which slides."""
 
     model: str
-    """URI of a teacher's folder, timm:NAME, or timm:ARCH@URI of a safetensors file."""
-    index_uri: str
+    """URI of a run (its newest teacher), of a teacher's folder or its safetensors file, timm:NAME, or
+    timm:ARCH@URI of another safetensors file."""
     out_uri: str
-    mpp: float = 0.5
+    index_uri: str = ""
+    patches_uri: str = ""
+    """Folder of a patch set, in place of an index: its patches are taken as they are."""
+    mpp: float | None = None
+    """Of the grid over an index, as those below; None: 0.5."""
     patch_px: int | None = None
     """None: the side of the pictures that the model takes."""
-    overlap_px: int = 0
-    min_foreground: float = 0.4
+    overlap_px: int | None = None
+    """None: 0."""
+    min_foreground: float | None = None
+    """None: 0.4."""
     slides: tuple[str, ...] = ("*",)
     format: str = "hdf5"
     batch_size: int = 64
@@ -66,29 +80,144 @@ class EmbedRequest:
 
 
 @dataclass(frozen=True)
+class SlidePatches:
+    """The patches of one slide."""
+
+    coords: npt.NDArray[np.int64]
+    """Top-left corners (x, y) in level-0 pixels, [N, 2]."""
+    mpp: npt.NDArray[np.float64]
+    """[N]."""
+    pixels: Iterator[Pixels | str]
+    """Each as the model takes it, or why it could not be read."""
+
+
+@dataclass(frozen=True)
+class EmbedSource:
+    """Where patches come from."""
+
+    slides: list[str]
+    """Keys of the slides that could give some."""
+    without: dict[str, str]
+    """Why others that were asked for give none."""
+    told: dict[str, Any]
+    """Fields of `FeaturesSpec`."""
+    patches_of: Callable[[int], SlidePatches]
+    """Those of a slide, by its number in `slides`."""
+    row_of: Callable[[int], SlideRow | None]
+    """Its row in the index; None where that is not known."""
+    close: Callable[[], None] = lambda: None
+
+
+def grid_source(request: EmbedRequest, config: RunConfig, img_px: int) -> EmbedSource:
+    """A grid over the tissue of the slides of an index. Raises as `plan_grid`."""
+    given = {name: getattr(request, name) for name in _GRID[:-1] if getattr(request, name) is not None}
+    grid = GridConfig(slides=request.slides, **{"patch_px": img_px, **given})
+    snapshot = open_snapshot(request.index_uri)
+    plan = plan_grid(snapshot, config.patches, grid)
+    reader = open_reader(snapshot, plan.patches, share_tiles=True)
+
+    def patches_of(place: int) -> SlidePatches:
+        requests = plan.slide(place)
+        coords = np.array([(each.x_px, each.y_px) for each in requests], np.int64).reshape(-1, 2)
+        return SlidePatches(coords, np.full(len(coords), grid.mpp), pixels_ahead(requests, reader, img_px))
+
+    told = {
+        "index_uri": request.index_uri, "snapshot_id": snapshot.manifest.snapshot_id,
+        **{name: getattr(grid, name) for name in _GRID[:-1]},
+    }  # fmt: skip
+    slides, rows = snapshot.rows.texts("slide", plan.slides), snapshot.rows
+    return EmbedSource(
+        slides, plan.excluded, told, patches_of, lambda place: rows[int(plan.slides[place])], reader.close
+    )
+
+
+def patch_set_source(request: EmbedRequest, img_px: int) -> EmbedSource:
+    """The patches of a published set, slide by slide; two shards are held in memory.
+
+    Raises `UserError` where no whole set is there, or none of its slides is asked for; reading, then,
+    `PermanentError` where a shard is damaged.
+    """
+    store = open_store(request.patches_uri)
+    manifest = read_manifest(request.patches_uri, store=store)
+    slides = sorted(among(dict.fromkeys(manifest.slides, ""), request.slides))
+    if not slides:
+        raise UserError(
+            f"no slide of {request.patches_uri} matches {', '.join(request.slides)}",
+            hint=f"it has {len(manifest.slides)}, the first of them {next(iter(manifest.slides), '')}",
+        )
+    shards = _shards_by_slide(store, manifest)
+    snapshot = _snapshot_of(manifest.index_uri, manifest.snapshot_id)
+    read = lru_cache(_SHARDS_HELD)(lambda number: read_shard(store, manifest.shards[number]))
+
+    def patches_of(place: int) -> SlidePatches:
+        slide = slides[place]
+        rows = [row for number in shards[slide] for row in read(number) if row.slide == slide]
+        coords = np.array([(row.x_px, row.y_px) for row in rows], np.int64).reshape(-1, 2)
+        decoded = made_ahead(rows, lambda part: [_pixels(row.image, img_px) for row in part])
+        return SlidePatches(coords, np.array([row.mpp for row in rows]), decoded)
+
+    def row_of(place: int) -> SlideRow | None:
+        number = snapshot.rows.find(slides[place]) if snapshot else None
+        return None if number is None or snapshot is None else snapshot.rows[number]
+
+    record = load_record(PatchSetSpec, store, SET_SPEC)
+    spec = record.spec if record else {}
+    told = {
+        "patches_uri": request.patches_uri, "patches_digest": manifest.digest,
+        "index_uri": manifest.index_uri, "snapshot_id": manifest.snapshot_id,
+        "mpp": manifest.mpp[0] if len(manifest.mpp) == 1 else None, "patch_px": manifest.patch_px,
+        "overlap_px": spec.get("overlap_px", 0), "min_foreground": spec.get("min_foreground"),
+    }  # fmt: skip
+    without = among({each.slide: each.reason for each in manifest.left_out}, request.slides)
+    return EmbedSource(slides, without, told, patches_of, row_of)
+
+
+def _shards_by_slide(store: Store, manifest: PatchSetManifest) -> dict[str, list[int]]:
+    """Numbers of the shards with patches of each slide, from the markers beside them."""
+    found = defaultdict[str, list[int]](list)
+    keys = [RunLayout.patch_set_marker_of(shard.key) for shard in manifest.shards]
+    with ThreadPoolExecutor(_RECORDS_AT_ONCE) as threads:
+        for number, marker in enumerate(threads.map(lambda key: load_record(ShardMarker, store, key), keys)):
+            for slide in marker.slides if marker else manifest.slides:  # without one it may hold any slide
+                found[slide].append(number)
+    return found
+
+
+def _snapshot_of(index_uri: str, snapshot_id: str) -> Snapshot | None:
+    """Of a set's slides, for their sizes; a set that was carried elsewhere does without."""
+    try:
+        return open_snapshot(index_uri, snapshot_id) if index_uri else None
+    except EosinError:
+        return None
+
+
+def _pixels(image: bytes, img_px: int) -> Pixels | str:
+    try:
+        return load_image(image, img_px)
+    except BadImage as error:
+        return str(error)
+
+
+@dataclass(frozen=True)
 class _Job:
     request: EmbedRequest
-    store: Store
     model: JudgedModel
     forward: Forward
-    plan: GridPlan
+    source: EmbedSource
     names: dict[int, str]
-    """Of each slide's file, by its number in the plan."""
+    """Of each slide's file, by its number in the source."""
 
     def key(self, place: int) -> str:
         return FeaturesLayout.slide(self.names[place], SUFFIXES[self.request.format])
-
-    def row(self, place: int) -> SlideRow:
-        return self.plan.snapshot.rows[int(self.plan.slides[place])]
 
 
 def embed_index(request: EmbedRequest, shard: int, num_shards: int, log: RunLog) -> FeaturesManifest | None:
     """Embed this worker's slides; whoever finishes the last one publishes the manifest (else None).
 
     Worker i takes every `num_shards`-th slide from the i-th on. A slide is published whole, and one that is
-    there is left alone, so what was killed goes on. Raises `UserError` for a model, an index or a format
-    there is none of, where no slide serves, or where the folder holds other features; `PermanentError`
-    where a model's embeddings are not finite.
+    there is left alone, so what was killed goes on. Raises `UserError` for a model, an index, a set or a
+    format there is none of, where no slide serves, or where the folder holds other features;
+    `PermanentError` where a model's embeddings are not finite or a set's shard is damaged.
     """
     if not 0 <= shard < num_shards:
         raise UserError(f"there is no shard {shard} of {num_shards}", hint="shards count from 0")
@@ -96,55 +225,73 @@ def embed_index(request: EmbedRequest, shard: int, num_shards: int, log: RunLog)
         raise UserError(f"unknown read-out {request.read_out!r}", hint=f"it is {FORMS[READ_OUT_PATTERN]}")
     if request.format not in SUFFIXES:
         raise UserError(f"unknown format {request.format!r}", hint=f"one of {', '.join(SUFFIXES)}")
+    if bool(request.index_uri) == bool(request.patches_uri):
+        raise UserError("patches come from an index or from a patch set", hint="give --index or --patches")
+    own = [name for name in _GRID if getattr(request, name) not in (None, ())]
+    if request.patches_uri and own:
+        raise UserError(f"a patch set has its own {', '.join(own)}", hint="leave them away, or give --index")
     job = _opened(request)
-    spec = _pinned(job)
-    published = {info.key for info in job.store.list()}
-    own = range(shard, len(job.plan.slides), num_shards)
-    with open_reader(job.plan.snapshot, job.plan.patches, share_tiles=True) as reader:
-        for done, place in enumerate(own, 1):
+    with closing(job.source):
+        spec = _pinned(job)
+        store = open_store(request.out_uri)
+        published = {info.key for info in store.list()}
+        own_slides = range(shard, len(job.names), num_shards)
+        for done, place in enumerate(own_slides, 1):
             if not {job.key(place), FeaturesLayout.left_out(job.names[place])} & published:
-                _embed_slide(job, reader, place, log)
-            log.progress(done, len(own), "slides", model=request.model)
-    return _publish_if_whole(job, spec, log)
+                _embed_slide(job, place, log)
+            log.progress(done, len(own_slides), "slides", model=request.model)
+        return _publish_if_whole(job, spec, log)
 
 
 def _opened(request: EmbedRequest) -> _Job:
-    if not (request.model.startswith(TIMM) or "/" in request.model):
-        raise UserError(
-            f"{request.model!r} is no model", hint="the URI of a teacher's folder, timm:NAME or timm:ARCH@URI"
-        )
     config = load_config("", overrides=list(request.settings))
-    store, snapshot = open_store(request.out_uri), open_snapshot(request.index_uri)
-    model = find_model(request.out_uri, config, request.model, store).reading(request.read_out)
+    name, store = _model_name(request.model), open_store(request.out_uri)
+    model = find_model(request.out_uri, config, name, store).reading(request.read_out)
     forward = Forward.of(model)
-    grid = GridConfig(
-        mpp=request.mpp, patch_px=request.patch_px or forward.img_px, overlap_px=request.overlap_px,
-        min_foreground=request.min_foreground, slides=request.slides,
-    )  # fmt: skip
-    plan = plan_grid(snapshot, config.patches, grid)
-    return _Job(request, store, model, forward, plan, _names(plan))
+    source: EmbedSource = (
+        patch_set_source(request, forward.img_px)
+        if request.patches_uri
+        else grid_source(request, config, forward.img_px)
+    )
+    return _Job(request, model, forward, source, _names(source.slides))
 
 
-def _names(plan: GridPlan) -> dict[int, str]:
+def _model_name(model: str) -> str:
+    """`model` as `find_model` knows it: a teacher by its folder, whatever of it or its run was named."""
+    if model.startswith(TIMM):
+        return model
+    if "/" not in model:
+        raise UserError(
+            f"{model!r} is no model", hint="URI of a run or a teacher's folder, timm:NAME or timm:ARCH@URI"
+        )
+    folder, _, file = model.rstrip("/").rpartition("/")
+    if not file.endswith(".safetensors"):
+        return find_teacher(model)
+    if file != TEACHER_WEIGHTS or not open_store(folder).exists(TEACHER_CARD):
+        raise UserError(
+            f"{model} does not say its architecture: no {TEACHER_CARD} of a teacher is beside it",
+            hint=f"name it: timm:ARCH@{model}",
+        )
+    return folder
+
+
+def _names(keys: Sequence[str]) -> dict[int, str]:
     """Each slide's key without its suffix; with it where two slides would share a name."""
-    keys = [plan.snapshot.rows[int(number)].slide for number in plan.slides]
     stems = [str(PurePosixPath(key).with_suffix("")) for key in keys]
-    twice = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else set()
+    twice = {stem for stem, number in Counter(stems).items() if number > 1}
     return {i: key if stem in twice else stem for i, (key, stem) in enumerate(zip(keys, stems, strict=True))}
 
 
 def _pinned(job: _Job) -> FeaturesSpec:
     """Publish what the features are. Raises `UserError` where the folder was begun as something else."""
-    request, grid = job.request, job.plan.grid
+    request = job.request
     spec = FeaturesSpec(
-        model=request.model, model_digest=job.model.digest, index_uri=request.index_uri,
-        snapshot_id=job.plan.snapshot.manifest.snapshot_id, mpp=grid.mpp, patch_px=job.plan.patches.patch_px,
-        overlap_px=grid.overlap_px, min_foreground=grid.min_foreground, slides=grid.slides,
-        format=request.format, read_out=request.read_out,
+        model=job.model.name, model_digest=job.model.digest, slides=request.slides, format=request.format,
+        read_out=request.read_out, **job.source.told,
     )  # fmt: skip
-    begun = publish_once(job.store, FeaturesLayout.SPEC, spec)
-    same = ("schema_version", "index_uri")
-    names = [name for name in FeaturesSpec.model_fields if name not in same]
+    begun = publish_once(open_store(request.out_uri), FeaturesLayout.SPEC, spec)
+    moved = ("schema_version", "index_uri", "patches_uri")  # the same under another address
+    names = [name for name in FeaturesSpec.model_fields if name not in moved]
     others = [name for name in names if getattr(begun, name) != getattr(spec, name)]
     if others:
         told = "; ".join(f"{name} {getattr(begun, name)} → {getattr(spec, name)}" for name in others)
@@ -152,87 +299,100 @@ def _pinned(job: _Job) -> FeaturesSpec:
     return spec
 
 
-def _embed_slide(job: _Job, reader: GuardedReader, place: int, log: RunLog) -> None:
-    requests, row = job.plan.slide(place), job.row(place)
-    found = embed_patches(requests, reader, job.forward, job.request.batch_size, row.slide)
+def _embed_slide(job: _Job, place: int, log: RunLog) -> None:
+    store, slide = open_store(job.request.out_uri), job.source.slides[place]
+    patches = job.source.patches_of(place)
+    found = embed_patches(patches.pixels, job.forward, job.request.batch_size, slide)
     if isinstance(found, str):
-        left_out = SlideLeftOut(slide=row.slide, reason=found)
-        job.store.put(FeaturesLayout.left_out(job.names[place]), left_out.to_json())
-        log.event("slide-left-out", slide=row.slide, detail=found)
+        store.put(
+            FeaturesLayout.left_out(job.names[place]), SlideLeftOut(slide=slide, reason=found).to_json()
+        )
+        log.event("slide-left-out", slide=slide, detail=found)
         return
     features, kept = found
-    coords = np.array([(requests[i].x_px, requests[i].y_px) for i in kept], np.int64)
-    data = _ENCODERS[job.request.format](features, coords, _attributes(job, place))
-    job.store.put(job.key(place), data)
-    log.event("slide-embedded", slide=row.slide, patches=len(features), failed=len(requests) - len(features))
+    mpp = patches.mpp[kept]
+    arrays: dict[str, npt.NDArray[Any]] = {"features": features, "coords": patches.coords[kept]}
+    if len(np.unique(mpp)) > 1:
+        arrays["mpp"] = mpp
+    encode = _ENCODERS[job.request.format]
+    store.put(job.key(place), encode(arrays, _attributes(job, place, mpp)))
+    failed = len(patches.coords) - len(features)
+    log.event("slide-embedded", slide=slide, patches=len(features), failed=failed)
 
 
-def _attributes(job: _Job, place: int) -> dict[str, Any]:
-    """Of the coordinates, by the names that CLAM and TRIDENT give them."""
-    row, patches, grid = job.row(place), job.plan.patches, job.plan.grid
-    finest = row.header.levels[0]
-    width_px, _ = extent_px(row.header, patches.patch_px, grid.mpp)
-    return {
-        "patch_size": patches.patch_px, "patch_size_level0": round(width_px), "overlap": grid.overlap_px,
-        "level0_width": finest.width_px, "level0_height": finest.height_px,
-        "level0_magnification": _MAGNIFICATION_AT_1_MPP / (row.header.mpp_x or grid.mpp),
-        "target_magnification": _MAGNIFICATION_AT_1_MPP / grid.mpp, "mpp": grid.mpp,
-        "name": PurePosixPath(job.names[place]).name, "slide": row.slide,
-        "model": job.request.model, "model_digest": job.model.digest,
+def _attributes(job: _Job, place: int, mpps: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Of the coordinates, by the names that CLAM and TRIDENT give them; without what is not known."""
+    row, patch_px, mpp = job.source.row_of(place), job.source.told["patch_px"], float(mpps[0])
+    told = {
+        "patch_size": patch_px, "overlap": job.source.told["overlap_px"],
+        "name": PurePosixPath(job.names[place]).name, "slide": job.source.slides[place],
+        "model": job.model.name, "model_digest": job.model.digest,
     }  # fmt: skip
+    if (mpps == mpp).all():
+        told |= {"mpp": mpp, "target_magnification": _MAGNIFICATION_AT_1_MPP / mpp}
+        if row is not None:
+            told["patch_size_level0"] = round(extent_px(row.header, patch_px, mpp)[0])
+    if row is not None:
+        told |= {
+            "level0_width": row.header.levels[0].width_px,
+            "level0_height": row.header.levels[0].height_px,
+        }
+        told["level0_magnification"] = _MAGNIFICATION_AT_1_MPP / (row.header.mpp_x or mpp)
+    return told
 
 
-def _hdf5(features: Features, coords: Coords, attributes: dict[str, Any]) -> bytes:
+def _hdf5(arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> bytes:
     import h5py
 
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", track_order=True) as file:
-        file.create_dataset("features", data=features)
-        file.create_dataset("coords", data=coords).attrs.update(attributes)
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array)
+        file["coords"].attrs.update(attributes)
     return buffer.getvalue()
 
 
-def _parquet(features: Features, coords: Coords, attributes: dict[str, Any]) -> bytes:
+def _parquet(arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    features, coords = arrays["features"], arrays["coords"]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
-    table = pa.table({"x_px": coords[:, 0], "y_px": coords[:, 1], "features": vectors})
+    columns = {"x_px": coords[:, 0], "y_px": coords[:, 1], "features": vectors}
+    table = pa.table(columns | {name: array for name, array in arrays.items() if name == "mpp"})
     buffer = io.BytesIO()
     told = {name: str(value) for name, value in attributes.items()}
     pq.write_table(table.replace_schema_metadata(told), buffer, compression="zstd")
     return buffer.getvalue()
 
 
-def _safetensors(features: Features, coords: Coords, attributes: dict[str, Any]) -> bytes:
+def _safetensors(arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> bytes:
     import safetensors.numpy
 
     told = {name: str(value) for name, value in attributes.items()}
-    return bytes(safetensors.numpy.save({"features": features, "coords": coords}, metadata=told))
+    return bytes(safetensors.numpy.save(arrays, metadata=told))
 
 
-_ENCODERS: dict[str, Callable[[Features, Coords, dict[str, Any]], bytes]] = {
+_ENCODERS: dict[str, Callable[[dict[str, npt.NDArray[Any]], dict[str, Any]], bytes]] = {
     "hdf5": _hdf5, "parquet": _parquet, "safetensors": _safetensors,
 }  # fmt: skip
 
 
 def _publish_if_whole(job: _Job, spec: FeaturesSpec, log: RunLog) -> FeaturesManifest | None:
-    there = {info.key for info in job.store.list()}
+    store = open_store(job.request.out_uri)
+    there = {info.key for info in store.list()}
     made = [place for place in job.names if job.key(place) in there]
-    failed = [place for place in job.names if FeaturesLayout.left_out(job.names[place]) in there]
+    failed = [FeaturesLayout.left_out(name) for name in job.names.values()]
+    failed = [key for key in failed if key in there]
     if len(made) + len(failed) < len(job.names):
         return None
-    never = [SlideLeftOut(slide=slide, reason=why) for slide, why in sorted(job.plan.excluded.items())]
+    left_out = [SlideLeftOut(slide=slide, reason=why) for slide, why in sorted(job.source.without.items())]
+    with ThreadPoolExecutor(_RECORDS_AT_ONCE) as threads:
+        found = threads.map(lambda key: load_record(SlideLeftOut, store, key), failed)
+        left_out += [record for record in found if record is not None]
     manifest = FeaturesManifest(
-        spec=spec, num_slides=len(made), left_out=(*never, *_left_out(job, failed)), eosin_version=__version__
+        spec=spec, num_slides=len(made), left_out=tuple(left_out), eosin_version=__version__
     )
-    published = publish_once(job.store, FeaturesLayout.MANIFEST, manifest)
+    published = publish_once(store, FeaturesLayout.MANIFEST, manifest)
     log.event("features-published", slides=published.num_slides, left_out=len(published.left_out))
     return published
-
-
-def _left_out(job: _Job, places: Sequence[int]) -> list[SlideLeftOut]:
-    keys = [FeaturesLayout.left_out(job.names[place]) for place in places]
-    with ThreadPoolExecutor(_RECORDS_AT_ONCE) as threads:
-        found = threads.map(lambda key: load_record(SlideLeftOut, job.store, key), keys)
-        return [record for record in found if record is not None]

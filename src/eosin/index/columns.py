@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -238,6 +239,11 @@ class MappedRows(Sequence[SlideRow]):
 
     def __iter__(self) -> Iterator[SlideRow]:
         return map(self.alone, range(len(self)))
+
+    def find(self, slide: str) -> int | None:
+        """The row of `slide`; None where there is none. Rows are sorted by slide."""
+        place = bisect_left(range(len(self)), slide, key=lambda row: self._name(*self.table["slide"][row]))
+        return place if place < len(self) and self._name(*self.table["slide"][place]) == slide else None
 
     def column(self, name: str) -> list[Any]:
         """One column of all rows, without making the rows."""

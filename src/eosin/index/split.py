@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from eosin.index.columns import MappedRows
 from eosin.index.rows import SlideRow
@@ -50,7 +51,11 @@ def split_patients(rows: Iterable[SlideRow | SlideKey], fraction: float, seed: i
     one with the largest is kept. With one patient, or a fraction of 0, nothing is held out: the caller
     says so.
     """
-    groups = linked_patients(rows)
+    return _held(linked_patients(rows), fraction, seed)
+
+
+def _held(groups: Mapping[str, str], fraction: float, seed: int = 0) -> frozenset[str]:
+    """As `split_patients`, of `linked_patients`."""
     places = {name: hash_unit(name, seed) for name in groups.values()}
     if fraction <= 0 or len(places) < 2:
         return frozenset()
@@ -65,19 +70,20 @@ def split_patients(rows: Iterable[SlideRow | SlideKey], fraction: float, seed: i
 def held_out_rows(rows: MappedRows, among: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
     """Which of `among` (rows of a snapshot) belong to the patients that `split_patients` holds out of them.
 
-    Only a row of each patient and those that have copies are looked at one by one.
+    Only a row of each patient is looked at one by one, and those that have copies.
     """
     contents, patients = (_codes(rows.arrow(name, among)) for name in ("content", "patient"))
-    names = rows.texts("patient", among)
-    alone = np.array([not name for name in names], bool)
-    _, own = np.unique(patients, return_index=True)
-    copied = np.bincount(contents)[contents] > 1
-    decisive = np.flatnonzero(copied | alone | np.isin(np.arange(len(among)), own))
-    columns = (rows.texts(name, among[decisive]) for name in SlideKey._fields)
-    keys = [SlideKey(*each) for each in zip(*columns, strict=True)]
-    held = split_patients(keys, fraction)
+    alone = np.asarray(pc.equal(pc.binary_length(rows.arrow("patient", among)), 0))
+    decisive = alone.copy()
+    decisive[np.unique(patients, return_index=True)[1]] = True
+    copied = among[np.bincount(contents)[contents] > 1]
+    columns = (rows.texts(name, copied) for name in SlideKey._fields)
+    linked = linked_patients(SlideKey(*each) for each in zip(*columns, strict=True))
+    columns = (rows.texts(name, among[decisive]) for name in ("slide", "patient"))
+    owners = [patient_of(SlideKey(slide, patient, "")) for slide, patient in zip(*columns, strict=True)]
+    held = _held({owner: linked.get(owner, owner) for owner in owners}, fraction)
     found = np.zeros(len(among), bool)
-    found[decisive] = [patient_of(key) in held for key in keys]
+    found[decisive] = [owner in held for owner in owners]
     # Slides of one patient share its place; those of nobody have places of their own.
     of_patient = np.zeros(int(patients.max(initial=0)) + 1, bool)
     of_patient[patients[decisive]] = found[decisive]

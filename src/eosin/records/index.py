@@ -63,15 +63,19 @@ class FeaturesSpec(Record):
     snapshot_id: str
     """The snapshot of the index."""
     index_uri: str
-    """The index."""
-    mpp: float
-    """Magnification of the patches, µm a pixel."""
+    """The index; empty where the patch set names none."""
+    patches_uri: str = ""
+    """The patch set that the patches are of; empty: they are read from the slides."""
+    patches_digest: str = ""
+    """Of that set."""
+    mpp: float | None
+    """Magnification of the patches, µm a pixel; null where a set's patches have several."""
     patch_px: int
     """Side of the patches in pixels at `mpp`; the model sees them at its own size."""
     overlap_px: int
     """Pixels that a patch shares with the next."""
-    min_foreground: float
-    """Smallest share of tissue in a patch."""
+    min_foreground: float | None
+    """Smallest share of tissue in a patch; null where a set was drawn as its run's training draws."""
     slides: tuple[str, ...]
     """Patterns of the slides' keys."""
     format: str
@@ -81,7 +85,7 @@ class FeaturesSpec(Record):
 
 
 class SlideLeftOut(Record):
-    """`left-out/NAME.json`: a slide that gives no features, and why."""
+    """`left-out/NAME.json`: a slide that gives no features (in a patch set: no patch), and why."""
 
     slide: str
     """Its key."""

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from eosin.records.base import Record
+from eosin.records.index import SlideLeftOut
 
 
 class PatchSetShard(BaseModel):
@@ -69,8 +70,12 @@ class PatchSetManifest(Record):
     """In order."""
     snapshot_id: str = ""
     """The snapshot of the index that the slides are of; empty where there is none."""
+    index_uri: str = ""
+    """That index."""
     slides: tuple[str, ...] = ()
     """Slides that gave at least one patch."""
+    left_out: tuple[SlideLeftOut, ...] = ()
+    """Every other slide that was asked for, with the reason."""
     rejected: tuple[RejectedPatch, ...] = ()
     """Positions that could not be read."""
     notes: tuple[str, ...] = ()

@@ -14,9 +14,11 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from PIL import Image
 
-from eosin.errors import UserError
+from eosin.errors import PermanentError, UserError
 from eosin.evaluation.embed_index import EmbedRequest, embed_index
+from eosin.index.snapshot import open_snapshot
 from eosin.layout import FeaturesLayout
 from eosin.models.arch import define_missing_ops
 from eosin.records import load_record
@@ -46,9 +48,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(material: Path, out: Path, **changes: object) -> EmbedRequest:
     wanted = {"mpp": 0.5, "patch_px": 96, "min_foreground": 0.3, "batch_size": 8, **changes}
-    return EmbedRequest(
-        f"timm:{ARCH}@{material / 'weights.safetensors'}", str(material / "index"), str(out), **wanted
-    )
+    return EmbedRequest(model_of(material), str(out), str(material / "index"), **wanted)
+
+
+def model_of(material: Path) -> str:
+    return f"timm:{ARCH}@{material / 'weights.safetensors'}"
 
 
 def test_hdf5_as_clam_reads_it_and_the_features_are_timms(material: Path, tmp_path: Path) -> None:
@@ -123,6 +127,92 @@ def test_a_folder_of_other_features_and_wrong_names_are_refused(material: Path, 
         embed_index(request(material, tmp_path / "x"), 2, 2, LOG)
     manifest = load_record(FeaturesManifest, open_store(str(tmp_path)), FeaturesLayout.MANIFEST)
     assert manifest is not None and manifest.spec.mpp == 0.5
+
+
+def plain_timm(material: Path, images: list[bytes]) -> np.ndarray:
+    """Embeddings by timm's own transform, in a loop: eight at a time, as eosin feeds a CPU."""
+    network = timm.create_model(ARCH, pretrained=False, num_classes=0).eval()
+    network.load_state_dict(safetensors.torch.load_file(material / "weights.safetensors"))
+    settings = timm.data.resolve_model_data_config(network)
+    transform = timm.data.create_transform(**{**settings, "crop_pct": 1.0, "interpolation": "bilinear"})
+    tensors = torch.stack([transform(Image.open(io.BytesIO(each)).convert("RGB")) for each in images])
+    with torch.inference_mode():
+        return torch.cat([network(part) for part in tensors.split(8)]).numpy()
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_a_patch_set_is_embedded_as_by_a_plain_loop_over_it(
+    material: Path, tmp_path: Path, format: str
+) -> None:
+    side = timm.create_model(ARCH, pretrained=False).default_cfg["input_size"][1]
+    sets, settings = str(tmp_path / "sets"), ["mpp=0.5", f"patch_px={side}", "patches_per_shard=3"]
+    decode_index(str(material / "index"), sets, 0, 1, "tiles", [*settings, f"format={format}"])
+    uri, out = f"{sets}/patches/tiles", str(tmp_path / "out")
+    asked = EmbedRequest(model_of(material), out, patches_uri=uri, batch_size=8)
+    assert embed_index(asked, 1, 2, LOG) is None
+    manifest = embed_index(asked, 0, 2, LOG)
+    assert manifest is not None and manifest.num_slides == 3 and manifest.spec.patches_uri == uri
+    assert [(each.slide, each.reason[:15]) for each in manifest.left_out] == [
+        ("broken.svs", "corrupt-header:")
+    ]
+    rows = [row for row in read_patch_set(uri)[1] if row.slide == "case/slide-2.svs"]
+    with h5py.File(Path(out, FeaturesLayout.slide("case/slide-2", "h5"))) as file:
+        np.testing.assert_array_equal(file["coords"], [(row.x_px, row.y_px) for row in rows])
+        np.testing.assert_array_equal(file["features"], plain_timm(material, [row.image for row in rows]))
+        attributes = dict(file["coords"].attrs)
+    assert (attributes["patch_size"], attributes["target_magnification"]) == (side, 20)
+    with openslide.OpenSlide(material / "slides" / "case" / "slide-2.svs") as slide:
+        assert (attributes["level0_width"], attributes["level0_height"]) == slide.dimensions
+
+
+def test_a_sampled_set_of_two_magnifications_says_which_patch_has_which(
+    material: Path, tmp_path: Path
+) -> None:
+    settings = ["kind=sampled", "num_patches=40", "patches_per_shard=16", "patches.patch_px=224",
+                "patches.mpp=[0.5,1.0]"]  # fmt: skip
+    decode_index(str(material / "index"), str(tmp_path), 0, 1, "mixed", settings)
+    uri = str(tmp_path / "patches" / "mixed")
+    out = tmp_path / "out"
+    asked = EmbedRequest(model_of(material), str(out), patches_uri=uri, format="parquet")
+    manifest = embed_index(asked, 0, 1, LOG)
+    assert manifest is not None and manifest.spec.mpp is None
+    tables = {path: pq.read_table(path) for path in out.rglob("*.parquet")}
+    assert sum(len(table) for table in tables.values()) == 40
+    found = [(row["x_px"], row["mpp"]) for table in tables.values() for row in table.to_pylist()]
+    assert sorted(found) == sorted((row.x_px, row.mpp) for row in read_patch_set(uri)[1])
+    assert all(b"patch_size_level0" not in table.schema.metadata for table in tables.values())
+
+
+def test_what_a_patch_set_is_cannot_be_asked_for_otherwise(material: Path, tmp_path: Path) -> None:
+    decode_index(str(material / "index"), str(tmp_path), 0, 1, "tiles", ["mpp=1.0", "patch_px=64"])
+    uri, out = str(tmp_path / "patches" / "tiles"), str(tmp_path / "out")
+
+    def refused(reason: str, **wanted: object) -> None:
+        with pytest.raises(UserError, match=reason):
+            embed_index(EmbedRequest(model_of(material), out, **wanted), 0, 1, LOG)
+
+    refused("own mpp", patches_uri=uri, mpp=0.5)
+    refused("from an index or from a patch set")
+    refused("from an index or from a patch set", patches_uri=uri, index_uri=str(material / "index"))
+    refused("no slide of .* matches nothing", patches_uri=uri, slides=("nothing*",))
+    refused("no patch set at", patches_uri=str(tmp_path / "patches"))
+    with pytest.raises(UserError, match="does not say its architecture"):
+        embed_index(EmbedRequest(str(material / "weights.safetensors"), out, patches_uri=uri), 0, 1, LOG)
+    shard = next(Path(uri).glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(PermanentError, match="its digest differs"):
+        embed_index(EmbedRequest(model_of(material), out, patches_uri=uri), 0, 1, LOG)
+
+
+def test_every_slide_that_a_set_leaves_out_is_named(material: Path, tmp_path: Path) -> None:
+    settings = ["mpp=0.5", "patch_px=96", "min_foreground=1.0"]
+    index_uri = str(material / "index")
+    manifest = decode_index(index_uri, str(tmp_path), 0, 1, "some", settings)
+    assert manifest is not None
+    named = [*manifest.slides, *(each.slide for each in manifest.left_out)]
+    assert sorted(named) == sorted(open_snapshot(index_uri).rows.column("slide"))
+    part = decode_index(index_uri, str(tmp_path), 0, 1, "part", ["mpp=0.5", "patch_px=96"], ["case/*-0*"])
+    assert part is not None and part.slides == ("case/slide-0.svs",) and not part.left_out
 
 
 def test_a_patch_set_of_an_index_alone(material: Path, tmp_path: Path) -> None:

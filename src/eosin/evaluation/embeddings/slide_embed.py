@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -162,6 +163,7 @@ _PATCHES_PER_TASK = 32
 _MAX_NAMED = 20
 
 Pixels = npt.NDArray[np.uint8]
+Patch = TypeVar("Patch")
 
 
 @dataclass(frozen=True)
@@ -273,23 +275,25 @@ class _Worker:
         if self._forward is None or self._reader is None:
             self._forward = Forward.of(self._model)
             self._reader = open_reader(self._plan.snapshot, self._plan.reading, share_tiles=True)
-        requests, slide = self._plan.requests(place), self._plan.row(place).slide
-        found = embed_patches(requests, self._reader, self._forward, self._batch_size, slide)
+        slide = self._plan.row(place).slide
+        pixels = pixels_ahead(self._plan.requests(place), self._reader, self._forward.img_px)
+        found = embed_patches(pixels, self._forward, self._batch_size, slide)
         return found if isinstance(found, str) else found[0]
 
 
 def embed_patches(
-    requests: Sequence[PatchRequest], reader: GuardedReader, forward: Forward, batch_size: int, slide: str
+    patches: Iterable[Pixels | str], forward: Forward, batch_size: int, slide: str
 ) -> tuple[Features, list[int]] | str:
-    """Embeddings [n, D] of the patches of one slide that can be read, and their places in `requests`.
+    """Embeddings [n, D] of those of one slide's `patches` that could be read, and their places among them.
 
-    Else why there are none. Raises `PermanentError` where an embedding is not finite.
+    Else why there are none. A patch is [img_px, img_px, 3] uint8, or why it cannot be read. Raises
+    `PermanentError` where an embedding is not finite.
     """
     features: list[Features] = []
     kept: list[int] = []
     batch: list[Pixels] = []
     reason = "no position on its grid has enough tissue"
-    for number, pixels in enumerate(_pixels_ahead(requests, reader, forward.img_px)):
+    for number, pixels in enumerate(patches):
         if isinstance(pixels, str):
             reason = f"no patch could be read; the first: {pixels}"
             continue
@@ -311,7 +315,7 @@ def embed_patches(
     return found, kept
 
 
-def _pixels_ahead(
+def pixels_ahead(
     requests: Sequence[PatchRequest], reader: GuardedReader, img_px: int
 ) -> Iterator[Pixels | str]:
     """Each patch at the model's size [img_px, img_px, 3], or why it cannot be read, in order, read ahead."""
@@ -322,10 +326,17 @@ def _pixels_ahead(
             for each in reader.read(part)
         ]
 
+    return made_ahead(requests, read)
+
+
+def made_ahead(
+    patches: Sequence[Patch], make: Callable[[Sequence[Patch]], list[Pixels | str]]
+) -> Iterator[Pixels | str]:
+    """What `make` makes of `patches`, 32 at a time, in order, by threads that are a few tasks ahead."""
     ahead: deque[Future[list[Pixels | str]]] = deque()
     with ThreadPoolExecutor(max(2, num_cores())) as threads:
-        for start in range(0, len(requests), _PATCHES_PER_TASK):
-            ahead.append(threads.submit(read, requests[start : start + _PATCHES_PER_TASK]))
+        for start in range(0, len(patches), _PATCHES_PER_TASK):
+            ahead.append(threads.submit(make, patches[start : start + _PATCHES_PER_TASK]))
             if len(ahead) > _BATCHES_AHEAD * max(2, num_cores()):
                 yield from ahead.popleft().result()
         while ahead:

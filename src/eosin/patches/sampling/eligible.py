@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.recfunctions import repack_fields
 
 from eosin.config.patches import PatchesConfig
 from eosin.errors import UserError
@@ -126,6 +128,9 @@ _FORM = 1
 # What of the configuration decides which slides are drawn from, and how often.
 _DECISIVE = ("patch_px", "mpp", "mpp_weights", "mpp_range", "mpp_tolerance", "min_foreground", "weighting",
              "cohort_weights", "slide_fraction", "heldout")  # fmt: skip
+# Columns of a snapshot that decide what a slide offers.
+_OFFERING = ["ok", "mask_start", "tissue_mm2", "mpp_x", "mpp_y", "width_px", "height_px", "downsample",
+             "least_downsample"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,11 +144,13 @@ class Eligible:
     slide_cumulative: Float64
     """Cumulative weights of the slides, ending at 1, [n]."""
     magnifications: Magnifications
+    patterns: Sequence[str]
+    """Of the slides' keys."""
 
     @cached_property
     def excluded(self) -> dict[str, str]:
-        """Why other slides give no patch, by slide."""
-        return _excluded(self.snapshot, self.config)
+        """Why other slides of the patterns give no patch, by slide."""
+        return among(_excluded(self.snapshot, self.config), self.patterns)
 
     def pick(self, uniform: float) -> int:
         """The slide (a position in `rows`) at `uniform` in [0, 1)."""
@@ -171,7 +178,7 @@ def find_eligible(
     found = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "weights", "offered")}
     magnifications = ContinuousMagnifications(found["offered"]) if config.mpp_range is not None else (
         DiscreteMagnifications(config.mpp, found["offered"]))  # fmt: skip
-    return Eligible(snapshot, config, found["rows"], found["weights"], magnifications)
+    return Eligible(snapshot, config, found["rows"], found["weights"], magnifications, patterns)
 
 
 def _find(
@@ -200,7 +207,8 @@ def offers_of(snapshot: Snapshot, config: PatchesConfig) -> tuple[npt.NDArray[np
     That is 1 for each of `config.mpp` that it offers and 0 for the others, or the finest and coarsest that it
     offers of `config.mpp_range`. As `why_excluded`, of all slides at once.
     """
-    table = snapshot.rows.table
+    # A copy of these few columns: each look at one where it lies passes over all of the others.
+    table = repack_fields(snapshot.rows.table[_OFFERING])
     usable = np.flatnonzero(table["ok"] & (table["mask_start"] >= 0) & (table["tissue_mm2"] > 0))
     slides = table[usable]
     if config.mpp_range is None:
@@ -239,6 +247,12 @@ def _excluded(snapshot: Snapshot, config: PatchesConfig) -> dict[str, str]:
     others[offers_of(snapshot, config)[0]] = False
     rows = (snapshot.rows.alone(number) for number in np.flatnonzero(others).tolist())
     return {row.slide: why_excluded(row, config) for row in rows}
+
+
+def among(excluded: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
+    """Those of `excluded` whose key matches a pattern."""
+    match = [re.compile(translate(pattern)).match for pattern in patterns]
+    return {slide: why for slide, why in excluded.items() if any(each(slide) for each in match)}
 
 
 def matching(

@@ -12,7 +12,7 @@ from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot
 from eosin.patches.geometry import extent_px
 from eosin.patches.request import PatchRequest
-from eosin.patches.sampling.eligible import find_eligible, matching
+from eosin.patches.sampling.eligible import among, find_eligible, matching
 
 _Positions = npt.NDArray[np.int64]
 
@@ -28,7 +28,7 @@ class GridPlan:
     slides: _Positions
     """Rows of the snapshot that could give a patch, [n]."""
     excluded: dict[str, str]
-    """Why the others give none, by slide."""
+    """Why others that match the grid's patterns give none, by slide."""
 
     def slide(self, place: int) -> list[PatchRequest]:
         """The patches of slide number `place`, by row and column; `index` counts them."""
@@ -55,7 +55,7 @@ def plan_grid(snapshot: Snapshot, config: PatchesConfig, grid: GridConfig) -> Gr
         grid,
         reading,
         matching(snapshot, slides, grid.slides, lambda: eligible.excluded),
-        eligible.excluded,
+        among(eligible.excluded, grid.slides),
     )
 
 

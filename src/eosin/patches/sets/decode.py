@@ -173,8 +173,13 @@ def decode_sampled(job: Decoding, spec: SampledConfig, log: RunLog) -> PatchSetM
         publish_drawn(job, keys[number], sampler, spec, indices, log, speed, split=split)
     speed.report()
     if find_published(job.store, job.name) >= set(keys):
-        return publish_manifest(job.store, job.name, keys, log)
+        return _published(job, sampler, keys, log)
     return None
+
+
+def _published(job: Decoding, sampler: Sampler, keys: Sequence[str], log: RunLog) -> PatchSetManifest:
+    index_uri = job.snapshot.store.uri
+    return publish_manifest(job.store, job.name, keys, log, index_uri=index_uri, without=sampler.excluded)
 
 
 def sampled_sampler(job: Decoding, spec: SampledConfig) -> Sampler:
@@ -246,5 +251,6 @@ def _held_out(job: Decoding, log: RunLog) -> PatchSetManifest | None:
     decode_held_out(job, log)
     keys = held_out_shards(job.config, job.num_shards)
     if find_published(job.store, job.name) >= set(keys):
-        return publish_manifest(job.store, job.name, keys, log)
+        sampler, _ = held_out_sampler(job.snapshot, job.config, job.name)
+        return _published(job, sampler, keys, log)
     return None

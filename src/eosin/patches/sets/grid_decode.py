@@ -49,8 +49,6 @@ def decode_grid(job: Decoding, grid: GridConfig, log: RunLog) -> PatchSetManifes
     pin_set(job)
     own = range(job.shard, len(plan.slides), job.num_shards)
     log.event("grid-planned", name=job.name, slides=len(plan.slides), own_slides=len(own))
-    for slide, reason in sorted(plan.excluded.items()) if job.shard == 0 else ():
-        log.event("slide-left-out", slide=slide, detail=reason)
     published = find_published(job.store, job.name)
     whole = _parts_by_slide(published)
     speed = Throughput(log, len(own), "slides")
@@ -66,7 +64,7 @@ def decode_grid(job: Decoding, grid: GridConfig, log: RunLog) -> PatchSetManifes
                         speed.add(_publish(job, key, plan, requests, reader, threads, log), done - 1)
             speed.add((), done)
     speed.report()
-    return _publish_if_whole(job, len(plan.slides), log)
+    return _publish_if_whole(job, plan, log)
 
 
 def _threads() -> ThreadPoolExecutor:
@@ -97,12 +95,15 @@ def _is_whole(parts: Sequence[tuple[int, str]]) -> bool:
     return bool(parts) and len(parts) == parts[0][0]
 
 
-def _publish_if_whole(job: Decoding, num_slides: int, log: RunLog) -> PatchSetManifest | None:
+def _publish_if_whole(job: Decoding, plan: GridPlan, log: RunLog) -> PatchSetManifest | None:
     parts = _parts_by_slide(find_published(job.store, job.name))
-    if not all(_is_whole(parts.get(place, [])) for place in range(num_slides)):
+    if not all(_is_whole(parts.get(place, [])) for place in range(len(plan.slides))):
         return None
-    keys = [key for place in range(num_slides) for _, key in parts[place]]
-    return publish_manifest(job.store, job.name, keys, log)
+    keys = [key for place in range(len(plan.slides)) for _, key in parts[place]]
+    colours = " and the colours of its hsv_filter" if plan.grid.hsv_filter else ""
+    names = job.snapshot.rows.texts("slide", plan.slides)
+    without = dict.fromkeys(names, f"no position on the grid has enough tissue{colours}") | plan.excluded
+    return publish_manifest(job.store, job.name, keys, log, index_uri=job.snapshot.store.uri, without=without)
 
 
 def _publish(

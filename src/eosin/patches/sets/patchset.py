@@ -11,6 +11,7 @@ from eosin.records.patchset_shard import PatchRow, decode_shard
 from eosin.storage import NotFound, Store, join_uri, open_store
 
 MANIFEST = "manifest.json"
+SET_SPEC = "set.json"
 CONTACT_SHEET = "contact-sheet.jpg"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
@@ -24,6 +24,7 @@ from eosin.patches.geometry import extent_px
 from eosin.patches.request import PatchRequest
 from eosin.patches.sets.patchset import CONTACT_SHEET, ShardMarker, read_shard
 from eosin.records import PatchSetManifest, PatchSetShard, RejectedPatch, load_record, publish_once
+from eosin.records.index import SlideLeftOut
 from eosin.records.patchset_shard import PatchRow, encode_shard
 from eosin.slides.errors import SlideError
 from eosin.storage import Store, join_uri, open_store
@@ -197,22 +198,27 @@ def publish_shard(store: Store, key: str, rows: Sequence[PatchRow], marker: Shar
     return shard
 
 
-def publish_manifest(store: Store, name: str, shard_keys: Sequence[str], log: RunLog) -> PatchSetManifest:
+def publish_manifest(
+    store: Store, name: str, shard_keys: Sequence[str], log: RunLog, *, index_uri: str = "",
+    without: Mapping[str, str] | None = None,
+) -> PatchSetManifest:  # fmt: skip
     """Publish the manifest of the shards, a contact sheet before it; a manifest that is there already
     wins, and is returned.
 
-    Raises `UserError` naming shards that are missing, or where the set has no patch.
+    `without`: of slides that were asked for, why each is left out if no shard has a patch of it. Raises
+    `UserError` naming shards that are missing, or where the set has no patch.
     """
     folder_uri = join_uri(store.uri, RunLayout.patch_set(name))
     published = load_record(PatchSetManifest, store, RunLayout.patch_set_manifest(name))
     if published is not None:
         return published
-    manifest = _manifest(name, _read_markers(store, name, shard_keys))
+    manifest = _manifest(name, index_uri, _read_markers(store, name, shard_keys), without or {})
     sheet = contact_sheet(_sample(open_store(folder_uri), manifest))
     store.put(RunLayout.patch_set(name) + CONTACT_SHEET, sheet)
     published = publish_once(store, RunLayout.patch_set_manifest(name), manifest)
     log.event("patch-set-published", name=name, num_patches=manifest.num_patches, digest=manifest.digest[:16],
-              slides=len(manifest.slides), rejected=len(manifest.rejected))  # fmt: skip
+              slides=len(manifest.slides), left_out=len(manifest.left_out),
+              rejected=len(manifest.rejected))  # fmt: skip
     return published
 
 
@@ -235,11 +241,15 @@ def _read_markers(store: Store, name: str, shard_keys: Sequence[str]) -> list[Sh
     return [marker for marker in found if marker is not None]
 
 
-def _manifest(name: str, markers: Sequence[ShardMarker]) -> PatchSetManifest:
+def _manifest(
+    name: str, index_uri: str, markers: Sequence[ShardMarker], without: Mapping[str, str]
+) -> PatchSetManifest:
     first = markers[0]
+    slides = {slide for marker in markers for slide in marker.slides}
+    rejected = tuple(patch for marker in markers for patch in marker.rejected)
+    unreadable = {patch.slide: patch.reason for patch in reversed(rejected)}
     shards = tuple(marker.shard for marker in markers if marker.shard.num_patches)
     if not shards:
-        unreadable = any(marker.rejected for marker in markers)
         few = "lower its min_foreground, mpp or patch_px, or its hsv_filter, under another name"
         raise UserError(
             f"patch set {name} has no patch" + _reasons(markers),
@@ -255,11 +265,14 @@ def _manifest(name: str, markers: Sequence[ShardMarker]) -> PatchSetManifest:
         num_patches=sum(shard.num_patches for shard in shards),
         shards=shards,
         snapshot_id=first.snapshot_id,
-        slides=tuple(sorted({slide for marker in markers for slide in marker.slides})),
-        rejected=tuple(patch for marker in markers for patch in marker.rejected),
+        index_uri=index_uri,
+        slides=tuple(sorted(slides)),
+        left_out=tuple(SlideLeftOut(slide=slide, reason=unreadable.get(slide, why))
+                       for slide, why in sorted(without.items()) if slide not in slides),
+        rejected=rejected,
         notes=_distinct(note for marker in markers for note in marker.notes),
         eosin_version=__version__,
-    )
+    )  # fmt: skip
 
 
 def _reasons(markers: Sequence[ShardMarker]) -> str:
