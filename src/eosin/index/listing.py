@@ -38,7 +38,7 @@ class Unit:
     key: str
     """Decides the shard: the slide's key, or the folder of unsorted objects."""
     kind: Literal["slide", "unsorted"]
-    """unsorted: objects of one folder whose content tells which slides they are, as that of DICOM does."""
+    """slide: by its name; unsorted: objects of one folder whose content tells which slides they are."""
     objects: tuple[ObjectInfo, ...]
 
 
@@ -71,9 +71,14 @@ def list_units(listing: Iterable[ObjectInfo], include: Sequence[str] = ()) -> tu
     return sorted(units, key=lambda unit: unit.objects[0].key), num_pictures
 
 
-def claims_dicom(key: str) -> bool:
-    """Whether the name says that the object is DICOM, so that another content is a fault to be named."""
-    return PurePosixPath(key).suffix.lower() in (".dcm", ".dicom")
+def claims_other(key: str) -> bool:
+    """Whether the name says that the object is a slide of a format other than DICOM."""
+    return PurePosixPath(key).suffix.lower() in _SLIDE_NAMES
+
+
+def claims_slide(key: str) -> bool:
+    """Whether the name says that the object is a slide, so that another content is a fault to be named."""
+    return claims_other(key) or PurePosixPath(key).suffix.lower() in (".dcm", ".dicom")
 
 
 def require_slide(store: Store, include: Sequence[str] = (), prefix: str = "") -> None:

@@ -7,13 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 
 from eosin.config import RunConfig
 from eosin.config.index import IndexConfig
 from eosin.errors import PermanentError, UserError
 from eosin.index.columns import MappedRows
-from eosin.index.listing import Unit, claims_dicom, in_shard
+from eosin.index.listing import Unit, claims_other, claims_slide, in_shard
 from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.read_slide import (
     INDEXER_VERSION,
@@ -33,9 +35,9 @@ from eosin.records import load_record
 from eosin.records.base import Record, publish_once
 from eosin.slides.dicom import read_series_uid
 from eosin.slides.errors import SlideError
-from eosin.slides.header import begins_as_slide, is_dicom, open_range
+from eosin.slides.header import HEAD_BYTES, begins_as_slide, is_dicom, open_range
 from eosin.slides.model import SlideObject
-from eosin.storage import AccessDenied, NotFound, ObjectChanged, ObjectInfo, Store
+from eosin.storage import AccessDenied, ByteRange, NotFound, ObjectChanged, ObjectInfo, Store
 
 
 class PreviousRows:
@@ -75,6 +77,14 @@ class PreviousRows:
             groups.append(tuple(each.key for each in stored))
         return groups if sum(map(len, groups)) == len(objects) else []
 
+    def format_of(self, info: ObjectInfo) -> str | None:
+        """Of the slide that an unchanged object was part of; None where that is not known."""
+        for row in self._rows_among([info.key]):
+            etags = {each.key: each.etag for each in row.header.objects}
+            if row.read_status not in FLEETING and etags[info.key] == info.etag:
+                return row.header.format
+        return None
+
     def _rows_among(self, objects: Iterable[str]) -> list[SlideRow]:
         """Rows that any of the objects was part of."""
         if self._rows is None:
@@ -102,7 +112,7 @@ def _current(plan: ScanPlan, config: IndexConfig, row: SlideRow) -> bool:
     return row.reuse_digest == wanted and row.read_status not in FLEETING
 
 
-_HEAD_BYTES = 132
+_MOST_LOOKED_AT = 1024
 # What an object is: the series and pyramid it belongs to; a slide by itself; or no slide.
 _Instance = tuple[str, str]
 _ALONE, _NO_SLIDE = ("", ""), None
@@ -123,12 +133,11 @@ def divided(plan: ScanPlan, previous: PreviousRows, num_threads: int) -> list[Un
     Only the objects' headers tell which series they belong to, so the first shard reads one block of each and
     publishes what it found for the others; objects whose slide a former snapshot holds are not read.
     """
-    unsorted = {each.key: each for unit in plan.units if unit.kind == "unsorted" for each in unit.objects}
-    if not unsorted:
-        return list(plan.units)
-    found = load_series(plan) or _sort(plan, unsorted, previous, num_threads)
-    units = [unit for unit in plan.units if unit.kind == "slide"]
-    units += [Unit(keys[0], "slide", tuple(unsorted[key] for key in keys)) for keys in found.slides]
+    objects = {each.key: each for unit in plan.units for each in unit.objects}
+    found = load_series(plan) or _sort(plan, previous, num_threads)
+    told = {key for group in found.slides for key in group}
+    units = [unit for unit in plan.units if unit.kind == "slide" and unit.objects[0].key not in told]
+    units += [Unit(keys[0], "unsorted", tuple(objects[key] for key in keys)) for keys in found.slides]
     return sorted(units, key=lambda unit: unit.objects[0].key)
 
 
@@ -137,9 +146,16 @@ def load_series(plan: ScanPlan) -> ScanSeries | None:
     return load_record(ScanSeries, plan.index, IndexLayout.scan_series(plan.scan_id))
 
 
-def _sort(
-    plan: ScanPlan, objects: Mapping[str, ObjectInfo], previous: PreviousRows, num_threads: int
-) -> ScanSeries:
+def _sort(plan: ScanPlan, previous: PreviousRows, num_threads: int) -> ScanSeries:
+    named = [
+        unit.objects[0] for unit in plan.units
+        if unit.kind == "slide" and len(unit.objects) == 1 and claims_other(unit.key)
+    ]  # fmt: skip
+    disguises = _disguises(plan.slides, named, previous, num_threads)
+    unsorted = [each for unit in plan.units if unit.kind == "unsorted" for each in unit.objects]
+    objects = {
+        each.key: each for each in (*unsorted, *(each for each in named if _suffix(each) in disguises))
+    }
     known = previous.groups(objects)
     told = {key for group in known for key in group}
     groups, num_not_slides = split_series(
@@ -150,6 +166,37 @@ def _sort(
                        num_not_slides=num_not_slides)  # fmt: skip
     # Of shards that sort at once one is right for all: an object may change between their readings.
     return publish_once(plan.index, IndexLayout.scan_series(plan.scan_id), found)
+
+
+def _disguises(
+    store: Store, named: Sequence[ObjectInfo], previous: PreviousRows, num_threads: int
+) -> set[str]:
+    """Suffixes of other formats under which DICOM lies, so that names with them tell nothing.
+
+    Of each suffix 1,024 objects at most are looked at, spread evenly: of a small archive all. A former
+    snapshot knows what those are that have not changed since.
+    """
+    alike: dict[str, list[ObjectInfo]] = {}
+    for each in named:
+        alike.setdefault(_suffix(each), []).append(each)
+    seen = [each for some in alike.values() for each in some[:: -(-len(some) // _MOST_LOOKED_AT)]]
+    with ThreadPoolExecutor(num_threads, "look") as pool:
+        found = pool.map(lambda each: _is_dicom(store, each, previous.format_of(each)), seen)
+        return {_suffix(each) for each, is_so in zip(seen, found, strict=True) if is_so}
+
+
+def _is_dicom(store: Store, info: ObjectInfo, known: str | None) -> bool:
+    """By what is known, else by content; what cannot be read now says so when it is read as a slide."""
+    if known is not None or info.size_bytes < HEAD_BYTES:
+        return known == "dicom"
+    with suppress(ObjectChanged, NotFound, AccessDenied):
+        (head,) = store.get_ranges([ByteRange(info.key, 0, HEAD_BYTES, info.etag)])
+        return is_dicom(head)
+    return False
+
+
+def _suffix(info: ObjectInfo) -> str:
+    return PurePosixPath(info.key).suffix.lower()
 
 
 def split_series(
@@ -180,13 +227,13 @@ def split_series(
 
 def _kind(store: Store, info: ObjectInfo) -> _Instance | None:
     """What an object is; `_ALONE` too where it may not be read, so that its row can say so."""
-    unclaimed = _ALONE if claims_dicom(info.key) else _NO_SLIDE
+    unclaimed = _ALONE if claims_slide(info.key) else _NO_SLIDE
     if info.size_bytes == 0:
         return unclaimed
     stored = SlideObject(info.key, info.etag, info.size_bytes)
     try:
         file = open_range(store, stored)
-        head = file.read(_HEAD_BYTES)
+        head = file.read(HEAD_BYTES)
         if is_dicom(head):
             file.seek(0)
             series, pyramid = read_series_uid(file, stored)
@@ -320,7 +367,12 @@ def _rows_of(
 ) -> list[SlideRow]:
     rows = previous.reusable(plan, context.config, unit)
     if rows is None:
-        rows = [read_slide(context, unit.objects, plan.override(unit.objects))]
+        override = plan.override(unit.objects)
+        row = read_slide(context, unit.objects, override)
+        if unit.kind == "slide" and row.header.format == "dicom" and claims_other(unit.key):
+            detail = "it is DICOM by another name, and its series was not put together: name it .dcm"
+            row = replace(row, read_status="unsupported-layout", read_detail=detail)
+        rows = [with_override(row, override)]
         if rows[0].status != OK:
             log.event("slide-not-used", slide=rows[0].slide, status=rows[0].status, detail=rows[0].detail)
     progress.add(1, rows)

@@ -23,10 +23,9 @@ from eosin.storage.range_file import RangeFile
 if TYPE_CHECKING:
     from eosin.slides.local import LocalSlide
 
-_HEAD_BYTES = 132
+HEAD_BYTES = 132
 _LOCAL_MAGIC = (b"SQLite format 3\0", b"ZISRAWFILE")
 _LOCAL_SUFFIXES = (".mrxs", ".vms", ".vmu")
-_TIFF_SUFFIXES = (".tif", ".tiff", ".svs", ".btf")
 # Valid slides all the same: their owners need not upload them again.
 _UNREADABLE = {
     ".vsi": "an Olympus VSI keeps its pixels in .ets files",
@@ -100,13 +99,10 @@ def _read(
     if main.key.lower().endswith(_LOCAL_SUFFIXES):
         return _open_local(store, stored, stage_dir, stack)
     file = open_range(store, main)
-    head = file.read(_HEAD_BYTES)
+    head = file.read(HEAD_BYTES)
     if head.startswith(_LOCAL_MAGIC):
         return _open_local(store, stored, stage_dir, stack)
     if is_dicom(head):  # first: the objects of open archives are TIFF files as well, each a level of its own
-        if main.key.lower().endswith(_TIFF_SUFFIXES):
-            text = "it is DICOM under the name of a TIFF, so that its series cannot be put together"
-            raise SlideError("unsupported-layout", f"{text}: name it .dcm")
         return _read_dicom(store, stored)
     if is_tiff(head):
         return _read_tiff(store, stored, file, stage_dir, stack)

@@ -19,7 +19,7 @@ from wsidicom import WsiDicom
 
 from eosin.index.snapshot import open_snapshot
 from eosin.slides.errors import SlideError
-from tests.support.indexing import config_for, index, statuses
+from tests.support.indexing import config_for, index, make_slides, rows_of, statuses
 from tests.support.regions import Regions, read_header, regions_of
 from tests.support.samples import sample
 from tests.support.slide_files import (
@@ -33,6 +33,7 @@ from tests.support.slide_files import (
     read_dicom,
     tissue_picture,
     write_dicom,
+    write_tiff,
 )
 
 Pixels = npt.NDArray[np.uint8]
@@ -149,8 +150,36 @@ def test_an_object_that_is_a_tiff_as_well_is_dicom(tmp_path: Path) -> None:
     regions = opened(slide, "0.dcm", "1.dcm")
     np.testing.assert_array_equal(whole(regions), FINEST)
     np.testing.assert_array_equal(whole(regions, 1), halved(FINEST))
-    (slide / "0.dcm").rename(slide / "0.tif")
-    assert reason(slide, "0.tif").reason == "unsupported-layout"
+
+
+@pytest.mark.parametrize(
+    "names", [("0.tif", "1.tif"), ("a/0.svs", "b/1.dcm"), ("0", "1.tf8"), ("0.ndpi", "1.tif")]
+)
+def test_names_do_not_tell_what_dicom_is(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Beside TIFF files of the same names' ends, one of them called DICOM."""
+    slides, pixels = tmp_path / "slides", tissue_picture(600, 700, seed=1)
+    for name in (*names, "x.tif", "y.dcm", "z.svs"):
+        (slides / name).parent.mkdir(parents=True, exist_ok=True)
+    write_dicom(slides / names[0], pixels, syntax=EXPLICIT, mpp=(2.0, 2.0))
+    write_dicom(slides / names[1], halved(pixels), level=1, syntax=EXPLICIT, mpp=(2.0, 2.0))
+    write_tiff(slides / "x.tif", [tissue_picture(500, 600, seed=2)], mpp=2.0, compression="deflate")
+    write_tiff(slides / "y.dcm", [tissue_picture(500, 600, seed=3)], mpp=2.0, compression="deflate")
+    (slides / "z.svs").write_bytes(b"no slide" * 40)
+    index(config_for(slides, tmp_path / "index"), 3)
+    snapshot = open_snapshot(str(tmp_path / "index"))
+    found = {row.slide: (row.status, len(row.header.levels)) for row in snapshot.rows}
+    assert found == {names[0]: ("ok", 2), "x.tif": ("ok", 1), "y.dcm": ("ok", 1), "z.svs": ("not-a-slide", 0)}
+
+
+def test_dicom_under_another_name_that_nobody_looked_at_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eosin.index.scan._MOST_LOOKED_AT", 1)
+    slides = make_slides(tmp_path / "slides", 3)
+    write_dicom(slides / "t.svs", tissue_picture(600, 700), syntax=EXPLICIT, mpp=(2.0, 2.0))
+    index(config_for(slides, tmp_path / "index"))
+    row = rows_of(tmp_path / "index")["t.svs"]
+    assert row.status == "unsupported-layout" and "name it .dcm" in row.detail
 
 
 def as_tiff_too(path: Path) -> None:
