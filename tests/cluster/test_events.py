@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,7 @@ from tests.support.real_cluster import (
     IMAGE,
     WAIT,
     acting_as,
-    apply,
     eventually,
-    kubectl,
     only_agents,
     waiting,
 )
@@ -161,57 +158,6 @@ def test_an_end_that_no_retry_mends_is_told_in_a_sentence(
     found = explain_failure(ended, pods, lambda f: cluster.pod_log(f.pod, f.container, tail_lines=9))
     assert isinstance(found, error) and words in found.message
     assert num_restarts(cluster) == 0
-
-
-def test_kueue_preempts_a_training_and_gives_it_back(cluster: Cluster) -> None:
-    if "clusterqueues" not in cluster.served(names.Resource("kueue.x-k8s.io", "v1beta2", "x", "x")):
-        pytest.skip("this cluster has no Kueue")
-    mine = f"eosin-test-{secrets.token_hex(3)}"
-    _make_queue(mine, cluster.namespace)
-    try:
-        train(cluster, f"queue: q, {TWO_POOLS}")
-        running(cluster, "anchor")
-        apply([_important_job(mine, cluster.namespace)])
-        eventually("the training is suspended", lambda: jobset(cluster)["spec"].get("suspend") is True)
-        state = live_state(RUN, cluster=cluster)
-        assert state is not None and state.state == "Suspended"
-        kubectl("delete", "job", "important", "-n", cluster.namespace)
-        eventually("it is given back", lambda: jobset(cluster)["spec"].get("suspend") is not True)
-        running(cluster, "anchor")
-    finally:
-        for kind in ("clusterqueue", "resourceflavor", "workloadpriorityclass"):
-            kubectl("delete", kind, mine, "--wait=false")
-
-
-def _make_queue(name: str, namespace: str) -> None:
-    """A LocalQueue q with room for three small pods, and a priority class above the default."""
-    api = {"apiVersion": "kueue.x-k8s.io/v1beta2"}
-    room = [{"name": "cpu", "nominalQuota": "10m"}, {"name": "memory", "nominalQuota": "1Gi"}]
-    group = {"coveredResources": ["cpu", "memory"], "flavors": [{"name": name, "resources": room}]}
-    spec = {
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
-        "resourceGroups": [group],
-        "preemption": {"withinClusterQueue": "LowerPriority"},
-    }
-    apply([
-        {**api, "kind": "ResourceFlavor", "metadata": {"name": name}, "spec": {}},
-        {**api, "kind": "ClusterQueue", "metadata": {"name": name}, "spec": spec},
-        {**api, "kind": "LocalQueue", "metadata": {"name": "q", "namespace": namespace},
-         "spec": {"clusterQueue": name}},
-        {**api, "kind": "WorkloadPriorityClass", "metadata": {"name": name}, "value": 9},
-    ])  # fmt: skip
-
-
-def _important_job(priority: str, namespace: str) -> dict[str, Any]:
-    labels = {"kueue.x-k8s.io/queue-name": "q", "kueue.x-k8s.io/priority-class": priority}
-    container = {
-        "name": "c", "image": IMAGE, "command": ["python", "-c", WAIT],
-        "resources": {"requests": {"cpu": "9m", "memory": "16Mi"}},
-    }  # fmt: skip
-    pod = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container]}
-    metadata = {"name": "important", "namespace": namespace, "labels": labels}
-    spec = {"suspend": True, "template": {"spec": pod}}
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
 def test_a_pod_that_waits_for_the_others_ends_within_seconds_of_its_deletion(cluster: Cluster) -> None:

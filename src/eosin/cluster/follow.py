@@ -182,7 +182,7 @@ class Follower:
             end_training(self.cluster, jobset)
             raise UserError(
                 f"the training was not admitted for {now_s - self._waits_since_s:.0f} s: {waits_for}",
-                hint="correct cluster.queue, or make the queue; then run it again",
+                hint="correct cluster.queue or the topology of a pool, or make what is missing; then run it again",
             )
 
     def _give_up_on_stuck(self, jobset: Manifest, pods: list[Manifest]) -> None:

@@ -40,7 +40,11 @@ def render_jobset(
     for job, pool, num_pods, is_anchor in _shares(config):
         pod = agent_pod(config, run_uri, name, pool, image=image, service_account=account)
         backoff_limit = cluster.anchor_backoff_limit * num_pods if is_anchor else UNLIMITED
-        jobs.append(_replicated_job(job, agent_job(pod, num_pods, backoff_limit), after=RENDEZVOUS))
+        made = _replicated_job(job, agent_job(pod, num_pods, backoff_limit), after=RENDEZVOUS)
+        if pool.exclusive_topology:  # JobSet copies it to the Job and its pods
+            annotations = {names.EXCLUSIVE_TOPOLOGY_ANNOTATION: pool.exclusive_topology}
+            made["template"]["metadata"] = {"annotations": annotations}
+        jobs.append(made)
     return {
         "apiVersion": names.JOBSET.api_version,
         "kind": "JobSet",
@@ -92,7 +96,30 @@ def check_cluster_config(config: RunConfig, run_uri: str, image: str) -> None:
         raise UserError(
             "cluster.spot_as: elastic-job is for Kueue, and no queue is named", hint="set cluster.queue"
         )
+    for pool in config.cluster.pools:
+        _check_topology(config, pool)
     _check_slots(config)
+
+
+def _check_topology(config: RunConfig, pool: NodePoolConfig) -> None:
+    """What nobody would heed is refused."""
+    if (pool.required_topology or pool.preferred_topology) and not config.cluster.queue:
+        raise UserError(
+            f"pool {pool.name} asks Kueue for a topology, and no queue is named",
+            hint="set cluster.queue; without Kueue there is exclusive_topology",
+        )
+    if pool.exclusive_topology and pool in spot_job_pools(config):
+        raise UserError(
+            f"pool {pool.name}: exclusive_topology is JobSet's, and cluster.spot_as: elastic-job takes the pool "
+            "out of it",
+            hint="leave it out, or set cluster.spot_as: jobset",
+        )
+    if pool.exclusive_topology and pool.max_nodes > pool.min_nodes > 0 and pool == config.cluster.pools[0]:
+        raise UserError(
+            f"pool {pool.name}: exclusive_topology keeps its {pool.min_nodes} nodes and the "
+            f"{pool.max_nodes - pool.min_nodes} beyond them apart: they are two Jobs",
+            hint="give the anchor as many min_nodes as max_nodes",
+        )
 
 
 def _check_slots(config: RunConfig) -> None:

@@ -38,7 +38,14 @@ def agent_pod(
         spec["priorityClassName"] = priority_class
     if cluster.topology_key:
         spec["affinity"] = _near_each_other(name, cluster.topology_key)
-    return _template(name, spec)
+    template = _template(name, spec)
+    topology = {
+        names.REQUIRED_TOPOLOGY_ANNOTATION: pool.required_topology,
+        names.PREFERRED_TOPOLOGY_ANNOTATION: pool.preferred_topology,
+    }
+    if asked := {annotation: label for annotation, label in topology.items() if label}:
+        template["metadata"]["annotations"] = asked
+    return template
 
 
 def rendezvous_pod(config: RunConfig, name: str, *, image: str, service_account: str) -> Manifest:

@@ -11,7 +11,15 @@ _VERSIONS = ("v1beta2", "v1beta1")
 GROUP = "kueue.x-k8s.io"
 # Of Kueue's messages: what no patience mends.
 _NO_WORKLOAD = "Kueue has made no Workload of it"
-_NEVER = ("doesn't exist", "does not exist", "not found", "is inactive", "is stopped", _NO_WORKLOAD)
+_NEVER = (
+    "doesn't exist",
+    "does not exist",
+    "not found",
+    "is inactive",
+    "is stopped",
+    "does not contain the requested level",
+    _NO_WORKLOAD,
+)
 
 
 def local_queue(cluster: Cluster, name: str) -> Manifest | None:

@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from eosin.config.base import POOL_PATTERN, QUANTITY_PATTERN, Section
+from eosin.config.base import LABEL_PATTERN, POOL_PATTERN, QUANTITY_PATTERN, Section
 
 PoolName = Annotated[str, Field(pattern=POOL_PATTERN)]
 Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN)]
+NodeLabel = Annotated[str, Field(pattern=LABEL_PATTERN)]
 
 RENDEZVOUS = "rdzv"
 """Name of the replicated job that holds the rendezvous store; no pool may take it."""
@@ -60,6 +61,14 @@ class NodePoolConfig(Section):
     """Taints that the pods put up with, beside those of GPUs and lost nodes."""
     priority_class: str = ""
     """Empty: `cluster.priority_class`, or `cluster.spot_priority_class` for a spot pool."""
+    required_topology: NodeLabel = ""
+    """Label of nodes (a block, a rack) of which all pods of the pool must share one value: Kueue admits the run
+    when one has room. Needs `cluster.queue` with a Topology."""
+    preferred_topology: NodeLabel = ""
+    """The same, as a wish: Kueue goes to fewer, closer values where one has no room."""
+    exclusive_topology: NodeLabel = ""
+    """Label of nodes of which the pool takes one value for itself, by JobSet's exclusive placement (no Kueue
+    needed): all its pods are there, and no other pod of any JobSet, the rendezvous included."""
     price_usd_per_hour: float | None = Field(default=None, ge=0)
     """Of one node, for the estimate of `--dry-run`."""
 
@@ -76,6 +85,13 @@ class NodePoolConfig(Section):
             raise ValueError(
                 f"pool {self.name}: min_nodes {self.min_nodes} exceeds max_nodes {self.max_nodes}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _asks_for_one_topology(self) -> Self:
+        asked = [key for key in ("required", "preferred", "exclusive") if getattr(self, f"{key}_topology")]
+        if len(asked) > 1:
+            raise ValueError(f"pool {self.name}: {' and '.join(f'{key}_topology' for key in asked)}: give one")
         return self
 
 

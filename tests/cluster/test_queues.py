@@ -1,0 +1,185 @@
+"""Kueue on a real cluster: preemption, places by topology, and queues whose work another cluster does."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eosin.cluster import live_state as live_state_module
+from eosin.cluster import names
+from eosin.cluster.api import Cluster
+from eosin.cluster.follow import Follower
+from eosin.cluster.live_state import live_state
+from eosin.cluster.names import JOBSET, jobset_name
+from eosin.cluster.pod_logs import PodLogMirror
+from eosin.cluster.training import Submission, submit_training
+from eosin.config import load_config
+from eosin.errors import UserError
+from eosin.observability import RunLog
+from eosin.storage import open_store
+from tests.support.real_cluster import IMAGE, WAIT, acting_as, apply, eventually, kubectl
+
+RUN = "s3://bucket/runs/on-a-real-cluster"
+NAME = jobset_name(RUN)
+WORKLOADS = names.Resource("kueue.x-k8s.io", "v1beta2", "workloads", "Workload")
+API = {"apiVersion": "kueue.x-k8s.io/v1beta2"}
+RACK = "eosin.dev/test-rack"
+POOL = "gpus_per_node: 0, cpu: 1m, memory: 16Mi"
+
+
+@pytest.fixture(autouse=True)
+def run_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bucket is there to look for the run's note in."""
+    monkeypatch.setattr(live_state_module, "open_store", lambda uri: open_store(f"file://{tmp_path}"))
+
+
+@pytest.fixture
+def queue(cluster: Cluster) -> Iterator[str]:
+    """A LocalQueue q with room for small pods, on a ClusterQueue, flavor and priority class of one name."""
+    if "clusterqueues" not in cluster.served(names.Resource("kueue.x-k8s.io", "v1beta2", "x", "x")):
+        pytest.skip("this cluster has no Kueue")
+    name = f"eosin-test-{secrets.token_hex(3)}"
+    apply([
+        {**API, "kind": "ResourceFlavor", "metadata": {"name": name}, "spec": {}},
+        cluster_queue(name, cluster.namespace),
+        {**API, "kind": "LocalQueue", "metadata": {"name": "q", "namespace": cluster.namespace},
+         "spec": {"clusterQueue": name}},
+        {**API, "kind": "WorkloadPriorityClass", "metadata": {"name": name}, "value": 9},
+    ])  # fmt: skip
+    yield name
+    for kind in ("clusterqueue", "resourceflavor", "workloadpriorityclass"):
+        kubectl("delete", kind, name, "--wait=false")
+
+
+def cluster_queue(name: str, namespace: str, **more: Any) -> dict[str, Any]:
+    room = [{"name": "cpu", "nominalQuota": "10m"}, {"name": "memory", "nominalQuota": "1Gi"}]
+    group = {"coveredResources": ["cpu", "memory"], "flavors": [{"name": name, "resources": room}]}
+    spec = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+        "resourceGroups": [group],
+        "preemption": {"withinClusterQueue": "LowerPriority"},
+        **more,
+    }
+    return {**API, "kind": "ClusterQueue", "metadata": {"name": name}, "spec": spec}
+
+
+@pytest.fixture
+def racks(cluster: Cluster) -> Iterator[list[str]]:
+    """Two nodes, each in a rack of its own, until the test ends."""
+    nodes = [node["metadata"]["name"] for node in cluster.list_nodes()][:2]
+    if len(nodes) < 2:
+        pytest.skip("one node: there is nothing to choose from")
+    for number, node in enumerate(nodes):
+        kubectl("label", "node", node, f"{RACK}=rack-{number}", "--overwrite")
+    yield nodes
+    for node in nodes:
+        kubectl("label", "node", node, f"{RACK}-")
+
+
+def submit(cluster: Cluster, more: str) -> None:
+    small = f"image: '{IMAGE}', shm_size: 8Mi, scratch: {{size: 8Mi}}"
+    text = f"cluster: {{{small}, {more}}}\ntrain: {{num_microbatches: 64, batch_size: 64}}"
+    launcher = acting_as(cluster, "pipeline-runner")
+    submit_training(
+        launcher, Submission(load_config(text), RUN, IMAGE, None, RunLog("launch"), lambda: False)
+    )
+
+
+def job_of(pod: dict[str, Any]) -> str:
+    return str(pod["metadata"]["labels"][names.REPLICATED_JOB_LABEL])
+
+
+def nodes_of(cluster: Cluster, num_pods: dict[str, int]) -> dict[str, set[str]]:
+    """Replicated job → nodes, once so many of its pods run."""
+
+    def run() -> dict[str, set[str]] | None:
+        there = [pod for pod in cluster.list_pods(NAME) if pod["status"].get("phase") == "Running"]
+        nodes = {job: [p["spec"]["nodeName"] for p in there if job_of(p) == job] for job in num_pods}
+        full = all(len(nodes[job]) == number for job, number in num_pods.items())
+        return {job: set(found) for job, found in nodes.items()} if full else None
+
+    found: dict[str, set[str]] = eventually(f"pods run: {num_pods}", run)
+    return found
+
+
+def jobset(cluster: Cluster) -> dict[str, Any]:
+    found = cluster.get(JOBSET, NAME)
+    assert found is not None
+    return found
+
+
+def workload(cluster: Cluster) -> dict[str, Any]:
+    (found,) = eventually("Kueue makes a Workload", lambda: cluster.list_objects(WORKLOADS))
+    return dict(found)
+
+
+def test_kueue_preempts_a_training_and_gives_it_back(cluster: Cluster, queue: str) -> None:
+    submit(cluster, f"queue: q, pools: [{{name: anchor, {POOL}}}, {{name: spot, spot: true, {POOL}}}]")
+    nodes_of(cluster, {"anchor": 1})
+    apply([_important_job(queue, cluster.namespace)])
+    eventually("the training is suspended", lambda: jobset(cluster)["spec"].get("suspend") is True)
+    state = live_state(RUN, cluster=cluster)
+    assert state is not None and state.state == "Suspended"
+    kubectl("delete", "job", "important", "-n", cluster.namespace)
+    eventually("it is given back", lambda: jobset(cluster)["spec"].get("suspend") is not True)
+    nodes_of(cluster, {"anchor": 1})
+
+
+def _important_job(priority: str, namespace: str) -> dict[str, Any]:
+    labels = {"kueue.x-k8s.io/queue-name": "q", "kueue.x-k8s.io/priority-class": priority}
+    container = {
+        "name": "c", "image": IMAGE, "command": ["python", "-c", WAIT],
+        "resources": {"requests": {"cpu": "9m", "memory": "16Mi"}},
+    }  # fmt: skip
+    pod = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container]}
+    metadata = {"name": "important", "namespace": namespace, "labels": labels}
+    spec = {"suspend": True, "template": {"spec": pod}}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+@pytest.fixture
+def topology(queue: str, racks: list[str]) -> Iterator[str]:
+    """The queue's flavor over a topology of racks and hosts."""
+    levels = [{"nodeLabel": RACK}, {"nodeLabel": "kubernetes.io/hostname"}]
+    kubectl("delete", "resourceflavor", queue, "--wait=false")  # its fields cannot be changed
+    kubectl("patch", "resourceflavor", queue, "--type=json", "-p",
+            '[{"op": "remove", "path": "/metadata/finalizers"}]')  # fmt: skip
+    apply([
+        {**API, "kind": "Topology", "metadata": {"name": queue}, "spec": {"levels": levels}},
+        {**API, "kind": "ResourceFlavor", "metadata": {"name": queue},
+         "spec": {"topologyName": queue, "nodeLabels": {"kubernetes.io/os": "linux"}}},
+    ])  # fmt: skip
+    yield queue
+    kubectl("delete", "topology", queue, "--wait=false")
+
+
+@pytest.mark.parametrize("kind", ["required", "preferred"])
+def test_kueue_keeps_a_pool_in_one_rack(cluster: Cluster, topology: str, kind: str) -> None:
+    pool = f"{{name: anchor, min_nodes: 3, max_nodes: 3, {kind}_topology: {RACK}, {POOL}}}"
+    submit(cluster, f"queue: q, pools: [{pool}]")
+    assert len(nodes_of(cluster, {"anchor": 3})["anchor"]) == 1
+    admitted = workload(cluster)["status"]["admission"]["podSetAssignments"]
+    (anchor,) = [each for each in admitted if each["name"] == "anchor"]
+    assert anchor["topologyAssignment"]["levels"] == ["kubernetes.io/hostname"]
+
+
+def test_a_level_that_no_topology_has_is_said_and_given_up_on(
+    cluster: Cluster, topology: str, tmp_path: Path
+) -> None:
+    submit(cluster, f"queue: q, pools: [{{name: anchor, required_topology: example.com/block, {POOL}}}]")
+    launcher, store = acting_as(cluster, "pipeline-runner"), open_store(f"file://{tmp_path}")
+    follower = Follower(launcher, PodLogMirror(launcher, store), RunLog("launch", store), 3)
+    with pytest.raises(UserError, match="does not contain the requested level"):
+        follower.follow(NAME)
+
+
+def test_an_exclusive_pool_has_a_rack_for_itself(cluster: Cluster, racks: list[str]) -> None:
+    """Not even the rendezvous pod, or another pool, comes there."""
+    anchor = f"{{name: anchor, min_nodes: 2, max_nodes: 2, exclusive_topology: {RACK}, {POOL}}}"
+    submit(cluster, f"pools: [{anchor}, {{name: more, max_nodes: 2, {POOL}}}]")
+    nodes = nodes_of(cluster, {"anchor": 2, "more": 2, "rdzv": 1})
+    assert len(nodes["anchor"]) == 1 and nodes["anchor"].isdisjoint(nodes["more"] | nodes["rdzv"])
