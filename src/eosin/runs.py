@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import json
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib import metadata
+from typing import Any
 
 from eosin.config import RunConfig, difference, dump_config, load_config, with_overrides
 from eosin.config.index import SlidesConfig, SourceConfig
@@ -298,6 +300,17 @@ def load_training_done(store: Store, config: RunConfig) -> TrainingDone | None:
     """The record that the training of `config` has ended; None where it has not, or another's has."""
     done = load_record(TrainingDone, store, RunLayout.TRAINING_DONE)
     return done if done is not None and done.config_digest == config.digest() else None
+
+
+def last_step(store: Store) -> dict[str, Any] | None:
+    """The newest `step` event of the training's log; None before the first."""
+    for key in reversed([info.key for info in store.list(RunLayout.logs("train"))]):
+        for line in reversed(store.get(key).decode(errors="replace").splitlines()):
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict) and event.get("event") == "step":
+                    return event
+    return None
 
 
 def has_teacher(store: Store, name: str) -> bool:

@@ -22,7 +22,7 @@ from eosin.records import (
     TrainingDone,
     load_record,
 )
-from eosin.runs import load_failures, load_pin, load_run, load_training_done
+from eosin.runs import last_step, load_failures, load_pin, load_run, load_training_done
 from eosin.storage import Store, join_uri, open_store
 
 
@@ -236,7 +236,7 @@ def _decode(store: Store) -> StepStatus:
 
 def _train(store: Store, done: TrainingDone | None, num_steps: int) -> StepStatus:
     if done is None:
-        last = _last_step(store)
+        last = last_step(store)
         if last is None:
             return StepStatus("train", "waiting", f"0/{num_steps} steps")
         rate = last.get("images_per_s")
@@ -246,16 +246,6 @@ def _train(store: Store, done: TrainingDone | None, num_steps: int) -> StepStatu
         )
     loss = "" if done.final_loss is None else f", loss {done.final_loss:.4g}"
     return StepStatus("train", "done", f"{done.num_steps} steps, {len(done.models)} teachers{loss}")
-
-
-def _last_step(store: Store) -> dict[str, Any] | None:
-    parts = [info.key for info in store.list(RunLayout.logs("train"))]
-    for key in reversed(parts):
-        steps = [_fields(line) for line in store.get(key).decode(errors="replace").splitlines()]
-        steps = [fields for fields in steps if fields.get("event") == "step"]
-        if steps:
-            return steps[-1]
-    return None
 
 
 def _evaluate(store: Store) -> StepStatus:

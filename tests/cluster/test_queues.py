@@ -16,12 +16,13 @@ from eosin.cluster.follow import Follower
 from eosin.cluster.live_state import live_state
 from eosin.cluster.names import JOBSET, jobset_name
 from eosin.cluster.pod_logs import PodLogMirror
+from eosin.cluster.queue import is_dispatched
 from eosin.cluster.training import Submission, submit_training
 from eosin.config import load_config
 from eosin.errors import UserError
 from eosin.observability import RunLog
 from eosin.storage import open_store
-from tests.support.real_cluster import IMAGE, WAIT, acting_as, apply, eventually, kubectl
+from tests.support.real_cluster import CHART, IMAGE, WAIT, acting_as, apply, eventually, kubectl
 
 RUN = "s3://bucket/runs/on-a-real-cluster"
 NAME = jobset_name(RUN)
@@ -175,6 +176,37 @@ def test_a_level_that_no_topology_has_is_said_and_given_up_on(
     follower = Follower(launcher, PodLogMirror(launcher, store), RunLog("launch", store), 3)
     with pytest.raises(UserError, match="does not contain the requested level"):
         follower.follow(NAME)
+
+
+def test_multikueue_is_accepted_and_what_it_lacks_is_said(
+    cluster: Cluster, queue: str, tmp_path: Path
+) -> None:
+    """A manager without a worker in reach: the launcher makes what is dispatched, and says why it waits."""
+    kubectl("apply", "--dry-run=server", "-f", str(CHART.parents[1] / "manifests/multikueue/manager.yaml"))
+    worker = {"clusterSource": {"kubeConfig": {"location": queue}}}
+    named = {"apiGroup": "kueue.x-k8s.io", "kind": "MultiKueueConfig", "name": queue}
+    check = {"controllerName": "kueue.x-k8s.io/multikueue", "parameters": named}
+    kinds = {
+        "MultiKueueCluster": worker,
+        "MultiKueueConfig": {"clusters": [queue]},
+        "AdmissionCheck": check,
+    }
+    checks = {"admissionChecksStrategy": {"admissionChecks": [{"name": queue}]}}
+    try:
+        apply(
+            [{**API, "kind": kind, "metadata": {"name": queue}, "spec": spec} for kind, spec in kinds.items()]
+        )
+        apply([cluster_queue(queue, cluster.namespace, **checks)])
+        submit(cluster, f"queue: q, pools: [{{name: anchor, {POOL}}}]")
+        assert is_dispatched(jobset(cluster))
+        launcher, store = acting_as(cluster, "pipeline-runner"), open_store(f"file://{tmp_path}")
+        follower = Follower(launcher, PodLogMirror(launcher, store), RunLog("launch", store), 3)
+        with pytest.raises(UserError, match=f"ClusterQueue {queue} is inactive"):
+            follower.follow(NAME)
+        assert follower.last and names.FOLLOWED_ANNOTATION not in follower.last["metadata"]["annotations"]
+    finally:
+        for kind in kinds:
+            kubectl("delete", kind.lower(), queue, "--wait=false")
 
 
 def test_an_exclusive_pool_has_a_rack_for_itself(cluster: Cluster, racks: list[str]) -> None:

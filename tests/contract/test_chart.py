@@ -138,6 +138,8 @@ def test_lint_is_clean() -> None:
         ({"schedul": {}}, "schedul"),
         ({"cluster": {"pools": [{"name": "anchor", "gpu_per_node": 8}]}}, "gpu_per_node"),
         ({"cluster": {"shm_size": "lots"}}, "shm_size"),
+        ({"cluster": {"pools": [{"required_topology": "a rack"}]}}, "required_topology"),
+        ({"cluster": {"pools": [{"topology": "rack"}]}}, "topology"),
         ({"cluster": {"pools": [{"name": "Anchor Pool"}]}}, "name"),
         ({"images": {"train": "reg/train:tag with space"}}, "train"),
         ({"images": {"pullPolicy": "Sometimes"}}, "pullPolicy"),

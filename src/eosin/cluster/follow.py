@@ -14,18 +14,25 @@ from typing import Any
 
 from eosin.cluster.api import Cluster, Expired, Interrupted, Manifest, Missing
 from eosin.cluster.failure import PodFailure, explain_failure, stuck_pods
-from eosin.cluster.names import FOLLOWED_ANNOTATION, JOBSET, REPLICATED_JOB_LABEL
+from eosin.cluster.names import (
+    FOLLOWED_ANNOTATION,
+    JOBSET,
+    PROGRESS_ANNOTATION,
+    REPLICATED_JOB_LABEL,
+)
 from eosin.cluster.pod_logs import PodLogMirror
-from eosin.cluster.queue import never_mends, why_it_waits
+from eosin.cluster.queue import is_dispatched, never_mends, why_it_waits
 from eosin.cluster.training import end_training, terminal_state
 from eosin.errors import EosinError, TransientError, UserError
 from eosin.layout import RunLayout
-from eosin.observability import RunLog
+from eosin.observability import RunLog, step_line
+from eosin.runs import last_step
 from eosin.storage import Store
 
 # A worker's own error may stand before what the agent says of its end.
 _LOG_LINES = 200
 _NOTED_EVERY_S = 60.0
+_SHOWN_OF_A_STEP = ("step", "num_steps", "images_per_s", "eta_s")
 IDLE_S = 20
 _PAUSE_S = 1.0
 # A training of days outlives an upgrade of the control plane.
@@ -116,7 +123,7 @@ class Follower:
         self._report_state(jobset, pods)
         self._report_warnings(name)
         if not terminal_state(jobset):
-            self._note_that_it_is_followed(name)
+            self._annotate(jobset)
             self._give_up_on_stuck(jobset, pods)
             self._give_up_on_queue(jobset)
 
@@ -143,21 +150,34 @@ class Follower:
                 self._warned.add(key)
                 self.log.event("warning", **what)
 
-    def _note_that_it_is_followed(self, name: str) -> None:
-        """By it the training's own watcher knows that somebody judges its end (`eosin.cluster.watcher`)."""
+    def _annotate(self, jobset: Manifest) -> None:
+        """Once a minute: how far it is, for whoever looks with kubectl, and that a launcher follows it.
+
+        By the latter the training's own watcher knows that somebody judges its end (`eosin.cluster.watcher`).
+        MultiKueue would copy it once and never again, so that a watcher there would end what is followed.
+        """
         now_s = time.monotonic()
         if now_s - self._noted_s < _NOTED_EVERY_S:
             return
-        stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        patch = {"metadata": {"annotations": {FOLLOWED_ANNOTATION: stamp}}}
         self._noted_s = now_s
+        noted = {} if is_dispatched(jobset) else {FOLLOWED_ANNOTATION: _now()}
+        noted |= self._progress()
         try:
-            self.cluster.patch(JOBSET, name, patch)
+            if noted:
+                self.cluster.patch(JOBSET, jobset["metadata"]["name"], {"metadata": {"annotations": noted}})
         except Missing:
             return
         except UserError as error:  # a Role from before; without the note nothing ends an unfollowed training
             self._noted_s = math.inf
             self.log.event("warning", message=error.message)
+
+    def _progress(self) -> dict[str, str]:
+        """An annotation with the newest step of the run's log; none where there is none to be read."""
+        with contextlib.suppress(EosinError, KeyError, TypeError, ValueError):
+            if self.log.store is not None and (step := last_step(self.log.store)):
+                shown = {key: step[key] for key in _SHOWN_OF_A_STEP}
+                return {PROGRESS_ANNOTATION: f"{step_line(shown)} · {step['time']}"}
+        return {}
 
     def _give_up_on_queue(self, jobset: Manifest) -> None:
         """A queue that is not there suspends a training for ever, and says so in its Workload alone."""
@@ -182,7 +202,7 @@ class Follower:
             end_training(self.cluster, jobset)
             raise UserError(
                 f"the training was not admitted for {now_s - self._waits_since_s:.0f} s: {waits_for}",
-                hint="correct cluster.queue or the topology of a pool, or make what is missing; then run it again",
+                hint="correct cluster.queue or a pool's topology, or make what is missing; then run it again",
             )
 
     def _give_up_on_stuck(self, jobset: Manifest, pods: list[Manifest]) -> None:
@@ -200,6 +220,10 @@ class Follower:
     def _last_lines(self, failure: PodFailure) -> list[str]:
         lines = self.cluster.pod_log(failure.pod, failure.container, tail_lines=_LOG_LINES)
         return lines or self.mirror.tail(failure.pod)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def phases(pods: list[Manifest]) -> dict[str, dict[str, int]]:

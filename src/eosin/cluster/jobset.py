@@ -110,8 +110,8 @@ def _check_topology(config: RunConfig, pool: NodePoolConfig) -> None:
         )
     if pool.exclusive_topology and pool in spot_job_pools(config):
         raise UserError(
-            f"pool {pool.name}: exclusive_topology is JobSet's, and cluster.spot_as: elastic-job takes the pool "
-            "out of it",
+            f"pool {pool.name}: exclusive_topology is JobSet's, and its pods are a Job of their own"
+            " (cluster.spot_as: elastic-job)",
             hint="leave it out, or set cluster.spot_as: jobset",
         )
     if pool.exclusive_topology and pool.max_nodes > pool.min_nodes > 0 and pool == config.cluster.pools[0]:

@@ -9,6 +9,7 @@ from eosin.cluster.names import Resource
 
 _VERSIONS = ("v1beta2", "v1beta1")
 GROUP = "kueue.x-k8s.io"
+_MULTIKUEUE = "kueue.x-k8s.io/multikueue"
 # Of Kueue's messages: what no patience mends.
 _NO_WORKLOAD = "Kueue has made no Workload of it"
 _NEVER = (
@@ -54,6 +55,11 @@ def _classes(job: Manifest) -> Iterator[str]:
             yield f"PriorityClass {name}"
 
 
+def is_dispatched(jobset: Manifest) -> bool:
+    """Whether MultiKueue has another cluster do its work: the pods are there, and here only its status."""
+    return bool(jobset["spec"].get("managedBy") == _MULTIKUEUE)
+
+
 def never_mends(message: str) -> bool:
     """Whether such a wait has no end unless a person does something."""
     return any(part in message for part in _NEVER)
@@ -69,8 +75,9 @@ def _workloads(cluster: Cluster) -> Iterator[Manifest]:
 
 
 def _waits_for(workload: Manifest) -> str:
-    conditions = (workload.get("status") or {}).get("conditions") or []
-    for condition in conditions:
+    status = workload.get("status") or {}
+    for condition in status.get("conditions") or []:
         if condition["type"] == "QuotaReserved" and condition["status"] != "True":
             return str(condition.get("message") or condition.get("reason", ""))
-    return ""
+    checks = [each for each in status.get("admissionChecks") or [] if each.get("state") != "Ready"]
+    return "; ".join(f"{each['name']}: {each.get('message') or each.get('state')}" for each in checks)

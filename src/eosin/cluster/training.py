@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from eosin.cluster.api import AlreadyExists, Cluster, Manifest, Missing
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import JOBSET, OwnerReference
+from eosin.cluster.queue import is_dispatched
 from eosin.cluster.resources import (
     delete_and_wait,
     ensure,
@@ -17,7 +18,7 @@ from eosin.cluster.resources import (
     same_digest,
     with_digest,
 )
-from eosin.cluster.spot_jobs import ensure_spot_jobs, remove_spot_jobs, render_spot_jobs
+from eosin.cluster.spot_jobs import ensure_spot_jobs, remove_spot_jobs, render_spot_jobs, spot_job_names
 from eosin.config import RunConfig
 from eosin.errors import TransientError, UserError
 from eosin.observability import RunLog
@@ -60,9 +61,20 @@ def submit_training(
             hint="install the prerequisites: kubectl apply --server-side -k manifests/prerequisites",
         ) from error
     if not terminal_state(jobset):
+        _refuse_to_scatter(cluster, jobset, sleep)
         jobs = render_spot_jobs(config, run_uri, image=image, jobset=jobset)
         ensure_spot_jobs(cluster, jobs, log=submission.log, sleep=sleep)
     return jobset
+
+
+def _refuse_to_scatter(cluster: Cluster, jobset: Manifest, sleep: Callable[[float], None]) -> None:
+    """Jobs beside a JobSet that MultiKueue dispatches could go to another cluster than it, and never meet."""
+    if is_dispatched(jobset) and spot_job_names(jobset):
+        end_training(cluster, jobset, sleep=sleep)
+        raise UserError(
+            "the queue dispatches to other clusters (MultiKueue), and spot Jobs might go to another one",
+            hint="set cluster.spot_as: jobset",
+        )
 
 
 def end_training(cluster: Cluster, jobset: Manifest, *, sleep: Callable[[float], None] = time.sleep) -> None:

@@ -12,9 +12,7 @@ CLASS_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,40}$"
 POOL_PATTERN = r"^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$"
 READ_OUT_PATTERN = r"^(last|cls_last_[1-9][0-9]?(_mean_patch)?)$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?$"
-LABEL_PATTERN = (
-    r"^(([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
-)
+LABEL_PATTERN = r"^(([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
 FORMS = {
     NAME_PATTERN: "of the pattern a-z, 0-9 and hyphens, 63 characters at most",
     CLASS_PATTERN: "of the pattern A-Z, a-z, 0-9, spaces, _ and -, 41 characters at most",

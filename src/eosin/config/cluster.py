@@ -62,8 +62,8 @@ class NodePoolConfig(Section):
     priority_class: str = ""
     """Empty: `cluster.priority_class`, or `cluster.spot_priority_class` for a spot pool."""
     required_topology: NodeLabel = ""
-    """Label of nodes (a block, a rack) of which all pods of the pool must share one value: Kueue admits the run
-    when one has room. Needs `cluster.queue` with a Topology."""
+    """Label of nodes (a block, a rack) of which all pods of the pool must share one value: Kueue admits the
+    run once one has room. Needs `cluster.queue` over a Topology."""
     preferred_topology: NodeLabel = ""
     """The same, as a wish: Kueue goes to fewer, closer values where one has no room."""
     exclusive_topology: NodeLabel = ""
@@ -91,7 +91,9 @@ class NodePoolConfig(Section):
     def _asks_for_one_topology(self) -> Self:
         asked = [key for key in ("required", "preferred", "exclusive") if getattr(self, f"{key}_topology")]
         if len(asked) > 1:
-            raise ValueError(f"pool {self.name}: {' and '.join(f'{key}_topology' for key in asked)}: give one")
+            raise ValueError(
+                f"pool {self.name}: {' and '.join(f'{key}_topology' for key in asked)}: give one"
+            )
         return self
 
 

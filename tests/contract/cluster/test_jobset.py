@@ -60,7 +60,16 @@ cluster: {topology_key: "", ttl_s: null, s3: {region: eu-central-1}, pools: [{gp
 ELASTIC_JOB = SPOT.replace(
     "  queue: pathology\n", "  queue: pathology\n  spot_as: elastic-job\n  spot_queue_priority_class: trial\n"
 )
-CONFIGS = {"one-node": ONE_NODE, "spot": SPOT, "cpu": CPU, "elastic-job": ELASTIC_JOB}
+TOPOLOGY = """
+train: {num_microbatches: 64}
+cluster:
+  queue: pathology
+  pools:
+  - {name: anchor, min_nodes: 2, max_nodes: 2, required_topology: cloud.example/rack}
+  - {name: near, max_nodes: 4, preferred_topology: cloud.example/block}
+  - {name: own, max_nodes: 3, exclusive_topology: cloud.example/rack}
+"""
+CONFIGS = {"topology": TOPOLOGY, "one-node": ONE_NODE, "spot": SPOT, "cpu": CPU, "elastic-job": ELASTIC_JOB}
 
 
 def render(text: str, **more: Any) -> dict[str, Any]:
@@ -115,6 +124,25 @@ def test_accepted_by_the_published_models(case: str) -> None:
     manifest = render(CONFIGS[case])
     parsed = models.JobsetV1alpha2JobSet.from_dict(manifest)
     assert [job.name for job in parsed.spec.replicated_jobs] == list(jobs(manifest))
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("pools: [{required_topology: rack}]", "pool anchor asks Kueue for a topology, and no queue"),
+        ("pools: [{preferred_topology: rack}]", "pool anchor asks Kueue for a topology, and no queue"),
+        ("queue: q, pools: [{exclusive_topology: rack, max_nodes: 2}]", "they are two Jobs"),
+        (
+            "queue: q, spot_as: elastic-job, pools: [{}, {name: b, spot: true, exclusive_topology: rack}]",
+            "pool b: exclusive_topology is JobSet's",
+        ),
+        ("queue: q, pools: [{required_topology: a, exclusive_topology: b}]", "give one"),
+        ("queue: q, pools: [{required_topology: a rack}]", "the key of a Kubernetes label"),
+    ],
+)
+def test_a_topology_that_nobody_would_heed_is_refused(section: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        render(f"cluster: {{{section}}}")
 
 
 def test_world_is_the_sum_of_the_pools_and_every_node_is_placed() -> None:

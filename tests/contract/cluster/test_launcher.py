@@ -187,6 +187,47 @@ def test_restarted_launcher_adopts_what_is_running(server: ApiServer, run: Store
     assert [event["event"] for event in events(run, "launch")][:1] == ["jobset-adopted"]
 
 
+@pytest.mark.parametrize("dispatched", [False, True], ids=["here", "by-multikueue"])
+def test_the_jobset_says_how_far_training_is_and_that_it_is_followed(
+    server: ApiServer, run: Store, dispatched: bool
+) -> None:
+    """MultiKueue copies annotations once: a stale one would have the watcher there end the training."""
+    step = {"time": "2026-01-01T00:00:09Z", "event": "step", "step": 20, "num_steps": 100,
+            "images_per_s": 61.23, "eta_s": 3725.0, "loss": 6.1}  # fmt: skip
+    text = "\n".join(json.dumps(each) for each in ({**step, "step": 10}, step, {"event": "saved"}))
+    run.put(RunLayout.log("train", "20260101T000000"), f"{text}\nhalf a li".encode())
+    live(server)
+    if dispatched:
+        server.patch_jobset(NAME, {"spec": {"managedBy": "kueue.x-k8s.io/multikueue"}})
+    training = Training(server, RunLog("launch", run))
+
+    def annotations() -> dict[str, str]:
+        found = made(server)["metadata"]["annotations"]
+        return dict(found) if names.PROGRESS_ANNOTATION in found else {}
+
+    noted = eventually(annotations)
+    assert noted[names.PROGRESS_ANNOTATION] == (
+        "step 20/100 · 61.2 images/s · 1:02 h left · 2026-01-01T00:00:09Z"
+    )
+    assert (names.FOLLOWED_ANNOTATION in noted) is not dispatched
+    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
+    server.end(NAME, "Completed")
+    assert training.join() == DONE
+
+
+def test_spot_jobs_beside_a_jobset_that_multikueue_dispatches_are_refused(server: ApiServer) -> None:
+    text = "cluster: {queue: q, spot_as: elastic-job, pools: [{name: anchor}, {name: spot, spot: true}]}"
+    config = load_config(text + "\ntrain: {num_microbatches: 64}")
+    image = "reg/eosin@sha256:1"
+    jobset = render_jobset(config, RUN, image=image, namespace=NAMESPACE)
+    jobset["spec"]["managedBy"] = "kueue.x-k8s.io/multikueue"
+    server.add(JOBSETS, jobset)
+    asked = Submission(config, RUN, image, None, RunLog("launch"), lambda: False)
+    with pytest.raises(UserError, match="other clusters"):
+        submit_training(server.cluster, asked)
+    assert server.requests("delete", "/jobsets") and not server.requests("post", "/jobs/")
+
+
 def test_failed_attempt_is_replaced(server: ApiServer, run: Store) -> None:
     live(server)
     server.end(NAME, "Failed")
