@@ -29,7 +29,7 @@ class ModelConfig(Section):
     """The backbone, what it begins with, and its heads."""
 
     arch: str = "vit_small_patch16_224"
-    """Any timm VisionTransformer."""
+    """Any timm VisionTransformer, or a DINOv3 backbone of timm (vit_*_dinov3)."""
     arch_args: dict[str, Any] = {}
     """Keyword arguments for timm.create_model: embed_dim, depth, num_heads, patch_size, reg_tokens…
     Classes by their name in timm.layers: mlp_layer: SwiGLUPacked."""

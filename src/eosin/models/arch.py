@@ -36,32 +36,42 @@ def resolved_arch_args(config: ModelConfig, global_px: int) -> dict[str, Any]:
         "img_size": global_px,
         "dynamic_img_size": True,
         "global_pool": "token",
-        "init_values": config.layer_scale or 0.0,
+        "init_values": config.layer_scale or (None if _family(config.arch) == _ROTARY else 0.0),
         **config.arch_args,
     }
 
 
-def create_vit(
-    arch: str, arch_args: dict[str, Any], *, meta: bool = False, block_fn: type[nn.Module] | None = None
-) -> Any:
+_PLAIN, _ROTARY = "timm.models.vision_transformer", "timm.models.eva"
+
+
+def is_rotary(vit: Any) -> bool:
+    """Whether `vit` is of timm's Eva, as DINOv3's backbones are: rotary positions, registers."""
+    return type(vit).__module__ == _ROTARY
+
+
+def _family(arch: str) -> str:
+    timm = import_timm()
+    return str(timm.model_entrypoint(arch).__module__) if timm.is_model(arch) else ""
+
+
+def create_vit(arch: str, arch_args: dict[str, Any], *, meta: bool = False) -> Any:
     """A timm VisionTransformer without a classifier, its weights as torch's global generator draws them.
 
-    `meta`: shapes only, no memory; `block_fn`: in place of timm's `Block`, of which it is one. Raises
-    `UserError` for a name timm does not know (with the nearest ones), an argument it rejects, or a model
-    that is not a plain VisionTransformer with a class token.
+    `meta`: shapes only, no memory. Raises `UserError` for a name timm does not know (with the nearest ones),
+    an argument it rejects, or a model that is neither a plain VisionTransformer nor one with rotary positions
+    as DINOv3's, with a class token.
     """
     timm = import_timm()
     if not timm.is_model(arch) or "." in arch:
         raise _unknown(arch, timm)
-    own = {} if block_fn is None else {"block_fn": block_fn}
     types = _named_types(arch_args)
     try:
         with torch.device("meta" if meta else "cpu"):
-            vit = timm.create_model(arch, num_classes=0, pretrained=False, **{**arch_args, **types, **own})
+            vit = timm.create_model(arch, num_classes=0, pretrained=False, **{**arch_args, **types})
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
-        family = timm.model_entrypoint(arch).__module__
+        family = _family(arch)
         hint = "change model.arch or model.arch_args"
-        if family != "timm.models.vision_transformer":
+        if family not in (_PLAIN, _ROTARY):
             hint = f"it is of {family}, not a plain VisionTransformer"
         raise UserError(f"timm cannot build {arch} with {arch_args}: {_reason(error)}", hint=hint) from error
     _require_plain_vit(arch, vit)
@@ -152,19 +162,28 @@ def _reason(error: Exception) -> str:
 
 def _require_plain_vit(arch: str, vit: Any) -> None:
     from timm.layers import DropPath
+    from timm.models.eva import Eva, EvaAttention, EvaBlock
     from timm.models.vision_transformer import Attention, Block, VisionTransformer
 
+    rotary = type(vit) is Eva
+    attention, block_type = (EvaAttention, EvaBlock) if rotary else (Attention, Block)
     problem = ""
-    if not isinstance(vit, VisionTransformer):
+    if not rotary and not isinstance(vit, VisionTransformer):
         problem = f"is a {type(vit).__name__}, not a VisionTransformer"
     elif vit.cls_token is None:
         problem = "has no class token"
-    elif vit.pos_embed is None:
+    elif vit.pos_embed is None and not rotary:
         problem = "has no position embedding"
-    elif not all(isinstance(block, Block) for block in vit.blocks):
+    elif rotary and (vit.rope is None or vit.rope_mixed or getattr(vit.rope, "aug_active", False)):
+        problem = "has other rotary positions than DINOv3's, or some drawn at random"
+    elif not all(type(block) is block_type for block in vit.blocks):
         problem = f"has blocks of {type(vit.blocks[0]).__name__}, whose drop path is not known"
-    elif not all(type(block.attn) is Attention for block in vit.blocks):
+    elif not all(type(block.attn) is attention for block in vit.blocks):
         problem = f"has attention of {type(vit.blocks[0].attn).__name__}, which cannot be packed"
+    elif rotary and any(b.attn.qkv is None or b.attn.qkv_bias_separate for b in vit.blocks):
+        problem = "has queries, keys and values apart, which cannot be packed"
+    elif rotary and vit.patch_drop is not None:
+        problem = "was given patch dropout, whose draws would depend on the world"
     elif any(isinstance(module, DropPath) for module in vit.modules()):
         problem = "was given timm's drop path, whose draws would depend on the world: set model.drop_path"
     elif any(isinstance(module, nn.Dropout) and module.p > 0 for module in vit.modules()):

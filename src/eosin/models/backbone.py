@@ -11,13 +11,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from eosin.config.model import ModelConfig
-from eosin.models.arch import create_vit, import_timm, patch_size_of, resolved_arch_args
+from eosin.models.arch import create_vit, import_timm, is_rotary, patch_size_of, resolved_arch_args
 from eosin.models.device import compiled
 from eosin.models.drop_path import KEEP_ALL, KEEP_BRANCH, BranchDrop, DropPath, Layout, pack_drops
 
 import_timm()  # first, since timm may need torchvision's operators defined
 
+from timm.layers import apply_rot_embed_cat  # noqa: E402
+from timm.models.eva import EvaBlock  # noqa: E402
 from timm.models.vision_transformer import Block  # noqa: E402
+
+Rotations = tuple[Tensor, ...]
+"""Of each size of crops, sines beside cosines [patches, 2 · head_dim]; empty where positions are added."""
 
 
 def run_packed(
@@ -27,18 +32,20 @@ def run_packed(
     attention_drop: BranchDrop,
     mlp_drop: BranchDrop,
     wanted: Layout | None = None,
+    rotations: Rotations = (),
 ) -> Tensor:
     """One block over packed tokens [all tokens, dim]; a function of the block, so that all share its code.
 
     `wanted`: the layout of what comes out, the first tokens of each crop (None: all); `mlp_drop` fits it.
+    `rotations`: of each size, where positions are rotary.
     """
 
     def attention(y: Tensor, kept: Layout) -> Tensor:
-        branch: Tensor = block.ls1(packed_attention(block.attn, block.norm1(y), kept))
+        branch: Tensor = block.scaled(1, packed_attention(block.attn, block.norm1(y), kept, rotations))
         return branch
 
     def mlp(y: Tensor, kept: Layout) -> Tensor:
-        branch: Tensor = block.ls2(block.mlp(block.norm2(y)))
+        branch: Tensor = block.scaled(2, block.mlp(block.norm2(y)))
         return branch
 
     x = _residual(x, attention_drop, layout, attention)
@@ -47,13 +54,16 @@ def run_packed(
     return _residual(x, mlp_drop, layout, mlp)
 
 
-def packed_attention(attention: Any, x: Tensor, layout: Layout) -> Tensor:
-    """timm's `Attention` over `x` [all tokens, dim]: tokens see those of their own crop only."""
+def packed_attention(attention: Any, x: Tensor, layout: Layout, rotations: Rotations = ()) -> Tensor:
+    """timm's `Attention` or `EvaAttention` over `x` [all tokens, dim]: tokens see their own crop only."""
     gate = attention.gate(x).sigmoid() if getattr(attention, "gate", None) is not None else None
     sizes = [num * tokens for num, tokens in layout]
+    products = attention.qkv(x).split(sizes) if not rotations else _rotary_qkv(attention, x).split(sizes)
     parts = [
-        _attend(attention, qkv.view(num, tokens, 3, attention.num_heads, -1))
-        for qkv, (num, tokens) in zip(attention.qkv(x).split(sizes), layout, strict=True)
+        _attend(attention, qkv.view(num, tokens, 3, attention.num_heads, -1), rotation)
+        for qkv, (num, tokens), rotation in zip(
+            products, layout, rotations or [None] * len(layout), strict=True
+        )
     ]
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
     y = attention.norm(y) if hasattr(attention, "norm") else y
@@ -61,12 +71,29 @@ def packed_attention(attention: Any, x: Tensor, layout: Layout) -> Tensor:
     return projected
 
 
-def _attend(attention: Any, qkv: Tensor) -> Tensor:
+def _rotary_qkv(attention: Any, x: Tensor) -> Tensor:
+    """As `EvaAttention`, whose keys have no bias."""
+    if attention.q_bias is None:
+        plain: Tensor = attention.qkv(x)
+        return plain
+    bias = torch.cat([attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias])
+    return F.linear(x, attention.qkv.weight, bias)
+
+
+def _attend(attention: Any, qkv: Tensor, rotation: Tensor | None) -> Tensor:
     """[n · tokens, heads · head_dim] of queries, keys and values [n, tokens, 3, heads, head_dim]."""
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     query, key = attention.q_norm(query), attention.k_norm(key)
+    if rotation is not None:
+        query, key = (_rotated(attention, part, rotation).to(value.dtype) for part in (query, key))
     y = F.scaled_dot_product_attention(query, key, value)
     return y.transpose(1, 2).reshape(-1, qkv.shape[3] * qkv.shape[4])
+
+
+def _rotated(attention: Any, x: Tensor, rotation: Tensor) -> Tensor:
+    """`x` [n, heads, tokens, head_dim] with its patches turned; class and register tokens have no place."""
+    prefix, patches = x.tensor_split([attention.num_prefix_tokens], dim=2)
+    return torch.cat([prefix, apply_rot_embed_cat(patches, rotation, half=attention.rotate_half)], dim=2)
 
 
 def _first_tokens(x: Tensor, layout: Layout, wanted: Layout) -> Tensor:
@@ -91,13 +118,13 @@ def _residual(
     return x + y if drop.scale is None else x + y * drop.scale.to(y.dtype)
 
 
-class PackedBlock(Block):  # type: ignore[misc]  # timm has no types
-    """A timm block, parameters and names unchanged, that also takes a packed sequence.
+class Packed:
+    """Of a timm block, parameters and names unchanged, what takes a packed sequence.
 
     Without `layout` it is timm's own forward over [n, tokens, dim]. With it, `x` is [all tokens, dim]:
     the tokens of every crop of every size one after another, so that each linear layer and norm is one
-    call; attention is one dense call a size. `run` is `run_packed` or a compiled version of it: what
-    hooks do around a block (gathering its shards) stays outside.
+    call; attention is one dense call a size, whose patches `rotations` turns. `run` is `run_packed` or a
+    compiled version of it: what hooks do around a block (gathering its shards) stays outside.
     """
 
     run: Callable[..., Tensor] = staticmethod(run_packed)
@@ -109,12 +136,32 @@ class PackedBlock(Block):  # type: ignore[misc]  # timm has no types
         attention_drop: BranchDrop = KEEP_BRANCH,
         mlp_drop: BranchDrop = KEEP_BRANCH,
         wanted: Layout | None = None,
+        rotations: Rotations = (),
+        **options: Any,
     ) -> Tensor:
-        """Tokens of the same layout, or of `wanted`."""
+        """Tokens of the same layout, or of `wanted`; `options` are timm's."""
         if layout is None:
-            plain: Tensor = super().forward(x)
+            plain: Tensor = super().forward(x, **options)  # type: ignore[misc]  # of the block it stands before
             return plain
-        return self.run(self, x, layout, attention_drop, mlp_drop, wanted)
+        return self.run(self, x, layout, attention_drop, mlp_drop, wanted, rotations)
+
+
+class PackedBlock(Packed, Block):  # type: ignore[misc]  # timm has no types
+    """A block of a VisionTransformer."""
+
+    def scaled(self, branch: int, x: Tensor) -> Tensor:
+        """LayerScale of residual branch 1 or 2."""
+        scaled: Tensor = (self.ls1 if branch == 1 else self.ls2)(x)
+        return scaled
+
+
+class PackedRotaryBlock(Packed, EvaBlock):  # type: ignore[misc]  # timm has no types
+    """A block of timm's Eva, of which DINOv3's backbones are made."""
+
+    def scaled(self, branch: int, x: Tensor) -> Tensor:
+        """LayerScale of residual branch 1 or 2."""
+        gamma = self.gamma_1 if branch == 1 else self.gamma_2
+        return x if gamma is None else gamma * x
 
 
 class CropGroup(NamedTuple):
@@ -140,6 +187,7 @@ class Backbone(nn.Module):
         self.vit: Any = vit
         # Zero, as in DINOv2: a masked patch begins as its position alone.
         self.mask_token = nn.Parameter(torch.zeros(1, self.num_features))
+        self._rotations: dict[tuple[int, int, torch.device], Tensor] = {}
         self.checkpoint_activations = False
         """Recompute each block in the backward pass: a third more FLOPs for a depth-th of the memory."""
 
@@ -187,18 +235,19 @@ class Backbone(nn.Module):
         wanted: Layout = tuple(
             (num, crops.wanted or tokens) for crops, (num, tokens) in zip(groups, layout, strict=True)
         )
+        rotations = self._rotations_of(groups)
         x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
         dropped = [crops.drop for crops in groups]
         drops = pack_drops(dropped, layout, 2 * self.depth)
         # All blocks share one compiled function, and so does the last where every token is wanted.
-        ends: list[Layout] = []
+        ends: Layout | None = None
         if wanted != layout:
             drops[-1] = pack_drops(dropped, wanted, 2 * self.depth)[-1]
-            ends = [wanted]
+            ends = wanted
         *inner, last = self.vit.blocks
         for i, block in enumerate(inner):
-            x = self._block(block, x, layout, drops[2 * i], drops[2 * i + 1])
-        x = self._block(last, x, layout, drops[-2], drops[-1], *ends)
+            x = self._block(block, x, layout, drops[2 * i], drops[2 * i + 1], None, rotations)
+        x = self._block(last, x, layout, drops[-2], drops[-1], ends, rotations)
         parts = self.vit.norm(x).split([num * tokens for num, tokens in wanted])
         return [part.unflatten(0, size) for part, size in zip(parts, wanted, strict=True)]
 
@@ -207,8 +256,25 @@ class Backbone(nn.Module):
         if crops.masks is not None:
             grid = crops.masks.view(*x.shape[:3], 1)
             x = torch.where(grid, self.mask_token.to(x.dtype).view(1, 1, 1, -1), x)
-        tokens: Tensor = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(x)))
+        # Where positions are rotary, timm gives their table beside the tokens.
+        placed = (
+            self.vit._pos_embed(x)[0] if is_rotary(self.vit) else self.vit.patch_drop(self.vit._pos_embed(x))
+        )
+        tokens: Tensor = self.vit.norm_pre(placed)
         return tokens
+
+    def _rotations_of(self, groups: Sequence[CropGroup]) -> Rotations:
+        """Sines and cosines of each size's patches, made once a size: timm makes them on the host."""
+        if not is_rotary(self.vit):
+            return ()
+        found = []
+        for images in (crops.images for crops in groups):
+            height, width = (side // self.patch_size for side in images.shape[2:])
+            place = (height, width, images.device)
+            if place not in self._rotations:
+                self._rotations[place] = self.vit.rope.get_embed(shape=(height, width)).to(images.device)
+            found.append(self._rotations[place])
+        return tuple(found)
 
     def _block(self, block: nn.Module, x: Tensor, *args: Any) -> Any:
         if self.checkpoint_activations and torch.is_grad_enabled():
@@ -222,6 +288,8 @@ def build_backbone(config: ModelConfig, global_px: int, *, meta: bool = False) -
 
     Raises `UserError` for an unknown architecture (with the nearest names) or arguments it rejects.
     """
-    vit = create_vit(config.arch, resolved_arch_args(config, global_px), meta=meta, block_fn=PackedBlock)
+    vit = create_vit(config.arch, resolved_arch_args(config, global_px), meta=meta)
+    for block in vit.blocks:
+        block.__class__ = PackedRotaryBlock if is_rotary(vit) else PackedBlock
     with torch.device("meta" if meta else "cpu"):
         return Backbone(vit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -77,12 +78,11 @@ def initialize(backbone: Backbone, source: str) -> InitReport:
 
 def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> InitReport:
     """Load a state dict in timm's or DINOv2's own layout; sizes that differ are resampled bicubically."""
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
+    convert = sys.modules[type(backbone.vit).__module__].checkpoint_filter_fn
     state = place_class_token(strip_prefix(state), backbone.vit)
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     mask_token = state.get("mask_token")
-    converted = checkpoint_filter_fn(dict(state), backbone.vit)
+    converted = convert(dict(state), backbone.vit)
     own = backbone.vit.state_dict()
     fits = {
         name: value for name, value in converted.items() if name in own and value.shape == own[name].shape
@@ -160,7 +160,7 @@ def _require_finite(tensors: dict[str, Tensor], source: str) -> None:
 
 
 def _layer_scale_to_one(own: dict[str, Tensor], missing: list[str]) -> bool:
-    scales = [name for name in own if name.endswith((".ls1.gamma", ".ls2.gamma"))]
+    scales = [name for name in own if name.endswith((".ls1.gamma", ".ls2.gamma", ".gamma_1", ".gamma_2"))]
     if not scales or any(name not in missing for name in scales):
         return False
     for name in scales:

@@ -87,7 +87,7 @@ def _lr_multiplier(name: str, depth: int, config: OptimizerConfig) -> float:
 
 
 def _undecayed(name: str) -> bool:
-    return name.endswith((".bias", ".gamma")) or ".norm" in name or "_norm." in name
+    return name.endswith(("bias", ".gamma", ".gamma_1", ".gamma_2")) or ".norm" in name or "_norm." in name
 
 
 @dataclass(frozen=True)
