@@ -28,8 +28,6 @@ _REMOVED: tuple[str, ...] = (
     "pyarrow/include",
     "pyarrow/libarrow*_flight*",  # a server of its own
     "pyarrow/_flight*",
-    "pyarrow/libarrow_substrait*",  # query plans of other engines
-    "pyarrow/_substrait*",
     "pyarrow/libarrow_s3*",  # eosin.storage reads and writes buckets, Arrow only what lies in memory
     "pyarrow/_s3fs*",
     "pyarrow/libarrow_python*.so",  # three copies each, as a wheel has no links; *.so.N is what is linked to

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from eosin.config.load import require_each_once
 from eosin.errors import UserError
 from eosin.storage import NotFound, open_store
 
@@ -29,9 +30,14 @@ class ConfigSource:
     """Shorthand for index.uri."""
 
     def overrides(self) -> list[str]:
-        """All overrides, the settings last."""
+        """All overrides. Raises `UserError` where two of them contradict."""
         short = (("slides.uri", self.slides), ("index.uri", self.index))
-        return [*(f"{key}={json.dumps(uri)}" for key, uri in short if uri), *self.settings]
+        found = [
+            *(f"{key}={json.dumps(uri, ensure_ascii=False)}" for key, uri in short if uri),
+            *self.settings,
+        ]
+        require_each_once(found)
+        return found
 
 
 @dataclass(frozen=True)

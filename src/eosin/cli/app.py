@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -20,7 +21,7 @@ from eosin.cli import (
     submit,
 )
 from eosin.cli.output import ReaderGone, render_error, say, show_failure
-from eosin.errors import EXIT_INTERRUPTED, EXIT_USER, EosinError
+from eosin.errors import EXIT_INTERRUPTED, EXIT_USER, EosinError, UserError
 from eosin.observability import show_warnings
 
 app = typer.Typer(
@@ -63,7 +64,9 @@ def invoke(arguments: list[str]) -> int:
     # Before the command line is understood: what cannot be understood is answered in JSON as well.
     as_json = "--json" in arguments
     try:
-        result = app(arguments, standalone_mode=False)
+        command = typer.main.get_command(app)
+        _require_options_once(command, arguments)
+        result = command(arguments, standalone_mode=False)
         if result == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C, without a word
             return _show_interrupted(as_json)
         return result if isinstance(result, int) else 0
@@ -75,6 +78,24 @@ def invoke(arguments: list[str]) -> int:
         if isinstance(error, _ClickError):
             return _show_misuse(error, as_json=as_json)
         return render_error(_with_demo_hint(error, arguments), as_json=as_json)
+
+
+def _require_options_once(command: Any, arguments: list[str]) -> None:
+    """Raises `UserError` for an option that takes one value and stands there twice: click takes the last."""
+    given: dict[str, str] = {}
+    left = iter(arguments)
+    for argument in left:
+        name, has_value, value = argument.partition("=")
+        if argument == "--":
+            return
+        if argument in getattr(command, "commands", ()):
+            command = command.commands[argument]
+        option = next((each for each in command.params if name in each.opts), None)
+        if option is None or option.param_type_name != "option" or option.is_flag:
+            continue
+        value = value if has_value else next(left, "")
+        if not option.multiple and given.setdefault(name, value) != value:
+            raise UserError(f"{name} is given twice: {given[name]} and {value}", hint="keep one of them")
 
 
 def _with_demo_hint(error: Exception, arguments: list[str]) -> Exception:

@@ -15,18 +15,30 @@ from urllib.parse import unquote
 import typer
 from pydantic import BaseModel
 
+from eosin.config.load import require_each_once
 from eosin.errors import EosinError, as_missing_dependency, exit_code_of
 
+
+def _each_once(settings: list[str] | None) -> list[str] | None:
+    require_each_once(settings or ())
+    return settings
+
+
+def key_values(name: str, help: str, metavar: str = "KEY=VALUE") -> Any:
+    """An option that may be given again and again, once for each key."""
+    return typer.Option(name, metavar=metavar, help=help, callback=_each_once)
+
+
+Settings = Annotated[list[str] | None, key_values("--set", "Override one key of the configuration.", "A.B=C")]
 Param = Annotated[
-    list[str] | None,
-    typer.Option("--param", metavar="NAME=VALUE", help="A parameter of the pipeline; lists in YAML."),
+    list[str] | None, key_values("--param", "A parameter of the pipeline; lists in YAML.", "NAME=VALUE")
 ]
 PodSettings = Annotated[
     list[str] | None,
-    typer.Option(
+    key_values(
         "--pod",
-        metavar="TASK.KEY=VALUE",
-        help="What a task's pods ask for, such as evaluate.gpus=1; or evaluate={gpus: 1, …}.",
+        "What a task's pods ask for, such as evaluate.gpus=1; or evaluate={gpus: 1, …}.",
+        "TASK.KEY=VALUE",
     ),
 ]
 PodsFile = Annotated[
@@ -43,9 +55,6 @@ Context = Annotated[str, typer.Option(help="Context of the kubeconfig; none: the
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's URI: s3://bucket/runs/NAME.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one key of the configuration.")
-]
 
 
 class ReaderGone(Exception):

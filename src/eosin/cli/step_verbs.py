@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
-from eosin.cli.output import AsJson, Run, Settings, emit, lines, local_path, plain
+from eosin.cli.output import AsJson, Run, Settings, emit, key_values, lines, local_path, plain
 from eosin.errors import EXIT_OK, EXIT_PERMANENT, UserError
 
 Shard = Annotated[
@@ -49,14 +51,35 @@ def index(
     """Scan slides in shards and publish the snapshot."""
     if context.invoked_subcommand is not None:
         return
+    with _own_options():
+        result, text = _index(
+            run, slides, index_uri, recipe, settings or (), _shard(shard), merge, scan, allow_fewer
+        )
+    emit(result, as_json=as_json, text=text)
+
+
+@contextmanager
+def _own_options() -> Iterator[None]:
+    """Hints name the option of this verb, which takes no `--set` beside a run."""
+    try:
+        yield
+    except UserError as error:
+        error.hint = error.hint.replace("--set index.allow_fewer_slides=true", "--allow-fewer")
+        raise
+
+
+def _index(
+    run: str | None, slides: str, index_uri: str, recipe: str, settings: Sequence[str],
+    part: tuple[int, int] | None, merge: int | None, scan: str, allow_fewer: bool,
+) -> tuple[Any, str]:  # fmt: skip
+    """The result, and what a person is told of it."""
     from eosin import steps
 
-    part = _shard(shard)
     if part is not None and merge is not None:
         raise UserError("--shard and --merge are two steps", hint="scan the shards, then merge them")
     if run is None:
         extra = ["index.allow_fewer_slides=true"] if allow_fewer else []
-        source = steps.ConfigSource(recipe or "demo", [*(settings or ()), *extra], slides, index_uri)
+        source = steps.ConfigSource(recipe or "demo", [*settings, *extra], slides, index_uri)
         config = steps.resolve_config(source)
         result = steps.index_slides(config, part, merge, scan)
         place, after = config.index.uri, ""
@@ -71,7 +94,7 @@ def index(
             )
         result = steps.index_run(run, part, merge, allow_fewer=allow_fewer)
         place, after = "", f"eosin decode {run}, then eosin train {run}"
-    emit(result, as_json=as_json, text=_index_text(result, place, after))
+    return result, _index_text(result, place, after)
 
 
 def _index_text(result: Any, place: str, after: str) -> str:
@@ -154,7 +177,7 @@ def decode(
     name: Annotated[str, typer.Option(help="heldout, a set of patches.sets, or a new one.")] = "heldout",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Declare the set here: mpp=0.5, kind=sampled…"),
+        key_values("--set", "Declare the set here: mpp=0.5, kind=sampled…"),
     ] = None,
     slide: Annotated[
         list[str] | None, typer.Option("--slide", metavar="PATTERN", help="Only slides of such keys.")
@@ -219,7 +242,7 @@ def embed(
     ] = "last",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="How slides are read: patches.reader=stage…"),
+        key_values("--set", "How slides are read: patches.reader=stage…"),
     ] = None,
     shard: Shard = None,
     as_json: AsJson = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
@@ -41,6 +41,23 @@ def with_overrides(config: RunConfig, overrides: Iterable[str], *, source: str =
     return load_config(config.model_dump(mode="json"), source=source, overrides=overrides)
 
 
+def require_each_once(overrides: Sequence[str]) -> None:
+    """Raises `UserError` where an override undoes an earlier one: of the same key, or a section around it."""
+    said: dict[tuple[str, ...], str] = {}
+    for override in overrides:
+        keys = override_keys(override)
+        for before, text in said.items():
+            if before[: len(keys)] == keys and text != override:
+                raise UserError(f"{text} and {override} contradict: both set {'.'.join(before)}",
+                                hint="keep one of them")  # fmt: skip
+        said[keys] = override
+
+
+def override_keys(override: str) -> tuple[str, ...]:
+    """The path that an override `a.b=c` sets."""
+    return tuple(override.partition("=")[0].strip().split("."))
+
+
 def dump_config(config: RunConfig) -> str:
     """YAML that `load_config` reads back to an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
@@ -74,8 +91,8 @@ def _copied(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _apply(tree: dict[str, Any], override: str) -> Location:
     """Set the override's key in `tree`; returns where that is."""
-    path, separator, value = override.partition("=")
-    keys = path.strip().split(".")
+    _, separator, value = override.partition("=")
+    keys = override_keys(override)
     if not separator or not all(keys):
         raise UserError(f"override {override!r} is not of the form section.key=value")
     parsed = parse_yaml(value, f"override {override!r}") if value.strip() else ""
@@ -87,7 +104,7 @@ def _apply(tree: dict[str, Any], override: str) -> Location:
         if not isinstance(node, dict):
             raise UserError(f"override {override!r}: {key} is a value, not a section")
     node[keys[-1]] = parsed
-    return tuple(keys)
+    return keys
 
 
 _HINT = "`eosin recipes show demo` prints every key"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eosin.config.load import override_keys
 from eosin.demo.look import BUCKET, demo_command, storage_root
 from eosin.demo.material import Material, synthetic_material, users_material
 from eosin.errors import EXIT_TRANSIENT, EXIT_USER, EosinError, PermanentError, TransientError, UserError
@@ -115,7 +116,8 @@ def _run_pipeline(
 ) -> None:
     command = [sys.executable, "-m", "eosin", "run", "demo", "--local", "--run", run_uri]
     command += ["--slides", material.slides_uri]
-    for setting in (*material.settings, *settings):
+    given = {override_keys(setting) for setting in settings}
+    for setting in (*(each for each in material.settings if override_keys(each) not in given), *settings):
         command += ["--set", setting]
     child = subprocess.run(
         [*command, "--json"], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True

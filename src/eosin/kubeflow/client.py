@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ def connect_kubeflow(host: str, namespace: str) -> Any:
         from kfp import Client
     except ImportError as error:
         raise MissingDependency("kfp", "kubeflow") from error
-    warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
+    warnings.filterwarnings("ignore", module="kfp")
     client = Client(host=host or None, namespace=namespace or "kubeflow")
     if namespace:
         client._context_setting["namespace"] = namespace
@@ -36,11 +37,13 @@ def connect_kubeflow(host: str, namespace: str) -> Any:
 def kubeflow_errors(host: str) -> Iterator[None]:
     """Errors of the client in a person's words: `TransientError` where another try may help."""
     from kfp_server_api import ApiException
-    from urllib3.exceptions import HTTPError
+    from urllib3.exceptions import HTTPError, LocationParseError
 
     where = f"Kubeflow at {host or 'its default address'}"
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # what the client prints is no result of a command
+        # What the client prints is no result of a command, and what it logs are tracebacks.
+        logging.disable(logging.ERROR)
+        with contextlib.redirect_stdout(io.StringIO()):
             yield
     except ApiException as error:
         status = int(error.status or 0)
@@ -48,11 +51,39 @@ def kubeflow_errors(host: str) -> Iterator[None]:
             raise TransientError(f"{where} answered {status} {error.reason}") from error
         hint = "log in, or name the profile's --namespace" if status in (401, 403) else ""
         raise UserError(f"{where} answered {status} {error.reason}: {_said(error)}", hint=hint) from error
+    except LocationParseError as error:
+        raise UserError(f"{host!r} is no address of Kubeflow", hint="--host http://HOST:PORT") from error
     except (HTTPError, OSError) as error:
+        pool, path = getattr(error, "pool", None), getattr(error, "url", None)
+        tried = (
+            f"{pool.scheme}://{pool.host}:{pool.port}{path or ''}" if pool else host or "its default address"
+        )
         raise TransientError(
-            f"{where} cannot be reached: {error}",
-            hint="kubectl -n kubeflow port-forward svc/ml-pipeline 8888, then --host http://localhost:8888",
+            f"Kubeflow cannot be reached: {tried}: {_why_unreachable(error)}",
+            hint="kubectl -n kubeflow port-forward svc/ml-pipeline 8888, then --host http://localhost:8888"
+            " (or KF_PIPELINES_ENDPOINT); the same command again",
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _why_unreachable(error: Exception) -> str:
+    """The cause that urllib3 wraps into texts about its pools."""
+    from urllib3 import exceptions
+
+    cause = getattr(error, "reason", None) or error
+    for kind, words in (
+        (exceptions.NameResolutionError, "no such host"),
+        (exceptions.SSLError, f"TLS failed: {cause}"),
+        (exceptions.ProtocolError, "the connection was closed"),
+        (TimeoutError, "something answers, and not as Kubeflow Pipelines does"),  # kfp's, of its health check
+    ):
+        if isinstance(cause, kind):
+            return words
+    if isinstance(cause, exceptions.TimeoutError) and not isinstance(cause, exceptions.NewConnectionError):
+        return "no answer in time"
+    inner = cause.__cause__ if isinstance(cause.__cause__, OSError) else cause
+    return (getattr(inner, "strerror", None) or str(inner)).lower()
 
 
 def pages_of(page_of: Callable[..., Any], field: str, experiment_id: str | None) -> Iterator[Any]:

@@ -56,14 +56,21 @@ def images_of_here(pipeline: Path) -> dict[str, Any]:
 
 
 def arguments_of(pipeline: Path, given: dict[str, Any], texts: Iterable[str] = ()) -> dict[str, Any]:
-    """`given` and the `NAME=VALUE` of `texts`, which win, as the pipeline's arguments.
+    """`given` and the `NAME=VALUE` of `texts` as the pipeline's arguments.
 
-    Raises `UserError` for a name it does not have (with the nearest), a value of another type, and a
-    required one that is not there.
+    Raises `UserError` for a name it does not have (with the nearest), a value of another type, a
+    required one that is not there, and one that is given both ways and not alike.
     """
     declared = _declared(pipeline)
     arguments = {name: value for name, value in given.items() if value is not None}
-    arguments |= dict(_parsed(text, declared, pipeline) for text in texts)
+    for name, value in (_parsed(text, declared) for text in texts):
+        before = arguments.get(name)
+        if before and before != value and not name.endswith(_IMAGE):
+            option = "--set" if name == "settings" else f"--{name}"
+            raise UserError(
+                f"--param {name} is {value!r}, and {option} says {before!r}", hint="keep one of them"
+            )
+        arguments[name] = value
     for name, value in arguments.items():
         _check(name, value, declared, pipeline)
     optional = {name for name, each in declared.items() if "defaultValue" in each or each.get("isOptional")}
@@ -115,7 +122,7 @@ def _specification(pipeline: Path) -> dict[str, Any]:
     return spec
 
 
-def _parsed(text: str, declared: dict[str, dict[str, Any]], pipeline: Path) -> tuple[str, Any]:
+def _parsed(text: str, declared: dict[str, dict[str, Any]]) -> tuple[str, Any]:
     name, separator, value = text.partition("=")
     if not separator:
         raise UserError(f"--param {text!r} is not of the form NAME=VALUE")

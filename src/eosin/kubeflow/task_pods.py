@@ -152,10 +152,8 @@ def _validated(task: str, keys: Any) -> TaskPodConfig:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
         near = difflib.get_close_matches(key, TaskPodConfig.model_fields, n=1)
-        known = (
-            f"did you mean {near[0]}?" if near else f"the keys are {', '.join(TaskPodConfig.model_fields)}"
-        )
-        hint = f"did you mean {near[0]}?" if near else f"the keys are {known}"
+        keys_known = ", ".join(TaskPodConfig.model_fields)
+        hint = f"did you mean {near[0]}?" if near else f"the keys are {keys_known}"
         unknown = first["type"] == "extra_forbidden"
         path = ".".join(filter(None, (task, key)))
         message = "there is no such key" if unknown else f"{first['msg']}, not {first['input']!r}"

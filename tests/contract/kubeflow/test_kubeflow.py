@@ -103,7 +103,8 @@ def test_what_differs_is_made_anew_and_only_once(
     eosin(kubeflow, *WEEKLY)
     eosin(kubeflow, "schedule", "create", "other", *RETRAIN, "--cron", "1 1 * * *")
     old = kubeflow.schedules[0]["recurring_run_id"]
-    assert as_json(kubeflow, capsys, *WEEKLY, *change)["done"] == "replaced"
+    weekly = WEEKLY[: WEEKLY.index("--cron")] if change[0] == "--cron" else WEEKLY
+    assert as_json(kubeflow, capsys, *weekly, *change)["done"] == "replaced"
     names = [each["display_name"] for each in kubeflow.schedules]
     assert sorted(names) == ["other", "weekly"]
     assert old not in [each["recurring_run_id"] for each in kubeflow.schedules]
@@ -167,12 +168,29 @@ def test_what_kubeflow_refuses_is_said_with_the_kind_of_error(
     assert words in capsys.readouterr().err and kubeflow.schedules == []
 
 
-def test_out_of_reach_is_worth_another_try(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_out_of_reach_is_worth_another_try(capsys: pytest.CaptureFixture[str], scheme: str) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    assert invoke([*with_images(tuple(WEEKLY)), "--host", f"http://127.0.0.1:{port}"]) == 75
-    assert "port-forward" in capsys.readouterr().err
+        host = f"{scheme}://127.0.0.1:{unused.getsockname()[1]}"
+    assert invoke([*with_images(tuple(WEEKLY)), "--host", host]) == 75
+    error = capsys.readouterr().err
+    assert f"cannot be reached: {host}/apis/v2beta1/healthz: connection refused" in error
+    assert "port-forward" in error and "Pool" not in error
+
+
+def test_what_is_no_address_is_the_users_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*with_images(tuple(WEEKLY)), "--host", "ht tp://x"]) == 2
+    assert capsys.readouterr().err.startswith("error: 'ht tp://x' is no address of Kubeflow\n")
+
+
+def test_another_server_at_the_address_is_told_without_a_traceback(
+    kubeflow: Kubeflow, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kfp.client.client.time.sleep", lambda _: None)
+    assert invoke(["schedule", "list", "--host", f"{kubeflow.host}/elsewhere"]) == 75
+    error = capsys.readouterr().err
+    assert "not as Kubeflow Pipelines does" in error and "Traceback" not in error
 
 
 def _evaluate_accelerator(uploaded: dict[str, Any]) -> Any:

@@ -74,6 +74,36 @@ def test_options_that_a_run_would_ignore_are_refused(capsys: pytest.CaptureFixtu
     assert "--slides, --set and --run contradict" in refused(capsys, *arguments)
 
 
+_SUBMIT = ["submit", "pretrain", "--run", "s3://b/r"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["index", "--set", "index.max_mpp=1", "--set", "index.max_mpp=2"],
+         "index.max_mpp=1 and index.max_mpp=2 contradict"),
+        (["index", "--set", "index.max_mpp=1", "--set", "index={}"], "contradict: both set index.max_mpp"),
+        (["index", "--slides", "/a", "--index", "/i", "--set", "slides.uri=/b"], "both set slides.uri"),
+        (["decode", "--index", "/i", "--out", "/o", "--set", "mpp=1", "--set", "mpp=2"], "mpp=1 and mpp=2"),
+        ([*_SUBMIT, "--param", "recipe=a", "--param", "recipe=b"], "recipe=a and recipe=b"),
+        ([*_SUBMIT, "--pod", "train.cpu=1", "--pod", "train.cpu=2"], "train.cpu=1 and train.cpu=2"),
+        ([*_SUBMIT, "--run", "s3://b/s"], "--run is given twice: s3://b/r and s3://b/s"),
+        ([*_SUBMIT, "--slides=s3://b/s", "--slides", "s3://b/t"], "--slides is given twice"),
+        ([*_SUBMIT, "--recipe", "demo", "--param", "recipe=tcga"], "--param recipe is 'tcga'"),
+    ],
+)  # fmt: skip
+def test_one_thing_said_twice_is_refused_with_both(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert words in refused(capsys, *arguments)
+
+
+def test_the_same_said_twice_is_no_contradiction(capsys: pytest.CaptureFixture[str], slides: Path) -> None:
+    twice = ["--set", "train.num_steps=70"] * 2 + ["--run", f"{slides}/../r"] * 2
+    assert invoke(["run", "demo", "--local", "--dry-run", *twice, "--slides", str(slides)]) == 0
+    assert "num_steps: 70" in capsys.readouterr().out
+
+
 def test_logs_of_a_source_there_is_not_name_those_there_are(
     capsys: pytest.CaptureFixture[str], run: str
 ) -> None:
@@ -165,6 +195,23 @@ def test_index_ends_with_what_was_found_and_where(capsys: pytest.CaptureFixture[
     assert f"next: eosin index inspect {index}" in out
     assert invoke(["index", "--slides", f"{tmp_path}/slides", "--index", index, "--shard", "0/2"]) == 0
     assert "--merge N" in capsys.readouterr().out
+
+
+def test_far_fewer_slides_name_the_option_of_the_verb(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from eosin.demo.synthetic import SyntheticConfig, write_slide
+
+    for folder, number in (("many", 3), ("few", 1)):
+        (tmp_path / folder).mkdir()
+        for seed in range(number):
+            config = SyntheticConfig(width_px=1024, height_px=1024)
+            write_slide(tmp_path / folder / f"{seed}.svs", seed=seed, config=config)
+    index = ("--index", f"{tmp_path}/index")
+    assert invoke(["index", "--slides", f"{tmp_path}/many", *index]) == 0
+    error = refused(capsys, "index", "--slides", f"{tmp_path}/few", *index)
+    assert "has 1 usable slides" in error and "--allow-fewer" in error and "--set" not in error
+    assert invoke(["index", "--slides", f"{tmp_path}/few", *index, "--allow-fewer"]) == 0
 
 
 def test_the_demos_bucket_without_its_server_names_the_command(

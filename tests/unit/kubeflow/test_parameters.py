@@ -25,8 +25,9 @@ def retrain(*texts: str, **given: Any) -> dict[str, Any]:
     return arguments_of(compiled_pipeline("retrain"), {**GIVEN, **given}, texts)
 
 
-def test_texts_are_read_by_the_type_of_the_parameter_and_win() -> None:
-    arguments = retrain("margin=0.5", "min_new_slides=12", "judge_by=[a/b, c/d]", "name=1e3", recipe=None)
+def test_texts_are_read_by_the_type_of_the_parameter() -> None:
+    texts = ("margin=0.5", "min_new_slides=12", "judge_by=[a/b, c/d]", "name=1e3")
+    arguments = retrain(*texts, recipe=None, name=None)
     assert arguments == {
         **GIVEN, "name": "1e3", "margin": 0.5, "min_new_slides": 12, "judge_by": ["a/b", "c/d"],
     }  # fmt: skip
@@ -43,6 +44,7 @@ def test_texts_are_read_by_the_type_of_the_parameter_and_win() -> None:
         ("judge_by=[a/b, null]", "takes no null"),
         ("margin", "not of the form"),
         ("judge_by=[", "not YAML"),
+        ("name=other", "--param name is 'other', and --name says 'he'"),
     ],
 )
 def test_what_cannot_be_is_named(text: str, reason: str) -> None:
