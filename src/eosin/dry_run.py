@@ -52,11 +52,7 @@ class RunPlan:
             lines.append(f"{step.step}" + (f"  ({step.note})" if step.note else ""))
             lines += [f"    reads   {uri}" for uri in step.reads]
             lines += [f"    writes  {uri}" for uri in step.writes]
-        lines += [
-            "",
-            "# figures",
-            *map(str, self.sources),
-        ]
+        lines += ["", "# figures", *map(str, self.sources)]
         lines += [f"{name}: {value}" for name, value in self.figures.items()]
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
@@ -188,8 +184,10 @@ def _figures(config: RunConfig, *, trains: bool, here: bool) -> tuple[dict[str, 
     figures: dict[str, Any] = {}
     warnings: list[str] = []
     try:
-        figures |= check_trainable(config, here=here) | _placement(config) if trains else {}
-        warnings += training_advice(config) if trains else ()
+        if trains:
+            figures |= check_trainable(config, here=here)
+            figures |= {f"pool {each.pool}": str(each) for each in placement(config)}
+            warnings += training_advice(config)
     except (ImportError, MissingDependency) as error:
         warnings.append(f"no figures of training in this image: {error}")
     try:
@@ -203,8 +201,3 @@ def _figures(config: RunConfig, *, trains: bool, here: bool) -> tuple[dict[str, 
     except ImportError as error:
         return figures, (*warnings, f"no figures of patching in this image: {error}")
     return figures | check_patches(config, snapshot), tuple(warnings)
-
-
-def _placement(config: RunConfig) -> dict[str, str]:
-    """A line a node pool: what a JobSet would take, from the fewest nodes to the most."""
-    return {f"pool {each.pool}": str(each) for each in placement(config)}

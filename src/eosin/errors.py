@@ -103,15 +103,14 @@ def as_missing_dependency(error: BaseException) -> BaseException:
     return MissingDependency(module, _EXTRAS[module]) if module in _EXTRAS else error
 
 
-def exit_code_of(error: BaseException, *, in_pod: bool | None = None) -> int:
+def exit_code_of(error: BaseException) -> int:
     """The process exit code for `error`.
 
-    Inside a training pod (`EOSIN_IN_POD=1`, or `in_pod`) a user's error is 42, which the pod failure
+    Inside a training pod (`EOSIN_IN_POD=1`) a user's error is 42, which the pod failure
     policy turns into a failed Job at once; elsewhere it is 2.
     """
     if isinstance(error, UserError):
-        inside = os.environ.get("EOSIN_IN_POD") == "1" if in_pod is None else in_pod
-        return EXIT_CONFIGURATION_IN_POD if inside else EXIT_USER
+        return EXIT_CONFIGURATION_IN_POD if os.environ.get("EOSIN_IN_POD") == "1" else EXIT_USER
     if isinstance(error, EosinError):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):

@@ -23,6 +23,7 @@ from eosin.storage.base import Store
 
 _FLUSH_EVERY_S = 5.0
 _EVENTS_PER_PART = 500
+_WARNING_CHARS = 190
 
 
 class RunLog:
@@ -112,7 +113,9 @@ class _Warnings(logging.Handler):
     """What libraries of eosin's own warn of, as events on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        RunLog(record.name.split(".")[1]).event("warning", detail=_cut(record.getMessage()))
+        text = record.getMessage()
+        text = text if len(text) <= _WARNING_CHARS else f"{text[: _WARNING_CHARS - 1]}…"
+        RunLog(record.name.split(".")[1]).event("warning", detail=text)
 
 
 def show_warnings() -> None:
@@ -121,10 +124,6 @@ def show_warnings() -> None:
     if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
         logger.addHandler(_Warnings(logging.WARNING))
         logger.propagate = False
-
-
-def _cut(text: str, num_chars: int = 190) -> str:
-    return text if len(text) <= num_chars else f"{text[: num_chars - 1]}…"
 
 
 def printable(text: str) -> str:

@@ -147,11 +147,7 @@ def check_trainable_apart(config: RunConfig) -> None:
     A parent that waits for a pipeline needs no torch in its memory.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-        apart.submit(_check_here, config).result()
-
-
-def _check_here(config: RunConfig) -> None:
-    check_trainable(config, here=True)
+        apart.submit(check_trainable, config, here=True).result()
 
 
 def _check_baseline(name: str, *, with_torch: bool) -> None:

@@ -179,18 +179,16 @@ def study_report(study_uri: str) -> StudyResult:
         return report_study(study_uri, log=log)
 
 
-def own_recipe(run_uri: str) -> str:
-    """URI of the configuration a run was begun with. Raises `UserError` where nothing was begun there."""
-    load_run(run_uri)
-    return join_uri(run_uri, RunLayout.CONFIG)
-
-
 def resolve_config(source: ConfigSource, *, of_run: str = "") -> RunConfig:
     """The configuration that `source` names; without a recipe the one that `of_run` was begun with.
 
     Raises `UserError` for what cannot be meant, and where no run was begun at `of_run`.
     """
-    text, name = load_recipe(source.recipe or own_recipe(of_run))
+    recipe = source.recipe
+    if not recipe:
+        load_run(of_run)  # which says so where none was begun
+        recipe = join_uri(of_run, RunLayout.CONFIG)
+    text, name = load_recipe(recipe)
     config = load_config(text, source=name, overrides=source.overrides())
     return config if str(config.slides) else _with_indexed_slides(config)
 

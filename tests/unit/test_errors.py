@@ -32,7 +32,7 @@ from eosin.errors import (
     ],
 )
 def test_exit_code_outside_a_pod(error: BaseException, code: int) -> None:
-    assert exit_code_of(error, in_pod=False) == code
+    assert exit_code_of(error) == code
 
 
 def test_user_error_inside_a_pod_fails_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,10 @@ def load_config(
     for a key that stands twice in one section.
     """
     text = content if isinstance(content, str) else ""
-    tree = _sections(parse_yaml(content, source), source) if isinstance(content, str) else _copied(content)
+    if isinstance(content, str):
+        tree = _sections(parse_yaml(content, source), source)
+    else:
+        tree = copy.deepcopy(dict(content))  # overrides are written into it
     if isinstance(tree.get("slides"), list):  # so that overrides find the section that it stands for
         tree["slides"] = {"sources": tree["slides"]}
     applied = {_apply(tree, override): override for override in overrides}
@@ -82,11 +85,6 @@ def _sections(tree: Any, source: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{source} must be a mapping of sections, not {type(tree).__name__}")
     return tree
-
-
-def _copied(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides are written into a copy, not into what the caller holds."""
-    return copy.deepcopy(dict(content))
 
 
 def _apply(tree: dict[str, Any], override: str) -> Location:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from eosin.errors import UserError
 from eosin.storage import NotFound, Store, join_uri, open_store, split_uri
+from eosin.storage.atomic import translate
 
 SYNTHETIC = "synthetic"
 
@@ -82,7 +83,7 @@ def upload(store: Store, files: list[tuple[str, Path]]) -> str:
             if not (same and there[key].modified_s >= path.stat().st_mtime):
                 store.put_file(key, path)
         except OSError as error:
-            raise _local_error(path, error) from error
+            raise translate(error, "read", path) from error
         advance(number, len(files))
     store.delete([key for key in there if key not in dict(files)])
     return _digest([(key, path.stat().st_size) for key, path in files])
@@ -114,7 +115,7 @@ def _published(root: str, overrides: str) -> str:
     except NotFound:
         raise UserError(f"there is no CSV at {overrides}", hint="check --overrides") from None
     except OSError as error:
-        raise _local_error(Path(overrides), error) from error
+        raise translate(error, "read", Path(overrides)) from error
     store = open_store(join_uri(root, "overrides"))
     key = f"{hashlib.sha256(data).hexdigest()[:10]}.csv"
     store.put(key, data)
@@ -123,10 +124,6 @@ def _published(root: str, overrides: str) -> str:
 
 def _digest(listed: list[tuple[str, int]]) -> str:
     return hashlib.sha256(json.dumps(sorted(listed)).encode()).hexdigest()
-
-
-def _local_error(path: Path, error: OSError) -> UserError:
-    return UserError(f"{error.filename or path}: {error.strerror or error}", hint="mend it and run again")
 
 
 def _bar(unit: str) -> Callable[[int, int], None]:

@@ -34,17 +34,8 @@ def hash_unit(name: str, seed: int = 0) -> float:
     return int.from_bytes(word, "big") / 2**64
 
 
-def held_out(row: SlideRow, fraction: float, seed: int = 0) -> bool:
-    """Whether the row's patient falls in the held-out `fraction`, by its hash alone.
-
-    Adding or removing other slides moves no patient. In a small collection one side may be empty:
-    `split_patients` mends that.
-    """
-    return hash_unit(patient_of(row), seed) < fraction
-
-
 def split_patients(rows: Iterable[SlideRow | SlideKey], fraction: float, seed: int = 0) -> frozenset[str]:
-    """The held-out patients (`patient_of`) among `rows`: those `held_out` names, and never all or none.
+    """The held-out patients (`patient_of`) among `rows`: those whose hash is below it, and never all or none.
 
     Patients that share a slide, under whatever names it lies there, count as one, the first by name.
     Where none falls in the fraction, the patient with the smallest hash is held out; where all do, the

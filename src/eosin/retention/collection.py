@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from eosin.errors import UserError
@@ -29,15 +29,6 @@ class _Sweeps(Protocol):
     def remove_unfinished(self, *, older_than_s: float) -> Sequence[str]: ...
 
 
-@dataclass(frozen=True)
-class _Scope:
-    """URIs that a collection looks at."""
-
-    runs: Sequence[str]
-    indexes: Sequence[str]
-    registries: Sequence[str]
-
-
 def collect(
     runs: Sequence[str],
     indexes: Sequence[str] = (),
@@ -57,22 +48,26 @@ def collect(
     if min_age_s < 0:
         raise UserError("a negative age protects nothing", hint="give hours of at least 0")
     age = Age(time.time() - min_age_s)
-    scope = _Scope(runs, indexes, registries)
-    doomed, kept = _judge(scope, age)
+    judge = partial(_judge, runs, indexes, registries, age)
+    doomed, kept = judge()
     if delete:
-        doomed = _delete(doomed, scope, age, kept)
+        # A first judgement of a large index takes minutes, in which a run may pin a snapshot.
+        doomed = _delete(doomed, {each for _, each in judge()[0]}, kept)
+        _sweep((*runs, *indexes), min_age_s)
     return GcResult(deleted=delete, doomed=tuple(each for _, each in doomed), kept=tuple(kept))
 
 
-def _judge(scope: _Scope, age: Age) -> tuple[_Doomed, list[str]]:
+def _judge(
+    runs: Sequence[str], indexes: Sequence[str], registries: Sequence[str], age: Age
+) -> tuple[_Doomed, list[str]]:
     """What can go, with its store, and why other things are kept. Deletes nothing."""
-    found = [run for uri in scope.runs for run in _runs_at(uri)]
+    found = [run for uri in runs for run in _runs_at(uri)]
     doomed = [(run.store, each) for run in found for each in spare_run_objects(run, age)]
     kept = [*(run.problem for run in found if run.problem), *_undecided(found, age)]
     blocked = bool(kept) or not found
     pinned = {run.pin.snapshot_id for run in found if run.pin is not None}
-    pinned.update(*(_registered(uri) for uri in scope.registries))
-    for uri in scope.indexes:
+    pinned.update(*(_registered(uri) for uri in registries))
+    for uri in indexes:
         if blocked:
             kept.append(f"all of {uri}: a run may need any part of it")
             continue
@@ -105,12 +100,8 @@ def _undecided(found: Sequence[Run], age: Age) -> list[str]:
     ]
 
 
-def _delete(doomed: _Doomed, scope: _Scope, age: Age, kept: list[str]) -> _Doomed:
-    """Delete what a second judgement, made now, finds doomed as well; returns that.
-
-    A first judgement of a large index takes minutes, in which a run may pin a snapshot.
-    """
-    again = {each for _, each in _judge(scope, age)[0]}
+def _delete(doomed: _Doomed, again: set[Doomed], kept: list[str]) -> _Doomed:
+    """Delete what a second judgement, made now, finds doomed as well (`again`); returns that."""
     gone = []
     for store, each in doomed:
         if each not in again:
@@ -120,8 +111,10 @@ def _delete(doomed: _Doomed, scope: _Scope, age: Age, kept: list[str]) -> _Doome
         store.delete(each.keys[:1])
         store.delete(each.keys[1:])
         gone.append((store, each))
-    for uri in (*scope.runs, *scope.indexes):
-        store = open_store(uri)
-        if isinstance(store, _Sweeps):
-            store.remove_unfinished(older_than_s=time.time() - age.limit_s)
     return gone
+
+
+def _sweep(uris: Sequence[str], min_age_s: float) -> None:
+    for store in map(open_store, uris):
+        if isinstance(store, _Sweeps):
+            store.remove_unfinished(older_than_s=min_age_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eosin.config import RunConfig, load_config
 from eosin.errors import EosinError, PermanentError
@@ -98,7 +98,10 @@ def find_runs(uri: str) -> list[Run]:
     if any(each.key == RunLayout.CONFIG for each in objects):
         return [_read(store, objects)]
     return [
-        _read(open_store(join_uri(uri, name)), tuple(_relative(found, name)))
+        _read(
+            open_store(join_uri(uri, name)),
+            tuple(replace(each, key=each.key.removeprefix(f"{name}/")) for each in found),
+        )
         for name, found in by_folder(objects, "").items()
     ]
 
@@ -126,11 +129,6 @@ def _read(store: Store, objects: tuple[ObjectInfo, ...]) -> Run:
     return Run(store, objects, problem=f"{store.uri} cannot be understood: {problem}")
 
 
-def _relative(objects: Sequence[ObjectInfo], folder: str) -> Iterator[ObjectInfo]:
-    for each in objects:
-        yield ObjectInfo(each.key.removeprefix(f"{folder}/"), each.size_bytes, each.etag, each.modified_s)
-
-
 def _under(run: Run, prefix: str) -> dict[str, list[ObjectInfo]]:
     return by_folder((each for each in run.objects if each.key.startswith(prefix)), prefix)
 
@@ -138,7 +136,8 @@ def _under(run: Run, prefix: str) -> dict[str, list[ObjectInfo]]:
 def _checkpoints(run: Run, keep: int, age: Age) -> Iterator[Doomed]:
     folders = {step: found for name, found in _under(run, RunLayout.CHECKPOINTS).items()
                if (step := step_of(name)) is not None}  # fmt: skip
-    whole = sorted(step for step, found in folders.items() if _has(found, RunLayout.checkpoint_marker(step)))
+    whole = sorted(step for step, found in folders.items()
+                   if RunLayout.checkpoint_marker(step) in {each.key for each in found})  # fmt: skip
     spare = set(whole[:-keep])
     for step, found in sorted(folders.items()):
         if (step in whole and step not in spare) or age.is_young(found):
@@ -174,10 +173,6 @@ def _listed_shards(store: Store, name: str, keys: set[str]) -> set[str] | None:
     if manifest is None:
         return None
     return {RunLayout.patch_set(name) + shard.key for shard in manifest.shards}
-
-
-def _has(objects: Sequence[ObjectInfo], key: str) -> bool:
-    return any(each.key == key for each in objects)
 
 
 def spare_index_objects(store: Store, pinned: set[str], age: Age, kept: list[str]) -> Iterator[Doomed]:

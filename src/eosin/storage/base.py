@@ -71,7 +71,11 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool:
         """Whether an object is at `key`."""
-        ...
+        try:
+            self.head(key)
+        except NotFound:
+            return False
+        return True
 
     def put(
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None

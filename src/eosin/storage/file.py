@@ -6,16 +6,17 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from eosin.errors import UserError
 from eosin.storage.atomic import is_temporary, locked, new_file, publish_new, remove_stale, settle, translate
-from eosin.storage.base import ByteRange, NotFound, ObjectChanged, ObjectInfo, PreconditionFailed
+from eosin.storage.base import ByteRange, NotFound, ObjectChanged, ObjectInfo, PreconditionFailed, Store
 from eosin.storage.uri import Location
 
 
-class FileStore:
+class FileStore(Store):
     """Objects are files under `root`; a key's slashes are folders. See `Store` for the methods.
 
     The etag is made of size and modification time in nanoseconds. Publishing goes through a temporary
@@ -43,21 +44,16 @@ class FileStore:
                 # Asked of the open file: a rename meanwhile cannot slip another version in.
                 etag = _info_of(key, os.fstat(file.fileno())).etag
                 for position in positions:
-                    _check_version(ranges[position], etag)
-                    results[position] = _read_range(file.fileno(), ranges[position])
+                    item = ranges[position]
+                    if item.etag not in (None, etag):
+                        raise ObjectChanged(f"{key} is not the version {item.etag}")
+                    results[position] = _read_range(file.fileno(), item)
         return results
 
     def head(self, key: str) -> ObjectInfo:
         path = self._path(key)
         with _reading(path, key):
             return _info(key, path)
-
-    def exists(self, key: str) -> bool:
-        try:
-            self.head(key)
-        except NotFound:
-            return False
-        return True
 
     def put(
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
@@ -131,20 +127,15 @@ class FileStore:
         return self.root.joinpath(*parts)
 
 
-class _reading:  # noqa: N801  (used as a context manager, reads as a verb)
+@contextmanager
+def _reading(path: Path, key: str) -> Iterator[None]:
     """Turns what `OSError` means for a read of `path` into `NotFound` or an error that names it."""
-
-    def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key = path, key
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-            raise NotFound(self._key) from None
-        if isinstance(error, OSError):
-            raise translate(error, "read", self._path) from error
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise NotFound(key) from None
+    except OSError as error:
+        raise translate(error, "read", path) from error
 
 
 def open_source(path: Path) -> BinaryIO:
@@ -174,11 +165,6 @@ def _move(temporary: Path, path: Path, key: str, *, new: bool) -> None:
         publish_new(temporary, path)
     except FileExistsError:
         raise PreconditionFailed(f"{path} exists") from None
-
-
-def _check_version(item: ByteRange, etag: str) -> None:
-    if item.etag is not None and item.etag != etag:
-        raise ObjectChanged(f"{item.key} is not the version {item.etag}")
 
 
 def _read_range(file: int, item: ByteRange) -> bytes:

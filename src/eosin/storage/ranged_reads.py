@@ -40,7 +40,7 @@ def plan_requests(
     """
     order = sorted(
         (position for position, item in enumerate(ranges) if item.length > 0),
-        key=lambda position: _sort_key(ranges[position]),
+        key=lambda at: (ranges[at].key, ranges[at].etag or "", ranges[at].start, ranges[at].length),
     )
     requests: list[RangedGet] = []
     for position in order:
@@ -64,10 +64,6 @@ def cut_body(
         start = ranges[position].start - request.start
         pieces.append((position, bytes(body[start : start + ranges[position].length])))
     return pieces
-
-
-def _sort_key(item: ByteRange) -> tuple[str, str, int, int]:
-    return item.key, item.etag or "", item.start, item.length
 
 
 def _joins(last: RangedGet, item: ByteRange, end: int, gap_bytes: int, max_bytes: int) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from eosin.errors import TransientError
 from eosin.storage import retry, s3_errors
 from eosin.storage.atomic import new_file, settle
-from eosin.storage.base import ByteRange, NotFound, ObjectChanged, ObjectInfo, PreconditionFailed
+from eosin.storage.base import ByteRange, NotFound, ObjectChanged, ObjectInfo, PreconditionFailed, Store
 from eosin.storage.clients import Clients, clients_for
 from eosin.storage.file import open_source
 from eosin.storage.ranged_reads import RangeReader, quoted
@@ -105,7 +105,7 @@ _DOWNLOAD_PART_BYTES = 8 << 20
 _DOWNLOAD_PARTS_AT_ONCE = 4
 
 
-class S3Store:
+class S3Store(Store):
     """Objects under `s3://bucket/prefix`. See `Store` for the methods.
 
     Etags are the server's, without quotes. Holds no connection of its own: it can be pickled, shared
@@ -150,13 +150,6 @@ class S3Store:
             return _info(key, answer["ContentLength"], answer["ETag"], answer["LastModified"].timestamp())
 
         return self._call("read", key, read)
-
-    def exists(self, key: str) -> bool:
-        try:
-            self.head(key)
-        except NotFound:
-            return False
-        return True
 
     def put(
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None

@@ -75,7 +75,10 @@ def from_status(request: S3Request, code: str, status: int, detail: str = "") ->
         reason, hint = _CREDENTIAL_CODES[code]
         return UserError(f"{request.failed}: {reason} ({code})", hint=hint)
     if status in (401, 403):
-        return _denied(request, code)
+        return AccessDenied(
+            f"{request.failed}: permission denied ({code or 'Forbidden'})",
+            hint=f"the key in use needs the right to {request.operation} under this prefix; {_KEY_HINT}",
+        )
     if status == 501:
         return UserError(
             f"{request.failed}: {request.endpoint} does not implement it",
@@ -106,7 +109,7 @@ def from_boto(request: S3Request, error: Exception) -> Exception:
     if isinstance(error, boto.SSLError) and "CERTIFICATE" in str(error).upper():
         return untrusted(request)
     if isinstance(error, _connection_errors()):
-        return unreachable(request, _last_words(error))
+        return unreachable(request, _short(f"{type(error).__name__}: {error}"))
     if isinstance(error, boto.BotoCoreError):
         return UserError(f"{request.failed}: {error}")
     return error
@@ -156,13 +159,6 @@ def short_body(request: S3Request, wanted: int, got: int) -> TransientError:
     return TransientError(f"{request.failed}: the answer had {got} of {wanted} bytes")
 
 
-def _denied(request: S3Request, code: str) -> AccessDenied:
-    return AccessDenied(
-        f"{request.failed}: permission denied ({code or 'Forbidden'})",
-        hint=f"the key in use needs the right to {request.operation} under this prefix; {_KEY_HINT}",
-    )
-
-
 def _connection_errors() -> tuple[type[Exception], ...]:
     import botocore.parsers
     import urllib3.exceptions
@@ -178,10 +174,6 @@ def _connection_errors() -> tuple[type[Exception], ...]:
         ConnectionError,
         TimeoutError,
     )
-
-
-def _last_words(error: Exception) -> str:
-    return _short(f"{type(error).__name__}: {error}")
 
 
 def _short(text: str) -> str:
