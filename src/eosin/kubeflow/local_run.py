@@ -27,6 +27,7 @@ from eosin.errors import (
     UserError,
 )
 from eosin.kubeflow.progress import PipelineView, without_colors
+from eosin.process import die_with_parent
 
 # kfp writes a few kB a task; slides are staged here where their readers need them whole.
 _TEMPORARY_BYTES = 32 << 20
@@ -72,7 +73,7 @@ def _watch(command: list[str]) -> None:
     environment = {**os.environ, "EOSIN_LOG": "json", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     ) as runner:  # fmt: skip
         assert runner.stdout is not None
         try:
@@ -118,12 +119,6 @@ def _python_without_spaces(work_dir: Path) -> str:
     link = work_dir / "env"
     link.symlink_to(Path(sys.prefix), target_is_directory=True)
     return str(link / "bin" / Path(sys.executable).name)
-
-
-def _die_with_parent() -> None:
-    from eosin.process import die_with_parent
-
-    die_with_parent()
 
 
 def run_here(pipeline: Path, arguments: dict[str, Any], work_dir: Path) -> None:

@@ -34,6 +34,9 @@ _TITLES = {
     "summarize": "summarize · write the report",
     "finish": "finish · leave nothing behind on a cluster",
 }
+_SHOWN = frozenset(
+    ["loss", "images_per_s", "mfu", "memory_gib", "rankme", "world_size", "data_wait_share", "slide", "lr"]
+)
 _NOISY_S = 5.0
 _QUIET_EVENTS = {"index-pinned", "plan", "embeddings", "embeddings-shared"}
 
@@ -128,27 +131,11 @@ def _progress_line(event: dict[str, Any]) -> str:
     else:
         head = f"{fields.pop('done')}/{fields.pop('total')} {fields.pop('unit')}"
     eta_s = fields.pop("eta_s", None)
-    parts = [f"{key} {_number(value)}" for key, value in fields.items() if _shown(key, value)]
+    parts = [
+        f"{key} {_number(value)}" for key, value in fields.items() if key in _SHOWN and value is not None
+    ]
     parts += [f"eta {eta_s:.0f} s"] if isinstance(eta_s, int | float) else []
     return " · ".join([f"{event.get('source')}: {head}", *parts])
-
-
-def _shown(key: str, value: Any) -> bool:
-    return (
-        key
-        in (
-            "loss",
-            "images_per_s",
-            "mfu",
-            "memory_gib",
-            "rankme",
-            "world_size",
-            "data_wait_share",
-            "slide",
-            "lr",
-        )
-        and value is not None
-    )
 
 
 def _number(value: Any) -> str:

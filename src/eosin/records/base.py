@@ -14,10 +14,14 @@ from eosin.errors import PermanentError, TransientError
 from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, put_if_absent
 
 
-class Record(BaseModel):
-    """One JSON object in a bucket. Unknown fields are ignored, so that an older reader still reads."""
+class RecordPart(BaseModel):
+    """A part of a record: frozen, tolerant of newer fields."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class Record(RecordPart):
+    """One JSON object in a bucket. Unknown fields are ignored, so that an older reader still reads."""
 
     unreadable_hint: ClassVar[str] = "delete {source}; the step that publishes it will write it again"
     """What to do about an object whose bytes are no such record."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from eosin.records.base import RecordPart
 
 Interval = tuple[float, float]
 """Lower and upper end at 95 %."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
-
-
-class LeftOut(_Part):
+class LeftOut(RecordPart):
     """An image or a slide that could not be used."""
 
     source: str
@@ -23,7 +21,7 @@ class LeftOut(_Part):
     """Why, in a sentence."""
 
 
-class ExamplePicture(_Part):
+class ExamplePicture(RecordPart):
     """A JPEG that was published before the record."""
 
     kind: str
@@ -34,7 +32,7 @@ class ExamplePicture(_Part):
     """What it shows."""
 
 
-class Details(_Part):
+class Details(RecordPart):
     """What every kind of task tells beside its figures; a kind with nothing more to tell uses it as it is."""
 
     notes: tuple[str, ...] = ()
@@ -63,7 +61,7 @@ class Details(_Part):
     """Pictures of what the model sees, beside the record."""
 
 
-class Spectrum(_Part):
+class Spectrum(RecordPart):
     """Singular values relative to the largest, at some ranks counted from 1."""
 
     rank: tuple[int, ...]
@@ -179,7 +177,7 @@ class KnnDetails(ClassifierDetails):
     """Samples that voted."""
 
 
-class PatchesPerSlide(_Part):
+class PatchesPerSlide(RecordPart):
     """How many patches slides gave."""
 
     min: int
@@ -199,7 +197,7 @@ class SlideDetails(ClassifierDetails):
     """Runs that were trained together; no effect on the figures."""
 
 
-class DecoderDescription(_Part):
+class DecoderDescription(RecordPart):
     """All that is needed to train a decoder again; hyperparameters stand in the details."""
 
     name: str

@@ -7,16 +7,14 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
-from eosin.records.base import Record
+from eosin.records.base import Record, RecordPart
 from eosin.records.details import DETAILS, Details
 
 
-class MetricValue(BaseModel):
+class MetricValue(RecordPart):
     """A metric over its runs (seeds)."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     mean: float
     """Over `values`."""

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from eosin.records.base import Record
+from eosin.records.base import Record, RecordPart
 from eosin.records.index import SlideLeftOut
 
 
-class PatchSetShard(BaseModel):
+class PatchSetShard(RecordPart):
     """One shard of a set."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     key: str
     """Relative to the manifest's folder."""
@@ -23,10 +19,8 @@ class PatchSetShard(BaseModel):
     """Of the shard's bytes."""
 
 
-class RejectedPatch(BaseModel):
+class RejectedPatch(RecordPart):
     """A position that gave no patch."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     slide: str
     """Key of the slide."""

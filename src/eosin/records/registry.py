@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
-from eosin.records.base import Record
+from eosin.records.base import Record, RecordPart
 
 
-class RegisteredModel(BaseModel):
+class RegisteredModel(RecordPart):
     """One version: a teacher and where it came from. Never changed once it is in an entry."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     version: int
     """From 1 on, without gaps."""
@@ -30,10 +28,8 @@ class RegisteredModel(BaseModel):
     """The snapshot of `index_uri` that it was trained on."""
 
 
-class RegistryMove(BaseModel):
+class RegistryMove(RecordPart):
     """The pointer moved to `version`."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     time: str
     """ISO 8601, UTC."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from eosin.records.base import Record
+from eosin.records.base import Record, RecordPart
 
 
 class IndexPin(Record):
@@ -117,10 +115,8 @@ class QuarantinedPatch(Record):
     """What the decoder said last."""
 
 
-class Variant(BaseModel):
+class Variant(RecordPart):
     """One run of a study."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     name: str
     """Of its folder, and of its point in the report."""

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from eosin.layout import RANDOM_INIT, step_of
 from eosin.records import MetricRecord
+from eosin.records.base import RecordPart
 
 if TYPE_CHECKING:
     from eosin.summary.published import Published
@@ -18,10 +17,8 @@ if TYPE_CHECKING:
 Status = Literal["ok", "failed", "missing", "disagreeing"]
 
 
-class Result(BaseModel):
+class Result(RecordPart):
     """One figure of one model on one task; without figures, one line that says why."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     model: str
     """Name of the model."""

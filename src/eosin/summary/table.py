@@ -33,7 +33,9 @@ def terminal_table(summary_json: bytes) -> str:
     console = Console(file=io.StringIO(), width=_WIDTH, highlight=False, color_system=None)
     console.print(_table(lines))
     console.print(summary.get("verdict", ""), markup=False)
-    for gap in find_gaps((r["model"], r["task"], r["status"], r["reason"]) for r in _not_ok(results)):
+    for gap in find_gaps(
+        (r["model"], r["task"], r["status"], r["reason"]) for r in results if r["status"] != "ok"
+    ):
         names = f"{listed(gap.models, 'models')} · {listed(gap.tasks, 'tasks')}"
         console.print(f"{gap.status}: {names}: {gap.reason}", markup=False)
     output = console.file
@@ -57,14 +59,10 @@ def _table(lines: list[dict[str, Any]]) -> Table:
             _figure(line["random_init"]),
             _figure(line["last"]),
             "–" if line["change"] is None else signed(line["change"]),
-            str(line.get("outcome", "")) + _p_value(line["p_value"]),
+            line["outcome"] + ("" if line["p_value"] is None else f" (p {line['p_value']:.3f})"),
         )
         table.add_row(*(Text(cell) for cell in cells))
     return table
-
-
-def _p_value(p_value: float | None) -> str:
-    return "" if p_value is None else f" (p {p_value:.3f})"
 
 
 def _figure(value: dict[str, Any] | None) -> str:
@@ -72,7 +70,3 @@ def _figure(value: dict[str, Any] | None) -> str:
         return "–"
     spread = f" ± {number(value['std'])}" if value["std"] else ""
     return f"{number(value['mean'])}{spread}"
-
-
-def _not_ok(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [result for result in results if result["status"] != "ok"]
