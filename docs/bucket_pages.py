@@ -30,6 +30,7 @@ LAYOUTS = {
         "`s3://bucket/runs/NAME`; a study is a folder of runs with a few keys of its own.",
     ),
     "FeaturesLayout": ("Features", "`--out` of `eosin embed`: one file a slide."),
+    "ClustersLayout": ("Clusters", "`--out` of `eosin curate`: which patch is of which kind."),
     "RegistryLayout": ("A registry", "`s3://bucket/registry`: one object a model name."),
 }
 T = TypeVar("T", bound=BaseModel)

@@ -36,6 +36,15 @@ class FeaturesLayout:
         return f"left-out/{name}.json"
 
 
+class ClustersLayout:
+    """Keys of clusters of an index's patches."""
+
+    CELLS = "cells.parquet"
+    """The cluster of every patch: digest of its slide's index row, left and top edge in level-0 pixels."""
+    MANIFEST = "clusters.json"
+    """How the clusters make up a tree: `ClustersManifest`, published last."""
+
+
 class IndexLayout:
     """Keys under an index URI: immutable shards, immutable snapshots, one moving pointer."""
 

@@ -48,6 +48,9 @@ def resolve(config: RunConfig, run_uri: str) -> RunConfig:
     patches = config.patches
     if patches.source != "slides":
         patches = patches.model_copy(update={"source": join_uri(patches.source)})
+    if patches.curation is not None:
+        curation = patches.curation.model_copy(update={"clusters": join_uri(patches.curation.clusters)})
+        patches = patches.model_copy(update={"curation": curation})
     return config.model_copy(update={"slides": slides, "index": index, "patches": patches})
 
 

@@ -43,8 +43,9 @@ from eosin.step_process import as_step, in_pod, publish_silent_failure
 from eosin.storage import join_uri, open_store
 
 if TYPE_CHECKING:
+    from eosin.evaluation.curate import CurateRequest
     from eosin.evaluation.embed_index import EmbedRequest
-    from eosin.records.index import FeaturesManifest
+    from eosin.records.index import ClustersManifest, FeaturesManifest
     from eosin.registry.promote import Promotion
     from eosin.registry.retrain import Gate
     from eosin.summary.study_report import StudyResult
@@ -353,6 +354,14 @@ def embed(request: EmbedRequest, shard: int, num_shards: int) -> FeaturesManifes
 
     with RunLog(f"embed-{shard:05d}") as log:
         return embed_index(request, shard, num_shards, log)
+
+
+def curate(request: CurateRequest) -> ClustersManifest:
+    """Cluster the patches of published features, for `patches.curation`."""
+    from eosin.evaluation.curate import curate as curate_features
+
+    require_libraries(EVALUATE_LIBRARIES)
+    return curate_features(request, RunLog("curate"))
 
 
 def train(run_uri: str, backend: str = "local", changes: Sequence[str] = ()) -> TrainingDone:

@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(index_app, name="index")
     app.command()(decode)
     app.command()(embed)
+    app.command()(curate)
     app.command()(train)
     app.command()(evaluate)
     app.command()(summarize)
@@ -259,6 +260,31 @@ def embed(
     index, count = _shard(shard) or (0, 1)
     features = _features(steps.embed(request, index, count))
     emit(features, as_json=as_json, text=_features_text(out, features))
+
+
+def curate(
+    features: Annotated[str, typer.Argument(metavar="FEATURES", help="Where `eosin embed` published them.")],
+    out: Annotated[str, typer.Option(help="Where the clusters are published.")],
+    clusters: Annotated[
+        str, typer.Option(metavar="N,…", help="Clusters of each level, the finest first: 1000,100,10.")
+    ],
+    seed: Annotated[int, typer.Option(help="Of the draws of k-means.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Cluster patches by their features, for training that draws rare tissue as often as common."""
+    from eosin import steps
+    from eosin.evaluation.curate import CurateRequest
+
+    levels = [part.strip() for part in clusters.split(",")]
+    if not all(part.isdigit() for part in levels):
+        raise UserError(f"--clusters {clusters!r} is not of the form 1000,100,10")
+    found = steps.curate(CurateRequest(features, out, tuple(map(int, levels)), seed))
+    text = lines(
+        f"{sum(found.sizes)} patches in {' of '.join(map(str, found.num_clusters))} clusters, the smallest of"
+        f" {min(found.sizes)}, the largest of {max(found.sizes)}",
+        f"next: a recipe with patches.curation.clusters={out}",
+    )
+    emit(found, as_json=as_json, text=text)
 
 
 def train(

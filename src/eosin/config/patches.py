@@ -123,6 +123,19 @@ class PricesConfig(Section):
     """Data read: nothing within a region; 0.02 from another one of AWS, 0.09 from outside."""
 
 
+class CurationConfig(Section):
+    """Draw from clusters of an earlier teacher's features, so that common tissue does not drown what is rare.
+
+    A visit draws a cluster, every branch of the tree alike, then a slide of it, and each of its patches a
+    cell there: the patch's centre is uniform in the cell, whatever its magnification.
+    """
+
+    clusters: str
+    """URI of what `eosin curate` published."""
+    max_oversampling: float = Field(default=10.0, gt=1)
+    """A cluster gets at most so many times its share of the cells: a few odd patches are not seen all day."""
+
+
 class PatchesConfig(Section):
     """Which patches training draws, and how they are read. Magnifications in µm a pixel."""
 
@@ -144,6 +157,8 @@ class PatchesConfig(Section):
     cohort_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
     """Share of the training draws that each cohort gets, in proportion; within one, slides are drawn by
     `weighting`. A cohort that is not named gives none; slides of no cohort are those of `""`."""
+    curation: CurationConfig | None = None
+    """None: by slide or area alone; else by clusters of tissue, in place of `weighting`."""
     min_foreground: float = Field(default=0.4, ge=0, le=1)
     """Smallest share of tissue in a patch (the paper's 40 %)."""
     hsv_filter: HsvFilterConfig | None = None
@@ -193,6 +208,9 @@ class PatchesConfig(Section):
             raise ValueError("mpp_weights are for the values of mpp; mpp_range has none")
         if self.num_distinct is not None and self.num_distinct_per_slide is not None:
             raise ValueError("num_distinct counts patches in all, num_distinct_per_slide of each: give one")
+        if self.curation is not None and (self.cohort_weights or self.num_distinct_per_slide):
+            raise ValueError("curation draws by clusters: it goes with neither cohort_weights nor"
+                             " num_distinct_per_slide")  # fmt: skip
         if self.cohort_weights is not None and not any(self.cohort_weights.values()):
             raise ValueError("cohort_weights needs at least one weight above 0")
         if not self.mpp or any(mpp <= 0 for mpp in self.mpp):

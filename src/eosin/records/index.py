@@ -104,3 +104,22 @@ class FeaturesManifest(Record):
     """Every slide of the snapshot that has none, with the reason."""
     eosin_version: str = ""
     """Of the eosin that published it."""
+
+
+class ClustersManifest(Record):
+    """`clusters.json`: a tree of clusters over the patches of features."""
+
+    spec: FeaturesSpec
+    """The features that were clustered."""
+    num_clusters: tuple[int, ...]
+    """Of each level, the finest first."""
+    seed: int
+    """Of the draws of k-means."""
+    parents: tuple[tuple[int, ...], ...]
+    """For each level but the coarsest, which cluster of the level above each of its clusters belongs to."""
+    sizes: tuple[int, ...]
+    """Patches of each of the finest clusters."""
+    cells_sha256: str
+    """Of cells.parquet."""
+    eosin_version: str = ""
+    """Of the eosin that published it."""

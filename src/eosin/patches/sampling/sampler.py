@@ -14,6 +14,7 @@ from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot
 from eosin.patches.geometry import extent_px
 from eosin.patches.request import PatchRequest
+from eosin.patches.sampling.clusters import open_clusters
 from eosin.patches.sampling.counter_rng import Float64, uniforms
 from eosin.patches.sampling.eligible import Eligible, Split, find_eligible
 
@@ -61,15 +62,26 @@ class Sampler:
         # The slack keeps rounding, which differs between machines, from deciding at exact shares.
         self._enough = config.min_foreground - 1e-9
         self._eligible: Eligible = find_eligible(snapshot, config, split, patterns)
+        curation = config.curation if split == "train" else None
+        self._clusters = open_clusters(curation, snapshot, self._eligible.rows) if curation else None
 
     @property
     def excluded(self) -> dict[str, str]:
         """Why a slide of the snapshot gives no patch, by slide: `too-coarse: finest level 28.97 mpp, …`."""
-        return self._eligible.excluded
+        if self._clusters is None:
+            return self._eligible.excluded
+        without = np.setdiff1d(self._eligible.rows, self.slides)
+        names = self.snapshot.rows.texts("slide", without)
+        return {
+            **self._eligible.excluded,
+            **dict.fromkeys(names, "not-clustered: it has no cell of a cluster"),
+        }
 
     @property
     def slides(self) -> npt.NDArray[np.int64]:
         """Rows of the snapshot that are drawn from."""
+        if self._clusters is not None:
+            return np.unique(self._clusters.rows).astype(np.int64)
         return self._eligible.rows
 
     def draw(self, step: int, index: int, attempt: int = 0) -> PatchRequest:
@@ -94,6 +106,8 @@ class Sampler:
 
     def _draw(self, step: int, indices: Sequence[int], attempt: int) -> tuple[PatchRequest, ...]:
         visits = [i // self.config.patches_per_visit for i in indices] if attempt == 0 else indices
+        if self._clusters is not None:
+            return self._draw_curated(step, indices, attempt, visits)
         slides = uniforms(self.seed, f"visit{attempt}", step, visits, 1)[:, 0]
         picked = [self._eligible.pick(slide) for slide in slides]
         if self.config.num_distinct_per_slide is not None and self.split == "train":
@@ -105,6 +119,25 @@ class Sampler:
             PatchRequest(step, index, *self._place(slide, row, _Origin(stream, step, index)), attempt)
             for index, slide, row in zip(indices, picked, drawn, strict=True)
         )
+
+    def _draw_curated(
+        self, step: int, indices: Sequence[int], attempt: int, visits: Sequence[int]
+    ) -> tuple[PatchRequest, ...]:
+        """Each visit is of one cluster in one slide, each sample a cell of it."""
+        assert self._clusters is not None
+        drawn = uniforms(self.seed, f"visit{attempt}", step, visits, 2)
+        cells = [self._clusters.pick(float(cluster), float(member)) for cluster, member in drawn]
+        which = uniforms(self.seed, f"cell{attempt}", step, indices, 1)[:, 0]
+        chosen = [found[int(one * len(found))] for found, one in zip(cells, which, strict=True)]
+        self.snapshot.rows.prefetch(self._clusters.rows[chosen])
+        stream = f"spot{attempt}"
+        spots = uniforms(self.seed, stream, step, indices, 1 + 2 * _CANDIDATES)
+        requests = []
+        for index, cell, row in zip(indices, chosen, spots, strict=True):
+            slide = int(np.searchsorted(self._eligible.rows, self._clusters.rows[cell]))
+            place = self._place(slide, row, _Origin(stream, step, index), cell)
+            requests.append(PatchRequest(step, index, *place, attempt))
+        return tuple(requests)
 
     def _draw_own(
         self, step: int, indices: Sequence[int], attempt: int, picked: Sequence[int], num_distinct: int
@@ -118,28 +151,33 @@ class Sampler:
             requests.append(PatchRequest(step, index, *self._place(slide, drawn, origin), attempt))
         return tuple(requests)
 
-    def _place(self, slide: int, drawn: Float64, origin: _Origin) -> tuple[int, int, int, float]:
-        """Row of the snapshot, x_px, y_px and mpp of a patch of eligible slide number `slide`."""
+    def _place(
+        self, slide: int, drawn: Float64, origin: _Origin, cell: int | None = None
+    ) -> tuple[int, int, int, float]:
+        """Row of the snapshot, x_px, y_px and mpp of a patch of eligible slide number `slide`, its centre in
+        `cell` where one is given."""
         mpp = self._eligible.magnifications.pick(slide, float(drawn[0]))
         number = int(self._eligible.rows[slide])
         row = self.snapshot.rows[number]
-        place, share = self._first_of(row, mpp, drawn[1:])
+        place, share = self._first_of(row, mpp, drawn[1:], cell)
         for round_number, num_candidates in enumerate(_MORE_CANDIDATES, 1):
             if share >= self._enough:
                 break
             stream = f"{origin.stream}.{round_number}"
             more = uniforms(self.seed, stream, origin.step, [origin.number], 2 * num_candidates)[0]
-            other, other_share = self._best_of(row, mpp, more)
+            other, other_share = self._best_of(row, mpp, more, cell)
             if other_share > share:
                 place, share = other, other_share
         return number, *place, mpp
 
-    def _first_of(self, row: SlideRow, mpp: float, candidates: Float64) -> tuple[_Place, float]:
+    def _first_of(
+        self, row: SlideRow, mpp: float, candidates: Float64, cell: int | None
+    ) -> tuple[_Place, float]:
         """The first candidate with enough tissue, else the one with most; looked at one by one."""
         width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
         assert row.tissue is not None
         best, most = (0, 0), -1.0
-        for x, y in zip(*self._positions(row, mpp, candidates), strict=True):
+        for x, y in zip(*self._positions(row, mpp, candidates, cell), strict=True):
             place = int(x), int(y)
             share = row.tissue.fraction_of_one(*place, width_px, height_px)
             if share > most:
@@ -148,23 +186,33 @@ class Sampler:
                 break
         return best, most
 
-    def _best_of(self, row: SlideRow, mpp: float, candidates: Float64) -> tuple[_Place, float]:
+    def _best_of(
+        self, row: SlideRow, mpp: float, candidates: Float64, cell: int | None
+    ) -> tuple[_Place, float]:
         """As `_first_of`, for so many candidates that the summed-area table pays."""
         width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
         assert row.tissue is not None
-        x, y = self._positions(row, mpp, candidates)
+        x, y = self._positions(row, mpp, candidates, cell)
         shares = row.tissue.fraction(x, y, width_px, height_px)
         enough = np.flatnonzero(shares >= self._enough)
         chosen = int(enough[0]) if len(enough) else int(np.argmax(shares))
         return (int(x[chosen]), int(y[chosen])), float(shares[chosen])
 
     def _positions(
-        self, row: SlideRow, mpp: float, candidates: Float64
+        self, row: SlideRow, mpp: float, candidates: Float64, cell: int | None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Top-left corners, in level-0 pixels, uniform over those that keep the patch inside the slide."""
+        """Top-left corners, in level-0 pixels, uniform over those that keep the patch inside the slide, its
+        centre in `cell` where one is given."""
         finest = row.header.levels[0]
         width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
-        half = len(candidates) // 2
-        x = np.floor(candidates[:half] * (finest.width_px - np.ceil(width_px) + 1))
-        y = np.floor(candidates[half:] * (finest.height_px - np.ceil(height_px) + 1))
+        room_x, room_y = finest.width_px - np.ceil(width_px), finest.height_px - np.ceil(height_px)
+        x, y = np.split(candidates, 2)
+        if self._clusters is None or cell is None:
+            return np.floor(x * (room_x + 1)).astype(np.int64), np.floor(y * (room_y + 1)).astype(np.int64)
+        spec = self._clusters.manifest.spec
+        assert spec.mpp is not None, "eosin curate refuses features of several magnifications"
+        cell_width_px, cell_height_px = extent_px(row.header, spec.patch_px, spec.mpp)
+        x = self._clusters.x_px[cell] + x * cell_width_px - width_px / 2
+        y = self._clusters.y_px[cell] + y * cell_height_px - height_px / 2
+        x, y = np.clip(np.floor(x), 0, room_x), np.clip(np.floor(y), 0, room_y)
         return x.astype(np.int64), y.astype(np.int64)
