@@ -146,7 +146,7 @@ def _pretrain_steps(config: RunConfig, run: str) -> tuple[StepPlan, ...]:
     evaluate = config.evaluate
     tasks = ", ".join(task.name for task in evaluate.tasks)
     datasets = tuple(sorted({task.dataset for task in evaluate.tasks if hasattr(task, "dataset")}))
-    overrides = (config.slides.overrides,) if config.slides.overrides else ()
+    overrides = tuple(filter(None, (config.slides.overrides, config.slides.contours)))
     num_exports = -(-config.train.num_steps // config.train.export_every_steps)
 
     def at(key: str) -> str:

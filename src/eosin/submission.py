@@ -140,6 +140,7 @@ def _uris(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield f"source {source.name}", source.uri or source.manifest or source.gdc
         yield f"bucket of source {source.name}", source.bucket
     yield "slides.overrides", config.slides.overrides or ""
+    yield "slides.contours", config.slides.contours or ""
     yield "index.uri", config.index.uri
     yield "index.tissue.onnx", config.index.tissue.onnx
     if config.patches.source != "slides":

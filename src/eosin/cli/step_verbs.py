@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -38,6 +39,9 @@ def index(
     slides: Annotated[str, typer.Option(help="Folder of slides, where no run is given.")] = "",
     index_uri: Annotated[str, typer.Option("--index", help="Where the index is published.")] = "",
     recipe: Annotated[str, typer.Option(help="Recipe whose index section is used without a run: demo.")] = "",
+    contours: Annotated[
+        str, typer.Option(help="Folder of SLIDE.geojson: masks drawn by hand, in place of those found.")
+    ] = "",
     settings: Settings = None,
     shard: Shard = None,
     merge: Annotated[int | None, typer.Option(metavar="N", help="Only merge N scanned shards.")] = None,
@@ -80,13 +84,14 @@ def _index(
         raise UserError("--shard and --merge are two steps", hint="scan the shards, then merge them")
     if run is None:
         extra = ["index.allow_fewer_slides=true"] if allow_fewer else []
+        extra += [f"slides.contours={json.dumps(contours)}"] if contours else []
         source = steps.ConfigSource(recipe or "demo", [*settings, *extra], slides, index_uri)
         config = steps.resolve_config(source)
         result = steps.index_slides(config, part, merge, scan)
         place, after = config.index.uri, ""
     else:
         given = {"--slides": slides, "--index": index_uri, "--recipe": recipe, "--set": settings}
-        given["--scan"] = scan
+        given |= {"--scan": scan, "--contours": contours}
         ignored = [name for name, value in given.items() if value]
         if ignored:
             raise UserError(
@@ -139,12 +144,15 @@ def sheet(
     out: Annotated[str, typer.Option(help="Where the page is written: a path or URI.")] = "slides.html",
     px: Annotated[int, typer.Option(help="Longest side of a thumbnail, in pixels.")] = 160,
     max_slides: Annotated[int, typer.Option(help="Show an even sample of at most so many.")] = 2000,
+    page: Annotated[
+        int | None, typer.Option(help="In place of a sample: this page of so many, from 1.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """One HTML page of all slides, small, with the outlines of their tissue, to judge them by eye."""
     from eosin.index.sheet import write_sheet
 
-    result = write_sheet(uri, out, side_px=px, max_slides=max_slides)
+    result = write_sheet(uri, out, side_px=px, max_slides=max_slides, page=page)
     text = f"{result.uri}: {result.num_shown} of {result.num_slides} slides, {result.num_bytes / 1e6:.2f} MB"
     emit(result, as_json=as_json, text=text)
 

@@ -115,6 +115,9 @@ class SlidesConfig(Section):
     """In place of `uri`: folders, manifests and open archives, each with its own endpoint and credentials."""
     overrides: str | None = None
     """CSV (any URI) keyed by `slide`: mpp, patient, cohort, labels, exclude; other columns are kept."""
+    contours: str | None = None
+    """Folder (any URI) of `SLIDE.geojson`, polygons of tissue in level-0 pixels, as `eosin index contours`
+    writes and QuPath exports them: the mask of a slide with a file is drawn from it."""
     include: tuple[str, ...] = ()
     """Glob patterns on the object key; empty means every object that could be a slide."""
 

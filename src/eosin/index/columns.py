@@ -33,14 +33,15 @@ from eosin.index.tissue_mask import TissueMask
 from eosin.slides.model import Level, SlideHeader, SlideObject
 from eosin.storage import ByteRange, NotFound, Store
 
-FORM = 1
+FORM = 2
 """Rises when the files below change; older ones are made again."""
 _KEPT_ENTRIES, _KEPT_S = 8, 3600.0
 _KEPT_MASKS_BYTES = 2 * 2**30
 _ROWS_HELD = 2048
 _NONE = 0xFFFFFFFF
 _TEXT = np.dtype([("start", "<u8"), ("size", "<u4")])
-_NAMES = ("slide", "uri", "digest", "reuse_digest", "content", "patient", "detail", "read_detail", "extra")
+_NAMES = ("slide", "uri", "digest", "reuse_digest", "content", "patient", "detail", "read_detail", "extra",
+          "contours")  # fmt: skip
 _KINDS = ("status", "vendor", "format", "access", "mpp_source", "cohort", "labels", "read_status", "source",
           "credentials")  # fmt: skip
 _NUMBERS = (("mpp_x", "<f8"), ("mpp_y", "<f8"), ("tissue_mm2", "<f8"), ("has_thumbnail", "?"))
@@ -268,6 +269,17 @@ class MappedRows(Sequence[SlideRow]):
             chunks.append(pa.LargeStringArray.from_buffers(last - first, pa.py_buffer(offsets), data))
         whole = pa.chunked_array(chunks, pa.large_string())
         return whole if rows is None else whole.take(pa.array(rows))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all objects."""
+        return int(self._objects["size_bytes"].sum())
+
+    def compressions(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Of the finest level of `rows` that have levels; `staged` where OpenSlide reads a copy."""
+        access, first = self.texts("access", rows), self.table["first_level"][rows]
+        found = map(self._kind, self._levels["compression"][first].tolist())
+        return ["staged" if how == "local" else each for how, each in zip(access, found, strict=True)]
 
     def objects(self) -> Iterator[tuple[str, int]]:
         """Key of every object, with the number of its row."""

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+import numpy as np
+import numpy.typing as npt
+
 from eosin.errors import UserError
+from eosin.index.columns import MappedRows
 from eosin.index.reasons import cure_of
-from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.index.split import copies
-from eosin.slides.model import Level, SlideHeader
+from eosin.slides.model import Level
 
 _MPPS = (0.25, 0.5, 1.0, 2.0)
 _PATCH_PX = 256
@@ -30,6 +33,8 @@ class SlideProblem:
     detail: str
     cure: str
     """What its owner can do; empty where nothing is known, or nothing is wrong."""
+    folder: str
+    """URI of the folder it lies in."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Inspection:
     patches: dict[str, int]
     """Patches of 256 px that fit the tissue side by side, by mpp."""
     mpp_sources: dict[str, int]
+    num_contours: int
+    """Slides whose mask was drawn from contours."""
     cohorts: dict[str, int]
     num_patients: int
     copies: tuple[tuple[str, ...], ...]
@@ -84,7 +91,9 @@ class Inspection:
             lines.append(f"  … and {len(self.copies) - _PROBLEMS_SHOWN} more slides with copies")
         shown = self.problems[:_PROBLEMS_SHOWN]
         lines += [
-            f"  {each.slide}: {each.status}: {each.detail}" + (f" → {each.cure}" if each.cure else "")
+            f"  {each.slide}: {each.status}: {each.detail}"
+            + (f" → {each.cure}" if each.cure else "")
+            + f"  ({each.folder})"
             for each in shown
         ]
         if len(shown) < len(self.problems):
@@ -96,6 +105,7 @@ class Inspection:
         return [
             *([f"others     {num} objects that are no slides"] if num else []),
             *([f"checked    {checked} against another reader, one a vendor and layout"] if checked else []),
+            *([f"contours   of {self.num_contours} slides are drawn by hand"] if self.num_contours else []),
         ]
 
     def _people(self) -> tuple[tuple[str, dict[str, int]], ...]:
@@ -123,11 +133,16 @@ class SlideInspection:
     tissue_mm2: float
     tissue_share: float | None
     """Of the slide's area."""
+    mask: str
+    """contours, or detected; empty where there is none."""
+    contours: str
+    """URI of the GeoJSON that the mask was drawn from."""
     patches: dict[str, int]
     patient: str
     cohort: str
     labels: dict[str, str]
     extra: dict[str, str]
+    uri: str
 
     def __str__(self) -> str:
         mpp = f"{self.mpp_x:g} × {self.mpp_y:g} ({self.mpp_source})" if self.mpp_x else "unknown"
@@ -135,6 +150,7 @@ class SlideInspection:
         known = {"patient": self.patient, "cohort": self.cohort, **self.labels, **self.extra}
         lines = [
             f"slide      {self.slide} ({self.size_bytes / 1e6:.4g} MB in {len(self.objects)} objects)",
+            f"at         {self.uri}",
             f"status     {self.status}" + (f": {self.detail}" if self.detail else ""),
             *([f"cure       {cure_of(self.status)}"] if cure_of(self.status) else []),
             f"format     {self.format} by {self.vendor}, read as {self.access}"
@@ -143,6 +159,7 @@ class SlideInspection:
             f"mpp        {mpp}",
             *(f"level {i}    {text}" for i, text in enumerate(self.levels)),
             f"tissue     {self.tissue_mm2:.4g} mm²{share}",
+            *([f"mask       {self.mask}" + f", {self.contours}" * bool(self.contours)] if self.mask else []),
             f"patches    {_counts(_by_mpp(self.patches))}",
             *(f"{name:<10} {value}" for name, value in known.items() if value),
         ]
@@ -159,23 +176,29 @@ def inspect_index(
     snapshot = open_snapshot(uri, snapshot_id)
     if slide is None:
         return _inspect(uri, snapshot)
-    return _inspect_slide(_find(snapshot.rows, slide, uri))
+    return _inspect_slide(snapshot.rows, _find(snapshot.rows, slide, uri))
 
 
-def possible_patches(rows: Iterable[SlideRow]) -> dict[str, int]:
-    """Patches of 256 px side by side on the tissue of usable slides fine enough, by mpp."""
-    found = dict.fromkeys((f"{mpp:g}" for mpp in _MPPS), 0)
-    for row in rows:
-        finest = max(row.header.mpp_x or 0.0, row.header.mpp_y or 0.0)
-        for mpp in _MPPS:
-            if row.status == OK and finest <= mpp * (1 + _MPP_TOLERANCE):
-                found[f"{mpp:g}"] += int(row.tissue_mm2 / (_PATCH_PX * mpp / 1e3) ** 2)
+def possible_patches(slides: npt.NDArray[np.void]) -> dict[str, int]:
+    """Patches of 256 px side by side on the tissue of usable slides fine enough, by mpp.
+
+    `slides`: of the table of a snapshot's rows, [n].
+    """
+    finest = np.maximum(slides["mpp_x"], slides["mpp_y"])
+    found = {}
+    for mpp in _MPPS:
+        fine = slides["ok"] & (finest <= mpp * (1 + _MPP_TOLERANCE))
+        found[f"{mpp:g}"] = int((slides["tissue_mm2"][fine] // (_PATCH_PX * mpp / 1e3) ** 2).sum())
     return found
 
 
 def _inspect(uri: str, snapshot: Snapshot) -> Inspection:
-    rows = list(snapshot.rows)
-    usable = [row for row in rows if row.status == OK]
+    """Column by column, so that memory is that of a few columns and of the problems."""
+    rows, usable = snapshot.rows, snapshot.usable
+    table = rows.table[usable]
+    mpps = Counter(zip(table["mpp_x"].tolist(), table["mpp_y"].tolist(), strict=True))
+    odd = np.flatnonzero(~rows.table["ok"] | (rows.table["detail"]["size"] > 0))
+    columns = (rows.texts(name, odd) for name in ("slide", "status", "detail", "uri"))
     return Inspection(
         index_uri=uri,
         snapshot_id=snapshot.manifest.snapshot_id,
@@ -184,25 +207,28 @@ def _inspect(uri: str, snapshot: Snapshot) -> Inspection:
         num_ok=len(usable),
         num_verified=snapshot.manifest.num_verified,
         num_not_slides=snapshot.manifest.num_not_slides,
-        size_bytes=sum(row.size_bytes for row in rows),
+        size_bytes=rows.size_bytes,
         tissue_mm2=snapshot.manifest.tissue_mm2,
-        statuses=_by_count(row.status for row in rows),
-        vendors=_by_count(row.header.vendor for row in usable),
-        mpps=_by_count(_mpp_of(row.header) for row in usable),
-        compressions=_by_count(_compression_of(row.header) for row in usable),
-        patches=possible_patches(rows),
-        mpp_sources=_by_count(row.mpp_source for row in usable),
-        cohorts=_by_count(row.cohort for row in usable if row.cohort),
-        num_patients=len({row.patient for row in usable} - {""}),
-        copies=tuple(copies(usable)),
+        statuses=_by_count(rows.texts("status")),
+        vendors=_by_count(rows.texts("vendor", usable)),
+        mpps=_by_count(mpp for pair, number in mpps.items() for mpp in [_mpp_of(*pair)] * number),
+        compressions=_by_count(rows.compressions(usable)),
+        patches=possible_patches(rows.table),
+        mpp_sources=_by_count(rows.texts("mpp_source", usable)),
+        num_contours=int((table["contours"]["size"] > 0).sum()),
+        cohorts=_by_count(filter(None, rows.texts("cohort", usable))),
+        num_patients=len(set(rows.arrow("patient", usable).unique().to_pylist()) - {""}),
+        copies=tuple(copies(rows, usable)),
         attribution=snapshot.manifest.attribution,
-        problems=tuple(SlideProblem(row.slide, row.status, row.detail, cure_of(row.status))
-                       for row in rows if row.status != OK or row.detail),
+        problems=tuple(SlideProblem(slide, status, detail, cure_of(status), slide_uri.rpartition("/")[0])
+                       for slide, status, detail, slide_uri in zip(*columns, strict=True)),
     )  # fmt: skip
 
 
-def _inspect_slide(row: SlideRow) -> SlideInspection:
-    header = row.header
+def _inspect_slide(rows: MappedRows, number: int) -> SlideInspection:
+    row = rows.alone(number)
+    header, patches = row.header, possible_patches(rows.table[number : number + 1])
+    mask = "" if row.tissue is None else "contours" if row.contours else "detected"
     finest = header.levels[0] if header.levels else None
     share = row.tissue.area / (finest.width_px * finest.height_px) if row.tissue and finest else None
     return SlideInspection(
@@ -211,18 +237,14 @@ def _inspect_slide(row: SlideRow) -> SlideInspection:
         vendor=header.vendor, format=header.format, access=header.access,
         mpp_x=header.mpp_x, mpp_y=header.mpp_y, mpp_source=row.mpp_source,
         levels=tuple(_level(each, header.access) for each in header.levels),
-        tissue_mm2=row.tissue_mm2, tissue_share=share, patches=possible_patches([row]),
-        patient=row.patient, cohort=row.cohort, labels=row.labels, extra=row.extra,
+        tissue_mm2=row.tissue_mm2, tissue_share=share, mask=mask, contours=row.contours, patches=patches,
+        patient=row.patient, cohort=row.cohort, labels=row.labels, extra=row.extra, uri=row.uri,
     )  # fmt: skip
 
 
-def _mpp_of(header: SlideHeader) -> str:
-    x, y = f"{header.mpp_x:.3g}", f"{header.mpp_y:.3g}"
+def _mpp_of(mpp_x: float, mpp_y: float) -> str:
+    x, y = f"{mpp_x:.3g}", f"{mpp_y:.3g}"
     return x if x == y else f"{x} × {y}"
-
-
-def _compression_of(header: SlideHeader) -> str:
-    return "staged" if header.access == "local" else header.levels[0].compression
 
 
 def _level(level: Level, access: str) -> str:
@@ -239,10 +261,11 @@ def _by_mpp(patches: dict[str, int]) -> dict[str, int]:
     return {f"{mpp} mpp": number for mpp, number in patches.items()}
 
 
-def _find(rows: Iterable[SlideRow], slide: str, uri: str) -> SlideRow:
-    rows = list(rows)
-    exact = [row for row in rows if row.slide == slide]
-    found = exact or [row for row in rows if PurePosixPath(row.slide).name == slide]
+def _find(rows: MappedRows, slide: str, uri: str) -> int:
+    exact = rows.find(slide)
+    if exact is not None:
+        return exact
+    found = [i for i, key in enumerate(rows.column("slide")) if PurePosixPath(key).name == slide]
     if len(found) == 1:
         return found[0]
     problem = f"{len(found)} slides are named {slide}" if found else f"there is no slide {slide}"

@@ -31,6 +31,9 @@ class Override:
     labels: dict[str, str] = field(default_factory=dict)
     exclude: bool = False
     extra: dict[str, str] = field(default_factory=dict)
+    contours: str = ""
+    """URI of the GeoJSON that outlines its tissue."""
+    contours_etag: str = ""
 
     def over(self, known: Override | None) -> Override:
         """This line, and what `known` says where this says nothing."""
@@ -39,7 +42,8 @@ class Override:
         return Override(
             self.mpp_x or known.mpp_x, self.mpp_y or known.mpp_y, self.patient or known.patient,
             self.cohort or known.cohort, {**known.labels, **self.labels}, self.exclude or known.exclude,
-            {**known.extra, **self.extra},
+            {**known.extra, **self.extra}, self.contours or known.contours,
+            self.contours_etag or known.contours_etag,
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from eosin.config import RunConfig
 from eosin.config.index import SourceConfig
 from eosin.errors import PermanentError, UserError
+from eosin.index.contours import find_contours
 from eosin.index.listing import Unit, listing_digest
 from eosin.index.overrides import Override, parse_overrides, read_overrides
 from eosin.index.read_slide import INDEXER_VERSION
@@ -58,6 +59,8 @@ class ScanPlan:
     overrides: Mapping[str, Override]
     unknown_overrides: Sequence[str]
     """Names in the overrides that name no slide, or several."""
+    unknown_contours: Sequence[str]
+    """Files in `slides.contours` that name no slide, or several."""
 
     def override(self, objects: Sequence[ObjectInfo | SlideObject]) -> Override | None:
         """What the overrides say of the slide made of `objects`."""
@@ -71,9 +74,10 @@ class _Inputs:
     units: Sequence[Unit]
     num_pictures: int
     known: Mapping[str, Override]
-    """What a manifest or an archive says of slides, by key."""
+    """What a manifest or an archive says of slides, and where their contours lie, by key."""
     overrides: bytes
     tissue_model: bytes
+    unknown_contours: Sequence[str]
 
 
 def plan_scan(config: RunConfig, scan_id: str = "") -> ScanPlan:
@@ -106,6 +110,7 @@ def open_scan(config: RunConfig) -> str:
         num_objects=sum(len(unit.objects) for unit in plan.units),
         num_pictures=inputs.num_pictures,
         has_overrides=bool(inputs.overrides),
+        unknown_contours=tuple(inputs.unknown_contours),
         has_tissue_model=bool(inputs.tissue_model),
     )
     publish_once(index, IndexLayout.scan_marker(plan.scan_id), marker)
@@ -150,7 +155,11 @@ def _listed(config: RunConfig, slides: Store) -> _Inputs:
         require_slides(config.slides)
     overrides = read_overrides(config.slides.overrides)
     model = load_model_bytes(config.index.tissue.onnx)
-    return _Inputs(listed.units, listed.num_pictures, listed.known, overrides, model)
+    known, unknown = dict(listed.known), list[str]()
+    if config.slides.contours and listed.units:
+        found, unknown = find_contours(config.slides.contours, listed.units)
+        known |= {key: line.over(known.get(key)) for key, line in found.items()}
+    return _Inputs(listed.units, listed.num_pictures, known, overrides, model, unknown)
 
 
 def _plan(config: RunConfig, slides: Store, index: Store, inputs: _Inputs) -> ScanPlan:
@@ -176,6 +185,7 @@ def _plan(config: RunConfig, slides: Store, index: Store, inputs: _Inputs) -> Sc
         inputs.tissue_model,
         found,
         unknown,
+        inputs.unknown_contours,
     )
 
 
@@ -207,7 +217,7 @@ def _published(index: Store, scan_id: str) -> _Inputs:
             f"{index.uri}/{error.args[0]} is gone", hint=f"delete {IndexLayout.scan(scan_id)} and index again"
         ) from None
     units, known = _decode(listing)
-    return _Inputs(units, marker.num_pictures, known, overrides, model)
+    return _Inputs(units, marker.num_pictures, known, overrides, model, marker.unknown_contours)
 
 
 def _encode(units: Sequence[Unit], known: Mapping[str, Override]) -> bytes:

@@ -88,6 +88,8 @@ def publish_snapshot(
     plan = plan_scan(config, scan_id)
     for name in plan.unknown_overrides:
         log.event("warning", detail=f"the overrides name {name}, which is no slide (or several)")
+    for name in plan.unknown_contours:
+        log.event("warning", detail=f"the contours {name} are of no slide (or of several)")
     latest = read_latest(plan.index)
     newest = load_manifest(plan.index, latest.snapshot_id) if latest is not None else None
     same_scan = latest is not None and latest.scan_id == plan.scan_id
@@ -226,7 +228,7 @@ def row_identity(row: SlideRow) -> tuple[object, ...]:
         row.slide, row.status, row.detail, row.header, row.mpp_source, mask, row.tissue_mm2, row.patient,
         row.cohort, sorted(row.labels.items()), sorted(row.extra.items()), row.digest, row.reuse_digest,
         row.read_status, row.read_detail, row.has_thumbnail, row.content, row.uri, row.source,
-        row.credentials,
+        row.credentials, *([row.contours] if row.contours else []),
     )  # fmt: skip
 
 

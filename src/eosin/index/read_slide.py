@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from eosin.config.index import IndexConfig
 from eosin.errors import EosinError
+from eosin.index.contours import drawn_mask
 from eosin.index.focus import Focus, focus_of
 from eosin.index.overrides import Override
 from eosin.index.overview import Overview, read_local_overview, read_overview
@@ -69,7 +70,7 @@ def read_slide(context: ScanContext, objects: Sequence[ObjectInfo], override: Ov
     made: _Made | None = None
     try:
         with opened(context.slides, objects, stage_dir=context.stage_dir) as slide:
-            row, made = _examined(context, _with_header(bare, slide.header, override), slide)
+            row, made = _examined(context, _with_header(bare, slide.header, override), slide, override)
     except SlideError as error:
         row = replace(bare, read_status=error.reason, read_detail=_readable(error.message))
     except AccessDenied as error:
@@ -105,7 +106,8 @@ def reuse_digest(digest: str, config: IndexConfig, override: Override | None, mo
     """Equal exactly where reading the slide again would give the same row: 32 hex digits."""
     override = override or _NO_OVERRIDE
     tissue = config.tissue.model_dump(mode="json")
-    return _sha256([digest, override.mpp_x, override.mpp_y, tissue, config.max_mpp, model_digest])
+    drawn = [override.contours_etag] if override.contours else []
+    return _sha256([digest, override.mpp_x, override.mpp_y, tissue, config.max_mpp, model_digest, *drawn])
 
 
 def _readable(text: str) -> str:
@@ -138,7 +140,9 @@ def _with_header(row: SlideRow, header: SlideHeader, override: Override) -> Slid
     return replace(row, header=replace(header, objects=header.objects + others), mpp_source=source)
 
 
-def _examined(context: ScanContext, row: SlideRow, slide: OpenedSlide) -> tuple[SlideRow, _Made | None]:
+def _examined(
+    context: ScanContext, row: SlideRow, slide: OpenedSlide, override: Override
+) -> tuple[SlideRow, _Made | None]:
     """The row with its status, after decoding what the index needs to see, and what is published with it."""
     header = row.header
     if header.mpp_x is None or header.mpp_y is None:
@@ -153,13 +157,23 @@ def _examined(context: ScanContext, row: SlideRow, slide: OpenedSlide) -> tuple[
         tissue = detect_tissue(
             overview, header.mpp_x, header.mpp_y, context.config.tissue, model=context.model, focus=focus
         )
+        if override.contours:
+            tissue = drawn_mask(override, row.slide, header, tissue)
     except SlideError as error:
-        return replace(row, read_status=error.reason, read_detail=error.message), None
+        return replace(row, read_status=error.reason, read_detail=_readable(error.message)), None
     tissue_mm2 = tissue.area * header.mpp_x * header.mpp_y / 1e6
     status = OK if tissue_mm2 > 0 else "no-tissue"
+    remark = (
+        ""
+        if status == OK
+        else "its contours enclose no tissue"
+        if override.contours
+        else "no tissue was found on it"
+    )
     row = replace(
         row, tissue=tissue, tissue_mm2=tissue_mm2, has_thumbnail=True, read_status=status,
-        read_detail=_remark(overview, status, slide.remark), content=content,
+        read_detail=_remark(overview, remark, slide.remark), content=content,
+        contours=override.contours,
     )  # fmt: skip
     return row, _Made(slide.tiles, encode_thumbnail(overview.pixels))
 
@@ -178,9 +192,8 @@ def _seen(
     return overview, content, focus_of(header, slide.tiles, largest)
 
 
-def _remark(overview: Overview, status: str, remark: str) -> str:
+def _remark(overview: Overview, nothing: str, remark: str) -> str:
     damaged = f"{overview.num_damaged} tiles cannot be decoded" if overview.num_damaged else ""
-    nothing = "" if status == OK else "no tissue was found on it"
     return "; ".join(each for each in (nothing, damaged, remark) if each)
 
 

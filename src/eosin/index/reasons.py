@@ -8,6 +8,9 @@ REASONS: dict[str, tuple[str, str]] = {
     "no-mpp": ("its header has no resolution (mpp)", "give it in slides.overrides: a CSV with slide,mpp"),
     "too-coarse": ("it is scanned coarser than any wanted mpp", "raise index.max_mpp if it is meant"),
     "no-tissue": ("no tissue was found on it", "look at its thumbnail; try index.tissue.method=saturation"),
+    "bad-contours": (
+        "its contours do not outline tissue of it", "mend its GeoJSON file, or take it out of slides.contours"
+    ),
     "excluded": ("the overrides exclude it", "set exclude to no in slides.overrides"),
     "empty-file": ("the file has no bytes", "upload it again"),
     "not-a-slide": ("the file is no slide that eosin reads", "remove it, or narrow slides.include"),

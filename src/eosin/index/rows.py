@@ -62,6 +62,8 @@ class SlideRow:
     """Name of its source; empty where the slides are one folder."""
     credentials: str = ""
     """Name of what its source is read with, never a secret: anonymous, a profile's name, environment."""
+    contours: str = ""
+    """URI of the GeoJSON that its mask was drawn from; empty where the tissue was found on the slide."""
 
     @property
     def size_bytes(self) -> int:
@@ -95,11 +97,11 @@ SCHEMA = pa.schema(
         ("digest", pa.string()), ("reuse_digest", pa.string()),
         ("read_status", pa.string()), ("read_detail", pa.string()), ("has_thumbnail", pa.bool_()),
         ("content", pa.string()), ("uri", pa.string()), ("source", pa.string()), ("credentials", pa.string()),
-        ("mask_start", pa.int64()), ("mask_bytes", pa.int32()),
+        ("contours", pa.string()), ("mask_start", pa.int64()), ("mask_bytes", pa.int32()),
     ]
 )  # fmt: skip
 # Columns that an earlier eosin did not write.
-_LATER = {"uri": "", "source": "", "credentials": "", "mask_start": -1, "mask_bytes": 0}
+_LATER = {"uri": "", "source": "", "credentials": "", "contours": "", "mask_start": -1, "mask_bytes": 0}
 
 
 def encode_rows(rows: Iterable[SlideRow]) -> bytes:

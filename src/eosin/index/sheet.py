@@ -86,6 +86,8 @@ class SheetCell:
     detail: str
     cure: str
     """What its owner can do; empty where nothing is wrong."""
+    folder: str
+    """URI of the folder it lies in."""
     picture: str
     tissue_share: float | None
     """Of the slide's area."""
@@ -93,14 +95,15 @@ class SheetCell:
 
 
 def write_sheet(
-    index_uri: str, out: str, *, side_px: int = 160, max_slides: int = 2000, title: str = ""
-) -> SheetResult:
+    index_uri: str, out: str, *, side_px: int = 160, max_slides: int = 2000, page: int | None = None,
+    title: str = "",
+) -> SheetResult:  # fmt: skip
     """Write the newest snapshot's sheet to `out`, a local path or a URI: one HTML file that fetches nothing.
 
     Slides come by the share of tissue, least first, so that what a mask got wrong lies at both ends; what
-    cannot be read is listed with its reason. Of more than `max_slides` an even sample is shown, and the
-    page says so. Memory is that of some hundred thumbnails. Raises `UserError` for an index or a place
-    that is not there.
+    cannot be read is listed with its reason. Of more than `max_slides` an even sample is shown, or `page` of
+    them (from 1), and the page says so. Memory is that of some hundred thumbnails. Raises
+    `UserError` for an index or a place that is not there.
     """
     if not 32 <= side_px <= 512:
         raise UserError(f"thumbnails of {side_px} px", hint="give --px from 32 to 512")
@@ -108,16 +111,19 @@ def write_sheet(
         raise UserError(f"a sheet of {max_slides} slides", hint="give --max-slides of 1 or more")
     snapshot = open_snapshot(index_uri)
     seen, unseen = _in_order(snapshot)
-    shown = _sample(seen, max_slides)
-    page = _template().stream(
+    num_pages = max(1, -(-len(seen) // max_slides))
+    if page is not None and not 1 <= page <= num_pages:
+        raise UserError(f"there is no page {page} of {num_pages}", hint="pages of --max-slides count from 1")
+    shown = _sample(seen, max_slides) if page is None else seen[(page - 1) * max_slides : page * max_slides]
+    html = _template().stream(
         title=title or index_uri, snapshot=snapshot.manifest, cells=_cells(snapshot, shown, side_px),
         num_shown=len(shown), num_seen=len(seen), unseen=[snapshot.rows[i] for i in unseen[:max_slides]],
-        num_unseen=len(unseen), side_px=side_px, cure_of=cure_of,
+        num_unseen=len(unseen), side_px=side_px, cure_of=cure_of, page=page, num_pages=num_pages,
     )  # fmt: skip
     root, key = split_uri(out)
     with tempfile.TemporaryDirectory(prefix="eosin-sheet-") as folder:
         path = Path(folder, "sheet.html")
-        page.dump(str(path), encoding="utf-8")
+        html.dump(str(path), encoding="utf-8")
         num_bytes = path.stat().st_size
         open_store(root).put_file(key, path)
     return SheetResult(out, len(snapshot.rows), len(shown), num_bytes)
@@ -125,14 +131,12 @@ def write_sheet(
 
 def _in_order(snapshot: Snapshot) -> tuple[list[int], list[int]]:
     """Rows with a thumbnail by tissue share, and rows without one, by name."""
-    seen: list[tuple[float, int]] = []
-    unseen: list[int] = []
-    for i, row in enumerate(snapshot.rows):
-        if row.has_thumbnail:
-            seen.append((tissue_share(row) or 0.0, i))
-        else:
-            unseen.append(i)
-    return [i for _, i in sorted(seen)], unseen
+    table = snapshot.rows.table
+    seen, unseen = (np.flatnonzero(table["has_thumbnail"] == value) for value in (True, False))
+    slides = table[seen]
+    area_px = np.maximum(slides["width_px"] * slides["height_px"], 1)
+    share = np.nan_to_num(slides["tissue_mm2"] / (area_px * slides["mpp_x"] * slides["mpp_y"]))
+    return seen[np.argsort(share, kind="stable")].tolist(), unseen.tolist()
 
 
 def tissue_share(row: SlideRow) -> float | None:
@@ -162,8 +166,9 @@ def _cell(snapshot: Snapshot, side_px: int, row: SlideRow) -> SheetCell:
     picture = "" if jpeg is None else "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
     status = "" if row.status == OK else row.status
     return SheetCell(
-        row.slide, status, row.detail, cure_of(status), picture, tissue_share(row), row.header.mpp_x
-    )
+        row.slide, status, row.detail, cure_of(status), row.uri.rpartition("/")[0], picture,
+        tissue_share(row), row.header.mpp_x,
+    )  # fmt: skip
 
 
 def _template() -> Template:

@@ -100,13 +100,15 @@ def linked_patients(rows: Iterable[SlideRow | SlideKey]) -> dict[str, str]:
     return {patient: _root(parents, patient) for patient in parents}
 
 
-def copies(rows: Iterable[SlideRow]) -> list[tuple[str, ...]]:
-    """Slides that show the same under several names, each group sorted."""
-    groups: dict[str, list[str]] = {}
-    for row in rows:
-        if row.content:
-            groups.setdefault(row.content, []).append(row.slide)
-    return sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
+def copies(rows: MappedRows, among: npt.NDArray[np.int64]) -> list[tuple[str, ...]]:
+    """Slides of `among` (rows of a snapshot) that show the same under several names, each group sorted."""
+    among = among[rows.table["content"]["size"][among] > 0]
+    contents = _codes(rows.arrow("content", among))
+    copied = np.flatnonzero(np.bincount(contents)[contents] > 1)
+    groups: dict[int, list[str]] = {}
+    for content, slide in zip(contents[copied].tolist(), rows.texts("slide", among[copied]), strict=True):
+        groups.setdefault(content, []).append(slide)
+    return sorted(tuple(sorted(group)) for group in groups.values())
 
 
 def _root(parents: dict[str, str], name: str) -> str:

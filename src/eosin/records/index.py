@@ -49,6 +49,8 @@ class ScanListing(Record):
     """Objects that are pictures by name, and no slides."""
     has_overrides: bool
     """Whether overrides.csv is there: slides.overrides as it was then."""
+    unknown_contours: tuple[str, ...] = ()
+    """Files in slides.contours that name no slide, or several."""
     has_tissue_model: bool
     """Whether tissue.onnx is there: index.tissue.onnx as it was then."""
 

@@ -12,7 +12,7 @@ class SlideError(PermanentError):
     Reasons: `empty-file`, `not-a-slide`, `truncated`, `corrupt-header`, `not-tiled`,
     `unsupported-compression`, `unsupported-pixels`, `unsupported-layout`, `unsupported-format`,
     `tile-out-of-range`, `corrupt-tile`, `absent-tiles`, `not-brightfield`, `changed`, `missing`; the
-    index adds `no-mpp`, `too-coarse`, `no-tissue`, `denied`, `unreadable` and `excluded`.
+    index adds `no-mpp`, `too-coarse`, `no-tissue`, `bad-contours`, `denied`, `unreadable` and `excluded`.
     """
 
     def __init__(self, reason: str, message: str) -> None:
