@@ -61,7 +61,7 @@ INDEX_COLUMNS = {
     "uri": "The slide's own.",
     "source": "Name of its source; empty where the slides are one folder.",
     "credentials": "Name of what its source is read with, never a secret: anonymous, a profile, environment.",
-    "contours": "URI of the GeoJSON that its mask was drawn from; empty where the tissue was found on the slide.",
+    "contours": "URI of the GeoJSON that its mask was drawn from; empty where tissue was found on the slide.",
     "mask_start": "Where the mask's bits begin in masks.bin; -1 for none, or where they stand in `tissue`.",
     "mask_bytes": "How many they are.",
 }
