@@ -58,7 +58,7 @@ def index(
         return
     with _own_options():
         result, text = _index(
-            run, slides, index_uri, recipe, settings or (), _shard(shard), merge, scan, allow_fewer
+            run, slides, index_uri, recipe, contours, settings or (), _shard(shard), merge, scan, allow_fewer
         )
     emit(result, as_json=as_json, text=text)
 
@@ -74,7 +74,7 @@ def _own_options() -> Iterator[None]:
 
 
 def _index(
-    run: str | None, slides: str, index_uri: str, recipe: str, settings: Sequence[str],
+    run: str | None, slides: str, index_uri: str, recipe: str, contours: str, settings: Sequence[str],
     part: tuple[int, int] | None, merge: int | None, scan: str, allow_fewer: bool,
 ) -> tuple[Any, str]:  # fmt: skip
     """The result, and what a person is told of it."""
