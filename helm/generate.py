@@ -53,6 +53,7 @@ _KNOWN: dict[str, dict[str, Any]] = {
         "items": {"type": "integer", "minimum": 1, "maximum": 65535},
     },
     "networkPolicy.storeCidrs": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+    "networkPolicy.metadataCidrs": {"type": "array", "items": {"type": "string"}},
     "schedule.cron": {"type": "string", "pattern": "^\\S+( \\S+){4}$"},
     "schedule.checkedAt": {"type": "string", "pattern": "^\\S+( \\S+){4}$"},
     "schedule.run": {"type": "string", "pattern": "^($|s3://.*\\{date\\})"},
