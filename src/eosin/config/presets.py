@@ -12,6 +12,7 @@ from typing import Any, Literal
 ImageLayout = Literal["bach", "bracs", "breakhis", "crc", "gleason", "mhist", "pcam", "unitopatho"]
 MaskLayout = Literal["bcss", "consep", "monusac", "monuseg"]
 SlideLayout = Literal["camelyon16", "panda", "panda-small"]
+CentreLayout = Literal["pathorob-camelyon", "pathorob-tcga", "pathorob-tolkach-esca"]
 
 _NUCLEI = ["background", "other", "inflammatory", "epithelial", "spindle-shaped"]
 _MONUSAC = ["background", "epithelial", "lymphocyte", "neutrophil", "macrophage"]
@@ -36,6 +37,12 @@ def _masks(layout: MaskLayout, classes: list[str], **fields: Any) -> dict[str, A
 
 def _decoder(name: str, patience_epochs: int) -> dict[str, Any]:
     return {"name": name, "low_lr_epochs": 5, "patience_epochs": patience_epochs}
+
+
+def _centres(layout: CentreLayout, k: int) -> dict[str, Any]:
+    """PathoROB's own k of each set, and its numbers of starts and trials."""
+    numbers = {"k": k, "num_clusterings": 50, "num_drop_trials": 20}
+    return {"kind": "centres", "layout": layout, "paired": layout == "pathorob-tcga", **numbers}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -65,6 +72,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "panda": _slides("panda", 0.5, 1_000),
     "panda-small": _slides("panda-small", 0.5, 200),
     "tp53": _slides(None, 0.5, 1_000),
+    "pathorob-camelyon": _centres("pathorob-camelyon", 11),
+    "pathorob-tcga": _centres("pathorob-tcga", 61),
+    "pathorob-tolkach-esca": _centres("pathorob-tolkach-esca", 46),
 }
 
 

@@ -66,7 +66,7 @@ def leakage_note(patients: tuple[str, ...]) -> str:
     )
 
 
-_NOT_PROTOCOL = {"name", "dataset", "slides", "overrides", "allow_subset", "max_tokens_gib"}
+_NOT_PROTOCOL = {"name", "dataset", "slides", "metadata", "overrides", "allow_subset", "max_tokens_gib"}
 
 
 def open_by_task(task: Task, run_uri: str) -> Dataset:

@@ -1,9 +1,8 @@
-"""Figures of embeddings without training: effective rank, correlation, invariance, neighbours, centres."""
+"""Figures of embeddings without training: effective rank, correlation, invariance, neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -156,6 +155,32 @@ def retrieval(original: npt.ArrayLike, changed: npt.ArrayLike) -> float:
     return found / len(first)
 
 
+Registered = dict[str, float]
+"""Figures of two registered slides, by name."""
+
+
+def registered_figures(
+    first: npt.NDArray[np.floating], second: npt.NDArray[np.floating], top_k: Sequence[int]
+) -> Registered:
+    """Mean cosine of rows [N, D] of the same tissue, and how often it is among the k nearest of all others.
+
+    The others are 2N − 1, and the figures means of both directions, as in PLISM's benchmark (Filiot et al.,
+    arXiv 2501.16239; owkin/plism-benchmark at 8ec152a, which has float16 where this keeps float32). An equally
+    near patch does not stand before the same tissue. Raises ValueError where a row is not finite.
+    """
+    one, two = (normalize(as_matrix(each).astype(np.float32)) for each in (first, second))
+    own = (one * two).sum(axis=1)
+    both = np.concatenate([one, two])
+    ranks = np.empty(len(both), dtype=np.int64)
+    for start in range(0, len(both), _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, len(both)))
+        similarity = both[rows] @ both.T
+        similarity[np.arange(len(rows)), rows] = -np.inf
+        ranks[rows] = (similarity > own[rows % len(one), None] + 1e-6).sum(axis=1)
+    accuracies = {f"top{k}_accuracy": float((ranks < k).mean()) for k in top_k}
+    return {"cosine_similarity": float(own.mean()), **accuracies}
+
+
 def _centred(original: npt.ArrayLike, changed: npt.ArrayLike) -> tuple[Matrix, Matrix]:
     """Unit rows of both, centred on the mean of `original`. Raises ValueError where shapes differ."""
     first, second = as_matrix(original, min_samples=2), as_matrix(changed, min_samples=2)
@@ -230,7 +255,7 @@ def retrieval_hits(
     fewest = len(labels) - int(np.bincount(own).max())
     if fewest < k:
         raise ValueError(f"an image has {fewest} of other patients beside it, {k} are needed")
-    votes = labels[np.concatenate([nearest for _, nearest, _ in _nearest(unit, own, k)])]
+    votes = labels[np.concatenate([nearest for _, nearest, _ in nearest_of_others(unit, own, k)])]
     return votes, votes == labels[:, None]
 
 
@@ -247,79 +272,9 @@ def retrieval_figures(votes: Labels, hits: npt.NDArray[np.bool_], classes: Label
     return {"map_at_k": average, "top1": hits[:, 0].astype(float), "majority_vote": majority.astype(float)}
 
 
-@dataclass(frozen=True)
-class NeighbourCounts:
-    """Of all (sample, neighbour) pairs, how many are of the same class or another, and the same centre or
-    another."""
-
-    same_class_same_centre: int
-    same_class_other_centre: int
-    other_class_same_centre: int
-    other_class_other_centre: int
-
-    @property
-    def total(self) -> int:
-        """All pairs."""
-        return (
-            self.same_class_same_centre
-            + self.same_class_other_centre
-            + self.other_class_same_centre
-            + self.other_class_other_centre
-        )
-
-    @property
-    def robustness_index(self) -> float | None:
-        """SO / (SO + OS): 1 where only tissue makes neighbours, 0 where only the centre does.
-
-        SO counts neighbours of the same class from another centre, OS those of another class from the same
-        centre (Kömen et al., PathoROB, 2025). None where there are neither.
-        """
-        tells = self.same_class_other_centre + self.other_class_same_centre
-        return self.same_class_other_centre / tells if tells else None
-
-    @property
-    def same_class(self) -> float:
-        """Share of the pairs that are of one class."""
-        return (self.same_class_same_centre + self.same_class_other_centre) / self.total
-
-    @property
-    def same_centre(self) -> float:
-        """Share of the pairs that are of one centre."""
-        return (self.same_class_same_centre + self.other_class_same_centre) / self.total
-
-
-def count_neighbours(
-    embeddings: npt.ArrayLike,
-    classes: Sequence[str],
-    centres: Sequence[str],
-    *,
-    groups: Sequence[str] | None = None,
-    k: int,
-) -> NeighbourCounts:
-    """The `k` nearest of each sample by cosine, those of its own group (patient) passed over.
-
-    A sample with fewer than `k` others counts those it has. Raises ValueError where lengths differ or no
-    sample has another outside its group.
-    """
-    matrix = as_matrix(embeddings, min_samples=2)
-    unit = normalize(matrix)
-    own = [str(i) for i in range(len(unit))] if groups is None else groups
-    if not len(unit) == len(classes) == len(centres) == len(own):
-        raise ValueError(f"{len(classes)} classes, {len(centres)} centres for {len(unit)} embeddings")
-    codes = [np.unique(np.asarray(names), return_inverse=True)[1] for names in (classes, centres, own)]
-    counts = np.zeros((2, 2), dtype=np.int64)
-    for start, nearest, is_other in _nearest(unit, codes[2], min(k, len(unit) - 1)):
-        rows = slice(start, start + len(nearest))
-        same_class, same_centre = (
-            (code[nearest] == code[rows, None])[is_other].astype(np.int64) for code in codes[:2]
-        )
-        counts += np.bincount(2 * same_class + same_centre, minlength=4).reshape(2, 2)
-    if not counts.sum():
-        raise ValueError("no sample has another outside its own group")
-    return NeighbourCounts(int(counts[1, 1]), int(counts[1, 0]), int(counts[0, 1]), int(counts[0, 0]))
-
-
-def _nearest(unit: Matrix, own: Labels, k: int) -> Iterator[tuple[int, Labels, npt.NDArray[np.bool_]]]:
+def nearest_of_others(
+    unit: Matrix, own: Labels, k: int
+) -> Iterator[tuple[int, Labels, npt.NDArray[np.bool_]]]:
     """Blocks of rows, by the first: their k nearest [n, k] in order, and which are of another group."""
     for start in range(0, len(unit), _BLOCK):
         similarity = unit[start : start + _BLOCK] @ unit.T

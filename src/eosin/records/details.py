@@ -111,6 +111,30 @@ class CentresDetails(Details):
     """The figures of the patches of each magnification."""
 
 
+class ScannerDetails(Details):
+    """Of the same tissue by several scanners and stains."""
+
+    num_slides: int = 0
+    """Combinations of stain and scanner."""
+    num_pairs: dict[str, int] = {}
+    """Pairs of slides by what differs: all, across_scanners (alone), across_stains (alone), across_both."""
+    medians: dict[str, dict[str, float]] = {}
+    """Of each figure over the pairs."""
+    means: dict[str, dict[str, float]] = {}
+    """The same, as means."""
+
+
+class ExpressionDetails(Details):
+    """Of expression predicted from patches."""
+
+    num_folds: int = 0
+    """Splits of samples, of which each value of a figure is one."""
+    num_genes: int = 0
+    """Genes that were predicted."""
+    pearson_by_gene: dict[str, float] = {}
+    """Mean over the splits."""
+
+
 class JudgedDetails(Details):
     """Of a task with classes, whose judged split says how good a model is."""
 
@@ -244,5 +268,7 @@ DETAILS: dict[str, type[Details]] = {
     "few-shot": ClassifierDetails,
     "slide": SlideDetails,
     "segmentation": SegmentationDetails,
+    "scanners": ScannerDetails,
+    "expression": ExpressionDetails,
 }
 """By kind of task; `Details` for one that is not here."""

@@ -28,6 +28,8 @@ class Sample:
     """The hospital or scanner it comes from."""
     folds: tuple[str, ...] = ()
     """Split in each fold of a cross-validation; none: `split` alone."""
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
+    """Further columns of its table that a task asked for, as text."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from eosin.evaluation.datasets.dataset import (
@@ -21,13 +21,13 @@ _SIDECARS = {".csv", ".db", ".htm", ".html", ".ini", ".json", ".log", ".md", ".p
              ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml"}  # fmt: skip
 
 
-def open_folder(store: Store) -> Dataset:
-    """`CLASS/…/image` or `train|val|test/CLASS/…/image` under the store's root.
+def open_folder(store: Store, listed: Iterable[ObjectInfo]) -> Dataset:
+    """`CLASS/…/image` or `train|val|test/CLASS/…/image` of what is `listed` under the store's root.
 
     Where one of the top folders is a split, only split folders count. Hidden files and sidecars
     (.csv, .txt…) are passed over; files outside a class folder are too, and are noted.
     """
-    found = [info for info in store.list() if may_be_image(info.key)]
+    found = [info for info in listed if may_be_image(info.key)]
     has_splits = any(_split(PurePosixPath(info.key)) for info in found)
     digest, kept, outside = Digest(), [], 0
     for info in found:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import posixpath
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +27,7 @@ from eosin.evaluation.datasets.dataset import (
 )
 from eosin.evaluation.datasets.folder import open_folder, reader
 from eosin.evaluation.datasets.public.images import IMAGES
-from eosin.evaluation.datasets.public.published import parse_csv
+from eosin.evaluation.datasets.public.published import known_names, parse_csv
 from eosin.records import PatchSetManifest, PatchSetShard
 from eosin.records.parquet import read_table
 from eosin.records.patchset_shard import PatchRow, decode_shard
@@ -91,39 +91,54 @@ _MAX_NAMED = 3
 _MAX_FOLDERS = 64
 
 
-def open_table(uri: str) -> Dataset:
+def open_table(uri: str, columns: Collection[str] = ()) -> Dataset:
     """Rows with `path` or, in Parquet, `image`, and `label`.
 
     `path` is relative to the table, a URI, or absolute where the table is a local file too; `image` holds
     encoded bytes, alone or as Hugging Face's `{bytes, path}`. `split` (train, val, test), `patient`, `centre`
-    and `mpp` are optional; other columns are passed over. An image that is named but not there is dropped and
-    counted when the dataset is embedded. Raises `UserError` naming the table for a missing column, an unknown
-    split, no row, or bytes that are no table.
+    and `mpp` are optional; of other columns those in `columns` are kept. An image that is named but not there
+    is dropped and counted when the dataset is embedded. Raises `UserError` naming the table for a missing
+    column, an unknown split, no row, or bytes that are no table.
     """
     folder, _, name = uri.rpartition("/")
-    store = open_store(folder or ".")
-    try:
-        data = store.get(name)
-    except NotFound:
-        raise UserError(f"no table at {uri}") from None
-    rows, images = _read_rows(data, uri)
+    return _open_tables(uri, open_store(folder or "."), [name], columns)
+
+
+def _open_tables(uri: str, store: Store, keys: Sequence[str], columns: Collection[str]) -> Dataset:
+    """The rows of all tables, one after another."""
+    rows: list[dict[str, Any]] = []
+    images: list[pa.ChunkedArray | None] = []
+    contents = Digest()
+    for key in keys:
+        try:
+            data = store.get(key)
+        except NotFound:
+            raise UserError(f"no table at {uri}") from None
+        found, column = _read_rows(data, join_uri(store.uri, key))
+        images += [column] if found else []
+        rows += found
+        contents.add(len(data), store.head(key).etag)
     if not rows:
         raise UserError(f"{uri} has no row below its header")
+    if len({column is None for column in images}) > 1:
+        raise UserError(f"{uri}: some of its tables hold images, others name them")
     labels = tidy_labels([_text(row.get("label")) for row in rows])
     samples = tuple(
-        _sample_row(i, row, label, uri) for i, (row, label) in enumerate(zip(rows, labels, strict=True))
+        _sample_row(i, row, label, uri, columns)
+        for i, (row, label) in enumerate(zip(rows, labels, strict=True))
     )
     notes = tuple(alike_labels(labels))
     digest = Digest()
     for sample in samples:
         digest.add(sample.source, sample.label, sample.split, sample.patient, *sample.folds)
-        if sample.centre or sample.mpp is not None:
-            digest.add(sample.centre, sample.mpp)
-    if images is None:
+        if sample.centre or sample.mpp is not None or columns:
+            digest.add(sample.centre, sample.mpp, *sample.columns.values())
+    if images[0] is None:
         read = _read_paths(store, samples, digest)
         return Dataset(uri, digest.hex(), samples, read, (*notes, *_repeated(samples)))
-    digest.add(len(data), store.head(name).etag)
-    return Dataset(uri, digest.hex(), samples, lambda wanted: [_bytes(images[i]) for i in wanted], notes)
+    digest.add(contents.hex())
+    held = pa.chunked_array([chunk for column in images if column is not None for chunk in column.chunks])
+    return Dataset(uri, digest.hex(), samples, lambda wanted: [_bytes(held[i]) for i in wanted], notes)
 
 
 def _read_rows(data: bytes, uri: str) -> tuple[list[dict[str, Any]], pa.ChunkedArray | None]:
@@ -136,15 +151,17 @@ def _read_rows(data: bytes, uri: str) -> tuple[list[dict[str, Any]], pa.ChunkedA
         table = read_table(data)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{uri} is not a table: {error}") from error
+    table = table.rename_columns(known_names(table.column_names, ()))
     names = table.column_names
     if not {"path", "image"} & {*names} or "label" not in names:
         raise UserError(f"{uri} needs the columns path or image, and label; it has {', '.join(names)}")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"{uri} has the column(s) {', '.join(sorted(twice))} twice")
     flat = [each.name for each in table.schema if not pa.types.is_nested(each.type) and each.name != "image"]
-    rows = table.select(flat).to_pylist()
-    return rows, table.column("image") if "image" in names else None
+    return table.select(flat).to_pylist(), table.column("image") if "image" in names else None
 
 
-def _sample_row(number: int, row: dict[str, Any], label: str, uri: str) -> Sample:
+def _sample_row(number: int, row: dict[str, Any], label: str, uri: str, columns: Collection[str]) -> Sample:
     patient, centre, mpp = (_text(row.get(name)) for name in ("patient", "centre", "mpp"))
     where = f"{uri}, row {number + 1}"
     split, folds = splits_of_row(row, where)
@@ -156,6 +173,7 @@ def _sample_row(number: int, row: dict[str, Any], label: str, uri: str) -> Sampl
         centre=centre,
         mpp=_mpp(mpp, where),
         folds=folds,
+        columns={name: _text(row.get(name)) for name in columns},
     )
 
 
@@ -251,26 +269,37 @@ def _bytes(value: Any) -> bytes | MissingImage:
     return data if isinstance(data, bytes) else MissingImage("no image in the row")
 
 
-def open_dataset(uri: str, layout: ImageLayout | None = None, *, allow_subset: bool = False) -> Dataset:
+def open_dataset(
+    uri: str,
+    layout: ImageLayout | None = None,
+    *,
+    allow_subset: bool = False,
+    columns: Collection[str] = (),
+) -> Dataset:
     """The dataset at `uri`: a public one where `layout` names it, else what follows from what lies there.
 
-    - `….csv`, `….parquet`: a table of images, see `open_table`;
+    - `….csv`, `….tsv`, `….parquet`: a table of images, see `open_table`, with further `columns`;
     - a folder with a `manifest.json`: a patch set;
+    - a folder with Parquet files, as Hugging Face has them: one table;
     - else: a folder of class folders, perhaps under train/, val/ and test/.
 
     Raises `UserError` where nothing usable is there, or a public dataset is not whole.
     """
     if layout is not None:
         return IMAGES[layout].open(uri, allow_subset=allow_subset)
-    if uri.lower().endswith((".csv", ".parquet")):
-        return open_table(uri)
+    if uri.lower().endswith((".csv", ".tsv", ".parquet")):
+        return open_table(uri, columns)
     if uri.lower().endswith("/" + MANIFEST):
         uri = uri[: -len(MANIFEST) - 1]
     store = open_store(uri)
-    dataset = open_patch_set(store) if store.exists(MANIFEST) else open_folder(store)
+    if store.exists(MANIFEST):
+        return open_patch_set(store)
+    listed = list(store.list())
+    tables = sorted(info.key for info in listed if info.key.lower().endswith(".parquet"))
+    dataset = _open_tables(uri, store, tables, columns) if tables else open_folder(store, listed)
     if not dataset.samples:
         raise UserError(
             f"no images at {uri}",
-            hint="give a patch set, a folder of class folders (perhaps under train/ val/ test/), or a CSV",
+            hint="give a patch set, a folder of class folders (perhaps under train/ val/ test/), or a table",
         )
     return dataset

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ _NAME = "camelyonpatch_level_2_split_{}_{}"
 
 
 def _read(listing: Listing) -> Dataset:
-    h5py = _import_h5py()
+    h5py = import_h5py()
     parts = [_open_part(h5py, listing, name) for name in _SPLITS if _is_there(listing, name)]
     if not parts:
         return Dataset(listing.uri, "", (), lambda indices: [])
@@ -65,7 +64,7 @@ class _Part:
                 pixels = self.pixels[rows] if span is None else span[np.array(rows) - rows[0]]
         except OSError as error:
             return [MissingImage(f"damaged: {error}")] * len(rows)
-        return [_encode(each) for each in pixels]
+        return [encode_pixels(each) for each in pixels]
 
 
 def _is_there(listing: Listing, name: str) -> bool:
@@ -75,9 +74,8 @@ def _is_there(listing: Listing, name: str) -> bool:
 def _open_part(h5py: Any, listing: Listing, name: str) -> _Part:
     images = listing.one(_NAME.format(name, "x") + ".h5")
     labels = listing.one(_NAME.format(name, "y") + ".h5")
-    pixels = _array(h5py, listing, images, "x")
-    data = io.BytesIO(listing.store.get(labels.key))
-    classes = np.asarray(_field(h5py, data, join_uri(listing.uri, labels.key), "y")).reshape(-1)
+    pixels = _field(h5py, listing, images, "x")
+    classes = np.asarray(_field(h5py, listing, labels, "y")).reshape(-1)
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
         raise UserError(f"{images.key}: x is {pixels.dtype} {pixels.shape}, not uint8 [N, 96, 96, 3]")
     if len(classes) != len(pixels) or not np.isin(classes, (0, 1)).all():
@@ -93,18 +91,22 @@ def _open_part(h5py: Any, listing: Listing, name: str) -> _Part:
     return _Part(pixels, samples, (images, labels), threading.Lock())
 
 
-def _array(h5py: Any, listing: Listing, info: ObjectInfo, name: str) -> Any:
+def open_hdf5(h5py: Any, listing: Listing, info: ObjectInfo, wanted: str) -> Any:
+    """The HDF5 file at a key, read by range. Raises `UserError` where it is none with `wanted`."""
+    source = join_uri(listing.uri, info.key)
     if reason := lfs_reason(listing.store.get(info.key) if info.size_bytes < _POINTER_BYTES else b""):
-        raise UserError(f"{join_uri(listing.uri, info.key)} is {reason}")
-    file = RangeFile(listing.store, info.key, info.size_bytes, info.etag)
-    return _field(h5py, file, join_uri(listing.uri, info.key), name)
-
-
-def _field(h5py: Any, file: Any, source: str, name: str) -> Any:
+        raise UserError(f"{source} is {reason}")
     try:
-        return h5py.File(file, "r")[name]
-    except (OSError, KeyError) as error:
-        raise UserError(f"{source} is not an HDF5 file with {name}: {error}") from error
+        return h5py.File(RangeFile(listing.store, info.key, info.size_bytes, info.etag), "r")
+    except OSError as error:
+        raise UserError(f"{source} is not an HDF5 file with {wanted}: {error}") from error
+
+
+def _field(h5py: Any, listing: Listing, info: ObjectInfo, name: str) -> Any:
+    file = open_hdf5(h5py, listing, info, name)
+    if name not in file:
+        raise UserError(f"{join_uri(listing.uri, info.key)} is not an HDF5 file with {name}")
+    return file[name]
 
 
 def _slides(listing: Listing, name: str, count: int) -> list[str]:
@@ -119,13 +121,15 @@ def _slides(listing: Listing, name: str, count: int) -> list[str]:
     return [row["wsi"] for row in rows]
 
 
-def _encode(pixels: npt.NDArray[np.uint8]) -> bytes:
+def encode_pixels(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """RGB pixels [h, w, 3] as PNG."""
     # Not compressed: it is decoded again at once.
     swapped = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     return bytes(cv2.imencode(".png", swapped, [cv2.IMWRITE_PNG_COMPRESSION, 0])[1])
 
 
-def _import_h5py() -> Any:
+def import_h5py() -> Any:
+    """The library; raises `MissingDependency` where it is not installed."""
     try:
         import h5py
     except ImportError as error:

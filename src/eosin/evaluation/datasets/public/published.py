@@ -76,7 +76,8 @@ class Listing:
 
 
 _KNOWN_COLUMNS = {"path", "slide", "label", "split", "patient", "centre", "mpp", "time", "event"}
-_SPELLED = {"center": "centre"}
+# As PathoROB's tables, and Americans, name what we have other names for.
+_SPELLED = {"center": "centre", "medical_center": "centre", "biological_class": "label"}
 
 
 def parse_csv(data: bytes, source: str, columns: Collection[str]) -> list[dict[str, str]]:
@@ -122,12 +123,16 @@ def _decoded(data: bytes) -> str:
 
 
 def _header(lines: Sequence[str], mark: str, columns: Collection[str]) -> list[str]:
-    """Names of the columns; those in `columns` as they are, others that eosin knows in lower case."""
-    names = [name.strip() for name in next(csv.reader(lines, delimiter=mark), [])]
-    lower = [_SPELLED.get(name.lower(), name.lower()) for name in names]
+    return known_names(next(csv.reader(lines, delimiter=mark), []), columns)
+
+
+def known_names(names: Sequence[str], columns: Collection[str]) -> list[str]:
+    """Names of a table's columns: those in `columns` as they are, others that eosin knows in lower case."""
+    own = [name.strip() for name in names]
+    lower = [_SPELLED.get(name.lower(), name.lower()) for name in own]
+    known = {*columns, *_KNOWN_COLUMNS} - {*own}
     return [
-        name if name in columns or each not in {*columns, *_KNOWN_COLUMNS} else each
-        for name, each in zip(names, lower, strict=True)
+        each if each in known and name not in columns else name for name, each in zip(own, lower, strict=True)
     ]
 
 
