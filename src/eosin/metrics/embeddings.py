@@ -165,8 +165,8 @@ def registered_figures(
     """Mean cosine of rows [N, D] of the same tissue, and how often it is among the k nearest of all others.
 
     The others are 2N − 1, and the figures means of both directions, as in PLISM's benchmark (Filiot et al.,
-    arXiv 2501.16239; owkin/plism-benchmark at 8ec152a, which has float16 where this keeps float32). An equally
-    near patch does not stand before the same tissue. Raises ValueError where a row is not finite.
+    arXiv 2501.16239; owkin/plism-benchmark at 8ec152a, in float16, where this is float32). An equally near
+    patch does not stand before the same tissue. Raises ValueError where a row is not finite.
     """
     one, two = (normalize(as_matrix(each).astype(np.float32)) for each in (first, second))
     own = (one * two).sum(axis=1)
