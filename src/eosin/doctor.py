@@ -16,25 +16,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from eosin.cluster.store_check import Check
 from eosin.config.index import SlidesConfig, SourceConfig
 from eosin.errors import EosinError, install_command
 from eosin.step_process import in_pod
 from eosin.storage import ByteRange, NotFound, PreconditionFailed, Store, open_store
 from eosin.storage.clients import credentials_hint
 
-Status = Literal["ok", "warn", "fail"]
 _IMPORT_TIMEOUT_S = 120.0
 _GB = 1e9
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding. `warn`: eosin runs, but not everything; `fail`: something asked for cannot work."""
-
-    name: str
-    status: Status
-    detail: str
-    fix: str = ""
 
 
 def run_checks(uri: str | None = None, slides: SlidesConfig | None = None) -> Iterator[Check]:
@@ -49,8 +39,8 @@ def run_checks(uri: str | None = None, slides: SlidesConfig | None = None) -> It
     yield from map(_library, _LIBRARIES)
     yield _tile_parts()
     if not in_pod():  # the demo runs on a person's machine
-        yield _program("weed", "S3 server", "demo")
-    yield _disk("temporary files", Path(tempfile.gettempdir()))
+        yield _s3_server()
+    yield _disk(Path(tempfile.gettempdir()))
     yield _shared_memory()
     if uri is None or uri.startswith("s3://"):
         yield _credentials(needed=uri is not None)
@@ -259,23 +249,26 @@ def _tile_parts() -> Check:
     return Check(name, "warn", "no compiled module: tiles are decoded whole, at half the speed", fix)
 
 
-def _program(program: str, name: str, extra: str) -> Check:
+def _s3_server() -> Check:
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which(program, path=folders)
+    found = shutil.which("weed", path=folders)
     if found is None:
-        return Check(name, "warn", f"no `{program}`: the demo cannot start one", install_command(extra))
-    return Check(name, "ok", found)
+        return Check("S3 server", "warn", "no `weed`: the demo cannot start one", install_command("demo"))
+    return Check("S3 server", "ok", found)
 
 
-def _disk(name: str, folder: Path, *, warn_gb: float = 10.0, fail_gb: float = 1.0) -> Check:
+def _disk(folder: Path, *, warn_gb: float = 10.0, fail_gb: float = 1.0) -> Check:
     """Free space in GB (1e9 bytes); slides that readers need whole are staged here."""
+    name = "temporary files"
     try:
         free_gb = shutil.disk_usage(folder).free / _GB
     except OSError as error:
-        return Check(name, "fail", f"{folder}: {error.strerror}", "set TMPDIR to a folder that exists")
+        return Check(
+            "temporary files", "fail", f"{folder}: {error.strerror}", "set TMPDIR to a folder that exists"
+        )
     detail = f"{free_gb:.1f} GB free in {folder}"
     if free_gb < warn_gb:
-        status: Status = "fail" if free_gb < fail_gb else "warn"
+        status: Literal["warn", "fail"] = "fail" if free_gb < fail_gb else "warn"
         return Check(name, status, detail, "free some space, or set TMPDIR to a larger disk")
     return Check(name, "ok", detail)
 

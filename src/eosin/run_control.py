@@ -12,7 +12,7 @@ from eosin.kubeflow.runs import FoundRun, find_run, retry_run, terminate_run
 from eosin.layout import RunLayout
 from eosin.records import KubeflowRun, load_record, update_record
 from eosin.runs import load_run
-from eosin.storage import Store, open_store
+from eosin.storage import open_store
 
 _HOST_HINT = "name Kubeflow's address: --host (kubectl -n kubeflow port-forward svc/ml-pipeline 8888)"
 
@@ -60,7 +60,9 @@ def cancel(run_uri: str, where: Where) -> Stopped:
     namespace, on_cluster, terminated = "", None, ""
     troubles: list[EosinError] = []
     try:
-        namespace = where.namespace or (place.namespace if place else "") or _configured(run_uri, store)
+        namespace = where.namespace or (place.namespace if place else "")
+        if not namespace and store.exists(RunLayout.CONFIG):  # a run that was not planned yet has none
+            namespace = load_run(run_uri, store=store).cluster.namespace
         cluster = connect(namespace, context=where.context)
         namespace = cluster.namespace
         on_cluster = cancel_on_cluster(run_uri, cluster, place)
@@ -112,11 +114,6 @@ def resume(run_uri: str, where: Where) -> str:
         _require_failed(found)
         retry_run(client, found.run_id)
     return found.run_id
-
-
-def _configured(run_uri: str, store: Store) -> str:
-    """The namespace of the run's own configuration; a run that was not planned yet has none."""
-    return load_run(run_uri, store=store).cluster.namespace if store.exists(RunLayout.CONFIG) else ""
 
 
 def _terminate_in_kubeflow(run_uri: str, host: str, namespace: str, place: KubeflowRun | None) -> str:

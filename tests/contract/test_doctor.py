@@ -99,10 +99,10 @@ def test_a_library_that_crashes_or_hangs_is_a_finding(monkeypatch: pytest.Monkey
 
 
 def test_little_room_is_told_by_degrees(tmp_path: Path) -> None:
-    assert doctor._disk("disk", tmp_path, warn_gb=0, fail_gb=0).status == "ok"
-    assert doctor._disk("disk", tmp_path, warn_gb=1e9, fail_gb=0).status == "warn"
-    assert doctor._disk("disk", tmp_path, warn_gb=1e9, fail_gb=1e9).status == "fail"
-    assert doctor._disk("disk", tmp_path / "none").status == "fail"
+    assert doctor._disk(tmp_path, warn_gb=0, fail_gb=0).status == "ok"
+    assert doctor._disk(tmp_path, warn_gb=1e9, fail_gb=0).status == "warn"
+    assert doctor._disk(tmp_path, warn_gb=1e9, fail_gb=1e9).status == "fail"
+    assert doctor._disk(tmp_path / "none").status == "fail"
     assert doctor._shared_memory(tmp_path, warn_gb=1e9).status == "warn"
     assert doctor._shared_memory(tmp_path / "none").status == "ok"
 

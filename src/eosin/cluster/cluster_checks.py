@@ -12,7 +12,7 @@ import yaml
 from eosin.cluster import names, queue
 from eosin.cluster.api import Cluster, Manifest, Missing, connect, inside_a_pod
 from eosin.cluster.defaults import CONFIG_MAP, load_defaults
-from eosin.cluster.store_check import ClusterCheck, check_store_from_inside
+from eosin.cluster.store_check import Check, check_store_from_inside
 from eosin.config.cluster import ClusterConfig, NodePoolConfig
 from eosin.errors import EosinError, UserError
 
@@ -61,7 +61,7 @@ _RETRY_CURE = (
 
 def run_cluster_checks(
     config: ClusterConfig | None = None, *, cluster: Cluster | None = None, uri: str = ""
-) -> list[ClusterCheck]:
+) -> list[Check]:
     """Check API, CRDs, permissions, what pods refer to, queue, nodes of each pool, quota and, from a pod of
     its own where this is none, the store at `uri`; in the order one needs them.
 
@@ -72,11 +72,11 @@ def run_cluster_checks(
         cluster = cluster or connect(config.namespace if config else "")
         checks = [_check_version(cluster)]
     except EosinError as error:
-        return [ClusterCheck("kubernetes API", "fail", error.message, error.hint)]
+        return [Check("kubernetes API", "fail", error.message, error.hint)]
     if config is None:
         config, defaults = _defaults(cluster)
         checks.append(defaults)
-    groups: tuple[Callable[[Cluster, ClusterConfig], Iterator[ClusterCheck]], ...] = (
+    groups: tuple[Callable[[Cluster, ClusterConfig], Iterator[Check]], ...] = (
         _check_apis,
         _check_permissions,
         _check_references,
@@ -93,25 +93,23 @@ def run_cluster_checks(
     return checks
 
 
-def _defaults(cluster: Cluster) -> tuple[ClusterConfig, ClusterCheck]:
+def _defaults(cluster: Cluster) -> tuple[ClusterConfig, Check]:
     """What the chart presets, and whether it can be read."""
     name = f"ConfigMap {CONFIG_MAP}"
     try:
         section = load_defaults(cluster)
     except EosinError as error:
-        return ClusterConfig(), ClusterCheck(
-            name, "fail", error.message, "correct the chart's value `cluster`"
-        )
+        return ClusterConfig(), Check(name, "fail", error.message, "correct the chart's value `cluster`")
     if section == ClusterConfig():
         fix = "helm install eosin … in this namespace, or name another with kubectl's context"
-        return section, ClusterCheck(name, "warn", f"none in namespace {cluster.namespace}", fix)
+        return section, Check(name, "warn", f"none in namespace {cluster.namespace}", fix)
     pools = ", ".join(pool.name for pool in section.pools)
-    return section, ClusterCheck(name, "ok", f"presets pools {pools}")
+    return section, Check(name, "ok", f"presets pools {pools}")
 
 
 def _guarded(
-    group: Callable[[Cluster, ClusterConfig], Iterator[ClusterCheck]], cluster: Cluster, config: ClusterConfig
-) -> list[ClusterCheck]:
+    group: Callable[[Cluster, ClusterConfig], Iterator[Check]], cluster: Cluster, config: ClusterConfig
+) -> list[Check]:
     """What may not be read was not checked: a failure where a launcher needs it, else a warning."""
     try:
         return list(group(cluster, config))
@@ -120,43 +118,43 @@ def _guarded(
         message = error.message if isinstance(error, EosinError) else str(error)
         status: Literal["warn", "fail"] = "fail" if group in _NEEDED else "warn"
         fix = "bind the chart's launcher Role to this service account (values: launcher.serviceAccounts)"
-        return [ClusterCheck(name, status, f"not checked: {message}", fix)]
+        return [Check(name, status, f"not checked: {message}", fix)]
 
 
-def _check_version(cluster: Cluster) -> ClusterCheck:
+def _check_version(cluster: Cluster) -> Check:
     version = cluster.server_version()
     minor = int("".join(digit for digit in version.split(".")[1] if digit.isdigit()) or 0)
     detail = f"{version}, namespace {cluster.namespace}"
     if minor < _TESTED_MINOR:
         fix = f"JobSet and pod failure policies want 1.{_TESTED_MINOR} or newer"
-        return ClusterCheck("kubernetes API", "warn", detail, fix)
-    return ClusterCheck("kubernetes API", "ok", detail)
+        return Check("kubernetes API", "warn", detail, fix)
+    return Check("kubernetes API", "ok", detail)
 
 
-def _check_apis(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+def _check_apis(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
     """By discovery, which every account may ask."""
     for resource, fix in _APIS:
         if resource.group == queue.GROUP and not config.queue:
             continue
         name = f"API {resource.plural}"
         if resource.plural in cluster.served(resource):
-            yield ClusterCheck(name, "ok", f"serves {resource.version}")
+            yield Check(name, "ok", f"serves {resource.version}")
         else:
             lacking: Literal["warn", "fail"] = "warn" if resource == names.WORKFLOW else "fail"
-            yield ClusterCheck(name, lacking, f"{resource.api_version} is not installed", fix)
+            yield Check(name, lacking, f"{resource.api_version} is not installed", fix)
 
 
-def _check_permissions(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+def _check_permissions(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
     for group, resource, verbs, name in LAUNCHER_PERMISSIONS:
         lacking = [verb for verb in verbs if not cluster.can_i(verb, group, resource, name)]
         if lacking:
             fix = "bind the chart's launcher Role to this service account (values: launcher.serviceAccounts)"
-            yield ClusterCheck(f"may {resource}", "fail", f"may not {', '.join(lacking)} {resource}", fix)
+            yield Check(f"may {resource}", "fail", f"may not {', '.join(lacking)} {resource}", fix)
         else:
-            yield ClusterCheck(f"may {resource}", "ok", ", ".join(verbs))
+            yield Check(f"may {resource}", "ok", ", ".join(verbs))
 
 
-def _check_references(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+def _check_references(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
     """What the pods name must be there; whoever may not look, such as the launcher, is not told."""
     core, s3 = cluster.core, config.s3
     named = [("serviceaccounts", core.read_namespaced_service_account, config.service_account)]
@@ -169,33 +167,31 @@ def _check_references(cluster: Cluster, config: ClusterConfig) -> Iterator[Clust
             yield _check_reference(cluster, kind.removesuffix("s"), read, name)
 
 
-def _check_reference(cluster: Cluster, kind: str, read: Callable[..., Any], name: str) -> ClusterCheck:
+def _check_reference(cluster: Cluster, kind: str, read: Callable[..., Any], name: str) -> Check:
     try:
         cluster.read(f"reading {kind} {name}", read, name, cluster.namespace)
     except Missing:
         fix = "service accounts are the chart's (serviceAccounts.*); Secrets and ConfigMaps are yours to make"
-        return ClusterCheck(f"{kind} {name}", "fail", f"is not in namespace {cluster.namespace}", fix)
-    return ClusterCheck(f"{kind} {name}", "ok", f"is in namespace {cluster.namespace}")
+        return Check(f"{kind} {name}", "fail", f"is not in namespace {cluster.namespace}", fix)
+    return Check(f"{kind} {name}", "ok", f"is in namespace {cluster.namespace}")
 
 
-def _check_queue(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+def _check_queue(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
     if not config.queue:
         return
     found = queue.local_queue(cluster, config.queue)
     if found is None:
         detail = f"LocalQueue {config.queue} is not in namespace {cluster.namespace}"
         fix = "kubectl apply -k manifests/overlays/YOURS, or clear cluster.queue"
-        yield ClusterCheck("queue", "fail", detail, fix)
+        yield Check("queue", "fail", detail, fix)
         return
     points_at = found["spec"].get("clusterQueue", "?")
     status = found.get("status") or {}
     if stopped := _why_inactive(status):
         fix = f"does ClusterQueue {points_at} exist, with a flavor for each resource?"
-        yield ClusterCheck("queue", "fail", f"{config.queue} → {points_at} admits nothing: {stopped}", fix)
+        yield Check("queue", "fail", f"{config.queue} → {points_at} admits nothing: {stopped}", fix)
         return
-    yield ClusterCheck(
-        "queue", "ok", f"{config.queue} → {points_at}, {status.get('pendingWorkloads', 0)} waiting"
-    )
+    yield Check("queue", "ok", f"{config.queue} → {points_at}, {status.get('pendingWorkloads', 0)} waiting")
 
 
 def _why_inactive(status: Manifest) -> str:
@@ -205,7 +201,7 @@ def _why_inactive(status: Manifest) -> str:
     return ""
 
 
-def _check_retries(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+def _check_retries(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
     """What Argo does with a step that ends with an error: only an administrator can change it."""
     if names.WORKFLOW.plural not in cluster.served(names.WORKFLOW):
         return
@@ -219,14 +215,14 @@ def _check_retries(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterC
     name = "steps' retries"
     if found is None:
         detail = f"not known: ConfigMap {_ARGO_CONFIG_MAP} is in neither namespace, or may not be read"
-        yield ClusterCheck(name, "warn", detail, f"as Kubeflow installs it, {_NOT_TRIED_AGAIN}")
+        yield Check(name, "warn", detail, f"as Kubeflow installs it, {_NOT_TRIED_AGAIN}")
         return
     policy = retry_policy(found)
     if policy in ("Always", "OnFailure", ""):
         said = f"retryPolicy {policy}" if policy else "no retryPolicy: each step's own attempts count"
-        yield ClusterCheck(name, "ok", f"{said}; a step that fails is tried again")
+        yield Check(name, "ok", f"{said}; a step that fails is tried again")
     else:
-        yield ClusterCheck(name, "warn", f"retryPolicy {policy}: {_NOT_TRIED_AGAIN}", _RETRY_CURE)
+        yield Check(name, "warn", f"retryPolicy {policy}: {_NOT_TRIED_AGAIN}", _RETRY_CURE)
 
 
 def retry_policy(config_map: Mapping[str, str]) -> str:
@@ -241,31 +237,31 @@ def retry_policy(config_map: Mapping[str, str]) -> str:
     return str(tree or "")
 
 
-def _check_nodes(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+def _check_nodes(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
     nodes = cluster.list_nodes()
     for pool in config.pools:
         yield _check_pool(pool, [node for node in nodes if _matches(node, pool)])
 
 
-def _check_pool(pool: NodePoolConfig, nodes: list[Manifest]) -> ClusterCheck:
+def _check_pool(pool: NodePoolConfig, nodes: list[Manifest]) -> Check:
     name = f"pool {pool.name}"
     ready = [node for node in nodes if _is_ready(node)]
     fit = [node for node in ready if _gpus(node, pool.gpu_resource) >= pool.gpus_per_node]
     detail = f"{len(fit)} of {pool.min_nodes}–{pool.max_nodes} nodes ready with {pool.gpus_per_node} GPUs"
     if len(fit) >= max(pool.min_nodes, 1):
-        return ClusterCheck(name, "ok", detail)
+        return Check(name, "ok", detail)
     if ready:
         have = Counter(_gpus(node, pool.gpu_resource) for node in ready)
         found = ", ".join(f"{number} × {gpus}" for gpus, number in sorted(have.items()))
         fix = (
             f"nodes carry {found} {pool.gpu_resource}: is the device plugin running? does gpus_per_node fit?"
         )
-        return ClusterCheck(name, "warn", detail, fix)
+        return Check(name, "warn", detail, fix)
     fix = "fine with an autoscaler; else compare node_selector with `kubectl get nodes --show-labels`"
-    return ClusterCheck(name, "warn", detail, fix)
+    return Check(name, "warn", detail, fix)
 
 
-def _check_quota(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterCheck]:
+def _check_quota(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
     for resource, needed in sorted(_gpus_needed(config).items()):
         key = f"requests.{resource}"
         for quota in cluster.list_quotas():
@@ -278,7 +274,7 @@ def _check_quota(cluster: Cluster, config: ClusterConfig) -> Iterator[ClusterChe
                 f"{quota['metadata']['name']}: {left} of {hard} {resource} free, {needed} needed to start"
             )
             fix = "" if left >= needed else "raise the ResourceQuota, or wait for what holds it"
-            yield ClusterCheck("quota", "ok" if left >= needed else "fail", detail, fix)
+            yield Check("quota", "ok" if left >= needed else "fail", detail, fix)
 
 
 def _gpus_needed(config: ClusterConfig) -> Counter[str]:

@@ -23,8 +23,8 @@ _ELSE = "`helm test RELEASE --logs` tries the same with the chart's own pod"
 
 
 @dataclass(frozen=True)
-class ClusterCheck:
-    """Result of one check of a cluster. `warn`: it may still work; `fail`: it cannot."""
+class Check:
+    """One finding. `warn`: eosin runs, but not everything; `fail`: something asked for cannot work."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -40,31 +40,29 @@ def check_store_from_inside(
     image: str,
     sleep: Callable[[float], None] = time.sleep,
     timeout_s: float = _TIMEOUT_S,
-) -> list[ClusterCheck]:
+) -> list[Check]:
     """What `eosin doctor --uri` finds in a pod with the image, account, secret and network of training.
 
     The pod asks for no GPU and is deleted in any case. Never raises for what it finds.
     """
     if not image:
-        return [ClusterCheck(_NAME, "warn", "no image is known for a pod that tries it", _ELSE)]
+        return [Check(_NAME, "warn", "no image is known for a pod that tries it", _ELSE)]
     name = f"eosin-doctor-{secrets.token_hex(4)}"
     pod = doctor_pod(config, name, uri, image=image)
     core = cluster.core
     try:
         cluster.read(f"creating pod {name}", core.create_namespaced_pod, cluster.namespace, pod)
     except (EosinError, Missing) as error:
-        return [ClusterCheck(_NAME, "warn", f"cannot be tried: {error}", _ELSE)]
+        return [Check(_NAME, "warn", f"cannot be tried: {error}", _ELSE)]
     try:
         return _findings(cluster, name, sleep, timeout_s)
     except (EosinError, Missing) as error:
-        return [ClusterCheck(_NAME, "warn", f"cannot be followed: {error}", _ELSE)]
+        return [Check(_NAME, "warn", f"cannot be followed: {error}", _ELSE)]
     finally:
         _delete(cluster, name)
 
 
-def _findings(
-    cluster: Cluster, name: str, sleep: Callable[[float], None], timeout_s: float
-) -> list[ClusterCheck]:
+def _findings(cluster: Cluster, name: str, sleep: Callable[[float], None], timeout_s: float) -> list[Check]:
     pod: Manifest = {}
     for _ in range(max(int(timeout_s / _POLL_S), 1)):
         pod = cluster.get_pod(name)
@@ -72,14 +70,14 @@ def _findings(
             return _said(cluster.pod_log(name, "doctor", tail_lines=_LOG_LINES))
         if stuck := stuck_pods([pod]):
             fix = "check the image, its pull secrets, cluster.s3.secret and cluster.s3.ca_config_map"
-            return [ClusterCheck(_NAME, "fail", f"its pod cannot start: {stuck[name]}", fix)]
+            return [Check(_NAME, "fail", f"its pod cannot start: {stuck[name]}", fix)]
         sleep(_POLL_S)
     phase = pod.get("status", {}).get("phase", "Unknown")
     detail = f"its pod is still {phase} after {timeout_s:.0f} s"
-    return [ClusterCheck(_NAME, "warn", detail, "is a node free? has it pulled the image? try again")]
+    return [Check(_NAME, "warn", detail, "is a node free? has it pulled the image? try again")]
 
 
-def _said(lines: list[str]) -> list[ClusterCheck]:
+def _said(lines: list[str]) -> list[Check]:
     """The findings about the store in what `eosin doctor --json` printed."""
     told: list[Manifest] = []
     for line in lines:
@@ -91,7 +89,7 @@ def _said(lines: list[str]) -> list[ClusterCheck]:
     if not told:
         last = lines[-1].strip() if lines else "it printed nothing"
         return [
-            ClusterCheck(
+            Check(
                 _NAME,
                 "fail",
                 f"its pod ended without an answer: {last}",
@@ -99,7 +97,7 @@ def _said(lines: list[str]) -> list[ClusterCheck]:
             )
         ]
     return [
-        ClusterCheck(f"inside: {check['name']}", check["status"], check["detail"], check.get("fix", ""))
+        Check(f"inside: {check['name']}", check["status"], check["detail"], check.get("fix", ""))
         for check in told
     ]
 

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import secrets
-import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -56,8 +55,8 @@ class ServerFolder:
     def lock(self) -> int:
         """A descriptor that holds the folder, for the server to inherit.
 
-        A server that outlived the process which started it is stopped first. Raises `UserError` where
-        the one who started it still lives.
+        A server whose owner has gone is about to end, and is waited for. Raises `UserError` where it does not
+        end, or the owner still lives.
         """
         try:
             descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
@@ -65,20 +64,13 @@ class ServerFolder:
             raise translate(error, "open", self._lock) from error
         end_s = time.monotonic() + _STOP_TIMEOUT_S
         while not _try_lock(descriptor):
-            owner = self._read_state()
-            if alive(owner.get("owner_pid", 0)):
+            owner_pid = self._read_state().get("owner_pid", 0)
+            if alive(owner_pid) or time.monotonic() > end_s:
                 os.close(descriptor)
                 raise UserError(
-                    f"an S3 server is already running in {self.root} (for process {owner['owner_pid']})",
+                    f"an S3 server is already running in {self.root} (for process {owner_pid})",
                     hint="wait until it ends, or take another folder",
                 )
-            if time.monotonic() > end_s:
-                os.close(descriptor)
-                raise UserError(
-                    f"a server that was left behind in {self.root} does not stop",
-                    hint=f"find it with `ps aux | grep {self.root}` and end it",
-                )
-            self._stop_left_behind(owner)
             time.sleep(0.1)
         return descriptor
 
@@ -110,13 +102,6 @@ class ServerFolder:
         except (OSError, ValueError):
             return {}
         return loaded if isinstance(loaded, dict) else {}
-
-    def _stop_left_behind(self, owner: dict[str, Any]) -> None:
-        """Only a process that names this folder is touched."""
-        pid = owner.get("server_pid", 0)
-        if alive(pid) and str(self.data) in _command_line(pid):
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGTERM)
 
     def _write_new_credentials(self) -> None:
         keys = {"accessKey": f"EOSIN{secrets.token_hex(8).upper()}", "secretKey": secrets.token_urlsafe(30)}

@@ -50,8 +50,7 @@ class LocalS3:
 
     Every port listens on 127.0.0.1 only; the S3 port is `port`, or that of the run before, or a free
     one. Keys are drawn once, kept in the folder with mode 0600, and enforced. What was acknowledged
-    survives a kill of the server. The server ends with this process, however that ends (on Linux), and one
-    that was left behind in the folder is stopped first.
+    survives a kill of the server. The server ends with this process, however that ends (on Linux).
 
     Raises `UserError` (folder in use or not writable, port taken), `MissingDependency` (no SeaweedFS)
     and `TransientError` (not ready within `start_timeout_s`), the last two with what the log says.

@@ -53,7 +53,7 @@ def sources_of(records: Iterable[Mapping[str, Any]]) -> tuple[SourceConfig, ...]
     return tuple(SourceConfig.model_validate(record) for record in records)
 
 
-class SourcesStore:
+class SourcesStore(Store):
     """The objects of several sources as one `Store`, for reading. Thread-safe; can be pickled and forked."""
 
     def __init__(self, sources: Sequence[SourceConfig]) -> None:
@@ -109,10 +109,6 @@ class SourcesStore:
     def head(self, key: str) -> ObjectInfo:
         store, rest = self.store_of(key)
         return replace(store.head(rest), key=key)
-
-    def exists(self, key: str) -> bool:
-        store, rest = self.store_of(key)
-        return store.exists(rest)
 
     def download(self, key: str, path: Path) -> ObjectInfo:
         store, rest = self.store_of(key)

@@ -9,7 +9,7 @@ import pytest
 
 from eosin.cluster.api import Cluster
 from eosin.cluster.cluster_checks import LAUNCHER_PERMISSIONS, run_cluster_checks
-from eosin.cluster.store_check import ClusterCheck
+from eosin.cluster.store_check import Check
 from eosin.config import load_config
 from eosin.config.cluster import ClusterConfig
 from tests.support.api_server import NAMESPACE, ApiServer, serve
@@ -86,7 +86,7 @@ def allow(server: ApiServer, refused: tuple[str, str] | None = None) -> None:
     server.mock[REVIEWS] << review
 
 
-def checks(server: ApiServer, config: str = "") -> dict[str, ClusterCheck]:
+def checks(server: ApiServer, config: str = "") -> dict[str, Check]:
     section = load_config(f"cluster: {config}").cluster if config else ClusterConfig()
     return {check.name: check for check in run_cluster_checks(section, cluster=server.cluster)}
 
@@ -100,7 +100,7 @@ def test_cluster_that_has_everything(server: ApiServer) -> None:
     assert found["kubernetes API"].detail == f"v1.34.1, namespace {NAMESPACE}"
 
 
-def preset(server: ApiServer, section: str) -> dict[str, ClusterCheck]:
+def preset(server: ApiServer, section: str) -> dict[str, Check]:
     """What is found where the chart presets `section`."""
     data = {"cluster.yaml": section}
     server.add("v1/configmaps", {"metadata": {"name": "eosin-cluster"}, "data": data})

@@ -16,7 +16,7 @@ import pytest
 from eosin.cluster import cluster_checks as checks
 from eosin.cluster.api import Cluster
 from eosin.cluster.pods import doctor_pod
-from eosin.cluster.store_check import ClusterCheck, check_store_from_inside
+from eosin.cluster.store_check import Check, check_store_from_inside
 from eosin.config import load_config
 from tests.support.api_server import ApiServer, serve
 from tests.support.kubernetes import built_in_errors
@@ -45,9 +45,9 @@ def server() -> Iterator[ApiServer]:
         yield running
 
 
-def ask(server: ApiServer, status: dict[str, Any], log: str = "") -> list[ClusterCheck]:
+def ask(server: ApiServer, status: dict[str, Any], log: str = "") -> list[Check]:
     """Ask while the pod comes to `status` with `log`."""
-    found: list[ClusterCheck] = []
+    found: list[Check] = []
     asked = threading.Event()
 
     def play_kubelet(_: float) -> None:
@@ -77,8 +77,8 @@ def test_the_pods_answer_is_the_finding_and_the_pod_goes(server: ApiServer) -> N
     log = "a warning first\n" + json.dumps({"checks": [ELSEWHERE, OK, DENIED]}) + "\n"
     found = ask(server, {"phase": "Failed"}, log)
     assert found == [
-        ClusterCheck("inside: store put", "ok", "written and read back"),
-        ClusterCheck("inside: store list", "fail", "403 at s3://bucket", "grant s3:ListBucket"),
+        Check("inside: store put", "ok", "written and read back"),
+        Check("inside: store list", "fail", "403 at s3://bucket", "grant s3:ListBucket"),
     ]
     assert pods(server) == []
 

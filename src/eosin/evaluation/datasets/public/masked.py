@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,7 +13,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from eosin.config.presets import MaskLayout
-from eosin.errors import MissingDependency
 from eosin.evaluation.datasets.dataset import Digest, MissingImage, ReadImages, Sample, tcga_patient
 from eosin.evaluation.datasets.folder import reader
 from eosin.evaluation.datasets.masks import IGNORE, Classes, MaskedDataset, load_mask
@@ -210,17 +208,18 @@ _CONSEP_GROUPS = (0, 1, 2, 3, 3, 4, 4, 4)
 
 
 def _read_consep(listing: Listing) -> MaskedDataset:
-    loadmat = _import_loadmat()
     pairs, alone = pair_up(
         listing,
         r"(?P<part>Train|Test)/Images/(?P<name>[^/]+)\.png",
         r"(?P<part>Train|Test)/Labels/(?P<name>[^/]+)\.mat",
         lambda key, match: Sample(key, split=_CONSEP_SPLITS[match["part"]]),
     )
-    return as_masked(listing, pairs, lambda mask, _: _consep(loadmat, mask), unpaired=alone)
+    return as_masked(listing, pairs, lambda mask, _: _consep(mask), unpaired=alone)
 
 
-def _consep(loadmat: Any, data: bytes) -> Classes:
+def _consep(data: bytes) -> Classes:
+    from scipy.io import loadmat
+
     try:
         values = np.asarray(loadmat(io.BytesIO(data), variable_names=["type_map"])["type_map"])
     except Exception as error:  # whatever the parser makes of damaged bytes
@@ -228,14 +227,6 @@ def _consep(loadmat: Any, data: bytes) -> Classes:
     if values.ndim != 2 or not np.array_equal(values, np.round(values)):
         raise BadImage(f"type_map is {values.dtype} {values.shape}, not a class for each pixel")
     return regrouped(values.astype(np.int64), _CONSEP_GROUPS, "type")
-
-
-def _import_loadmat() -> Any:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingDependency("scipy", "datasets") from error
-    return loadmat
 
 
 # MoNuSAC 2020: nuclei of four organs; what is of another type (Ambiguous) is neither learned nor judged.

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Generic
 
@@ -53,11 +52,6 @@ class Listing:
     def images(self, pattern: str) -> Iterator[tuple[ObjectInfo, re.Match[str]]]:
         """As `matching`, without sidecars such as Thumbs.db."""
         return ((info, match) for info, match in self.matching(pattern) if may_be_image(info.key))
-
-    @cached_property
-    def by_key(self) -> dict[str, ObjectInfo]:
-        """The objects by key."""
-        return {info.key: info for info in self.objects}
 
     def one(self, path: str) -> ObjectInfo:
         """The one object whose key ends with `path`. Raises `UserError` where there is none, or another."""
