@@ -61,27 +61,6 @@ def test_every_module_begins_with_what_it_is() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_public_function_says_what_it_does() -> None:
-    """Its own docstring, or that of the method it overrides: of a base in the package, or of a library's."""
-    bare, documented = [], set()
-    for path, tree in modules():
-        for owner in (tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))):
-            if getattr(owner, "name", "").startswith("_"):
-                continue
-            for node in owner.body:
-                if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                    if ast.get_docstring(node):
-                        documented.add(node.name)
-                    elif not any(getattr(each, "id", "") == "overload" for each in node.decorator_list):
-                        bare.append((f"{path}:{node.lineno}", node.name, bool(getattr(owner, "bases", ()))))
-    library = {"readable", "seekable", "tell", "seek", "readinto", "readall"}
-    assert not [
-        f"{place} {name}"
-        for place, name, overrides in bare
-        if not (overrides and name in documented | library)
-    ]
-
-
 def test_every_excuse_from_the_type_checker_names_its_kind() -> None:
     excuse = re.compile(r"# type: ignore(?!\[[a-z][a-z, -]*\])")
     paths = [*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
