@@ -76,6 +76,8 @@ compile: environment-test ## Compile the pipelines and generate the reference do
 	@$(BIN)/python -m eosin_pipelines.evaluate
 	@$(BIN)/python -m eosin_pipelines.retrain
 	@$(BIN)/python -m eosin_pipelines.scaling_study
+	@$(BIN)/python -m eosin_pipelines.decode
+	@$(BIN)/python -m eosin_pipelines.embed
 	@$(BIN)/python helm/generate.py
 	@$(BIN)/python docs/generate.py
 

@@ -199,6 +199,45 @@ def promote(
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
+def plan_tiles(run: str, image: str, num_shards: int, index: str, patches: str) -> list:
+    """Shards of decoding or embedding without a run, where the index or the patch set is there."""
+    from eosin import steps
+
+    steps.as_step(steps.require_images, run, f"all={image}")
+    return steps.as_step(steps.plan_tiles, run, num_shards, index, patches)
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def decode_tiles(
+    run: str, shard: int, num_shards: int, index: str, name: str, settings: list, slide_patterns: list,
+    metrics: dsl.Output[dsl.Metrics],
+) -> int:  # fmt: skip
+    """Decode one shard of a patch set; the last one to finish publishes the manifest."""
+    from eosin import steps
+
+    made = steps.as_step(steps.decode_tiles, run, shard, num_shards, index, name, settings, slide_patterns)
+    for name, value in made.items():
+        metrics.log_metric(name, value)
+    return shard
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def embed_tiles(
+    run: str, shard: int, num_shards: int, model: str, index: str, patches: str, settings: list,
+    slide_patterns: list, metrics: dsl.Output[dsl.Metrics],
+) -> int:  # fmt: skip
+    """Embed one shard of the slides; the last one to finish publishes the manifest."""
+    from eosin import steps
+
+    made = steps.as_step(
+        steps.embed_tiles, run, shard, num_shards, model, index, patches, settings, slide_patterns
+    )
+    for name, value in made.items():
+        metrics.log_metric(name, value)
+    return shard
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
 def finish(run: str) -> None:
     """Runs last, after success, failure and Kubeflow's Terminate alike: see `steps.finish`."""
     from eosin import steps

@@ -28,6 +28,8 @@ _NUM_LAUNCHER_RETRIES = 50
 _SHARED_ARGUMENTS = """        num_index_shards: How many pods scan slides at once.
         num_decode_shards: How many pods decode held-out patches at once.
         num_evaluation_shards: How many pods judge models at once, each a share of the models.
+"""
+_ACCESS_ARGUMENTS = """\
         s3_secret: Secret with AWS_ACCESS_KEY_ID and the like for every pod; pods start without it too.
         s3_config_map: ConfigMap with AWS_ENDPOINT_URL and AWS_REGION for every pod: the chart makes it.
         s3_ca_config_map: ConfigMap with ca.crt, for a store with a certificate of its own authority.
@@ -60,6 +62,12 @@ def prepare(
 def with_shared_arguments(pipeline: Callable[..., None]) -> Callable[..., None]:
     """`pipeline` with the arguments that all have among those that its docstring describes."""
     pipeline.__doc__ = f"{(pipeline.__doc__ or '').rstrip()}\n{_SHARED_ARGUMENTS}"
+    return with_access_arguments(pipeline)
+
+
+def with_access_arguments(pipeline: Callable[..., None]) -> Callable[..., None]:
+    """`pipeline` with the arguments that name its access among those that its docstring describes."""
+    pipeline.__doc__ = f"{(pipeline.__doc__ or '').rstrip()}\n{_ACCESS_ARGUMENTS}"
     return pipeline
 
 

@@ -37,6 +37,7 @@ from eosin.records import (
     SnapshotManifest,
     Study,
     TrainingDone,
+    load_record,
 )
 from eosin.runs import change_course, dated, load_pin, load_run, pin_index, prepare_run
 from eosin.step_process import as_step, in_pod, publish_silent_failure
@@ -346,6 +347,47 @@ def decode_index(
             index_uri, out_uri, name, shard, num_shards, tuple(settings), tuple(slides)
         )
         return decode_declared_part(job, log)
+
+
+def plan_tiles(
+    run_uri: str, num_shards: int, index_uri: str = "", patches_uri: str = ""
+) -> list[dict[str, Any]]:
+    """What each of `num_shards` tasks without a run is told. Raises `UserError` for nothing to read."""
+    from eosin.index.snapshot import open_snapshot
+
+    if bool(index_uri) == bool(patches_uri):
+        raise UserError("patches come from an index or from a patch set", hint="give index or patches")
+    if index_uri:
+        open_snapshot(index_uri)
+    elif load_record(PatchSetManifest, open_store(patches_uri), "manifest.json") is None:
+        raise UserError(f"no patch set at {patches_uri}", hint="name its folder: OUT/patches/NAME")
+    return shards(run_uri, num_shards)
+
+
+def decode_tiles(
+    run_uri: str, shard: int, num_shards: int, index_uri: str, name: str, settings: Iterable[str],
+    slides: Iterable[str],
+) -> dict[str, int]:  # fmt: skip
+    """As `decode_index`, into the folder `run_uri`; figures of the set, from the task that publishes it."""
+    found = decode_index(index_uri, run_uri, shard, num_shards, name, settings, slides)
+    return {} if found is None else {
+        "patches": found.num_patches, "slides": len(found.slides), "slides left out": len(found.left_out)
+    }  # fmt: skip
+
+
+def embed_tiles(
+    run_uri: str, shard: int, num_shards: int, model: str, index_uri: str, patches_uri: str,
+    settings: Iterable[str], slides: Iterable[str],
+) -> dict[str, int]:  # fmt: skip
+    """As `embed`, into the folder `run_uri`; figures, from the task that publishes the manifest.
+
+    `settings`: fields of `EmbedRequest`, "mpp=0.5", and those of the section patches. Raises `UserError`.
+    """
+    from eosin.evaluation.embed_index import request_of
+
+    request = request_of(model, run_uri, index_uri, patches_uri, tuple(settings), tuple(slides))
+    found = embed(request, shard, num_shards)
+    return {} if found is None else {"slides": found.num_slides, "slides left out": len(found.left_out)}
 
 
 def embed(request: EmbedRequest, shard: int, num_shards: int) -> FeaturesManifest | None:

@@ -17,7 +17,7 @@ from eosin.recipes import ConfigSource, load_recipe
 from eosin.storage import Store, join_uri, open_store
 from eosin.study import study_of
 
-_URIS = ("run", "slides", "index", "registry", "teacher")
+_URIS = ("run", "slides", "index", "registry", "teacher", "patches")
 _RECIPES = "recipes"
 _TRAINING = ("pretrain", "retrain", "scaling_study")
 
@@ -113,6 +113,11 @@ def _resolved(pipeline: str, given: Mapping[str, Any], source: ConfigSource) -> 
     run = str(given["run"])
     if pipeline == "retrain":
         return steps.retrain_config(run, str(given["registry"]), str(given["name"]), source)[0]
+    if pipeline in ("decode", "embed"):
+        steps.plan_tiles(run, int(given.get("num_shards", 1)), source.index, str(given.get("patches", "")))
+        model = str(given.get("model", "timm:"))
+        if not model.startswith("timm:"):
+            check_teacher(model.removesuffix("/model.safetensors"))
     if pipeline not in ("evaluate", *_TRAINING):
         return None  # a pipeline of the user's own
     config = steps.resolve_config(source, of_run=run)
@@ -122,8 +127,11 @@ def _resolved(pipeline: str, given: Mapping[str, Any], source: ConfigSource) -> 
 
 
 def _refuse_local_paths(given: Mapping[str, Any]) -> None:
-    for name in _URIS:
-        value = given.get(name)
+    for name in (*_URIS, "model"):
+        value = str(given.get(name) or "")
+        value = value.removeprefix("timm:").rpartition("@")[2] if value.startswith("timm:") else value
+        if name == "model" and "/" not in value.partition("hf-hub:")[0]:
+            continue  # a network's name
         if value and not str(value).startswith("s3://"):
             raise _not_in_s3(name, str(value))
 

@@ -131,3 +131,25 @@ def test_a_scaling_study_is_one_command_and_one_report(dataset: Path, tmp_path: 
     assert figures[0] == figures[1] >= {("heldout", "rankme"), ("textures-knn", "balanced_accuracy")}
     assert open_store(study_uri).exists(RunLayout.patch_set_manifest("heldout"))
     assert all(not list(open_store(v["run"]).list(RunLayout.PATCH_SETS)) for v in told["variants"])
+
+
+def test_tiles_and_features_of_an_index_are_two_pipelines(dataset: Path, tmp_path: Path) -> None:
+    index, tiles, features = (str(tmp_path / name) for name in ("index", "tiles", "features"))
+    done = eosin("index", "--slides", str(dataset / "slides"), "--index", index)
+    assert done.returncode == 0, done.stderr
+    here = ("run", "--local", "--param", "num_shards=2", "--pipeline")
+    done = eosin(
+        *here, "decode", "--run", tiles, "--index", index, "--set", "mpp=1.0", "--set", "patch_px=128"
+    )
+    assert done.returncode == 0, done.stderr
+    config = make_config([{"kind": "unsupervised"}])
+    origin = make_run(tmp_path / "origin", config)
+    export(origin, config, 40)
+    done = eosin(*here, "embed", "--run", features, "--param", f"patches={tiles}/patches/grid",
+                 "--param", f"model={origin}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(open_store(features).get("manifest.json"))
+    assert manifest["num_slides"] == 3 and manifest["spec"]["patches_uri"].endswith("/patches/grid")
+    done = eosin(*here, "embed", "--run", features, "--param", f"patches={tiles}/patches/none",
+                 "--param", "model=timm:test_vit")  # fmt: skip
+    assert done.returncode == 2 and "no patch set at" in done.stderr

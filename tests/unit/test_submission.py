@@ -64,3 +64,17 @@ def test_a_recipe_file_needs_the_bucket(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("seed: 3\n")
     with pytest.raises(UserError, match="travels through the bucket"):
         check_submission("pretrain", {**RUN, "recipe": str(tmp_path / "mine.yaml")})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"patches": "/data/tiles"}, "patches /data/tiles is of this machine"),
+        ({"model": "teachers/a"}, "model teachers/a is of this machine"),
+        ({"model": "timm:vit_small@/w.safetensors"}, "model /w.safetensors is of this machine"),
+    ],
+)
+def test_tiles_and_their_model_must_be_in_reach_of_pods(given: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_submission("embed", {"run": RUN["run"], "model": "timm:vit_small", **given})
+    assert check_submission("embed", {"run": RUN["run"], "model": "timm:hf-hub:MahmoodLab/UNI"}).notes

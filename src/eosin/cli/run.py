@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import typer
@@ -14,7 +15,7 @@ from eosin.errors import UserError
 from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, images_of_here, takes
 from eosin.runs import dated
 
-Pipeline = Literal["pretrain", "evaluate", "retrain", "scaling_study"]
+Pipeline = Literal["pretrain", "evaluate", "retrain", "scaling_study", "decode", "embed"]
 
 
 def register(app: typer.Typer) -> None:
@@ -43,8 +44,16 @@ def run(
     """The whole pipeline: index, decode, train, evaluate, summarize. Or another one.
 
     `--pipeline evaluate` judges the teacher that `--teacher` names on the run's tasks, without training.
-    `retrain` and `scaling_study` take theirs by `--param`; docs/reference/pipelines.md lists them.
+    The others take theirs by `--param`; docs/reference/pipelines.md lists them.
     """
+    if pipeline in ("decode", "embed"):
+        if not local or dry_run:
+            raise UserError(
+                "say where to run: --local", hint=f"on a cluster: eosin submit {pipeline} --run {run_uri}"
+            )
+        _run_tiles(pipeline, run_uri, index, tuple(settings or ()), params or ())
+        emit({"run": run_uri}, as_json=as_json, text=f"published: {run_uri}")
+        return
     if local and not dry_run:
         preflight.require_libraries(
             (*preflight.RUNNER_LIBRARIES, *preflight.TRAIN_LIBRARIES, *preflight.EVALUATE_LIBRARIES)
@@ -78,6 +87,18 @@ def run(
 
     status = run_status(run_uri)
     emit(status, as_json=as_json, text=str(status))
+
+
+def _run_tiles(
+    pipeline: str, run_uri: str, index: str, settings: Sequence[str], params: Sequence[str]
+) -> None:
+    """Decode or embed without a run."""
+    from eosin.kubeflow.local_run import run_pipeline
+
+    path = compiled_pipeline(pipeline)
+    given = {"run": run_uri, **images_of_here(path)}
+    given |= {name: value for name, value in (("index", index), ("settings", list(settings))) if value}
+    run_pipeline(path, arguments_of(path, given, params))
 
 
 def _refuse_early(pipeline: str, run_uri: str, config: RunConfig, teacher: str) -> None:

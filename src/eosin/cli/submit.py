@@ -30,7 +30,10 @@ Namespace = Annotated[str, typer.Option(help="Profile, on a Kubeflow of many use
 Experiment = Annotated[str, typer.Option(help="Kubeflow experiment the runs belong to.")]
 Account = Annotated[str, typer.Option(help="Service account of all tasks; none: Kubeflow's default.")]
 Pipeline = Annotated[
-    str, typer.Argument(metavar="PIPELINE", help="pretrain, evaluate, retrain, scaling_study, or a file.")
+    str,
+    typer.Argument(
+        metavar="PIPELINE", help="pretrain, evaluate, retrain, scaling_study, decode, embed, or a file."
+    ),
 ]
 RunUri = Annotated[str, typer.Option("--run", help="The run's URI; {date} becomes the day.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name.")]
@@ -184,7 +187,10 @@ def _require_a_new_run_each_time(pipeline: str, run: str, names: frozenset[str])
 
 def place(
     pipeline: Annotated[
-        str, typer.Argument(metavar="PIPELINE", help="pretrain, evaluate, retrain, scaling_study, or a file.")
+        str,
+        typer.Argument(
+            metavar="PIPELINE", help="pretrain, evaluate, retrain, scaling_study, decode, embed, or a file."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="File to write.")],
     pod: PodSettings = None,

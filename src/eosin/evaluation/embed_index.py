@@ -12,13 +12,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 
 from eosin import __version__
 from eosin.config import RunConfig, load_config
@@ -77,6 +78,39 @@ class EmbedRequest:
     """Which features, as `read_out` of a task."""
     settings: tuple[str, ...] = ()
     """Of the section `patches`, such as patches.reader=stage."""
+
+
+def request_of(
+    model: str,
+    out_uri: str,
+    index_uri: str,
+    patches_uri: str,
+    settings: tuple[str, ...],
+    slides: tuple[str, ...],
+) -> EmbedRequest:
+    """A request whose other fields are texts, "mpp=0.5". Raises `UserError` for one that there is none of."""
+    reading = tuple(each for each in settings if each.startswith("patches."))
+    words = {
+        name: value for name, _, value in (each.partition("=") for each in settings if each not in reading)
+    }
+    named = {each.name for each in fields(EmbedRequest)} - {
+        "model",
+        "out_uri",
+        "index_uri",
+        "patches_uri",
+        "slides",
+    }
+    if unknown := sorted(words.keys() - (named - {"settings"})):
+        raise UserError(f"embed has no setting {unknown[0]!r}", hint=f"one of {', '.join(sorted(named))}")
+    try:
+        given = TypeAdapter(EmbedRequest).validate_python(
+            {"model": model, "out_uri": out_uri, "index_uri": index_uri, "patches_uri": patches_uri,
+             "slides": slides or ("*",), "settings": reading, **words}
+        )  # fmt: skip
+    except ValidationError as error:
+        where = error.errors()[0]
+        raise UserError(f"setting {where['loc'][0]} of embed: {where['msg']}") from None
+    return given
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from eosin.errors import PermanentError, UserError
-from eosin.evaluation.embed_index import EmbedRequest, embed_index
+from eosin.evaluation.embed_index import EmbedRequest, embed_index, request_of
 from eosin.index.snapshot import open_snapshot
 from eosin.layout import FeaturesLayout
 from eosin.models.arch import define_missing_ops
@@ -223,3 +223,13 @@ def test_a_patch_set_of_an_index_alone(material: Path, tmp_path: Path) -> None:
     assert again == manifest and len(list(rows)) == manifest.num_patches
     with pytest.raises(UserError, match="held-out set is a run's"):
         decode_index(str(material / "index"), out, 0, 1, "heldout")
+
+
+def test_settings_of_the_pipeline_are_fields_of_a_request() -> None:
+    asked = request_of("timm:a", "out", "index", "", ("mpp=1.0", "patch_px=64", "patches.reader=stage"), ())
+    assert (asked.mpp, asked.patch_px, asked.settings) == (1.0, 64, ("patches.reader=stage",))
+    assert asked.slides == ("*",)
+    with pytest.raises(UserError, match="no setting 'mmp'"):
+        request_of("timm:a", "out", "index", "", ("mmp=1.0",), ())
+    with pytest.raises(UserError, match="setting mpp of embed"):
+        request_of("timm:a", "out", "index", "", ("mpp=half",), ())
