@@ -44,6 +44,66 @@ class IbotConfig(Section):
         return self
 
 
+class JepaConfig(Section):
+    """I-JEPA's loss on hidden blocks of patches, an alternative to iBOT: with dinov2 and `ibot.weight: 0`."""
+
+    weight: float = Field(default=0.0, ge=0)
+    """Of the term in the loss; 0 switches it off."""
+    mask_probability: float = Field(default=1.0, ge=0, le=1)
+    """Share of the global crops that are masked."""
+    mask_ratio: tuple[float, float] = (0.3, 0.4)
+    """Least and largest share of a masked crop's patches that are hidden."""
+    block_scale: tuple[float, float] = (0.1, 0.2)
+    """Least and largest share of a crop that one block hides; blocks may overlap, the last may be smaller."""
+    predictor_depth: int = Field(default=4, ge=1)
+    """Blocks of the predictor."""
+    predictor_dim: int | None = Field(default=None, gt=0)
+    """Width of the predictor; None: the backbone's."""
+
+    @model_validator(mode="after")
+    def _shares_rise(self) -> Self:
+        for name in ("mask_ratio", "block_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} must be two shares with 0 < low ≤ high ≤ 1, not {low} and {high}")
+        return self
+
+
+class GramConfig(Section):
+    """Gram anchoring: similarities between a crop's patches are held to those of an earlier teacher."""
+
+    weight: float = Field(default=0.0, ge=0)
+    """Of the term in the loss; 0 switches it off. DINOv3 has 2."""
+    start_step: int = Field(default=0, ge=0)
+    """First step of the term, at which the Gram teacher becomes a copy of the teacher."""
+    refresh_every_steps: int = Field(default=10_000, ge=1)
+    """It becomes a copy of the teacher again every so many steps after that."""
+    max_refreshes: int = Field(default=3, ge=0)
+    """How often, at most."""
+    px_multiplier: Literal[1, 2] = 1
+    """Side of the crop it sees as a multiple of `augment.global_px`, cut from the patch anew and with colours
+    as they are; its patch tokens are resampled to the student's grid."""
+
+    def is_refresh(self, step: int) -> bool:
+        """Whether the Gram teacher becomes a copy of the teacher before step `step` (from 0)."""
+        since = step - self.start_step
+        refreshes, rest = divmod(since, self.refresh_every_steps)
+        return self.weight > 0 and since >= 0 and rest == 0 and refreshes <= self.max_refreshes
+
+
+class PakaConfig(Section):
+    """Patch kernel alignment: student and teacher relate a crop's patches alike, behind a head of its own."""
+
+    weight: float = Field(default=0.0, ge=0)
+    """Of the term in the loss; 0 switches it off. PaKA and lightly-train have 1."""
+    start_step: int = Field(default=0, ge=0)
+    """First step of the term."""
+    hidden_dim: int = Field(default=2048, gt=0)
+    """Width of the two hidden layers of its head."""
+    out_dim: int = Field(default=256, gt=0)
+    """Width of the features whose kernels are compared."""
+
+
 class DistillConfig(Section):
     """A frozen teacher in place of the student's own moving average, which is exported all the same."""
 
@@ -231,6 +291,12 @@ class TrainConfig(Section):
     """The term that spreads class tokens by their nearest neighbours."""
     kde: KdeConfig = KdeConfig()
     """The term that spreads class tokens by a kernel density."""
+    jepa: JepaConfig = JepaConfig()
+    """An alternative loss on masked patch tokens."""
+    gram: GramConfig = GramConfig()
+    """The term that holds on to an earlier teacher's dense features."""
+    paka: PakaConfig = PakaConfig()
+    """The term that aligns the student's dense features with the teacher's."""
     distill: DistillConfig | None = None
     """A frozen teacher to learn from; None: the student's moving average teaches."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -265,9 +331,19 @@ class TrainConfig(Section):
         return self.method == "dinov2" and self.ibot.weight > 0 and self.ibot.mask_probability > 0
 
     @property
+    def uses_jepa(self) -> bool:
+        """I-JEPA's loss is part of dinov2 only."""
+        return self.method == "dinov2" and self.jepa.weight > 0 and self.jepa.mask_probability > 0
+
+    @property
     def hides_patches(self) -> bool:
         """Whether the student sees mask tokens in the place of some patches."""
-        return self.uses_ibot and (self.distill is None or self.distill.hide_patches)
+        return self.uses_jepa or (self.uses_ibot and (self.distill is None or self.distill.hide_patches))
+
+    @property
+    def masking(self) -> IbotConfig | JepaConfig:
+        """What says how patches are hidden."""
+        return self.jepa if self.uses_jepa else self.ibot
 
     @property
     def keeps_teacher_heads(self) -> bool:
@@ -352,6 +428,8 @@ class TrainConfig(Section):
                 f"optimizer.min_lr {self.optimizer.min_lr:g} is above the largest learning rate, {peak:g}:"
                 f" optimizer.lr {self.optimizer.lr:g} × sqrt({self.batch_size} / 1024)"
             )
+        if self.uses_jepa and self.uses_ibot:
+            raise ValueError("jepa is an alternative to ibot: set ibot.weight or jepa.weight to 0")
         if self.elastic.min_nodes > self.elastic.max_nodes:
             raise ValueError("elastic.min_nodes exceeds elastic.max_nodes")
         return self

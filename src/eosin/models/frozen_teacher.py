@@ -123,17 +123,17 @@ class FrozenTeacher(nn.Module):
         return torch.cat([tokens[:, :1], patches], dim=1)
 
 
-def resample_grid(patches: Tensor, grid: int) -> Tensor:
+def resample_grid(patches: Tensor, grid: int, *, antialias: bool = True) -> Tensor:
     """[n, grid², dim] of patch tokens [n, side², dim], row-major; as they are where the grids are alike."""
     side = math.isqrt(patches.shape[1])
     if side == grid:
         return patches
     maps = patches.transpose(1, 2).unflatten(2, (side, side))
-    return _resized(maps, grid).flatten(2).transpose(1, 2).to(patches.dtype)
+    return _resized(maps, grid, antialias=antialias).flatten(2).transpose(1, 2).to(patches.dtype)
 
 
-def _resized(maps: Tensor, side: int) -> Tensor:
-    return F.interpolate(maps.float(), size=(side, side), mode="bicubic", antialias=True)
+def _resized(maps: Tensor, side: int, *, antialias: bool = True) -> Tensor:
+    return F.interpolate(maps.float(), size=(side, side), mode="bicubic", antialias=antialias)
 
 
 def frozen_teacher(config: RunConfig, found: Untrained, student_patch_size: int) -> FrozenTeacher | None:

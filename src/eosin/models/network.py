@@ -22,6 +22,7 @@ from eosin.models.backbone import Backbone, build_backbone
 from eosin.models.device import compiled, require_compiler
 from eosin.models.frozen_teacher import teacher_shape
 from eosin.models.init import InitReport, initialize
+from eosin.models.predictor import JepaPredictor
 
 
 def weight_normed(gain: Tensor, direction: Tensor) -> Tensor:
@@ -54,6 +55,22 @@ class PrototypeLayer(nn.Module):
         self.normed = compiled(weight_normed, **options)
 
 
+def head_mlp(
+    in_dim: int, hidden_dim: int, out_dim: int, num_layers: int, *, last_bias: bool = True
+) -> nn.Sequential:
+    """`num_layers` linear layers with GELU between them, drawn as the references draw their heads."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise([in_dim, *[hidden_dim] * (num_layers - 1), out_dim]):
+        layers += [nn.Linear(fan_in, fan_out), nn.GELU()]
+    for layer in layers[::2]:
+        assert isinstance(layer, nn.Linear)
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
+    if not last_bias:
+        layers[-2].register_parameter("bias", None)
+    return nn.Sequential(*layers[:-1])
+
+
 class ProjectionHead(nn.Module):
     """dim → hidden → … → bottleneck (GELU between), L2-normalised; logits against the prototypes.
 
@@ -63,16 +80,7 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, in_dim: int, config: HeadConfig) -> None:
         super().__init__()
-        inner = [config.hidden_dim] * (config.num_layers - 1)
-        dims = [in_dim, *inner, config.bottleneck_dim]
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in pairwise(dims):
-            layers += [nn.Linear(fan_in, fan_out), nn.GELU()]
-        self.mlp = nn.Sequential(*layers[:-1])
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        self.mlp = head_mlp(in_dim, config.hidden_dim, config.bottleneck_dim, config.num_layers)
         self.last_layer = PrototypeLayer(
             config.bottleneck_dim, config.num_prototypes, freeze_norm=config.freeze_last_layer_norm
         )
@@ -89,20 +97,26 @@ HEADS = ("dino_head.", "ibot_head.")
 
 class Network(nn.Module):
     """`ibot_head` is None where iBOT shares the DINO head or is not used; `adapter` takes the backbone's
-    features to the width of a frozen teacher's, which the heads then have."""
+    features to the width of a frozen teacher's, which the heads then have; `paka_head` and `predictor` are
+    those of patch kernel alignment and of I-JEPA."""
 
     def __init__(
         self,
         backbone: Backbone,
         dino_head: ProjectionHead,
         ibot_head: ProjectionHead | None,
+        *,
         adapter: nn.Linear | None = None,
+        paka_head: nn.Sequential | None = None,
+        predictor: JepaPredictor | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.dino_head = dino_head
         self.ibot_head = ibot_head
         self.adapter = adapter
+        self.paka_head = paka_head
+        self.predictor = predictor
 
     def for_heads(self, tokens: Tensor) -> Tensor:
         """What the heads take of the backbone's tokens [rows, dim]."""
@@ -135,7 +149,20 @@ def build_network(config: RunConfig, *, meta: bool = False) -> Network:
             ibot_head = None
             if config.train.uses_ibot and config.model.ibot_head is not None:
                 ibot_head = ProjectionHead(width, config.model.ibot_head)
-    return Network(backbone, dino_head, ibot_head, adapter)
+            extra = _dense_parts(config, backbone, width)
+    return Network(backbone, dino_head, ibot_head, adapter=adapter, **extra)
+
+
+def _dense_parts(config: RunConfig, backbone: Backbone, width: int) -> dict[str, Any]:
+    """What losses on dense features bring: drawn last, so that the rest is the same without."""
+    paka, jepa, dim = config.train.paka, config.train.jepa, backbone.num_features
+    parts: dict[str, Any] = {}
+    if paka.weight > 0:
+        # Kernels are centred: a last bias would have no gradient but rounding, and Adam would follow that.
+        parts["paka_head"] = head_mlp(width, paka.hidden_dim, paka.out_dim, 3, last_bias=False)
+    if config.train.uses_jepa:
+        parts["predictor"] = JepaPredictor(dim, width, jepa.predictor_dim or dim, jepa.predictor_depth)
+    return parts
 
 
 def starting_network(config: RunConfig) -> tuple[Network, InitReport]:

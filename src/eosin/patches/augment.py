@@ -142,10 +142,12 @@ _LOG_ASPECT = np.log(4.0 / 3.0)
 
 @dataclass(frozen=True)
 class Crops:
-    """Normalised float32 views: `global_crops` [2, n, 3, G, G], `local_crops` [num_local, n, 3, L, L]."""
+    """Normalised float32 views: `global_crops` [2, n, 3, G, G], `local_crops` [num_local, n, 3, L, L];
+    `clean_crops` [2, n, 3, C, C], what the global crops show, neither blurred nor with other colours."""
 
     global_crops: Tensor
     local_crops: Tensor
+    clean_crops: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,17 @@ class MultiCrop:
     """
 
     def __init__(
-        self, config: AugmentConfig, *, seed: int, patch_px: int, device: str | torch.device = "cpu"
+        self,
+        config: AugmentConfig,
+        *,
+        seed: int,
+        patch_px: int,
+        device: str | torch.device = "cpu",
+        clean_px: int | None = None,
+        clean_from: int = 0,
     ) -> None:
+        """`clean_px`: side of `Crops.clean_crops` (None: none are made), from step `clean_from` on."""
+        self._clean_px, self._clean_from = clean_px, clean_from
         self.config = config
         self.seed = seed
         self.patch_px = patch_px
@@ -203,16 +214,26 @@ class MultiCrop:
             self._crops(patches, step, indices, range(2), config.global_px, config.global_scale),
             self._crops(patches, step, indices, range(2, 2 + config.num_local), config.local_px,
                         config.local_scale),
+            self._crops(patches, step, indices, range(2), self._clean_px, config.global_scale, clean=True)
+            if self._clean_px and step >= self._clean_from else None,
         )  # fmt: skip
 
     def _crops(
-        self, patches: Tensor, step: int, indices: Sequence[int], view_ids: range, out_px: int, scale: Scale
+        self,
+        patches: Tensor,
+        step: int,
+        indices: Sequence[int],
+        view_ids: range,
+        out_px: int,
+        scale: Scale,
+        *,
+        clean: bool = False,
     ) -> Tensor:
         n = len(indices)
         if not view_ids or not n:
             return torch.empty((len(view_ids), n, 3, out_px, out_px), device=self.device)
         drawn = self._draw(step, indices, view_ids, scale)
-        sigma = self._tensor(drawn.sigma_px)
+        sigma = self._tensor(drawn.sigma_px * (not clean))
         flips = self._tensor(drawn.flips) > 0
         rows = axis_matrices(self._tensor(drawn.top), self._tensor(drawn.height), flips[:, 0], sigma,
                              self.patch_px, out_px)  # fmt: skip
@@ -220,7 +241,8 @@ class MultiCrop:
                                 self.patch_px, out_px)  # fmt: skip
         crops = views(patches, rows, columns, len(view_ids)).flatten(0, 1).clamp_(0.0, 1.0)
         crops = torch.where(flips[:, 2, None, None, None], crops.transpose(2, 3), crops)
-        return self._normalized(self._colored(crops, drawn)).view(len(view_ids), n, 3, out_px, out_px)
+        crops = crops if clean else self._colored(crops, drawn)
+        return self._normalized(crops).view(len(view_ids), n, 3, out_px, out_px)
 
     def _colored(self, crops: Tensor, drawn: _Draws) -> Tensor:
         if self.config.stain_jitter:

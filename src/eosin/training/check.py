@@ -87,7 +87,7 @@ def flops_per_image(config: RunConfig, network: Network, *, with_drop_path: bool
     """
     augment, train = config.augment, config.train
     num_patches = (augment.global_px // network.backbone.patch_size) ** 2
-    masked = sum(compared_counts(train, 2 * train.microbatch_size, num_patches))
+    masked = sum(compared_counts(train, 2 * train.microbatch_size, num_patches)) * train.uses_ibot
     views = Views(augment.global_px, augment.local_px, augment.num_local, masked / train.microbatch_size)
     dropped = config.model.drop_path if with_drop_path and not config.model.drop_path_rises else 0.0
     frozen = _frozen(config, network.backbone)
@@ -142,18 +142,25 @@ def _check_schedules(config: RunConfig) -> None:
                 f"train.optimizer.{name} {value} is not below train.num_steps {num_steps}",
                 hint="training would end before it begins to learn",
             )
+    for name in ("gram", "paka"):
+        term = getattr(config.train, name)
+        if term.weight > 0 and term.start_step >= num_steps:
+            raise UserError(
+                f"train.{name}.start_step {term.start_step} is not below train.num_steps {num_steps}",
+                hint=f"it would never be taken: set train.{name}.weight=0, or begin it earlier",
+            )
 
 
 def _check_masks(config: RunConfig, num_patches: int) -> None:
     train = config.train
-    if not train.uses_ibot:
+    if not (train.uses_ibot or train.uses_jepa):
         return
-    high = train.ibot.mask_ratio[1]
+    loss, masking = "jepa" if train.uses_jepa else "ibot", train.masking
     if not sum(compared_counts(train, 2 * train.microbatch_size, num_patches)):
         raise UserError(
-            f"train.ibot masks nothing: {2 * train.microbatch_size} crops a microbatch × probability"
-            f" {train.ibot.mask_probability}, ratio up to {high} of {num_patches} patches",
-            hint="raise mask_probability or mask_ratio, or set train.ibot.weight=0",
+            f"train.{loss} masks nothing: {2 * train.microbatch_size} crops a microbatch × probability"
+            f" {masking.mask_probability}, ratio up to {masking.mask_ratio[1]} of {num_patches} patches",
+            hint=f"raise mask_probability or mask_ratio, or set train.{loss}.weight=0",
         )
 
 
@@ -193,7 +200,7 @@ class DeviceMemory:
     num_ranks: int
     parameters: int
     frozen_parameters: int
-    """Of the teacher to distil."""
+    """Of the teacher to distil and of the Gram teacher."""
     state_bytes: int
     """Copies of the parameters, or this rank's shards of them."""
     gathered_bytes: int
@@ -213,7 +220,7 @@ class DeviceMemory:
         copies = "5 float32 copies (student, gradient, two moments, teacher)"
         text = f"{self.parameters / 1e6:.1f} M parameters × {copies}"
         if self.frozen_parameters:
-            text += f" + {self.frozen_parameters / 1e6:.1f} M of the frozen teacher"
+            text += f" + {self.frozen_parameters / 1e6:.1f} M of frozen teachers"
         if self.parallel == "fsdp":
             text += f" ÷ {self.num_ranks} ranks + {self.gathered_bytes / _GIB:.1f} GiB gathered"
         if self.kept_bytes:
@@ -235,17 +242,19 @@ def device_memory(
     U is the largest block: two are gathered at once, beside the gradient of one and its float32 copy on the
     way to the others. H is what is gathered throughout a pass: embeddings and heads in float32, their
     gradient and its copy. Deterministic mode keeps one more gradient a microbatch (ddp) or a second shard of
-    the gradient (fsdp). A frozen teacher counts once among the copies.
+    the gradient (fsdp). A frozen teacher and the Gram teacher count once among the copies.
     """
-    parameters = _num_parameters(network)
+    parameters, frozen_parameters = _num_parameters(network), _num_parameters(frozen)
+    if config.train.gram.weight > 0:
+        frozen_parameters += _num_parameters(network.backbone)
     sharded = config.train.parallel == "fsdp" and num_ranks > 1
-    copies = _FLOAT32 * (_COPIES * parameters + _num_parameters(frozen))
+    copies = _FLOAT32 * (_COPIES * parameters + frozen_parameters)
     microbatches_each = -(-config.train.num_microbatches // num_ranks)
     return DeviceMemory(
         config.train.parallel if sharded else "ddp",
         num_ranks,
         parameters,
-        _num_parameters(frozen),
+        frozen_parameters,
         -(-copies // num_ranks) if sharded else copies,
         _gathered_bytes(network) if sharded else 0,
         _kept_bytes(config, parameters, num_ranks if sharded else 1, microbatches_each),

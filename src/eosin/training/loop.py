@@ -80,9 +80,12 @@ class Trainer:
             depth=backbone.depth,
             device=world.device,
         )
+        gram = config.train.gram
         self._crops = MultiCrop(
-            config.augment, seed=config.seed, patch_px=config.patches.patch_px, device=world.device
-        )
+            config.augment, seed=config.seed, patch_px=config.patches.patch_px, device=world.device,
+            clean_px=config.augment.global_px * gram.px_multiplier if gram.weight > 0 else None,
+            clean_from=gram.start_step,
+        )  # fmt: skip
 
     def resume(self, store: Store) -> ReachedStep:
         """Take the newest whole checkpoint, if there is one, on every rank."""
@@ -174,7 +177,7 @@ class Trainer:
             pixels = to_device(torch.as_tensor(batch.pixels[rows]), self.world.device)
             crops = self._crops(pixels, step, [request.index for request in batch.requests[rows]])
             microbatches[microbatch] = self._maker.make(
-                step, microbatch, crops.global_crops, crops.local_crops
+                step, microbatch, crops.global_crops, crops.local_crops, crops.clean_crops
             )
         return microbatches
 

@@ -22,6 +22,7 @@ from eosin.observability import RunLog
 from eosin.process import Closing
 from eosin.training.check import flops_per_image
 from eosin.training.collapse import CollapseWatch, RollingSample, signals_of
+from eosin.training.engine.dense_health import NAMES as DENSE_HEALTH
 from eosin.training.engine.step import Learner, StepResult
 from eosin.training.world import World
 
@@ -183,6 +184,8 @@ class Progress:
         signals = {"teacher_entropy": result.teacher_entropy}
         if result.center_norm is not None:
             signals["center_norm"] = result.center_norm
+        if result.dense_health is not None:
+            signals |= dict(zip(DENSE_HEALTH, result.dense_health.tolist(), strict=True))
         rows = self._sample.rows()
         return signals if rows is None else signals | signals_of(rows)
 

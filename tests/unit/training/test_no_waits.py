@@ -17,6 +17,7 @@ from eosin.models.drop_path import Layout, pack_drops
 from eosin.observability import RunLog
 from eosin.training.engine import step as engine
 from eosin.training.engine.microbatch import batch_indices
+from eosin.training.engine.objective import TERMS
 from eosin.training.loop import Trainer
 from eosin.training.world import World
 from tests.support.training_run import ArraySource, tiny_config
@@ -28,6 +29,8 @@ KINDS: list[dict[str, Any]] = [
     {"pack": False, "model": {"drop_path": 0.1}, "activation_checkpointing": True},
     {"dino": {"centering": "softmax"}, "kde": {"weight": 0.05}, "koleo": {"weight": 0.0}},
     {"deterministic": True},
+    {"gram": {"weight": 1.0, "px_multiplier": 2}, "paka": {"weight": 1.0}},
+    {"jepa": {"weight": 1.0}, "ibot": {"weight": 0.0}},
 ]
 
 
@@ -60,7 +63,7 @@ def test_crops_masks_and_a_step_are_launched_whole(
     numbers = launched.numbers
     assert isinstance(numbers, NeverArrives)
     num_microbatches, has_centre = config.train.num_microbatches, config.train.centering == "softmax"
-    assert numbers.values.shape == (7 + 2 * num_microbatches + len(launched.norms) + has_centre,)
+    assert numbers.values.shape == (len(TERMS) + 2 + 2 * num_microbatches + len(launched.norms) + has_centre,)
     assert launched.norms.keys() == run.learner.student.submodules().keys()
 
 

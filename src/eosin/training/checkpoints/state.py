@@ -125,7 +125,7 @@ def _begin_copy(value: Tensor) -> Tensor:
 
 
 def live_parts(learner: Learner) -> Parts:
-    """References to every tensor of the state, by part: student, teacher, optimizer, loss."""
+    """References to every tensor of the state, by part: student, teacher, gram, optimizer, loss."""
     prepare_moments(learner, 0)
     centers = {"dino_center": learner.centers.dino}
     if learner.centers.ibot is not None:
@@ -137,9 +137,11 @@ def live_parts(learner: Learner) -> Parts:
         for name, parameter in _trained(learner)
         for moment in _MOMENTS
     }
+    gram = {} if learner.gram is None else {"gram": dict(learner.gram.state_dict())}
     return {
         "student": dict(learner.student.state_dict()),
         "teacher": dict(learner.teacher.state_dict()),
+        **gram,
         "optimizer": moments,
         LOSS_PART: centers,
     }

@@ -17,18 +17,20 @@ import torch
 from torch import Tensor
 
 from eosin.config import RunConfig
-from eosin.config.train import IbotConfig, TrainConfig
+from eosin.config.train import IbotConfig, JepaConfig, TrainConfig
 from eosin.models.device import to_device
 from eosin.models.drop_path import KEEP_ALL, DropPath, draw_drop_path
 
 _MIN_BLOCK_PATCHES = 4
 _MIN_ASPECT = 0.3
+_JEPA_MIN_ASPECT = 0.75
 _ATTEMPTS = 10
 
 Mask = npt.NDArray[np.bool_]
+Masking = IbotConfig | JepaConfig
 
 
-def mask_counts(config: IbotConfig, num_crops: int, num_patches: int) -> list[int]:
+def mask_counts(config: Masking, num_crops: int, num_patches: int) -> list[int]:
     """How many patches of each masked crop are hidden, for one microbatch of `num_crops` crops.
 
     The ratio range is cut into as many strata as there are masked crops, and each takes its stratum's
@@ -42,19 +44,20 @@ def mask_counts(config: IbotConfig, num_crops: int, num_patches: int) -> list[in
 
 def compared_counts(config: TrainConfig, num_crops: int, num_patches: int) -> list[int]:
     """How many patches of each global crop go through the patch head, for crops that have any."""
-    if not config.uses_ibot:
+    if not (config.uses_ibot or config.uses_jepa):
         return []
     if not config.hides_patches:
         return [num_patches] * num_crops
-    return mask_counts(config.ibot, num_crops, num_patches)
+    return mask_counts(config.masking, num_crops, num_patches)
 
 
-def draw_masks(config: IbotConfig, num_crops: int, grid: int, rng: np.random.Generator) -> Mask:
+def draw_masks(config: Masking, num_crops: int, grid: int, rng: np.random.Generator) -> Mask:
     """bool [num_crops, grid²], row-major; the total number of True is the same for every draw."""
     masks = np.zeros((num_crops, grid, grid), dtype=bool)
     counts = mask_counts(config, num_crops, grid * grid)
+    scale = config.block_scale if isinstance(config, JepaConfig) else None
     for crop, count in zip(rng.permutation(num_crops), counts, strict=False):
-        masks[crop] = draw_mask(count, grid, rng)
+        masks[crop] = draw_mask(count, grid, rng, scale)
     return masks.reshape(num_crops, -1)
 
 
@@ -78,10 +81,15 @@ def find_masked(masks: Mask, device: torch.device) -> Masked:
     return Masked(*(to_device(array, device) for array in arrays))
 
 
-def draw_mask(count: int, grid: int, rng: np.random.Generator) -> Mask:
-    """bool [grid, grid] with exactly `count` True: blocks first (as BEiT), then single patches."""
+def draw_mask(
+    count: int, grid: int, rng: np.random.Generator, scale: tuple[float, float] | None = None
+) -> Mask:
+    """bool [grid, grid] with exactly `count` True: blocks first, then single patches.
+
+    Blocks are of any size from four patches on (BEiT), or a share of the grid within `scale` (I-JEPA).
+    """
     numbers = _uniforms(rng)
-    hidden = _draw_blocks(count, grid, numbers)
+    hidden = _draw_blocks(count, grid, numbers, scale)
     packed = np.frombuffer(hidden.to_bytes(grid * grid // 8 + 1, "little"), np.uint8)
     mask = np.unpackbits(packed, count=grid * grid, bitorder="little").astype(bool)
     free = np.flatnonzero(~mask)
@@ -95,22 +103,29 @@ def _uniforms(rng: np.random.Generator) -> Iterator[float]:
         yield from rng.random(64).tolist()
 
 
-def _draw_blocks(most: int, grid: int, numbers: Iterator[float]) -> int:
+def _draw_blocks(most: int, grid: int, numbers: Iterator[float], scale: tuple[float, float] | None) -> int:
     """Patches that rectangles hide, at most `most`; bit i is patch i, since a host draws these by the
     thousand while a GPU waits, and on integers that is several times as fast as on arrays."""
     hidden = 0
     while (missing := most - hidden.bit_count()) > 0:
-        block = next((b for _ in range(_ATTEMPTS) if (b := _block(hidden, missing, grid, numbers))), 0)
+        blocks = (_block(hidden, missing, grid, numbers, scale) for _ in range(_ATTEMPTS))
+        block = next(filter(None, blocks), 0)
         if not block:
             break
         hidden |= block
     return hidden
 
 
-def _block(hidden: int, most: int, grid: int, numbers: Iterator[float]) -> int:
+def _block(
+    hidden: int, most: int, grid: int, numbers: Iterator[float], scale: tuple[float, float] | None
+) -> int:
     """A rectangle that hides between 1 and `most` patches beside `hidden`; 0 if it would not."""
-    area = _MIN_BLOCK_PATCHES + next(numbers) * max(most - _MIN_BLOCK_PATCHES, 0)
-    aspect = math.exp((1.0 - 2.0 * next(numbers)) * math.log(_MIN_ASPECT))
+    if scale is None:
+        area = _MIN_BLOCK_PATCHES + next(numbers) * max(most - _MIN_BLOCK_PATCHES, 0)
+    else:
+        area = min((scale[0] + next(numbers) * (scale[1] - scale[0])) * grid * grid, most)
+    least = _MIN_ASPECT if scale is None else _JEPA_MIN_ASPECT
+    aspect = math.exp((1.0 - 2.0 * next(numbers)) * math.log(least))
     height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if not (0 < height < grid and 0 < width < grid):
         return 0
@@ -141,6 +156,8 @@ class Microbatch:
     local_drop: DropPath = KEEP_ALL
     masked: Masked | None = None
     """Where `masks` is True; found, at the price of a wait for the device, where it is not given."""
+    clean_crops: Tensor | None = None
+    """[2, n, 3, m G, m G]: the global crops for the Gram teacher, with colours as they are."""
 
     def __post_init__(self) -> None:
         if self.masks is not None and self.masked is None:
@@ -162,12 +179,14 @@ def blank_microbatch(config: RunConfig, patch_size: int, device: torch.device) -
     """A microbatch of black patches with nothing masked, for a rank that has no microbatch to run."""
     size, augment = config.train.microbatch_size, config.augment
     masks = np.zeros((2 * size, (augment.global_px // patch_size) ** 2), dtype=bool)
-    uses_ibot = config.train.uses_ibot
+    masked = config.train.uses_ibot or config.train.uses_jepa
+    clean_px = augment.global_px * config.train.gram.px_multiplier if config.train.gram.weight > 0 else 0
     return Microbatch(
         torch.zeros(2, size, 3, augment.global_px, augment.global_px, device=device),
         torch.zeros(augment.num_local, size, 3, augment.local_px, augment.local_px, device=device),
-        to_device(masks, device) if uses_ibot else None,
-        masked=find_masked(masks, device) if uses_ibot else None,
+        to_device(masks, device) if masked else None,
+        masked=find_masked(masks, device) if masked else None,
+        clean_crops=torch.zeros(2, size, 3, clean_px, clean_px, device=device) if clean_px else None,
     )
 
 
@@ -181,13 +200,20 @@ class MicrobatchMaker:
         self._depth = depth
         self._device = device
 
-    def make(self, step: int, microbatch: int, global_crops: Tensor, local_crops: Tensor) -> Microbatch:
+    def make(
+        self,
+        step: int,
+        microbatch: int,
+        global_crops: Tensor,
+        local_crops: Tensor,
+        clean_crops: Tensor | None = None,
+    ) -> Microbatch:
         """The microbatch of `global_crops` [2, n, 3, G, G] and `local_crops` [num_local, n, 3, L, L]."""
         drops = self._rng(_DROP_PATH, step, microbatch)
         masks, masked = self._masks(step, microbatch, 2 * global_crops.shape[1])
         global_drop = self._drop_path(2 * global_crops.shape[1], drops)
         local_drop = self._drop_path(local_crops.shape[0] * local_crops.shape[1], drops)
-        return Microbatch(global_crops, local_crops, masks, global_drop, local_drop, masked)
+        return Microbatch(global_crops, local_crops, masks, global_drop, local_drop, masked, clean_crops)
 
     def _drop_path(self, num_crops: int, rng: np.random.Generator) -> DropPath:
         model = self._config.model
@@ -196,13 +222,13 @@ class MicrobatchMaker:
         )
 
     def _masks(self, step: int, microbatch: int, num_crops: int) -> tuple[Tensor | None, Masked | None]:
-        if not self._config.train.uses_ibot:
+        if not (self._config.train.uses_ibot or self._config.train.uses_jepa):
             return None, None
         if not self._config.train.hides_patches:
             hidden = np.zeros((num_crops, self._grid**2), dtype=bool)
             return to_device(hidden, self._device), find_masked(~hidden, self._device)
         masks = draw_masks(
-            self._config.train.ibot, num_crops, self._grid, self._rng(_MASKS, step, microbatch)
+            self._config.train.masking, num_crops, self._grid, self._rng(_MASKS, step, microbatch)
         )
         return to_device(masks, self._device), find_masked(masks, self._device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from eosin.config.train import TrainConfig
-from eosin.models.backbone import CropGroup
-from eosin.models.frozen_teacher import FrozenTeacher
+from eosin.models.backbone import Backbone, CropGroup
+from eosin.models.frozen_teacher import FrozenTeacher, resample_grid
 from eosin.models.network import Network, ProjectionHead
+from eosin.training.engine.dense_health import dense_health
 from eosin.training.engine.microbatch import Masked, Microbatch
 from eosin.training.engine.parallel import let_go
 from eosin.training.losses.cross_entropy import (
@@ -24,10 +26,13 @@ from eosin.training.losses.cross_entropy import (
     ibot_sum,
     sinkhorn_shifts,
 )
+from eosin.training.losses.gram import gram_distance
+from eosin.training.losses.jepa import jepa_sum, jepa_targets
+from eosin.training.losses.kernel_alignment import kernel_misalignment
 from eosin.training.losses.uniformity import kde, koleo
 from eosin.training.world import World
 
-TERMS = ("dino_local", "dino_global", "ibot", "koleo", "kde")
+TERMS = ("dino_local", "dino_global", "ibot", "koleo", "kde", "gram", "paka", "jepa")
 
 
 @dataclass
@@ -45,6 +50,12 @@ class TeacherViews(NamedTuple):
     """[2, n, d] bottleneck features of the global views."""
     patches: Tensor
     """[masked, d] of the patches that are compared."""
+    dense: Tensor | None
+    """[2 n, patches, d] of all patches behind the head of patch kernel alignment."""
+    hidden: Tensor | None
+    """float32 [masked, dim]: what I-JEPA's predictor is to say of the patches that are hidden."""
+    health: Tensor | None
+    """float32 [2], as `dense_health` gives it, of the first microbatch."""
     features: Tensor
     """[2, n, dim] class tokens before the head; the student's where it learns from a frozen teacher."""
 
@@ -66,6 +77,10 @@ class Targets:
     ibot: Prototypes
     views: dict[int, TeacherViews]
     spanning: SpanningSets | None = None
+    gram: Backbone | None = None
+    """The Gram teacher; None where it does not teach."""
+    aligns: bool = False
+    """Whether patch kernels are aligned in this step."""
 
     def is_finite(self, microbatch: int) -> Tensor:
         """Whether the teacher's features of a microbatch are: bool [], on their device."""
@@ -110,7 +125,7 @@ class Objective:
         uses_ibot = centers.ibot is not None
         passes = {**microbatches, **(surplus or {})}
         views = {
-            microbatch: _teacher_views(teacher, passes[microbatch], uses_ibot, frozen)
+            microbatch: self._teacher_views(teacher, microbatch, passes[microbatch], frozen)
             for microbatch in passes
         }
         dino = SinkhornProblem(
@@ -128,10 +143,30 @@ class Objective:
         ]
         return Targets(settled[0], settled[-1] if uses_ibot else ibot.prototypes, views)
 
+    def _teacher_views(
+        self, teacher: Network, index: int, microbatch: Microbatch, frozen: FrozenTeacher | None
+    ) -> TeacherViews:
+        size, masked = microbatch.global_crops.shape[:2], microbatch.masked
+        crops = microbatch.global_crops.flatten(0, 1)
+        tokens = teacher.backbone(crops) if frozen is None else frozen(crops)
+        num_prefix_tokens = teacher.backbone.num_prefix_tokens if frozen is None else 1
+        classes, dense = tokens[:, 0], tokens[:, num_prefix_tokens:]
+        views = teacher.dino_head(classes).view(*size, -1)
+        hidden = None if masked is None else _masked_tokens(tokens, num_prefix_tokens, masked)
+        ibot = hidden is not None and self._config.uses_ibot
+        return TeacherViews(
+            views,
+            teacher.patch_head(hidden) if ibot else views.new_zeros(0, views.shape[-1]),
+            None if teacher.paka_head is None else teacher.paka_head(dense),
+            jepa_targets(hidden) if hidden is not None and self._config.uses_jepa else None,
+            dense_health(classes, dense) if index == 0 and frozen is None else None,
+            classes.view(*size, -1),
+        )
+
     def microbatch_terms(
         self, student: Network, index: int, microbatch: Microbatch, targets: Targets
     ) -> Tensor:
-        """This microbatch's share of every term in `TERMS` and of the teacher's entropy, float32 [6].
+        """This microbatch's share of every term in `TERMS` and of the teacher's entropy, float32 [9].
 
         Shares add up over the microbatches of all ranks to the batch's loss, weights and means included.
         """
@@ -152,11 +187,32 @@ class Objective:
         local_pairs, crossed = (dino[:2] / (num_pairs * config.batch_size)).unbind()
         entropy = dino[2] / (2 * config.batch_size)
         ibot = self._ibot(student, index, tokens, microbatch, targets)
+        patches = tokens[:, student.backbone.num_prefix_tokens :]
         if config.distill is not None:  # what is trained is watched, not what never changes
-            targets.views[index] = targets.views[index]._replace(features=views.detach())
-        return torch.stack(
-            [local_pairs, crossed, ibot, *self._uniformity(index, views, targets.spanning), entropy]
-        )
+            health = dense_health(tokens[:, 0], patches) if index == 0 else None
+            targets.views[index] = targets.views[index]._replace(features=views.detach(), health=health)
+        uniformity = self._uniformity(index, views, targets.spanning)
+        dense = self._dense_terms(student, patches, microbatch, targets.views[index], targets)
+        return torch.stack([local_pairs, crossed, ibot, *uniformity, *dense, entropy])
+
+    def _dense_terms(
+        self, student: Network, patches: Tensor, microbatch: Microbatch, views: TeacherViews, targets: Targets
+    ) -> list[Tensor]:
+        """This microbatch's share of the terms on dense features; the student's `patches` [2 n, N, dim]."""
+        config, terms = self._config, [patches.new_zeros((), dtype=torch.float32)] * 3
+        if targets.gram is not None and microbatch.clean_crops is not None:
+            with torch.no_grad():
+                seen = targets.gram(microbatch.clean_crops.flatten(0, 1))
+            theirs = seen[:, targets.gram.num_prefix_tokens :]
+            theirs = resample_grid(theirs, math.isqrt(patches.shape[1]), antialias=False)
+            terms[0] = config.gram.weight * gram_distance(patches, theirs)
+        if student.paka_head is not None and views.dense is not None:
+            ours = student.paka_head(student.for_heads(patches))
+            terms[1] = config.paka.weight * targets.aligns * kernel_misalignment(ours, views.dense)
+        if student.predictor is not None and microbatch.masked is not None and views.hidden is not None:
+            predicted = student.predictor(patches).flatten(0, 1).index_select(0, microbatch.masked.places)
+            terms[2] = config.jepa.weight * jepa_sum(predicted, views.hidden, microbatch.masked.weights)
+        return [term / (2 * config.batch_size) for term in terms]
 
     def spanning_sets(self, student: Network, microbatches: Mapping[int, Microbatch]) -> SpanningSets | None:
         """Settle uniformity terms where a microbatch is no whole number of sets; None where all are.
@@ -213,7 +269,7 @@ class Objective:
     def _ibot(
         self, student: Network, index: int, tokens: Tensor, microbatch: Microbatch, targets: Targets
     ) -> Tensor:
-        if microbatch.masked is None:
+        if microbatch.masked is None or not self._config.uses_ibot:
             return tokens.new_zeros((), dtype=torch.float32)
         hidden = _masked_tokens(tokens, student.backbone.num_prefix_tokens, microbatch.masked)
         prototypes = Prototypes(student.patch_head.last_layer.weight(), self._config.dino.student_temperature)
@@ -252,22 +308,6 @@ class Objective:
 def _packing_gains(config: TrainConfig, device: torch.device) -> bool:
     """On a GPU, and where every pass gathers the blocks; the same for any strategy in deterministic mode."""
     return device.type != "cpu" or config.parallel == "fsdp" or config.deterministic
-
-
-def _teacher_views(
-    teacher: Network, microbatch: Microbatch, uses_ibot: bool, frozen: FrozenTeacher | None
-) -> TeacherViews:
-    size = microbatch.global_crops.shape[:2]
-    crops = microbatch.global_crops.flatten(0, 1)
-    tokens = teacher.backbone(crops) if frozen is None else frozen(crops)
-    num_prefix_tokens = teacher.backbone.num_prefix_tokens if frozen is None else 1
-    classes = tokens[:, 0]
-    views = teacher.dino_head(classes).view(*size, -1)
-    if uses_ibot and microbatch.masked is not None:
-        patches = teacher.patch_head(_masked_tokens(tokens, num_prefix_tokens, microbatch.masked))
-    else:
-        patches = views.new_zeros(0, views.shape[-1])
-    return TeacherViews(views, patches, classes.view(*size, -1))
 
 
 def _masked_tokens(tokens: Tensor, num_prefix_tokens: int, masked: Masked) -> Tensor:

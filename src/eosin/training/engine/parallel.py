@@ -22,6 +22,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from eosin.config.train import TrainConfig
+from eosin.models.backbone import Backbone
 from eosin.models.frozen_teacher import FrozenTeacher
 from eosin.models.network import Network, ProjectionHead
 from eosin.training.engine.load_balance import Stopwatch
@@ -32,15 +33,15 @@ _CLIP_EPS = 1e-6
 
 
 def parallelize(
-    student: Network, teacher: Network, config: TrainConfig, world: World, frozen: FrozenTeacher | None = None
+    student: Network, teacher: Network, config: TrainConfig, world: World, *frozen: FrozenTeacher | Backbone
 ) -> Replicated | Sharded:
     """Put all networks on this rank's device as `config.parallel` says.
 
     A world of one without a process group has nothing to shard with, and nothing to gain.
     """
     if config.parallel == "fsdp" and dist.is_initialized():
-        return Sharded(student, teacher, config, world, frozen)
-    for network in filter(None, (student, teacher, frozen)):
+        return Sharded(student, teacher, world, *frozen)
+    for network in (student, teacher, *frozen):
         network.to(world.device)
     return Replicated(student, world)
 
@@ -144,9 +145,8 @@ class Sharded:
         self,
         student: Network,
         teacher: Network,
-        config: TrainConfig,
         world: World,
-        frozen: FrozenTeacher | None,
+        *frozen: FrozenTeacher | Backbone,
     ) -> None:
         self._student = student
         self._world = world
@@ -155,8 +155,8 @@ class Sharded:
         mesh = init_device_mesh(world.device.type, (world.size,))
         for network in (student, teacher):
             _shard(network, mesh, keeps_roots=network is student)
-        if frozen is not None:
-            _cut(mesh, *frozen.vit.blocks, frozen)
+        for backbone in frozen:
+            _cut(mesh, *backbone.vit.blocks, backbone)
 
     def passes(self) -> list[int | None]:
         """Own microbatches, then surplus passes (None); in deterministic mode all ranks', in order."""
@@ -224,7 +224,8 @@ def _shard(network: Network, mesh: DeviceMesh, *, keeps_roots: bool) -> None:
     """
     _cut(mesh, *network.backbone.vit.blocks)
     roots = [part for head in _heads(network) for part in (head.last_layer, head.mlp)]
-    _cut(mesh, network.backbone, *roots, *filter(None, [network.adapter]), keeps=keeps_roots)
+    others = filter(None, (network.adapter, network.paka_head, network.predictor))
+    _cut(mesh, network.backbone, *roots, *others, keeps=keeps_roots)
     for head in _heads(network):
         register_fsdp_forward_method(head.last_layer, "weight")
     for module in network.modules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eosin.config import RunConfig
+from eosin.models.backbone import Backbone
 from eosin.models.frozen_teacher import FrozenTeacher
 from eosin.models.network import HEADS, Network, speed_up, teacher_of
 from eosin.training.engine.microbatch import Microbatch, blank_microbatch
@@ -43,6 +45,8 @@ class StepResult:
     values: StepValues
     teacher_features: Tensor | None = None
     """[rows, dim] class tokens of this rank's first global views, before the head; not the same on all."""
+    dense_health: Tensor | None = None
+    """As `dense_health` gives it, of the first microbatch, on the rank that has it."""
     center_norm: float | None = None
     """Length of the mean teacher logits, where softmax centring keeps it."""
     wants_snapshot: bool = False
@@ -81,6 +85,7 @@ class Launched(NamedTuple):
     """The terms, flags of what is not finite, whether a snapshot is wanted, the norms, and the centre's where
     one is kept."""
     features: Tensor | None
+    health: Tensor | None
 
 
 class Learner:
@@ -98,11 +103,13 @@ class Learner:
         self.world = world
         self.config = config.train
         self.student = student.train()
-        self.student.backbone.mask_token.requires_grad_(config.train.uses_ibot)
+        self.student.backbone.mask_token.requires_grad_(config.train.uses_ibot or config.train.uses_jepa)
         self.teacher = teacher_of(self.student if teacher is None else teacher)
         self._blank = blank_microbatch(config, student.backbone.patch_size, world.device)
         self.frozen = frozen
-        self.strategy = parallelize(self.student, self.teacher, config.train, world, frozen)
+        self.gram = copy.deepcopy(self.teacher.backbone) if config.train.gram.weight > 0 else None
+        fixed = [each for each in (frozen, self.gram) if each is not None]
+        self.strategy = parallelize(self.student, self.teacher, config.train, world, *fixed)
         for network in (self.student, self.teacher):
             speed_up(network, config.train)
         self.objective = Objective(config.train, world)
@@ -129,20 +136,35 @@ class Learner:
         `wants_snapshot`: tell all ranks that this one must have a snapshot after the step.
         """
         values = self.schedules.at(step)
+        gram = self._gram_teacher(step)
         surplus = dict.fromkeys(self._surplus(len(microbatches)), self._blank)
         with self._autocast():
             targets = self.objective.targets(
                 self.teacher, microbatches, self.centers, values.teacher_temperature, surplus, self.frozen
             )
             spanning = self.objective.spanning_sets(self.student, {**microbatches, **surplus})
-            targets = replace(targets, spanning=spanning)
+            paka = self.config.paka.weight > 0 and step >= self.config.paka.start_step
+            targets = replace(targets, spanning=spanning, gram=gram, aligns=paka)
         terms = self._share_terms(self._accumulate(microbatches, targets), targets, wants_snapshot)
         norms = self.strategy.gradient_norms()
         features = [targets.views[microbatch].features[0] for microbatch in microbatches]
         numbers = torch.cat([terms, torch.stack(list(norms.values())), self._center_norm()])
         return Launched(
             step, values, norms, Numbers(numbers), torch.cat(features) if features else None,
+            targets.views[0].health if 0 in microbatches else None,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def _gram_teacher(self, step: int) -> Backbone | None:
+        """The Gram teacher of step `step`, made a copy of the teacher where that is due; None before its
+        first."""
+        if self.gram is None or step < self.config.gram.start_step:
+            return None
+        if self.config.gram.is_refresh(step):
+            pairs = zip(self.gram.parameters(), self.teacher.backbone.parameters(), strict=True)
+            for own, theirs in pairs:
+                local(own).copy_(local(theirs))
+        return self.gram
 
     def settle(self, launched: Launched) -> StepResult:
         """Wait for the gradients, judge them and move the parameters; raises as `step` does."""
@@ -156,7 +178,8 @@ class Learner:
         *parts, entropy = terms
         return StepResult(
             sum(parts), dict(zip(TERMS, parts, strict=True)), entropy, norms, launched.values,
-            launched.features, None if self.config.centering == "sinkhorn" else numbers[-1],
+            launched.features, launched.health,
+            None if self.config.centering == "sinkhorn" else numbers[-1],
             wants_snapshot=numbers[_num_shared(self.world.num_microbatches) - 1] > 0,
         )  # fmt: skip
 
@@ -196,8 +219,8 @@ class Learner:
         (share[: len(TERMS)].sum() * 0.0).backward()
 
     def _share_terms(self, terms: Mapping[int, Tensor], targets: Targets, wants_snapshot: bool) -> Tensor:
-        """Σ over microbatches of the terms [6], flags [2 × microbatches] of those that are not finite, and
-        how many are of ranks that want a snapshot [1].
+        """Σ over microbatches of the terms and the entropy, flags [2 × microbatches] of those that are not
+        finite, and how many are of ranks that want a snapshot [1].
 
         First those whose teacher features are not: one spoils every microbatch's targets.
         """
