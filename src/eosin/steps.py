@@ -42,6 +42,7 @@ from eosin.records import (
 from eosin.runs import change_course, dated, load_pin, load_run, pin_index, prepare_run
 from eosin.step_process import as_step, in_pod, publish_silent_failure
 from eosin.storage import join_uri, open_store
+from eosin.trackers import send_results
 
 if TYPE_CHECKING:
     from eosin.evaluation.curate import CurateRequest
@@ -502,7 +503,9 @@ def summarize(run_uri: str) -> SummaryResult:
     from eosin.summary.summarize import summarize as write_report
 
     with RunLog("summarize", open_store(run_uri)) as log:
-        return write_report(run_uri, log=log)
+        result = write_report(run_uri, log=log)
+        send_results(open_store(run_uri), load_run(run_uri), result.headline, log)
+        return result
 
 
 def copy_report(run_uri: str, path: str) -> str:

@@ -42,6 +42,7 @@ _NOT_IDENTITY: tuple[tuple[str, ...], ...] = (
     ("train", "peak_tflops"),
     ("train", "snapshot_every_steps"),
     ("train", "tensorboard"),
+    ("train", "trackers"),
     ("evaluate", "batch_size"),
 )
 

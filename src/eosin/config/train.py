@@ -317,6 +317,9 @@ class TrainConfig(Section):
     """A line goes to the log every so many steps."""
     tensorboard: bool = False
     """Write TensorBoard's files too, under the run's tensorboard/; needs eosin[tensorboard]."""
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Tell Weights & Biases or MLflow of configuration, curves, report and teacher; needs eosin[wandb] or
+    eosin[mlflow], and the environment says where to (docs/how-to/training.md)."""
     peak_tflops: float | None = Field(default=None, gt=0)
     """What a worker's device could do, for `mfu` of the log; None: its matrix rate, measured at the start."""
 

@@ -20,6 +20,7 @@ from eosin.layout import RunLayout
 from eosin.models.flops import measure_matrix_rate
 from eosin.observability import RunLog
 from eosin.process import Closing
+from eosin.trackers import Tracker, open_trackers
 from eosin.training.check import flops_per_image
 from eosin.training.collapse import CollapseWatch, RollingSample, signals_of
 from eosin.training.engine.dense_health import NAMES as DENSE_HEALTH
@@ -130,7 +131,7 @@ class Progress:
             num_prototypes=config.model.dino_head.num_prototypes,
             first_step=config.train.collapse_first_step,
         )
-        self._sinks: list[TensorBoardWriter | _Gauges] = []
+        self._sinks: list[TensorBoardWriter | _Gauges | Tracker] = []
         if world.rank == 0:
             self._flops = flops_per_image(config, learner.student)
             self._peak = _peak_flops(config, world.device)
@@ -262,10 +263,9 @@ class _Gauges:
         self._server.server_close()
 
 
-def _open_sinks(config: RunConfig, log: RunLog, start: int) -> list[TensorBoardWriter | _Gauges]:
-    sinks: list[TensorBoardWriter | _Gauges] = (
-        [TensorBoardWriter(log, start)] if config.train.tensorboard else []
-    )
+def _open_sinks(config: RunConfig, log: RunLog, start: int) -> list[TensorBoardWriter | _Gauges | Tracker]:
+    sinks: list[TensorBoardWriter | _Gauges | Tracker] = [*open_trackers(config, log)]
+    sinks += [TensorBoardWriter(log, start)] if config.train.tensorboard else []
     port = os.environ.get(METRICS_PORT, "")
     try:
         if port.isdigit():
