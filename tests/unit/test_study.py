@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from eosin import study
 from eosin.config import RunConfig
@@ -206,3 +207,33 @@ def test_half_a_study_still_gives_a_report_that_says_what_is_missing(uri: str) -
 def test_no_study_no_report(uri: str) -> None:
     with pytest.raises(UserError, match="no study at"):
         report_study(uri, log=RunLog("test"))
+
+
+def test_odcorr_is_set_against_accuracy_over_the_models_of_all_runs(uri: str) -> None:
+    made = study.plan_study(uri, config(), "slides", [0.1, 0.5, 1.0])
+    odcorr, accuracy = [0.5, 0.41, 0.33, 0.3, 0.22, 0.24], [0.41, 0.52, 0.5, 0.61, 0.7, 0.62]
+    figures = iter(zip(odcorr, accuracy, strict=True))
+
+    def put(place: int, name: str, step: int, digest: str, x: float, y: float) -> None:
+        for task, metric, value in (("heldout", "odcorr", x), ("knn", "balanced_accuracy", y)):
+            record = MetricRecord(
+                model=name, step=step, task=task, kind="knn", status="ok", model_digest=digest,
+                metrics={metric: MetricValue.of([value], higher_is_better=metric != "odcorr")},
+            )  # fmt: skip
+            open_store(made.variants[place].run).put(
+                RunLayout.metric(record_key(name), task), record.to_json()
+            )
+
+    for place in range(3):
+        put(place, RANDOM_INIT, 0, "the same in all", 0.6, 0.3)
+        for step in (10, 20):
+            put(place, model_name(step), step, f"{place} {step}", *next(figures))
+    report_study(uri, log=RunLog("test"))
+    found = stats.pearsonr([0.6, *odcorr], [0.3, *accuracy])
+    low, high = found.confidence_interval(0.95)
+    told = f"knn, r = −{abs(found.statistic):.3f} (−{abs(low):.3f} to −{abs(high):.3f}), over 7 models"
+    document = json.loads(open_store(uri).get(RunLayout.SUMMARY_JSON))
+    assert document["correlations"] == [f"ODCorr against balanced accuracy, {told}"]
+    page = open_store(uri).get(RunLayout.SUMMARY_HTML).decode()
+    assert "Label-free figures against accuracy" in page and f"r = −{abs(found.statistic):.3f}" in page
+    assert told in open_store(uri).get(RunLayout.SUMMARY_MD).decode()

@@ -149,6 +149,12 @@ def _of_pair(
     return _of_record(found[0][1], wrong.get(pair, ""))
 
 
+def results_of_all(records: Sequence[MetricRecord]) -> list[Result]:
+    """Of records whose models have different names; those on other data than most are said to disagree."""
+    wrong = _of_other_data(records)
+    return [result for each in records for result in _of_record(each, wrong.get((each.model, each.task), ""))]
+
+
 def _of_record(record: MetricRecord, disagreement: str) -> list[Result]:
     if record.status == "failed" or not record.metrics:
         return [_empty(record.model, record.step, record.task, record.kind, "failed", record.reason)]

@@ -18,9 +18,9 @@ from eosin.runs import load_pin, load_run
 from eosin.storage import NotFound, Store, join_uri, open_store
 from eosin.summary import svg
 from eosin.summary.headline import SIGNIFICANT
-from eosin.summary.html import template
+from eosin.summary.html import scatter_charts, template
 from eosin.summary.names import metric_name, number
-from eosin.summary.results import metric_order
+from eosin.summary.results import metric_order, results_of_all
 
 SCHEMA_VERSION = 1
 _BEFORE = "before training"
@@ -83,6 +83,8 @@ class StudyReport:
     """(task, metric) of every figure that any run has."""
     charts: tuple[svg.Chart, ...] = ()
     curves: tuple[svg.Chart, ...] = ()
+    scatter: tuple[svg.Chart, ...] = ()
+    """RankMe and ODCorr against balanced accuracy over the models of all runs."""
     problems: tuple[str, ...] = field(default=())
 
     @property
@@ -135,7 +137,19 @@ def build_study_report(study_uri: str, store: Store) -> StudyReport:
         report,
         charts=_drawable(_chart(report, *pair) for pair in figures),
         curves=_drawable(_curves(report, *pair) for pair in figures),
+        scatter=tuple(scatter_charts(results_of_all(_models(runs)))),
     )
+
+
+def _models(runs: Iterable[VariantRun]) -> list[MetricRecord]:
+    """Records of every model that any run judged, each weight once a task, under names that differ."""
+    found: dict[tuple[str, ...], MetricRecord] = {}
+    for run in runs:
+        for record in run.records:
+            key = (record.model_digest or f"{run.variant.name} {record.model}", record.task)
+            named = record.model_copy(update={"model": f"{run.variant.name} {record.model}"})
+            found.setdefault(key, named)
+    return [record for record in found.values() if record.status == "ok"]
 
 
 def _drawable(charts: Iterable[svg.Chart]) -> tuple[svg.Chart, ...]:
@@ -278,9 +292,14 @@ def _to_json(report: StudyReport) -> bytes:
             }
             for run in report.runs
         ],
+        "correlations": [line for chart in report.scatter for line in _correlations(chart)],
         "problems": list(report.problems),
     }  # fmt: skip
     return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _correlations(chart: svg.Chart) -> list[str]:
+    return [f"{chart.title}, {series.name}, over {len(series.points)} models" for series in chart.series]
 
 
 def _figures(report: StudyReport, run: VariantRun) -> list[dict[str, Any]]:
@@ -303,6 +322,9 @@ def _to_markdown(report: StudyReport) -> str:
     for row in _rows(report):
         cells = (f"**{c['text']}**" if c["best"] else c["text"] for c in row["cells"])
         lines.append(f"| {row['task']} | {row['metric']} | {' | '.join(cells)} |")
+    if report.scatter:
+        found = (line for chart in report.scatter for line in _correlations(chart))
+        lines += ["", "## Label-free figures against accuracy", "", *(f"- {line}" for line in found)]
     if report.problems:
         lines += ["", "## Not there", "", *(f"- {' '.join(line.split())}" for line in report.problems)]
     return "\n".join(lines) + "\n"
