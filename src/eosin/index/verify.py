@@ -1,15 +1,14 @@
 """The guard against misread formats: one slide of each kind, held against what an independent reader shows.
 
 A reader that places tiles wrongly does so for all slides of a scanner and a layout, and says nothing. So of
-each vendor and layout the smallest usable slide is staged whole, and OpenSlide's picture of it (wsidicom's,
-for DICOM) is compared with the one that was made from the level that will be read.
+each vendor and layout the smallest usable slide is staged whole, and OpenSlide's pictures of it (wsidicom's,
+for DICOM) are compared with ours: the one that the mask was made from, and squares of every level.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 import cv2
 import numpy as np
@@ -17,14 +16,20 @@ import numpy.typing as npt
 from PIL import Image
 
 from eosin.errors import EosinError
+from eosin.index.other_reader import Place, pictures_by_another
 from eosin.index.rows import OK, SlideRow
 from eosin.layout import IndexLayout
-from eosin.slides.decode import over_white
+from eosin.slides.decode import decode_tile
+from eosin.slides.model import TILE_DTYPE, SlideHeader, TileTable
+from eosin.slides.region import fetch_tiles, parts_of_region
 from eosin.slides.staging import staged
+from eosin.slides.table import level_table
 from eosin.storage import NotFound, ObjectChanged, Store
 
 Pixels = npt.NDArray[np.uint8]
 _SIDE_PX = 96
+# Squares of a level, around tiles of many bytes and of fewer, compared so small that focus is no difference.
+_SQUARE_PX, _SMALL_PX, _RANKS = 512, 32, (1.0, 0.75, 0.5)
 # A larger slide is not worth its transfer: kinds of which all are larger stay unchecked, as `inspect` says.
 _LARGEST_BYTES = 2**30
 # Mean difference of two pictures of at most 96 px, in grey levels and as a share of the picture's contrast.
@@ -47,16 +52,26 @@ def chosen_to_verify(rows: Iterable[SlideRow]) -> list[SlideRow]:
 
 def disagreement(slides: Store, index: Store, row: SlideRow, stage_dir: str | None) -> str | None:
     """What an independent reader shows otherwise; empty where both agree, None where none reads the slide."""
+    header = row.header
     try:
-        data = index.get(IndexLayout.thumbnail(row.digest))
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as stored:
+        with Image.open(
+            io.BytesIO(index.get(IndexLayout.thumbnail(row.digest))), formats=("JPEG",)
+        ) as stored:
             ours = np.asarray(stored.convert("RGB"))
-        with staged(slides, row.header.objects, stage_dir) as path:
-            theirs = _picture_by_another(path, row)
+        tiles = np.frombuffer(index.get(IndexLayout.tiles(row.digest)), TILE_DTYPE)
+        squares = list(_squares(slides, header, tiles))
+        with staged(slides, header.objects, stage_dir) as path:
+            theirs = pictures_by_another(path, header.format == "dicom", [place for _, place, _ in squares])
     except (EosinError, NotFound, ObjectChanged, OSError):
         return None
-    is_even = row.header.mpp_x == row.header.mpp_y
-    return None if theirs is None else _difference(ours, theirs, is_even)
+    if theirs is None or theirs[0] is None:
+        return None
+    if said := _difference(ours, theirs[0], "its picture", is_even=header.mpp_x == header.mpp_y):
+        return said
+    for (number, _, square), other in zip(squares, theirs[1:], strict=True):
+        if other is not None and (said := _difference(square, other, f"level {number}", most_px=_SMALL_PX)):
+            return said
+    return ""
 
 
 def _kind(row: SlideRow) -> tuple[object, ...]:
@@ -65,48 +80,46 @@ def _kind(row: SlideRow) -> tuple[object, ...]:
     return row.header.vendor, row.header.format, layout, len(row.header.objects) > 1
 
 
-def _picture_by_another(path: Path, row: SlideRow) -> Pixels | None:
-    for reader in (_by_wsidicom, _by_openslide) if row.header.format == "dicom" else (_by_openslide,):
-        try:
-            return reader(path, row)
-        except Exception:  # a library that does not read the slide, or is not there, has no opinion of it
-            continue
-    return None
+_Square = tuple[int, Place, Pixels]
 
 
-def _by_openslide(path: Path, row: SlideRow) -> Pixels | None:
-    """None where its finest level is smaller than ours: of several images it takes the first."""
-    import openslide
+def _squares(slides: Store, header: SlideHeader, tiles: TileTable) -> Iterator[_Square]:
+    """Number of a level, place and pixels of squares whose tiles are all there."""
+    for number, level in enumerate(header.levels):
+        rows = level_table(level, tiles)
+        by_size = np.argsort(rows["size_bytes"], kind="stable")
+        for tile in {int(by_size[int(rank * (len(rows) - 1))]) for rank in _RANKS}:
+            side = min(_SQUARE_PX, level.width_px, level.height_px)
+            row, column = divmod(tile, level.num_tiles_x)
+            x, y = (
+                int(np.clip(round((i + 0.5) * tile_px - side / 2), 0, level_px - side))
+                for i, tile_px, level_px in ((column, level.tile_width_px, level.width_px),
+                                             (row, level.tile_height_px, level.height_px))
+            )  # fmt: skip
+            parts = parts_of_region(level, x, y, side, side)
+            data = fetch_tiles(slides, header, rows, [part.tile for part in parts])
+            if not all(data.values()):  # what stands for an absent tile is each reader's own affair
+                continue
+            pixels = np.zeros((side, side, 3), np.uint8)
+            for part in parts:
+                part.of_region(pixels)[:] = part.of_tile(decode_tile(level, data[part.tile]))
+            yield number, Place(level.width_px, level.height_px, level.downsample, x, y, side), pixels
 
-    with openslide.OpenSlide(path) as slide:
-        if slide.dimensions[0] < row.header.levels[0].width_px:
-            return None
-        wide = [i for i, (w, h) in enumerate(slide.level_dimensions) if min(w, h) >= _SIDE_PX] or [0]
-        size = slide.level_dimensions[wide[-1]]
-        return over_white(np.asarray(slide.read_region((0, 0), wide[-1], size)))
 
-
-def _by_wsidicom(path: Path, row: SlideRow) -> Pixels | None:
-    from wsidicom import WsiDicom
-
-    with WsiDicom.open([each for each in path.parent.rglob("*") if each.is_file()]) as slide:
-        return np.asarray(slide.read_thumbnail((512, 512)))
-
-
-def _difference(ours: Pixels, theirs: Pixels, is_even: bool) -> str:
+def _difference(
+    ours: Pixels, theirs: Pixels, what: str, *, is_even: bool = True, most_px: int = _SIDE_PX
+) -> str:
     aspects = [picture.shape[1] / picture.shape[0] for picture in (ours, theirs)]
     # Our picture of a slide of uneven resolution has square pixels, a library's has the slide's.
     if is_even and abs(aspects[0] / aspects[1] - 1) > _MOST_ASPECT:
-        return (
-            f"its picture is {aspects[0]:.2f} times as wide as high, another reader's {aspects[1]:.2f} times"
-        )
+        return f"{what} is {aspects[0]:.2f} times as wide as high, another reader's {aspects[1]:.2f} times"
     # No finer than the coarser of the two, else what one of them cannot show is taken for a difference.
-    side_px = min(_SIDE_PX, *ours.shape[:2], *theirs.shape[:2])
+    side_px = min(most_px, *ours.shape[:2], *theirs.shape[:2])
     one, other = (
         cv2.resize(picture, (side_px, side_px), interpolation=cv2.INTER_AREA).astype(np.float32)
         for picture in (ours, theirs)
     )
     apart, contrast = float(np.abs(one - other).mean()), float(np.abs(other - other.mean((0, 1))).mean())
     if apart > max(_MOST_DIFFERENCE, _MOST_SHARE_OF_CONTRAST * contrast):
-        return f"its picture is not another reader's: {apart:.0f} grey levels apart on average"
+        return f"{what} is not as another reader shows it: {apart:.0f} grey levels apart on average"
     return ""
