@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -261,3 +262,24 @@ def _put_pixels(dataset: Dataset, tiles: Sequence[Pixels], syntax: str, table: s
 
 def read_dicom(path: Path) -> Dataset:
     return pydicom.dcmread(path)
+
+
+def as_tiff_too(path: Path) -> Path:
+    """Let the preamble begin a TIFF whose directory lies behind the DICOM object."""
+    tiff = io.BytesIO()
+    tifffile.imwrite(tiff, np.zeros((64, 64, 3), np.uint8), photometric="rgb", tile=(64, 64))
+    data, dataset = tiff.getvalue(), path.read_bytes()
+    shift = len(dataset)
+    moved = bytearray(data)
+    at = int.from_bytes(data[4:8], "little")
+    for i in range(int.from_bytes(data[at : at + 2], "little")):
+        entry = at + 2 + 12 * i
+        tag, kind = (int.from_bytes(data[entry + k : entry + k + 2], "little") for k in (0, 2))
+        count = int.from_bytes(data[entry + 4 : entry + 8], "little")
+        size = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8}[kind] * count
+        if size > 4 or tag in (273, 324):
+            value = int.from_bytes(data[entry + 8 : entry + 12], "little") + shift
+            moved[entry + 8 : entry + 12] = value.to_bytes(4, "little")
+    head = b"II*\0" + (at + shift).to_bytes(4, "little")
+    path.write_bytes(head + dataset[8:] + bytes(moved))
+    return path

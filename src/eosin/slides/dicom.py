@@ -50,8 +50,7 @@ _COMPRESSIONS: dict[str, Compression] = {
     **dict.fromkeys(_NATIVE, "none"),
     "1.2.840.10008.1.2.4.50": "jpeg",
     **dict.fromkeys(("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), "jpegls"),
-    **dict.fromkeys(("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"), "jpeg2000"),
-    **dict.fromkeys((f"1.2.840.10008.1.2.4.{each}" for each in (201, 202, 203)), "htj2k"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{each}" for each in (90, 91, 201, 202, 203)), "jpeg2000"),
 }
 _TAGS = [
     "SOPClassUID", "ImageType", "SeriesInstanceUID", "PyramidUID", "Rows", "Columns", "NumberOfFrames",

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Compression = Literal["jpeg", "jpeg2000", "jpegls", "htj2k", "lzw", "deflate", "zstd", "none", "other"]
+Compression = Literal["jpeg", "jpeg2000", "jpegls", "lzw", "deflate", "zstd", "none", "other"]
 ColorSpace = Literal[
     "rgb", "ycbcr", "gray", "rgb+premultiplied", "gray+premultiplied", "rgb+other", "gray+other"
 ]

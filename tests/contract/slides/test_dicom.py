@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +27,7 @@ from tests.support.slide_files import (
     JPEG,
     JPEG2000,
     JPEGLS,
+    as_tiff_too,
     halved,
     picture,
     read_dicom,
@@ -180,26 +180,6 @@ def test_dicom_under_another_name_that_nobody_looked_at_says_so(
     index(config_for(slides, tmp_path / "index"))
     row = rows_of(tmp_path / "index")["t.svs"]
     assert row.status == "unsupported-layout" and "name it .dcm" in row.detail
-
-
-def as_tiff_too(path: Path) -> None:
-    """Let the preamble begin a TIFF whose directory lies behind the DICOM object."""
-    tiff = io.BytesIO()
-    tifffile.imwrite(tiff, np.zeros((64, 64, 3), np.uint8), photometric="rgb", tile=(64, 64))
-    data, dataset = tiff.getvalue(), path.read_bytes()
-    shift = len(dataset)
-    moved = bytearray(data)
-    at = int.from_bytes(data[4:8], "little")
-    for i in range(int.from_bytes(data[at : at + 2], "little")):
-        entry = at + 2 + 12 * i
-        tag, kind = (int.from_bytes(data[entry + k : entry + k + 2], "little") for k in (0, 2))
-        count = int.from_bytes(data[entry + 4 : entry + 8], "little")
-        size = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8}[kind] * count
-        if size > 4 or tag in (273, 324):
-            value = int.from_bytes(data[entry + 8 : entry + 12], "little") + shift
-            moved[entry + 8 : entry + 12] = value.to_bytes(4, "little")
-    head = b"II*\0" + (at + shift).to_bytes(4, "little")
-    path.write_bytes(head + dataset[8:] + bytes(moved))
 
 
 def test_instances_of_any_name_in_any_folder_are_one_slide(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import openslide
 import pytest
 import tifffile
 from pydicom.dataset import Dataset
-from pydicom.encaps import itemize_fragment, itemize_frame
+from pydicom.encaps import encapsulate, generate_frames, itemize_fragment, itemize_frame
 from pydicom.sequence import Sequence as DicomSequence
 
 from eosin.config.patches import PatchesConfig
@@ -45,8 +45,6 @@ FINEST = picture(701, 903)
 
 def refragment(dataset: Dataset, table: str, *, only: int | None = None) -> None:
     """Cut every frame (or the one named) into three fragments."""
-    from pydicom.encaps import generate_frames
-
     frames = list(generate_frames(dataset.PixelData, number_of_frames=int(dataset.NumberOfFrames)))
     items, offsets = [], []
     at = 0
@@ -384,3 +382,18 @@ def test_what_would_be_shown_wrong_is_refused(tmp_path: Path, name: str) -> None
     change, right = FAULTS[name]
     write_dicom(tmp_path / "a.dcm", FINEST, syntax=EXPLICIT, sparse=True, change=change)
     assert reason(tmp_path, "a.dcm").reason == right
+
+
+@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, HTJ2K])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.98])
+def test_frames_that_end_early_are_no_picture(tmp_path: Path, syntax: str, share: float) -> None:
+    def cut(dataset: Dataset) -> None:
+        frames = list(generate_frames(dataset.PixelData, number_of_frames=int(dataset.NumberOfFrames)))
+        dataset.PixelData = encapsulate([frame[: int(share * len(frame))] for frame in frames])
+        dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+
+    write_dicom(tmp_path / "a.dcm", FINEST, syntax=syntax, change=cut)
+    regions = opened(tmp_path, "a.dcm")
+    with pytest.raises(SlideError) as caught:
+        whole(regions)
+    assert caught.value.reason == "corrupt-tile"
