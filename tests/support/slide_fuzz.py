@@ -23,6 +23,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,9 +34,8 @@ import eosin.slides
 from eosin.index.overview import read_overview
 from eosin.index.read_slide import check_levels
 from eosin.slides.errors import SlideError
-from eosin.slides.header import opened
+from eosin.slides.header import OpenedSlide, opened
 from eosin.storage import ByteRange, ObjectInfo, Store
-from tests.support.regions import read_header
 from tests.support.slide_files import (
     EXPLICIT,
     HTJ2K,
@@ -95,8 +95,8 @@ def structure(name: str) -> np.ndarray:
     """Positions whose bytes are structure, not pixels: where nearly all of the damage should fall."""
     if name == "dual.dcm":  # behind the DICOM object lies what is never read
         return structure("jpeg.dcm")
-    store = OneObject(name, intact(name))
-    _, tiles = read_header(store, [store.info])
+    with in_memory(name, intact(name)) as slide:
+        tiles = slide.tiles
     pixels = np.zeros(len(intact(name)), bool)
     for offset, size_bytes, _ in tiles.tolist():
         pixels[offset + 4 : offset + size_bytes] = True
@@ -144,11 +144,20 @@ class OneObject:
         return self.info
 
 
+@contextmanager
+def in_memory(name: str, data: bytes) -> Iterator[OpenedSlide]:
+    """A slide of one object, open."""
+    inner = OneObject(name, data)
+    store: Store = inner  # type: ignore[assignment]  # as much of a store as readers need
+    with opened(store, [inner.info]) as slide:
+        yield slide
+
+
 def verdict(name: str, data: bytes) -> str:
     """What becomes of a slide: `ok` or the reason. Anything else that it raises is a fault of the reader."""
-    store: Store = OneObject(name, data)  # type: ignore[assignment]  # as much of a store as readers need
+    store: Store = OneObject(name, data)  # type: ignore[assignment]  # as there
     try:
-        with opened(store, [store.info]) as slide:
+        with in_memory(name, data) as slide:
             if slide.header.access == "tiles":
                 check_levels(store, slide.header, slide.tiles)
                 read_overview(store, slide.header, slide.tiles, mpp=8.0)
