@@ -91,7 +91,7 @@ _IMAGE_OF = {
 _EXTRAS = {
     "torch": "train", "torchvision": "train", "timm": "train", "safetensors": "train",
     "prometheus_client": "train", "kfp": "kubeflow", "kfp_server_api": "kubeflow", "kubernetes": "kubeflow",
-    "h5py": "datasets", "sklearn": "evaluate", "tensorboard": "tensorboard",
+    "h5py": "datasets", "scipy": "evaluate", "sklearn": "evaluate", "tensorboard": "tensorboard",
     "onnxruntime": "onnx", "tifffile": "demo", "wandb": "wandb", "mlflow": "mlflow",
 }  # fmt: skip
 """The extra that brings a module."""

@@ -134,14 +134,17 @@ def printable(text: str) -> str:
 
 
 def _for_people(source: str, name: str, fields: dict[str, Any]) -> str:
+    return printable(f"{source}  {event_text(name, fields)}")
+
+
+def event_text(name: str, fields: dict[str, Any]) -> str:
+    """An event of a log for a person: how far a step has come, else the event's name and what it tells."""
     if name == "step" and "loss" in fields:
-        return printable(f"{source}  {step_line(fields)}")
+        return step_line(fields)
     values = dict(fields)
     if name == "progress":
-        done, total, unit = values.pop("done"), values.pop("total"), values.pop("unit")
-        name = f"{done}/{total} {unit}"
-    rest = " · ".join(f"{key} {_short(value)}" for key, value in values.items())
-    return printable(f"{source}  {name}  {rest}".rstrip())
+        name = f"{values.pop('done')}/{values.pop('total')} {values.pop('unit')}"
+    return " · ".join([name, *(f"{key} {_short(value)}" for key, value in values.items())])
 
 
 _SHOWN_AS = {

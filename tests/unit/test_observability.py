@@ -81,7 +81,7 @@ def test_a_name_cannot_break_the_line_nor_steer_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     RunLog("index").event("slide-not-used", slide="two\nlines \x1b[31m ü肺.svs")
-    assert capsys.readouterr().err == "index  slide-not-used  slide two\\nlines \\x1b[31m ü肺.svs\n"
+    assert capsys.readouterr().err == "index  slide-not-used · slide two\\nlines \\x1b[31m ü肺.svs\n"
 
 
 def test_warnings_of_modules_are_events(

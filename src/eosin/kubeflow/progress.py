@@ -9,7 +9,7 @@ import time
 from typing import Any, TextIO
 
 from eosin.errors import EXIT_TRANSIENT
-from eosin.observability import printable
+from eosin.observability import event_text, printable
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '?([\w-]+)'?")
@@ -34,9 +34,7 @@ _TITLES = {
     "summarize": "summarize · write the report",
     "finish": "finish · leave nothing behind on a cluster",
 }
-_SHOWN = frozenset(
-    ["loss", "images_per_s", "mfu", "memory_gib", "rankme", "world_size", "data_wait_share", "slide", "lr"]
-)
+_HEAD = ("time", "source", "event")
 _NOISY_S = 5.0
 _QUIET_EVENTS = {"index-pinned", "plan", "embeddings", "embeddings-shared"}
 
@@ -89,7 +87,7 @@ class PipelineView:
             self._progress(event)
         elif name is not None and name not in _QUIET_EVENTS:
             self._clear_status()
-            self._write(f"  {printable(_sentence(event))}\n")
+            self._write(f"  {_text(event)}\n")
 
     def _error(self, event: dict[str, Any]) -> None:
         self.error = event
@@ -99,7 +97,7 @@ class PipelineView:
 
     def _progress(self, event: dict[str, Any]) -> None:
         source, now_s = str(event.get("source")), time.monotonic()
-        line = printable(_progress_line(event))
+        line = _text(event)
         done = event.get("done", event.get("step"))
         last = done == event.get("total", event.get("num_steps"))
         if self._terminal:
@@ -124,28 +122,10 @@ def without_colors(text: str) -> str:
     return _ANSI.sub("", text)
 
 
-def _progress_line(event: dict[str, Any]) -> str:
-    fields = {key: value for key, value in event.items() if key not in ("time", "source", "event")}
-    if event["event"] == "step":
-        head = f"step {fields.pop('step')}/{fields.pop('num_steps', '?')}"
-    else:
-        head = f"{fields.pop('done')}/{fields.pop('total')} {fields.pop('unit')}"
-    eta_s = fields.pop("eta_s", None)
-    parts = [
-        f"{key} {_number(value)}" for key, value in fields.items() if key in _SHOWN and value is not None
-    ]
-    parts += [f"eta {eta_s:.0f} s"] if isinstance(eta_s, int | float) else []
-    return " · ".join([f"{event.get('source')}: {head}", *parts])
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _sentence(event: dict[str, Any]) -> str:
-    fields = {key: value for key, value in event.items() if key not in ("time", "source", "event")}
-    rest = " · ".join(f"{key} {_number(value)}" for key, value in fields.items() if _brief(value))
-    return f"{event.get('source')}: {event['event']}" + (f" · {rest}" if rest else "")
+def _text(event: dict[str, Any]) -> str:
+    """An event with those of its fields that are numbers or short."""
+    fields = {key: value for key, value in event.items() if key not in _HEAD and _brief(value)}
+    return printable(f"{event.get('source')}: {event_text(str(event['event']), fields)}")
 
 
 def _brief(value: Any) -> bool:

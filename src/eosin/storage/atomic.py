@@ -91,14 +91,6 @@ def publish_new(temporary: Path, target: Path) -> None:
         temporary.rename(target)
 
 
-def make_folder(folder: Path) -> None:
-    """Make `folder` and those above it. Raises `UserError` naming it where that is refused."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise translate(error, "make the folder", folder) from error
-
-
 def remove_stale(folder: Path, *, older_than_s: float) -> list[Path]:
     """Remove what publishes that were killed have left under `folder`; returns the paths removed."""
     removed = []

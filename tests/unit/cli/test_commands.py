@@ -200,7 +200,8 @@ def test_index_ends_with_what_was_found_and_where(capsys: pytest.CaptureFixture[
 def test_far_fewer_slides_name_the_option_of_the_verb(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from eosin.demo.synthetic import SyntheticConfig, write_slide
+    from eosin.demo.synthetic import SyntheticConfig
+    from tests.support.patches import write_slide
 
     for folder, number in (("many", 3), ("few", 1)):
         (tmp_path / folder).mkdir()
