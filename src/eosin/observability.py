@@ -152,6 +152,7 @@ _SHOWN_AS = {
     "data_wait_share": "data wait {:.0%}", "memory_gib": "{:.2f} GiB", "world_size": "world of {}",
     "grad_norm": "gradient {:.3g}", "teacher_entropy": "entropy {:.3g}", "rankme": "RankMe {:.3g}",
     "feature_center_norm": "centre {:.3f}", "center_norm": "logit centre {:.3g}",
+    "patch_locality": "patch locality {:.2f}", "patch_class_cosine": "patch-class cosine {:.2f}",
 }  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def step_line(fields: dict[str, Any]) -> str:
     """A training step's event as one line: position, losses, rate, speed, health, time left."""
     values = dict(fields)
     parts = [f"step {values.pop('step')}/{values.pop('num_steps', '?')}"]
-    eta_s = values.pop("eta_s", None)
+    eta_s, _ = values.pop("eta_s", None), values.pop("details", None)
     for name, value in values.items():
         form = _SHOWN_AS.get(name)
         parts.append(form.format(value) if form and value is not None else f"{name} {_short(value)}")

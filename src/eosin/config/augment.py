@@ -24,6 +24,9 @@ class AugmentConfig(Section):
     """Area of a global crop as a share of the patch."""
     local_scale: Scale = (0.05, 0.32)
     """Area of a local crop as a share of the patch."""
+    max_aspect: float = Field(default=4 / 3, ge=1)
+    """Longest side of a crop over its shortest, before both become one length: how far nuclei are stretched.
+    Virchow2's extended-context translation stays within 0.95 and 1.05: 1.05, and a narrow `global_scale`."""
     rotate: bool = True
     """Rotations by 90° and flips: tissue has no up."""
     color_jitter: float = Field(default=0.8, ge=0, le=1)

@@ -137,9 +137,6 @@ def _blur_matrices(sigma_px: Tensor, side_px: int) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-_LOG_ASPECT = np.log(4.0 / 3.0)
-
-
 @dataclass(frozen=True)
 class Crops:
     """Normalised float32 views: `global_crops` [2, n, 3, G, G], `local_crops` [num_local, n, 3, L, L];
@@ -266,7 +263,7 @@ class MultiCrop:
             [uniforms(self.seed, f"crop{view}", step, indices, _NUM_DRAWS) for view in view_ids]
         )
         view = np.repeat(np.array(view_ids), len(indices))
-        height, width = _box(u[:, 0], u[:, 1], scale, self.patch_px)
+        height, width = _box(u[:, 0], u[:, 1], scale, self.config.max_aspect, self.patch_px)
         jitter, gray_share = self._jitter(u[:, _JITTER])
         return _Draws(
             top=u[:, 2] * (self.patch_px - height),
@@ -308,14 +305,16 @@ _STAIN = slice(16, 28)
 _NUM_DRAWS = 28
 
 
-def _box(area: Float64, aspect: Float64, scale: Scale, side_px: int) -> tuple[Float64, Float64]:
+def _box(
+    area: Float64, aspect: Float64, scale: Scale, max_aspect: float, side_px: int
+) -> tuple[Float64, Float64]:
     """Height and width of a crop in pixels, [m] each, from uniforms.
 
-    The area is uniform in `scale`; the log of the aspect is uniform between 3/4 and 4/3, cut to what
-    fits, so that a large crop is never redrawn and the area's distribution is exact.
+    The area is uniform in `scale`; the log of the aspect is uniform between ± that of `max_aspect`, cut to
+    what fits, so that a large crop is never redrawn and the area's distribution is exact.
     """
     share = scale[0] + area * (scale[1] - scale[0])
-    limit = np.minimum(_LOG_ASPECT, -np.log(share))
+    limit = np.minimum(np.log(max_aspect), -np.log(share))
     root = np.exp(0.5 * (2.0 * aspect - 1.0) * limit)
     side = np.sqrt(share) * side_px
     return np.minimum(side / root, side_px), np.minimum(side * root, side_px)

@@ -171,6 +171,8 @@ _HEALTH = {
     "teacher_entropy": ("Entropy of the teacher's assignments", "nats"),
     "feature_center_norm": ("Length of the mean feature", "1: all alike"),
     "center_norm": ("Norm of the centre", "norm"),
+    "patch_locality": ("Similarity of near patches", "0: no place known"),
+    "patch_class_cosine": ("Likeness of patches to their image", "1: copies"),
     "grad_norm": ("Largest gradient norm", "norm before clipping"),
 }
 _MACHINE = {

@@ -60,7 +60,10 @@ Points = list[tuple[float, float]]
 
 # Numeric fields of a step event that are no terms of the loss.
 # What a step says of its health, by step, and of the machine, by time; each in the order of the report.
-HEALTH = ("rankme", "teacher_entropy", "feature_center_norm", "center_norm", "grad_norm")
+HEALTH = (
+    "rankme", "teacher_entropy", "feature_center_norm", "center_norm", "patch_locality", "patch_class_cosine",
+    "grad_norm",
+)  # fmt: skip
 MACHINE = ("patches_per_s", "mfu", "data_wait_share", "memory_gib", "checkpoint_age_s", "world_size")
 _NOT_TERMS = {*HEALTH, *MACHINE, "step", "num_steps", "loss", "lr", "images_per_s", "eta_s"}
 _ROUTINE = {"step", "speed", "progress", "checkpoint", "export", "init", "plan", "patch-redrawn"}

@@ -170,10 +170,10 @@ class Progress:
         fields = self._fields(done, result) | signals
         if self._checkpoint_age_s is not None:
             fields["checkpoint_age_s"] = round(self._checkpoint_age_s(), 1)
-        self._log.event("step", **fields)
         details = asdict(result.values) | {
             f"grad_norm_{name}": norm for name, norm in result.grad_norms.items()
         }
+        self._log.event("step", **fields, details=details)
         for sink in self._sinks:
             sink.show(done, fields | details)
         for text in self._watch.judge(done, signals):

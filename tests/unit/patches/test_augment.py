@@ -50,6 +50,15 @@ def test_step_seed_and_view_change_the_crop() -> None:
     assert not torch.equal(base.global_crops[0], base.global_crops[1])
 
 
+@pytest.mark.parametrize(("max_aspect", "least"), [(4 / 3, 1.2), (1.05, 1.03), (1.0, 1.0)])
+def test_crops_are_stretched_as_far_as_the_key_allows(max_aspect: float, least: float) -> None:
+    crop = multicrop(max_aspect=max_aspect)
+    drawn = crop._draw(3, range(200), range(2), (0.3, 0.4))
+    aspects = np.exp(np.abs(np.log(drawn.width / drawn.height)))
+    assert least <= aspects.max() <= max_aspect + 1e-9
+    assert (drawn.width * drawn.height).min() / 96**2 >= 0.3 - 1e-9
+
+
 def test_shapes_and_normalisation() -> None:
     crops = multicrop()(patches(5, 96), 0, range(5))
     assert crops.global_crops.shape == (2, 5, 3, 64, 64) and crops.local_crops.shape == (3, 5, 3, 32, 32)

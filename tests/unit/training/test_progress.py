@@ -44,6 +44,10 @@ def test_each_interval_says_how_training_goes(tmp_path: Path, method: str) -> No
     assert [event["step"] for event in steps] == [1, 5, 10]
     (speed,) = named(events, "speed")
     last = steps[-1]
+    assert {"weight_decay", "momentum", "teacher_temperature", "last_layer_lr"} <= last["details"].keys()
+    assert {"grad_norm_backbone", "grad_norm_dino_head"} <= last["details"].keys()
+    assert max(v for k, v in last["details"].items() if k.startswith("grad_norm")) == last["grad_norm"]
+    assert "details" not in step_line(last) and -1 <= last["patch_locality"] <= 1
     assert {
         "loss",
         "dino_local",
