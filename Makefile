@@ -51,6 +51,7 @@ kind-verify: environment-test ## A cluster by kind on this machine, the tests of
 	  kubectl apply --server-side -k manifests/prerequisites; \
 	  kubectl apply --server-side -f tests/cluster/workflow-crd.yaml; \
 	  kubectl wait --for=condition=Available --all deployments --all-namespaces --timeout=300s; \
+	  EOSIN_TEST_STOP_NODE="docker pause NODE" EOSIN_TEST_START_NODE="docker unpause NODE" \
 	  EOSIN_TEST_CLUSTER=1 EOSIN_TEST_IMAGE="$$image" $(BIN)/python -m pytest -n 0 -rs tests/cluster
 
 test-newest: VENV := .venv-newest

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from eosin.cluster.placement import placement
 from eosin.config import RunConfig, dump_config
 from eosin.errors import EosinError, MissingDependency
 from eosin.index.sources import SourceFigures, figures_of
@@ -17,6 +16,7 @@ from eosin.preflight import (
     check_pools_in_reach,
     check_teacher,
     check_trainable,
+    compare_pools,
     training_advice,
 )
 from eosin.storage import join_uri, open_store
@@ -82,7 +82,7 @@ def plan_run(
     on_cluster = trains and not here and run_uri.startswith("s3://")
     if on_cluster and arguments.get("backend", "jobset") == "jobset":
         placed, unseen = check_pools_in_reach(run_uri, config)
-    figures, warnings = _figures(placed, trains=trains, here=here)
+    figures, warnings = _figures(placed, run_uri, trains=trains, here=here)
     return RunPlan(
         run=run_uri,
         config=config.model_dump(mode="json"),
@@ -179,14 +179,16 @@ def _pretrain_steps(config: RunConfig, run: str) -> tuple[StepPlan, ...]:
     )  # fmt: skip
 
 
-def _figures(config: RunConfig, *, trains: bool, here: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _figures(
+    config: RunConfig, run_uri: str, *, trains: bool, here: bool
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Figures of training and patching; what this image cannot work out becomes a warning."""
     figures: dict[str, Any] = {}
     warnings: list[str] = []
     try:
         if trains:
             figures |= check_trainable(config, here=here)
-            figures |= {f"pool {each.pool}": str(each) for each in placement(config)}
+            figures |= compare_pools(config, run_uri)
             warnings += training_advice(config)
     except (ImportError, MissingDependency) as error:
         warnings.append(f"no figures of training in this image: {error}")

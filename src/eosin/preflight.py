@@ -11,17 +11,20 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from eosin.cluster.commands import workers_per_node
 from eosin.cluster.defaults import defaults_in_reach, with_defaults
 from eosin.cluster.jobset import check_cluster_config
+from eosin.cluster.placement import placement
 from eosin.config import RunConfig
 from eosin.config.cluster import ClusterConfig
-from eosin.errors import MissingDependency, UserError
+from eosin.errors import EosinError, MissingDependency, UserError
 from eosin.index.overrides import load_overrides
 from eosin.index.sources import require_slides
 from eosin.layout import RANDOM_INIT, TEACHER_CARD, IndexLayout
 from eosin.runs import Planned, plan_config
 from eosin.storage import NotFound, open_store
 from eosin.storage.uri import parse_uri
+from eosin.summary.earlier import MeasuredSpeed, measured_speeds
 
 _LARGEST_GPU_GIB = 288.0
 """NVIDIA B300; what needs more has no place on any GPU of today."""
@@ -139,6 +142,29 @@ def check_pools_in_reach(run_uri: str, config: RunConfig, namespace: str = "") -
     if find_spec("torch") is not None:
         check_trainable(config, here=False)
     return config, unseen
+
+
+def compare_pools(config: RunConfig, run_uri: str) -> dict[str, str]:
+    """A line a node pool, `pool NAME`: what a JobSet takes, its price, and how fast a node was in earlier
+    runs of the recipe in the folder of `run_uri`; with several that tell both, `cheapest pool`."""
+    speeds: dict[str, MeasuredSpeed] = {}
+    with suppress(EosinError):  # what is beside a run may be nobody's to read
+        speeds = measured_speeds(run_uri, config.recipe)
+    lines, usd = {}, {}
+    for pool, placed in zip(config.cluster.pools, placement(config), strict=True):
+        told = f"images an hour: not measured in a run of {config.recipe or 'no recipe'} beside this one"
+        if found := speeds.get(pool.name):
+            per_node = found.images_per_worker_hour * workers_per_node(config, pool)
+            told = f"{per_node:,.0f} images an hour and node"
+            if pool.price_usd_per_hour is not None and per_node:
+                usd[pool.name] = 1e6 * pool.price_usd_per_hour / per_node
+                told += f", {usd[pool.name]:.2f} USD a million"
+            told += f" (measured in {found.run}{'' if found.alone else ', all pools together'})"
+        lines[f"pool {pool.name}"] = f"{placed}; {told}"
+    if len(usd) > 1:
+        cheapest = min(usd, key=usd.__getitem__)
+        lines["cheapest pool"] = f"{cheapest}, {usd[cheapest]:.2f} USD a million images as measured"
+    return lines
 
 
 def check_trainable_apart(config: RunConfig) -> None:

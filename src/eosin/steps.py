@@ -25,6 +25,7 @@ from eosin.preflight import (
     check_placement,
     check_plan,
     check_trainable,
+    compare_pools,
     require_libraries,
 )
 from eosin.recipes import ConfigSource as ConfigSource  # steps are given one
@@ -100,7 +101,8 @@ def _check_training(run_uri: str, configs: Iterable[RunConfig], backend: str) ->
     for config in configs:
         if backend == "jobset" and in_pod():
             presets = presets or _presets(config)
-            check_placement(run_uri, config, presets)
+            placed = check_placement(run_uri, config, presets)
+            RunLog("plan").event("pools", **compare_pools(placed, run_uri))
         elif find_spec("torch") is not None:  # an image without: the workers refuse it
             check_trainable(config, here=False)
 

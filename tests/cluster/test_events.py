@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from tests.support.real_cluster import (
     WAIT,
     acting_as,
     eventually,
+    kubectl,
     only_agents,
     waiting,
 )
@@ -30,6 +33,8 @@ from tests.support.real_cluster import (
 RUN = "s3://bucket/runs/on-a-real-cluster"
 NAME = names.jobset_name(RUN)
 ONE_POOL = "pools: [{name: anchor, gpus_per_node: 0}]"
+SPOT = "eosin.dev/test-spot"
+OUT_OF_SERVICE = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
 TWO_POOLS = "pools: [{name: anchor, gpus_per_node: 0}, {name: spot, spot: true, gpus_per_node: 0}]"
 
 
@@ -129,6 +134,64 @@ def test_a_spot_pod_leaves_a_node_that_no_longer_answers(cluster: Cluster) -> No
 
     eventually("it leaves", leaves)
     replaced(cluster, "spot", spot)
+
+
+def test_a_node_whose_kubelet_is_gone_loses_its_pod_when_it_is_declared_out_of_service(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then the pod is neither there nor replaced, the rest trains on, and the state says what to do."""
+    stays, dies = two_nodes(cluster)
+    stop, start = node_commands(dies)
+    for node in (stays, dies):
+        kubectl("label", "node", node, f"{SPOT}={str(node == dies).lower()}", "--overwrite")
+    monkeypatch.setattr(live_state_module, "_PATIENCE_S", 1.0)
+    here = f"node_selector: {{kubernetes.io/hostname: {stays}}}"
+    spot = f"{{name: spot, spot: true, gpus_per_node: 0, node_selector: {{{SPOT}: 'true'}}}}"
+    pools = f"[{{name: anchor, gpus_per_node: 0, {here}}}, {spot}]"
+    try:
+        train(cluster, f"lost_node_toleration_s: 1, rendezvous: {{{here}}}, pools: {pools}")
+        anchor, lost = running(cluster, "anchor"), running(cluster, "spot")
+        subprocess.run(stop, shell=True, check=True, timeout=60)
+
+        def told() -> str:
+            state = live_state(RUN, cluster=cluster)
+            assert state is not None
+            return state.stuck.get(lost["metadata"]["name"], "")
+
+        eventually("it is said", lambda: f"kubectl taint node {dies} {OUT_OF_SERVICE}" in told(), 240)
+        assert [each["metadata"]["uid"] for each in pods_of(cluster, "spot")] == [lost["metadata"]["uid"]]
+        kubectl("label", "node", stays, f"{SPOT}=true", "--overwrite")
+        kubectl("taint", "node", dies, OUT_OF_SERVICE)
+        replaced(cluster, "spot", lost)
+        assert running(cluster, "spot")["spec"]["nodeName"] == stays
+        assert running(cluster, "anchor")["metadata"]["uid"] == anchor["metadata"]["uid"]
+        assert num_restarts(cluster) == 0 and told() == ""
+    finally:
+        subprocess.run(start, shell=True, check=True, timeout=240)
+        kubectl("taint", "node", dies, f"{OUT_OF_SERVICE}-")
+        for node in (stays, dies):
+            kubectl("label", "node", node, f"{SPOT}-")
+        kubectl("wait", "--for=condition=Ready", f"node/{dies}", "--timeout=100s")
+
+
+def two_nodes(cluster: Cluster) -> tuple[str, str]:
+    nodes = [node["metadata"]["name"] for node in cluster.list_nodes()]
+    if len(nodes) < 2:
+        pytest.skip("one node: there is no other to go to")
+    return nodes[0], nodes[1]
+
+
+def node_commands(node: str) -> list[str]:
+    """What ends the node's kubelet, and what starts it, as whoever knows the cluster's nodes says it."""
+    given = [os.environ.get(f"EOSIN_TEST_{what}_NODE", "") for what in ("STOP", "START")]
+    if not all(given):
+        pytest.skip("EOSIN_TEST_STOP_NODE and EOSIN_TEST_START_NODE say how a node is lost: docs/how-to")
+    return [command.replace("NODE", node) for command in given]
+
+
+def pods_of(cluster: Cluster, job: str) -> list[dict[str, Any]]:
+    pods = cluster.list_pods(NAME)
+    return [pod for pod in pods if pod["metadata"]["labels"][names.REPLICATED_JOB_LABEL] == job]
 
 
 def test_failures_of_the_anchor_restart_the_jobset(cluster: Cluster) -> None:

@@ -124,7 +124,9 @@ def waiting(manifest: dict[str, Any], command: str = WAIT) -> dict[str, Any]:
     """A JobSet whose agents run `command`, by default hold their place, instead of training."""
     manifest = copy.deepcopy(manifest)
     for job in manifest["spec"]["replicatedJobs"]:
-        for container in job["template"]["spec"]["template"]["spec"]["containers"]:
+        pod = job["template"]["spec"]["template"]["spec"]
+        pod["terminationGracePeriodSeconds"] = 5
+        for container in pod["containers"]:
             if container["name"] != "watcher":
                 container["command"] = ["python", "-c", command]
                 container.pop("readinessProbe", None)

@@ -231,7 +231,9 @@ def phases(pods: list[Manifest]) -> dict[str, dict[str, int]]:
     pairs = Counter(
         (
             pod["metadata"].get("labels", {}).get(REPLICATED_JOB_LABEL, "?"),
-            pod.get("status", {}).get("phase", "Unknown"),
+            "Terminating"
+            if pod["metadata"].get("deletionTimestamp")
+            else pod.get("status", {}).get("phase", "Unknown"),
         )
         for pod in pods
     )

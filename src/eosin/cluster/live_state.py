@@ -36,7 +36,7 @@ class LiveState:
     pods: dict[str, dict[str, int]]
     """Pool → phase → number of pods."""
     stuck: dict[str, str] = field(default_factory=dict)
-    """Pod, of training or of a step → what it has waited for in vain for a minute."""
+    """Pod, of training or of a step → why it does not start, or does not end, for a minute."""
 
     def __str__(self) -> str:
         pools = (
@@ -45,7 +45,7 @@ class LiveState:
         )
         restarts = f", {self.restarts} restarts" if self.restarts else ""
         training = [f"JobSet {self.jobset}: {self.state.lower()}{restarts}", *pools] if self.jobset else []
-        stuck = [f"pod {pod} cannot start: {why}" for pod, why in sorted(self.stuck.items())]
+        stuck = [f"pod {pod}: {why}" for pod, why in sorted(self.stuck.items())]
         return "\n              ".join(filter(None, [" · ".join(training), *stuck]))
 
 
@@ -89,15 +89,26 @@ def _pods_of_steps(cluster: Cluster, place: KubeflowRun | None) -> list[Manifest
 
 
 def _stuck(pods: list[Manifest]) -> dict[str, str]:
-    """Of pods that are older than a minute: until then an image may still come."""
+    """What stands still for a minute: until then an image may still come, a pod end."""
     now = datetime.now(UTC)
-    old = [pod for pod in pods if (now - _made_at(pod, now)).total_seconds() >= _PATIENCE_S]
-    return stuck_pods(old)
+    old = [pod for pod in pods if _since(pod, "creationTimestamp", now) >= _PATIENCE_S]
+    # A deletion's time is when its grace ends.
+    lost = [pod for pod in pods if _since(pod, "deletionTimestamp", now) >= _PATIENCE_S]
+    return stuck_pods(old) | {pod["metadata"]["name"]: _lost(pod) for pod in lost}
 
 
-def _made_at(pod: Manifest, unknown: datetime) -> datetime:
-    stamp = str(pod["metadata"].get("creationTimestamp") or "")
-    return datetime.fromisoformat(stamp) if stamp else unknown
+def _lost(pod: Manifest) -> str:
+    node = pod["spec"].get("nodeName", "NODE")
+    return (
+        f"its node {node} does not end it, so it is not replaced. If the node is off for good: "
+        f"kubectl taint node {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+    )
+
+
+def _since(pod: Manifest, stamp: str, now: datetime) -> float:
+    """Seconds since a time of its metadata; 0 where it has none."""
+    given = pod["metadata"].get(stamp)
+    return (now - datetime.fromisoformat(given)).total_seconds() if given else 0.0
 
 
 def live_runs(cluster: Cluster) -> list[str]:

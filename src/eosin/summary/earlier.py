@@ -13,13 +13,14 @@ from eosin.config import RunConfig
 from eosin.errors import EosinError, TransientError
 from eosin.layout import RunLayout
 from eosin.storage import NotFound, open_store
+from eosin.summary.cost import Cost
 from eosin.summary.results import Result
 from eosin.summary.training_log import Event, date_of
 
 # A folder with more runs than this is looked through no further: a report is not a search.
 _MAX_SIBLINGS = 200
 _READS_AT_ONCE = 8
-_RESULTS = TypeAdapter(tuple[Result, ...])
+_RESULTS, _COST = TypeAdapter(tuple[Result, ...]), TypeAdapter(Cost | None)
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class EarlierRun:
     began: str
     """ISO date and time (UTC) of its first event; empty where it logged nothing."""
     results: tuple[Result, ...]
+    cost: Cost | None = None
+    """None where it did not train, or by an eosin that did not tell."""
 
     @property
     def name(self) -> str:
@@ -54,6 +57,37 @@ def read_earlier(
         siblings = [run for run in _siblings(run_uri, known) if not began or run.began < began]
     newest = sorted(siblings, key=lambda run: (run.began, run.name), reverse=True)
     return (*(run for run in named if run), *newest[: config.evaluate.num_earlier_runs])
+
+
+@dataclass(frozen=True)
+class MeasuredSpeed:
+    """How fast a worker of a node pool was in an earlier run."""
+
+    images_per_worker_hour: float
+    run: str
+    """Its URI."""
+    alone: bool
+    """Whether no other pool took part; else it is the mean over the workers of all."""
+
+
+def measured_speeds(run_uri: str, recipe: str) -> dict[str, MeasuredSpeed]:
+    """Pool → its speed in the newest run of `recipe` in the same folder that tells it; alone, where one does.
+
+    Pools go by their names. Raises `TransientError` where the store does not answer.
+    """
+    found: dict[str, MeasuredSpeed] = {}
+    for run in sorted(_siblings(run_uri, {run_uri.rstrip("/")}), key=lambda run: run.began):
+        cost = run.cost
+        if run.recipe != recipe or cost is None or not cost.worker_hours:
+            continue
+        mean = cost.num_images / cost.worker_hours
+        for pool in cost.pools:
+            alone = pool.images_per_worker_hour
+            if alone is not None:
+                found[pool.pool] = MeasuredSpeed(alone, run.uri, alone=True)
+            elif pool.worker_hours and not (pool.pool in found and found[pool.pool].alone):
+                found[pool.pool] = MeasuredSpeed(mean, run.uri, alone=False)
+    return found
 
 
 def _named(uri: str, problems: list[str]) -> EarlierRun | None:
@@ -104,6 +138,7 @@ def _read(uri: str) -> EarlierRun:
             recipe=str(summary["recipe"]),
             began=str(summary["provenance"]["first_event"] or ""),
             results=_RESULTS.validate_python(summary["results"]),
+            cost=_COST.validate_python(summary.get("cost")),
         )
     except (KeyError, TypeError, ValidationError) as error:
         raise ValueError(uri) from error

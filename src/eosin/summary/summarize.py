@@ -12,6 +12,7 @@ from eosin.observability import RunLog
 from eosin.records import StepFailure, TrainingDone
 from eosin.records.base import Record
 from eosin.storage import join_uri, open_store
+from eosin.summary.cost import Cost
 from eosin.summary.data_view import Rejected
 from eosin.summary.headline import Outcome
 from eosin.summary.html import to_html
@@ -20,7 +21,6 @@ from eosin.summary.markdown import to_markdown
 from eosin.summary.published import read_published
 from eosin.summary.report import Report, build_report
 from eosin.summary.results import Result, Status
-from eosin.summary.training_log import Cost
 
 
 class _Part(BaseModel):

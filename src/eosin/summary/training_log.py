@@ -7,10 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any
 
-from eosin.config import RunConfig
 from eosin.layout import RunLayout
 from eosin.storage import Store
 
@@ -235,33 +233,3 @@ def _moved(values: Sequence[float]) -> str:
     change = after - before
     word = "stayed" if abs(change) < 0.01 * max(abs(before), abs(after)) else "rose" if change > 0 else "fell"
     return f"stayed at {after:.3g}" if word == "stayed" else f"{word} from {before:.3g} to {after:.3g}"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What training took, from its log; sums over all its worlds."""
-
-    num_images: int
-    wall_s: float
-    """From the first step to the last, interruptions included."""
-    worker_hours: float
-    """Each worker's time between steps; a worker is a GPU where there are GPUs."""
-    on_gpus: bool
-    usd: tuple[float, float] | None = None
-    """At the cheapest and the dearest pool's price; None where a pool has none."""
-
-
-def training_cost(log: TrainingLog, config: RunConfig) -> Cost:
-    """Images seen, time, and the price of it where every pool of the cluster has one."""
-    sizes = log.machine["world_size"]
-    hours = sum(n * (after - before) / 60 for (before, n), (after, _) in pairwise(sizes))
-    num_images = int(log.terms["loss"][-1][0]) * config.train.batch_size
-    prices = [pool.price_usd_per_hour for pool in config.cluster.pools]
-    usd = None
-    if log.device == "cuda" and prices and all(price is not None for price in prices):
-        per_gpu = [
-            (pool.price_usd_per_hour or 0) / max(1, pool.gpus_per_node) for pool in config.cluster.pools
-        ]
-        usd = min(per_gpu) * hours, max(per_gpu) * hours
-    wall_s = 60 * (sizes[-1][0] - sizes[0][0]) if sizes else 0.0
-    return Cost(num_images, wall_s, hours, log.device == "cuda", usd)

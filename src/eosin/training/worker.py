@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -141,7 +142,8 @@ def _train(
         return
     # Before a checkpoint is read: what another world publishes later would be a second trajectory.
     lease = Lease.take(store) if world.rank == 0 else None
-    token = str(world.gather_json(lease.token if lease else "")[0])
+    told = world.gather_json([lease.token if lease else "", os.environ.get("EOSIN_NODE_POOL", "")])
+    token, pools = str(told[0][0]), Counter(pool for _, pool in told if pool)
     publisher = Publisher(store, config, pin.snapshot_id, log, lease, token)
     _exit_on_sigterm(publisher, log, config.train.elastic.shutdown_timeout_s)
     trainer = Trainer(config, world, log)
@@ -150,7 +152,7 @@ def _train(
         report_start(start.step)
         if world.rank == 0:
             log.event("world", world_size=world.size, start_step=start.step, found_in=found_in,
-                      device=str(world.device),
+                      device=str(world.device), **({"pools": pools} if pools else {}),
                       microbatches=[len(world.microbatches_of(r)) for r in range(world.size)])  # fmt: skip
             by_speed = config.train.elastic.load_balance == "speed"
             for advice in (

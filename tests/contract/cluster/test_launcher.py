@@ -187,6 +187,22 @@ def test_restarted_launcher_adopts_what_is_running(server: ApiServer, run: Store
     assert [event["event"] for event in events(run, "launch")][:1] == ["jobset-adopted"]
 
 
+def test_a_pod_that_a_dead_node_keeps_is_told_with_the_cure(
+    server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_state, "open_store", lambda uri: run)
+    live(server)
+    for job, ended in (("spot", "2026-01-01T00:00:00Z"), ("anchor", datetime.now(UTC).isoformat())):
+        name = server.pod(NAME, job, phase="Running")
+        pod = server.cluster.get_pod(name)
+        pod["metadata"]["deletionTimestamp"], pod["spec"]["nodeName"] = ended, "node-7"
+        server.add("v1/pods", pod)
+    state = live_state.live_state(RUN, cluster=server.cluster)
+    assert state is not None and list(state.stuck) == [f"{NAME}-spot-0-0-x7k2p"]
+    assert "kubectl taint node node-7 node.kubernetes.io/out-of-service" in str(state)
+    assert state.pods == {"anchor": {"Terminating": 1}, "spot": {"Terminating": 1}}
+
+
 @pytest.mark.parametrize("dispatched", [False, True], ids=["here", "by-multikueue"])
 def test_the_jobset_says_how_far_training_is_and_that_it_is_followed(
     server: ApiServer, run: Store, dispatched: bool
@@ -510,7 +526,7 @@ def test_an_image_of_a_step_that_cannot_be_pulled_is_told_after_a_minute(
             "status": {"containerStatuses": [{"image": "reg/x:1", "state": {"waiting": waiting}}]},
         })  # fmt: skip
     state = live_state.live_state(RUN, cluster=server.cluster)
-    said = "pod old cannot start: image reg/x:1 cannot be pulled: ImagePullBackOff: not found"
+    said = "pod old: image reg/x:1 cannot be pulled: ImagePullBackOff: not found"
     assert str(state) == said
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from eosin.config import RunConfig
 from eosin.layout import RunLayout
 from eosin.storage import open_store
 from eosin.summary.html import training_charts
-from eosin.summary.training_log import Event, read_events, read_training_log, training_cost, training_health
+from eosin.summary.training_log import Event, read_events, read_training_log, training_health
 
 
 def _event(seconds: float, name: str, /, source: str = "train-00000", **fields: Any) -> Event:
@@ -141,15 +140,3 @@ def test_a_sentence_says_whether_training_went_well(
     health = training_health(log, num_prototypes=256, has_ended=True)
     assert health.went_well == went_well and words in health.sentence
     assert ("needs a look" in health.sentence) != went_well
-
-
-def test_restarts_and_cost_come_from_the_log() -> None:
-    world = [_event(t, "world", world_size=n, device="cuda") for t, n in ((0, 4), (3600, 2))]
-    steps = [_step(t, step, 3.0, world_size=n) for t, step, n in ((0, 1, 4), (3600, 10, 2), (7200, 20, 2))]
-    log = read_training_log(sorted([*world, *steps], key=lambda event: event.time_s))
-    assert log is not None
-    assert "its workers began anew once" in training_health(log, num_prototypes=9, has_ended=False).sentence
-    pool = {"gpus_per_node": 4, "price_usd_per_hour": 40.0}
-    config = RunConfig.model_validate({"train": {"batch_size": 64}, "cluster": {"pools": [pool]}})
-    cost = training_cost(log, config)
-    assert (cost.num_images, cost.wall_s, cost.worker_hours, cost.usd) == (1280, 7200.0, 6.0, (60.0, 60.0))
