@@ -142,14 +142,14 @@ def test_a_run_to_go_on_from_needs_a_checkpoint_of_the_same_size(slides: Path, t
     first = str(tmp_path / "runs" / "first")
     steps.plan(first, source(slides))
 
-    def plan(*settings: str) -> None:
-        chosen = [f"model.init=run:{first}", *settings]
+    def plan(*settings: str, begins_with: str = first) -> None:
+        chosen = [f"model.init=run:{begins_with}", *settings]
         plan_run(steps.resolve_config(source(slides, chosen)), str(tmp_path / "runs/b"))
 
     with pytest.raises(UserError, match="has no checkpoint"):
         plan()
     with pytest.raises(UserError, match=r"model\.init run:.*/none: no run at") as refused:
-        plan(f"model.init=run:{tmp_path}/none")
+        plan(begins_with=f"{tmp_path}/none")
     assert "--set model.init=run:URI" in refused.value.hint
     open_store(first).put(RunLayout.checkpoint_marker(30), b"{}")
     plan()
