@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,9 @@ _SPLIT_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 _FOLD = re.compile(r"fold_(\d+)")
-_WHOLE_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)(?:\.0*)?")
+_NO_LABEL = ("nan", "<na>")
+_DOUBTFUL = ("none", "null", "na", "n/a", "unknown", "-")
 
 
 def split_of(name: str) -> str:
@@ -68,21 +71,23 @@ def splits_of_row(row: Mapping[str, Any], where: str) -> tuple[str, tuple[str, .
 
 
 def tidy_labels(labels: Sequence[str]) -> list[str]:
-    """1 for 1.0 where all are whole numbers, as a column with an empty cell writes them elsewhere."""
-    found = [_WHOLE_NUMBER.fullmatch(label) for label in labels]
-    is_number = all(match or not label for match, label in zip(found, labels, strict=True))
-    if not is_number or not any(match and match[2] for match in found):
-        return list(labels)
-    return [match[1] if match else "" for match in found]
+    """Empty for nan; 1 for 1.0 where all are whole numbers, as a column with an empty cell is written."""
+    kept = ["" if label.lower() in _NO_LABEL else label for label in labels]
+    found = [_WHOLE_NUMBER.fullmatch(label) for label in kept]
+    is_number = all(match or not label for match, label in zip(found, kept, strict=True))
+    return [match[1] if match else "" for match in found] if is_number else kept
 
 
-def alike_labels(labels: Iterable[str]) -> list[str]:
-    """A note where classes differ by case or blanks alone, which is most often one class written twice."""
+def label_notes(labels: Iterable[str]) -> tuple[str, ...]:
+    """Where classes differ by case, blanks or accents' coding alone, or are called as what is missing is."""
     spelled: dict[str, set[str]] = defaultdict(set)
     for label in labels:
-        spelled["".join(label.lower().split())].add(label)
+        spelled["".join(unicodedata.normalize("NFKC", label).casefold().split())].add(label)
     twice = [", ".join(sorted(names)) for names in spelled.values() if len(names) > 1]
-    return [f"classes that differ by case or blanks alone: {'; '.join(twice)}"] if twice else []
+    doubtful = sorted(name for each in _DOUBTFUL for name in spelled.get(each, ()))
+    notes = [f"classes that differ by case, blanks or the coding of accents alone: {'; '.join(twice)}"]
+    notes += [f"taken for a class, not for a missing label: {', '.join(doubtful)}; leave such cells empty"]
+    return tuple(note for note, names in zip(notes, (twice, doubtful), strict=True) if names)
 
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"

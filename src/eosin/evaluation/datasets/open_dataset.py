@@ -20,7 +20,7 @@ from eosin.evaluation.datasets.dataset import (
     MissingImage,
     ReadImages,
     Sample,
-    alike_labels,
+    label_notes,
     lfs_reason,
     splits_of_row,
     tidy_labels,
@@ -127,7 +127,7 @@ def _open_tables(uri: str, store: Store, keys: Sequence[str], columns: Collectio
         _sample_row(i, row, label, uri, columns)
         for i, (row, label) in enumerate(zip(rows, labels, strict=True))
     )
-    notes = tuple(alike_labels(labels))
+    notes = label_notes(labels)
     digest = Digest()
     for sample in samples:
         digest.add(sample.source, sample.label, sample.split, sample.patient, *sample.folds)
@@ -151,13 +151,24 @@ def _read_rows(data: bytes, uri: str) -> tuple[list[dict[str, Any]], pa.ChunkedA
         table = read_table(data)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{uri} is not a table: {error}") from error
-    table = table.rename_columns(known_names(table.column_names, ()))
-    names = table.column_names
+    names = known_names(table.column_names, ())
+    if (
+        "image" in names
+        and "path" not in names
+        and pa.types.is_string(table.schema.types[names.index("image")])
+    ):
+        names[names.index("image")] = "path"
+    table = table.rename_columns(names)
     if not {"path", "image"} & {*names} or "label" not in names:
         raise UserError(f"{uri} needs the columns path or image, and label; it has {', '.join(names)}")
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{uri} has the column(s) {', '.join(sorted(twice))} twice")
-    flat = [each.name for each in table.schema if not pa.types.is_nested(each.type) and each.name != "image"]
+    nested = {each.name for each in table.schema if pa.types.is_nested(each.type)} - {"image"}
+    if bad := sorted(nested & {"path", "label", "split", "patient", "centre", "mpp"}):
+        raise UserError(
+            f"{uri}: the column {bad[0]} holds {table.schema.field(bad[0]).type}, one value is needed"
+        )
+    flat = [name for name in names if name not in nested and name != "image"]
     return table.select(flat).to_pylist(), table.column("image") if "image" in names else None
 
 
@@ -182,7 +193,7 @@ def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = "" if value is None else str(value).strip()
-    return "" if text.lower() == "nan" else text
+    return "" if text.lower() in ("nan", "<na>") else text
 
 
 def _mpp(text: str, where: str) -> float | None:
@@ -243,9 +254,14 @@ def _read_paths(store: Store, samples: tuple[Sample, ...], digest: Digest) -> Re
         images: dict[int, bytes | MissingImage] = {}
         for read, pairs in wanted.items():
             images |= zip((i for i, _ in pairs), read([place for _, place in pairs]), strict=True)
-        return [images.get(i, MissingImage("the file is missing")) for i in indices]
+        return [images.get(i, _absent(places[i])) for i in indices]
 
     return read_rows
+
+
+def _absent(place: tuple[str, str]) -> MissingImage:
+    root, path = place
+    return MissingImage("the file is missing" if root else f"{path} is neither a path from here nor s3://…")
 
 
 def _place(own: str, folder: str, path: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from eosin.evaluation.datasets.dataset import (
     Digest,
     MissingImage,
     Sample,
-    alike_labels,
+    label_notes,
     lfs_reason,
     splits_of_row,
     tcga_patient,
@@ -230,7 +230,7 @@ def _from_csv(uri: str, slides_uri: str, columns: tuple[str, ...] = ("slide", "l
     twice = [name for name, count in Counter(sample.source for sample in samples).items() if count > 1]
     if twice:
         raise UserError(f"{uri} names {twice[0]} twice", hint="one row a slide is needed")
-    found = _slide_dataset(uri, slides_uri or folder or ".", samples, tuple(alike_labels(labels)), times)
+    found = _slide_dataset(uri, slides_uri or folder or ".", samples, label_notes(labels), times)
     return replace(found, is_of_patients=given.is_of_patients)
 
 

@@ -70,8 +70,11 @@ class Listing:
 
 
 _KNOWN_COLUMNS = {"path", "slide", "label", "split", "patient", "centre", "mpp", "time", "event"}
-# As PathoROB's tables, and Americans, name what we have other names for.
-_SPELLED = {"center": "centre", "medical_center": "centre", "biological_class": "label"}
+# As PathoROB, Patho-Bench and others name what we have other names for.
+_SPELLED = {
+    "center": "centre", "medical_center": "centre", "biological_class": "label", "patient_id": "patient",
+    "case_id": "patient",
+}  # fmt: skip
 
 
 def parse_csv(data: bytes, source: str, columns: Collection[str]) -> list[dict[str, str]]:
@@ -92,7 +95,7 @@ def parse_csv(data: bytes, source: str, columns: Collection[str]) -> list[dict[s
         names = headers[mark]
         rows = [row for row in csv.reader(lines, delimiter=mark) if any(cell.strip() for cell in row)][1:]
     except (UnicodeDecodeError, csv.Error, IndexError) as error:
-        raise UserError(f"{source} is not a CSV in UTF-8: {error}") from error
+        raise UserError(f"{source} is not a CSV in UTF-8: {error}", hint="save it as CSV, UTF-8") from error
     if absent := [name for name in columns if name not in names]:
         raise UserError(f"{source} lacks the column(s) {', '.join(absent)}; it has {', '.join(names)}")
     if twice := {name for name in names if name and names.count(name) > 1}:
@@ -123,7 +126,8 @@ def _header(lines: Sequence[str], mark: str, columns: Collection[str]) -> list[s
 def known_names(names: Sequence[str], columns: Collection[str]) -> list[str]:
     """Names of a table's columns: those in `columns` as they are, others that eosin knows in lower case."""
     own = [name.strip() for name in names]
-    lower = [_SPELLED.get(name.lower(), name.lower()) for name in own]
+    plain = [re.sub(r"[ -]+", "_", name.lower()) for name in own]
+    lower = [_SPELLED.get(name, name) for name in plain]
     known = {*columns, *_KNOWN_COLUMNS} - {*own}
     return [
         each if each in known and name not in columns else name for name, each in zip(own, lower, strict=True)
