@@ -50,7 +50,8 @@ def interval(
     if len(counts) < MIN_GROUPS:
         return None
     low = -1.0 if figure == "quadratic_kappa" else 0.0
-    return _jackknife(float(score(total[None])[0]), score(total[None] - counts), total.sum(), low=low)
+    sizes = counts.sum(axis=(1, 2))
+    return _jackknife(float(score(total[None])[0]), score(total[None] - counts), sizes, low=low)
 
 
 def interval_without(
@@ -80,7 +81,7 @@ def interval_without(
         without = np.array([figure(codes != each) for each in range(int(codes.max()) + 1)])
     except ValueError:
         return None
-    found = _jackknife(whole, without, float(num_samples), low=low, high=high)
+    found = _jackknife(whole, without, np.bincount(codes).astype(np.float64), low=low, high=high)
     return found and Interval(found.low, found.high, num_groups)
 
 
@@ -97,20 +98,25 @@ def interval_over_folds(values: Sequence[float], test_share: float) -> tuple[flo
 
 
 def _jackknife(
-    whole: float, without: Matrix, num_samples: float, *, low: float = 0.0, high: float = 1.0
+    whole: float, without: Matrix, sizes: Matrix, *, low: float = 0.0, high: float = 1.0
 ) -> Interval | None:
-    """Tukey 1958, on the logit of the figure's place between its bounds."""
+    """Tukey 1958, on the logit of the figure's place between its bounds.
+
+    Groups of unequal `sizes` count for (Σn)² / Σn² equal ones in the degrees of freedom (Kish 1965; Carter,
+    Schnepel and Steigerwald 2017): a patient with half of all images is most of what is known.
+    """
     num_groups = len(without)
+    effective = max(2.0, float(sizes.sum() ** 2 / (sizes**2).sum()))
     if not np.isfinite(whole) or not np.isfinite(without).all():
         return None
     width = high - low
     if np.ptp(without) < 1e-12:
         return _without_spread((whole - low) / width, num_groups, low, width)
-    half = 0.5 / (num_samples + 1)  # half a sample keeps 0 and 1 finite
+    half = 0.5 / (sizes.sum() + 1)  # half a sample keeps 0 and 1 finite
     place = np.clip((np.append(without, whole) - low) / width, half, 1 - half)
     logits = np.log(place / (1 - place))
     spread = np.sqrt((num_groups - 1) / num_groups * ((logits[:-1] - logits[:-1].mean()) ** 2).sum())
-    reach = stats.t.ppf((1 + _LEVEL) / 2, num_groups - 1) * spread
+    reach = stats.t.ppf((1 + _LEVEL) / 2, effective - 1) * spread
     ends = 1 / (1 + np.exp(-(logits[-1] + np.array([-reach, reach]))))
     return Interval(float(low + width * ends[0]), float(low + width * ends[1]), num_groups)
 

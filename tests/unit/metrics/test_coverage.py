@@ -20,9 +20,11 @@ WORLDS = {
 }
 
 
-def _study(random: np.random.Generator, accuracy: np.ndarray) -> np.ndarray:
-    num = len(accuracy)
-    truth, patient = np.tile([0, 1], PER_PATIENT // 2 * num), np.repeat(np.arange(num), PER_PATIENT)
+def _study(
+    random: np.random.Generator, accuracy: np.ndarray, sizes: np.ndarray | int = PER_PATIENT
+) -> np.ndarray:
+    patient = np.repeat(np.arange(len(accuracy)), sizes)
+    truth = np.arange(len(patient)) % 2
     guess = np.where(random.random(len(truth)) < accuracy[patient], truth, 1 - truth)
     return group_confusions(truth, guess, groups=[f"{p:03d}" for p in patient], num_classes=2)
 
@@ -40,6 +42,22 @@ def test_intervals_hold_the_true_value(world: str, num_patients: int) -> None:
         width += found.high - found.low
     print(f"| {world} | {num_patients} | {held / num_studies:.3f} | {width / num_studies:.3f} |")
     # .93, less what a thousand studies may miss by chance.
+    assert held / num_studies >= 0.93 - 2 * np.sqrt(0.93 * 0.07 / num_studies)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("num_patients", [6, 10, 20, 30])
+def test_intervals_hold_it_where_a_few_patients_have_most_images(num_patients: int) -> None:
+    random, num_studies, held, width = np.random.default_rng(num_patients), 1_000, 0, 0.0
+    for _ in range(num_studies):
+        sizes = np.minimum(400, 2 + 8 * random.pareto(1.1, num_patients)).astype(int)
+        found = interval(_study(random, random.beta(8, 2, num_patients), sizes), "balanced_accuracy")
+        assert found is not None
+        held += found.low <= 0.8 <= found.high
+        width += found.high - found.low
+    print(
+        f"| beta(8, 2), Pareto(1.1) sizes | {num_patients} | {held / num_studies:.3f} | {width / num_studies:.3f} |"
+    )
     assert held / num_studies >= 0.93 - 2 * np.sqrt(0.93 * 0.07 / num_studies)
 
 
