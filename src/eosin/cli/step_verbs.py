@@ -157,6 +157,30 @@ def sheet(
     emit(result, as_json=as_json, text=text)
 
 
+@index_app.command("pictures")
+def pictures(
+    uri: Annotated[str, typer.Argument(metavar="INDEX", help="URI of the index.")],
+    out: Annotated[str, typer.Option(help="Folder or URI for the files, SLIDE.jpg.")],
+    slide: Annotated[
+        list[str] | None, typer.Option("--slide", metavar="PATTERN", help="Only slides of such keys.")
+    ] = None,
+    num_patches: Annotated[int, typer.Option(help="Patches drawn in, of each slide.", min=0)] = 16,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="How patches are drawn: patches.mpp=[0.5]…"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A picture a slide: thumbnail, outline of the tissue, and a sample of the patches drawn from it."""
+    from eosin.config import load_config
+    from eosin.patches.slide_pictures import write_slide_pictures
+
+    config = load_config("", overrides=settings or ()).patches
+    result = write_slide_pictures(uri, out, config, slide or ("*",), num_patches=num_patches)
+    without = f"; {result.num_without} slides have no thumbnail" if result.num_without else ""
+    emit(result, as_json=as_json, text=f"{result.uri}: {result.num_pictures} pictures{without}")
+
+
 @index_app.command("contours")
 def contours(
     uri: Annotated[str, typer.Argument(metavar="INDEX", help="URI of the index.")],

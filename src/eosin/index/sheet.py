@@ -35,6 +35,14 @@ def load_thumbnail(snapshot: Snapshot, row: SlideRow, side_px: int, quality: int
 
     None where the slide has none, or the stored picture or mask is gone or damaged: a report does without.
     """
+    pixels = outlined_thumbnail(snapshot, row, side_px)
+    if pixels is None:
+        return None
+    return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="420"))
+
+
+def outlined_thumbnail(snapshot: Snapshot, row: SlideRow, side_px: int) -> Pixels | None:
+    """As `load_thumbnail`, [h, w, 3] RGB."""
     if not row.has_thumbnail:
         return None
     try:
@@ -42,10 +50,9 @@ def load_thumbnail(snapshot: Snapshot, row: SlideRow, side_px: int, quality: int
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as stored:
             picture = stored.convert("RGB")
         picture.thumbnail((side_px, side_px))
-        outlined = _outlined(np.array(picture), row.tissue)
+        return _outlined(np.array(picture), row.tissue)
     except (NotFound, OSError, PermanentError):
         return None
-    return bytes(simplejpeg.encode_jpeg(outlined, quality=quality, colorsubsampling="420"))
 
 
 def _outlined(pixels: Pixels, tissue: TissueMask | None) -> Pixels:

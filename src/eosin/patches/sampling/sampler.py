@@ -146,10 +146,19 @@ class Sampler:
         which = np.floor(uniforms(self.seed, f"own{attempt}", step, indices, 1)[:, 0] * num_distinct)
         requests = []
         for index, slide, number in zip(indices, picked, which.astype(int).tolist(), strict=True):
-            origin = _Origin(f"own:{self.snapshot.rows[int(self._eligible.rows[slide])].slide}", 0, number)
-            drawn = uniforms(self.seed, origin.stream, 0, [number], 1 + 2 * _CANDIDATES)[0]
-            requests.append(PatchRequest(step, index, *self._place(slide, drawn, origin), attempt))
+            requests.append(PatchRequest(step, index, *self._own_place(slide, number), attempt))
         return tuple(requests)
+
+    def patches_of(self, row: int, num: int) -> list[PatchRequest]:
+        """The first `num` of the slide's own patches, which its key and the seed alone tell; `row` is one of
+        `slides`."""
+        place = int(np.searchsorted(self._eligible.rows, row))
+        return [PatchRequest(0, number, *self._own_place(place, number)) for number in range(num)]
+
+    def _own_place(self, slide: int, number: int) -> tuple[int, int, int, float]:
+        origin = _Origin(f"own:{self.snapshot.rows[int(self._eligible.rows[slide])].slide}", 0, number)
+        drawn = uniforms(self.seed, origin.stream, 0, [number], 1 + 2 * _CANDIDATES)[0]
+        return self._place(slide, drawn, origin)
 
     def _place(
         self, slide: int, drawn: Float64, origin: _Origin, cell: int | None = None
