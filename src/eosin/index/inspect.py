@@ -195,9 +195,9 @@ def possible_patches(slides: npt.NDArray[np.void]) -> dict[str, int]:
 def _inspect(uri: str, snapshot: Snapshot) -> Inspection:
     """Column by column, so that memory is that of a few columns and of the problems."""
     rows, usable = snapshot.rows, snapshot.usable
-    table = rows.table[usable]
-    mpps = Counter(zip(table["mpp_x"].tolist(), table["mpp_y"].tolist(), strict=True))
-    odd = np.flatnonzero(~rows.table["ok"] | (rows.table["detail"]["size"] > 0))
+    table = rows.table  # of which one column at a time is copied
+    mpps = Counter(zip(*(table[name][usable].tolist() for name in ("mpp_x", "mpp_y")), strict=True))
+    odd = np.flatnonzero(~table["ok"] | (table["detail"]["size"] > 0))
     columns = (rows.texts(name, odd) for name in ("slide", "status", "detail", "uri"))
     return Inspection(
         index_uri=uri,
@@ -213,9 +213,9 @@ def _inspect(uri: str, snapshot: Snapshot) -> Inspection:
         vendors=_by_count(rows.texts("vendor", usable)),
         mpps=_by_count(mpp for pair, number in mpps.items() for mpp in [_mpp_of(*pair)] * number),
         compressions=_by_count(rows.compressions(usable)),
-        patches=possible_patches(rows.table),
+        patches=possible_patches(table),
         mpp_sources=_by_count(rows.texts("mpp_source", usable)),
-        num_contours=int((table["contours"]["size"] > 0).sum()),
+        num_contours=int((table["contours"]["size"][usable] > 0).sum()),
         cohorts=_by_count(filter(None, rows.texts("cohort", usable))),
         num_patients=len(set(rows.arrow("patient", usable).unique().to_pylist()) - {""}),
         copies=tuple(copies(rows, usable)),

@@ -31,7 +31,7 @@ _MRXS, _MRXS_INDEX = ".mrxs", "Slidedat.ini"
 _VMS, _VMS_PARTS = (".vms", ".vmu"), (".jpg", ".opt", ".vmf", ".ngr")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """Objects read together, the main one first."""
 
@@ -120,9 +120,14 @@ def _nothing_at(store: Store, message: str) -> UserError:
 
 
 def listing_digest(units: Iterable[Unit]) -> str:
-    """SHA-256 over key, size and etag of every object, in order."""
-    lines = [[each.key, each.size_bytes, each.etag] for unit in units for each in unit.objects]
-    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+    """SHA-256 over key, size and etag of every object, in order: of the JSON of all as one list."""
+    digest, comma = hashlib.sha256(b"["), b""
+    for unit in units:
+        for each in unit.objects:
+            digest.update(comma + json.dumps([each.key, each.size_bytes, each.etag]).encode())
+            comma = b", "
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def in_shard(unit: Unit, shard: int, num_shards: int) -> bool:

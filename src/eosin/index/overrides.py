@@ -7,9 +7,8 @@ import difflib
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from eosin.errors import UserError
 from eosin.index.listing import Unit
@@ -17,10 +16,12 @@ from eosin.slides.model import plausible_mpp
 from eosin.storage import NotFound, open_store, split_uri
 
 _KNOWN = {"slide", "mpp", "mpp_x", "mpp_y", "patient", "cohort", "label", "labels", "exclude"}
+_SEVERAL = ""
+"""In the place of a key: it may be any of several."""
 _TRUE, _FALSE = {"1", "true", "yes", "y", "x"}, {"", "0", "false", "no", "n"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Override:
     """One line of the CSV. Empty cells say nothing."""
 
@@ -60,32 +61,37 @@ class Overrides:
 
         A full key wins over a file name; a folder of DICOM files may be named as such.
         """
-        names = _names_of(units)
+        keys: dict[str, str] = {}  # of the names in the CSV alone: a large archive has many others
+        wanted = {name.lstrip("/") for name in self.lines}
+        exact: set[str] = set()
+        for name, key in _names_of(units):
+            if name in wanted:
+                if name == key:
+                    exact.add(key)
+                keys[name] = key if keys.get(name, key) == key else _SEVERAL
+        keys |= {key: key for key in exact}
         found: dict[str, Override] = {}
-        for exact in (False, True):
-            for name, line in ((each.lstrip("/"), line) for each, line in self.lines.items()):
-                keys = names.get(name, set())
-                if len(keys) == 1 and (name in keys) == exact:
-                    found[next(iter(keys))] = line
-        return found, [name for name in self.lines if len(names.get(name.lstrip("/"), ())) != 1]
+        for name in sorted(
+            self.lines, key=lambda name: name.lstrip("/") in exact
+        ):  # a key wins, so comes last
+            key = keys.get(name.lstrip("/"), _SEVERAL)
+            if key != _SEVERAL:
+                found[key] = self.lines[name]
+        return found, [name for name in self.lines if keys.get(name.lstrip("/"), _SEVERAL) == _SEVERAL]
 
 
-def _names_of(units: Iterable[Unit]) -> dict[str, set[str]]:
-    """Object keys by every name a person may use for them; a full key is never ambiguous."""
-    names: dict[str, set[str]] = {}
-    keys: list[str] = []
+def _names_of(units: Iterable[Unit]) -> Iterator[tuple[str, str]]:
+    """Every name a person may use for an object, with its key."""
     for unit in units:
-        mains = unit.objects if unit.kind == "unsorted" else unit.objects[:1]
-        for each in mains:
-            path = PurePosixPath(each.key)
-            keys.append(each.key)
-            for name in {path.name, path.stem}:
-                names.setdefault(name, set()).add(each.key)
+        for each in unit.objects if unit.kind == "unsorted" else unit.objects[:1]:
+            name = each.key.rpartition("/")[2]
+            stem, _, suffix = name.rpartition(".")
+            yield each.key, each.key
+            yield name, each.key
+            yield stem if stem and suffix else name, each.key
         if unit.kind == "unsorted":
-            for name in {unit.key, PurePosixPath(unit.key).name}:
-                names.setdefault(name, set()).add(unit.objects[0].key)
-    names.update({key: {key} for key in keys})
-    return names
+            yield unit.key, unit.objects[0].key
+            yield unit.key.rpartition("/")[2], unit.objects[0].key
 
 
 def read_overrides(uri: str | None) -> bytes:

@@ -222,22 +222,27 @@ def _published(index: Store, scan_id: str) -> _Inputs:
 
 def _encode(units: Sequence[Unit], known: Mapping[str, Override]) -> bytes:
     rows = [
-        {"unit": unit.key, "kind": unit.kind, "key": each.key, "size_bytes": each.size_bytes,
-         "etag": each.etag, "modified_s": each.modified_s,
-         "known": json.dumps(asdict(known[each.key])) if each.key in known else None}
+        (unit.key, unit.kind, each.key, each.size_bytes, each.etag, each.modified_s,
+         json.dumps(asdict(known[each.key])) if each.key in known else None)
         for unit in units for each in unit.objects
     ]  # fmt: skip
+    columns = zip(*rows, strict=True) if rows else ([] for _ in _LISTING)
+    arrays = [pa.array(each, kind) for each, kind in zip(columns, _LISTING.types, strict=True)]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_LISTING), buffer, compression="zstd")
+    pq.write_table(pa.table(arrays, schema=_LISTING), buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def _decode(data: bytes) -> tuple[list[Unit], dict[str, Override]]:
     known: dict[str, Override] = {}
     units: dict[tuple[str, Any], list[ObjectInfo]] = {}
-    for row in read_table(data).to_pylist():
-        info = ObjectInfo(row["key"], row["size_bytes"], row["etag"], row["modified_s"])
-        units.setdefault((row["unit"], row["kind"]), []).append(info)
-        if row.get("known"):
-            known[info.key] = Override(**json.loads(row["known"]))
+    table = read_table(data)
+    none = pa.nulls(len(table))  # an earlier eosin wrote no column `known`
+    columns = [table.column(each).to_pylist() if each in table.column_names else none.to_pylist()
+               for each in _LISTING.names]  # fmt: skip
+    del table
+    for unit, kind, key, size_bytes, etag, modified_s, said in zip(*columns, strict=True):
+        units.setdefault((unit, kind), []).append(ObjectInfo(key, size_bytes, etag, modified_s))
+        if said:
+            known[key] = Override(**json.loads(said))
     return [Unit(key, kind, tuple(objects)) for (key, kind), objects in units.items()], known

@@ -140,9 +140,8 @@ def _in_order(snapshot: Snapshot) -> tuple[list[int], list[int]]:
     """Rows with a thumbnail by tissue share, and rows without one, by name."""
     table = snapshot.rows.table
     seen, unseen = (np.flatnonzero(table["has_thumbnail"] == value) for value in (True, False))
-    slides = table[seen]
-    area_px = np.maximum(slides["width_px"] * slides["height_px"], 1)
-    share = np.nan_to_num(slides["tissue_mm2"] / (area_px * slides["mpp_x"] * slides["mpp_y"]))
+    area_px = np.maximum(table["width_px"][seen] * table["height_px"][seen], 1)
+    share = np.nan_to_num(table["tissue_mm2"][seen] / (area_px * table["mpp_x"][seen] * table["mpp_y"][seen]))
     return seen[np.argsort(share, kind="stable")].tolist(), unseen.tolist()
 
 
