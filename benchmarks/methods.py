@@ -37,7 +37,7 @@ from eosin.training.loop import ReachedStep, Trainer
 from eosin.training.world import World
 
 Pixels = npt.NDArray[np.uint8]
-PATCH_PX, CROP_PX, TOKEN_PX, FIELD_PX = 64, 40, 4, 320
+PATCH_PX, CROP_PX, FIELD_PX = 64, 40, 320
 JEPA = {"ibot": {"weight": 0.0}, "jepa": {"weight": 1.0, "predictor_depth": 2}}
 METHODS: dict[str, dict[str, Any]] = {
     "dinov2": {},
@@ -88,7 +88,7 @@ class FieldSource:
         """Nothing is open."""
 
 
-def configuration(steps: int, seed: int, dim: int = 64, **train: Any) -> RunConfig:
+def configuration(steps: int, seed: int, dim: int = 64, token_px: int = 4, **train: Any) -> RunConfig:
     head = {"num_prototypes": 256, "hidden_dim": 512, "bottleneck_dim": 64, "num_layers": 2}
     optimizer = {
         "lr": 8e-3,
@@ -101,12 +101,12 @@ def configuration(steps: int, seed: int, dim: int = 64, **train: Any) -> RunConf
             "seed": seed,
             "patches": {"patch_px": PATCH_PX, "mpp": [0.5]},
             "augment": {
-                "global_px": CROP_PX, "local_px": 20, "num_local": 2, "global_scale": [0.4, 0.8],
+                "global_px": CROP_PX, "local_px": 16, "num_local": 2, "global_scale": [0.4, 0.8],
                 "local_scale": [0.12, 0.3], "stain_jitter": 0.15, "grayscale": 0.35,
             },
             "model": {
                 "arch": "vit_tiny_patch16_224", "layer_scale": 0.1,
-                "arch_args": {"patch_size": TOKEN_PX, "embed_dim": dim, "depth": 3, "num_heads": dim // 32},
+                "arch_args": {"patch_size": token_px, "embed_dim": dim, "depth": 3, "num_heads": dim // 32},
                 "dino_head": head,
             },
             "train": {
@@ -131,7 +131,8 @@ def embed(trainer: Trainer, split: str, num: int, *, mixed: bool) -> tuple[Tenso
     drawn = [patch(split, np.random.default_rng([11, mixed, i]), mixed=mixed) for i in range(num)]
     images = torch.tensor(np.stack([pixels for pixels, _ in drawn])).permute(0, 3, 1, 2) / 127.5 - 1
     tokens = torch.cat([trainer.learner.teacher.backbone(part) for part in images.split(50)])
-    centres = slice(TOKEN_PX // 2, None, TOKEN_PX)
+    token_px = trainer.learner.student.backbone.patch_size
+    centres = slice(token_px // 2, None, token_px)
     truth = torch.tensor(np.stack([truth[centres, centres].ravel() for _, truth in drawn]))
     return tokens[:, 0], tokens[:, 1:], truth
 
@@ -175,8 +176,8 @@ def main() -> None:
 
 
 def _teacher(folder: Path, steps: int) -> str:
-    """The folder of a teacher twice as wide, and its own figures as a line."""
-    config = configuration(steps, 5, dim=128)
+    """The folder of a teacher twice as wide, with patches of 8 px, and its own figures as a line."""
+    config = configuration(steps, 5, dim=128, token_px=8)
     trainer = trained(config)
     export_teacher(
         open_store(str(folder)), "big", trainer.learner.teacher.backbone, config=config, step=steps

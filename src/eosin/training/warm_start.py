@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from eosin.config import RunConfig
 from eosin.errors import PermanentError, UserError
 from eosin.models.init import RUN_PREFIX, InitReport, load_weights
-from eosin.models.network import Network, ProjectionHead, build_network, starting_network
+from eosin.models.network import Network, build_network, starting_network
 from eosin.observability import RunLog
 from eosin.runs import complete_steps, load_run
 from eosin.storage import NotFound, open_store
@@ -78,8 +78,8 @@ def load_network(
 ) -> tuple[InitReport, dict[str, str]]:
     """Load the student or teacher of another run: (report of the backbone, what became of each head).
 
-    Positions and patch embeddings of another size are resampled; a head of another shape is left as drawn.
-    Raises `UserError` where the backbone does not fit.
+    Positions and patch embeddings of another size are resampled; a head, adapter or predictor of another
+    shape is left as drawn. Raises `UserError` where the backbone does not fit.
     """
     backbone = {
         name.removeprefix("backbone.vit.").removeprefix("backbone."): value
@@ -90,12 +90,12 @@ def load_network(
     heads = {
         name: _load_head(head, _under(tensors, f"{name}."))
         for name, head in network.submodules().items()
-        if isinstance(head, ProjectionHead)
+        if name != "backbone"
     }
     return report, heads
 
 
-def _load_head(head: ProjectionHead, tensors: Mapping[str, Tensor]) -> str:
+def _load_head(head: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     own = head.state_dict()
     if not tensors:
         return "missing: as randomly drawn"

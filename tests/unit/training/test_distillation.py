@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from eosin.config import RunConfig
 from eosin.errors import UserError
-from eosin.models.arch import create_vit
+from eosin.models.arch import create_vit, import_timm
 from eosin.models.backbone import build_backbone
 from eosin.models.export import export_teacher
 from eosin.models.frozen_teacher import frozen_teacher, resample_grid, untrained_teacher
@@ -24,6 +27,7 @@ from eosin.training.checkpoints.checkpoint import load_part, save_checkpoint
 from eosin.training.checkpoints.state import copy_state
 from eosin.training.loop import ReachedStep, Trainer
 from eosin.training.world import World
+from tests.support.hub import hub
 from tests.support.ranks import Leg, norm_difference, train_legs
 from tests.support.training_run import ArraySource, begin, tiny_config
 
@@ -80,6 +84,20 @@ def test_an_interrupted_distillation_ends_with_the_same_bits(teacher: str, tmp_p
     whole = train_legs(config, tmp_path / "whole", [Leg(1, 8)])
     halves = train_legs(config, tmp_path / "halves", [Leg(1, 3), Leg(1, 8)])
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+def test_every_method_at_once_runs_in_shards_and_in_bf16(teacher: str, tmp_path: Path) -> None:
+    together = {
+        "ibot": {"weight": 0.0},
+        "jepa": {"weight": 1.0, "predictor_depth": 1},
+        "gram": {"weight": 1.0, "px_multiplier": 2, "refresh_every_steps": 2},
+        "paka": {"weight": 1.0, "hidden_dim": 16, "out_dim": 8},
+    }
+    config = distilling(teacher, num_steps=6, precision="bf16", **together)
+    ended = train_legs(config, tmp_path / "2", [Leg(2, 3, "fsdp"), Leg(1, 6)])
+    assert all(value.isfinite().all() for value in ended.values())
+    alone = train_legs(config, tmp_path / "1", [Leg(1, 6)])
+    assert norm_difference(ended, alone) < 2e-3  # bf16 rounds; in float32 the methods differ by 1e-7
 
 
 def test_another_teacher_in_the_same_place_is_refused(tmp_path: Path) -> None:
@@ -140,6 +158,40 @@ def test_weights_of_timms_layout_need_no_card(tmp_path: Path) -> None:
     assert frozen is not None and torch.equal(frozen.vit.cls_token, vit.cls_token)
     result = trainer.learner.step(0, trainer._microbatches(0, next(ArraySource().batches([(0, range(16))]))))
     assert result.loss > 0 and result.terms["ibot"] > 0
+
+
+HUB = """
+import sys
+from eosin.errors import EosinError
+from eosin.observability import RunLog
+from eosin.training.loop import Trainer
+from eosin.training.world import World
+from tests.support.training_run import tiny_config
+try:
+    distill = {"teacher": sys.argv[1], "teacher_px": 32}
+    trainer = Trainer(tiny_config(distill=distill), World(8), RunLog("test"))
+    frozen = trainer.learner.frozen
+    print(float(frozen.vit.cls_token.sum()), frozen.scale.flatten().tolist())
+except EosinError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_teacher_of_the_hub_is_taken_with_its_normalisation(tmp_path: Path) -> None:
+    vit = import_timm().create_model("test_vit", num_classes=0)
+    with hub(tmp_path / "hub", {"owner/big": vit}) as endpoint:
+        env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}
+
+        def said(name: str) -> str:
+            command = [sys.executable, "-c", HUB, name]
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=280).stdout
+
+        total, _, scale = said("timm:hf-hub:owner/big").partition(" ")
+        assert float(total) == pytest.approx(float(vit.cls_token.detach().sum()), rel=1e-6)
+        std = import_timm().data.resolve_model_data_config(vit)["std"]
+        assert json.loads(scale) == pytest.approx([0.5 / value for value in std], rel=1e-6)
+        refused = said("hf-hub:owner/other")
+        assert refused.startswith("UserError") and "not on the hub" in refused
 
 
 @pytest.mark.parametrize(
