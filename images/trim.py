@@ -35,6 +35,8 @@ _REMOVED: tuple[str, ...] = (
     "pyarrow/_pyarrow_cpp_tests*",
     "pyarrow/src",
     "idc_index_data/prior_versions_index.parquet",  # the run names one version
+    "pydicom/sr",  # codes of structured reports
+    "pygments/lexers/*",  # colours of source code
     "numpy/_core/include",
     "numpy/_core/lib/*.a",
     "torch/lib/*.a",
