@@ -125,5 +125,24 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def why_unreachable(error: Exception) -> str:
+    """Why a server gave no answer, without urllib3's words about its pools and retries."""
+    from urllib3 import exceptions
+
+    cause = getattr(error, "reason", None) or error
+    for kind, words in (
+        (exceptions.NameResolutionError, "no such host"),
+        (exceptions.SSLError, f"TLS failed: {cause}"),
+        (exceptions.ProtocolError, "the connection was closed"),
+        (TimeoutError, "no answer in time"),
+    ):
+        if isinstance(cause, kind):
+            return words
+    if isinstance(cause, exceptions.TimeoutError) and not isinstance(cause, exceptions.NewConnectionError):
+        return "no answer in time"
+    inner = cause.__cause__ if isinstance(cause.__cause__, OSError) else cause
+    return (getattr(inner, "strerror", None) or str(inner)).lower()
+
+
 def _rebuild(kind: type[EosinError], message: str, hint: str) -> EosinError:
     return kind(message, hint=hint)

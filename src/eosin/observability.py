@@ -24,6 +24,8 @@ from eosin.storage.base import Store
 _FLUSH_EVERY_S = 5.0
 _EVENTS_PER_PART = 500
 _WARNING_CHARS = 190
+_AFTER_FAILURE_S = 60.0
+"""Each try may take as long as the store's retries; what is not written yet is kept meanwhile."""
 
 
 class RunLog:
@@ -31,7 +33,7 @@ class RunLog:
 
     A part is an object of at most 500 events, rewritten whole every few seconds until it is full:
     a kill loses seconds of log and never leaves half a line. Failing to write a log is reported
-    once and never stops the work.
+    once and never stops the work; it is tried again every minute.
     """
 
     def __init__(
@@ -44,7 +46,8 @@ class RunLog:
         self._lines: list[str] = []
         self._part = self._new_part()
         self._flushed_s = clock()
-        self._store_failed = self._attach_failed = False
+        self._told_failed = self._attach_failed = False
+        self._again_s = 0.0
 
     @property
     def store(self) -> Store | None:
@@ -80,6 +83,7 @@ class RunLog:
     def flush(self) -> None:
         """Publish the events that are still in memory."""
         with self._lock:
+            self._again_s = 0.0
             self._flush()
 
     def __enter__(self) -> Self:
@@ -92,13 +96,17 @@ class RunLog:
 
     def _flush(self) -> None:
         self._flushed_s = self._clock()
-        if self._store is None or not self._lines or self._store_failed:
+        if self._store is None or not self._lines or self._flushed_s < self._again_s:
             return
         try:
             self._store.put(RunLayout.log(self.source, self._part), ("\n".join(self._lines) + "\n").encode())
         except Exception as error:  # a log must never be what stops a run
-            self._store_failed = True
-            print(f"{self.source}: the log cannot be written to {self._store.uri}: {error}", file=sys.stderr)
+            self._again_s = self._clock() + _AFTER_FAILURE_S
+            if not self._told_failed:
+                self._told_failed = True
+                print(
+                    f"{self.source}: the log cannot be written to {self._store.uri}: {error}", file=sys.stderr
+                )
             return
         if len(self._lines) >= _EVENTS_PER_PART:
             self._lines = []

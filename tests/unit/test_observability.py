@@ -63,6 +63,30 @@ def test_a_store_that_fails_is_reported_once_and_the_work_goes_on(
     assert capsys.readouterr().err.count("the log cannot be written") == 1
 
 
+def test_what_could_not_be_written_meanwhile_is_written_once_the_store_is_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now_s, asked = open_store(str(tmp_path)), [1e9], [0]
+    put = store.put
+
+    def away(*_: object, **__: object) -> None:
+        asked[0] += 1
+        raise OSError("away")
+
+    monkeypatch.setattr(store, "put", away)
+    log = RunLog("train", store, clock=lambda: now_s[0])
+    for step in range(20):
+        now_s[0] += 5
+        log.event("step", step=step)
+    assert asked[0] == 2, "a store that is away is asked once a minute"
+    monkeypatch.setattr(store, "put", put)
+    now_s[0] += 60
+    log.event("step", step=20)
+    (part,) = store.list("logs/train")
+    assert [json.loads(line)["step"] for line in store.get(part.key).splitlines()] == list(range(21))
+    assert capsys.readouterr().err.count("cannot be written") == 1
+
+
 def test_read_logs_takes_a_source_and_a_tail(tmp_path: Path) -> None:
     from eosin.config import RunConfig
     from eosin.runs import prepare_run

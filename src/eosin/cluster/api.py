@@ -16,7 +16,7 @@ from typing import Any
 
 from eosin.cluster import names
 from eosin.cluster.names import Resource
-from eosin.errors import MissingDependency, TransientError, UserError
+from eosin.errors import MissingDependency, TransientError, UserError, why_unreachable
 
 Manifest = dict[str, Any]
 
@@ -361,7 +361,10 @@ def _failure(error: Exception, doing: str, namespace: str) -> Exception:
 
     if not isinstance(error, ApiException):
         if isinstance(error, HTTPError | OSError | ValueError):
-            return TransientError(f"{doing}: the API server cannot be reached: {error}", hint="is it up?")
+            return TransientError(
+                f"{doing}: the API server cannot be reached: {why_unreachable(error)}",
+                hint="is it up? `kubectl cluster-info` asks the same",
+            )
         return error
     status = int(error.status or 0)
     if status in (404, 409, 410):

@@ -33,10 +33,10 @@ def rendezvous_command(config: RunConfig) -> list[str]:
     return ["python", "-m", "eosin.training.elastic.rendezvous", f"--port={config.cluster.rendezvous.port}"]
 
 
-def watcher_command(config: RunConfig, name: str) -> list[str]:
+def watcher_command(config: RunConfig, run_uri: str, name: str) -> list[str]:
     """The container beside the store that ends a training which no run wants any more."""
     timeout_s = config.cluster.unfollowed_timeout_s
-    return ["python", "-m", "eosin.cluster.watcher", name, f"--unfollowed-timeout={timeout_s}"]
+    return ["python", "-m", "eosin.cluster.watcher", name, run_uri, f"--unfollowed-timeout={timeout_s}"]
 
 
 def pod_agent_command(config: RunConfig, run_uri: str, name: str, pool: NodePoolConfig) -> list[str]:

@@ -35,7 +35,7 @@ def render_jobset(
     cluster = config.cluster
     name = jobset_name(run_uri)
     account = service_account or cluster.service_account
-    rendezvous = rendezvous_pod(config, name, image=image, service_account=account)
+    rendezvous = rendezvous_pod(config, run_uri, name, image=image, service_account=account)
     jobs = [_replicated_job(RENDEZVOUS, _rendezvous_job(rendezvous))]
     for job, pool, num_pods, is_anchor in _shares(config):
         pod = agent_pod(config, run_uri, name, pool, image=image, service_account=account)

@@ -48,7 +48,9 @@ def agent_pod(
     return template
 
 
-def rendezvous_pod(config: RunConfig, name: str, *, image: str, service_account: str) -> Manifest:
+def rendezvous_pod(
+    config: RunConfig, run_uri: str, name: str, *, image: str, service_account: str
+) -> Manifest:
     """Pod template of the small CPU pod that holds the rendezvous store."""
     cluster = config.cluster
     place = cluster.rendezvous
@@ -79,19 +81,21 @@ def rendezvous_pod(config: RunConfig, name: str, *, image: str, service_account:
     if cluster.watcher_account:
         # The only pod of a training that speaks to the Kubernetes API, with an account of its own for it.
         spec |= {"serviceAccountName": cluster.watcher_account, "automountServiceAccountToken": True}
-        spec["containers"].append(_watcher_container(config, name, image))
+        watcher = _watcher_container(config, run_uri, name, image)
+        _give_store(cluster, watcher, spec["volumes"])
+        spec["containers"].append(watcher)
     if cluster.priority_class:
         spec["priorityClassName"] = cluster.priority_class
     return _template(name, spec)
 
 
-def _watcher_container(config: RunConfig, name: str, image: str) -> Manifest:
+def _watcher_container(config: RunConfig, run_uri: str, name: str, image: str) -> Manifest:
     return {
         "name": names.WATCHER_CONTAINER,
         "image": image,
         "imagePullPolicy": config.cluster.image_pull_policy,
-        "command": commands.watcher_command(config, name),
-        "env": _variables({"EOSIN_LOG": "json", "HOME": "/tmp"}),
+        "command": commands.watcher_command(config, run_uri, name),
+        "env": _variables({"EOSIN_LOG": "json", "HOME": "/tmp", **_store_variables(config.cluster)}),
         "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": _container_security(),
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
@@ -119,17 +123,22 @@ def doctor_pod(cluster: ClusterConfig, name: str, uri: str, *, image: str) -> Ma
         "nodeSelector": dict(cluster.rendezvous.node_selector),
         "tolerations": [_toleration(toleration) for toleration in cluster.rendezvous.tolerations],
     }
-    if cluster.s3.secret:
-        container["envFrom"] = [{"secretRef": {"name": cluster.s3.secret}}]
-    if cluster.s3.ca_config_map:
-        container["volumeMounts"].append({"name": "ca", "mountPath": _CA_DIR, "readOnly": True})
-        spec["volumes"].append({"name": "ca", "configMap": {"name": cluster.s3.ca_config_map}})
+    _give_store(cluster, container, spec["volumes"])
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "labels": names.labels(name)},
         "spec": spec,
     }
+
+
+def _give_store(cluster: ClusterConfig, container: Manifest, volumes: list[Manifest]) -> None:
+    """Keys and authority of the bucket, beside the variables that every container has."""
+    if cluster.s3.secret:
+        container["envFrom"] = [{"secretRef": {"name": cluster.s3.secret}}]
+    if cluster.s3.ca_config_map:
+        container["volumeMounts"].append({"name": "ca", "mountPath": _CA_DIR, "readOnly": True})
+        volumes.append({"name": "ca", "configMap": {"name": cluster.s3.ca_config_map}})
 
 
 def _template(name: str, spec: Manifest) -> Manifest:

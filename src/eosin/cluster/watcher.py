@@ -2,25 +2,31 @@
 
 Kubeflow's Terminate gives a launcher no time to say anything, and one that is evicted may never come back.
 This container is the training's own: it sees whether the run was terminated, and whether anybody follows it.
+What it ends, and why, is in the run's log and in `eosin status`: nobody else may be left to say it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from eosin.cluster.api import Cluster, Manifest, connect
 from eosin.cluster.names import FOLLOWED_ANNOTATION, JOBSET, WORKFLOW
 from eosin.cluster.resources import is_being_deleted
 from eosin.cluster.training import terminal_state
 from eosin.cluster.workflow import has_ended, is_stopped, owning_workflows
-from eosin.errors import EosinError, TransientError
+from eosin.errors import EXIT_TRANSIENT, EosinError, TransientError
+from eosin.layout import RunLayout
 from eosin.observability import RunLog
+from eosin.records import StepFailure
+from eosin.storage import Store, open_store
 
 _POLL_S = 10.0
 
@@ -48,8 +54,9 @@ class Watcher:
                 return True
             reason = self._reason_to_end(job)
             if reason:
-                self.log.event("ending", jobset=self.name, reason=reason)
                 self.cluster.delete(JOBSET, job, propagation="Foreground")
+                self.log.event("ending", jobset=self.name, reason=reason)
+                self._note(reason)
         except TransientError as error:
             self._followed = ""  # what was noted meanwhile could not be seen: the time begins anew
             self._complain(error)
@@ -76,6 +83,17 @@ class Watcher:
             return f"no launcher has followed it for {alone_s:.0f} s (cluster.unfollowed_timeout_s)"
         return ""
 
+    def _note(self, reason: str) -> None:
+        """A record in the run, which the step's success deletes; the pod has seconds left for it."""
+        self.log.flush()
+        failure = StepFailure(
+            step="train", message=f"the watcher has ended the training: {reason}",
+            hint="it goes on from its last state: eosin resume RUN, or the same run URI submitted again",
+            kind="Ended", exit_code=EXIT_TRANSIENT, time=datetime.now(UTC).isoformat(timespec="seconds"),
+            pod=os.environ.get("HOSTNAME", ""),
+        )  # fmt: skip
+        self.log.attach(RunLayout.failure(failure.step), failure.to_json())
+
     def _complain(self, error: EosinError) -> None:
         """Once, as long as it is the same."""
         if error.message != self._complained:
@@ -83,16 +101,28 @@ class Watcher:
             self.log.event("warning", message=error.message)
 
 
+def _store_of(run_uri: str) -> Store | None:
+    """None where it cannot be opened: then nothing is noted, and the training is watched all the same."""
+    try:
+        return open_store(run_uri)
+    except EosinError as error:
+        RunLog("watcher").event("warning", message=f"nothing is noted in the run: {error.message}")
+        return None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Watch until the training is gone, or until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m eosin.cluster.watcher", description=__doc__)
     parser.add_argument("name")
+    parser.add_argument("run_uri")
     parser.add_argument("--unfollowed-timeout", type=float, default=3600.0)
     options = parser.parse_args(arguments)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    log = RunLog("watcher")
+    # The pod is told to go as soon as its JobSet is: few tries, each of them short.
+    os.environ.setdefault("EOSIN_RETRY_DEADLINE_S", "3")
+    log = RunLog("watcher", _store_of(options.run_uri))
     watcher = Watcher(connect(attempts=2), options.name, options.unfollowed_timeout, log)
     while not stop.wait(_POLL_S):
         watcher.look()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from eosin.errors import MissingDependency, TransientError, UserError
+from eosin.errors import MissingDependency, TransientError, UserError, why_unreachable
 
 _PAGE = 100
 _BUSY = {408, 429}
@@ -58,32 +58,15 @@ def kubeflow_errors(host: str) -> Iterator[None]:
         tried = (
             f"{pool.scheme}://{pool.host}:{pool.port}{path or ''}" if pool else host or "its default address"
         )
+        of_kfp = type(error) is TimeoutError  # its health check, tried five times
+        why = "something answers, and not as Kubeflow Pipelines does" if of_kfp else why_unreachable(error)
         raise TransientError(
-            f"Kubeflow cannot be reached: {tried}: {_why_unreachable(error)}",
+            f"Kubeflow cannot be reached: {tried}: {why}",
             hint="kubectl -n kubeflow port-forward svc/ml-pipeline 8888, then --host http://localhost:8888"
             " (or KF_PIPELINES_ENDPOINT); the same command again",
         ) from error
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _why_unreachable(error: Exception) -> str:
-    """The cause that urllib3 wraps into texts about its pools."""
-    from urllib3 import exceptions
-
-    cause = getattr(error, "reason", None) or error
-    for kind, words in (
-        (exceptions.NameResolutionError, "no such host"),
-        (exceptions.SSLError, f"TLS failed: {cause}"),
-        (exceptions.ProtocolError, "the connection was closed"),
-        (TimeoutError, "something answers, and not as Kubeflow Pipelines does"),  # kfp's, of its health check
-    ):
-        if isinstance(cause, kind):
-            return words
-    if isinstance(cause, exceptions.TimeoutError) and not isinstance(cause, exceptions.NewConnectionError):
-        return "no answer in time"
-    inner = cause.__cause__ if isinstance(cause.__cause__, OSError) else cause
-    return (getattr(inner, "strerror", None) or str(inner)).lower()
 
 
 def pages_of(page_of: Callable[..., Any], field: str, experiment_id: str | None) -> Iterator[Any]:

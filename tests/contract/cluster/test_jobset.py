@@ -220,7 +220,7 @@ def test_restricted_pod_security(case: str) -> None:
             assert each["securityContext"]["allowPrivilegeEscalation"] is False
             assert each["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         assert not any("hostPath" in volume for volume in pod["volumes"])
-        mounted = {mount["name"] for mount in container(spec)["volumeMounts"]}
+        mounted = {mount["name"] for each in pod["containers"] for mount in each["volumeMounts"]}
         assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
@@ -231,6 +231,10 @@ def test_the_watcher_alone_speaks_to_the_api_server_with_an_account_of_its_own()
     assert (
         watched["serviceAccountName"] == "eosin-watcher" and watched["automountServiceAccountToken"] is True
     )
+    rendezvous, watcher = watched["containers"]
+    # It notes in the run what it ends; the store beside it has no business there.
+    assert watcher["envFrom"] == [{"secretRef": {"name": "bucket-keys"}}] and "envFrom" not in rendezvous
+    assert RUN in watcher["command"]
     for pod in pods.values():
         assert len(pod["containers"]) == 1 and pod["automountServiceAccountToken"] is False
         assert pod["serviceAccountName"] != "eosin-watcher"
