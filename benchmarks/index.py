@@ -1,6 +1,6 @@
 """Indexing slides in S3 on loopback against tifffile + s3fs, one slide at a time, in one run.
 
-    python benchmarks/index.py --peer-python PEERS/bin/python [--slides 64] [--side 8192]
+    python benchmarks/index.py --peer-python PEERS/bin/python [--slides 64] [--side 8192] [--delay-ms 40]
 
 PEERS is a virtual environment with tifffile, s3fs and imagecodecs. Prints one JSON line: seconds on the
 wall per 1,000 slides and GETs and bytes a slide, of both; ours with tissue masks, thumbnails and tile
@@ -19,6 +19,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--slides", type=int, default=64)
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="to the first byte of every answer")
     parser.add_argument("--side", type=int, default=8192, help="side of a slide in pixels")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
@@ -49,10 +52,11 @@ def main() -> None:
         os.environ.update(s3.env)
         s3.ensure_bucket("s3://bench")
         size_bytes = upload(Path(folder), arguments.slides, arguments.side)
-        timed = {
-            "eosin": ours("all", "index"),
-            "peer": theirs(arguments.peer_python, "all"),
-        }
+        with through(s3, arguments.delay_ms / 1e3):
+            timed = {
+                "eosin": ours("all", "index"),
+                "peer": theirs(arguments.peer_python, "all"),
+            }
         counted = {
             name: count(s3, work)
             for name, work in (
@@ -100,12 +104,23 @@ def theirs(python: str, which: str) -> dict[str, float]:
     return result
 
 
+@contextmanager
+def through(s3: LocalS3, delay_s: float) -> Iterator[Forwarder | None]:
+    """What is asked of the store goes through a port that delays answers; straight to it for 0."""
+    if not delay_s:
+        yield None
+        return
+    with Forwarder(s3.endpoint_url, delay_s) as forwarder:
+        os.environ["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL"] = forwarder.endpoint_url
+        yield forwarder
+        os.environ["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL"] = s3.endpoint_url
+
+
 def count(s3: LocalS3, work: Any) -> dict[str, float]:
     """GETs and bytes of slides while `work` runs, a slide."""
-    with Forwarder(s3.endpoint_url) as forwarder:
-        os.environ["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL"] = forwarder.endpoint_url
+    with through(s3, 1e-6) as forwarder:
         work()
-        os.environ["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL"] = s3.endpoint_url
+    assert forwarder is not None
     return {name: forwarder.seen[name] / NUM_COUNTED for name in ("gets", "bytes")}
 
 
@@ -114,7 +129,8 @@ def report(
     arguments: argparse.Namespace, size_bytes: int,
 ) -> None:  # fmt: skip
     line: dict[str, float | int | str] = {
-        "slides": arguments.slides, "side_px": arguments.side, "slide_mb": round(size_bytes / 1e6, 2)
+        "slides": arguments.slides, "side_px": arguments.side, "slide_mb": round(size_bytes / 1e6, 2),
+        "delay_ms": arguments.delay_ms, "load": os.getloadavg()[0],
     }  # fmt: skip
     for name in ("eosin", "peer"):
         line |= {
@@ -127,14 +143,15 @@ def report(
 
 
 class Forwarder:
-    """A port that passes everything on, and counts GETs of slides and the bytes that answer them."""
+    """A port that passes everything on, each answer after a delay, and counts GETs and bytes of slides."""
 
-    def __init__(self, endpoint_url: str) -> None:
+    def __init__(self, endpoint_url: str, delay_s: float) -> None:
         host, _, port = endpoint_url.rpartition("/")[2].partition(":")
         self._upstream = (host, int(port))
         self._server = socket.create_server(("127.0.0.1", 0))
         self.endpoint_url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
         self.seen = Counter[str]()
+        self._delay_s = delay_s
         self._lock = threading.Lock()
 
     def __enter__(self) -> Forwarder:
@@ -151,7 +168,7 @@ class Forwarder:
             except OSError:
                 return
             upstream = socket.create_connection(self._upstream)
-            of_slide = [False]
+            of_slide = [False, False]
             for target, arguments in (
                 (self._up, (client, upstream, of_slide)), (self._down, (upstream, client, of_slide))
             ):  # fmt: skip
@@ -160,7 +177,7 @@ class Forwarder:
     def _up(self, client: socket.socket, upstream: socket.socket, of_slide: list[bool]) -> None:
         while data := _received(client):
             if data[:5] in (b"GET /", b"HEAD ", b"PUT /", b"POST "):
-                of_slide[0] = data.startswith(b"GET /bench/slides/")
+                of_slide[:] = data.startswith(b"GET /bench/slides/"), True
                 with self._lock:
                     self.seen["gets"] += of_slide[0]
             upstream.sendall(data)
@@ -168,6 +185,9 @@ class Forwarder:
 
     def _down(self, upstream: socket.socket, client: socket.socket, of_slide: list[bool]) -> None:
         while data := _received(upstream):
+            if of_slide[1]:
+                of_slide[1] = False
+                time.sleep(self._delay_s)
             if of_slide[0]:
                 with self._lock:
                     self.seen["bytes"] += len(data)

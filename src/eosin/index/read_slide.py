@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +36,8 @@ INDEXER_VERSION = 6
 _THUMBNAIL_PX = 512
 _DETAIL_CHARS = 300
 _NO_OVERRIDE = Override()
+# Headers are waited for, pictures fill memory: of a large slide 30 MB, and several times that for its mask.
+_PICTURES_AT_ONCE = threading.BoundedSemaphore(8)
 
 
 @dataclass(frozen=True)
@@ -153,10 +156,11 @@ def _examined(
         detail = f"{detail} {context.config.max_mpp:g}"
         return replace(row, read_status="too-coarse", read_detail=detail), None
     try:
-        overview, content, focus = _seen(context, header, slide)
-        tissue = detect_tissue(
-            overview, header.mpp_x, header.mpp_y, context.config.tissue, model=context.model, focus=focus
-        )
+        with _PICTURES_AT_ONCE:
+            overview, content, focus = _seen(context, header, slide)
+            tissue = detect_tissue(
+                overview, header.mpp_x, header.mpp_y, context.config.tissue, model=context.model, focus=focus
+            )
         if override.contours:
             tissue = drawn_mask(override, row.slide, header, tissue)
     except SlideError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eosin.slides.errors import SlideError, absent_or_changed
-from eosin.slides.files import BinaryFile
 from eosin.slides.model import TILE_DTYPE, SlideHeader, SlideObject, TileTable
 from eosin.slides.staging import staged
 from eosin.slides.table import check_table
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from eosin.slides.local import LocalSlide
 
 HEAD_BYTES = 132
+_TAIL_BYTES = 65536
+# Of the slides that are read at once these many are copied to the disk at once.
+_STAGED_AT_ONCE = threading.BoundedSemaphore(8)
 _LOCAL_MAGIC = (b"SQLite format 3\0", b"ZISRAWFILE")
 _LOCAL_SUFFIXES = (".mrxs", ".vms", ".vmu")
 # Valid slides all the same: their owners need not upload them again.
@@ -78,7 +81,7 @@ def begins_as_slide(head: bytes) -> bool:
     return is_dicom(head) or is_tiff(head) or head.startswith(_LOCAL_MAGIC)
 
 
-def open_range(store: Store, stored: SlideObject) -> BinaryFile:
+def open_range(store: Store, stored: SlideObject) -> RangeFile:
     """A seekable file over one object, read by byte range, pinned to the version listed."""
     return RangeFile(store, stored.key, size_bytes=stored.size_bytes, etag=stored.etag)
 
@@ -135,14 +138,17 @@ def _check_mirax(stored: tuple[SlideObject, ...]) -> None:
 def _read_tiff(
     store: Store,
     stored: tuple[SlideObject, ...],
-    file: BinaryFile,
+    file: RangeFile,
     stage_dir: str | Path | None,
     stack: ExitStack,
 ) -> OpenedSlide:
     from eosin.slides.tiff import read_tiff
 
     try:
-        header, tiles, remark = read_tiff(TiffFile(file, stored[0].size_bytes), stored[0])
+        tiff = TiffFile(file, stored[0].size_bytes)
+        # Directories lie behind the pixels they tell of: the last ones, often all, at the end.
+        file.prefetch(tiff.first, *(stored[0].size_bytes - i * _TAIL_BYTES for i in (1, 2)))
+        header, tiles, remark = read_tiff(tiff, stored[0])
         return OpenedSlide(header, tiles, remark=remark)
     except NeedsOpenSlide:
         return _open_local(store, stored, stage_dir, stack)
@@ -160,6 +166,7 @@ def _open_local(
 ) -> OpenedSlide:
     from eosin.slides.local import open_local
 
+    stack.enter_context(_STAGED_AT_ONCE)
     slide = open_local(stack.enter_context(staged(store, stored, stage_dir)))
     stack.callback(slide.close)
     return OpenedSlide(slide.header(stored), np.zeros(0, TILE_DTYPE), slide)

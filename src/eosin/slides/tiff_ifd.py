@@ -114,7 +114,8 @@ class TiffFile:
     size_bytes: int
     order: str = field(init=False)
     big: bool = field(init=False)
-    _first: int = field(init=False)
+    first: int = field(init=False)
+    """Where the first directory is said to be."""
 
     def __post_init__(self) -> None:
         head = self.read(0, 16) if self.size_bytes >= 16 else b""
@@ -123,7 +124,7 @@ class TiffFile:
         self.order = "<" if head[:2] == b"II" else ">"
         self.big = struct.unpack(self.order + "H", head[2:4])[0] == 43
         form, at = ("Q", 8) if self.big else ("I", 4)
-        self._first = struct.unpack_from(self.order + form, head, at)[0]
+        self.first = struct.unpack_from(self.order + form, head, at)[0]
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes. Raises `SlideError` (`truncated`) where the file ends before."""
@@ -147,7 +148,7 @@ class TiffFile:
     def directories(self) -> Iterator[Directory]:
         """The main chain, in file order."""
         seen: set[int] = set()
-        offset = self._first
+        offset = self.first
         while offset:
             if offset in seen or len(seen) >= _MAX_DIRECTORIES:
                 raise SlideError("corrupt-header", f"its TIFF directories loop at byte {offset}")

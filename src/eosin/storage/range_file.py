@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+_MOST_AHEAD = 16
+
+
 class RangeFile(io.RawIOBase):
     """Read-only view of `key`, fetched in aligned blocks of `block_bytes`, of which the `max_blocks` last
     used are kept (16 MiB by default).
@@ -39,6 +42,7 @@ class RangeFile(io.RawIOBase):
         self._block_bytes, self._max_blocks = block_bytes, max_blocks
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._position = 0
+        self._next, self._ahead = -1, 1
 
     def readable(self) -> bool:
         return True
@@ -75,6 +79,12 @@ class RangeFile(io.RawIOBase):
     def readall(self) -> bytes:
         return self.read()
 
+    def prefetch(self, *starts: int) -> None:
+        """Bring the blocks at `starts`, and those behind them, in one call."""
+        blocks = {start // self._block_bytes + i for start in starts for i in (0, 1)}
+        last = (self.size_bytes - 1) // self._block_bytes
+        self._fill(sorted(each for each in blocks if 0 <= each <= last and each not in self._blocks))
+
     def _bytes_at(self, start: int, length: int) -> bytes:
         first, last = start // self._block_bytes, (start + length - 1) // self._block_bytes
         if last - first + 1 > self._max_blocks:
@@ -90,6 +100,15 @@ class RangeFile(io.RawIOBase):
         return b"".join(blocks)[offset : offset + length]
 
     def _load(self, missing: list[int]) -> None:
+        """Blocks, and where they are read one after another ever more of those that follow."""
+        if not missing:
+            return
+        self._ahead = min(2 * self._ahead, _MOST_AHEAD) if missing[0] == self._next else 1
+        end = min(missing[0] + self._ahead, -(-self.size_bytes // self._block_bytes))
+        self._fill(sorted({*missing, *range(missing[0], end)} - self._blocks.keys()))
+        self._next = max(missing[-1] + 1, end)
+
+    def _fill(self, missing: list[int]) -> None:
         spans = [
             (first * self._block_bytes, (last - first + 1) * self._block_bytes)
             for first, last in _runs(missing)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gc
 import shutil
+import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import eosin.index.read_slide as read_slide_module
 import eosin.index.rows as rows_module
 import eosin.index.scan as scan_module
+from eosin.index.overview import Overview
 from eosin.index.publish import MergedRows, publish_snapshot
 from eosin.index.rows import SlideRow, encode_rows
 from eosin.index.scan import scan_shard
@@ -80,3 +84,24 @@ def test_parts_in_any_order_are_merged_by_slide_and_seldom_read_again(tmp_path: 
     merged = MergedRows(store, sorted(parts, reverse=True), num_held=4)
     assert [each.slide for each in merged] == sorted([*names, "002b", "058b"])
     assert len(merged) == 62 and len(store.gets) <= 2 * len(parts) + 1
+
+
+def test_of_many_slides_in_flight_few_pictures_are_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, most = threading.Semaphore(0), 0
+    real = read_slide_module.read_overview
+
+    def counted(*arguments: object) -> Overview:
+        nonlocal most
+        now.release()
+        most = max(most, now._value)
+        time.sleep(0.02)
+        now.acquire()
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(read_slide_module, "read_overview", counted)
+    monkeypatch.setattr(read_slide_module, "_PICTURES_AT_ONCE", threading.BoundedSemaphore(3))
+    slides = make_slides(tmp_path / "slides", 12)
+    scan_shard(config_for(slides, tmp_path / "index", "index.slides_in_flight=12"), 0, 1, LOG)
+    assert most == 3

@@ -234,3 +234,18 @@ def test_a_range_file_reads_as_the_bytes_do(store: Store) -> None:
     file.seek(0)
     with pytest.raises(ObjectChanged):
         file.read()
+
+
+def test_a_range_file_reads_ahead_of_who_reads_on(store: Store) -> None:
+    data = random.Random(7).randbytes(64 * 4096)
+    file = RangeFile(store, "k", len(data), store.put("k", data).etag, block_bytes=4096)
+    assert b"".join(file.read(1000) for _ in range(263)) == data
+    assert file.num_requests <= 8 and file.num_bytes == len(data)
+    apart = RangeFile(store, "k", len(data), block_bytes=4096)
+    for start in (60 * 4096, 20 * 4096, 40 * 4096):
+        apart.seek(start)
+        apart.read(10)
+    assert (apart.num_requests, apart.num_bytes) == (3, 3 * 4096), "who leaps reads nothing in vain"
+    apart.prefetch(10, 62 * 4096, -5, 10**9)
+    apart.seek(4096)
+    assert (apart.read(4096), apart.num_requests) == (data[4096:8192], 5)
