@@ -13,7 +13,7 @@ import yaml
 
 from eosin.config.load import require_each_once
 from eosin.errors import UserError
-from eosin.storage import NotFound, open_store
+from eosin.storage import read_object
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,11 @@ def load_recipe(recipe: str) -> tuple[str, str]:
     """
     if recipe in _names():
         return _packaged(recipe), f"recipe {recipe}"
-    if "://" in recipe:
-        folder, _, key = recipe.rpartition("/")
+    if "://" in recipe or recipe.endswith((".yaml", ".yml")) or Path(recipe).expanduser().is_file():
         try:
-            return open_store(folder).get(key).decode(), recipe
-        except NotFound:
-            raise UserError(f"there is no configuration at {recipe}") from None
+            return read_object(recipe, absent=f"there is no configuration at {recipe}").decode(), recipe
         except UnicodeDecodeError as error:
             raise UserError(f"{recipe} is not text: {error.reason} at byte {error.start}") from error
-    path = Path(recipe).expanduser()
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return _read(path), str(path)
     near = difflib.get_close_matches(recipe, _names(), n=1)
     hint = f"did you mean {near[0]}?" if near else "`eosin recipes list` shows them all"
     raise UserError(f"there is no recipe {recipe!r}", hint=hint)
@@ -101,10 +95,3 @@ def _packaged(name: str) -> str:
 
 def _description(text: str) -> str:
     return " ".join(str((yaml.safe_load(text) or {}).get("description", "")).split())
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error

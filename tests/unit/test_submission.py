@@ -25,7 +25,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     ("given", "message"),
     [
         ({"recipe": "nope"}, "there is no recipe 'nope'"),
-        ({"recipe": "none.yaml"}, "cannot be read"),
+        ({"recipe": "none.yaml"}, "there is no configuration at none.yaml"),
         ({"settings": ["train.num_stepz=1"]}, "did you mean train.num_steps"),
         ({"settings": ["train.optimizer.beta2=2"]}, "must be less than 1"),
         ({"slides": "/data/slides"}, "slides /data/slides is of this machine"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eosin.errors import UserError
-from eosin.storage import NotFound, Store, join_uri, open_store, split_uri
+from eosin.storage import Store, join_uri, open_store, read_object
 from eosin.storage.atomic import translate
 
 SYNTHETIC = "synthetic"
@@ -106,16 +106,7 @@ def _local_files(path: Path) -> Iterator[tuple[str, Path]]:
 
 def _published(root: str, overrides: str) -> str:
     """The CSV's bytes under a name of their own in the bucket: a corrected one is another run's."""
-    try:
-        if "://" in overrides:
-            folder, key = split_uri(overrides)
-            data = open_store(folder).get(key)
-        else:
-            data = Path(overrides).expanduser().read_bytes()
-    except NotFound:
-        raise UserError(f"there is no CSV at {overrides}", hint="check --overrides") from None
-    except OSError as error:
-        raise translate(error, "read", Path(overrides)) from error
+    data = read_object(overrides, absent=f"there is no CSV at {overrides}", hint="check --overrides")
     store = open_store(join_uri(root, "overrides"))
     key = f"{hashlib.sha256(data).hexdigest()[:10]}.csv"
     store.put(key, data)

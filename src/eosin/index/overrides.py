@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from eosin.errors import UserError
 from eosin.index.listing import Unit
 from eosin.slides.model import plausible_mpp
-from eosin.storage import NotFound, open_store, split_uri
+from eosin.storage import read_object
 
 _KNOWN = {"slide", "mpp", "mpp_x", "mpp_y", "patient", "cohort", "label", "labels", "exclude"}
 _SEVERAL = ""
@@ -96,13 +96,7 @@ def _names_of(units: Iterable[Unit]) -> Iterator[tuple[str, str]]:
 
 def read_overrides(uri: str | None) -> bytes:
     """The CSV at `uri`; empty where none is named. Raises `UserError` where there is none."""
-    if not uri:
-        return b""
-    root, key = split_uri(uri)
-    try:
-        return open_store(root).get(key)
-    except NotFound:
-        raise UserError(f"no overrides at {uri}", hint="check slides.overrides") from None
+    return read_object(uri, absent=f"no overrides at {uri}", hint="check slides.overrides") if uri else b""
 
 
 def load_overrides(uri: str | None) -> Overrides:

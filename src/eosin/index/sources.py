@@ -28,6 +28,7 @@ from eosin.storage import (
     Store,
     join_uri,
     open_store,
+    read_object,
     split_uri,
 )
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # `eosin --help` imports nothing heavy
 
 LISTS_AT_ONCE = 32
 """LIST and HEAD requests of a source that are in flight together."""
+_CHECK_SOURCES = "check slides.sources"
 _LICENCES = ("licence", "license", "license_short_name")
 _TCGA_PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")
 _IDC_CITED = "NCI Imaging Data Commons, https://doi.org/10.1158/0008-5472.CAN-21-0950"
@@ -384,17 +386,9 @@ def _matches(table: pa.Table, column: str, patterns: Sequence[str]) -> Any:
     return pc.is_in(pc.cast(table.column(column), pa.string()), pa.array(sorted(kept)))
 
 
-def _read(uri: str, what: str) -> bytes:
-    """A manifest, by what the environment says: it lies with the run's own things."""
-    root, key = split_uri(uri)
-    try:
-        return open_store(root).get(key)
-    except NotFound:
-        raise UserError(f"there is no {what} at {uri}", hint="check slides.sources") from None
-
-
 def _of_gdc(source: SourceConfig) -> list[SourceEntry]:
-    text = _read(source.gdc, "GDC manifest").decode("utf-8-sig", "replace")
+    absent = f"there is no GDC manifest at {source.gdc}"
+    text = read_object(source.gdc, absent=absent, hint=_CHECK_SOURCES).decode("utf-8-sig", "replace")
     header, *lines = [line.split("\t") for line in text.splitlines() if line.strip()] or [[]]
     if not {"id", "filename"} <= set(header):
         raise UserError(f"{source.gdc} is no manifest of GDC: its first line names no id and filename")
@@ -411,7 +405,8 @@ def _of_gdc(source: SourceConfig) -> list[SourceEntry]:
 
 
 def _of_manifest(source: SourceConfig) -> list[SourceEntry]:
-    data = _read(source.manifest, "manifest of slides")
+    absent = f"there is no manifest of slides at {source.manifest}"
+    data = read_object(source.manifest, absent=absent, hint=_CHECK_SOURCES)
     if data[:4] == b"PAR1":
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import MissingDependency, UserError
-from eosin.storage import NotFound, open_store, split_uri
+from eosin.storage import read_object
 
 Floats = npt.NDArray[np.float32]
 _WINDOW_PX = 512
@@ -28,13 +28,8 @@ _CONTRACT = (
 
 def load_model_bytes(uri: str) -> bytes:
     """The model at `uri`; empty where none is named. Raises `UserError` where there is none."""
-    if not uri:
-        return b""
-    root, key = split_uri(uri)
-    try:
-        return open_store(root).get(key)
-    except NotFound:
-        raise UserError(f"no tissue model at {uri}", hint="check index.tissue.onnx") from None
+    absent = f"no tissue model at {uri}"
+    return read_object(uri, absent=absent, hint="check index.tissue.onnx") if uri else b""
 
 
 def model_digest(data: bytes) -> str:

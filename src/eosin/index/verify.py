@@ -42,9 +42,9 @@ def chosen_to_verify(rows: Iterable[SlideRow]) -> list[SlideRow]:
     """The smallest usable slide of each vendor and layout whose tiles eosin places, in order of slides."""
     smallest: dict[tuple[object, ...], SlideRow] = {}
     for row in rows:
-        # A sample that is no alpha is one to OpenSlide.
-        is_judged = row.header.access == "tiles" and not row.header.levels[0].color_space.endswith("+other")
-        if row.status == OK and is_judged:
+        if row.status != OK or row.header.access != "tiles":
+            continue
+        if not row.header.levels[0].color_space.endswith("+other"):  # a sample that OpenSlide takes for alpha
             known = smallest.setdefault(_kind(row), row)
             if (row.size_bytes, row.slide) < (known.size_bytes, known.slide):
                 smallest[_kind(row)] = row

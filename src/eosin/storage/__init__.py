@@ -10,7 +10,7 @@ from eosin.storage.base import (
     Store,
     put_if_absent,
 )
-from eosin.storage.open import open_store
+from eosin.storage.open import open_store, read_object
 from eosin.storage.settings import S3Access
 from eosin.storage.uri import join_uri, split_uri
 
@@ -26,5 +26,6 @@ __all__ = [
     "join_uri",
     "open_store",
     "put_if_absent",
+    "read_object",
     "split_uri",
 ]

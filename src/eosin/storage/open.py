@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eosin.storage.base import Store
+from eosin.errors import UserError
+from eosin.storage.base import NotFound, Store
 from eosin.storage.settings import ENVIRONMENT, S3Access, S3Settings
-from eosin.storage.uri import parse_uri
+from eosin.storage.uri import parse_uri, split_uri
 
 
 def open_store(uri: str, access: S3Access = ENVIRONMENT) -> Store:
@@ -26,3 +27,12 @@ def open_store(uri: str, access: S3Access = ENVIRONMENT) -> Store:
     from eosin.storage.s3 import S3Store
 
     return S3Store(location.bucket, location.path, S3Settings.from_env(access))
+
+
+def read_object(uri: str, *, absent: str, hint: str = "") -> bytes:
+    """The whole object or local file at `uri`. Raises `UserError` in the words given where none is."""
+    root, key = split_uri(uri)
+    try:
+        return open_store(root).get(key)
+    except NotFound:
+        raise UserError(absent, hint=hint) from None
