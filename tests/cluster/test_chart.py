@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster import names, training
+from eosin import preflight, steps
+from eosin.cluster import api, names, training
 from eosin.cluster.api import Cluster
 from eosin.cluster.cancel import cancel_on_cluster
 from eosin.cluster.cluster_checks import LAUNCHER_PERMISSIONS, WATCHER_PERMISSIONS, run_cluster_checks
@@ -19,16 +20,19 @@ from eosin.cluster.workflow import find_launcher, stop_workflow
 from eosin.config import RunConfig, load_config
 from eosin.errors import PermanentError, UserError
 from eosin.observability import RunLog
+from eosin.recipes import load_recipe
 from tests.support.launched_run import launched_run
 from tests.support.real_cluster import (
     CHART,
     IMAGE,
+    ROOT,
     WAIT,
     Recorder,
     acting_as,
     apply,
     eventually,
     helm,
+    install_accounts,
     make_workflow,
     namespace,
     only_agents,
@@ -88,6 +92,28 @@ def test_the_roles_grant_what_launcher_and_watcher_do_and_nothing_else(
     assert done.allowed == granted(LAUNCHER_PERMISSIONS) and watched.allowed == granted(WATCHER_PERMISSIONS)
     # An administrator's to read; doctor says that it was not checked.
     assert done.refused <= {("", "resourcequotas", "list"), ("", "configmaps", "get")} and not watched.refused
+
+
+def test_plan_refuses_what_the_charts_presets_cannot_train(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the account that runs pipelines, before anything is indexed; what fits is compared by price."""
+    install_accounts(cluster, "--values", str(ROOT / "manifests/overlays/kind/values.yaml"))
+    monkeypatch.setattr(api, "connect", lambda namespace: acting_as(cluster, "pipeline-runner"))
+    monkeypatch.setattr(steps, "in_pod", lambda: True)
+    monkeypatch.setattr(preflight, "measured_speeds", lambda uri, recipe: {})
+    text, source = load_recipe("demo")
+    demo = load_config(text, source=source)
+    with pytest.raises(UserError, match=r"\d+ workers share only 2 microbatches"):
+        steps._check_training(RUN, [demo], "jobset")
+    fits = demo.model_copy(update={"train": demo.train.model_copy(update={"num_microbatches": 16})})
+    steps._check_training(RUN, [fits], "jobset")
+    assert "images an hour: not measured in a run of demo" in capsys.readouterr().err
+    cluster.read("x", cluster.core.delete_namespaced_config_map, "eosin-cluster", cluster.namespace)
+    steps._check_training(RUN, [demo], "jobset")
+    with pytest.raises(UserError, match="forbidden"):
+        monkeypatch.setattr(api, "connect", lambda namespace: acting_as(cluster, "eosin-train"))
+        steps._check_training(RUN, [demo], "jobset")
 
 
 def test_the_charts_life(real: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,7 @@ def test_every_agent_ends_with_0_once_training_is_done(
     agents = [nodes.start("anchor", ANCHOR), nodes.start("spot", SPOT)]
     nodes.until(lambda: all(agent.ended for agent in agents))
     assert [agent.process.returncode for agent in agents] == [0, 0], nodes.logs()
+    assert nodes.worlds()[-1]["pools"] == {"anchor": 1, "spot": 1}
     done = TrainingDone.from_json(
         open_store(str(run_folder)).get(RunLayout.TRAINING_DONE), source="training.json"
     )

@@ -56,9 +56,9 @@ def namespace(cluster: Cluster, **labels: str) -> Iterator[Cluster]:
         cluster.read("deleting a namespace", cluster.core.delete_namespace, name)
 
 
-def install_accounts(cluster: Cluster) -> None:
-    """What the chart makes for launcher and watcher, and the account that runs pipelines."""
-    values = ("--set", "priorityClasses.create=false")  # they are of the whole cluster
+def install_accounts(cluster: Cluster, *more: str) -> None:
+    """What the chart makes for launcher and watcher, and the account that runs pipelines; `more` options."""
+    values = ("--set", "priorityClasses.create=false", *more)  # they are of the whole cluster
     done = run("helm", "template", "eosin", str(CHART), "--namespace", cluster.namespace, *values)
     assert done.returncode == 0, done.stderr
     import yaml
