@@ -202,7 +202,7 @@ class Follower:
             end_training(self.cluster, jobset)
             raise UserError(
                 f"the training was not admitted for {now_s - self._waits_since_s:.0f} s: {waits_for}",
-                hint="correct cluster.queue or a pool's topology, or make what is missing; then run it again",
+                hint="correct cluster.queue or the pools, or have the queue changed; then run it again",
             )
 
     def _give_up_on_stuck(self, jobset: Manifest, pods: list[Manifest]) -> None:

@@ -18,9 +18,15 @@ _NEVER = (
     "not found",
     "is inactive",
     "is stopped",
+    "doesn't match",
     "does not contain the requested level",
+    "maximum capacity",
+    "untolerated taint",
+    "unavailable in ClusterQueue",
     _NO_WORKLOAD,
 )
+# Of a flavor that is only in use: whatever another one lacks, this one may come free.
+_PASSES = "insufficient unused quota"
 
 
 def local_queue(cluster: Cluster, name: str) -> Manifest | None:
@@ -62,7 +68,7 @@ def is_dispatched(jobset: Manifest) -> bool:
 
 def never_mends(message: str) -> bool:
     """Whether such a wait has no end unless a person does something."""
-    return any(part in message for part in _NEVER)
+    return _PASSES not in message and any(part in message for part in _NEVER)
 
 
 def _workloads(cluster: Cluster) -> Iterator[Manifest]:
