@@ -99,9 +99,7 @@ def _kept_counts(first: JudgedDetails, second: JudgedDetails) -> tuple[Matrix, M
 def _by_run(before: MetricRecord, after: MetricRecord, metric: str) -> Significance | None:
     if metric not in before.metrics or metric not in after.metrics:
         return None
-    if getattr(
-        after.details, "num_folds", 0
-    ):  # folds share what they learn from: no exchange of them is fair
+    if after.details.num_folds:  # folds share what they learn from: no exchange of them is fair
         return None
     first, second = before.metrics[metric], after.metrics[metric]
     if min(len(first.values), len(second.values)) < 2:

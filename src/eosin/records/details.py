@@ -57,6 +57,8 @@ class Details(RecordPart):
     """By metric."""
     interval_over: str = ""
     """What the intervals are over, with its number: `12 patients`; or why there are none."""
+    num_folds: int = 0
+    """Folds or given splits, of which each value of a figure is one; 0: none."""
     examples: tuple[ExamplePicture, ...] = ()
     """Pictures of what the model sees, beside the record."""
 
@@ -127,8 +129,6 @@ class ScannerDetails(Details):
 class ExpressionDetails(Details):
     """Of expression predicted from patches."""
 
-    num_folds: int = 0
-    """Splits of samples, of which each value of a figure is one."""
     num_genes: int = 0
     """Genes that were predicted."""
     pearson_by_gene: dict[str, float] = {}
@@ -148,8 +148,6 @@ class JudgedDetails(Details):
     """Samples that chose the epoch or step."""
     num_judged: int = 0
     """Samples that the figures are of."""
-    num_folds: int = 0
-    """Folds of a cross-validation, of which each value of a figure is one; 0: none."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Counts of all runs together: row the true class, column the predicted one."""
     group_confusions: dict[str, tuple[tuple[int, ...], ...]] = {}

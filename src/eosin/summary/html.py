@@ -20,8 +20,10 @@ from eosin.records import MetricRecord
 from eosin.records.details import (
     CentresDetails,
     Details,
+    ExpressionDetails,
     JudgedDetails,
     RobustnessDetails,
+    ScannerDetails,
     SegmentationDetails,
     SlideDetails,
     Spectrum,
@@ -39,6 +41,7 @@ from eosin.summary.training_log import Points, TrainingLog
 
 _MAX_SPECTRA = 4
 _MIN_SCATTER, _MIN_CORRELATED = 3, 4
+_MAX_SCATTER = 5
 # Names of classes that fit side by side over a confusion matrix.
 _MAX_HEAD_CHARS = 80
 # Figures that do not lie between 0 and 1.
@@ -107,16 +110,19 @@ def scatter_charts(results: Sequence[Result]) -> list[Chart]:
     """A label-free figure against a supervised one, a point a model; from three trained models on."""
     figures = [r for r in results if r.status == "ok" and r.mean is not None]
     free = {(r.task, str(r.metric)) for r in figures if r.metric in ("rankme", "odcorr")}
-    judged = sorted({r.task for r in figures if r.metric == "balanced_accuracy"})
+    judged = list(dict.fromkeys(r.task for r in figures if r.metric == "balanced_accuracy"))
     charts = []
     for task, name in sorted(free):
         x_of = {r.model: r.mean or 0.0 for r in figures if (r.task, r.metric) == (task, name)}
         series = tuple(_scatter(other, x_of, figures) for other in judged)
         series = tuple(s for s in series if len(s.points) >= _MIN_SCATTER)
-        if series and sum(model != RANDOM_INIT for model in x_of) >= _MIN_SCATTER:
-            charts.append(Chart(title=f"{metric_name(name)} against balanced accuracy",
-                                x_label=f"{metric_name(name)} ({task})", y_label="balanced accuracy",
-                                series=series))  # fmt: skip
+        if sum(model != RANDOM_INIT for model in x_of) < _MIN_SCATTER:
+            continue
+        charts += [
+            Chart(title=f"{metric_name(name)} against balanced accuracy",
+                  x_label=f"{metric_name(name)} ({task})", y_label="balanced accuracy", series=part)
+            for start in range(0, len(series), _MAX_SCATTER) if (part := series[start : start + _MAX_SCATTER])
+        ]  # fmt: skip
     return charts
 
 
@@ -310,8 +316,8 @@ def _newest(report: Report) -> list[MetricRecord]:
 def _task_view(record: MetricRecord, report: Report) -> dict[str, Any]:
     """One record as the template shows it: its details, under the name of their kind too."""
     details, pictures = record.details, report.published.pictures
-    by_mpp = details.by_mpp if isinstance(details, _BY_MPP) else {}
-    figures = {name: None for each in by_mpp.values() for name in each if name != "num_samples"}
+    parts_by, parts = _parts(details)
+    figures = {name: None for each in parts.values() for name in each if name != "num_samples"}
     classes = details.classes if isinstance(details, JudgedDetails) else ()
     return {
         "record": record,
@@ -322,9 +328,19 @@ def _task_view(record: MetricRecord, report: Report) -> dict[str, Any]:
         "confusion": _confusion(record),
         # Its columns then have numbers for names.
         "is_wide": sum(map(len, classes)) > _MAX_HEAD_CHARS,
-        "by_mpp": by_mpp,
-        "by_mpp_names": list(figures),
+        "parts_by": parts_by,
+        "parts": parts,
+        "part_names": list(figures),
     }
+
+
+def _parts(details: Details) -> tuple[str, dict[str, dict[str, float]]]:
+    """Figures of the parts that a task is made of, and what they differ by."""
+    if isinstance(details, ScannerDetails):
+        return "median over pairs", details.medians
+    if isinstance(details, ExpressionDetails):
+        return "gene", {gene: {"pearson": value} for gene, value in details.pearson_by_gene.items()}
+    return "mpp", details.by_mpp if isinstance(details, _BY_MPP) else {}
 
 
 def _confusion(record: MetricRecord) -> list[list[tuple[float, float]]]:
@@ -335,5 +351,7 @@ def _confusion(record: MetricRecord) -> list[list[tuple[float, float]]]:
     rows, size = details.confusion, len(details.classes)
     if len(rows) != size or any(len(row) != size for row in rows):
         return []
-    num_runs = max(len(value.values) for value in record.metrics.values())
+    num_runs: float = max(len(value.values) for value in record.metrics.values())
+    if details.num_folds:
+        num_runs = sum(map(sum, rows)) / max(1, details.num_judged)
     return [[(n / num_runs, n / max(1, sum(row))) for n in row] for row in rows]

@@ -30,6 +30,11 @@ _METRICS = {
     "flip_agreement": "agreement under a flip",
     "stain_agreement": "agreement in another stain",
     "blur_agreement": "agreement when blurred",
+    "plism_score": "PLISM score",
+    "cosine_similarity": "cosine of the same tissue",
+    "pearson": "Pearson's correlation",
+    "performance_drop_in_domain": "performance drop in domain",
+    "performance_drop_out_of_domain": "performance drop out of domain",
     "same_class_neighbours": "neighbours of the same tissue",
     "same_centre_neighbours": "neighbours of the same centre",
 }

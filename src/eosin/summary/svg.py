@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 from eosin.summary.names import number
@@ -70,7 +70,6 @@ class Chart:
     log_y: bool = False
     x_names: tuple[str, ...] = ()
     """Where x is no quantity: the names of x = 0, 1, 2, …"""
-    note: str = field(default="")
 
 
 @dataclass(frozen=True)

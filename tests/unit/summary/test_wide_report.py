@@ -136,3 +136,25 @@ def test_the_index_of_centres_heads_its_task_and_is_told_by_magnification(tmp_pa
 def test_a_file_of_weights_is_called_by_its_name() -> None:
     assert model_label("timm:vit_s@s3://models/deep/a.safetensors") == "timm:vit_s@a.safetensors"
     assert model_label("timm:vit_s") == "timm:vit_s"
+
+
+def test_parts_of_a_task_are_a_table_and_folds_count_once(tmp_path: Path) -> None:
+    tasks = [
+        {"kind": "expression", "name": "hest", "dataset": "s3://b/h"},
+        {"kind": "knn", "name": "cross", "dataset": "s3://b/k", "folds": 4},
+    ]
+    run = fake_run(tmp_path, tasks=tasks)
+    store, model = open_store(run), "step-00000300"
+    details = {"pearson_by_gene": {"KRT8": 0.625, "MS4A1": 0.25}, "num_folds": 4}
+    folds = {"num_folds": 4, "classes": ("a", "b"), "num_judged": 10, "confusion": ((8, 2), (4, 6))}
+    for task, metric, told in (("hest", "pearson", details), ("cross", "balanced_accuracy", folds)):
+        kind = next(each["kind"] for each in tasks if each["name"] == task)
+        put_record(store, MetricRecord(
+            model=model, step=300, task=task, kind=kind, status="ok", details=told,
+            metrics={metric: MetricValue.of([0.4, 0.5, 0.6, 0.5])},
+        ))  # fmt: skip
+    page = _page(run)
+    rows = [_cells(row, "td") for row in page.split("<tr>")]
+    assert ["KRT8", "0.625"] in rows and ["MS4A1", "0.250"] in rows
+    # Two runs of ten samples: four folds are no four runs.
+    assert any(cells[:1] == ["a"] and cells[1].startswith("4") for cells in rows if len(cells) > 2)

@@ -61,6 +61,7 @@ class SurvivalTask(SlidePatchesTask):
             ends = (found.low, found.high) if found else None
         details = Details(
             notes=tuple(dict.fromkeys(note for fold in folds for note in fold.notes)),
+            num_folds=len(folds) if others else 0,
             unit="slides",
             num_dropped=bags.num_dropped,
             dropped=tuple(LeftOut.model_validate(each) for each in bags.dropped),
