@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from eosin.records.metric import MetricRecord
 from eosin.records.run import TeacherCard
+
+# Arguments of timm's networks that are classes and have no short names.
+_CLASSES = ("mlp_layer", "embed_layer")
+_IDENTIFIER = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -15,7 +23,7 @@ class CardContext:
     """What a model card tells beside what the teacher's own card knows; empty: not known."""
 
     licence: str = ""
-    """Identifier of the hub, such as cc-by-nc-4.0."""
+    """Identifier of the hub, such as cc-by-nc-4.0, or a name in words."""
     method: str = ""
     recipe: str = ""
     init: str = ""
@@ -27,11 +35,17 @@ class CardContext:
     """Of the network before any step, on the same tasks."""
 
 
-def timm_lines(folder: str) -> str:
-    """Three Python lines that load the teacher of a local `folder` with timm alone: model and transform."""
+def timm_lines(folder: str, arch_args: Mapping[str, Any]) -> str:
+    """Python lines that load the teacher of a local `folder` with timm alone: model and transform.
+
+    Three, and more where `arch_args` name a class, which timm does not take by its name from config.json.
+    """
+    named = {key: arch_args[key] for key in _CLASSES if isinstance(arch_args.get(key), str)}
+    imports = f"from timm.layers import {', '.join(sorted(set(named.values())))}\n" if named else ""
+    classes = "".join(f", {key}={value}" for key, value in named.items())
     return (
-        "import timm\n"
-        f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()\n'
+        f"import timm\n{imports}"
+        f'model = timm.create_model("local-dir:{folder}", pretrained=True{classes}).eval()\n'
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
     )
 
@@ -91,14 +105,11 @@ def readme(card: TeacherCard, context: CardContext | None = None) -> bytes:
         "configuration": f"`{card.config_digest}`" if card.config_digest else "not recorded",
         "eosin": card.eosin_version or "not recorded",
     }
-    rows = "".join(f"| {name} | {text} |\n" for name, text in facts.items() if text)
-    licence = f"license: {context.licence}\n" if context.licence else ""
-    owners = "".join(f"- {line}\n" for line in card.attribution)
+    rows = "".join(f"| {name} | {_cell(text)} |\n" for name, text in facts.items() if text)
+    owners = "".join(f"- {' '.join(line.split())}\n" for line in card.attribution)
     attribution = f"\n## Attribution\n\nTrained on slides of:\n\n{owners}" if owners else ""
     return f"""---
-library_name: timm
-tags: [feature-extraction, pathology]
-{licence}---
+{_front_matter(context.licence)}---
 
 # {card.name}
 
@@ -109,7 +120,7 @@ The teacher of a self-supervised training on whole-slide images{step}, by eosin.
 Copy this folder to where you work; timm (1.0.20 or newer), torch and torchvision are enough:
 
 ```python
-{timm_lines(card.name)}```
+{timm_lines(card.name, card.arch_args)}```
 
 For `image`, a PIL picture in RGB of about {mpp} µm a pixel:
 
@@ -123,6 +134,23 @@ gives {card.num_features} numbers, as eosin's own evaluation takes them where `e
 | | |
 |---|---|
 {rows}{_figures(context)}{attribution}""".encode()
+
+
+def _front_matter(licence: str) -> str:
+    """What the hub reads: a licence it has an identifier for, or `other` under the name that was given."""
+    told: dict[str, Any] = {"library_name": "timm", "tags": ["feature-extraction", "pathology"]}
+    if _IDENTIFIER.fullmatch(licence):
+        told["license"] = licence
+    elif licence:
+        slug = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-.")
+        told |= {"license": "other", "license_name": slug or "own"}
+    text: str = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _cell(text: str) -> str:
+    """`text` as one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _figures(context: CardContext) -> str:
