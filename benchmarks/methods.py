@@ -43,8 +43,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "dinov2": {},
     "no-ibot": {"ibot": {"weight": 0.0}},
     "jepa": JEPA,
-    "gram": {"gram": {"weight": 2.0, "start_step": 100, "refresh_every_steps": 100}},
-    "gram-2x": {"gram": {"weight": 2.0, "start_step": 100, "refresh_every_steps": 100, "px_multiplier": 2}},
+    "gram": {"gram": {"weight": 2.0}},
+    "gram-2x": {"gram": {"weight": 2.0, "px_multiplier": 2}},
     "paka": {"paka": {"weight": 1.0, "hidden_dim": 256, "out_dim": 64}},
 }
 
@@ -171,6 +171,9 @@ def main() -> None:
                 if method == "distill" and not teacher:
                     teacher = _teacher(Path(folder), arguments.teacher_steps)
                 train = {"distill": {"teacher": teacher}} if method == "distill" else METHODS[method]
+                if "gram" in train:
+                    third = arguments.steps // 3
+                    train["gram"] |= {"start_step": third, "refresh_every_steps": third}
                 figures = judged(trained(configuration(arguments.steps, seed, **train)))
                 print(json.dumps({"method": method, "seed": seed, **figures}), flush=True)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from eosin.config.augment import AugmentConfig
 from eosin.models.backbone import Backbone
 from eosin.models.drop_path import is_subset, kept_samples
 from eosin.models.frozen_teacher import FrozenTeacher
@@ -21,22 +22,17 @@ _GPU_ROUNDS, _CPU_ROUNDS = 10, 3
 _FORWARD_AND_BACKWARD = 3
 
 
-@dataclass(frozen=True)
-class Views:
-    """What one patch sends through the network."""
-
-    global_px: int
-    local_px: int
-    num_local: int
-    masked_patches: float
-    """Hidden patches of its two global crops together, on average."""
-
-
 def flops_per_patch(
-    network: Network, views: Views, *, drop_path: float = 0.0, frozen: CropFlops | None = None
+    network: Network,
+    augment: AugmentConfig,
+    compared_patches: float,
+    *,
+    drop_path: float = 0.0,
+    frozen: CropFlops | None = None,
 ) -> float:
     """Operations of one patch in a training step: student forward and backward (3 ×), teacher forward (1 ×).
 
+    `compared_patches`: of its two global crops together that go through the patch head, on average;
     `frozen`: of a global crop's way through the teacher's backbone, where it is not the student's.
     A multiply-add is two. Counted: patch embedding, linear layers, attention, heads and prototypes. Not
     counted: norms, activations, losses, optimizer, augmentation, and what recomputing activations adds.
@@ -44,15 +40,15 @@ def flops_per_patch(
     the count of the plain model, whatever an implementation avoids.
     """
     num_global, kept = 2, _kept_share(drop_path)
-    global_crop = crop_flops(network.backbone, views.global_px)
-    local_crop = crop_flops(network.backbone, views.local_px)
-    blocks = num_global * global_crop.blocks + views.num_local * local_crop.blocks
-    embedding = num_global * global_crop.embedding + views.num_local * local_crop.embedding
+    global_crop = crop_flops(network.backbone, augment.global_px)
+    local_crop = crop_flops(network.backbone, augment.local_px)
+    blocks = num_global * global_crop.blocks + augment.num_local * local_crop.blocks
+    embedding = num_global * global_crop.embedding + augment.num_local * local_crop.embedding
     class_tokens, masked = head_flops(network.dino_head), head_flops(network.patch_head)
-    student = embedding + kept * blocks + (num_global + views.num_local) * class_tokens
+    student = embedding + kept * blocks + (num_global + augment.num_local) * class_tokens
     seen = frozen or global_crop
     teacher = num_global * (seen.embedding + seen.blocks + class_tokens)
-    patches = views.masked_patches * masked
+    patches = compared_patches * masked
     return _FORWARD_AND_BACKWARD * (student + patches) + teacher + patches
 
 

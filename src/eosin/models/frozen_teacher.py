@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eosin.config import RunConfig
 from eosin.config.augment import AugmentConfig
+from eosin.config.train import DistillConfig
 from eosin.errors import UserError
 from eosin.layout import TEACHER_CARD
 from eosin.models.arch import create_vit, patch_size_of, require_multiple, resolved_arch_args
@@ -136,12 +136,11 @@ def _resized(maps: Tensor, side: int, *, antialias: bool = True) -> Tensor:
     return F.interpolate(maps.float(), size=(side, side), mode="bicubic", antialias=antialias)
 
 
-def frozen_teacher(config: RunConfig, found: Untrained, student_patch_size: int) -> FrozenTeacher | None:
-    """The teacher of `config` behind the student's crops. Raises `UserError`, with the arithmetic, where its
-    image is no whole number of patches. None where nothing is distilled."""
-    distill, augment = config.train.distill, config.augment
-    if distill is None:
-        return None
+def frozen_teacher(
+    distill: DistillConfig, augment: AugmentConfig, found: Untrained, student_patch_size: int
+) -> FrozenTeacher:
+    """The teacher `found` behind the student's crops. Raises `UserError`, with the arithmetic, where its
+    image is no whole number of patches."""
     side_px = distill.teacher_px or augment.global_px
     name = "train.distill.teacher_px" if distill.teacher_px else f"augment.global_px, which {WHAT} sees,"
     require_multiple(side_px, patch_size_of(found.vit), name)

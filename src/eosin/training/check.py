@@ -12,7 +12,7 @@ from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.models.arch import require_multiple
 from eosin.models.backbone import Backbone
-from eosin.models.flops import Views, crop_flops, flops_per_patch
+from eosin.models.flops import crop_flops, flops_per_patch
 from eosin.models.frozen_teacher import FrozenTeacher, frozen_teacher, teacher_shape
 from eosin.models.network import Network, build_network
 from eosin.training.engine.microbatch import compared_counts
@@ -88,17 +88,19 @@ def flops_per_image(config: RunConfig, network: Network, *, with_drop_path: bool
     augment, train = config.augment, config.train
     num_patches = (augment.global_px // network.backbone.patch_size) ** 2
     masked = sum(compared_counts(train, 2 * train.microbatch_size, num_patches)) * train.uses_ibot
-    views = Views(augment.global_px, augment.local_px, augment.num_local, masked / train.microbatch_size)
     dropped = config.model.drop_path if with_drop_path and not config.model.drop_path_rises else 0.0
     frozen = _frozen(config, network.backbone)
     seen = crop_flops(frozen, frozen.side_px) if frozen else None
-    return flops_per_patch(network, views, drop_path=dropped, frozen=seen)
+    compared = masked / train.microbatch_size
+    return flops_per_patch(network, augment, compared, drop_path=dropped, frozen=seen)
 
 
 def _frozen(config: RunConfig, backbone: Backbone) -> FrozenTeacher | None:
     """The teacher to distil, without memory."""
     distill = config.train.distill
-    return frozen_teacher(config, teacher_shape(distill.teacher), backbone.patch_size) if distill else None
+    if distill is None:
+        return None
+    return frozen_teacher(distill, config.augment, teacher_shape(distill.teacher), backbone.patch_size)
 
 
 def _num_parameters(module: nn.Module | None) -> int:
@@ -165,11 +167,7 @@ def _check_masks(config: RunConfig, num_patches: int) -> None:
 
 
 def _too_large(
-    config: RunConfig,
-    network: Network,
-    memory: DeviceMemory,
-    memory_bytes: int,
-    frozen: FrozenTeacher | None,
+    config: RunConfig, network: Network, memory: DeviceMemory, memory_bytes: int, frozen: FrozenTeacher | None
 ) -> UserError:
     """The arithmetic, and what would do."""
     message = f"{memory.arithmetic()} a rank, and there are {memory_bytes / 2**30:.1f} GiB"

@@ -32,8 +32,8 @@ def first_frozen(
     distill = config.train.distill
     if distill is None:
         return None
-    frozen = frozen_teacher(config, untrained_teacher(distill.teacher), networks[0].backbone.patch_size)
-    assert frozen is not None
+    found = untrained_teacher(distill.teacher)
+    frozen = frozen_teacher(distill, config.augment, found, networks[0].backbone.patch_size)
     state = frozen.vit.state_dict()
     if world.rank == 0:
         heads = _load(frozen.vit, distill.teacher)

@@ -56,8 +56,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_teacher_sees_images_as_it_was_trained_to_and_answers_on_the_students_grid(teacher: str) -> None:
     config = distilling(teacher)
-    frozen = frozen_teacher(config, untrained_teacher(teacher), student_patch_size=4)
-    assert frozen is not None
+    assert config.train.distill is not None
+    frozen = frozen_teacher(config.train.distill, config.augment, untrained_teacher(teacher), 4)
     pixels = torch.rand(2, 3, 16, 16)
     mean, std = torch.tensor([0.7, 0.6, 0.7]), torch.tensor([0.2, 0.3, 0.2])
     wanted = frozen.vit.forward_features((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1))

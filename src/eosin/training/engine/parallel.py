@@ -142,11 +142,7 @@ class Sharded:
     is_sharded = True
 
     def __init__(
-        self,
-        student: Network,
-        teacher: Network,
-        world: World,
-        *frozen: FrozenTeacher | Backbone,
+        self, student: Network, teacher: Network, world: World, *frozen: FrozenTeacher | Backbone
     ) -> None:
         self._student = student
         self._world = world
