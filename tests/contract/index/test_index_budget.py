@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from eosin.demo.server import LocalS3
 from eosin.index.overview import smallest_sufficient_level
+from eosin.index.scan import scan_shard
 from eosin.index.snapshot import open_snapshot
+from eosin.index.sources import figures_of
 from eosin.slides.table import level_table
 from tests.support.counting import CountingStore
-from tests.support.indexing import config_for, count_stores, index
+from tests.support.faults import Fault, FaultProxy
+from tests.support.indexing import LOG, config_for, count_stores, index, upload
 from tests.support.regions import all_tiles
 from tests.support.slide_files import (
     EXPLICIT,
@@ -70,3 +75,24 @@ def test_a_dozen_requests_and_a_mebibyte(tmp_path: Path, counted: list[CountingS
     assert header_ranges + len(row.header.levels) <= 12, f"{header_ranges} for the header"
     beside = num_bytes - int(tissue.sum()) - tables.nbytes
     assert beside <= 2**20 + tested, f"{beside} bytes of {size_bytes}"
+
+
+def test_the_requests_of_a_first_scan_are_told_beforehand(
+    bucket_uri: str, s3: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six TIFFs and two series of three instances, through a proxy that sees each request."""
+    for i in range(6):
+        write_aperio(tmp_path / f"{i}.svs", LEVELS[:3], compression="jpeg")
+    for i in range(2):
+        for level in range(3):
+            name = tmp_path / f"{i}-{level}.dcm"
+            write_dicom(name, LEVELS[level], level=level, series=f"1.2.{i}", sparse=True)
+    upload(tmp_path, f"{bucket_uri}/slides")
+    config = config_for(f"{bucket_uri}/slides", f"{bucket_uri}/index")
+    (figures,) = figures_of(config.slides)
+    told = re.search(r"about (\d+) to index them", str(figures))
+    assert told is not None
+    with FaultProxy(s3.endpoint_url, lambda method, path: Fault.NONE) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint_url)
+        scan_shard(config, 0, 1, LOG)
+    assert 0.5 * int(told.group(1)) <= len(proxy.seen) <= 1.2 * int(told.group(1))
