@@ -312,7 +312,7 @@ def curate(
         raise UserError(f"--clusters {clusters!r} is not of the form 1000,100,10")
     found = steps.curate(CurateRequest(features, out, tuple(map(int, levels)), seed))
     text = lines(
-        f"{sum(found.sizes)} patches in {' of '.join(map(str, found.num_clusters))} clusters, the smallest of"
+        f"{sum(found.sizes)} patches in {found.num_clusters[0]} clusters, the smallest of"
         f" {min(found.sizes)}, the largest of {max(found.sizes)}",
         f"next: a recipe with patches.curation.clusters={out}",
     )

@@ -63,7 +63,8 @@ def warm_start_advice(config: RunConfig) -> str:
     """What to say where trained weights are begun with at a rate for random ones; empty where they are not.
 
     For a batch of 1024 DINO's rate for random weights is 2e-3 and DINOv2's short recipe has 4e-3; those that
-    continue trained weights on pathology have 2e-4 (Midnight's reproduction) to 2.8e-4 (nanopath).
+    continue trained weights on pathology have 2e-4 to 3.5e-4 (versions of Midnight's reproduction) and 2.8e-4
+    (nanopath).
     """
     lr = config.train.optimizer.lr
     if config.model.init == "random" or lr <= _WARM_LR:
