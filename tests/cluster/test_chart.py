@@ -140,6 +140,8 @@ def test_the_charts_life(real: Cluster, monkeypatch: pytest.MonkeyPatch) -> None
         cluster.create(names.JOBSET, manifest)
         refused = helm(cluster, "uninstall", "eosin")
         assert refused.returncode != 0 and f"{RUN} trains" in refused.stdout + refused.stderr
+        assert helm(cluster, "rollback", "eosin", "1").returncode == 0, "as the guard says"
+        assert helm(cluster, "upgrade", "eosin", str(CHART), *values).returncode == 0
         assert acting_as(cluster, "pipeline-runner").can_i("create", names.JOBSET.group, "jobsets")
         cancel_on_cluster(RUN, cluster)
         done = helm(cluster, "uninstall", "eosin")

@@ -122,16 +122,20 @@ def live_runs(cluster: Cluster) -> list[str]:
 
 def main() -> int:
     """Guard of `helm uninstall`, whose accounts pods need: 0 where nothing trains, else 1, with the runs."""
+    code = 0
     try:
-        runs = live_runs(connect())
+        for run in live_runs(connect()):
+            code = 1
+            print(
+                f"error: {run} trains with the accounts of this release: eosin cancel {run}", file=sys.stderr
+            )
     except EosinError as error:
         print(f"error: {describe(error)}", file=sys.stderr)
-        return exit_code_of(error)
-    for run in runs:
-        print(f"error: {run} trains with the accounts of this release: eosin cancel {run}", file=sys.stderr)
-    if runs:
+        code = exit_code_of(error)
+    if code:
         print("to uninstall all the same: helm uninstall --no-hooks", file=sys.stderr)
-    return 1 if runs else 0
+        print("to keep the release, which Helm now calls uninstalling: helm rollback", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
