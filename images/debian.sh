@@ -31,6 +31,7 @@ echo "$LINES" | mmdebstrap --quiet --format=tar --variant=minbase --include=pyth
   --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
   --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/lintian/*' \
   --dpkgopt='path-exclude=/usr/lib/*/gconv/*' --dpkgopt='path-exclude=/usr/share/bash-completion/*' \
+  --dpkgopt='path-exclude=/usr/share/zoneinfo/right/*' \
   --customize-hook='rm -rf "$1"/usr/lib/python3/dist-packages/__pycache__ "$1"/var/cache/apt/*.bin' \
   --customize-hook='rm -rf "$1"/usr/lib/python3.*/pydoc_data "$1"/usr/lib/python3.*/test' \
   "$SUITE" "$OUT.part" - >"$OUT.log" 2>&1 || { tail -n 30 "$OUT.log" >&2; fail "mmdebstrap failed"; }

@@ -34,9 +34,10 @@ _REMOVED: tuple[str, ...] = (
     "pyarrow/libarrow_python*.so.*.*",
     "pyarrow/_pyarrow_cpp_tests*",
     "pyarrow/src",
-    "idc_index_data/prior_versions_index.parquet",  # the run names one version
     "pydicom/sr",  # codes of structured reports
     "pygments/lexers/*",  # colours of source code
+    "numpy/f2py",  # for compiling Fortran
+    "numpy/_core/_simd.*",  # of NumPy's own tests
     "numpy/_core/include",
     "numpy/_core/lib/*.a",
     "torch/lib/*.a",
@@ -82,7 +83,7 @@ def trim(packages: Path) -> None:
         for path in (packages / name).glob("*/"):
             if path.name not in kept:
                 shutil.rmtree(path)
-    _keep_slides_alone(packages / "idc_index_data" / "idc_index.parquet")
+    _keep_slides_alone(packages / "idc_index_data")
     for folder in [path for path in packages.rglob("*") if path.name in _TEST_FOLDERS and path.is_dir()]:
         within = folder.relative_to(packages).as_posix()
         if folder.exists() and not within.startswith(_KEPT):
@@ -90,13 +91,17 @@ def trim(packages: Path) -> None:
 
 
 def _keep_slides_alone(index: Path) -> None:
-    """Of a million series of Imaging Data Commons, CT and MR most of them, the 76,300 of slides."""
-    if index.exists():
-        import pyarrow.parquet as pq
+    """Of a million series of Imaging Data Commons, CT and MR most of them, the 76,300 of slides; of those
+    that earlier versions had, none: a run is of one version."""
+    kept = {"idc_index": [("Modality", "=", "SM")], "prior_versions_index": [("Modality", "=", "no such")]}
+    for name, chosen in kept.items():
+        path = index / f"{name}.parquet"
+        if path.exists():
+            import pyarrow.parquet as pq
 
-        slides = pq.read_table(index, filters=[("Modality", "=", "SM")])
-        index.unlink()  # not through a hard link, which a cache of packages may share
-        pq.write_table(slides, index, compression="zstd")
+            rows = pq.read_table(path, filters=chosen)
+            path.unlink()  # not through a hard link, which a cache of packages may share
+            pq.write_table(rows, path, compression="zstd")
 
 
 def size_bytes(folder: Path) -> int:

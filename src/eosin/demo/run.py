@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -133,7 +134,8 @@ def _raise_failure(returncode: int, output: str) -> None:
     except (ValueError, KeyError, IndexError):
         raise PermanentError(f"the pipeline's process ended with exit code {returncode}") from None
     kind = {EXIT_USER: UserError, EXIT_TRANSIENT: TransientError}.get(returncode, PermanentError)
-    hint = failure["hint"].replace("slides.overrides=URI", "make demo SLIDES=… OVERRIDES=FILE (--overrides)")
+    of_demo = "make demo SLIDES=… OVERRIDES=FILE (--overrides)"
+    hint = re.sub(r"slides\.overrides(=URI)?", of_demo, failure["hint"])
     if "was begun with another configuration" in failure["message"]:  # by another version of the demo
         hint = "take another folder: eosin demo --folder OTHER, or remove this one"
     raise kind(failure["message"], hint=hint)
