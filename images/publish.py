@@ -270,7 +270,8 @@ def pipelines_with_images(digests: dict[str, str], folder: Path) -> list[Path]:
     for source in sorted((ROOT / "pipelines").glob("*.yaml")):
         text = source.read_text()
         for image, name in digests.items():
-            text = with_default(text, f"{image}_image", name)
+            if f"\n      {image}_image:\n" in text:  # patch sets and features need one of the three
+                text = with_default(text, f"{image}_image", name)
         write(folder / source.name, text)
         written.append(folder / source.name)
     return written

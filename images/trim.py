@@ -43,7 +43,8 @@ _REMOVED: tuple[str, ...] = (
     "torch/lib/*.a",
     "torch/share",
     "torch/bin/*test*",
-    "**/*.pyi",  # for type checkers
+    "[!c]*/**/*.pyi",  # for type checkers, but cuCIM, which reads its own when it is imported
+    "cv2/**/*.pyi",
     "**/*.px[di]",  # for compiling against a library
     "**/*.pyx",
 )
