@@ -224,14 +224,15 @@ def decode_tiles(
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
 def embed_tiles(
     run: str, shard: int, num_shards: int, model: str, index: str, patches: str, settings: list,
-    slide_patterns: list, metrics: dsl.Output[dsl.Metrics],
+    slide_patterns: list, format: str, read_out: str, metrics: dsl.Output[dsl.Metrics],
 ) -> int:  # fmt: skip
     """Embed one shard of the slides; the last one to finish publishes the manifest."""
     from eosin import steps
 
     made = steps.as_step(
-        steps.embed_tiles, run, shard, num_shards, model, index, patches, settings, slide_patterns
-    )
+        steps.embed_tiles, run, shard, num_shards, model, index, patches, settings, slide_patterns, format,
+        read_out,
+    )  # fmt: skip
     for name, value in made.items():
         metrics.log_metric(name, value)
     return shard

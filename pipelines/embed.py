@@ -32,6 +32,8 @@ def embed(
     patches: str = "",
     settings: list = [],  # noqa: B006  (kfp compiles the literal into the YAML)
     slide_patterns: list = [],  # noqa: B006
+    format: str = "hdf5",
+    read_out: str = "last",
     num_shards: int = 4,
     s3_secret: str = S3_SECRET,
     s3_config_map: str = S3_CONFIG_MAP,
@@ -46,8 +48,10 @@ def embed(
         evaluate_image: Image of all tasks, by digest; `make publish` names it.
         index: URI of the index; or give patches.
         patches: Folder of a patch set, OUT/patches/NAME, in place of an index.
-        settings: Each "key=value": mpp=0.5, patch_px=224, format=parquet; patches.… say how slides are read.
+        settings: Of the grid over an index, mpp=0.5, patch_px=224; patches.… say how slides are read.
         slide_patterns: Only slides whose keys match one; empty: all.
+        format: hdf5 (as CLAM and TRIDENT read it), parquet or safetensors.
+        read_out: last, or the class tokens of N blocks: cls_last_N, cls_last_N_mean_patch.
         num_shards: How many pods embed at once.
     """
     access = Access(s3_secret, s3_config_map, s3_ca_config_map, image_pull_secret)
@@ -58,7 +62,8 @@ def embed(
         with dsl.ParallelFor(planned.outputs["Output"], name="embed-shards") as part:
             embedded = embed_tiles(
                 run=part.run_uri, shard=part.shard, num_shards=part.num_shards, model=model, index=index,
-                patches=patches, settings=settings, slide_patterns=slide_patterns,
+                patches=patches, settings=settings, slide_patterns=slide_patterns, format=format,
+                read_out=read_out,
             ).set_container_image(evaluate_image)  # fmt: skip
         prepare((planned, embedded), access)
 

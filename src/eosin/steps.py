@@ -380,15 +380,15 @@ def decode_tiles(
 
 def embed_tiles(
     run_uri: str, shard: int, num_shards: int, model: str, index_uri: str, patches_uri: str,
-    settings: Iterable[str], slides: Iterable[str],
+    settings: Iterable[str], slides: Iterable[str], format: str, read_out: str,
 ) -> dict[str, int]:  # fmt: skip
-    """As `embed`, into the folder `run_uri`; figures, from the task that publishes the manifest.
+    """As `embed`, into the folder `run_uri`; figures, from the task that publishes the manifest."""
+    from eosin.evaluation.embed_index import EmbedRequest
 
-    `settings`: fields of `EmbedRequest`, "mpp=0.5", and those of the section patches. Raises `UserError`.
-    """
-    from eosin.evaluation.embed_index import request_of
-
-    request = request_of(model, run_uri, index_uri, patches_uri, tuple(settings), tuple(slides))
+    request = EmbedRequest(
+        model, run_uri, index_uri, patches_uri, tuple(slides) or ("*",), format, read_out=read_out,
+        settings=tuple(settings),
+    )  # fmt: skip
     found = embed(request, shard, num_shards)
     return {} if found is None else {"slides": found.num_slides, "slides left out": len(found.left_out)}
 

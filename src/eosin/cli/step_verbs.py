@@ -284,10 +284,11 @@ def embed(
     from eosin import steps
     from eosin.evaluation.embed_index import EmbedRequest
 
+    grid = {"mpp": mpp, "patch_px": patch_px, "overlap_px": overlap_px, "min_foreground": min_foreground}
+    given = [f"{name}={value}" for name, value in grid.items() if value is not None]
     request = EmbedRequest(
-        model=model, out_uri=out, index_uri=index_uri, patches_uri=patches, mpp=mpp, patch_px=patch_px,
-        overlap_px=overlap_px, min_foreground=min_foreground, slides=tuple(slide or ("*",)), format=format,
-        batch_size=batch_size, read_out=read_out, settings=tuple(settings or ()),
+        model=model, out_uri=out, index_uri=index_uri, patches_uri=patches, slides=tuple(slide or ("*",)),
+        format=format, batch_size=batch_size, read_out=read_out, settings=(*given, *(settings or ())),
     )  # fmt: skip
     index, count = _shard(shard) or (0, 1)
     features = _features(steps.embed(request, index, count))

@@ -7,22 +7,22 @@ the level-0 pixel of each patch's top-left corner, with the patch's size in the 
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
 
 from eosin import __version__
-from eosin.config import RunConfig, load_config
+from eosin.config import RunConfig, load_config, with_overrides
 from eosin.config.base import FORMS, READ_OUT_PATTERN
 from eosin.config.patches import GridConfig
 from eosin.errors import EosinError, UserError
@@ -49,7 +49,7 @@ SUFFIXES = {"hdf5": "h5", "parquet": "parquet", "safetensors": "safetensors"}
 _MAGNIFICATION_AT_1_MPP = 10.0
 _RECORDS_AT_ONCE = 16
 _SHARDS_HELD = 2
-_GRID = ("mpp", "patch_px", "overlap_px", "min_foreground", "settings")
+_GRID = ("mpp", "patch_px", "overlap_px", "min_foreground")
 
 
 @dataclass(frozen=True)
@@ -63,54 +63,14 @@ class EmbedRequest:
     index_uri: str = ""
     patches_uri: str = ""
     """Folder of a patch set, in place of an index: its patches are taken as they are."""
-    mpp: float | None = None
-    """Of the grid over an index, as those below; None: 0.5."""
-    patch_px: int | None = None
-    """None: the side of the pictures that the model takes."""
-    overlap_px: int | None = None
-    """None: 0."""
-    min_foreground: float | None = None
-    """None: 0.4."""
     slides: tuple[str, ...] = ("*",)
     format: str = "hdf5"
     batch_size: int = 64
     read_out: str = LAST
     """Which features, as `read_out` of a task."""
     settings: tuple[str, ...] = ()
-    """Of the section `patches`, such as patches.reader=stage."""
-
-
-def request_of(
-    model: str,
-    out_uri: str,
-    index_uri: str,
-    patches_uri: str,
-    settings: tuple[str, ...],
-    slides: tuple[str, ...],
-) -> EmbedRequest:
-    """A request whose other fields are texts, "mpp=0.5". Raises `UserError` for one that there is none of."""
-    reading = tuple(each for each in settings if each.startswith("patches."))
-    words = {
-        name: value for name, _, value in (each.partition("=") for each in settings if each not in reading)
-    }
-    named = {each.name for each in fields(EmbedRequest)} - {
-        "model",
-        "out_uri",
-        "index_uri",
-        "patches_uri",
-        "slides",
-    }
-    if unknown := sorted(words.keys() - (named - {"settings"})):
-        raise UserError(f"embed has no setting {unknown[0]!r}", hint=f"one of {', '.join(sorted(named))}")
-    try:
-        given = TypeAdapter(EmbedRequest).validate_python(
-            {"model": model, "out_uri": out_uri, "index_uri": index_uri, "patches_uri": patches_uri,
-             "slides": slides or ("*",), "settings": reading, **words}
-        )  # fmt: skip
-    except ValidationError as error:
-        where = error.errors()[0]
-        raise UserError(f"setting {where['loc'][0]} of embed: {where['msg']}") from None
-    return given
+    """Of the grid over an index, as a patch set's (mpp=0.5, patch_px=224, without: the side of the pictures
+    that the model takes), and of the section `patches` (patches.reader=stage)."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +104,7 @@ class EmbedSource:
 
 def grid_source(request: EmbedRequest, config: RunConfig, img_px: int) -> EmbedSource:
     """A grid over the tissue of the slides of an index. Raises as `plan_grid`."""
-    given = {name: getattr(request, name) for name in _GRID[:-1] if getattr(request, name) is not None}
-    grid = GridConfig(slides=request.slides, **{"patch_px": img_px, **given})
+    grid = _grid(request, config, img_px)
     snapshot = open_snapshot(request.index_uri)
     plan = plan_grid(snapshot, config.patches, grid)
     reader = open_reader(snapshot, plan.patches, share_tiles=True)
@@ -157,12 +116,24 @@ def grid_source(request: EmbedRequest, config: RunConfig, img_px: int) -> EmbedS
 
     told = {
         "index_uri": request.index_uri, "snapshot_id": snapshot.manifest.snapshot_id,
-        **{name: getattr(grid, name) for name in _GRID[:-1]},
+        **{name: getattr(grid, name) for name in _GRID},
     }  # fmt: skip
     slides, rows = snapshot.rows.texts("slide", plan.slides), snapshot.rows
     return EmbedSource(
         slides, plan.excluded, told, patches_of, lambda place: rows[int(plan.slides[place])], reader.close
     )
+
+
+def _grid(request: EmbedRequest, config: RunConfig, img_px: int) -> GridConfig:
+    if any(each.startswith("kind=") and each != "kind=grid" for each in request.settings):
+        raise UserError("features are of a grid over each slide", hint="decode the set, and give --patches")
+    settings = [each for each in request.settings if not each.startswith("patches.")]
+    settings += [f"slides={json.dumps(list(request.slides))}"]
+    settings += [] if any(each.startswith("patch_px=") for each in settings) else [f"patch_px={img_px}"]
+    named = with_overrides(config, [f"patches.sets.grid.{each}" for each in settings], source="the defaults")
+    grid = named.patches.sets["grid"]
+    assert isinstance(grid, GridConfig)
+    return grid
 
 
 def patch_set_source(request: EmbedRequest, img_px: int) -> EmbedSource:
@@ -261,9 +232,11 @@ def embed_index(request: EmbedRequest, shard: int, num_shards: int, log: RunLog)
         raise UserError(f"unknown format {request.format!r}", hint=f"one of {', '.join(SUFFIXES)}")
     if bool(request.index_uri) == bool(request.patches_uri):
         raise UserError("patches come from an index or from a patch set", hint="give --index or --patches")
-    own = [name for name in _GRID if getattr(request, name) not in (None, ())]
-    if request.patches_uri and own:
-        raise UserError(f"a patch set has its own {', '.join(own)}", hint="leave them away, or give --index")
+    if request.patches_uri and request.settings:
+        names = ", ".join(each.partition("=")[0] for each in request.settings)
+        raise UserError(f"a patch set has its own {names}", hint="leave them away, or give --index")
+    if request.batch_size < 1:
+        raise UserError(f"batches of {request.batch_size} patches", hint="give a batch size of 1 or more")
     job = _opened(request)
     with closing(job.source):
         spec = _pinned(job)
@@ -278,7 +251,8 @@ def embed_index(request: EmbedRequest, shard: int, num_shards: int, log: RunLog)
 
 
 def _opened(request: EmbedRequest) -> _Job:
-    config = load_config("", overrides=list(request.settings))
+    reading = [each for each in request.settings if each.startswith("patches.")]
+    config = load_config("", overrides=reading)
     name, store = _model_name(request.model), open_store(request.out_uri)
     model = find_model(request.out_uri, config, name, store).reading(request.read_out)
     forward = Forward.of(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 from eosin.errors import PermanentError, UserError
-from eosin.evaluation.embed_index import EmbedRequest, embed_index, request_of
+from eosin.evaluation.embed_index import EmbedRequest, embed_index
 from eosin.index.snapshot import open_snapshot
 from eosin.layout import FeaturesLayout
 from eosin.models.arch import define_missing_ops
@@ -46,8 +47,9 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def request(material: Path, out: Path, **changes: object) -> EmbedRequest:
-    wanted = {"mpp": 0.5, "patch_px": 96, "min_foreground": 0.3, "batch_size": 8, **changes}
+def request(material: Path, out: Path, mpp: float = 0.5, patch_px: int = 96, **changes: Any) -> EmbedRequest:
+    settings = (f"mpp={mpp}", f"patch_px={patch_px}", "min_foreground=0.3")
+    wanted = {"batch_size": 8, "settings": settings, **changes}
     return EmbedRequest(model_of(material), str(out), str(material / "index"), **wanted)
 
 
@@ -187,11 +189,11 @@ def test_what_a_patch_set_is_cannot_be_asked_for_otherwise(material: Path, tmp_p
     decode_index(str(material / "index"), str(tmp_path), 0, 1, "tiles", ["mpp=1.0", "patch_px=64"])
     uri, out = str(tmp_path / "patches" / "tiles"), str(tmp_path / "out")
 
-    def refused(reason: str, **wanted: object) -> None:
+    def refused(reason: str, **wanted: Any) -> None:
         with pytest.raises(UserError, match=reason):
             embed_index(EmbedRequest(model_of(material), out, **wanted), 0, 1, LOG)
 
-    refused("own mpp", patches_uri=uri, mpp=0.5)
+    refused("own mpp", patches_uri=uri, settings=("mpp=0.5",))
     refused("from an index or from a patch set")
     refused("from an index or from a patch set", patches_uri=uri, index_uri=str(material / "index"))
     refused("no slide of .* matches nothing", patches_uri=uri, slides=("nothing*",))
@@ -225,11 +227,15 @@ def test_a_patch_set_of_an_index_alone(material: Path, tmp_path: Path) -> None:
         decode_index(str(material / "index"), out, 0, 1, "heldout")
 
 
-def test_settings_of_the_pipeline_are_fields_of_a_request() -> None:
-    asked = request_of("timm:a", "out", "index", "", ("mpp=1.0", "patch_px=64", "patches.reader=stage"), ())
-    assert (asked.mpp, asked.patch_px, asked.settings) == (1.0, 64, ("patches.reader=stage",))
-    assert asked.slides == ("*",)
-    with pytest.raises(UserError, match="no setting 'mmp'"):
-        request_of("timm:a", "out", "index", "", ("mmp=1.0",), ())
-    with pytest.raises(UserError, match="setting mpp of embed"):
-        request_of("timm:a", "out", "index", "", ("mpp=half",), ())
+def test_what_no_grid_can_be_is_refused_by_its_key(material: Path, tmp_path: Path) -> None:
+    for settings, reason in (
+        (["mpp=-1"], "mpp"), (["mmp=1.0"], "mpp"), (["overlap_px=x"], "overlap_px"),
+        (["kind=sampled"], "a grid over each slide"),
+    ):  # fmt: skip
+        asked = EmbedRequest(
+            model_of(material), str(tmp_path), str(material / "index"), settings=tuple(settings)
+        )
+        with pytest.raises(UserError, match=reason):
+            embed_index(asked, 0, 1, LOG)
+    with pytest.raises(UserError, match="batches of 0"):
+        embed_index(request(material, tmp_path, batch_size=0), 0, 1, LOG)
