@@ -21,6 +21,8 @@ from eosin.config.patches import PatchesConfig
 from eosin.demo.server import LocalS3
 from eosin.doctor import check_source
 from eosin.errors import UserError
+from eosin.index.listing import in_shard
+from eosin.index.plan import open_scan, plan_scan
 from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.index.sources import LISTS_AT_ONCE, figures_of, list_slides, require_slides
@@ -277,6 +279,23 @@ def test_all_series_of_the_real_index_are_listed_once_each(monkeypatch: pytest.M
     cohorts = [known.cohort for known in listed.known.values()]
     assert cohorts.count("gtex") == 25_503 or package.__version__ != "25.0.5"
     assert all(known.patient and known.extra["licence"] for known in listed.known.values())
+
+
+@pytest.mark.long
+def test_shards_of_a_scan_of_the_real_index_list_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("idc_index_data", reason="the extra idc is not installed")
+    archive = _Archive()
+    monkeypatch.setattr(sources_module, "open_store", lambda uri, access=None: archive)
+    config = load_config({"slides": [{"idc": {}}], "index": {"uri": str(tmp_path / "index")}})
+    scan_id = open_scan(config)
+    num_lists = archive.num_lists
+    plan = plan_scan(config, scan_id)  # as every shard and the merge
+    assert archive.num_lists == num_lists == len(plan.units) >= 76_300
+    sizes = [sum(in_shard(unit, shard, 64) for unit in plan.units) for shard in range(64)]
+    assert sum(sizes) == len(plan.units) and max(sizes) < 1.2 * min(sizes)
+    assert all(plan.override(unit.objects) for unit in plan.units), "patient, cohort and licence go along"
 
 
 def test_what_an_index_does_not_have_is_named() -> None:
