@@ -24,7 +24,7 @@ def dataset(tmp_path: Path) -> Dataset:
     uri = write_folder(tmp_path / "set", {"": {"red": 7, "blue": 6}})
     for name in ("blue/000.png", "blue/005.png", "red/006.png"):
         (tmp_path / "set" / name).write_bytes(b"no image")
-    return open_folder(open_store(uri))
+    return open_folder(open_store(uri), open_store(uri).list())
 
 
 @pytest.fixture
