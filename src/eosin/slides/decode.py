@@ -9,10 +9,11 @@ import cv2
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from eosin.slides.errors import SlideError
 from eosin.slides.jpeg import decode_jpeg
-from eosin.slides.model import Level
+from eosin.slides.model import Level, num_samples
 
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _CHROMA = np.arange(256) - 128
@@ -61,8 +62,6 @@ def _size(data: bytes) -> tuple[int, int, bool]:
 
 
 def _decode_subsampled(data: bytes) -> npt.NDArray[np.uint8]:
-    from PIL import Image
-
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image)
 
@@ -115,9 +114,10 @@ def _decode_jpegls(level: Level, data: bytes) -> Pixels:
 def _decode_raw(level: Level, data: bytes) -> Pixels:
     """Uncompressed and losslessly packed tiles; the output buffer bounds what a hostile one can unfold to."""
     samples = level.tile_height_px * level.tile_width_px
+    flat: bytes | bytearray
     try:
         if level.compression == "lzw":
-            flat = imagecodecs.lzw_decode(data, buffersize=4 * samples + 1)
+            flat = _unlzw(data, level.tile_width_px * num_samples(level), level.tile_height_px)
         elif level.compression == "deflate":
             flat = imagecodecs.zlib_decode(data, out=4 * samples + 1)
         elif level.compression == "zstd":
@@ -126,9 +126,19 @@ def _decode_raw(level: Level, data: bytes) -> Pixels:
             flat = data
         else:
             raise SlideError("unsupported-compression", "its tiles are read through OpenSlide only")
-    except (imagecodecs.LzwError, imagecodecs.ZlibError, imagecodecs.ZstdError, ValueError) as error:
+    except (imagecodecs.ZlibError, imagecodecs.ZstdError, ValueError, OSError) as error:
         raise SlideError("corrupt-tile", f"a {level.compression} tile cannot be decoded: {error}") from error
     return _shape(level, np.frombuffer(flat, np.uint8))
+
+
+def _unlzw(data: bytes, row_bytes: int, num_rows: int) -> bytes:
+    """By libtiff, of a gray TIFF of one strip: imagecodecs' decoder ends the process on damaged data."""
+    entries = ((256, row_bytes), (257, num_rows), (258, 8), (259, 5), (262, 1), (273, 8 + 2 + 9 * 12 + 4),
+               (277, 1), (278, num_rows), (279, len(data)))  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    tiff = struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + directory + bytes(4) + data
+    with Image.open(io.BytesIO(tiff), formats=("TIFF",)) as image:
+        return bytes(image.tobytes())
 
 
 def _shape(level: Level, flat: Pixels) -> Pixels:

@@ -15,7 +15,15 @@ import numpy.typing as npt
 
 Compression = Literal["jpeg", "jpeg2000", "jpegls", "lzw", "deflate", "zstd", "none", "other"]
 ColorSpace = Literal[
-    "rgb", "ycbcr", "gray", "rgb+premultiplied", "gray+premultiplied", "rgb+other", "gray+other"
+    "rgb",
+    "ycbcr",
+    "gray",
+    "rgb+straight",
+    "gray+straight",
+    "rgb+premultiplied",
+    "gray+premultiplied",
+    "rgb+other",
+    "gray+other",
 ]
 
 # Light resolves some 0.2 µm; the coarsest overview scan is finer than print (72 dpi: 353 µm).
@@ -49,8 +57,8 @@ class Level:
     color_space: ColorSpace
     """What the compressed samples are: `rgb` JPEG needs an APP14 marker, `ycbcr` is converted.
 
-    A sample more than colours is straight alpha; `+premultiplied`: colours are multiplied by it; `+other`: it
-    is no alpha.
+    A sample more than colours is alpha: `+straight`, or `+premultiplied` where colours are multiplied by it;
+    `+other`: it is no alpha.
     """
     first_tile: int
     jpeg_tables: bytes | None = None
@@ -104,3 +112,9 @@ def plausible_mpp(value: float | None) -> float | None:
 def middle_of(num_planes: int) -> str:
     """What the row of a slide of several focal planes says; empty for one plane."""
     return f"the middle one of {num_planes} focal planes is read" if num_planes > 1 else ""
+
+
+def num_samples(level: Level) -> int:
+    """Of a pixel, as it is stored: colours, and what stands behind the + of their space."""
+    colour, extra, _ = level.color_space.partition("+")
+    return (1 if colour == "gray" else 3) + len(extra)

@@ -127,9 +127,9 @@ def _color_space(directory: Directory, compression: Compression) -> ColorSpace:
 
 
 def _alpha(directory: Directory, samples: int) -> str:
-    """What the sample after the colours is (TIFF 6.0, ExtraSamples); empty for straight alpha, or none."""
+    """What the sample after the colours is (TIFF 6.0, ExtraSamples); empty for none."""
     kinds = directory.integers(tag.EXTRA_SAMPLES).tolist()[:1] or [0]
-    return "" if samples in (1, 3) else {1: "+premultiplied", 2: ""}.get(kinds[0], "+other")
+    return "" if samples in (1, 3) else {1: "+premultiplied", 2: "+straight"}.get(kinds[0], "+other")
 
 
 def _tiles(directory: Directory, level: Level) -> TileTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ def _ome_directory(image: _OmeImage, samples: int, z: int, first: int) -> int:
     no part holds that plane.
     """
     sizes = {"Z": image.number("SizeZ"), "T": image.number("SizeT"),
-             "C": max(1, image.number("SizeC") // samples)}  # fmt: skip
+             "C": max(1, image.number("SizeC") // max(1, samples))}  # fmt: skip
     strides, stride = {}, 1
     for axis in [each for each in image.pixels.get("DimensionOrder", "XYCZT") if each in sizes]:
         strides[axis], stride = stride, stride * sizes[axis]
@@ -244,7 +245,7 @@ def _philips(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
         mpp_y, mpp_x = (1e3 * value for value in spacings[0]) if spacings else (None, None)
         return Pyramid("philips", "philips-tiff", tuple(levels), plausible_mpp(mpp_x), plausible_mpp(mpp_y))
     y0, x0 = spacings[0]
-    downsamples = tuple(float(round((y / y0 + x / x0) / 2)) for y, x in spacings[: len(levels)])
+    downsamples = tuple(max(1.0, round((y / y0 + x / x0) / 2)) for y, x in spacings[: len(levels)])
     return Pyramid(
         "philips",
         "philips-tiff",
@@ -263,7 +264,7 @@ def _philips_spacings(description: str) -> list[tuple[float, float]]:
     scope = text[start + whole.start() :] if whole else text
     found = re.findall(r'"DICOM_PIXEL_SPACING"[^<>]{0,256}>\s*"([0-9.,eE+-]+)"\s+"([0-9.,eE+-]+)"', scope)
     pairs = {(_number(row) or 0.0, _number(column) or 0.0) for row, column in found}
-    return sorted(each for each in pairs if min(each) > 0)
+    return sorted(each for each in pairs if min(each) > 1e-9 and max(each) < 1e3)
 
 
 def _generic(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
@@ -307,11 +308,12 @@ def _tiff_mpp(finest: Directory) -> tuple[float | None, float | None]:
 
 
 def _number(text: str) -> float | None:
-    """A number, written with a decimal point or comma."""
+    """A finite number, written with a decimal point or comma."""
     try:
-        return float(text.replace(",", "."))
+        value = float(text.replace(",", "."))
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 _DIALECTS: tuple[
