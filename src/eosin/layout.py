@@ -112,6 +112,11 @@ class IndexLayout:
         return f"thumbnails/{slide_digest[:2]}/{slide_digest}.jpg"
 
     @staticmethod
+    def other_reading(slide_digest: str) -> str:
+        """What another reader shows otherwise of the slide, in words; empty where both agree."""
+        return f"thumbnails/{slide_digest[:2]}/{slide_digest}.txt"
+
+    @staticmethod
     def snapshot(snapshot_id: str) -> str:
         """One snapshot: all slides as they were, never changed."""
         return f"snapshots/{snapshot_id}/"

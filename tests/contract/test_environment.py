@@ -59,7 +59,7 @@ def test_locked_versions_are_within_the_bounds_of_pyproject() -> None:
     extras = [line for extra in project["optional-dependencies"].values() for line in extra]
     for line in (*project["dependencies"], *extras):
         wanted = packaging.Requirement(line)
-        if wanted.name != "eosin":
+        if wanted.name not in ("eosin", "mlflow-skinny"):  # why the latter is not locked: pyproject.toml
             assert wanted.specifier.contains(versions[normal(wanted.name)]), f"{line}: make lock"
 
 

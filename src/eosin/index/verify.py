@@ -53,7 +53,21 @@ def chosen_to_verify(rows: Iterable[SlideRow]) -> list[SlideRow]:
 
 
 def disagreement(slides: Store, index: Store, row: SlideRow, stage_dir: str | None) -> str | None:
-    """What an independent reader shows otherwise; empty where both agree, None where none reads the slide."""
+    """What an independent reader shows otherwise; empty where both agree, None where none reads the slide.
+
+    An answer is kept beside the slide's thumbnail, so that the next snapshot need not read the slide again.
+    """
+    key = IndexLayout.other_reading(row.digest)
+    try:
+        return index.get(key).decode()
+    except NotFound:
+        answer = _disagreement(slides, index, row, stage_dir)
+    if answer is not None:
+        index.put(key, answer.encode())
+    return answer
+
+
+def _disagreement(slides: Store, index: Store, row: SlideRow, stage_dir: str | None) -> str | None:
     header = row.header
     try:
         with Image.open(

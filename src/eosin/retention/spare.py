@@ -220,7 +220,8 @@ def _orphans(
     except (EosinError, NotFound) as error:
         kept.append(f"tile tables and thumbnails of {store.uri}: {str(error).partition(chr(10))[0]}")
         return
-    needed = {make(digest) for digest in digests for make in (IndexLayout.tiles, IndexLayout.thumbnail)}
+    kinds = (IndexLayout.tiles, IndexLayout.thumbnail, IndexLayout.other_reading)
+    needed = {make(digest) for digest in digests for make in kinds}
     spare = [each for each in tables if each.key not in needed and not age.is_young([each])]
     for prefix, reason in (
         (IndexLayout.TILES, "tile tables that no snapshot names"),

@@ -146,7 +146,7 @@ def test_listed_and_deleted(kubeflow: Kubeflow, capsys: pytest.CaptureFixture[st
         ([*WEEKLY[:4], "--run", "s3://b/x", *WEEKLY[6:]], "put {date} in it"),
         ([*WEEKLY[:-1], "daily"], "has 1 fields"),
         ([*WEEKLY, "--param", "nme=x"], "did you mean name?"),
-        (["submit", "pretrian", "--run", "s3://b/x"], "one of evaluate, pretrain, retrain"),
+        (["submit", "pretrian", "--run", "s3://b/x"], "one of decode, embed, evaluate, pretrain, retrain"),
     ],
 )  # fmt: skip
 def test_refused_before_kubeflow_is_asked(

@@ -34,22 +34,27 @@ def on_kubernetes(placed_documents: list[dict[str, Any]], task: str) -> dict[str
     return placed_documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{task}"]
 
 
+def tasks_for_gpus(pipeline: str) -> list[str]:
+    return {"decode": ["decode-tiles"], "embed": ["embed-tiles"]}.get(pipeline, ["decode", "evaluate"])
+
+
 @pytest.mark.parametrize("pipeline", pipeline_names())
-def test_every_pipeline_can_place_decoding_and_evaluation(pipeline: str) -> None:
+def test_every_pipeline_can_place_its_work_on_gpus(pipeline: str) -> None:
     before = documents(pipeline)
     untouched = copy.deepcopy(before)
-    pods = read_pods(["evaluate.gpus=1", "decode.gpus=1", "decode.shm_size=4Gi"])
-    after = place(before, pods)
+    tasks = tasks_for_gpus(pipeline)
+    after = place(before, read_pods([*(f"{task}.gpus=1" for task in tasks), f"{tasks[0]}.shm_size=4Gi"]))
     assert before == untouched
-    for task in ("evaluate", "decode"):
+    for task in tasks:
         accelerator = container(after, task)["resources"]["accelerator"]
         assert accelerator == {"resourceType": "nvidia.com/gpu", "resourceCount": "1"}
         gpu_taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
         assert on_kubernetes(after, task)["tolerations"] == [gpu_taint]
         assert on_kubernetes(after, task)["secretAsEnv"], "the credentials are still there"
-    assert "emptyDirMounts" not in on_kubernetes(after, "evaluate")
+    assert on_kubernetes(after, tasks[0])["emptyDirMounts"]
+    assert all("emptyDirMounts" not in on_kubernetes(after, task) for task in tasks[1:])
     assert after[0]["root"] == before[0]["root"] and after[0]["components"] == before[0]["components"]
-    assert "resources" not in container(after, "summarize" if pipeline != "scaling_study" else "study-report")
+    assert "resources" not in container(after, "finish")
 
 
 def test_the_same_as_kfp_itself_would_write(tmp_path: Path) -> None:
@@ -104,9 +109,10 @@ def _without(tree: Any, keys: set[str]) -> Any:
 def test_a_placed_pipeline_is_one_that_kfp_loads(pipeline: str, tmp_path: Path) -> None:
     components = pytest.importorskip("kfp.components", reason="pip install 'eosin[kubeflow]'")
     out = tmp_path / "placed.yaml"
-    assert invoke(["place", pipeline, "--out", str(out), "--pod", f"evaluate={json.dumps(SLICE)}"]) == 0
+    task = tasks_for_gpus(pipeline)[-1]
+    assert invoke(["place", pipeline, "--out", str(out), "--pod", f"{task}={json.dumps(SLICE)}"]) == 0
     loaded = components.load_component_from_file(str(out))
-    executor = loaded.pipeline_spec.deployment_spec["executors"]["exec-evaluate"]
+    executor = loaded.pipeline_spec.deployment_spec["executors"][f"exec-{task}"]
     assert executor["container"]["resources"]["accelerator"]["resourceType"] == SLICE["gpu_resource"]
     assert set(loaded.component_spec.inputs or {}) == set(
         components.load_component_from_file(str(compiled_pipeline(pipeline))).component_spec.inputs or {}
