@@ -293,6 +293,12 @@ def test_restricted_pod_security_of_the_charts_own_pods(tmp_path: Path) -> None:
             assert container["resources"]["limits"]["memory"]
 
 
+def at_host(command: list[str], host: str) -> list[str]:
+    """The arguments of a container's eosin, for another Kubeflow."""
+    assert sum(each.startswith("--host=") for each in command) == 1
+    return [f"--host={host}" if each.startswith("--host=") else each for each in command[1:]]
+
+
 def test_schedule_is_kept_by_the_very_command_of_its_pod(tmp_path: Path) -> None:
     objects = render(FULL, tmp_path)
     (create,) = only(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
@@ -301,7 +307,7 @@ def test_schedule_is_kept_by_the_very_command_of_its_pod(tmp_path: Path) -> None
     with kubeflow_server() as kubeflow:
         for command, number in ((create, 1), (create, 1), (delete, 0)):
             done = subprocess.run(
-                [sys.executable, "-m", "eosin", *command["command"][1:], f"--host={kubeflow.host}"],
+                [sys.executable, "-m", "eosin", *at_host(command["command"], kubeflow.host)],
                 env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
@@ -387,7 +393,7 @@ def test_upgrade_and_rollback_between_two_charts_keep_one_schedule_and_its_runs(
         for values, chart in charts:
             job = only(render(values, tmp_path, chart=chart), "CronJob")["spec"]["jobTemplate"]["spec"]
             (container,) = job["template"]["spec"]["containers"]
-            arguments = [*container["command"][1:], f"--host={kubeflow.host}"]
+            arguments = at_host(container["command"], kubeflow.host)
             assert invoke(arguments) == 0
             seen += kubeflow.schedules
             assert kubeflow.runs == [going]

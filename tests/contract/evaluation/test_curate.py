@@ -44,7 +44,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         embed_index(
             EmbedRequest(
                 f"timm:{ARCH}@{folder}/weights.safetensors", str(folder / format), str(folder / "index"),
-                patch_px=64, min_foreground=0.3, format=format,
+                settings=("patch_px=64", "min_foreground=0.3"), format=format,
             ), 0, 1, LOG,
         )  # fmt: skip
     clustered(folder, "clusters")
