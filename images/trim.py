@@ -36,7 +36,6 @@ _REMOVED: tuple[str, ...] = (
     "pyarrow/src",
     "pydicom/sr",  # codes of structured reports
     "pygments/lexers/*",  # colours of source code
-    "numpy/f2py",  # for compiling Fortran
     "numpy/_core/_simd.*",  # of NumPy's own tests
     "numpy/_core/include",
     "numpy/_core/lib/*.a",
@@ -80,6 +79,8 @@ def trim(packages: Path) -> None:
     for pattern in _REMOVED:
         for path in packages.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if not (packages / "scipy").exists():  # it imports whatever NumPy offers
+        shutil.rmtree(packages / "numpy" / "f2py", ignore_errors=True)  # for compiling Fortran
     for name, kept in _ALL_BUT.items():
         for path in (packages / name).glob("*/"):
             if path.name not in kept:

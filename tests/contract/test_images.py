@@ -304,6 +304,16 @@ def test_trimming_takes_tests_and_headers_and_can_be_done_again(tmp_path: Path) 
         assert left == set(kept)
 
 
+def test_trimming_leaves_what_scipy_imports_of_numpy(tmp_path: Path) -> None:
+    (tmp_path / "numpy" / "f2py").mkdir(parents=True)
+    (tmp_path / "scipy").mkdir()
+    trim.trim(tmp_path)
+    assert (tmp_path / "numpy" / "f2py").exists()
+    (tmp_path / "scipy").rmdir()
+    trim.trim(tmp_path)
+    assert not (tmp_path / "numpy" / "f2py").exists()
+
+
 def test_trimming_keeps_the_slides_of_the_open_archives_index(tmp_path: Path) -> None:
     index = tmp_path / "idc_index_data/idc_index.parquet"
     index.parent.mkdir()
