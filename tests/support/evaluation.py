@@ -60,6 +60,19 @@ def export(run_uri: str, config: RunConfig, step: int, *, seed: int = 1, spoil: 
     return model_name(step)
 
 
+def write_timm_network(folder: Path, arch: str = "test_vit") -> str:
+    """Weights of a network of timm, drawn from seed 0, as `weights.safetensors`: the model's name."""
+    import safetensors.torch
+    import torch
+
+    from eosin.models.arch import import_timm
+
+    torch.manual_seed(0)
+    network = import_timm().create_model(arch, pretrained=False, num_classes=0)
+    safetensors.torch.save_file(network.state_dict(), folder / "weights.safetensors")
+    return f"timm:{arch}@{folder}/weights.safetensors"
+
+
 def image(color: tuple[int, int, int], seed: int, *, side_px: int = 32) -> Image.Image:
     noise = np.random.default_rng(seed).normal(0, 30, (side_px, side_px, 3))
     return Image.fromarray(np.clip(np.array(color) + noise, 0, 255).astype(np.uint8))

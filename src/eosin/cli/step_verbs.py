@@ -167,7 +167,7 @@ def pictures(
     num_patches: Annotated[int, typer.Option(help="Patches drawn in, of each slide.", min=0)] = 16,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="How patches are drawn: patches.mpp=[0.5]…"),
+        key_values("--set", "How patches are drawn: patches.mpp=[0.5]…"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -329,9 +329,7 @@ def train(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="From the newest checkpoint on: train.optimizer.lr=1e-4…"
-        ),
+        key_values("--set", "From the newest checkpoint on: train.optimizer.lr=1e-4…"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
 
 from eosin.config.patches import PatchesConfig
 from eosin.errors import UserError
@@ -17,18 +14,14 @@ from eosin.evaluation.curate import CurateRequest, curate, nearest
 from eosin.evaluation.embed_index import EmbedRequest, embed_index
 from eosin.index.snapshot import open_snapshot
 from eosin.layout import ClustersLayout
-from eosin.models.arch import define_missing_ops
 from eosin.patches.geometry import extent_px
 from eosin.patches.sampling.clusters import balanced
 from eosin.patches.sampling.sampler import Sampler
 from eosin.records.index import ClustersManifest
 from eosin.records.parquet import read_table
 from eosin.storage import open_store
+from tests.support.evaluation import write_timm_network
 from tests.support.indexing import LOG, config_for, index, make_slides
-
-ARCH = "test_vit"
-define_missing_ops()
-timm = importlib.import_module("timm")
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +30,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("material")
     slides = make_slides(folder / "slides" / "case", 4).parent
     index(config_for(slides, folder / "index"))
-    torch.manual_seed(0)
-    network = timm.create_model(ARCH, pretrained=False, num_classes=0)
-    safetensors.torch.save_file(network.state_dict(), folder / "weights.safetensors")
+    model = write_timm_network(folder)
     for format in ("hdf5", "parquet", "safetensors"):
         embed_index(
             EmbedRequest(
-                f"timm:{ARCH}@{folder}/weights.safetensors", str(folder / format), str(folder / "index"),
+                model, str(folder / format), str(folder / "index"),
                 settings=("patch_px=64", "min_foreground=0.3"), format=format,
             ), 0, 1, LOG,
         )  # fmt: skip

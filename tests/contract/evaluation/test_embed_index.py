@@ -26,6 +26,7 @@ from eosin.records import load_record
 from eosin.records.index import FeaturesManifest
 from eosin.steps import decode_index
 from eosin.storage import open_store
+from tests.support.evaluation import write_timm_network
 from tests.support.indexing import LOG, config_for, index, make_slides
 from tests.support.patches import read_patch_set
 
@@ -41,9 +42,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     slides = make_slides(folder / "slides" / "case", 3).parent
     (slides / "broken.svs").write_bytes(b"II*\0" + bytes(100))
     index(config_for(slides, folder / "index"))
-    torch.manual_seed(0)
-    network = timm.create_model(ARCH, pretrained=False, num_classes=0)
-    safetensors.torch.save_file(network.state_dict(), folder / "weights.safetensors")
+    write_timm_network(folder, ARCH)
     return folder
 
 
