@@ -263,9 +263,7 @@ def _disk(folder: Path, *, warn_gb: float = 10.0, fail_gb: float = 1.0) -> Check
     try:
         free_gb = shutil.disk_usage(folder).free / _GB
     except OSError as error:
-        return Check(
-            "temporary files", "fail", f"{folder}: {error.strerror}", "set TMPDIR to a folder that exists"
-        )
+        return Check(name, "fail", f"{folder}: {error.strerror}", "set TMPDIR to a folder that exists")
     detail = f"{free_gb:.1f} GB free in {folder}"
     if free_gb < warn_gb:
         status: Literal["warn", "fail"] = "fail" if free_gb < fail_gb else "warn"

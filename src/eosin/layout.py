@@ -20,6 +20,7 @@ TEACHER_README = "README.md"
 class FeaturesLayout:
     """Keys of features made from an index alone, one file a slide."""
 
+    FEATURES = "features/"
     SPEC = "features.json"
     """What the features are, pinned by the first worker: `FeaturesSpec`."""
     MANIFEST = "manifest.json"

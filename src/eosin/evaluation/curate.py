@@ -104,7 +104,7 @@ def _require_levels(num_clusters: Sequence[int]) -> None:
 def _slides(store: Store, spec: FeaturesSpec) -> Iterator[tuple[str, Features, Coords]]:
     """Slide, unit features [n, D] and level-0 corners [n, 2] of each file, by name."""
     suffix = SUFFIXES[spec.format]
-    for key in sorted(info.key for info in store.list("features/")):
+    for key in sorted(info.key for info in store.list(FeaturesLayout.FEATURES)):
         if PurePosixPath(key).suffix == f".{suffix}":
             slide, features, coords = _DECODERS[spec.format](store.get(key))
             norms = np.linalg.norm(features, axis=1, keepdims=True)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import cv2
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import UserError
-from eosin.index.listing import Unit
+from eosin.index.listing import Unit, is_included
 from eosin.index.overrides import Override, Overrides
 from eosin.index.rows import SlideRow
 from eosin.index.snapshot import open_snapshot
@@ -55,7 +54,7 @@ def write_contours(index_uri: str, out_uri: str, slides: Sequence[str] = ("*",))
     """
     snapshot, store = open_snapshot(index_uri), open_store(out_uri)
     names = snapshot.rows.column("slide")
-    chosen = [i for i, name in enumerate(names) if any(fnmatchcase(name, each) for each in slides)]
+    chosen = [i for i, name in enumerate(names) if is_included(name, slides)]
 
     def write(number: int) -> int:
         row = snapshot.rows.alone(number)

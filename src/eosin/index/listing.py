@@ -50,7 +50,7 @@ def list_units(listing: Iterable[ObjectInfo], include: Sequence[str] = ()) -> tu
     """
     objects = [each for each in listing if _could_be_slide(each.key)]
     owners = _owners([each.key for each in objects])
-    mains = [each for each in objects if each.key not in owners and _included(each.key, include)]
+    mains = [each for each in objects if each.key not in owners and is_included(each.key, include)]
     members: dict[str, list[ObjectInfo]] = {}
     for each in objects:
         for owner in owners.get(each.key, ()):
@@ -89,7 +89,7 @@ def require_slide(store: Store, include: Sequence[str] = (), prefix: str = "") -
     first = other = None
     for each in store.list():
         if _could_be_slide(each.key) and PurePosixPath(each.key).suffix.lower() not in _PICTURES:
-            if _included(prefix + each.key, include):
+            if is_included(prefix + each.key, include):
                 return
             first = first or each.key
         other = other or each.key
@@ -143,7 +143,8 @@ def _could_be_slide(key: str) -> bool:
     return not key.endswith("/") and not hidden and not never
 
 
-def _included(key: str, include: Sequence[str]) -> bool:
+def is_included(key: str, include: Sequence[str]) -> bool:
+    """Whether `key` matches one of the patterns `include`; of none, everything is meant."""
     return not include or any(fnmatchcase(key, pattern) for pattern in include)
 
 

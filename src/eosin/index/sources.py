@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from eosin.config.index import SlidesConfig, SourceConfig
 from eosin.errors import MissingDependency, PermanentError, UserError
-from eosin.index.listing import Unit, list_units, require_slide
+from eosin.index.listing import Unit, is_included, list_units, require_slide
 from eosin.index.overrides import Override, Overrides, overrides_of, parse_overrides
 from eosin.storage import (
     ByteRange,
@@ -228,7 +228,7 @@ def list_slides(config: SlidesConfig, store: Store | None = None) -> Listed:
                 found.units += units
                 found.num_pictures += num
                 continue
-            entries = [each for each in entries_of(source) if _wanted(each.key, config.include)]
+            entries = [each for each in entries_of(source) if is_included(each.key, config.include)]
             for entry, objects in zip(
                 entries, pool.map(lambda each: _objects(store, each), entries), strict=True
             ):
@@ -247,7 +247,7 @@ def require_slides(config: SlidesConfig) -> None:
         if source.uri:
             root = store.store_of(f"{source.name}/")[0]
             require_slide(root, config.include, f"{source.name}/")
-        elif not any(_wanted(each.key, config.include) for each in entries_of(source)):
+        elif not any(is_included(each.key, config.include) for each in entries_of(source)):
             empty.append(str(source))
     if empty:
         raise UserError(
@@ -308,10 +308,6 @@ def entries_of(source: SourceConfig) -> Iterable[SourceEntry]:
     if source.idc is not None:
         return _of_idc(source)
     return _of_gdc(source) if source.gdc else _of_manifest(source)
-
-
-def _wanted(key: str, include: Sequence[str]) -> bool:
-    return not include or any(fnmatchcase(key, pattern) for pattern in include)
 
 
 def _objects(store: Store, entry: SourceEntry) -> tuple[ObjectInfo, ...]:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from eosin.config.patches import PatchesConfig
 from eosin.errors import UserError
+from eosin.index.listing import is_included
 from eosin.index.rows import SlideRow
 from eosin.index.sheet import outlined_thumbnail, tissue_share
 from eosin.index.snapshot import open_snapshot
@@ -56,7 +56,7 @@ def write_slide_pictures(
     """
     snapshot, store = open_snapshot(index_uri), open_store(out_uri)
     names = snapshot.rows.column("slide")
-    chosen = [i for i, name in enumerate(names) if any(fnmatchcase(name, each) for each in slides)]
+    chosen = [i for i, name in enumerate(names) if is_included(name, slides)]
     if not chosen:
         raise UserError(
             f"no slide of {index_uri} matches {', '.join(slides)}", hint="see `eosin index inspect`"

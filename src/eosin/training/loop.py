@@ -80,6 +80,7 @@ class Trainer:
             depth=backbone.depth,
             device=world.device,
         )
+        self._planned_models = frozenset(planned_models(config))
         gram = config.train.gram
         self._crops = MultiCrop(
             config.augment, seed=config.seed, patch_px=config.patches.patch_px, device=world.device,
@@ -187,7 +188,7 @@ class Trainer:
         last = step == train.num_steps
         if publisher is not None:
             publisher.raise_failure()
-            if model_name(step) in planned_models(self.config):
+            if model_name(step) in self._planned_models:
                 self._export(publisher, step)
         planned = result.wants_snapshot and not last
         in_memory = planned and self._is_kept_in_memory()
