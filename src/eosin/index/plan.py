@@ -237,9 +237,7 @@ def _decode(data: bytes) -> tuple[list[Unit], dict[str, Override]]:
     known: dict[str, Override] = {}
     units: dict[tuple[str, Any], list[ObjectInfo]] = {}
     table = read_table(data)
-    none = pa.nulls(len(table))  # an earlier eosin wrote no column `known`
-    columns = [table.column(each).to_pylist() if each in table.column_names else none.to_pylist()
-               for each in _LISTING.names]  # fmt: skip
+    columns = [table.column(each).to_pylist() for each in _LISTING.names]
     del table
     for unit, kind, key, size_bytes, etag, modified_s, said in zip(*columns, strict=True):
         units.setdefault((unit, kind), []).append(ObjectInfo(key, size_bytes, etag, modified_s))
