@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,9 @@ from eosin.errors import UserError
 from eosin.process import alive
 from eosin.storage.atomic import translate
 
-_STOP_TIMEOUT_S = 10.0
+_GRACE_S = 6.0
+"""For a server whose owner has gone; then it is killed, which loses nothing that it acknowledged."""
+_STOP_TIMEOUT_S = 30.0
 
 
 class ServerFolder:
@@ -55,22 +58,25 @@ class ServerFolder:
     def lock(self) -> int:
         """A descriptor that holds the folder, for the server to inherit.
 
-        A server whose owner has gone is about to end, and is waited for. Raises `UserError` where it does not
-        end, or the owner still lives.
+        A server whose owner has gone is about to end: it is waited for, and killed where it takes long.
+        Raises `UserError` where it does not end, or the owner still lives.
         """
         try:
             descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise translate(error, "open", self._lock) from error
-        end_s = time.monotonic() + _STOP_TIMEOUT_S
+        begun_s = time.monotonic()
         while not _try_lock(descriptor):
-            owner_pid = self._read_state().get("owner_pid", 0)
-            if alive(owner_pid) or time.monotonic() > end_s:
+            owner_pid, waited_s = self._read_state().get("owner_pid", 0), time.monotonic() - begun_s
+            if alive(owner_pid) or waited_s > _STOP_TIMEOUT_S:
                 os.close(descriptor)
                 raise UserError(
                     f"an S3 server is already running in {self.root} (for process {owner_pid})",
                     hint="wait until it ends, or take another folder",
                 )
+            if waited_s > _GRACE_S and (server_pid := self._running_pid()):
+                with suppress(OSError):
+                    os.kill(server_pid, signal.SIGKILL)
             time.sleep(0.1)
         return descriptor
 
@@ -81,9 +87,7 @@ class ServerFolder:
 
     def running_port(self) -> int | None:
         """The S3 port of a server that runs here now; None where none does."""
-        pid = self._read_state().get("server_pid", 0)
-        running = isinstance(pid, int) and alive(pid) and str(self.data) in _command_line(pid)
-        return self.last_port() if running else None
+        return self.last_port() if self._running_pid() else None
 
     def last_port(self) -> int | None:
         """The S3 port of the run before, so that URLs stay the same where it is free."""
@@ -95,6 +99,11 @@ class ServerFolder:
         with suppress(OSError):
             return "\n  ".join(self.log.read_text(errors="replace").splitlines()[-num_lines:])
         return ""
+
+    def _running_pid(self) -> int | None:
+        pid = self._read_state().get("server_pid", 0)
+        running = isinstance(pid, int) and alive(pid) and str(self.data) in _command_line(pid)
+        return pid if running else None
 
     def _read_state(self) -> dict[str, Any]:
         try:

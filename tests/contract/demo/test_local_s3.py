@@ -121,6 +121,18 @@ def test_a_kill_of_the_owner_leaves_nothing_running(tmp_path: Path) -> None:
     owner.communicate()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_server_that_hangs_after_its_owner_died_is_replaced(tmp_path: Path) -> None:
+    owner, _ = hold(tmp_path)
+    (hanging,) = processes_of(tmp_path)
+    os.kill(hanging, signal.SIGSTOP)
+    owner.kill()
+    owner.communicate()
+    with LocalS3(tmp_path) as s3:
+        assert processes_of(tmp_path) != [hanging]
+        s3.ensure_bucket("s3://bucket")
+
+
 def test_a_folder_in_use_is_refused_and_left_in_peace(tmp_path: Path) -> None:
     with LocalS3(tmp_path) as first:
         with pytest.raises(UserError, match="already running") as caught:
