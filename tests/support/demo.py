@@ -71,18 +71,23 @@ def run(folder: Path, *arguments: str, settings: Sequence[str] = TINY) -> Finish
     return finish(start(folder, *arguments, settings=settings))
 
 
-def kill_when(process: subprocess.Popen[str], text: str, timeout_s: float = 240) -> bool:
-    """kill -9 the whole process group once `text` shows on standard error; what it said where it never does."""
+def kill_when(process: subprocess.Popen[str], text: str, timeout_s: float = 240) -> None:
+    """kill -9 the whole process group once `text` shows on standard error; AssertionError if it never does."""
     assert process.stderr is not None
     alarm = threading.Timer(timeout_s, kill_group, [process])
     alarm.start()
     try:
-        seen = any(text in line for line in process.stderr)
+        said: list[str] = []
+        for line in process.stderr:
+            said.append(line)
+            if text in line:
+                break
+        else:
+            raise AssertionError(f"the demo never showed {text!r}:\n{''.join(said)}")
     finally:
         alarm.cancel()
-    kill_group(process)
-    process.wait()
-    return seen
+        kill_group(process)
+        process.wait()
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
