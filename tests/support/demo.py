@@ -72,7 +72,7 @@ def run(folder: Path, *arguments: str, settings: Sequence[str] = TINY) -> Finish
 
 
 def kill_when(process: subprocess.Popen[str], text: str, timeout_s: float = 240) -> None:
-    """kill -9 the whole process group once `text` shows on standard error; AssertionError if it never does."""
+    """kill -9 the process group once `text` shows on standard error; AssertionError if it never does."""
     assert process.stderr is not None
     alarm = threading.Timer(timeout_s, kill_group, [process])
     alarm.start()
