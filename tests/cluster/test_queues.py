@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eosin.cluster import follow, names
 from eosin.cluster import live_state as live_state_module
-from eosin.cluster import names
 from eosin.cluster.api import Cluster
 from eosin.cluster.follow import Follower
 from eosin.cluster.live_state import live_state
@@ -130,6 +133,58 @@ def test_kueue_preempts_a_training_and_gives_it_back(cluster: Cluster, queue: st
     nodes_of(cluster, {"anchor": 1})
 
 
+@contextmanager
+def followed(
+    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Follower, Future[Any]]]:
+    """With a launcher that looks every second and has a second's patience; the training ends with it."""
+    monkeypatch.setattr(follow, "IDLE_S", 1)
+    launcher, store = acting_as(cluster, "pipeline-runner"), open_store(f"file://{folder}")
+    follower = Follower(launcher, PodLogMirror(launcher, store), RunLog("launch", store), 1)
+    with ThreadPoolExecutor(1) as pool:
+        followed = pool.submit(follower.follow, NAME)
+        try:
+            yield follower, followed
+        finally:
+            cluster.delete(JOBSET, jobset(cluster))
+    assert followed.result() is None, "it followed until the training was gone"
+
+
+def waits_for(cluster: Cluster) -> str:
+    state = live_state(RUN, cluster=cluster)
+    return state.waits_for if state else ""
+
+
+@pytest.mark.parametrize("kind", ["ClusterQueue", "LocalQueue"])
+def test_a_queue_that_a_person_holds_is_waited_for_and_said(
+    cluster: Cluster,
+    queue: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    """Drained while it trains: the run waits past its patience, and trains when the queue is released."""
+
+    def stop(policy: str) -> None:
+        where = [queue] if kind == "ClusterQueue" else ["q", "-n", cluster.namespace]
+        patch = f'{{"spec": {{"stopPolicy": "{policy}"}}}}'
+        kubectl("patch", kind.lower(), *where, "--type=merge", "-p", patch)
+
+    submit(cluster, f"queue: q, pools: [{{name: anchor, {POOL}}}]")
+    nodes_of(cluster, {"anchor": 1})
+    with followed(cluster, tmp_path, monkeypatch) as (_, launcher):
+        stop("HoldAndDrain")
+        eventually("the training is suspended", lambda: jobset(cluster)["spec"].get("suspend") is True)
+        eventually("it says why", lambda: "held (stopPolicy)" in waits_for(cluster))
+        time.sleep(5)  # well past its patience
+        assert not launcher.done()
+        stop("None")
+        nodes_of(cluster, {"anchor": 1})
+        assert not launcher.done() and waits_for(cluster) == ""
+    assert "held (stopPolicy)" in capsys.readouterr().err, "in the launcher's log too"
+
+
 def _important_job(priority: str, namespace: str) -> dict[str, Any]:
     labels = {"kueue.x-k8s.io/queue-name": "q", "kueue.x-k8s.io/priority-class": priority}
     container = {
@@ -179,7 +234,7 @@ def test_a_level_that_no_topology_has_is_said_and_given_up_on(
 
 
 def test_multikueue_is_accepted_and_what_it_lacks_is_said(
-    cluster: Cluster, queue: str, tmp_path: Path
+    cluster: Cluster, queue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A manager without a worker in reach: the launcher makes what is dispatched, and says why it waits."""
     kubectl("apply", "--dry-run=server", "-f", str(CHART.parents[1] / "manifests/multikueue/manager.yaml"))
@@ -199,11 +254,10 @@ def test_multikueue_is_accepted_and_what_it_lacks_is_said(
         apply([cluster_queue(queue, cluster.namespace, **checks)])
         submit(cluster, f"queue: q, pools: [{{name: anchor, {POOL}}}]")
         assert is_dispatched(jobset(cluster))
-        launcher, store = acting_as(cluster, "pipeline-runner"), open_store(f"file://{tmp_path}")
-        follower = Follower(launcher, PodLogMirror(launcher, store), RunLog("launch", store), 3)
-        with pytest.raises(UserError, match=f"ClusterQueue {queue} is inactive"):
-            follower.follow(NAME)
-        assert follower.last and names.FOLLOWED_ANNOTATION not in follower.last["metadata"]["annotations"]
+        with followed(cluster, tmp_path, monkeypatch) as (follower, _):
+            eventually("it says why", lambda: f"ClusterQueue {queue} is inactive" in waits_for(cluster))
+            last = eventually("it is followed", lambda: follower.last)
+            assert names.FOLLOWED_ANNOTATION not in last["metadata"]["annotations"]
     finally:
         for kind in kinds:
             kubectl("delete", kind.lower(), queue, "--wait=false")

@@ -188,7 +188,7 @@ def _check_queue(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
     points_at = found["spec"].get("clusterQueue", "?")
     status = found.get("status") or {}
     if stopped := _why_inactive(status):
-        fix = f"does ClusterQueue {points_at} exist, with a flavor for each resource?"
+        fix = f"does ClusterQueue {points_at} exist, with a flavor for each resource, and is it not held?"
         yield Check("queue", "fail", f"{config.queue} → {points_at} admits nothing: {stopped}", fix)
         return
     yield Check("queue", "ok", f"{config.queue} → {points_at}, {status.get('pendingWorkloads', 0)} waiting")

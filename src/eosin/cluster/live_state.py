@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from eosin.cluster.api import Cluster, Manifest, Missing, connect
 from eosin.cluster.failure import stuck_pods
 from eosin.cluster.follow import phases
 from eosin.cluster.names import JOBSET, MANAGED_BY, RUN_ID_LABEL, WORKFLOW, WORKFLOW_LABEL, jobset_name
+from eosin.cluster.queue import why_it_waits
 from eosin.cluster.resources import is_being_deleted, run_of
 from eosin.cluster.training import terminal_state
 from eosin.errors import EosinError, UserError, describe, exit_code_of
@@ -37,6 +39,8 @@ class LiveState:
     """Pool → phase → number of pods."""
     stuck: dict[str, str] = field(default_factory=dict)
     """Pod, of training or of a step → why it does not start, or does not end, for a minute."""
+    waits_for: str = ""
+    """Of a suspended training: what Kueue says it waits for."""
 
     def __str__(self) -> str:
         pools = (
@@ -44,9 +48,10 @@ class LiveState:
             for pool, each in sorted(self.pods.items())
         )
         restarts = f", {self.restarts} restarts" if self.restarts else ""
-        training = [f"JobSet {self.jobset}: {self.state.lower()}{restarts}", *pools] if self.jobset else []
+        waits = f": {self.waits_for}" if self.waits_for else ""
+        training = [f"JobSet {self.jobset}: {self.state.lower()}{restarts}{waits}", *pools]
         stuck = [f"pod {pod}: {why}" for pod, why in sorted(self.stuck.items())]
-        return "\n              ".join(filter(None, [" · ".join(training), *stuck]))
+        return "\n              ".join([*([" · ".join(training)] if self.jobset else []), *stuck])
 
 
 def live_state(
@@ -67,7 +72,11 @@ def live_state(
     suspended = job["spec"].get("suspend") is True
     state = terminal_state(job) or ("Suspended" if suspended else "Running")
     restarts = int((job.get("status") or {}).get("restarts", 0))
-    return LiveState(name, state, restarts, phases(agents), _stuck([*agents, *pods]))
+    waits_for = ""
+    if state == "Suspended":
+        with contextlib.suppress(UserError):  # who may not look is not told
+            waits_for = why_it_waits(cluster, job)
+    return LiveState(name, state, restarts, phases(agents), _stuck([*agents, *pods]), waits_for)
 
 
 def _connect(run_uri: str, namespace: str, context: str) -> Cluster:

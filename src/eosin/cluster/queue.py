@@ -16,8 +16,6 @@ _NEVER = (
     "doesn't exist",
     "does not exist",
     "not found",
-    "is inactive",
-    "is stopped",
     "doesn't match",
     "does not contain the requested level",
     "maximum capacity",
@@ -25,6 +23,8 @@ _NEVER = (
     "unavailable in ClusterQueue",
     _NO_WORKLOAD,
 )
+# A person has stopped it, or has yet to complete it: the training waits, without a GPU, until that is undone.
+_INACTIVE = "is inactive"
 # Of a flavor that is only in use: whatever another one lacks, this one may come free.
 _PASSES = "insufficient unused quota"
 
@@ -84,6 +84,8 @@ def _waits_for(workload: Manifest) -> str:
     status = workload.get("status") or {}
     for condition in status.get("conditions") or []:
         if condition["type"] == "QuotaReserved" and condition["status"] != "True":
-            return str(condition.get("message") or condition.get("reason", ""))
+            message = str(condition.get("message") or condition.get("reason", ""))
+            held = "; it is held (stopPolicy) or incomplete, and the training waits for whoever keeps it"
+            return message + (held if message.endswith(_INACTIVE) else "")
     checks = [each for each in status.get("admissionChecks") or [] if each.get("state") != "Ready"]
     return "; ".join(f"{each['name']}: {each.get('message') or each.get('state')}" for each in checks)

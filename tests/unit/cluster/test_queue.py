@@ -17,8 +17,8 @@ _TOO_MUCH = (
     ("message", "never"),
     [
         ("LocalQueue q doesn't exist", True),
-        ("LocalQueue q is inactive", True),
-        ("ClusterQueue c is inactive", True),
+        ("LocalQueue q is inactive", False),
+        ("ClusterQueue c is inactive", False),
         ("ClusterQueue c doesn't exist", True),
         ("workload namespace doesn't match ClusterQueue selector", True),
         (f'{_SET}Flavor "f" does not contain the requested level', True),
