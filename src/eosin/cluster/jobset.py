@@ -108,10 +108,11 @@ def _check_topology(config: RunConfig, pool: NodePoolConfig) -> None:
             f"pool {pool.name} asks Kueue for a topology, and no queue is named",
             hint="set cluster.queue; without Kueue there is exclusive_topology",
         )
-    if pool.exclusive_topology and pool in spot_job_pools(config):
+    topologies = (pool.required_topology, pool.preferred_topology, pool.exclusive_topology)
+    if pool in spot_job_pools(config) and any(topologies):
         raise UserError(
-            f"pool {pool.name}: exclusive_topology is JobSet's, and its pods are a Job of their own"
-            " (cluster.spot_as: elastic-job)",
+            f"pool {pool.name} asks for a topology, and its pods are a Job of their own (cluster.spot_as:"
+            " elastic-job): Kueue refuses required and preferred ones there, and exclusive ones are JobSet's",
             hint="leave it out, or set cluster.spot_as: jobset",
         )
     if pool.exclusive_topology and pool.max_nodes > pool.min_nodes > 0 and pool == config.cluster.pools[0]:

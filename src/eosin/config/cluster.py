@@ -192,8 +192,8 @@ class ClusterConfig(Section):
     lost_node_toleration_s: int = Field(default=30, ge=0)
     """How long a spot pod stays bound to a node that no longer answers."""
     stuck_timeout_s: int = Field(default=900, gt=0)
-    """How long a pod may wait for an image or a Secret that cannot be had, or training for a queue that is not
-    there or can never hold it, before it is given up. A queue that is held is waited for."""
+    """How long a pod may wait for an image or a Secret that cannot be had, or training for a queue that is
+    not there or can never hold it, before it is given up. A queue that is held is waited for."""
     ttl_s: int | None = Field(default=7 * 86400, ge=0)
     """A finished JobSet is removed after so long; the run in the bucket stays."""
     env: dict[str, str] = {}

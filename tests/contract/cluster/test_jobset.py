@@ -132,9 +132,13 @@ def test_accepted_by_the_published_models(case: str) -> None:
         ("pools: [{required_topology: rack}]", "pool anchor asks Kueue for a topology, and no queue"),
         ("pools: [{preferred_topology: rack}]", "pool anchor asks Kueue for a topology, and no queue"),
         ("queue: q, pools: [{exclusive_topology: rack, max_nodes: 2}]", "they are two Jobs"),
-        (
-            "queue: q, spot_as: elastic-job, pools: [{}, {name: b, spot: true, exclusive_topology: rack}]",
-            "pool b: exclusive_topology is JobSet's",
+        *(
+            (
+                f"queue: q, spot_as: elastic-job, "
+                f"pools: [{{}}, {{name: b, spot: true, {kind}_topology: rack}}]",
+                "pool b asks for a topology, and its pods are a Job of their own",
+            )
+            for kind in ("required", "preferred", "exclusive")
         ),
         ("queue: q, pools: [{required_topology: a, exclusive_topology: b}]", "give one"),
         ("queue: q, pools: [{required_topology: a rack}]", "the key of a Kubernetes label"),

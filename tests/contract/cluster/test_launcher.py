@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from eosin.cluster import cancel, follow, launcher, live_state, names, training
+from eosin.cluster.api import Missing
 from eosin.cluster.follow import Follower
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import jobset_name
@@ -422,9 +423,10 @@ def test_image_that_cannot_be_pulled_frees_the_gpus(server: ApiServer, run: Stor
         containerStatuses=[{"name": "trainer", "state": {"waiting": waiting}}],
     )
     for number in range(200):
-        if training.result is not None or server.cluster.get(names.JOBSET, NAME) is None:
+        try:
+            server.patch_jobset(NAME, {"metadata": {"labels": {"tick": str(number)}}})
+        except Missing:  # it was given up
             break
-        server.patch_jobset(NAME, {"metadata": {"labels": {"tick": str(number)}}})
         threading.Event().wait(0.1)
     error = training.join()
     assert isinstance(error, UserError)
