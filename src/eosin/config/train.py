@@ -76,6 +76,8 @@ class GramConfig(Section):
     """Of the term in the loss; 0 switches it off. DINOv3 has 2."""
     start_step: int = Field(default=0, ge=0)
     """First step of the term, at which the Gram teacher becomes a copy of the teacher."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the weight rises linearly from 0, from `start_step` on."""
     refresh_every_steps: int = Field(default=10_000, ge=1)
     """It becomes a copy of the teacher again every so many steps after that."""
     max_refreshes: int = Field(default=3, ge=0)
@@ -83,6 +85,11 @@ class GramConfig(Section):
     px_multiplier: Literal[1, 2] = 1
     """Side of the crop it sees as a multiple of `augment.global_px`, cut from the patch anew and with colours
     as they are; its patch tokens are resampled to the student's grid."""
+
+    def weight_at(self, step: int) -> float:
+        """Weight of the term in step `step` (from 0)."""
+        since = step - self.start_step
+        return self.weight * min(max(since, 0) / self.warmup_steps, 1.0) if self.warmup_steps else self.weight
 
     def is_refresh(self, step: int) -> bool:
         """Whether the Gram teacher becomes a copy of the teacher before step `step` (from 0)."""
@@ -371,6 +378,17 @@ class TrainConfig(Section):
             weight_decay_end=self.optimizer.weight_decay_end,
         )  # fmt: skip
         return (*self.phases, now)
+
+    def milestones(self) -> list[tuple[str, int]]:
+        """Steps at which training changes its course, each with what happens there, by step."""
+        found = [("change of course", phase.until_step) for phase in self.phases]
+        begin = found[-1][1] if found else 0
+        found.append(("end of warm-up", begin + self.optimizer.warmup_steps))
+        gram = range(self.gram.start_step, self.num_steps, self.gram.refresh_every_steps)
+        found += [("Gram teacher", step) for step in gram if self.gram.is_refresh(step)]
+        if self.paka.weight > 0:
+            found.append(("kernel alignment", self.paka.start_step))
+        return sorted((each for each in found if 0 < each[1] < self.num_steps), key=lambda each: each[1])
 
     def before_last_change(self) -> Self:
         """As it was before the last of `phases` ended."""

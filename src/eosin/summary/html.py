@@ -6,7 +6,7 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from statistics import NormalDist
 from typing import Any
@@ -191,28 +191,35 @@ _MACHINE = {
 }
 
 
-def training_charts(log: TrainingLog) -> tuple[list[Chart], list[Chart]]:
+def training_charts(
+    log: TrainingLog, milestones: Sequence[tuple[str, int]] = ()
+) -> tuple[list[Chart], list[Chart]]:
     """First what says whether training goes well, then each term of the loss and the machine's other figures.
 
-    Charts of the machine mark each change of world.
+    Charts of the machine mark each change of world, those by step the `milestones`.
     """
-    health = {n: _by_step(title, label, log.health[n]) for n, (title, label) in _HEALTH.items()}
+    last = log.terms["loss"][-1][0]
+    marks = tuple((f"{name}, step {step:,}", float(step)) for name, step in milestones if step <= last)
+    by_step = partial(_by_step, marks)
+    health = {n: by_step(title, label, log.health[n]) for n, (title, label) in _HEALTH.items()}
     machine = {n: _by_time(log, n, title, label) for n, (title, label) in _MACHINE.items()}
     main = [
-        _by_step("Loss", "loss", log.terms["loss"]),
+        by_step("Loss", "loss", log.terms["loss"]),
         *(health.pop(name) for name in ("rankme", "teacher_entropy")),
         *(machine.pop(name) for name in ("patches_per_s", "data_wait_share", "world_size")),
     ]
-    terms = [_by_step(f"Loss term: {n}", n, points) for n, points in log.terms.items() if n != "loss"]
-    more = [*terms, _by_step("Learning rate", "learning rate", log.lr, y_from_zero=True)]
+    terms = [by_step(f"Loss term: {n}", n, points) for n, points in log.terms.items() if n != "loss"]
+    more = [*terms, by_step("Learning rate", "learning rate", log.lr, y_from_zero=True)]
     more += [*health.values(), *machine.values()]
     drawn = [[c for c in charts if any(len(s.points) > 1 for s in c.series)] for charts in (main, more)]
     return drawn[0], drawn[1]
 
 
-def _by_step(title: str, label: str, points: Points, *, y_from_zero: bool = False) -> Chart:
+def _by_step(
+    marks: tuple[tuple[str, float], ...], title: str, label: str, points: Points, *, y_from_zero: bool = False
+) -> Chart:
     series = Series(label, _points(points), marked=False)
-    return Chart(title, "training step", label, (series,), y_from_zero=y_from_zero)
+    return Chart(title, "training step", label, (series,), marks=marks, y_from_zero=y_from_zero)
 
 
 def _by_time(log: TrainingLog, name: str, title: str, label: str) -> Chart:
@@ -243,13 +250,15 @@ _KINDS: dict[str, type[Details]] = {
 def to_html(report: Report) -> str:
     """The page. Every name in it is escaped; nothing in it is fetched from anywhere."""
     environment, style = template()
+    milestones = report.published.config.train.milestones()
     page = environment.get_template("summary.html.j2").render(
         report=report,
         style=style,
         metric_charts=metric_charts(report),
         scatter_charts=scatter_charts(report.results),
         spectrum_charts=spectrum_charts(report.records),
-        training_charts=training_charts(report.log) if report.log else ([], []),
+        training_charts=training_charts(report.log, milestones) if report.log else ([], []),
+        milestones=milestones,
         tasks=[_task_view(record, report) for record in _newest(report)],
     )
     return page + "\n"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from eosin.config.train import TrainConfig
 from eosin.layout import RunLayout
 from eosin.storage import open_store
 from eosin.summary.html import training_charts
@@ -109,6 +110,29 @@ def test_signals_of_collapse_are_charts_of_their_own_and_no_terms_of_the_loss() 
         "Entropy of the teacher's assignments",
     ]
     assert [chart.title for chart in more] == ["Length of the mean feature", "Model FLOP utilisation"]
+
+
+def test_the_course_of_a_training_is_marked_where_it_has_come_to() -> None:
+    earlier = {"until_step": 4, "num_steps": 10, "momentum": 0.99, "lr": 1e-4, "min_lr": 0.0,
+               "warmup_steps": 2, "weight_decay_end": 0.2}  # fmt: skip
+    gram = {"weight": 1.0, "start_step": 6, "refresh_every_steps": 3, "max_refreshes": 1}
+    train = TrainConfig.model_validate(
+        {"num_steps": 20, "phases": [earlier], "gram": gram, "optimizer": {"warmup_steps": 3}}
+    )
+    course = [
+        ("change of course", 4),
+        ("Gram teacher", 6),
+        ("end of warm-up", 7),
+        ("Gram teacher", 9),
+    ]
+    assert train.milestones() == course
+    log = read_training_log([_step(t, t + 1, 3.0, mfu=0.4) for t in range(7)])
+    assert log is not None
+    main, more = training_charts(log, course)
+    assert main[0].marks == (
+        ("change of course, step 4", 4.0), ("Gram teacher, step 6", 6.0), ("end of warm-up, step 7", 7.0),
+    )  # fmt: skip
+    assert more[-1].marks == (), "minutes are no steps"
 
 
 def test_a_chart_of_one_point_is_not_drawn() -> None:

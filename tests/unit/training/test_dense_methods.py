@@ -29,7 +29,15 @@ GOLDEN, DENSE = tensors("dense"), VALUES["dense"]
 PAKA = {"weight": 0.5, "hidden_dim": 24, "out_dim": 8, "start_step": 2}
 JEPA = {"weight": 1.0, "predictor_depth": 2, "predictor_dim": 24}
 METHODS: dict[str, dict[str, object]] = {
-    "gram": {"gram": {"weight": 2.0, "start_step": 1, "refresh_every_steps": 2, "px_multiplier": 2}},
+    "gram": {
+        "gram": {
+            "weight": 2.0,
+            "start_step": 1,
+            "warmup_steps": 4,
+            "refresh_every_steps": 2,
+            "px_multiplier": 2,
+        }
+    },
     "paka": {"paka": PAKA},
     "jepa": {"jepa": JEPA, "ibot": {"weight": 0.0}},
 }
@@ -145,6 +153,8 @@ def test_the_gram_teacher_is_a_copy_of_the_teacher_of_its_last_refresh() -> None
 def test_what_could_only_be_a_mistake_is_refused() -> None:
     with pytest.raises(ValueError, match="alternative to ibot"):
         tiny_config(jepa=JEPA)
+    schedule = tiny_config(gram={"weight": 2.0, "start_step": 4, "warmup_steps": 4}).train.gram
+    assert [schedule.weight_at(step) for step in (3, 4, 5, 7, 8, 12)] == [0.0, 0.0, 0.5, 1.5, 2.0, 2.0]
     with pytest.raises(UserError, match=r"gram.start_step 20 is not below train.num_steps 20"):
         check_training(tiny_config(gram={"weight": 1.0, "start_step": 20}))
     plain, config = check_training(tiny_config()), tiny_config(gram={"weight": 1.0})

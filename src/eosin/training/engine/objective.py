@@ -79,6 +79,7 @@ class Targets:
     spanning: SpanningSets | None = None
     gram: Backbone | None = None
     """The Gram teacher; None where it does not teach."""
+    gram_weight: float = 0.0
     aligns: bool = False
     """Whether patch kernels are aligned in this step."""
 
@@ -205,7 +206,7 @@ class Objective:
                 seen = targets.gram(microbatch.clean_crops.flatten(0, 1))
             theirs = seen[:, targets.gram.num_prefix_tokens :]
             theirs = resample_grid(theirs, math.isqrt(patches.shape[1]), antialias=False)
-            terms[0] = config.gram.weight * gram_distance(patches, theirs)
+            terms[0] = targets.gram_weight * gram_distance(patches, theirs)
         if student.paka_head is not None and views.dense is not None:
             ours = student.paka_head(student.for_heads(patches))
             terms[1] = config.paka.weight * targets.aligns * kernel_misalignment(ours, views.dense)

@@ -144,7 +144,8 @@ class Learner:
             )
             spanning = self.objective.spanning_sets(self.student, {**microbatches, **surplus})
             paka = self.config.paka.weight > 0 and step >= self.config.paka.start_step
-            targets = replace(targets, spanning=spanning, gram=gram, aligns=paka)
+            gram_weight = self.config.gram.weight_at(step)
+            targets = replace(targets, spanning=spanning, gram=gram, gram_weight=gram_weight, aligns=paka)
         terms = self._share_terms(self._accumulate(microbatches, targets), targets, wants_snapshot)
         norms = self.strategy.gradient_norms()
         features = [targets.views[microbatch].features[0] for microbatch in microbatches]
