@@ -32,7 +32,7 @@ from tests.support.training_run import CONSUMED, POISONED_STEP, STEP_DELAY_S, ti
 ROOT = Path(__file__).resolve().parents[2]
 RENDERED_RUN = "s3://bucket/runs/elastic"
 WORKER = "tests.support.training_run"
-TIMEOUT_S = 240.0
+TIMEOUT_S = 1200.0
 LOOPBACK = Host("127.0.0.1", "lo")
 _PASSED = (STEP_DELAY_S, POISONED_STEP, CONSUMED, "EOSIN_TEST_SLOW_ADDRESS")
 
@@ -113,7 +113,7 @@ class Pods:
     def lose(self, pod: Pod) -> None:
         """The node is gone, its memory too: no signal is handled, nobody says goodbye."""
         signal_group(pod.process, signal.SIGKILL)
-        pod.process.wait(10)
+        pod.process.wait(60)
         for path in sorted(pod.shm.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
 
