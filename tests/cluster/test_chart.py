@@ -138,15 +138,30 @@ def test_the_charts_life(real: Cluster, monkeypatch: pytest.MonkeyPatch) -> None
 
         manifest = waiting(render_jobset(config(DIES), RUN, image=IMAGE, namespace=cluster.namespace))
         cluster.create(names.JOBSET, manifest)
+        before = eventually("it trains", lambda: running(cluster))
+        assert (
+            helm(cluster, "upgrade", "eosin", str(CHART), *values, "--set", "cluster.ttl_s=60").returncode
+            == 0
+        )
+        done = helm(cluster, "test", "eosin")
+        assert done.returncode == 0, done.stdout + done.stderr
         refused = helm(cluster, "uninstall", "eosin")
         assert refused.returncode != 0 and f"{RUN} trains" in refused.stdout + refused.stderr
         assert helm(cluster, "rollback", "eosin", "1").returncode == 0, "as the guard says"
         assert helm(cluster, "upgrade", "eosin", str(CHART), *values).returncode == 0
+        assert running(cluster) == before, "through all of it"
         assert acting_as(cluster, "pipeline-runner").can_i("create", names.JOBSET.group, "jobsets")
         cancel_on_cluster(RUN, cluster)
         done = helm(cluster, "uninstall", "eosin")
         assert done.returncode == 0, done.stderr
         assert not acting_as(cluster, "pipeline-runner").can_i("create", names.JOBSET.group, "jobsets")
+
+
+def running(cluster: Cluster) -> set[str]:
+    """UIDs of the pods of the training, once they run."""
+    pods = cluster.list_pods(NAME)
+    full = len(pods) == 2 and all(pod["status"].get("phase") == "Running" for pod in pods)
+    return {pod["metadata"]["uid"] for pod in pods} if full else set()
 
 
 def _kubeflow(where: str) -> list[dict[str, Any]]:

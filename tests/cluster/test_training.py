@@ -21,10 +21,19 @@ from eosin.cluster.watcher import Watcher
 from eosin.cluster.workflow import Launcher, stop_workflow
 from eosin.config import RunConfig, load_config
 from eosin.errors import UserError
+from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.records import KubeflowRun
 from eosin.storage import open_store
-from tests.support.real_cluster import IMAGE, acting_as, eventually, make_workflow, namespace
+from tests.support.real_cluster import (
+    IMAGE,
+    acting_as,
+    bucket_log,
+    eventually,
+    make_workflow,
+    namespace,
+    serve_bucket,
+)
 
 RUN = "s3://bucket/runs/on-a-real-cluster"
 NAME = jobset_name(RUN)
@@ -104,22 +113,33 @@ def test_the_last_task_stops_what_a_terminated_run_left_and_nothing_else(
     assert gone(cluster, JOBSET) is terminated
 
 
+def watcher_runs(cluster: Cluster) -> bool:
+    pods = cluster.list_pods(NAME)
+    statuses = [status for pod in pods for status in pod.get("status", {}).get("containerStatuses") or []]
+    return any(s["name"] == names.WATCHER_CONTAINER and "running" in s["state"] for s in statuses)
+
+
 def test_the_watchers_pod_ends_a_terminated_training_within_a_minute(cluster: Cluster) -> None:
     """With its own account in the rendezvous pod, as it runs on a user's cluster."""
     owner = make_workflow(cluster, "run")
     submit(launching(cluster), owner)
-
-    def watches() -> bool:
-        pods = cluster.list_pods(NAME)
-        ready = [s for pod in pods for s in pod.get("status", {}).get("containerStatuses") or []
-                 if s["name"] == names.WATCHER_CONTAINER and "running" in s["state"]]  # fmt: skip
-        return bool(ready)
-
-    eventually("the watcher runs", watches)
+    eventually("the watcher runs", lambda: watcher_runs(cluster))
     began_s = time.monotonic()
     stop_workflow(cluster, "run")
     eventually("the training is gone", lambda: gone(cluster, JOBSET))
     assert time.monotonic() - began_s < 60
+
+
+def test_what_the_watchers_pod_ended_and_why_is_in_the_bucket(cluster: Cluster) -> None:
+    """By the keys of the Secret that training has, before Kubernetes has ended its pod."""
+    serve_bucket(cluster)
+    submit(launching(cluster), make_workflow(cluster, "run"), ", s3: {secret: bucket}")
+    eventually("the watcher runs", lambda: watcher_runs(cluster))
+    stop_workflow(cluster, "run")
+    key = f"runs/on-a-real-cluster/{RunLayout.failure('train')}"
+    noted = eventually("it is noted", lambda: [line[key] for line in bucket_log(cluster) if key in line])
+    assert noted[0]["message"] == "the watcher has ended the training: its run was terminated"
+    assert noted[0]["pod"].startswith(f"{NAME}-rdzv") and "eosin resume" in noted[0]["hint"]
 
 
 def test_the_watcher_ends_what_nobody_follows_and_no_sooner(cluster: Cluster) -> None:

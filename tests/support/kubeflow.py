@@ -82,6 +82,8 @@ class Kubeflow:
         if run["state"] != "FAILED":
             return 400, f"workflow must be Failed/Error to retry, not {run['state']}"
         run["state"] = "RUNNING"
+        if run_id in self.workflows:  # a retry unsets the deadline of a terminate, or it would end at once
+            self.workflows[run_id].workflow_spec.pop("activeDeadlineSeconds", None)
         return 200, ""
 
     @property
@@ -177,13 +179,13 @@ class Argo:
 
     def run(self, happens: Happens) -> str:
         """Go through what is not finished; the state of the run then."""
-        state = "SUCCEEDED"
+        state = "FAILED" if "activeDeadlineSeconds" in self.workflow_spec else "SUCCEEDED"
         for name, task in self.tasks.items():
-            if name in self.finished:
+            if name in self.finished or state == "FAILED":
                 continue
             if not self._attempt(name, task, happens):
                 state = "FAILED"
-                break
+                continue
             self.finished.append(name)
         self.now_s += _EXIT_TASK_AFTER_S
         self.exit_saw.append(state)

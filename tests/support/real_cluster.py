@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import secrets
@@ -118,6 +119,52 @@ def eventually(what: str, condition: Callable[[], Any], timeout_s: float = TIMEO
             return found
         time.sleep(0.5)
     raise AssertionError(f"{what}: not within {timeout_s:g} s")
+
+
+# Its log: how to reach it, then each object that holds JSON, as it comes.
+_SERVE_A_BUCKET = """
+import json, os, socket, time
+from pathlib import Path
+from eosin.demo import server
+from eosin.storage import open_store
+server.LOOPBACK = socket.gethostbyname(socket.gethostname())
+with server.LocalS3(Path("/tmp/s3")) as s3:
+    s3.ensure_bucket("s3://bucket")
+    os.environ.update(s3.env)
+    print(json.dumps(s3.env), flush=True)
+    store, told = open_store("s3://bucket"), set()
+    while True:
+        for key in sorted({info.key for info in store.list("") if info.key.endswith(".json")} - told):
+            told.add(key)
+            print(json.dumps({key: json.loads(store.get(key))}), flush=True)
+        time.sleep(1)
+"""
+
+
+def serve_bucket(cluster: Cluster) -> dict[str, str]:
+    """Keys and address of an S3 server with s3://bucket, in the Secret and the pod `bucket`.
+
+    Skips where pods run an image of eosin, which holds no server.
+    """
+    if IMAGE != HOST_IMAGE:
+        pytest.skip("the image of eosin holds no S3 server")
+    about = {"name": "bucket", "namespace": cluster.namespace}
+    container = {"name": "main", "image": IMAGE, "command": ["python", "-c", _SERVE_A_BUCKET],
+                 "env": [{"name": "HOME", "value": "/tmp"}],
+                 "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}  # fmt: skip
+    spec = {"terminationGracePeriodSeconds": 1, "containers": [container],
+            "volumes": [{"name": "tmp", "emptyDir": {}}]}  # fmt: skip
+    apply([{"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": spec}])
+    lines = eventually("the bucket answers", lambda: bucket_log(cluster))
+    env = {str(name): str(value) for name, value in lines[0].items()}
+    apply([{"apiVersion": "v1", "kind": "Secret", "metadata": about, "stringData": env}])
+    return env
+
+
+def bucket_log(cluster: Cluster) -> list[dict[str, Any]]:
+    """What the pod `bucket` has said so far."""
+    lines = cluster.pod_log("bucket", "main", tail_lines=1000)
+    return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 def waiting(manifest: dict[str, Any], command: str = WAIT) -> dict[str, Any]:

@@ -132,14 +132,31 @@ def test_after_a_terminate_the_last_task_runs_within_a_minute_and_sees_why(
         assert argo.workflow_spec == {"activeDeadlineSeconds": 0} and stage not in argo.finished
 
 
-def test_an_hour_after_its_end_the_workflow_is_gone_and_the_run_stays(
-    kubeflow: Kubeflow, tmp_path: Path
+@pytest.mark.parametrize("stage", PRETRAIN)
+def test_a_terminated_run_is_resumed_from_the_stage_that_it_was_in(
+    kubeflow: Kubeflow, tmp_path: Path, stage: str
 ) -> None:
-    _, run_id = submitted(kubeflow, tmp_path)
+    uri, run_id = submitted(kubeflow, tmp_path)
+    before = dict(kubeflow.execute(run_id, _at(stage, "terminate")).attempts)
+    assert resume(uri, Where()) == run_id
     argo = kubeflow.execute(run_id)
+    assert state_of(kubeflow, run_id) == "SUCCEEDED" and argo.exit_saw == ["FAILED", "SUCCEEDED"]
+    assert argo.workflow_spec == {}, "what is adopted again is no longer told to stop"
+    assert all(argo.attempts[task] == number for task, number in before.items() if task != stage)
+
+
+@pytest.mark.parametrize("event", ["ok", "terminate", "evicted", "exit 75"])
+@pytest.mark.parametrize("stage", PRETRAIN)
+def test_an_hour_after_its_end_the_workflow_is_gone_and_the_run_stays(
+    kubeflow: Kubeflow, tmp_path: Path, stage: str, event: str
+) -> None:
+    """However it ended; until then a person may look at it, and resume it."""
+    _, run_id = submitted(kubeflow, tmp_path)
+    argo = kubeflow.execute(run_id, _at(stage, event))
+    argo.now_s += 3599
     assert argo.is_there
-    argo.now_s += 3601
-    assert not argo.is_there and state_of(kubeflow, run_id) == "SUCCEEDED"
+    argo.now_s += 2
+    assert not argo.is_there and state_of(kubeflow, run_id) == ("SUCCEEDED" if event == "ok" else "FAILED")
 
 
 @pytest.mark.parametrize("stage", ["plan", "index_shards", "snapshot", "decode", "train", "evaluate_shard",
