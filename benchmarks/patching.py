@@ -41,7 +41,7 @@ from eosin.patches.geometry import box_of
 from eosin.patches.request import PatchRequest
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
-from eosin.slides.jpeg_part import decodes_parts
+from eosin.slides.decode import decodes_parts
 
 MPPS = (0.25, 0.5, 0.9)
 _COMPARED = 120

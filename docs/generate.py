@@ -24,7 +24,7 @@ from eosin.config.run import RunConfig
 from eosin.demo.look import DEFAULT_FOLDER, demo_command
 from eosin.demo.run import DemoResult
 from eosin.observability import _for_people
-from eosin.summary.table import terminal_table
+from eosin.summary.markdown import terminal_table
 
 sys.path.insert(0, str(Path(__file__).parent))
 import bucket_pages

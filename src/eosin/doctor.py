@@ -16,9 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from eosin.cluster.store_check import Check
 from eosin.config.index import SlidesConfig, SourceConfig
-from eosin.errors import EosinError, install_command
+from eosin.errors import Check, EosinError, install_command
 from eosin.step_process import in_pod
 from eosin.storage import ByteRange, NotFound, PreconditionFailed, Store, open_store
 from eosin.storage.clients import credentials_hint
@@ -240,7 +239,7 @@ def _library(library: _Library) -> Check:
 
 
 def _tile_parts() -> Check:
-    from eosin.slides.jpeg_part import decodes_parts
+    from eosin.slides.decode import decodes_parts
 
     name = "parts of JPEG tiles"
     if decodes_parts():

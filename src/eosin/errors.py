@@ -1,10 +1,12 @@
-"""The three kinds of error, and the exit codes that tell a scheduler what to do about each."""
+"""The three kinds of error, the exit codes that tell a scheduler what to do, and the finding of a check."""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 EXIT_OK = 0
@@ -146,3 +148,13 @@ def why_unreachable(error: Exception) -> str:
 
 def _rebuild(kind: type[EosinError], message: str, hint: str) -> EosinError:
     return kind(message, hint=hint)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `warn`: eosin runs, but not everything; `fail`: something asked for cannot work."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    detail: str
+    fix: str = ""

@@ -14,9 +14,8 @@ from typing import Any
 from eosin.cluster.commands import workers_per_node
 from eosin.cluster.defaults import defaults_in_reach, with_defaults
 from eosin.cluster.jobset import check_cluster_config
-from eosin.cluster.placement import placement
 from eosin.config import RunConfig
-from eosin.config.cluster import ClusterConfig
+from eosin.config.cluster import ClusterConfig, NodePoolConfig
 from eosin.errors import EosinError, MissingDependency, UserError
 from eosin.index.overrides import load_overrides
 from eosin.index.sources import require_slides
@@ -151,7 +150,7 @@ def compare_pools(config: RunConfig, run_uri: str) -> dict[str, str]:
     with suppress(EosinError):  # what is beside a run may be nobody's to read
         speeds = measured_speeds(run_uri, config.recipe)
     lines, usd = {}, {}
-    for pool, placed in zip(config.cluster.pools, placement(config), strict=True):
+    for pool in config.cluster.pools:
         told = f"images an hour: not measured in a run of {config.recipe or 'no recipe'} beside this one"
         if found := speeds.get(pool.name):
             per_node = found.images_per_worker_hour * workers_per_node(config, pool)
@@ -160,11 +159,24 @@ def compare_pools(config: RunConfig, run_uri: str) -> dict[str, str]:
                 usd[pool.name] = 1e6 * pool.price_usd_per_hour / per_node
                 told += f", {usd[pool.name]:.2f} USD a million"
             told += f" (measured in {found.run}{'' if found.alone else ', all pools together'})"
-        lines[f"pool {pool.name}"] = f"{placed}; {told}"
+        lines[f"pool {pool.name}"] = f"{_size(config, pool)}; {told}"
     if len(usd) > 1:
         cheapest = min(usd, key=usd.__getitem__)
         lines["cheapest pool"] = f"{cheapest}, {usd[cheapest]:.2f} USD a million images as measured"
     return lines
+
+
+def _size(config: RunConfig, pool: NodePoolConfig) -> str:
+    """Nodes, GPUs, workers and money an hour of a pool, at its smallest and at its largest."""
+
+    def told(each: float) -> str:
+        low, high = (f"{nodes * each:g}" for nodes in (pool.min_nodes, pool.max_nodes))
+        return low if low == high else f"{low}–{high}"
+
+    kind, price = "spot" if pool.spot else "on demand", pool.price_usd_per_hour
+    workers = workers_per_node(config, pool)
+    size = f"{told(1)} nodes ({kind}), {told(pool.gpus_per_node)} GPUs, {told(workers)} workers"
+    return size if price is None else f"{size}, {told(price)} USD an hour"
 
 
 def check_trainable_apart(config: RunConfig) -> None:

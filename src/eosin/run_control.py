@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eosin.cluster.api import connect
-from eosin.cluster.cancel import Cancelled, cancel_on_cluster
+from eosin.cluster.finish import Cancelled, cancel_on_cluster
 from eosin.errors import EosinError, PermanentError, UserError
 from eosin.kubeflow.client import connect_kubeflow, kubeflow_errors
 from eosin.kubeflow.runs import FoundRun, find_run, retry_run, terminate_run

@@ -535,7 +535,7 @@ def promote(
     alpha: float = 0.05,
 ) -> Promotion:
     """Make a run's teacher the current model of the registry, if it beats the one that is."""
-    from eosin.registry.compare import Rule
+    from eosin.registry.promote import Rule
     from eosin.registry.promote import promote as promote_teacher
 
     rule = Rule(metrics=tuple(metrics), margin=margin, alpha=alpha)

@@ -10,9 +10,8 @@ import pytest
 from eosin import preflight, steps
 from eosin.cluster import api, names, training
 from eosin.cluster.api import Cluster
-from eosin.cluster.cancel import cancel_on_cluster
 from eosin.cluster.cluster_checks import LAUNCHER_PERMISSIONS, WATCHER_PERMISSIONS, run_cluster_checks
-from eosin.cluster.finish import finish_run
+from eosin.cluster.finish import cancel_on_cluster, finish_run
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.launcher import train_on_cluster
 from eosin.cluster.watcher import Watcher

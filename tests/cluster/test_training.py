@@ -9,9 +9,8 @@ import pytest
 
 from eosin.cluster import names
 from eosin.cluster.api import Cluster
-from eosin.cluster.cancel import cancel_on_cluster
 from eosin.cluster.cluster_checks import run_cluster_checks
-from eosin.cluster.finish import finish_run
+from eosin.cluster.finish import cancel_on_cluster, finish_run
 from eosin.cluster.follow import Follower
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import JOBSET, WORKFLOW, jobset_name

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from eosin import doctor
-from eosin.doctor import Check, check_store, run_checks
-from eosin.errors import UserError, install_command
+from eosin.doctor import check_store, run_checks
+from eosin.errors import Check, UserError, install_command
 from eosin.storage import open_store
 
 

@@ -9,17 +9,7 @@ from typing import Any
 import typer
 
 from eosin import __version__
-from eosin.cli import (
-    demo,
-    doctor,
-    inspect,
-    recipes,
-    registry,
-    retention,
-    run,
-    step_verbs,
-    submit,
-)
+from eosin.cli import demo, inspect, registry, run, step_verbs, submit
 from eosin.cli.output import ReaderGone, render_error, say, show_failure
 from eosin.errors import EXIT_INTERRUPTED, EXIT_USER, EosinError, UserError
 from eosin.observability import show_warnings
@@ -35,15 +25,19 @@ app = typer.Typer(
 # typer carries a click of its own, and does not export the base of click's errors.
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 
-step_verbs.register(app)
-run.register(app)
-submit.register(app)
-inspect.register(app)
-recipes.register(app)
-registry.register(app)
-doctor.register(app)
-retention.register(app)
-demo.register(app)
+_VERBS = (
+    step_verbs.index_app, step_verbs.decode, step_verbs.embed, step_verbs.curate, step_verbs.train,
+    step_verbs.evaluate, step_verbs.summarize, run.run, submit.submit, submit.manifest,
+    submit.schedule_app, inspect.status, inspect.logs, inspect.cancel, inspect.resume, run.recipes_app,
+    registry.registry_app, registry.export, run.doctor, inspect.gc, inspect.delete, demo.demo_app,
+)  # fmt: skip
+"""In the order in which `eosin --help` lists them; a group brings its name along."""
+
+for verb in _VERBS:
+    if isinstance(verb, typer.Typer):
+        app.add_typer(verb)
+    else:
+        app.command()(verb)
 
 
 @app.callback(invoke_without_command=True)

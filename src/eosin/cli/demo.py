@@ -9,13 +9,8 @@ import typer
 
 from eosin.cli.output import AsJson, Settings, emit
 
-demo_app = typer.Typer(help="The whole pipeline on this machine, and a look at what it left.")
+demo_app = typer.Typer(name="demo", help="The whole pipeline on this machine, and a look at what it left.")
 Folder = Annotated[Path, typer.Option(help="Where the demo keeps everything.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to `app`."""
-    app.add_typer(demo_app, name="demo")
 
 
 @demo_app.callback(invoke_without_command=True)
@@ -26,7 +21,6 @@ def demo(
     ] = "",
     overrides: Annotated[str, typer.Option(help="CSV with mpp, patient… of your slides.")] = "",
     folder: Folder = Path(".demo"),
-    port: Annotated[int | None, typer.Option(help="Port of the S3 server; default: a free one.")] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -35,7 +29,7 @@ def demo(
         return
     from eosin.demo.run import run_demo
 
-    result = run_demo(folder, slides=slides, overrides=overrides, port=port, settings=tuple(settings or ()))
+    result = run_demo(folder, slides=slides, overrides=overrides, settings=tuple(settings or ()))
     emit(result, as_json=as_json, text=str(result))
 
 

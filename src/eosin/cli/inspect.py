@@ -1,4 +1,4 @@
-"""status, logs, cancel and resume: what a run has come to, from its URI alone, and an end to it."""
+"""status, logs, cancel, resume, gc and delete: what a run has come to, and an end to it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from eosin.cli.output import AsJson, ClusterNamespace, Context, Host, Run, emit, plain
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to `app`."""
-    app.command()(status)
-    app.command()(logs)
-    app.command()(cancel)
-    app.command()(resume)
 
 
 def status(
@@ -92,3 +84,38 @@ def logs(
         lines = read_logs(run, source, tail)
         text = "\n".join(map(str, lines)) or "no log line yet"
         emit({"lines": [line.fields for line in lines]}, as_json=as_json, text=text)
+
+
+def gc(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or folders of runs.")],
+    index: Annotated[list[str] | None, typer.Option(help="Indexes to clean as well.")] = None,
+    registry: Annotated[
+        list[str] | None, typer.Option(help="Registries whose models keep what they were trained on.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete; without it only list.")] = False,
+    min_age_h: Annotated[float, typer.Option(help="Never touch what is younger, in hours.")] = 24.0,
+    as_json: AsJson = False,
+) -> None:
+    """List (or delete) what nothing needs any more."""
+    from eosin.retention import collect
+
+    result = collect(runs, index or [], registries=registry or [], delete=delete, min_age_s=min_age_h * 3600)
+    emit(result, as_json=as_json, text=str(result))
+
+
+def delete(
+    run: Run,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only list.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Though it may be at work, or a registry knows its model.")
+    ] = False,
+    registry: Annotated[
+        list[str] | None, typer.Option(help="Refuse where a model of this registry came from the run.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what a run published, or with --yes delete it. Its index and anything not its own stay."""
+    from eosin.retention.delete import delete_run
+
+    result = delete_run(run, delete=yes, force=force, registries=registry or [])
+    emit(result, as_json=as_json, text=str(result))

@@ -8,18 +8,14 @@ import typer
 
 from eosin.cli.output import AsJson, emit
 
-registry_app = typer.Typer(no_args_is_help=True, help="The model registry: show, promote, rollback.")
+registry_app = typer.Typer(
+    name="registry", no_args_is_help=True, help="The model registry: show, promote, rollback."
+)
 
 Registry = Annotated[
     str, typer.Argument(metavar="REGISTRY", help="The registry's URI: s3://bucket/registry.")
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a model in the registry.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to `app`."""
-    app.add_typer(registry_app, name="registry")
-    app.command()(export)
 
 
 @registry_app.command()

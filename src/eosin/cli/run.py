@@ -1,26 +1,23 @@
-"""eosin run: a whole pipeline, on this machine or as a plan."""
+"""run, recipes and doctor: a whole pipeline, on this machine or as a plan, and what comes before it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from eosin import preflight
-from eosin.cli.output import AsJson, Param, Settings, emit
+from eosin.cli.output import AsJson, Param, Settings, emit, say
 from eosin.config import RunConfig
-from eosin.errors import UserError
+from eosin.errors import EXIT_OK, EXIT_USER, UserError
 from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, images_of_here, takes
 from eosin.runs import dated
 
 Pipeline = Literal["pretrain", "evaluate", "retrain", "scaling_study", "decode", "embed"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb to `app`."""
-    app.command()(run)
 
 
 def run(
@@ -138,3 +135,88 @@ def _here(config: RunConfig, names: frozenset[str]) -> dict[str, Any]:
         "num_evaluation_shards": 1,
     }
     return {name: value for name, value in here.items() if name in names}
+
+
+recipes_app = typer.Typer(name="recipes", no_args_is_help=True, help="Complete configurations to begin from.")
+
+
+@recipes_app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """The recipes that ship with eosin."""
+    from eosin.recipes import list_recipes
+
+    recipes = list_recipes()
+    text = "\n".join(f"{recipe.name:<28} {recipe.description}" for recipe in recipes)
+    emit({"recipes": recipes}, as_json=as_json, text=text)
+
+
+@recipes_app.command("show")
+def show(recipe: str, as_json: AsJson = False) -> None:
+    """Every key of a recipe, defaults included."""
+    from eosin.config import dump_config, load_config
+    from eosin.recipes import load_recipe
+
+    text, source = load_recipe(recipe)
+    config = load_config(text, source=source)
+    emit(config, as_json=as_json, text=dump_config(config).rstrip())
+
+
+@recipes_app.command("copy")
+def copy(
+    recipe: str,
+    target: Annotated[Path, typer.Argument(help="A file, or a folder to put it in.")] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe to a file of your own, to edit."""
+    from eosin.recipes import copy_recipe
+
+    path = copy_recipe(recipe, target)
+    emit({"path": str(path)}, as_json=as_json, text=str(path))
+
+
+_MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
+
+
+def doctor(
+    uri: Annotated[str | None, typer.Option(help="A bucket or folder to try: s3://bucket/prefix.")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="Try the slides that a recipe (a name, a file or a URI) names.")
+    ] = "",
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Check the cluster as well, and --uri from a pod in it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Check libraries, GPU, credentials and the bucket. Each failure comes with its fix."""
+    from eosin.doctor import run_checks
+    from eosin.step_process import take_store_access
+    from eosin.steps import ConfigSource, resolve_config
+
+    take_store_access()  # as the steps of a pipeline do
+    found: list[Any] = []
+    slides = resolve_config(ConfigSource(recipe)).slides if recipe else None
+    for check in chain(run_checks(uri, slides), _cluster_checks(uri) if cluster else ()):
+        found.append(check)
+        if not as_json:  # each as it is made: importing the libraries takes a while
+            say(_line(check))
+    failed, warned = (sum(check.status == status for check in found) for status in ("fail", "warn"))
+    emit({"checks": found}, as_json=as_json, text=_verdict(failed, warned))
+    return EXIT_USER if failed else EXIT_OK
+
+
+def _verdict(num_failed: int, num_warned: int) -> str:
+    if num_failed:
+        return f"\n{num_failed} checks failed: mend what ✗ marks"
+    rest = f"; without what ! marks ({num_warned}), not everything does" if num_warned else ""
+    return f"\neosin works here{rest}\nnext: eosin demo, or eosin run --help"
+
+
+def _cluster_checks(uri: str | None) -> Iterator[Any]:
+    from eosin.cluster.cluster_checks import run_cluster_checks
+
+    yield from run_cluster_checks(uri=uri or "")
+
+
+def _line(check: Any) -> str:
+    line = f"{_MARKS[check.status]} {check.name:<22} {check.detail}"
+    return line if check.status == "ok" or not check.fix else f"{line}\n{'':25}→ {check.fix}"

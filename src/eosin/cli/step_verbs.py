@@ -18,18 +18,7 @@ Shard = Annotated[
 
 _LEFT_OUT_SHOWN = 50
 
-index_app = typer.Typer(help="Scan slides into an index. `eosin index inspect` looks into one.")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the step verbs to `app`."""
-    app.add_typer(index_app, name="index")
-    app.command()(decode)
-    app.command()(embed)
-    app.command()(curate)
-    app.command()(train)
-    app.command()(evaluate)
-    app.command()(summarize)
+index_app = typer.Typer(name="index", help="Scan slides into an index. `eosin index inspect` looks into one.")
 
 
 @index_app.callback(invoke_without_command=True)

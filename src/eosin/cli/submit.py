@@ -1,4 +1,4 @@
-"""Pipelines to a Kubeflow cluster (submit, schedule), and what they put there as files (place, manifest)."""
+"""Pipelines to a Kubeflow cluster (submit, schedule), and what trains a run there, as a file (manifest)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from eosin.kubeflow.parameters import (
     require_acceptable_size,
     takes,
 )
-from eosin.kubeflow.task_pods import place_text, placed, read_pods
+from eosin.kubeflow.task_pods import placed, read_pods
 
 if TYPE_CHECKING:
     from eosin.submission import CheckedSubmission
 
 _MAX_NAME = 63
-schedule_app = typer.Typer(no_args_is_help=True, help="Recurring pipelines: create, list, delete.")
+schedule_app = typer.Typer(
+    name="schedule", no_args_is_help=True, help="Recurring pipelines: create, list, delete."
+)
 
 Namespace = Annotated[str, typer.Option(help="Profile, on a Kubeflow of many users.")]
 Experiment = Annotated[str, typer.Option(help="Kubeflow experiment the runs belong to.")]
@@ -37,13 +39,6 @@ Pipeline = Annotated[
 ]
 RunUri = Annotated[str, typer.Option("--run", help="The run's URI; {date} becomes the day.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to `app`."""
-    for verb in (submit, place, manifest):
-        app.command()(verb)
-    app.add_typer(schedule_app, name="schedule")
 
 
 def submit(
@@ -125,7 +120,7 @@ def create(
     Where anything differs, the pipeline included, the schedule is made anew; what runs goes on.
     """
     from eosin.kubeflow.client import connect_kubeflow, kubeflow_errors
-    from eosin.kubeflow.schedules import ScheduleSpec, ensure_schedule, six_fields
+    from eosin.kubeflow.runs import ScheduleSpec, ensure_schedule, six_fields
 
     if not 0 < len(name) <= _MAX_NAME:
         raise UserError(f"a schedule's name has 1 to {_MAX_NAME} characters, not {len(name)}")
@@ -147,7 +142,7 @@ def list_(
 ) -> None:
     """The schedules of an experiment."""
     from eosin.kubeflow.client import connect_kubeflow, kubeflow_errors
-    from eosin.kubeflow.schedules import list_schedules
+    from eosin.kubeflow.runs import list_schedules
 
     with kubeflow_errors(host):
         found = list_schedules(connect_kubeflow(host, namespace), experiment)
@@ -165,7 +160,7 @@ def delete(
 ) -> None:
     """Delete a schedule; runs that are going go on. One that is not there is no error."""
     from eosin.kubeflow.client import connect_kubeflow, kubeflow_errors
-    from eosin.kubeflow.schedules import delete_schedule
+    from eosin.kubeflow.runs import delete_schedule
 
     with kubeflow_errors(host):
         number = delete_schedule(connect_kubeflow(host, namespace), experiment, name)
@@ -183,32 +178,6 @@ def _require_a_new_run_each_time(pipeline: str, run: str, names: frozenset[str])
             f"every run of the schedule would be {run}",
             hint="put {date} in it: s3://bucket/runs/weekly-{date}",
         )
-
-
-def place(
-    pipeline: Annotated[
-        str,
-        typer.Argument(
-            metavar="PIPELINE", help="pretrain, evaluate, retrain, scaling_study, decode, embed, or a file."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="File to write.")],
-    pod: PodSettings = None,
-    pods: PodsFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write a compiled pipeline whose tasks ask for GPUs, memory, /dev/shm and nodes.
-
-    `eosin submit` and `eosin schedule create` take the same options and need no such file.
-    """
-    path = compiled_pipeline(pipeline)
-    takes(path)  # refuses what is no compiled pipeline
-    text = place_text(path, read_pods(pod or (), pods))
-    try:
-        out.write_text(text)
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}") from error
-    emit({"pipeline": str(out)}, as_json=as_json, text=f"{out}\nnext: kfp run create -e eosin -f {out} run=…")
 
 
 def manifest(

@@ -1,4 +1,4 @@
-"""End of a Kubeflow run, as its last task sees it: what still trains, which steps ended without a word."""
+"""End of a run on a cluster: as Kubeflow's last task sees it, and as a person asks for it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from eosin.cluster import names
 from eosin.cluster.api import Cluster, Manifest, Missing
+from eosin.cluster.names import CANCELLED_ANNOTATION, JOBSET, RUN_ID_LABEL, WORKFLOW, jobset_name
 from eosin.cluster.resources import is_being_deleted, owner_uids, run_of
 from eosin.cluster.training import end_training, terminal_state
-from eosin.cluster.workflow import Launcher, has_ended, is_stopped
+from eosin.cluster.workflow import Launcher, has_ended, is_stopped, owning_workflows, stop_workflow
 from eosin.errors import UserError
 from eosin.observability import RunLog
-from eosin.records import StepFailure
+from eosin.records import KubeflowRun, StepFailure
 
 _BAD_PHASES = {"Failed", "Error"}
 
@@ -114,3 +115,55 @@ def _step_of(node: Manifest) -> str:
 def _exit_code(node: Manifest) -> int:
     found = re.search(r"exit code (\d+)", str(node.get("message", "")))
     return int(found[1]) if found else 0
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What was stopped on the cluster; both empty: nothing of the run was there."""
+
+    jobset: str
+    workflow: str
+    """The Kubeflow run's Workflow: while it goes on, it would submit the training again."""
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything was there to stop."""
+        return bool(self.jobset or self.workflow)
+
+    def __str__(self) -> str:
+        stopped = [f"JobSet {self.jobset}"] if self.jobset else []
+        stopped += [f"Workflow {self.workflow}"] if self.workflow else []
+        return f"{' and '.join(stopped)} stopped" if stopped else "nothing of the run is on the cluster"
+
+
+def cancel_on_cluster(run_uri: str, cluster: Cluster, place: KubeflowRun | None = None) -> Cancelled:
+    """Stop the run's Workflows, delete its JobSet and pods; what is in the bucket stays.
+
+    `place` is where the run was submitted: by it a run is found that has not come to training yet. The
+    Workflows are told first, or one would submit the training again. Raises `UserError` where this identity
+    may not.
+    """
+    name = jobset_name(run_uri)
+    jobset = cluster.get(JOBSET, name)
+    workflows = _live_workflows(cluster, place, jobset)
+    stopped = [name for name in workflows if stop_workflow(cluster, name)]
+    if jobset is None:
+        return Cancelled("", ", ".join(stopped))
+    try:  # so that a launcher that follows it knows why it goes
+        cluster.patch(JOBSET, name, {"metadata": {"annotations": {CANCELLED_ANNOTATION: "true"}}})
+    except Missing:
+        return Cancelled("", ", ".join(stopped))
+    end_training(cluster, jobset)
+    return Cancelled(name, ", ".join(stopped))
+
+
+def _live_workflows(cluster: Cluster, place: KubeflowRun | None, jobset: Manifest | None) -> list[str]:
+    names = owning_workflows(jobset) if jobset else []
+    if place is not None and place.workflow:
+        names.append(place.workflow)
+    found = [cluster.get(WORKFLOW, name) for name in dict.fromkeys(names)]
+    if place is not None and place.run_id:
+        with contextlib.suppress(Missing):
+            found += cluster.list_objects(WORKFLOW, f"{RUN_ID_LABEL}={place.run_id}")
+    live = [each["metadata"]["name"] for each in found if each is not None and not has_ended(each)]
+    return list(dict.fromkeys(live))

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from eosin.demo.folder import ServerFolder
-from eosin.demo.server import LocalS3
+from eosin.demo.server import LocalS3, ServerFolder
 from eosin.errors import UserError
 from eosin.layout import RunLayout
 from eosin.status import RunStatus, run_status
@@ -68,10 +67,9 @@ def opened_demo(folder: Path) -> Iterator[str]:
             yield storage_root(folder)
             return
         raise UserError(f"there is no demo in {folder}", hint="run one: eosin demo, or name its --folder")
-    port = server_folder.running_port()
-    server = LocalS3(folder / "s3", port=port) if port else LocalS3(folder / "s3")
-    if port:
-        server.access_key, server.secret_key = server_folder.credentials()
+    server = LocalS3(folder / "s3")
+    if port := server_folder.running_port():
+        server.port, (server.access_key, server.secret_key) = port, server_folder.credentials()
         os.environ.update(server.env)
         yield BUCKET
         return

@@ -1,4 +1,4 @@
-"""`make demo`: from nothing to a report."""
+"""The demo: slides brought into a bucket, the pipeline over them, and its report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,128 @@ from typing import Any
 
 from eosin.config.load import override_keys
 from eosin.demo.look import BUCKET, demo_command, storage_root
-from eosin.demo.material import Material, synthetic_material, users_material
 from eosin.errors import EXIT_TRANSIENT, EXIT_USER, EosinError, PermanentError, TransientError, UserError
 from eosin.layout import TEACHER_CARD, TEACHER_README, TEACHER_TIMM_CONFIG, TEACHER_WEIGHTS, RunLayout
 from eosin.records import TrainingDone
-from eosin.storage import NotFound, join_uri, open_store
+from eosin.storage import NotFound, Store, join_uri, open_store, read_object
+from eosin.storage.atomic import translate
+
+SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True)
+class Material:
+    """The slides of a demo, in the bucket, and the settings that they bring."""
+
+    name: str
+    slides_uri: str
+    digest: str
+    """Of the names and sizes of what lies there."""
+    settings: tuple[str, ...]
+
+
+def synthetic_material(root: str) -> Material:
+    """Put the demo's generated slides and labelled patches into the bucket."""
+    from eosin.demo.synthetic import SyntheticConfig, write_dataset
+
+    store = open_store(join_uri(root, SYNTHETIC))
+    write_dataset(store.uri, SyntheticConfig(labelled_patients=18), progress=_bar("slides generated"))
+    digest = _digest([(info.key, info.size_bytes) for info in store.list()])
+    labelled = join_uri(store.uri, "labelled")
+    tasks = [
+        {"kind": "unsupervised", "name": "heldout"},
+        {"kind": "knn", "name": "textures-knn", "dataset": labelled},
+        {"kind": "linear-probe", "name": "textures-linear", "dataset": labelled,
+         # eva's 12,500 steps at 3e-4, shortened to as many at a rate that gets there.
+         "probe": {"num_steps": 2000, "lr": 0.01, "weight_decay": 0.0}},
+    ]  # fmt: skip
+    settings = (
+        f"slides.overrides={json.dumps(join_uri(store.uri, 'overrides.csv'))}",
+        f"evaluate.tasks={json.dumps(tasks)}",
+    )
+    return Material(SYNTHETIC, join_uri(store.uri, "slides"), digest, settings)
+
+
+def users_material(root: str, slides: str, overrides: str) -> Material:
+    """The user's slides: a local file or folder is put into the bucket, an s3:// URI is read where it is."""
+    if slides.startswith("s3://"):
+        listed = [(info.key, info.size_bytes) for info in open_store(slides).list()]
+        if not listed:
+            raise UserError(f"there is no object under {slides}", hint="check the bucket and the prefix")
+        digest = _digest(listed)
+        uri = slides
+    else:
+        path = Path(slides).expanduser()
+        files = list(_local_files(path))
+        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:10]
+        store = open_store(join_uri(root, f"slides-{name}"))
+        digest = upload(store, files)
+        uri = store.uri
+    settings: tuple[str, ...] = ()
+    if overrides:
+        settings = (f"slides.overrides={json.dumps(_published(root, overrides))}",)
+    return Material("user", uri, digest, settings)
+
+
+def upload(store: Store, files: list[tuple[str, Path]]) -> str:
+    """Make the store hold exactly `files` ((key, path) pairs); what is there unchanged stays.
+
+    Returns a digest of names and sizes. Raises `UserError` where a file cannot be read.
+    """
+    there = {info.key: info for info in store.list()}
+    advance = _bar("files in the bucket")
+    for number, (key, path) in enumerate(files, start=1):
+        try:
+            same = key in there and there[key].size_bytes == path.stat().st_size
+            if not (same and there[key].modified_s >= path.stat().st_mtime):
+                store.put_file(key, path)
+        except OSError as error:
+            raise translate(error, "read", path) from error
+        advance(number, len(files))
+    store.delete([key for key in there if key not in dict(files)])
+    return _digest([(key, path.stat().st_size) for key, path in files])
+
+
+def _local_files(path: Path) -> Iterator[tuple[str, Path]]:
+    if path.is_file():
+        yield path.name, path
+        return
+    if not path.is_dir():
+        raise UserError(f"there are no slides at {path}", hint="name a file, a folder or an s3:// URI")
+    # Not `rglob`, which passes over a folder that it may not read without a word.
+    keys = [info.key for info in open_store(str(path)).list()]
+    shown = [key for key in keys if not any(part.startswith(".") for part in key.split("/"))]
+    if not shown:
+        raise UserError(f"{path} holds no file", hint="name a folder of slides")
+    for key in shown:
+        yield key, path / key
+
+
+def _published(root: str, overrides: str) -> str:
+    """The CSV's bytes under a name of their own in the bucket: a corrected one is another run's."""
+    data = read_object(overrides, absent=f"there is no CSV at {overrides}", hint="check --overrides")
+    store = open_store(join_uri(root, "overrides"))
+    key = f"{hashlib.sha256(data).hexdigest()[:10]}.csv"
+    store.put(key, data)
+    return join_uri(store.uri, key)
+
+
+def _digest(listed: list[tuple[str, int]]) -> str:
+    return hashlib.sha256(json.dumps(sorted(listed)).encode()).hexdigest()
+
+
+def _bar(unit: str) -> Callable[[int, int], None]:
+    """A counter on standard error: one line that grows on a terminal, few lines otherwise."""
+
+    def advance(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r  {done}/{total} {unit}", end=end, file=sys.stderr, flush=True)
+        elif done == total or done % 4 == 0:
+            print(f"  {done}/{total} {unit}", file=sys.stderr, flush=True)
+
+    return advance
+
 
 _REPORT_FILES = (RunLayout.SUMMARY_JSON, RunLayout.SUMMARY_MD, RunLayout.SUMMARY_HTML)
 _TEACHER_FILES = (TEACHER_CARD, TEACHER_WEIGHTS, TEACHER_TIMM_CONFIG, TEACHER_README)
@@ -52,7 +169,6 @@ def run_demo(
     *,
     slides: str = "",
     overrides: str = "",
-    port: int | None = None,
     settings: tuple[str, ...] = (),
 ) -> DemoResult:
     """Run the compiled pipeline on synthetic slides, or on the user's, in `folder`.
@@ -60,9 +176,13 @@ def run_demo(
     Killed at any instant, the same call continues. Raises `UserError` where `folder` is in use or
     cannot be written, where `slides` holds nothing, and whatever a step reports.
     """
-    _refuse_what_has_no_use(slides, overrides, port)
+    if overrides and not slides:
+        raise UserError(
+            "--overrides (OVERRIDES) says what headers of your own slides lack, and no slides are named",
+            hint="name them too: make demo SLIDES=/data/slides OVERRIDES=mpp.csv",
+        )
     folder = folder.expanduser().absolute()
-    with exclusive(folder), room(folder), _place(folder, slides, port) as (root, environment):
+    with exclusive(folder), room(folder), _place(folder, slides) as (root, environment):
         _say("slides · gather them in the bucket")
         material = users_material(root, slides, overrides) if slides else synthetic_material(root)
         run_uri = join_uri(root, f"runs/{_run_name(material, settings)}")
@@ -70,21 +190,8 @@ def run_demo(
         return _fetch_report(run_uri, folder)
 
 
-def _refuse_what_has_no_use(slides: str, overrides: str, port: int | None) -> None:
-    if overrides and not slides:
-        raise UserError(
-            "--overrides (OVERRIDES) says what headers of your own slides lack, and no slides are named",
-            hint="name them too: make demo SLIDES=/data/slides OVERRIDES=mpp.csv",
-        )
-    if port is not None and slides.startswith("s3://"):
-        raise UserError(
-            "--port has no use here: slides in s3:// are read where they lie, without a server of the demo",
-            hint="leave --port out",
-        )
-
-
 @contextmanager
-def _place(folder: Path, slides: str, port: int | None) -> Iterator[tuple[str, dict[str, str]]]:
+def _place(folder: Path, slides: str) -> Iterator[tuple[str, dict[str, str]]]:
     """(URI everything is published under, environment of the pipeline).
 
     Slides in an S3 of the user's keep the user's own endpoint and credentials, so there the demo
@@ -96,7 +203,7 @@ def _place(folder: Path, slides: str, port: int | None) -> Iterator[tuple[str, d
     from eosin.demo.server import LocalS3
 
     _say("S3 · start a server on 127.0.0.1")
-    with LocalS3(folder / "s3", port=port) as server:
+    with LocalS3(folder / "s3") as server:
         os.environ.update(server.env)
         server.ensure_bucket(BUCKET)
         print(f"  {server.endpoint_url}, data in {folder / 's3'}", file=sys.stderr)
@@ -142,7 +249,7 @@ def _raise_failure(returncode: int, output: str) -> None:
 
 
 def _fetch_report(run_uri: str, demo_folder: Path) -> DemoResult:
-    from eosin.summary.table import terminal_table
+    from eosin.summary.markdown import terminal_table
 
     store = open_store(run_uri)
     folder = demo_folder / "report" / run_uri.rsplit("/", 1)[-1]

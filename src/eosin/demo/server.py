@@ -1,9 +1,13 @@
-"""A real S3 server on loopback: SeaweedFS in one process, for the demo and the tests."""
+"""S3 server on loopback (SeaweedFS in one process) and its folder, for the demo and the tests."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,16 +15,142 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from eosin.demo.folder import ServerFolder
 from eosin.errors import MissingDependency, TransientError, UserError
+from eosin.process import alive
 from eosin.storage.atomic import translate
 from eosin.storage.settings import DEFAULT_REGION
 from eosin.storage.uri import parse_uri
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+_OWNERLESS_S = 6.0
+"""For a server whose owner has gone; then it is killed, which loses nothing that it acknowledged."""
+_STOP_TIMEOUT_S = 30.0
+
+
+class ServerFolder:
+    """Paths under one folder, readable by its owner only."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        self.data = self.root / "data"
+        self.log = self.root / "server.log"
+        self.identities = self.root / "identities.json"
+        self._state = self.root / "server.json"
+        self._lock = self.root / "lock"
+
+    def prepare(self) -> None:
+        """Make what is missing. Raises `UserError` naming the path that cannot be made."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.data.mkdir(exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise translate(error, "make", self.root) from error
+
+    def credentials(self) -> tuple[str, str]:
+        """(access key, secret key), drawn once and kept with mode 0600."""
+        if not self.identities.exists():
+            self._write_new_credentials()
+        try:
+            loaded = json.loads(self.identities.read_text())
+            keys = loaded["identities"][0]["credentials"][0]
+            return str(keys["accessKey"]), str(keys["secretKey"])
+        except OSError as error:
+            raise translate(error, "read", self.identities) from error
+        except (ValueError, LookupError, TypeError):
+            raise UserError(
+                f"{self.identities} holds no credentials", hint="delete it: new ones are drawn"
+            ) from None
+
+    def lock(self) -> int:
+        """A descriptor that holds the folder, for the server to inherit.
+
+        A server whose owner has gone is about to end: it is waited for, and killed where it takes long.
+        Raises `UserError` where it does not end, or the owner still lives.
+        """
+        try:
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise translate(error, "open", self._lock) from error
+        begun_s = time.monotonic()
+        while not _try_lock(descriptor):
+            owner_pid, waited_s = self._read_state().get("owner_pid", 0), time.monotonic() - begun_s
+            if alive(owner_pid) or waited_s > _STOP_TIMEOUT_S:
+                os.close(descriptor)
+                raise UserError(
+                    f"an S3 server is already running in {self.root} (for process {owner_pid})",
+                    hint="wait until it ends, or take another folder",
+                )
+            if waited_s > _OWNERLESS_S and (server_pid := self._running_pid()):
+                with suppress(OSError):
+                    os.kill(server_pid, signal.SIGKILL)
+            time.sleep(0.1)
+        return descriptor
+
+    def write_state(self, *, server_pid: int, port: int) -> None:
+        """Say who runs here, for whoever comes next."""
+        state = {"owner_pid": os.getpid(), "server_pid": server_pid, "port": port}
+        self._state.write_text(json.dumps(state))
+
+    def running_port(self) -> int | None:
+        """The S3 port of a server that runs here now; None where none does."""
+        return self.last_port() if self._running_pid() else None
+
+    def last_port(self) -> int | None:
+        """The S3 port of the run before, so that URLs stay the same where it is free."""
+        port = self._read_state().get("port")
+        return port if isinstance(port, int) else None
+
+    def log_tail(self, num_lines: int = 5) -> str:
+        """The log's last lines, for an error message."""
+        with suppress(OSError):
+            return "\n  ".join(self.log.read_text(errors="replace").splitlines()[-num_lines:])
+        return ""
+
+    def _running_pid(self) -> int | None:
+        pid = self._read_state().get("server_pid", 0)
+        running = isinstance(pid, int) and alive(pid) and str(self.data) in _command_line(pid)
+        return pid if running else None
+
+    def _read_state(self) -> dict[str, Any]:
+        try:
+            loaded = json.loads(self._state.read_text())
+        except (OSError, ValueError):
+            return {}
+        return loaded if isinstance(loaded, dict) else {}
+
+    def _write_new_credentials(self) -> None:
+        keys = {"accessKey": f"EOSIN{secrets.token_hex(8).upper()}", "secretKey": secrets.token_urlsafe(30)}
+        rights = ["Admin", "Read", "Write", "List", "Tagging"]
+        identity = {"name": "eosin", "credentials": [keys], "actions": rights}
+        fresh = self.identities.with_suffix(".new")
+        try:
+            fresh.unlink(missing_ok=True)
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump({"identities": [identity]}, file)
+            fresh.replace(self.identities)
+        except OSError as error:
+            raise translate(error, "write", self.identities) from error
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _command_line(pid: int) -> str:
+    """Empty where the system does not tell (then nothing is stopped by force)."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 _TRIES = 3
@@ -48,19 +178,18 @@ if os.getppid() == int(sys.argv[1]):
 class LocalS3:
     """`with LocalS3(folder) as s3:` runs a server until the block ends, or the thread that began it does.
 
-    Every port listens on 127.0.0.1 only; the S3 port is `port`, or that of the run before, or a free
-    one. Keys are drawn once, kept in the folder with mode 0600, and enforced. What was acknowledged
+    Every port listens on 127.0.0.1 only; the S3 port is that of the run before, or a free one.
+    Keys are drawn once, kept in the folder with mode 0600, and enforced. What was acknowledged
     survives a kill of the server. The server ends with this process, however that ends (on Linux).
 
-    Raises `UserError` (folder in use or not writable, port taken), `MissingDependency` (no SeaweedFS)
+    Raises `UserError` (folder in use or not writable), `MissingDependency` (no SeaweedFS)
     and `TransientError` (not ready within `start_timeout_s`), the last two with what the log says.
     """
 
-    def __init__(self, data_dir: Path, port: int | None = None, *, start_timeout_s: float = 60.0) -> None:
+    def __init__(self, data_dir: Path, *, start_timeout_s: float = 60.0) -> None:
         self.folder = ServerFolder(Path(data_dir))
         self.access_key = self.secret_key = ""
-        self.port = port or 0
-        self._fixed_port = port
+        self.port = 0
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._ports: list[int] = []
@@ -101,8 +230,6 @@ class LocalS3:
     def start(self) -> None:
         """Return once the server answers."""
         program = _program()
-        if self._fixed_port is not None:
-            require_free(self._fixed_port)
         self.folder.prepare()
         lock = self.folder.lock()
         try:
@@ -154,12 +281,10 @@ class LocalS3:
         )
 
     def _choose_port(self) -> int:
-        if self._fixed_port is not None:
-            return self._fixed_port
         last = self.folder.last_port()
         if last is not None:
-            with suppress(Exception):
-                require_free(last)
+            with suppress(OSError, OverflowError):
+                _bound(last).close()
                 return last
         return free_ports(1)[0]
 
@@ -266,21 +391,6 @@ def free_ports(num_ports: int, *, besides: int | None = None) -> list[int]:
             if port != besides:
                 ports.append(port)
     return ports
-
-
-def require_free(port: int) -> None:
-    """Raises `UserError` where something else has `port`, or the user may not have it."""
-    if not 0 < port < 65536:
-        raise UserError(
-            f"port {port} does not exist", hint="take one of 1024 to 65535, or none to have one found"
-        )
-    try:
-        _bound(port).close()
-    except OSError as error:
-        raise UserError(
-            f"port {port} on {LOOPBACK} cannot be used: {error.strerror}",
-            hint="leave the port out to have a free one found, or stop what listens there",
-        ) from None
 
 
 def _bound(port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Task: what every kind of evaluation task does."""
+"""Task: what every kind of evaluation task does, and the dataset keys of those on labelled images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
+from eosin.config.presets import ImageLayout
 from eosin.config.task import TaskConfig
 from eosin.layout import RunLayout
 from eosin.records import MetricValue
@@ -118,3 +121,28 @@ def changes_from(
     return tuple(
         f"{name} {values[name]} ({source}: {usual[name]})" for name in usual if values[name] != usual[name]
     )
+
+
+class LabelledImagesTask(Task):
+    """Images with a class each, split into train, validation and test."""
+
+    dataset: str
+    """URI of labelled images: a folder a class (perhaps under train/ val/ test/), a table, or a patch set."""
+    layout: ImageLayout | None = None
+    """Read `dataset` as this public dataset is published, with its split and counts; None: as above."""
+    allow_subset: bool = False
+    """Take fewer images than the public dataset has; the record says so."""
+    folds: int | None = Field(default=None, ge=2, le=100)
+    """Cross-validation over so many parts, whole patients together; None: the columns fold_0, fold_1 … of a
+    table where it has them, else one split."""
+
+    def dataset_uri(self, run_uri: str) -> str:
+        return self.dataset
+
+    def open(self, run_uri: str) -> Dataset:
+        """As `Task.open`, in the layout of a public dataset where one is named."""
+        from eosin.evaluation.datasets.open_dataset import open_dataset
+        from eosin.evaluation.datasets.splits import with_folds
+
+        found = open_dataset(self.dataset, self.layout, allow_subset=self.allow_subset)
+        return with_folds(found, self.folds) if self.folds else found

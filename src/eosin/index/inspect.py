@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from eosin.errors import UserError
 from eosin.index.columns import MappedRows
-from eosin.index.reasons import cure_of
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.index.split import copies
+from eosin.slides.errors import cure_of
 from eosin.slides.model import Level
 
 _MPPS = (0.25, 0.5, 1.0, 2.0)

@@ -16,7 +16,6 @@ from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.read_slide import INDEXER_VERSION
-from eosin.index.reasons import cure_of
 from eosin.index.rows import FLEETING, OK, SlideRow, SlideRows, load_rows, write_rows
 from eosin.index.scan import by_frequency, load_series, load_shard
 from eosin.index.snapshot import Latest, load_manifest, load_snapshot_rows, move_latest, read_latest
@@ -25,6 +24,7 @@ from eosin.index.verify import chosen_to_verify, disagreement
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.records import SnapshotManifest, publish_once
+from eosin.slides.errors import cure_of
 from eosin.storage import Store, put_if_absent
 
 

@@ -100,8 +100,8 @@ SCHEMA = pa.schema(
         ("contours", pa.string()), ("mask_start", pa.int64()), ("mask_bytes", pa.int32()),
     ]
 )  # fmt: skip
-# Columns that an earlier eosin did not write.
-_LATER = {"uri": "", "source": "", "credentials": "", "contours": "", "mask_start": -1, "mask_bytes": 0}
+# Columns of a snapshot alone: in parts of a scan the masks stand in the rows.
+_PLACE_OF_MASK = {"mask_start": -1, "mask_bytes": 0}
 
 
 def encode_rows(rows: Iterable[SlideRow]) -> bytes:
@@ -117,7 +117,7 @@ def write_rows(rows: Iterable[SlideRow], file: BinaryIO, masks: BinaryIO | None 
     `masks`: takes the bits of the masks, one after the other; None: they stand in the rows.
     """
     left = iter(rows)
-    schema = SCHEMA if masks is not None else pa.schema(list(SCHEMA)[: -len(("mask_start", "mask_bytes"))])
+    schema = SCHEMA if masks is not None else pa.schema(list(SCHEMA)[: -len(_PLACE_OF_MASK)])
     with pq.ParquetWriter(file, schema, compression="zstd", write_statistics=False) as writer:
         num = _ROWS_WITH_MASKS if masks is None else _ROWS_AT_ONCE
         while group := list(itertools.islice(left, num)):
@@ -180,11 +180,11 @@ def decode_rows(data: bytes, *, source: str) -> SlideRows:
 
 
 def conformed(part: pa.Table) -> pa.Table:
-    """The columns of `SCHEMA`, in order; those that an earlier eosin did not write say nothing.
+    """The columns of `SCHEMA`, in order; without a place of the masks where they stand in the rows.
 
-    Raises `pyarrow.ArrowInvalid` where another lacks or one is not of its kind.
+    Raises `pyarrow.ArrowInvalid` where a column lacks or is not of its kind.
     """
-    for name, value in _LATER.items():
+    for name, value in _PLACE_OF_MASK.items():
         if name not in part.schema.names:
             kind = SCHEMA.field(name).type
             part = part.append_column(name, pa.repeat(pa.scalar(value, kind), part.num_rows))

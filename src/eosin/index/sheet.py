@@ -19,11 +19,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
 from eosin.errors import PermanentError, UserError
-from eosin.index.reasons import cure_of
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.index.tissue_mask import TissueMask
 from eosin.layout import IndexLayout
+from eosin.slides.errors import cure_of
 from eosin.storage import NotFound, open_store, split_uri
 
 Pixels = npt.NDArray[np.uint8]

@@ -40,21 +40,16 @@ def read_pods(texts: Iterable[str] = (), file: Path | None = None) -> dict[str, 
 def placed(pipeline: Path, pods: Mapping[str, TaskPodConfig]) -> Iterator[Path]:
     """The compiled pipeline with `pods` written into it, as a file of the same name that ends with the block.
 
-    Where nothing is asked for it is the file itself. Raises `UserError` as `place` does.
+    Where nothing is asked for it is the file itself. Raises `UserError` for a task that it does not have.
     """
     if not pods:
         yield pipeline
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / pipeline.name
-        path.write_text(place_text(pipeline, pods))
+        documents = place(list(yaml.safe_load_all(pipeline.read_text())), pods)
+        path.write_text(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=110))
         yield path
-
-
-def place_text(pipeline: Path, pods: Mapping[str, TaskPodConfig]) -> str:
-    """The compiled pipeline with `pods` written into it, as YAML."""
-    documents = place(list(yaml.safe_load_all(pipeline.read_text())), pods)
-    return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=110)
 
 
 def place(documents: list[Document], pods: Mapping[str, TaskPodConfig]) -> list[Document]:

@@ -9,7 +9,6 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +31,6 @@ _SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-_REQUIRED = ("image", "slide", "x_px", "y_px", "mpp", "foreground")
 
 
 @dataclass(frozen=True)
@@ -79,21 +77,10 @@ def decode_shard(data: bytes, *, source: str) -> list[PatchRow]:
     if not data.startswith(_PARQUET_MAGIC):
         return decode_tar(data, source=source)
     try:
-        table = read_table(data)
-        # A shard of an earlier eosin lacks columns of today.
-        table = table.select([name for name in _SCHEMA.names if name in table.column_names])
-        table = table.cast(pa.schema([_SCHEMA.field(name) for name in table.column_names]))
-    except (pa.ArrowException, OSError) as error:
+        table = read_table(data).select(_SCHEMA.names).cast(_SCHEMA)
+    except (pa.ArrowException, KeyError, OSError) as error:
         raise PermanentError(f"{source} is not a patch-set shard: {error}") from error
-    missing = [name for name in _REQUIRED if name not in table.column_names]
-    if missing:
-        raise PermanentError(f"{source} is not a patch-set shard: it has no column {', '.join(missing)}")
-    return [PatchRow(**_present(row)) for row in table.to_pylist()]
-
-
-def _present(row: dict[str, Any]) -> dict[str, Any]:
-    """Without what is null."""
-    return {name: value for name, value in row.items() if value is not None}
+    return [PatchRow(**row) for row in table.to_pylist()]
 
 
 _JPEG_MAGIC = b"\xff\xd8"

@@ -1,19 +1,160 @@
-"""Promotion: a run's teacher becomes the current model of a name, where it has earned it."""
+"""Promotion: a run's teacher becomes the current model of a name, where the comparison finds it better."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from eosin.config import RunConfig
 from eosin.errors import UserError
-from eosin.layout import RunLayout
+from eosin.layout import RunLayout, record_key
+from eosin.metrics.group_counts import MIN_GROUPS
+from eosin.metrics.significance import Significance, significance
 from eosin.observability import RunLog
-from eosin.records import RegisteredModel, RegistryEntry, TeacherCard, TrainingDone, load_record
-from eosin.registry.compare import Judgement, Rule, compare
+from eosin.records import MetricRecord, RegisteredModel, RegistryEntry, TeacherCard, TrainingDone, load_record
 from eosin.registry.entries import added, change_entry, moved
 from eosin.runs import load_pin, load_run
 from eosin.storage import Store, join_uri, open_store
+
+_BALANCED = "balanced_accuracy"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a candidate must do to take the place of the current model."""
+
+    metrics: tuple[str, ...] = ()
+    """TASK/METRIC each, all of which it must win; none: balanced accuracy of every task that has it."""
+    margin: float = 0.0
+    """By how much, in the unit of the metric; for a metric that cannot be tested it must be above 0."""
+    alpha: float = 0.05
+    """Two-sided level of the test; 1: no test. A metric of one value cannot be tested: see `margin`."""
+    min_groups: int = MIN_GROUPS
+    """Patients (or images, where none are known) that a tested figure must be over."""
+
+    def __post_init__(self) -> None:
+        if not self.margin >= 0:
+            raise UserError(f"a margin of {self.margin} would promote what is worse", hint="give 0 or more")
+        if not 0 < self.alpha <= 1:
+            raise UserError(f"alpha {self.alpha} is no level of significance", hint="0.05; 1 for no test")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One figure of the candidate against the current model's. `why` is one line for a person."""
+
+    task: str
+    metric: str
+    passed: bool
+    why: str
+    candidate: float | None = None
+    current: float | None = None
+    p_value: float | None = None
+
+
+def compare(
+    store: Store, config: RunConfig, candidate: str, current: Sequence[str], rule: Rule
+) -> tuple[Judgement, ...]:
+    """Judge the model `candidate` of the run at `store` against the current one, known by any of `current`.
+
+    Each named metric is a test of its own and all must pass, so the level needs no correction for
+    their number. Raises `UserError` where the rule names what the run does not have.
+    """
+    return tuple(
+        _judge(store, task, metric, candidate, current, rule)
+        for task, metric in named_metrics(config, rule.metrics)
+    )
+
+
+def named_metrics(config: RunConfig, names: Sequence[str]) -> list[tuple[str, str]]:
+    """(task, metric) of each `TASK/METRIC`. Raises `UserError` for a task the run does not have."""
+    labelled = [task.name for task in config.evaluate.tasks if _BALANCED in task.headline]
+    names = names or [f"{name}/{_BALANCED}" for name in labelled]
+    if not names:
+        raise UserError(
+            "no metric to compare on: the run has no labelled task", hint="name one: --metric TASK/METRIC"
+        )
+    tasks = [task.name for task in config.evaluate.tasks]
+    pairs = []
+    for name in names:
+        task, slash, metric = name.partition("/")
+        if not slash or task not in tasks:
+            raise UserError(
+                f"metric {name!r} is not TASK/METRIC", hint=f"tasks of the run: {', '.join(tasks) or 'none'}"
+            )
+        pairs.append((task, metric))
+    return pairs
+
+
+def _judge(
+    store: Store, task: str, metric: str, candidate: str, current: Sequence[str], rule: Rule
+) -> Judgement:
+    new, old = _record(store, [candidate], task), _record(store, current, task)
+    missing = _missing(store, task, candidate, new) or _missing(store, task, current[0], old)
+    if missing or new is None or old is None:
+        return Judgement(task, metric, False, f"{task}: {missing}")
+    if _basis(new) != _basis(old):
+        return Judgement(task, metric, False, f"{task}: the two were judged on other data or protocols")
+    if metric not in new.metrics or metric not in old.metrics:
+        raise UserError(f"task {task} has no metric {metric!r}", hint=f"it has {', '.join(new.metrics)}")
+    better = new.metrics[metric].mean - old.metrics[metric].mean
+    sign = 1 if new.metrics[metric].higher_is_better else -1
+    test = significance(old, new, metric)
+    passed, why = _verdict(sign * better, test, rule, sign=sign)
+    means = new.metrics[metric].mean, old.metrics[metric].mean
+    text = f"{task}/{metric}: {means[0]:.4g} against {means[1]:.4g}, {why}"
+    return Judgement(task, metric, passed, text, *means, test.p_value if test else None)
+
+
+def _verdict(better: float, test: Significance | None, rule: Rule, *, sign: int = 1) -> tuple[bool, str]:
+    """Whether an improvement by `better` passes, and a clause that says which rule decided.
+
+    In order: the mean over all runs, the margin, one sign of mean and test, enough patients, the level.
+    `sign` is -1 where lower is better.
+    """
+    if better <= 0:
+        return False, "no better" if better == 0 else f"worse by {-better:.4g}"
+    by = f"better by {better:.4g}"
+    if better < rule.margin:
+        return False, f"{by}, less than the margin of {rule.margin:g}"
+    if rule.alpha == 1:
+        return True, f"{by}, not tested"
+    if test is None:
+        enough = rule.margin > 0
+        missing = f"the margin of {rule.margin:g} decides" if enough else "give a margin that excludes chance"
+        return enough, f"{by}; one value has no test: {missing}"
+    if sign * test.difference <= 0:
+        return False, f"{by} in the mean of the runs, but not over the same {test.unit}: they disagree"
+    if test.p_value is None or 0 < test.num_groups < rule.min_groups:
+        return False, f"{by}, on {test.num_groups} {test.unit}: {rule.min_groups} are needed"
+    p_value = f"p = {test.p_value:.3g}, {test.how}"
+    if test.p_value > rule.alpha:
+        return False, f"{by}, which may be chance ({p_value}, not below {rule.alpha:g})"
+    return True, f"{by} ({p_value})"
+
+
+def _basis(record: MetricRecord) -> tuple[object, ...]:
+    changes = record.details.protocol_changes
+    return record.dataset_digest, record.protocol, record.protocol_version, changes
+
+
+def _missing(store: Store, task: str, model: str, record: MetricRecord | None) -> str:
+    """Why `record` gives no figure of `model`; empty where it does."""
+    if record is None:
+        return f"{model} is not judged on it: eosin evaluate {store.uri} --model {model} --task {task}"
+    return f"{model} could not be judged on it: {record.reason}" if record.status != "ok" else ""
+
+
+def _record(store: Store, names: Sequence[str], task: str) -> MetricRecord | None:
+    """The record of the model under the first of its names that has one."""
+    for name in names:
+        key = RunLayout.metric(record_key(name), task)
+        record = load_record(MetricRecord, store, key)
+        if record is not None:
+            return record
+    return None
+
 
 _NO_VERSION = 0
 

@@ -1,6 +1,5 @@
 """Retention: what no run and no snapshot needs, listed or deleted."""
 
-from eosin.retention.collection import collect
-from eosin.retention.spare import Doomed, GcResult
+from eosin.retention.collection import Doomed, GcResult, collect
 
 __all__ = ["Doomed", "GcResult", "collect"]

@@ -26,9 +26,9 @@ from eosin.slides.dicom_frames import (
     place_in_order,
 )
 from eosin.slides.errors import SlideError
-from eosin.slides.files import BinaryFile
 from eosin.slides.model import (
     TILE_DTYPE,
+    BinaryFile,
     ColorSpace,
     Compression,
     Level,

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.slides.errors import SlideError
-from eosin.slides.files import BinaryFile
+from eosin.slides.model import BinaryFile
 
 NEW_SUBFILE_TYPE = 254
 IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262

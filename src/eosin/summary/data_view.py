@@ -11,13 +11,13 @@ from typing import Literal, get_args
 from eosin.config import RunConfig
 from eosin.config.patches import PatchesConfig
 from eosin.errors import UserError
-from eosin.index.reasons import REASONS
 from eosin.index.rows import OK, SlideRow
 from eosin.index.sheet import load_thumbnail
 from eosin.index.snapshot import Snapshot
 from eosin.patches.request import PatchRequest
 from eosin.patches.sampling.eligible import find_eligible
 from eosin.patches.sampling.sampler import Sampler
+from eosin.slides.errors import REASONS
 
 _MAX_NAMED = 40
 _MAX_THUMBNAILS = 12

@@ -9,9 +9,9 @@ import pytest
 
 from eosin.cluster.api import Cluster
 from eosin.cluster.cluster_checks import LAUNCHER_PERMISSIONS, run_cluster_checks
-from eosin.cluster.store_check import Check
 from eosin.config import load_config
 from eosin.config.cluster import ClusterConfig
+from eosin.errors import Check
 from tests.support.api_server import NAMESPACE, ApiServer, serve
 
 APIS = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster import cancel, follow, launcher, live_state, names, training
+from eosin.cluster import finish, follow, launcher, live_state, names, training
 from eosin.cluster.api import Missing
 from eosin.cluster.follow import Follower
 from eosin.cluster.jobset import render_jobset
@@ -498,7 +498,7 @@ def test_sigterm_deletes_when_cancelled_and_leaves_when_evicted(
 def test_cancel_and_live_state(server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_state, "open_store", lambda uri: run)
     assert live_state.live_state(RUN, cluster=server.cluster) is None
-    nothing = cancel.cancel_on_cluster(RUN, server.cluster)
+    nothing = finish.cancel_on_cluster(RUN, server.cluster)
     assert (nothing.jobset, nothing.workflow) == ("", "") and "nothing of the run" in str(nothing)
     live(server)
     server.pod(NAME, "anchor", phase="Running")
@@ -510,7 +510,7 @@ def test_cancel_and_live_state(server: ApiServer, run: Store, monkeypatch: pytes
         NAME, "Running", 2, {"anchor": {"Running": 1}, "spot": {"Pending": 1, "Running": 1}}
     )
     assert "running, 2 restarts · anchor 1 running · spot 1 pending, 1 running" in str(state)
-    assert cancel.cancel_on_cluster(RUN, server.cluster) == cancel.Cancelled(NAME, "")
+    assert finish.cancel_on_cluster(RUN, server.cluster) == finish.Cancelled(NAME, "")
     assert server.cluster.get(names.JOBSET, NAME) is None
 
 
@@ -539,5 +539,5 @@ def test_cancelling_stops_the_workflow_that_would_submit_it_again(
     live(server)
     owner = names.OwnerReference("argoproj.io/v1alpha1", "Workflow", "w", "w-uid").manifest()
     server.patch_jobset(NAME, {"metadata": {"ownerReferences": [owner]}})
-    assert cancel.cancel_on_cluster(RUN, server.cluster) == cancel.Cancelled(NAME, "w")
+    assert finish.cancel_on_cluster(RUN, server.cluster) == finish.Cancelled(NAME, "w")
     assert Launcher(workflow="w").was_cancelled(server.cluster) is True

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eosin.cluster import cancel, launcher, names
+from eosin.cluster import finish, launcher, names
 from eosin.cluster.api import Cluster
 from eosin.cluster.jobset import render_jobset
 from eosin.cluster.names import jobset_name
@@ -150,7 +150,7 @@ def test_jobs_of_another_jobset_are_not_removed(server: ApiServer) -> None:
 def test_cancel_takes_them_along(server: ApiServer, run: Store) -> None:
     server.add(JOBSETS, jobset())
     add_jobs(server, jobset())
-    assert cancel.cancel_on_cluster(RUN, server.cluster).jobset == NAME
+    assert finish.cancel_on_cluster(RUN, server.cluster).jobset == NAME
     assert there(server) == {} and server.cluster.get(names.JOBSET, NAME) is None
 
 

@@ -15,9 +15,10 @@ import pytest
 
 from eosin.cluster import cluster_checks as checks
 from eosin.cluster.api import Cluster
+from eosin.cluster.cluster_checks import check_store_from_inside
 from eosin.cluster.pods import doctor_pod
-from eosin.cluster.store_check import Check, check_store_from_inside
 from eosin.config import load_config
+from eosin.errors import Check
 from tests.support.api_server import ApiServer, serve
 from tests.support.kubernetes import built_in_errors
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -140,26 +139,6 @@ def test_a_folder_in_use_is_refused_and_left_in_peace(tmp_path: Path) -> None:
         assert str(os.getpid()) in caught.value.message
         first.ensure_bucket("s3://still-there")
     LocalS3(tmp_path).stop()
-
-
-def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"port {port}"):
-            LocalS3(tmp_path, port=port).start()
-    for port in (-1, 70_000):
-        with pytest.raises(UserError, match="does not exist"):
-            LocalS3(tmp_path, port=port).start()
-
-
-def test_the_port_asked_for_is_used(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with LocalS3(tmp_path, port=port) as s3:
-        assert s3.endpoint_url == f"http://127.0.0.1:{port}"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from eosin.cli.app import invoke
 from eosin.config.cluster import TaskPodConfig
 from eosin.errors import UserError
 from eosin.kubeflow.parameters import compiled_pipeline, pipeline_names
-from eosin.kubeflow.task_pods import place, place_text, placed, read_pods
+from eosin.kubeflow.task_pods import place, placed, read_pods
 
 SLICE = {
     "gpus": 2, "gpu_resource": "nvidia.com/mig-1g.10gb", "cpu": "4", "memory": "16Gi", "shm_size": "8Gi",
@@ -83,7 +82,7 @@ def test_the_same_as_kfp_itself_would_write(tmp_path: Path) -> None:
 
     wanted = list(yaml.safe_load_all(compiled(with_pods=True).read_text()))
     bare = compiled(with_pods=False)
-    found = list(yaml.safe_load_all(place_text(bare, {"evaluate": TaskPodConfig.model_validate(SLICE)})))
+    found = place(list(yaml.safe_load_all(bare.read_text())), read_pods([f"evaluate={json.dumps(SLICE)}"]))
     deprecated = {"count", "type", "cpuRequest", "memoryRequest", "memoryLimit"}
     assert found[1] == wanted[1]
     assert _without(found[0], deprecated) == _without(wanted[0], deprecated)
@@ -106,12 +105,11 @@ def _without(tree: Any, keys: set[str]) -> Any:
 
 
 @pytest.mark.parametrize("pipeline", pipeline_names())
-def test_a_placed_pipeline_is_one_that_kfp_loads(pipeline: str, tmp_path: Path) -> None:
+def test_a_placed_pipeline_is_one_that_kfp_loads(pipeline: str) -> None:
     components = pytest.importorskip("kfp.components", reason="pip install 'eosin[kubeflow]'")
-    out = tmp_path / "placed.yaml"
     task = tasks_for_gpus(pipeline)[-1]
-    assert invoke(["place", pipeline, "--out", str(out), "--pod", f"{task}={json.dumps(SLICE)}"]) == 0
-    loaded = components.load_component_from_file(str(out))
+    with placed(compiled_pipeline(pipeline), read_pods([f"{task}={json.dumps(SLICE)}"])) as out:
+        loaded = components.load_component_from_file(str(out))
     executor = loaded.pipeline_spec.deployment_spec["executors"][f"exec-{task}"]
     assert executor["container"]["resources"]["accelerator"]["resourceType"] == SLICE["gpu_resource"]
     assert set(loaded.component_spec.inputs or {}) == set(

@@ -16,8 +16,7 @@ from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
 from eosin.patches.request import PatchBatch
 from eosin.patches.sampling.sampler import Sampler
-from eosin.patches.sets.decode import decode_sampled
-from eosin.patches.sets.grid_decode import decode_grid
+from eosin.patches.sets.decode import decode_grid, decode_sampled
 from eosin.patches.sets.set_spec import Decoding
 from eosin.patches.stream import PatchStream
 from eosin.records import PatchSetManifest

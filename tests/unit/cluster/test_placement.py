@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from eosin.cluster.placement import PoolPlacement, placement
 from eosin.config import load_config
+from eosin.preflight import compare_pools
 
 
 def test_pools_from_their_smallest_to_their_largest() -> None:
@@ -17,8 +17,9 @@ def test_pools_from_their_smallest_to_their_largest() -> None:
           - {name: spot, spot: true, max_nodes: 4, gpus_per_node: 2}
         """
     )
-    assert placement(config) == [
-        PoolPlacement("anchor", False, (2, 3), (16, 24), (16, 24), (21.0, 31.5)),
-        PoolPlacement("cpu", False, (1, 1), (0, 0), (3, 3), (0.0, 0.0)),
-        PoolPlacement("spot", True, (0, 4), (0, 8), (0, 8), None),
-    ]
+    lines = {name: line.partition(";")[0] for name, line in compare_pools(config, "/nowhere/run").items()}
+    assert lines == {
+        "pool anchor": "2–3 nodes (on demand), 16–24 GPUs, 16–24 workers, 21–31.5 USD an hour",
+        "pool cpu": "1 nodes (on demand), 0 GPUs, 3 workers, 0 USD an hour",
+        "pool spot": "0–4 nodes (spot), 0–8 GPUs, 0–8 workers",
+    }

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from eosin.demo.look import demo_status
-from eosin.demo.material import users_material
-from eosin.demo.run import _run_name, run_demo
+from eosin.demo.run import _run_name, run_demo, users_material
 from eosin.errors import UserError
 
 
@@ -42,8 +41,6 @@ def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no slides are named") as caught:
         run_demo(tmp_path / "demo", overrides="mpp.csv")
     assert "SLIDES=" in caught.value.hint
-    with pytest.raises(UserError, match="--port has no use"):
-        run_demo(tmp_path / "demo", slides="s3://bucket/slides", port=9)
     assert not (tmp_path / "demo").exists()
 
 

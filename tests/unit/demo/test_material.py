@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eosin.demo.material import upload, users_material
+from eosin.demo.run import upload, users_material
 from eosin.errors import UserError
 from eosin.storage import open_store
 

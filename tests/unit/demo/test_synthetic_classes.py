@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from eosin.demo.synthetic import CLASS_NAMES, SyntheticConfig
-from eosin.demo.synthetic.labelled import draw_patient, labelled_patients
+from eosin.demo.synthetic.dataset import draw_patient, labelled_patients
 
 Features = npt.NDArray[np.float64]
 CONFIG = SyntheticConfig(seed=20_260, labelled_patients=9, labelled_per_class=8)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from eosin.errors import TransientError
-from eosin.evaluation.datasets.dataset import Dataset, MissingImage
-from eosin.evaluation.datasets.folder import open_folder
+from eosin.evaluation.datasets.dataset import Dataset, MissingImage, open_folder
 from eosin.evaluation.embeddings.embed import Embeddings, embed
 from eosin.evaluation.judged_model import JudgedModel, find_model
 from eosin.storage import open_store

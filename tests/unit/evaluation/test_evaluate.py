@@ -13,7 +13,7 @@ from eosin.evaluation.evaluate import evaluate
 from eosin.evaluation.plan import find_teacher, list_evaluations, list_evaluations_of
 from eosin.layout import RunLayout, record_key
 from eosin.records import MetricRecord
-from eosin.registry.compare import Rule, compare
+from eosin.registry.promote import Rule, compare
 from eosin.runs import load_run
 from eosin.storage import open_store
 from tests.support.evaluation import (

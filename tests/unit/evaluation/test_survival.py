@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eosin.evaluation.evaluate import evaluate
-from eosin.metrics.survival import concordance_index, fit_cox
+from eosin.metrics.regression import concordance_index, fit_cox
 from eosin.records import MetricRecord
 from tests.support.evaluation import make_config, make_run, quiet_log
 from tests.support.labelled_slides import write_labelled_slides, write_labels

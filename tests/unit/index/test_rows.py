@@ -120,14 +120,6 @@ def test_masks_that_lie_apart_are_read_when_they_are_wanted_and_kept_for_the_nod
     assert [row_identity(each) for each in opened()] == [row_identity(each) for each in rows]
 
 
-def test_a_snapshot_of_an_earlier_eosin_lacks_columns_and_is_read(tmp_path: Path) -> None:
-    rows = [row(number) for number in range(30)]
-    table = pq.read_table(pa.BufferReader(encode_rows(rows))).drop_columns(["uri", "source", "credentials"])
-    pq.write_table(table, tmp_path / "rows.parquet")
-    found = read_rows(tmp_path / "rows.parquet", source="test")
-    assert [row_identity(each) for each in found] == [row_identity(each) for each in rows]
-
-
 def test_a_table_of_other_columns_is_not_rows(tmp_path: Path) -> None:
     pq.write_table(pa.table({"slide": [1, 2], "x": [1.0, 2.0]}), tmp_path / "other.parquet")
     with pytest.raises(PermanentError, match="does not hold index rows"):

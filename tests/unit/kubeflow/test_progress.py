@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 
-from eosin.kubeflow.progress import PipelineView
+from eosin.kubeflow.local_run import PipelineView
 
 
 class Terminal(io.StringIO):

@@ -15,9 +15,8 @@ from eosin.observability import RunLog
 from eosin.records import MetricRecord, MetricValue, RegisteredModel, RegistryEntry, base
 from eosin.records.details import ClassifierDetails, Details
 from eosin.registry import entries
-from eosin.registry.compare import Rule
 from eosin.registry.entries import find_entry, roll_back
-from eosin.registry.promote import Promotion, promote
+from eosin.registry.promote import Promotion, Rule, promote
 from eosin.storage import Store, open_store
 from tests.support.summary import TASKS, fake_run, put_record, record
 

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eosin.slides import jpeg_part
-from eosin.slides.decode import decode_tile
+from eosin.slides import decode
+from eosin.slides.decode import decode_part, decode_tile, decodes_parts
 from eosin.slides.errors import SlideError
-from eosin.slides.jpeg_part import decode_part, decodes_parts
 from eosin.slides.model import Level
 
 Pixels = npt.NDArray[np.uint8]
@@ -73,7 +72,7 @@ def test_any_part_is_cut_from_the_whole(
         for width, height in _SIZES
     ]
     wholes = [decode_tile(level, data, denominator) for (level, data), _, _ in tiles]
-    monkeypatch.setattr(jpeg_part, "decode_tile", None)  # none of these may be decoded whole
+    monkeypatch.setattr(decode, "decode_tile", None)  # none of these may be decoded whole
     for ((level, data), width, height), whole in zip(tiles, wholes, strict=True):
         for x, y, w, h in boxes(width // denominator, height // denominator, 11, 40):
             part = part_of(level, data, denominator, (x, y, w, h))
@@ -105,7 +104,7 @@ def test_what_the_module_does_not_do_is_decoded_whole(kind: str, monkeypatch: py
     elif kind == "raw":
         level, data = replace(level, compression="none", color_space="rgb"), picture(240, 240, 6).tobytes()
     elif kind == "no module":
-        monkeypatch.setattr(jpeg_part, "_jpeg_part", None)
+        monkeypatch.setattr(decode, "_jpeg_part", None)
     whole = decode_tile(level, data)
     assert np.array_equal(part_of(level, data, 1, (33, 44, 100, 120)), whole[44:164, 33:133])
 

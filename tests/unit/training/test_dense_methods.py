@@ -17,9 +17,7 @@ from eosin.training.check import check_training
 from eosin.training.engine.dense_health import dense_health
 from eosin.training.engine.microbatch import draw_masks, mask_counts
 from eosin.training.loop import ReachedStep, Trainer
-from eosin.training.losses.gram import gram_distance
-from eosin.training.losses.jepa import jepa_sum, jepa_targets
-from eosin.training.losses.kernel_alignment import kernel_misalignment
+from eosin.training.losses.patch_tokens import gram_distance, jepa_sum, jepa_targets, kernel_misalignment
 from eosin.training.world import World
 from tests.support.golden import VALUES, tensors
 from tests.support.ranks import Leg, norm_difference, train_legs

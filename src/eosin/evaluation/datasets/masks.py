@@ -11,8 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import Dataset, Digest, ReadImages, Sample, split_of
-from eosin.evaluation.datasets.folder import may_be_image, reader
+from eosin.evaluation.datasets.dataset import (
+    Dataset,
+    Digest,
+    ReadImages,
+    Sample,
+    may_be_image,
+    reader,
+    split_of,
+)
 from eosin.evaluation.transform import BadImage, decode_raw
 from eosin.storage import ObjectInfo, open_store
 

@@ -22,10 +22,11 @@ from eosin.evaluation.datasets.dataset import (
     Sample,
     label_notes,
     lfs_reason,
+    open_folder,
+    reader,
     splits_of_row,
     tidy_labels,
 )
-from eosin.evaluation.datasets.folder import open_folder, reader
 from eosin.evaluation.datasets.public.images import IMAGES
 from eosin.evaluation.datasets.public.published import known_names, parse_csv
 from eosin.records import PatchSetManifest, PatchSetShard

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from eosin.evaluation.task import TaskContext, TaskProtocol, TaskResult
-from eosin.evaluation.tasks.labelled_images import LabelledImagesTask
+from eosin.evaluation.task import LabelledImagesTask, TaskContext, TaskProtocol, TaskResult
 
 if TYPE_CHECKING:
     from eosin.evaluation.datasets.dataset import Dataset

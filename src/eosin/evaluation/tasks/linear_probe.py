@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from eosin.config.heads import ProbeConfig
 from eosin.errors import UserError
-from eosin.evaluation.task import TaskContext, TaskProtocol, TaskResult, changes_from
-from eosin.evaluation.tasks.labelled_images import LabelledImagesTask
+from eosin.evaluation.task import LabelledImagesTask, TaskContext, TaskProtocol, TaskResult, changes_from
 
 if TYPE_CHECKING:
     import torch

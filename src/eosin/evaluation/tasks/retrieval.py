@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from eosin.errors import PermanentError
-from eosin.evaluation.task import TaskContext, TaskProtocol, TaskResult
-from eosin.evaluation.tasks.labelled_images import LabelledImagesTask
+from eosin.evaluation.task import LabelledImagesTask, TaskContext, TaskProtocol, TaskResult
 from eosin.records import MetricValue
 
 if TYPE_CHECKING:

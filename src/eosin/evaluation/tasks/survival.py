@@ -74,7 +74,7 @@ class SurvivalTask(SlidePatchesTask):
 
     def _judge(self, dataset: SlideDataset, pooled: Mapping[int, Any]) -> _Risks:
         from eosin.evaluation.datasets.splits import split_samples
-        from eosin.metrics.survival import fit_cox
+        from eosin.metrics.regression import fit_cox
 
         split = split_samples(dataset.samples)
         learnt = (*split.train, *split.val) if split.judged == "test" else split.train
@@ -101,7 +101,7 @@ class _Risks(NamedTuple):
 
     def c_index(self, kept: Any) -> float:
         """Of the judged patients that the mask keeps."""
-        from eosin.metrics.survival import concordance_index
+        from eosin.metrics.regression import concordance_index
 
         return concordance_index(self.judged.times[kept], self.judged.events[kept], self.risk[kept])
 

@@ -25,9 +25,9 @@ from eosin.patches.reading.sources import ByteSource, TileBytes
 from eosin.patches.reading.stage import StagePool, path_in
 from eosin.patches.reading.tables import ArrayCache, TileTables
 from eosin.patches.request import PatchRequest
+from eosin.slides.decode import decode_part
 from eosin.slides.dicom_frames import joined
 from eosin.slides.errors import SlideError, absent_or_changed
-from eosin.slides.jpeg_part import decode_part
 from eosin.slides.model import SlideHeader
 from eosin.slides.region import WHITE, TilePart, tile_from_finer
 from eosin.storage import NotFound, ObjectChanged

@@ -126,6 +126,5 @@ def _load(store: Store, name: str, config: RunConfig) -> PatchSetSpec:
 
 
 def _parse(record: PatchSetSpec, name: str) -> SetConfig:
-    """A record of an earlier eosin lacks keys; they have their defaults."""
     tree = {"patches": {"sets": {name: record.spec}}}
     return load_config(tree, source=f"set.json of {name}").patches.sets[name]

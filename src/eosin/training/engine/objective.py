@@ -26,9 +26,7 @@ from eosin.training.losses.cross_entropy import (
     ibot_sum,
     sinkhorn_shifts,
 )
-from eosin.training.losses.gram import gram_distance
-from eosin.training.losses.jepa import jepa_sum, jepa_targets
-from eosin.training.losses.kernel_alignment import kernel_misalignment
+from eosin.training.losses.patch_tokens import gram_distance, jepa_sum, jepa_targets, kernel_misalignment
 from eosin.training.losses.uniformity import kde, koleo
 from eosin.training.world import World
 

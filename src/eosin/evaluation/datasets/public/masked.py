@@ -13,8 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from eosin.config.presets import MaskLayout
-from eosin.evaluation.datasets.dataset import Digest, MissingImage, ReadImages, Sample, tcga_patient
-from eosin.evaluation.datasets.folder import reader
+from eosin.evaluation.datasets.dataset import Digest, MissingImage, ReadImages, Sample, reader, tcga_patient
 from eosin.evaluation.datasets.masks import IGNORE, Classes, MaskedDataset, load_mask
 from eosin.evaluation.datasets.public.published import Listing, PublicDataset
 from eosin.evaluation.transform import BadImage, decode_image, decode_raw

@@ -12,8 +12,7 @@ from pathlib import PurePosixPath
 from typing import Generic
 
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import Dataset, Digest, Sample, lfs_reason
-from eosin.evaluation.datasets.folder import may_be_image, reader
+from eosin.evaluation.datasets.dataset import Dataset, Digest, Sample, lfs_reason, may_be_image, reader
 from eosin.evaluation.datasets.splits import AnyDataset
 from eosin.storage import ObjectInfo, Store, join_uri, open_store
 
