@@ -19,7 +19,7 @@ from typing import Any
 from eosin.config import RunConfig, difference, dump_config, load_config, with_overrides
 from eosin.config.index import SlidesConfig, SourceConfig
 from eosin.errors import MissingDependency, TransientError, UserError
-from eosin.layout import COMPLETE, RunLayout, step_of
+from eosin.layout import COMPLETE, IndexLayout, RunLayout, step_of
 from eosin.records import IndexPin, LeaseRecord, StepFailure, TrainingDone, load_record, publish_once
 from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store, put_if_absent
 
@@ -273,10 +273,12 @@ def load_run(run_uri: str, *, store: Store | None = None) -> RunConfig:
     try:
         text = store.get(RunLayout.CONFIG).decode()
     except NotFound:
+        is_index = store.exists(IndexLayout.LATEST)
         raise UserError(
             f"no run at {run_uri}: {RunLayout.CONFIG} is not there",
-            hint="begin one with `eosin run RECIPE --local --run URI --slides URI`",
-        ) from None
+            hint=f"that is an index: eosin index inspect {run_uri}" if is_index
+            else "begin one with `eosin run RECIPE --local --run URI --slides URI`",
+        ) from None  # fmt: skip
     return load_config(text, source=join_uri(run_uri, RunLayout.CONFIG))
 
 

@@ -7,10 +7,12 @@ import sys
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 
 from eosin import __version__
 from eosin.cli import demo, inspect, registry, run, step_verbs, submit
 from eosin.cli.output import ReaderGone, render_error, say, show_failure
+from eosin.config.load import first_words
 from eosin.errors import EXIT_INTERRUPTED, EXIT_USER, EosinError, UserError
 from eosin.observability import show_warnings
 
@@ -106,6 +108,8 @@ def _show_interrupted(as_json: bool) -> int:
 
 def _show_misuse(error: Exception, *, as_json: bool) -> int:
     """What click has to say of a command line that it cannot take, or the help where there was none."""
+    if isinstance(error.__cause__, ValidationError):  # typer has pydantic read numbers, and repeats its words
+        error.message = first_words(error.__cause__)  # type: ignore[attr-defined]  # of click, as below
     if as_json:
         message = " ".join(error.format_message().split())  # type: ignore[attr-defined]  # of click, which typer may bring under another name
         return show_failure(message, "`--help` after the verb shows what it takes", EXIT_USER, as_json=True)

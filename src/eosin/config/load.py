@@ -131,8 +131,7 @@ def _explain_one(detail: dict[str, Any], text: str, source: str, applied: Mappin
     elif kind == "model_type":
         message = f"{path} is a section of keys, not {detail.get('input')!r}"
     else:
-        given = "" if kind in _WITHOUT_INPUT or isinstance(detail.get("input"), dict) else _given(detail)
-        message = f"{path + ': ' if path else ''}{_words(detail)}{given}"
+        message = f"{path + ': ' if path else ''}{_words_and_given(detail)}"
     return f"{_origin(plain, message, text, source, applied)}: {message}"
 
 
@@ -154,6 +153,16 @@ def _origin(location: Location, message: str, text: str, source: str, applied: M
 def _given(detail: dict[str, Any]) -> str:
     text = repr(detail.get("input"))
     return f" (given: {text if len(text) <= _MAX_GIVEN_CHARS else text[:_MAX_GIVEN_CHARS] + '…'})"
+
+
+def first_words(error: ValidationError) -> str:
+    """What is wrong with a value that is no key's, as an option's: "must be a whole number (given: 'abc')"."""
+    return _words_and_given(dict(error.errors()[0]))
+
+
+def _words_and_given(detail: dict[str, Any]) -> str:
+    is_shown = detail["type"] not in _WITHOUT_INPUT and not isinstance(detail.get("input"), dict)
+    return _words(detail) + (_given(detail) if is_shown else "")
 
 
 def _words(detail: dict[str, Any]) -> str:

@@ -60,6 +60,20 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     assert (process.wait(), error) == (0, "")
 
 
+def test_an_option_that_wants_a_number_says_so_in_our_words(
+    capsys: pytest.CaptureFixture[str], run: str
+) -> None:
+    said = refused(capsys, "train", run, "--prolong", "abc")
+    assert "'--prolong': must be a whole number (given: 'abc')" in said
+    invoke(["train", run, "--prolong", "abc", "--json"])
+    assert "must be a whole number (given: 'abc')" in capsys.readouterr().out
+
+
+def test_an_index_given_for_a_run_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "LATEST.json").write_text("{}")
+    assert f"that is an index: eosin index inspect {tmp_path}" in refused(capsys, "status", str(tmp_path))
+
+
 def test_a_mistyped_folder_of_slides_leaves_nothing_behind(
     capsys: pytest.CaptureFixture[str], slides: Path, tmp_path: Path
 ) -> None:
