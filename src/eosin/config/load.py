@@ -156,7 +156,7 @@ def _given(detail: dict[str, Any]) -> str:
 
 
 def first_words(error: ValidationError) -> str:
-    """What is wrong with a value that is no key's, as an option's: "must be a whole number (given: 'abc')"."""
+    """What is wrong with the value of an option: "must be a whole number (given: 'abc')"."""
     return _words_and_given(dict(error.errors()[0]))
 
 
