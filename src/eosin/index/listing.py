@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,20 +14,27 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from eosin.errors import UserError
-from eosin.storage import ObjectInfo, Store
+from eosin.slides.header import HEAD_BYTES, begins_as_slide
+from eosin.storage import AccessDenied, ByteRange, NotFound, ObjectChanged, ObjectInfo, Store
 from eosin.storage.file import FileStore
 
-_NEVER_SLIDES = {
+# Names that say something else than a slide; where an object of such a name is one, all of that name are
+# told by their content.
+_OTHER_NAMES = {
     ".csv", ".json", ".jsonl", ".txt", ".md", ".geojson", ".parquet", ".xml", ".yaml", ".yml", ".html",
     ".log", ".pdf", ".tsv", ".xlsx", ".zip", ".gz", ".tar", ".py", ".npy", ".npz", ".h5", ".pt",
-    ".safetensors", ".md5", ".sha256", ".part", ".tmp", ".ini", ".svg", ".ets",
+    ".safetensors", ".md5", ".sha256", ".ini", ".svg",
 }  # fmt: skip
+# What is not uploaded whole, or belongs to a slide that nothing here reads.
+_NEVER_SLIDES = {".part", ".tmp", ".ets"}
 # Names that say a format other than DICOM: what else an object is, its content says.
 _SLIDE_NAMES = {
     ".svs", ".tif", ".tiff", ".btf", ".tf8", ".ndpi", ".scn", ".bif", ".qptiff", ".czi", ".vsi", ".mrxs",
     ".vms", ".vmu", ".isyntax", ".i2syntax", ".lif", ".nd2", ".afi", ".svslide",
 }  # fmt: skip
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".heic"}
+_LOOKED_AT_ONCE = 32
+_MOST_LOOKED_AT = 1024
 _MRXS, _MRXS_INDEX = ".mrxs", "Slidedat.ini"
 _VMS, _VMS_PARTS = (".vms", ".vmu"), (".jpg", ".opt", ".vmf", ".ngr")
 
@@ -42,15 +50,22 @@ class Unit:
     objects: tuple[ObjectInfo, ...]
 
 
-def list_units(listing: Iterable[ObjectInfo], include: Sequence[str] = ()) -> tuple[list[Unit], int]:
+def list_units(
+    listing: Iterable[ObjectInfo], include: Sequence[str] = (), store: Store | None = None
+) -> tuple[list[Unit], int]:
     """Every object of a listing that could be a slide, grouped, in key order, and how many pictures are not.
 
-    Hidden objects, folder markers and files of types that are never slides are
-    passed over; `include` keeps the keys that match any of its globs (all, where it is empty).
+    Hidden objects, folder markers and unfinished uploads are passed over, and what has the name of another
+    type, unless `store` holds a slide of that name; `include` keeps the keys that match any of its globs
+    (all, where it is empty).
     """
-    objects = [each for each in listing if _could_be_slide(each.key)]
+    listed = [each for each in listing if _is_whole(each.key)]
+    objects = [each for each in listed if suffix_of(each.key) not in _OTHER_NAMES or _is_mirax(each.key)]
     owners = _owners([each.key for each in objects])
-    mains = [each for each in objects if each.key not in owners and is_included(each.key, include)]
+    mains = [each for each in listed if each.key not in owners and is_included(each.key, include)]
+    wrong = (
+        suffixes_of((each for each in mains if _claims_none(each.key)), _is_slide_in(store)) if store else ()
+    )
     members: dict[str, list[ObjectInfo]] = {}
     for each in objects:
         for owner in owners.get(each.key, ()):
@@ -59,26 +74,51 @@ def list_units(listing: Iterable[ObjectInfo], include: Sequence[str] = ()) -> tu
     units: list[Unit] = []
     num_pictures = 0
     for each in mains:
-        path = PurePosixPath(each.key)
-        suffix = path.suffix.lower()
-        if suffix in _PICTURES:
-            num_pictures += 1
-        elif suffix in _SLIDE_NAMES or path.name == _MRXS_INDEX:
+        suffix = suffix_of(each.key)
+        if _claims_none(each.key) and suffix not in wrong:
+            num_pictures += suffix in _PICTURES
+        elif suffix in _SLIDE_NAMES or _is_mirax(each.key):
             units.append(Unit(each.key, "slide", (each, *members.get(each.key, ()))))
         else:
-            folders.setdefault(str(path.parent), []).append(each)
+            folders.setdefault(str(PurePosixPath(each.key).parent), []).append(each)
     units += [Unit(folder, "unsorted", tuple(files)) for folder, files in folders.items()]
     return sorted(units, key=lambda unit: unit.objects[0].key), num_pictures
 
 
+def suffixes_of(
+    objects: Iterable[ObjectInfo], wanted: Callable[[ObjectInfo], bool], num_threads: int = _LOOKED_AT_ONCE
+) -> set[str]:
+    """Suffixes of objects that are `wanted`: 1,024 of each at most are looked at, spread evenly."""
+    alike: dict[str, list[ObjectInfo]] = {}
+    for each in objects:
+        alike.setdefault(suffix_of(each.key), []).append(each)
+    seen = [each for some in alike.values() for each in some[:: -(-len(some) // _MOST_LOOKED_AT)]]
+    with ThreadPoolExecutor(num_threads, "look") as pool:
+        return {
+            suffix_of(each.key) for each, found in zip(seen, pool.map(wanted, seen), strict=True) if found
+        }
+
+
+def head_of(store: Store, info: ObjectInfo) -> bytes:
+    """The first 132 bytes; none where there are fewer, or they cannot be read now."""
+    if info.size_bytes >= HEAD_BYTES:
+        with suppress(ObjectChanged, NotFound, AccessDenied):
+            return store.get_ranges([ByteRange(info.key, 0, HEAD_BYTES, info.etag)])[0]
+    return b""
+
+
+def _is_slide_in(store: Store) -> Callable[[ObjectInfo], bool]:
+    return lambda each: begins_as_slide(head_of(store, each))
+
+
 def claims_other(key: str) -> bool:
     """Whether the name says that the object is a slide of a format other than DICOM."""
-    return PurePosixPath(key).suffix.lower() in _SLIDE_NAMES
+    return suffix_of(key) in _SLIDE_NAMES
 
 
 def claims_slide(key: str) -> bool:
     """Whether the name says that the object is a slide, so that another content is a fault to be named."""
-    return claims_other(key) or PurePosixPath(key).suffix.lower() in (".dcm", ".dicom")
+    return claims_other(key) or suffix_of(key) in (".dcm", ".dicom")
 
 
 def require_slide(store: Store, include: Sequence[str] = (), prefix: str = "") -> None:
@@ -87,12 +127,18 @@ def require_slide(store: Store, include: Sequence[str] = (), prefix: str = "") -
     `prefix` stands before the keys that `include` is held against.
     """
     first = other = None
+    unlikely: list[ObjectInfo] = []
     for each in store.list():
-        if _could_be_slide(each.key) and PurePosixPath(each.key).suffix.lower() not in _PICTURES:
-            if is_included(prefix + each.key, include):
+        included = is_included(prefix + each.key, include)
+        if could_be_slide(each.key):
+            if included:
                 return
             first = first or each.key
+        elif included and _is_whole(each.key):
+            unlikely.append(each)
         other = other or each.key
+    if suffixes_of(unlikely, _is_slide_in(store)):
+        return
     message = f"there is no slide in {store.uri}"
     if first is not None:
         patterns = ", ".join(include)
@@ -136,11 +182,27 @@ def in_shard(unit: Unit, shard: int, num_shards: int) -> bool:
     return int.from_bytes(word, "big") % num_shards == shard
 
 
-def _could_be_slide(key: str) -> bool:
-    path = PurePosixPath(key)
-    hidden = any(part.startswith(".") for part in path.parts)
-    never = path.suffix.lower() in _NEVER_SLIDES and path.name != _MRXS_INDEX
-    return not key.endswith("/") and not hidden and not never
+def could_be_slide(key: str) -> bool:
+    """Whether an object may be of a slide, as far as its name tells."""
+    return _is_whole(key) and not _claims_none(key)
+
+
+def _is_whole(key: str) -> bool:
+    hidden = any(part.startswith(".") for part in PurePosixPath(key).parts)
+    return not key.endswith("/") and not hidden and suffix_of(key) not in _NEVER_SLIDES
+
+
+def _claims_none(key: str) -> bool:
+    return suffix_of(key) in _OTHER_NAMES | _PICTURES and not _is_mirax(key)
+
+
+def _is_mirax(key: str) -> bool:
+    return PurePosixPath(key).name == _MRXS_INDEX
+
+
+def suffix_of(key: str) -> str:
+    """The end of a name, from its last dot on, in lower case."""
+    return PurePosixPath(key).suffix.lower()
 
 
 def is_included(key: str, include: Sequence[str]) -> bool:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
 
 from eosin.config import RunConfig
 from eosin.config.index import IndexConfig
 from eosin.errors import PermanentError, UserError
 from eosin.index.columns import MappedRows
-from eosin.index.listing import Unit, claims_other, claims_slide, in_shard
+from eosin.index.listing import Unit, claims_other, claims_slide, head_of, in_shard, suffix_of, suffixes_of
 from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.read_slide import (
     INDEXER_VERSION,
@@ -37,7 +35,7 @@ from eosin.slides.dicom import read_series_uid
 from eosin.slides.errors import SlideError
 from eosin.slides.header import HEAD_BYTES, begins_as_slide, is_dicom, open_range
 from eosin.slides.model import SlideObject
-from eosin.storage import AccessDenied, ByteRange, NotFound, ObjectChanged, ObjectInfo, Store
+from eosin.storage import AccessDenied, NotFound, ObjectChanged, ObjectInfo, Store
 
 
 class PreviousRows:
@@ -112,7 +110,6 @@ def _current(plan: ScanPlan, config: IndexConfig, row: SlideRow) -> bool:
     return row.reuse_digest == wanted and row.read_status not in FLEETING
 
 
-_MOST_LOOKED_AT = 1024
 # What an object is: the series and pyramid it belongs to; a slide by itself; or no slide.
 _Instance = tuple[str, str]
 _ALONE, _NO_SLIDE = ("", ""), None
@@ -147,19 +144,28 @@ def load_series(plan: ScanPlan) -> ScanSeries | None:
 
 
 def _sort(plan: ScanPlan, previous: PreviousRows, num_threads: int) -> ScanSeries:
+    # Lines of a manifest and files of a folder; what stands for a series of an archive is a slide already.
     named = [
         unit.objects[0] for unit in plan.units
-        if unit.kind == "slide" and len(unit.objects) == 1 and claims_other(unit.key)
+        if unit.kind == "slide" and len(unit.objects) == 1 and unit.key == unit.objects[0].key
     ]  # fmt: skip
-    disguises = _disguises(plan.slides, named, previous, num_threads)
-    unsorted = [each for unit in plan.units if unit.kind == "unsorted" for each in unit.objects]
-    objects = {
-        each.key: each for each in (*unsorted, *(each for each in named if _suffix(each) in disguises))
+    disguises = suffixes_of(
+        (each for each in named if claims_other(each.key)),
+        lambda each: _is_dicom(plan.slides, each, previous.format_of(each)),
+        num_threads,
+    )
+    told_by_name = {
+        each.key for each in named if claims_other(each.key) and suffix_of(each.key) not in disguises
     }
+    unsorted = [each for unit in plan.units if unit.kind == "unsorted" for each in unit.objects]
+    objects = {each.key: each for each in (*unsorted, *named) if each.key not in told_by_name}
     known = previous.groups(objects)
     told = {key for group in known for key in group}
     groups, num_not_slides = split_series(
-        plan.slides, [each for each in objects.values() if each.key not in told], num_threads
+        plan.slides,
+        [each for each in objects.values() if each.key not in told],
+        num_threads,
+        {each.key for each in named},
     )
     groups += known
     found = ScanSeries(slides=tuple(sorted(tuple(sorted(group)) for group in groups)),
@@ -168,48 +174,23 @@ def _sort(plan: ScanPlan, previous: PreviousRows, num_threads: int) -> ScanSerie
     return publish_once(plan.index, IndexLayout.scan_series(plan.scan_id), found)
 
 
-def _disguises(
-    store: Store, named: Sequence[ObjectInfo], previous: PreviousRows, num_threads: int
-) -> set[str]:
-    """Suffixes of other formats under which DICOM lies, so that names with them tell nothing.
-
-    Of each suffix 1,024 objects at most are looked at, spread evenly: of a small archive all. A former
-    snapshot knows what those are that have not changed since.
-    """
-    alike: dict[str, list[ObjectInfo]] = {}
-    for each in named:
-        alike.setdefault(_suffix(each), []).append(each)
-    seen = [each for some in alike.values() for each in some[:: -(-len(some) // _MOST_LOOKED_AT)]]
-    with ThreadPoolExecutor(num_threads, "look") as pool:
-        found = pool.map(lambda each: _is_dicom(store, each, previous.format_of(each)), seen)
-        return {_suffix(each) for each, is_so in zip(seen, found, strict=True) if is_so}
-
-
 def _is_dicom(store: Store, info: ObjectInfo, known: str | None) -> bool:
     """By what is known, else by content; what cannot be read now says so when it is read as a slide."""
-    if known is not None or info.size_bytes < HEAD_BYTES:
-        return known == "dicom"
-    with suppress(ObjectChanged, NotFound, AccessDenied):
-        (head,) = store.get_ranges([ByteRange(info.key, 0, HEAD_BYTES, info.etag)])
-        return is_dicom(head)
-    return False
-
-
-def _suffix(info: ObjectInfo) -> str:
-    return PurePosixPath(info.key).suffix.lower()
+    return known == "dicom" if known is not None else is_dicom(head_of(store, info))
 
 
 def split_series(
-    store: Store, objects: Sequence[ObjectInfo], num_threads: int
+    store: Store, objects: Sequence[ObjectInfo], num_threads: int, meant: Set[str] = frozenset()
 ) -> tuple[list[tuple[str, ...]], int]:
     """Keys of the objects of each slide, and how many objects are no slide.
 
     Instances of one series and pyramid are one slide, those that name no pyramid (labels) with the first of
-    their series; each other slide is an object by itself.
+    their series; each other slide is an object by itself. `meant`: keys of objects that are slides, say
+    their names or a manifest, so that another content is a fault to be named.
     """
     with ThreadPoolExecutor(num_threads, "series") as pool:
-        kinds = dict(zip([each.key for each in objects], pool.map(lambda each: _kind(store, each), objects),
-                         strict=True))  # fmt: skip
+        found = pool.map(lambda each: _kind(store, each, each.key in meant), objects)
+        kinds = {each.key: kind for each, kind in zip(objects, found, strict=True)}
     pyramids: dict[str, list[str]] = {}
     for kind in kinds.values():
         if kind and kind != _ALONE:
@@ -225,9 +206,9 @@ def split_series(
     return [tuple(group) for group in groups.values()], sum(kind is _NO_SLIDE for kind in kinds.values())
 
 
-def _kind(store: Store, info: ObjectInfo) -> _Instance | None:
+def _kind(store: Store, info: ObjectInfo, meant: bool) -> _Instance | None:
     """What an object is; `_ALONE` too where it may not be read, so that its row can say so."""
-    unclaimed = _ALONE if claims_slide(info.key) else _NO_SLIDE
+    unclaimed = _ALONE if meant or claims_slide(info.key) else _NO_SLIDE
     if info.size_bytes == 0:
         return unclaimed
     stored = SlideObject(info.key, info.etag, info.size_bytes)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from eosin.config.index import SlidesConfig, SourceConfig
 from eosin.errors import MissingDependency, PermanentError, UserError
-from eosin.index.listing import Unit, is_included, list_units, require_slide
+from eosin.index.listing import Unit, could_be_slide, is_included, list_units, require_slide
 from eosin.index.overrides import Override, Overrides, overrides_of, parse_overrides
 from eosin.storage import (
     ByteRange,
@@ -219,12 +219,12 @@ def list_slides(config: SlidesConfig, store: Store | None = None) -> Listed:
     """
     store, found = store or open_slide_store(config.uri, config.sources), Listed()
     if not config.sources:
-        found.units, found.num_pictures = list_units(store.list(), config.include)
+        found.units, found.num_pictures = list_units(store.list(), config.include, store)
         return found
     with ThreadPoolExecutor(LISTS_AT_ONCE, "sources") as pool:
         for source in config.sources:
             if source.uri:
-                units, num = list_units(store.list(f"{source.name}/"), config.include)
+                units, num = list_units(store.list(f"{source.name}/"), config.include, store)
                 found.units += units
                 found.num_pictures += num
                 continue
@@ -264,7 +264,8 @@ def figures_of(config: SlidesConfig) -> list[SourceFigures]:
 def _figures(source: SourceConfig) -> SourceFigures:
     num_objects = None
     if source.uri:
-        units, _ = list_units(open_store(source.uri, access_of(source)).list())
+        store = open_store(source.uri, access_of(source))
+        units, _ = list_units(store.list(), store=store)
         sizes: list[int | None] = [sum(each.size_bytes for each in unit.objects) for unit in units]
         num_objects = sum(len(unit.objects) for unit in units)
         num_requests, patients = -(-num_objects // 1000), 0
@@ -315,7 +316,8 @@ def _objects(store: Store, entry: SourceEntry) -> tuple[ObjectInfo, ...]:
     key = entry.key
     absent = ObjectInfo(key, 0, "", 0.0)
     if key.endswith("/"):
-        return tuple(each for each in store.list(key) if not each.key.endswith("/")) or (absent,)
+        found = [each for each in store.list(key) if not each.key.endswith("/")]
+        return tuple(each for each in found if could_be_slide(each.key)) or tuple(found) or (absent,)
     try:
         main = store.head(key)
     except NotFound:

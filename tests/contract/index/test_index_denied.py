@@ -77,7 +77,7 @@ def test_a_long_listing_of_which_nothing_may_be_read_is_not_gone_through_to_the_
     bucket: str, s3: LocalS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scan_module, "_UNITS_A_PART", 2)
-    monkeypatch.setattr(scan_module, "_MOST_LOOKED_AT", 1)
+    monkeypatch.setattr("eosin.index.listing._MOST_LOOKED_AT", 1)
     config = config_for(f"{bucket}/slides", f"{bucket}/index")
     with deny("slides/slide-", s3, monkeypatch) as proxy:
         with pytest.raises(UserError, match=r"none of 2 slides in .* may be read: .*permission denied"):

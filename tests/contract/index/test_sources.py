@@ -194,6 +194,29 @@ def test_a_manifest_of_slides_anywhere(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("ends", [("tif", "tif"), ("dcm", "dcm"), ("jpg", "gz"), ("svs", "dcm")])
+def test_lines_of_a_manifest_that_are_of_one_series_are_one_slide(
+    tmp_path: Path, ends: tuple[str, str]
+) -> None:
+    """By content, whatever the names; a line that names no slide is a row that says so."""
+    finest, slides = tissue_picture(600, 700), tmp_path / "slides"
+    slides.mkdir()
+    for level, pixels in enumerate((finest, halved(finest))):
+        write_dicom(slides / f"{level}.{ends[level]}", pixels, level=level, syntax=EXPLICIT, mpp=(2.0, 2.0))
+    (slides / "x.jpg").write_bytes(b"no slide" * 40)
+    write_dicom(slides / "folder.dcm", finest, series="1.2.3", syntax=EXPLICIT, mpp=(2.0, 2.0))
+    (slides / "folder").mkdir()
+    (slides / "folder.dcm").rename(slides / "folder" / "z")
+    (slides / "folder" / "README.txt").write_bytes(b"of the series")
+    names = [*(f"{level}.{end}" for level, end in enumerate(ends)), "x.jpg", "folder/"]
+    lines = "\n".join(f"slides/{name},P{number}" for number, name in enumerate(names))
+    (tmp_path / "all.csv").write_text(f"slide,patient\n{lines}\n")
+    index(config_of(str(tmp_path / "index"), {"manifest": str(tmp_path / "all.csv"), "name": "m"}))
+    found = [(Path(row.slide).name, row.status, len(row.header.levels), row.patient)
+             for row in open_snapshot(str(tmp_path / "index")).rows]  # fmt: skip
+    assert found == [(f"0.{ends[0]}", "ok", 2, "P0"), ("z", "ok", 1, "P3"), ("x.jpg", "not-a-slide", 0, "P2")]
+
+
 def test_overrides_go_over_what_a_manifest_says(tmp_path: Path) -> None:
     make_slides(tmp_path / "one", 2)
     (tmp_path / "all.csv").write_text("slide,patient,cohort\none/slide-0.svs,P1,A\none/slide-1.svs,P2,A")

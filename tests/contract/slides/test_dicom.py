@@ -16,7 +16,10 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from wsidicom import WsiDicom
 
+from eosin.config.index import SlidesConfig
+from eosin.errors import UserError
 from eosin.index.snapshot import open_snapshot
+from eosin.index.sources import figures_of, require_slides
 from eosin.slides.errors import SlideError
 from tests.support.indexing import config_for, index, make_slides, rows_of, statuses
 from tests.support.regions import Regions, read_header, regions_of
@@ -153,7 +156,16 @@ def test_an_object_that_is_a_tiff_as_well_is_dicom(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [("0.tif", "1.tif"), ("a/0.svs", "b/1.dcm"), ("0", "1.tf8"), ("0.ndpi", "1.tif")]
+    "names",
+    [
+        ("0.tif", "1.tif"),
+        ("a/0.svs", "b/1.dcm"),
+        ("0", "1.tf8"),
+        ("0.ndpi", "1.tif"),
+        ("0.jpg", "1.PNG"),
+        ("a/0.gz", "b/1.zip"),
+        ("0.txt", "1.dcm"),
+    ],
 )
 def test_names_do_not_tell_what_dicom_is(tmp_path: Path, names: tuple[str, str]) -> None:
     """Beside TIFF files of the same names' ends, one of them called DICOM."""
@@ -171,10 +183,25 @@ def test_names_do_not_tell_what_dicom_is(tmp_path: Path, names: tuple[str, str])
     assert found == {names[0]: ("ok", 2), "x.tif": ("ok", 1), "y.dcm": ("ok", 1), "z.svs": ("not-a-slide", 0)}
 
 
+def test_a_folder_of_wrong_names_alone_is_no_empty_one(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for name in ("a.jpg", "b.gz", "notes.txt"):
+        (slides / name).write_bytes(b"no slide" * 40)
+    with pytest.raises(UserError, match="cannot be one"):
+        require_slides(SlidesConfig(uri=str(slides)))
+    write_dicom(slides / "c.zip", tissue_picture(600, 700), syntax=EXPLICIT, mpp=(2.0, 2.0))
+    (slides / "c.zip.part").write_bytes((slides / "c.zip").read_bytes())
+    require_slides(SlidesConfig(uri=str(slides)))
+    assert figures_of(SlidesConfig(uri=str(slides)))[0].num_objects == 1
+    index(config_for(slides, tmp_path / "index"))
+    assert statuses(tmp_path / "index") == {"c.zip": "ok"}
+
+
 def test_dicom_under_another_name_that_nobody_looked_at_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eosin.index.scan._MOST_LOOKED_AT", 1)
+    monkeypatch.setattr("eosin.index.listing._MOST_LOOKED_AT", 1)
     slides = make_slides(tmp_path / "slides", 3)
     write_dicom(slides / "t.svs", tissue_picture(600, 700), syntax=EXPLICIT, mpp=(2.0, 2.0))
     index(config_for(slides, tmp_path / "index"))
