@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eosin.config import RunConfig, dump_config
 from eosin.errors import EosinError, MissingDependency
 from eosin.index.sources import SourceFigures, figures_of
 from eosin.layout import IndexLayout, RegistryLayout, RunLayout
 from eosin.preflight import (
+    EVALUATE_LIBRARIES,
     check_models,
     check_plan,
     check_pools_in_reach,
     check_teacher,
     check_trainable,
     compare_pools,
+    require_libraries,
+    require_place,
     training_advice,
 )
 from eosin.storage import join_uri, open_store
+
+if TYPE_CHECKING:
+    from eosin.evaluation.embed_index import EmbedRequest
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,63 @@ def plan_run(
         figures=figures,
         warnings=(*warnings, *filter(None, [unseen]), *_missing_datasets(config)),
     )
+
+
+@dataclass(frozen=True)
+class TilesPlan:
+    """What decoding a patch set, or embedding one or an index, would read and write."""
+
+    reads: tuple[str, ...]
+    writes: str
+    figures: dict[str, Any]
+    """Of all shards together."""
+
+    def __str__(self) -> str:
+        lines = [*(f"reads   {uri}" for uri in self.reads), f"writes  {self.writes}"]
+        return "\n".join([*lines, *(f"{name}: {value}" for name, value in self.figures.items())])
+
+
+def plan_decoding(
+    run_uri: str, index_uri: str, name: str, settings: Sequence[str], slides: Sequence[str]
+) -> TilesPlan:
+    """Of a set of a run or, where one is named, of an index. Raises what decoding would refuse."""
+    from eosin.patches.check import check_decoding
+    from eosin.patches.sets.set_spec import open_decoding, open_decoding_of_index
+
+    require_place(run_uri)
+    job = (
+        open_decoding_of_index(index_uri, run_uri, name, 0, 1, settings, slides)
+        if index_uri
+        else open_decoding(run_uri, name, 0, 1, settings, slides)
+    )
+    reads = (job.snapshot.store.uri, job.snapshot.manifest.slides_uri)
+    return TilesPlan(reads, join_uri(run_uri, RunLayout.patch_set(name)), check_decoding(job))
+
+
+def plan_embedding(request: EmbedRequest) -> TilesPlan:
+    """Raises what embedding would refuse; the model is loaded for it."""
+    from eosin.evaluation.embed_index import check_embedding
+
+    require_libraries(EVALUATE_LIBRARIES)
+    require_place(request.out_uri)
+    figures = check_embedding(request)
+    reads = filter(None, (request.model, request.index_uri, request.patches_uri))
+    return TilesPlan(tuple(reads), request.out_uri, figures)
+
+
+def plan_tiles_pipeline(pipeline: str, arguments: Mapping[str, Any]) -> TilesPlan:
+    """Of the pipeline decode or embed, by the arguments it is given."""
+    run, index, settings = arguments["run"], arguments.get("index", ""), arguments.get("settings", ())
+    slides = arguments.get("slide_patterns", ())
+    if pipeline == "decode":
+        return plan_decoding(run, index, arguments.get("name", "grid"), settings, slides)
+    from eosin.evaluation.embed_index import EmbedRequest
+
+    others = {name: arguments[name] for name in ("format", "read_out") if name in arguments}
+    return plan_embedding(
+        EmbedRequest(arguments["model"], run, index, arguments.get("patches", ""), tuple(slides) or ("*",),
+                     settings=tuple(settings), **others)
+    )  # fmt: skip
 
 
 def _missing_datasets(config: RunConfig) -> Iterator[str]:

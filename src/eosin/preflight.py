@@ -41,7 +41,7 @@ def check_plan(run_uri: str, config: RunConfig, *, known_slides: str = "") -> Pl
     """
     planned = plan_config(run_uri, config)
     for uri in (run_uri, planned.config.index.uri):
-        _require_place(uri)
+        require_place(uri)
     slides = planned.config.slides
     if (not planned.begun or planned.renewed) and str(slides) != known_slides:
         require_slides(slides)
@@ -49,7 +49,7 @@ def check_plan(run_uri: str, config: RunConfig, *, known_slides: str = "") -> Pl
     return planned
 
 
-def _require_place(uri: str) -> None:
+def require_place(uri: str) -> None:
     """Raises `UserError` where nothing can be published at `uri`: no such bucket, no right, a file there."""
     with suppress(NotFound):
         open_store(uri).head(IndexLayout.LATEST)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,9 @@ from eosin.config import RunConfig
 from eosin.errors import EXIT_OK, EXIT_USER, UserError
 from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, images_of_here, takes
 from eosin.runs import dated
+
+if TYPE_CHECKING:
+    from eosin.dry_run import TilesPlan
 
 Pipeline = Literal["pretrain", "evaluate", "retrain", "scaling_study", "decode", "embed"]
 
@@ -44,12 +47,12 @@ def run(
     The others take theirs by `--param`; docs/reference/pipelines.md lists them.
     """
     if pipeline in ("decode", "embed"):
-        if not local or dry_run:
+        if not local and not dry_run:
             raise UserError(
                 "say where to run: --local", hint=f"on a cluster: eosin submit {pipeline} --run {run_uri}"
             )
-        _run_tiles(pipeline, run_uri, index, tuple(settings or ()), params or ())
-        emit({"run": run_uri}, as_json=as_json, text=f"published: {run_uri}")
+        done = _run_tiles(pipeline, run_uri, index, tuple(settings or ()), params or (), dry_run)
+        emit(done or {"run": run_uri}, as_json=as_json, text=str(done or f"published: {run_uri}"))
         return
     if local and not dry_run:
         preflight.require_libraries(
@@ -87,15 +90,21 @@ def run(
 
 
 def _run_tiles(
-    pipeline: str, run_uri: str, index: str, settings: Sequence[str], params: Sequence[str]
-) -> None:
-    """Decode or embed without a run."""
-    from eosin.kubeflow.local_run import run_pipeline
-
+    pipeline: str, run_uri: str, index: str, settings: Sequence[str], params: Sequence[str], dry_run: bool
+) -> TilesPlan | None:
+    """Decode or embed without a run; or what that would read."""
     path = compiled_pipeline(pipeline)
     given = {"run": run_uri, **images_of_here(path)}
     given |= {name: value for name, value in (("index", index), ("settings", list(settings))) if value}
-    run_pipeline(path, arguments_of(path, given, params))
+    arguments = arguments_of(path, given, params)
+    if dry_run:
+        from eosin.dry_run import plan_tiles_pipeline
+
+        return plan_tiles_pipeline(pipeline, arguments)
+    from eosin.kubeflow.local_run import run_pipeline
+
+    run_pipeline(path, arguments)
+    return None
 
 
 def _refuse_early(pipeline: str, run_uri: str, config: RunConfig, teacher: str) -> None:

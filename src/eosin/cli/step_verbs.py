@@ -16,6 +16,10 @@ Shard = Annotated[
     str | None, typer.Option("--shard", metavar="I/N", help="Only shard I of N (counted from 0).")
 ]
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check it all, say what would be read; write nothing.")
+]
+
 _LEFT_OUT_SHOWN = 50
 
 index_app = typer.Typer(name="index", help="Scan slides into an index. `eosin index inspect` looks into one.")
@@ -204,22 +208,29 @@ def decode(
     slide: Annotated[
         list[str] | None, typer.Option("--slide", metavar="PATTERN", help="Only slides of such keys.")
     ] = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Decode a patch set (the held-out one, a grid, a sample) of a run or an index, and publish it."""
     from eosin import steps
     from eosin.runs import load_run
 
+    if run is None and not (index_uri and out):
+        raise UserError("nothing to decode from", hint="give a run, or --index and --out")
+    if run is not None and (index_uri or out):
+        raise UserError("a run has its own index and place", hint="leave --index and --out, or RUN, away")
+    if dry_run:
+        from eosin.dry_run import plan_decoding
+
+        plan = plan_decoding(run or out, index_uri, name, settings or (), slide or ())
+        emit(plan, as_json=as_json, text=str(plan))
+        return
     if run is None:
-        if not index_uri or not out:
-            raise UserError("nothing to decode from", hint="give a run, or --index and --out")
         index, count = _shard(shard) or (0, 1)
         found = steps.decode_index(index_uri, out, index, count, name, settings or (), slide or ())
         made = _patch_set(found)
         emit(made, as_json=as_json, text=_patch_set_text(out, name, made))
         return
-    if index_uri or out:
-        raise UserError("a run has its own index and place", hint="leave --index and --out, or RUN, away")
     if shard is None:
         num_shards = load_run(run).patches.heldout.num_shards if name == "heldout" else 1
         pairs = [(i, num_shards) for i in range(num_shards)]
@@ -267,6 +278,7 @@ def embed(
         key_values("--set", "How slides are read: patches.reader=stage…"),
     ] = None,
     shard: Shard = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Embed the slides of an index or a patch set, without a run; what is there already is left alone."""
@@ -280,6 +292,12 @@ def embed(
         format=format, batch_size=batch_size, read_out=read_out, settings=(*given, *(settings or ())),
     )  # fmt: skip
     index, count = _shard(shard) or (0, 1)
+    if dry_run:
+        from eosin.dry_run import plan_embedding
+
+        plan = plan_embedding(request)
+        emit(plan, as_json=as_json, text=str(plan))
+        return
     features = _features(steps.embed(request, index, count))
     emit(features, as_json=as_json, text=_features_text(out, features))
 

@@ -35,6 +35,7 @@ from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import TEACHER_CARD, TEACHER_WEIGHTS, FeaturesLayout, RunLayout
 from eosin.observability import RunLog
+from eosin.patches.check import check_grid
 from eosin.patches.geometry import extent_px
 from eosin.patches.sampling.eligible import among
 from eosin.patches.sampling.grid import plan_grid
@@ -99,6 +100,8 @@ class EmbedSource:
     """Those of a slide, by its number in `slides`."""
     row_of: Callable[[int], SlideRow | None]
     """Its row in the index; None where that is not known."""
+    figures: Callable[[], dict[str, Any]]
+    """Slides, patches, and what reading them takes."""
     close: Callable[[], None] = lambda: None
 
 
@@ -120,8 +123,9 @@ def grid_source(request: EmbedRequest, config: RunConfig, img_px: int) -> EmbedS
     }  # fmt: skip
     slides, rows = snapshot.rows.texts("slide", plan.slides), snapshot.rows
     return EmbedSource(
-        slides, plan.excluded, told, patches_of, lambda place: rows[int(plan.slides[place])], reader.close
-    )
+        slides, plan.excluded, told, patches_of, lambda place: rows[int(plan.slides[place])],
+        lambda: check_grid(plan), reader.close,
+    )  # fmt: skip
 
 
 def _grid(request: EmbedRequest, config: RunConfig, img_px: int) -> GridConfig:
@@ -173,8 +177,15 @@ def patch_set_source(request: EmbedRequest, img_px: int) -> EmbedSource:
         "mpp": manifest.mpp[0] if len(manifest.mpp) == 1 else None, "patch_px": manifest.patch_px,
         "overlap_px": spec.get("overlap_px", 0), "min_foreground": spec.get("min_foreground"),
     }  # fmt: skip
+
+    def figures() -> dict[str, Any]:
+        read = [manifest.shards[i] for i in sorted({i for slide in slides for i in shards[slide]})]
+        sizes = [store.head(each.key).size_bytes for each in read]
+        return {"num_slides": len(slides), "num_patches": sum(each.num_patches for each in read),
+                "read_bytes": sum(sizes), "read_requests": len(read)}  # fmt: skip
+
     without = among({each.slide: each.reason for each in manifest.left_out}, request.slides)
-    return EmbedSource(slides, without, told, patches_of, row_of)
+    return EmbedSource(slides, without, told, patches_of, row_of, figures)
 
 
 def _shards_by_slide(store: Store, manifest: PatchSetManifest) -> dict[str, list[int]]:
@@ -226,17 +237,6 @@ def embed_index(request: EmbedRequest, shard: int, num_shards: int, log: RunLog)
     """
     if not 0 <= shard < num_shards:
         raise UserError(f"there is no shard {shard} of {num_shards}", hint="shards count from 0")
-    if not re.fullmatch(READ_OUT_PATTERN, request.read_out):
-        raise UserError(f"unknown read-out {request.read_out!r}", hint=f"it is {FORMS[READ_OUT_PATTERN]}")
-    if request.format not in SUFFIXES:
-        raise UserError(f"unknown format {request.format!r}", hint=f"one of {', '.join(SUFFIXES)}")
-    if bool(request.index_uri) == bool(request.patches_uri):
-        raise UserError("patches come from an index or from a patch set", hint="give --index or --patches")
-    if request.patches_uri and request.settings:
-        names = ", ".join(each.partition("=")[0] for each in request.settings)
-        raise UserError(f"a patch set has its own {names}", hint="leave them away, or give --index")
-    if request.batch_size < 1:
-        raise UserError(f"batches of {request.batch_size} patches", hint="give a batch size of 1 or more")
     job = _opened(request)
     with closing(job.source):
         spec = _pinned(job)
@@ -250,7 +250,26 @@ def embed_index(request: EmbedRequest, shard: int, num_shards: int, log: RunLog)
         return _publish_if_whole(job, spec, log)
 
 
+def check_embedding(request: EmbedRequest) -> dict[str, Any]:
+    """Figures of what `embed_index` would read, all of it; publishes nothing. Raises as it does."""
+    job = _opened(request)
+    with closing(job.source):
+        _pinned(job, publish=False)
+        return job.source.figures()
+
+
 def _opened(request: EmbedRequest) -> _Job:
+    if not re.fullmatch(READ_OUT_PATTERN, request.read_out):
+        raise UserError(f"unknown read-out {request.read_out!r}", hint=f"it is {FORMS[READ_OUT_PATTERN]}")
+    if request.format not in SUFFIXES:
+        raise UserError(f"unknown format {request.format!r}", hint=f"one of {', '.join(SUFFIXES)}")
+    if bool(request.index_uri) == bool(request.patches_uri):
+        raise UserError("patches come from an index or from a patch set", hint="give --index or --patches")
+    if request.patches_uri and request.settings:
+        names = ", ".join(each.partition("=")[0] for each in request.settings)
+        raise UserError(f"a patch set has its own {names}", hint="leave them away, or give --index")
+    if request.batch_size < 1:
+        raise UserError(f"batches of {request.batch_size} patches", hint="give a batch size of 1 or more")
     reading = [each for each in request.settings if each.startswith("patches.")]
     config = load_config("", overrides=reading)
     name, store = _model_name(request.model), open_store(request.out_uri)
@@ -290,14 +309,15 @@ def _names(keys: Sequence[str]) -> dict[int, str]:
     return {i: key if stem in twice else stem for i, (key, stem) in enumerate(zip(keys, stems, strict=True))}
 
 
-def _pinned(job: _Job) -> FeaturesSpec:
+def _pinned(job: _Job, *, publish: bool = True) -> FeaturesSpec:
     """Publish what the features are. Raises `UserError` where the folder was begun as something else."""
     request = job.request
     spec = FeaturesSpec(
         model=job.model.name, model_digest=job.model.digest, slides=request.slides, format=request.format,
         read_out=request.read_out, **job.source.told,
     )  # fmt: skip
-    begun = publish_once(open_store(request.out_uri), FeaturesLayout.SPEC, spec)
+    store, key = open_store(request.out_uri), FeaturesLayout.SPEC
+    begun = (publish_once(store, key, spec) if publish else load_record(FeaturesSpec, store, key)) or spec
     moved = ("schema_version", "index_uri", "patches_uri")  # the same under another address
     names = [name for name in FeaturesSpec.model_fields if name not in moved]
     others = [name for name in names if getattr(begun, name) != getattr(spec, name)]

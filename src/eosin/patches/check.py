@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from eosin.config import RunConfig
-from eosin.config.patches import PricesConfig
+from eosin.config.patches import GridConfig, PatchesConfig, PricesConfig
 from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot
-from eosin.patches.reading.read_plan import ReadPlan, plan_read
+from eosin.patches.reading.read_plan import ReadPlan, TileKey, plan_read
 from eosin.patches.reading.tables import TileTables
 from eosin.patches.request import PatchRequest
+from eosin.patches.sampling.grid import GridPlan, plan_grid
 from eosin.patches.sampling.sampler import Sampler
+from eosin.patches.sets.decode import held_out_sampler, sampled_sampler
+from eosin.patches.sets.set_spec import Decoding, pin_set
 from eosin.patches.sets.training_set import check_training_set
 from eosin.storage import ByteRange
 from eosin.storage.ranged_reads import GAP_BYTES, plan_requests
@@ -22,6 +26,10 @@ from eosin.storage.ranged_reads import GAP_BYTES, plan_requests
 # A random training patch is drawn so often for the estimate; standard errors are then some 5 %.
 _NUM_DRAWS = 256
 _DRAWS_STEP = 0
+# Of a grid's slides these many are looked at, spread evenly, and of each these many of its patches.
+_GRID_SLIDES, _GRID_PATCHES = 64, 512
+# Patches of a grid that are read together.
+_GRID_AT_ONCE = 16
 # Neighbouring parts of an object that is brought whole share a request up to this size.
 _STAGED_AT_ONCE_BYTES = 16 * 2**20
 
@@ -76,6 +84,67 @@ def check_patches(config: RunConfig, snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
+def check_decoding(job: Decoding) -> dict[str, Any]:
+    """Figures of what decoding all of the set would read; publishes nothing. Raises as decoding does."""
+    if job.spec is None:
+        sampler, _ = held_out_sampler(job.snapshot, job.config, job.name)
+        return check_drawn(sampler, job.config.patches.heldout.num_patches)
+    pin_set(job, publish=False)
+    if isinstance(job.spec, GridConfig):
+        return check_grid(plan_grid(job.snapshot, job.config.patches, job.spec))
+    return check_drawn(sampled_sampler(job, job.spec), job.spec.num_patches)
+
+
+def check_drawn(sampler: Sampler, num_patches: int) -> dict[str, Any]:
+    """Figures of drawing `num_patches` once, estimated from 256 of them."""
+    cost = _average(sampler)
+    staged = sampler.config.reader == "stage"
+    return _figures_of_reading(
+        sampler.config, len(sampler.slides), num_patches,
+        num_patches * (cost.bytes_stage if staged else cost.bytes_range),
+        num_patches * (cost.requests_stage if staged else cost.requests_range),
+    )  # fmt: skip
+
+
+def check_grid(plan: GridPlan) -> dict[str, Any]:
+    """Figures of reading a grid, each tile once; patches and reads of more than 64 slides are estimated."""
+    rows, tables = plan.snapshot.rows, TileTables(plan.snapshot)
+    seen = range(0, len(plan.slides), -(-len(plan.slides) // _GRID_SLIDES))
+    num_patches, num_bytes, num_requests = 0, 0.0, 0.0
+    for place in seen:
+        row, requests = rows[int(plan.slides[place])], plan.slide(place)
+        num_patches += len(requests)
+        if not requests:
+            continue
+        if plan.patches.reader == "stage" or row.header.access == "local":
+            num_bytes += row.size_bytes
+            num_requests += _requests_of(row)
+            continue
+        read, known = np.zeros(2), set[TileKey]()
+        some = requests[:_GRID_PATCHES]
+        for at in range(0, len(some), _GRID_AT_ONCE):
+            plans = (plan_read(each, row.header, plan.patches.patch_px, plan.patches.mpp_tolerance)
+                     for each in some[at : at + _GRID_AT_ONCE])  # fmt: skip
+            keys = dict.fromkeys(key for each in plans for key in each.tiles if key not in known)
+            known |= keys.keys()
+            read += _ranges(tables, list(keys))[1:]
+        num_bytes, num_requests = np.array([num_bytes, num_requests]) + read * (len(requests) / len(some))
+    share = len(plan.slides) / len(seen)
+    return _figures_of_reading(
+        plan.patches, len(plan.slides), num_patches * share, num_bytes * share, num_requests * share
+    )
+
+
+def _figures_of_reading(
+    config: PatchesConfig, num_slides: int, num_patches: float, num_bytes: float, num_requests: float
+) -> dict[str, Any]:
+    return {
+        "num_slides": num_slides, "num_patches": round(num_patches), "reader": config.reader,
+        "read_bytes": round(num_bytes), "read_requests": round(num_requests),
+        "read_usd": _usd(config.prices, num_bytes, num_requests),
+    }  # fmt: skip
+
+
 def _of_run(way: str, prices: PricesConfig, num_bytes: float, num_requests: float) -> dict[str, Any]:
     return {
         f"{way}_bytes_per_run": round(num_bytes),
@@ -94,7 +163,7 @@ def _average(sampler: Sampler) -> _Cost:
     tables = TileTables(sampler.snapshot)
     rows = sampler.snapshot.rows
     tiled = [request for request in requests if rows[request.slide].header.access == "tiles"]
-    read = np.array([_ranges(sampler, tables, request) for request in tiled]).reshape(-1, 3)
+    read = np.array([_ranges(tables, _read_plan(sampler, request).tiles) for request in tiled]).reshape(-1, 3)
     visits = {request.index // sampler.config.patches_per_visit: request.slide for request in requests}
     staged = [rows[slide] for slide in visits.values()]
     return _Cost(
@@ -106,9 +175,8 @@ def _average(sampler: Sampler) -> _Cost:
     )
 
 
-def _ranges(sampler: Sampler, tables: TileTables, request: PatchRequest) -> tuple[int, int, int]:
-    """Tiles, bytes and requests of one patch, neighbours joined over small gaps as the store joins them."""
-    keys = _read_plan(sampler, request).tiles
+def _ranges(tables: TileTables, keys: Sequence[TileKey]) -> tuple[int, int, int]:
+    """Tiles, bytes and requests of what is read together, neighbours joined as the store joins them."""
     places = [place for place in tables.locate(keys) if place.size_bytes]
     wanted = [ByteRange(place.stored.key, place.offset, place.size_bytes) for place in places]
     reads = plan_requests(wanted, gap_bytes=GAP_BYTES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -17,15 +17,18 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from eosin.dry_run import plan_decoding, plan_embedding, plan_tiles_pipeline
 from eosin.errors import PermanentError, UserError
 from eosin.evaluation.embed_index import EmbedRequest, embed_index
-from eosin.index.snapshot import open_snapshot
+from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import FeaturesLayout
 from eosin.models.arch import define_missing_ops
 from eosin.records import load_record
 from eosin.records.index import FeaturesManifest
 from eosin.steps import decode_index
-from eosin.storage import open_store
+from eosin.storage import Store, open_store
+from eosin.storage.ranged_reads import GAP_BYTES
+from tests.support.counting import CountingStore
 from tests.support.evaluation import write_timm_network
 from tests.support.indexing import LOG, config_for, index, make_slides
 from tests.support.patches import read_patch_set
@@ -224,6 +227,59 @@ def test_a_patch_set_of_an_index_alone(material: Path, tmp_path: Path) -> None:
     assert again == manifest and len(list(rows)) == manifest.num_patches
     with pytest.raises(UserError, match="held-out set is a run's"):
         decode_index(str(material / "index"), out, 0, 1, "heldout")
+
+
+@pytest.mark.parametrize("settings", [["mpp=0.5", "patch_px=96"], ["kind=sampled", "num_patches=40"]])
+def test_a_dry_run_tells_what_a_patch_set_reads_and_writes_nothing(
+    material: Path, tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, index_uri, slides = str(tmp_path / "sets"), str(material / "index"), ["case/slide-[01]*"]
+    told = plan_decoding(out, index_uri, "tiles", settings, slides)
+    asked = {"run": out, "index": index_uri, "name": "tiles", "settings": settings, "slide_patterns": slides}
+    assert plan_tiles_pipeline("decode", asked) == told
+    assert not list(tmp_path.iterdir())
+    counted: list[CountingStore] = []
+
+    def slide_store(snapshot: Snapshot) -> Store:
+        counted.append(CountingStore(open_store(snapshot.manifest.slides_uri)))
+        return cast(Store, counted[-1])
+
+    monkeypatch.setattr(Snapshot, "slide_store", slide_store)
+    manifest = decode_index(index_uri, out, 0, 1, "tiles", settings, slides)
+    assert manifest is not None and told.writes == f"file://{out}/patches/tiles/"
+    assert (told.figures["num_slides"], told.figures["num_patches"]) == (2, manifest.num_patches)
+    num_bytes = sum(each.length for store in counted for each in store.ranges)
+    if "kind=sampled" not in settings:  # every tile that a patch needs, once
+        assert num_bytes <= told.figures["read_bytes"] <= 1.1 * num_bytes + GAP_BYTES * len(counted[0].ranges)
+    assert 0 < told.figures["read_requests"] <= sum(len(store.ranges) for store in counted)
+    with pytest.raises(UserError, match="begun as another"):
+        plan_decoding(out, index_uri, "tiles", ["mpp=2.0"], slides)
+    with pytest.raises(UserError, match="held-out set is a run's"):
+        plan_decoding(out, index_uri, "heldout", [], slides)
+
+
+def test_a_dry_run_of_features_tells_them_and_writes_nothing(material: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features"
+    wanted = request(material, out)
+    told = plan_embedding(wanted)
+    asked = {"run": str(out), "model": wanted.model, "index": wanted.index_uri, "settings": wanted.settings}
+    assert plan_tiles_pipeline("embed", asked) == told
+    assert not out.exists() and told.writes == str(out)
+    assert embed_index(request(material, out), 0, 1, LOG)
+    files = [np.asarray(h5py.File(path)["coords"]) for path in out.rglob("*.h5")]
+    assert told.figures["num_patches"] == sum(map(len, files)) and told.figures["num_slides"] == len(files)
+    with pytest.raises(UserError, match="begun as other features"):
+        plan_embedding(request(material, out, mpp=1.0))
+    with pytest.raises(UserError, match="is a file"):
+        plan_embedding(request(material, material / "weights.safetensors"))
+    tiles = str(tmp_path / "sets")
+    manifest = decode_index(str(material / "index"), tiles, 0, 1, "tiles", ["mpp=1.0", "patch_px=64"])
+    assert manifest is not None
+    of_set = EmbedRequest(model_of(material), str(tmp_path / "f"), patches_uri=f"{tiles}/patches/tiles")
+    figures = plan_embedding(of_set).figures
+    sizes = [(Path(of_set.patches_uri) / each.key).stat().st_size for each in manifest.shards]
+    assert figures == {"num_slides": 3, "num_patches": manifest.num_patches, "read_bytes": sum(sizes),
+                       "read_requests": len(sizes)}  # fmt: skip
 
 
 def test_what_no_grid_can_be_is_refused_by_its_key(material: Path, tmp_path: Path) -> None:

@@ -95,16 +95,18 @@ def _declared(config: RunConfig, name: str, changes: Sequence[str]) -> SetConfig
     return with_overrides(config, overrides, source="the run's configuration").patches.sets[name]
 
 
-def pin_set(job: Decoding) -> None:
+def pin_set(job: Decoding, *, publish: bool = True) -> None:
     """Publish what the set is (`set.json`), the first worker for all: to be called once it is known to serve,
-    so that a slip of the pen does not use up a name.
+    so that a slip of the pen does not use up a name. Without `publish` it is only held against what is there.
 
     Raises `UserError` where another worker began it as something else.
     """
     assert job.spec is not None
     spec = job.spec.model_dump(mode="json")
     record = PatchSetSpec(snapshot_id=job.snapshot.manifest.snapshot_id, spec=spec)
-    found = publish_once(job.store, RunLayout.patch_set_spec(job.name), record)
+    key = RunLayout.patch_set_spec(job.name)
+    found = publish_once(job.store, key, record) if publish else load_record(PatchSetSpec, job.store, key)
+    found = found or record
     begun = job.spec if found == record else _parse(found, job.name)
     lines = difference(begun.model_dump(mode="json"), spec)
     if lines:
