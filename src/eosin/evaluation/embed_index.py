@@ -35,7 +35,7 @@ from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import TEACHER_CARD, TEACHER_WEIGHTS, FeaturesLayout, RunLayout
 from eosin.observability import RunLog
-from eosin.patches.check import check_grid
+from eosin.patches.check import check_grid_plan
 from eosin.patches.geometry import extent_px
 from eosin.patches.sampling.eligible import among
 from eosin.patches.sampling.grid import plan_grid
@@ -124,7 +124,7 @@ def grid_source(request: EmbedRequest, config: RunConfig, img_px: int) -> EmbedS
     slides, rows = snapshot.rows.texts("slide", plan.slides), snapshot.rows
     return EmbedSource(
         slides, plan.excluded, told, patches_of, lambda place: rows[int(plan.slides[place])],
-        lambda: check_grid(plan), reader.close,
+        lambda: check_grid_plan(plan), reader.close,
     )  # fmt: skip
 
 

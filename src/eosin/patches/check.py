@@ -91,7 +91,7 @@ def check_decoding(job: Decoding) -> dict[str, Any]:
         return check_drawn(sampler, job.config.patches.heldout.num_patches)
     pin_set(job, publish=False)
     if isinstance(job.spec, GridConfig):
-        return check_grid(plan_grid(job.snapshot, job.config.patches, job.spec))
+        return check_grid_plan(plan_grid(job.snapshot, job.config.patches, job.spec))
     return check_drawn(sampled_sampler(job, job.spec), job.spec.num_patches)
 
 
@@ -106,7 +106,7 @@ def check_drawn(sampler: Sampler, num_patches: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def check_grid(plan: GridPlan) -> dict[str, Any]:
+def check_grid_plan(plan: GridPlan) -> dict[str, Any]:
     """Figures of reading a grid, each tile once; patches and reads of more than 64 slides are estimated."""
     rows, tables = plan.snapshot.rows, TileTables(plan.snapshot)
     seen = range(0, len(plan.slides), -(-len(plan.slides) // _GRID_SLIDES))
