@@ -29,6 +29,7 @@ from eosin.runs import load_pin, load_run
 from eosin.storage import Store, open_store
 
 _MAX_NAMED = 10
+_EVA_IMG_PX = 224
 
 
 def leaked_patients(run_uri: str, dataset: Dataset) -> tuple[str, ...]:
@@ -218,10 +219,15 @@ class _Evaluation:
                 "leaked_patients": leaked,
                 "hyperparameters": dict(protocol.hyperparameters),
                 "protocol_changes": protocol.changes,
-                "preset": preset_of(self.task) if dataset.is_whole else "",
+                "preset": self._preset(dataset, details),
                 "examples": shown,
             }
         )
+
+    def _preset(self, dataset: Dataset, details: Details) -> str:
+        """The preset that was followed: on every published image, at the size that eva shows images in."""
+        name = preset_of(self.task) if dataset.is_whole and not details.num_dropped else ""
+        return name if name and self.context.model.load()[1].img_px == _EVA_IMG_PX else ""
 
     def failure(self, error: Exception) -> MetricRecord:
         """The record of an evaluation that `error` ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
@@ -52,7 +53,7 @@ class Details(RecordPart):
     protocol_changes: tuple[str, ...] = ()
     """Where they depart from the published protocol."""
     preset: str = ""
-    """The preset whose protocol was followed unchanged on the whole of its dataset; empty: none."""
+    """The preset that was followed unchanged, at 224 px, on every image of its dataset; empty: none."""
     intervals: dict[str, Interval] = {}
     """By metric."""
     interval_over: str = ""
@@ -61,6 +62,12 @@ class Details(RecordPart):
     """Folds or given splits, of which each value of a figure is one; 0: none."""
     examples: tuple[ExamplePicture, ...] = ()
     """Pictures of what the model sees, beside the record."""
+
+    @property
+    def judged_over(self) -> tuple[int, str] | None:
+        """How many patients (or images, samples) the figures are over, and what they are; None: not told."""
+        found = re.search(r"(\d+) (patients|images|samples)", self.interval_over)
+        return (int(found[1]), found[2]) if found else None
 
 
 class Spectrum(RecordPart):

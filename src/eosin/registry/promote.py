@@ -13,6 +13,7 @@ from eosin.metrics.group_counts import MIN_GROUPS
 from eosin.metrics.significance import Significance, significance
 from eosin.observability import RunLog
 from eosin.records import MetricRecord, RegisteredModel, RegistryEntry, TeacherCard, TrainingDone, load_record
+from eosin.records.details import ClassifierDetails, Details, JudgedDetails
 from eosin.registry.entries import added, change_entry, moved
 from eosin.runs import load_pin, load_run
 from eosin.storage import Store, join_uri, open_store
@@ -31,7 +32,7 @@ class Rule:
     alpha: float = 0.05
     """Two-sided level of the test; 1: no test. A metric of one value cannot be tested: see `margin`."""
     min_groups: int = MIN_GROUPS
-    """Patients (or images, where none are known) that a tested figure must be over."""
+    """Patients (or images, where none are known) that a figure must be over; with alpha 1 any number."""
 
     def __post_init__(self) -> None:
         if not self.margin >= 0:
@@ -61,8 +62,9 @@ def compare(
     Each named metric is a test of its own and all must pass, so the level needs no correction for
     their number. Raises `UserError` where the rule names what the run does not have.
     """
+    places = {task.name: str(getattr(task, "dataset", "")) for task in config.evaluate.tasks}
     return tuple(
-        _judge(store, task, metric, candidate, current, rule)
+        _judge(store, task, places[task], metric, candidate, current, rule)
         for task, metric in named_metrics(config, rule.metrics)
     )
 
@@ -88,38 +90,55 @@ def named_metrics(config: RunConfig, names: Sequence[str]) -> list[tuple[str, st
 
 
 def _judge(
-    store: Store, task: str, metric: str, candidate: str, current: Sequence[str], rule: Rule
+    store: Store, task: str, dataset: str, metric: str, candidate: str, current: Sequence[str], rule: Rule
 ) -> Judgement:
     new, old = _record(store, [candidate], task), _record(store, current, task)
-    missing = _missing(store, task, candidate, new) or _missing(store, task, current[0], old)
+    missing = _missing(store, task, dataset, candidate, new) or _missing(
+        store, task, dataset, current[0], old
+    )
     if missing or new is None or old is None:
         return Judgement(task, metric, False, f"{task}: {missing}")
     if _basis(new) != _basis(old):
         return Judgement(task, metric, False, f"{task}: the two were judged on other data or protocols")
+    if _samples(new.details) != _samples(old.details):
+        return Judgement(
+            task, metric, False,
+            f"{task}: the two were judged on other samples: {old.details.num_dropped} were left out with the "
+            f"current model, {new.details.num_dropped} with the candidate",
+        )  # fmt: skip
     if metric not in new.metrics or metric not in old.metrics:
         raise UserError(f"task {task} has no metric {metric!r}", hint=f"it has {', '.join(new.metrics)}")
     better = new.metrics[metric].mean - old.metrics[metric].mean
     sign = 1 if new.metrics[metric].higher_is_better else -1
     test = significance(old, new, metric)
-    passed, why = _verdict(sign * better, test, rule, sign=sign)
+    passed, why = _verdict(sign * better, test, rule, sign=sign, judged_over=new.details.judged_over)
     means = new.metrics[metric].mean, old.metrics[metric].mean
     text = f"{task}/{metric}: {means[0]:.4g} against {means[1]:.4g}, {why}"
     return Judgement(task, metric, passed, text, *means, test.p_value if test else None)
 
 
-def _verdict(better: float, test: Significance | None, rule: Rule, *, sign: int = 1) -> tuple[bool, str]:
+def _verdict(
+    better: float,
+    test: Significance | None,
+    rule: Rule,
+    *,
+    sign: int = 1,
+    judged_over: tuple[int, str] | None = None,
+) -> tuple[bool, str]:
     """Whether an improvement by `better` passes, and a clause that says which rule decided.
 
-    In order: the mean over all runs, the margin, one sign of mean and test, enough patients, the level.
-    `sign` is -1 where lower is better.
+    In order: the mean over all runs, the margin, enough patients, one sign of mean and test, the level.
+    `sign` is -1 where lower is better; `judged_over` patients or images both figures are.
     """
-    if better <= 0:
+    if not better > 0:
         return False, "no better" if better == 0 else f"worse by {-better:.4g}"
     by = f"better by {better:.4g}"
     if better < rule.margin:
         return False, f"{by}, less than the margin of {rule.margin:g}"
     if rule.alpha == 1:
         return True, f"{by}, not tested"
+    if judged_over and judged_over[0] < rule.min_groups:
+        return False, f"{by}, on {judged_over[0]} {judged_over[1]}: {rule.min_groups} are needed"
     if test is None:
         enough = rule.margin > 0
         missing = f"the margin of {rule.margin:g} decides" if enough else "give a margin that excludes chance"
@@ -128,6 +147,8 @@ def _verdict(better: float, test: Significance | None, rule: Rule, *, sign: int 
         return False, f"{by} in the mean of the runs, but not over the same {test.unit}: they disagree"
     if test.p_value is None or 0 < test.num_groups < rule.min_groups:
         return False, f"{by}, on {test.num_groups} {test.unit}: {rule.min_groups} are needed"
+    if judged_over and not test.num_groups and not rule.margin:
+        return False, f"{by}; a test over runs says nothing of other {judged_over[1]}: give a margin"
     p_value = f"p = {test.p_value:.3g}, {test.how}"
     if test.p_value > rule.alpha:
         return False, f"{by}, which may be chance ({p_value}, not below {rule.alpha:g})"
@@ -135,14 +156,26 @@ def _verdict(better: float, test: Significance | None, rule: Rule, *, sign: int 
 
 
 def _basis(record: MetricRecord) -> tuple[object, ...]:
-    changes = record.details.protocol_changes
-    return record.dataset_digest, record.protocol, record.protocol_version, changes
+    details = record.details
+    how = details.protocol_changes, details.hyperparameters
+    return record.dataset_digest, record.protocol, record.protocol_version, how
 
 
-def _missing(store: Store, task: str, model: str, record: MetricRecord | None) -> str:
+def _samples(details: Details) -> object:
+    """Which samples were judged, as far as the record tells."""
+    if not isinstance(details, JudgedDetails):
+        return details.num_dropped
+    kept = (details.truth, details.patients) if isinstance(details, ClassifierDetails) else ()
+    return details.judged_on, details.num_judged, details.group_confusions.keys(), kept
+
+
+def _missing(store: Store, task: str, dataset: str, model: str, record: MetricRecord | None) -> str:
     """Why `record` gives no figure of `model`; empty where it does."""
+    again = f"eosin evaluate {store.uri} --model {model} --task {task}"
     if record is None:
-        return f"{model} is not judged on it: eosin evaluate {store.uri} --model {model} --task {task}"
+        return f"{model} is not judged on it: {again}"
+    if "/" in dataset and record.dataset and record.dataset != dataset:
+        return f"{model} was judged on {record.dataset}, the task says {dataset} now: {again}"
     return f"{model} could not be judged on it: {record.reason}" if record.status != "ok" else ""
 
 

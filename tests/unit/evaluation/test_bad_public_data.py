@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from eosin.config.presets import PRESETS
+from eosin.evaluation.datasets.public.images import IMAGES
 from eosin.evaluation.evaluate import evaluate
 from tests.support import public_datasets as trees
 from tests.support.evaluation import export, make_config, make_run, quiet_log, write_folder
@@ -43,6 +48,26 @@ def test_a_part_is_judged_with_more_seeds_than_images_and_says_that_it_is_one(tm
     (dropped,) = record.details.dropped
     assert dropped.source.endswith("SOB_B_TA-14-777-40-001.png") and "damaged" in dropped.reason
     assert record.details.interval_over == "4 patients, too few for an interval (6 are needed)"
+
+
+def test_a_preset_was_followed_only_on_every_image_and_at_evas_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As published, but for the time it takes.
+    monkeypatch.setitem(PRESETS, "mhist", {"kind": "linear-probe", "layout": "mhist", "probe": PROBE})
+    monkeypatch.setitem(IMAGES, "mhist", replace(IMAGES["mhist"], num_images={"train": 7, "val": 3}))
+    trees.mhist(tmp_path / "mhist")
+    task = {"preset": "mhist", "dataset": f"file://{tmp_path}/mhist"}
+
+    def preset(**evaluate_: int) -> str:
+        run = make_run(tmp_path, make_config([task], **evaluate_))
+        record = evaluate(run, "random-init", "mhist", log=quiet_log())
+        assert record.status == "ok", record.reason
+        return record.details.preset
+
+    assert (preset(), preset(img_px=224)) == ("", "mhist")
+    (tmp_path / "mhist" / "images" / "MHIST_aaa.png").write_bytes(b"damaged")
+    assert preset(img_px=224) == ""
 
 
 def test_published_masks_are_judged_from_their_own_form(tmp_path: Path) -> None:

@@ -84,6 +84,6 @@ def test_folds_of_a_table_are_judged_each(tmp_path: Path) -> None:
     record = _judge(tmp_path, rows)
     assert record.status == "ok", record.reason
     value = record.metrics["c_index"]
-    assert len(value.values) == 3 and record.details.interval_over == "3 folds of patients"
+    assert len(value.values) == 3 and record.details.interval_over == "3 folds of 16 patients"
     low, high = record.details.intervals["c_index"]
     assert low < value.mean <= high <= 1

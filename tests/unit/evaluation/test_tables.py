@@ -47,7 +47,10 @@ def test_whoever_saved_it_the_table_says_the_same(tmp_path: Path, data: str | by
     [
         ("path,label\nimg/0.png,Gef\xe4ss\n".encode("latin-1"), "not a CSV in UTF-8"),
         ("path,label\nimg/0.png,a,b\n", "row 2: more cells than the 2 columns"),
-        ("path,label,label\nimg/0.png,a,b\n", r"the column\(s\) label twice"),
+        ("path,label,label\nimg/0.png,a,b\n", r"several columns of one meaning: label, label \(label\)"),
+        ("path,label,Label\nimg/0.png,a,b\n", r"several columns of one meaning: label, Label \(label\)"),
+        ("path,label,Patient ID,case_id\nimg/0.png,a,p,q\n", r"Patient ID, case_id \(patient\)"),
+        ("path;label;Center;centre\nimg/0.png;a;p;q\n", r"Center, centre \(centre\)"),
         ("path,label,fold_0\nimg/0.png,a,1\n", "row 1: split '1' is not one of"),
         ("<!doctype html><html></html>", r"lacks the column\(s\) path, label"),
     ],
@@ -103,6 +106,8 @@ def test_parquet_of_other_shapes(tmp_path: Path) -> None:
     boxes = [{"x": [1]}, {"x": [2]}]
     found = _parquet(tmp_path, {"image": held, "Label": [1.0, float("nan")], "objects": boxes})
     assert [s.label for s in found.samples] == ["1", ""] and found.read([1]) == [data]
+    with pytest.raises(UserError, match=r"of one meaning: label, LABEL \(label\)"):
+        _parquet(tmp_path, {"image": held, "label": ["a", "b"], "LABEL": ["b", "a"]})
     with pytest.raises(UserError, match="column label holds list"):
         _parquet(tmp_path, {"image": held, "label": [["a"], ["b"]]})
     (tmp_path / "a.png").write_bytes(data)

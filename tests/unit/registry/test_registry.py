@@ -144,12 +144,49 @@ def test_accuracy_is_tested_on_the_predictions_that_are_kept(world: World, curre
     assert result.status == "promoted" and "exchange of the results of 400 images" in result.why[0]
 
 
-def judged_by_runs(store: Store, model: str, values: list[float]) -> None:
+def judged_by_runs(store: Store, model: str, values: list[float], over: str = "", **details: object) -> None:
     """A record of a metric that keeps a value a run and no predictions."""
     made = record(model, None, TASKS[2], 0.5)
-    put_record(
-        store, made.model_copy(update={"metrics": {"dice": MetricValue.of(values)}, "details": Details()})
-    )
+    told = Details.model_validate({"interval_over": over, **details})
+    put_record(store, made.model_copy(update={"metrics": {"dice": MetricValue.of(values)}, "details": told}))
+
+
+@pytest.mark.parametrize(
+    ("over", "margin", "status", "reason"),
+    [
+        (
+            "1 patients, too few for an interval (6 are needed)",
+            0.05,
+            "refused",
+            "on 1 patients: 6 are needed",
+        ),
+        ("5 folds of 5 patients", 0.05, "refused", "on 5 patients: 6 are needed"),
+        ("30 patients", 0.0, "refused", "says nothing of other patients: give a margin"),
+        ("30 patients", 0.05, "promoted", "exchange of 5 and 5 runs"),
+    ],
+)
+def test_runs_that_agree_are_not_patients_that_agree(
+    world: World, current: Store, over: str, margin: float, status: str, reason: str
+) -> None:
+    run = world.run("second")
+    judged_by_runs(run, model_name(STEP), [0.81, 0.82, 0.83, 0.82, 0.81], over)
+    judged_by_runs(run, teacher_of(current), [0.7, 0.71, 0.72, 0.7, 0.71], over)
+    result = world.promote(run, metrics=("textures-linear/dice",), margin=margin)
+    assert (result.status, reason in result.why[0]) == (status, True), result.why
+    alone = world.promote(run, metrics=("textures-linear/dice",), margin=0.5)
+    assert alone.status != "promoted"
+
+
+def test_records_of_before_a_change_of_the_task_are_not_compared(world: World, current: Store) -> None:
+    run = challenger(world, current, 0.9, 0.6)
+    old = labelled_record(teacher_of(current), "textures-knn", 0.6)
+    told = old.details.model_copy(update={"hyperparameters": {"k": 5}})
+    put_record(run, old.model_copy(update={"details": told}))
+    result = world.promote(run)
+    assert result.status == "refused" and "other data or protocols" in result.why[0]
+    put_record(run, old.model_copy(update={"dataset": "s3://elsewhere/textures"}))
+    result = world.promote(run)
+    assert result.status == "refused" and "was judged on s3://elsewhere/textures" in result.why[0]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +252,8 @@ def test_figures_on_other_data_are_not_compared(world: World, current: Store) ->
 def test_other_samples_are_no_paired_test(world: World, current: Store) -> None:
     run = world.run("second", 0.9)
     world.judge(run, teacher_of(current), 0.6, num_samples=300)
-    assert "one value has no test" in world.promote(run).why[0]
+    result = world.promote(run, margin=0.1)
+    assert result.status == "refused" and all("judged on other samples" in why for why in result.why)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,17 @@ def test_a_task_that_followed_a_preset_gets_them_with_their_source_whatever_its_
     assert len(found) == 12
 
 
+def test_evas_figures_of_slides_are_those_of_its_small_sets() -> None:
+    assert published_figures([_result("p", "slide", "panda"), _result("c", "slide", "camelyon16")]) == []
+    found = published_figures(
+        [_result("p", "slide", "panda-small"), _result("c", "slide", "camelyon16-small")]
+    )
+    assert {(each.task, each.value) for each in found if each.model == "Virchow2"} == {
+        ("p", 0.646),
+        ("c", 0.861),
+    }
+
+
 def test_a_dataset_that_only_one_source_has() -> None:
     assert {each.source for each in published_figures([_result("g", preset="gleason")])} == {LEADERBOARD}
 

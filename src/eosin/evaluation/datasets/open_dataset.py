@@ -28,7 +28,7 @@ from eosin.evaluation.datasets.dataset import (
     tidy_labels,
 )
 from eosin.evaluation.datasets.public.images import IMAGES
-from eosin.evaluation.datasets.public.published import known_names, parse_csv
+from eosin.evaluation.datasets.public.published import known_names, parse_csv, require_one_meaning
 from eosin.records import PatchSetManifest, PatchSetShard
 from eosin.records.parquet import read_table
 from eosin.records.patchset_shard import PatchRow, decode_shard
@@ -159,11 +159,10 @@ def _read_rows(data: bytes, uri: str) -> tuple[list[dict[str, Any]], pa.ChunkedA
         and pa.types.is_string(table.schema.types[names.index("image")])
     ):
         names[names.index("image")] = "path"
+    require_one_meaning(table.column_names, names, uri)
     table = table.rename_columns(names)
     if not {"path", "image"} & {*names} or "label" not in names:
         raise UserError(f"{uri} needs the columns path or image, and label; it has {', '.join(names)}")
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"{uri} has the column(s) {', '.join(sorted(twice))} twice")
     nested = {each.name for each in table.schema if pa.types.is_nested(each.type)} - {"image"}
     if bad := sorted(nested & {"path", "label", "split", "patient", "centre", "mpp"}):
         raise UserError(

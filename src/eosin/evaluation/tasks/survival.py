@@ -44,7 +44,7 @@ class SurvivalTask(SlidePatchesTask):
 
         Raises as `bags` does, and `UserError` where no event is learnt or judged.
         """
-        from eosin.evaluation.datasets.slide_dataset import SlideDataset
+        from eosin.evaluation.datasets.slide_dataset import SlideDataset, patient_or_slide
         from eosin.evaluation.datasets.splits import folds_of
         from eosin.metrics.intervals import interval_over, interval_over_folds, interval_without
 
@@ -56,9 +56,12 @@ class SurvivalTask(SlidePatchesTask):
         if others:
             share = sum(len(f.risk) / f.num_learnt for f in folds) / len(folds)
             ends = interval_over_folds(values, share) if len(folds) > 2 else None
+            num_patients = len({patient_or_slide(dataset.samples[row]) for row in pooled})
+            over = f"{len(folds)} folds of {num_patients} patients"
         else:
             found = interval_without(one.c_index, None, len(one.risk))
             ends = (found.low, found.high) if found else None
+            over = interval_over(len(one.risk), "patients")
         details = Details(
             notes=tuple(dict.fromkeys(note for fold in folds for note in fold.notes)),
             num_folds=len(folds) if others else 0,
@@ -66,9 +69,7 @@ class SurvivalTask(SlidePatchesTask):
             num_dropped=bags.num_dropped,
             dropped=tuple(LeftOut.model_validate(each) for each in bags.dropped),
             intervals={"c_index": ends} if ends else {},
-            interval_over=f"{len(folds)} folds of patients"
-            if others
-            else interval_over(len(one.risk), "patients"),
+            interval_over=over,
         )
         return TaskResult({"c_index": MetricValue.of(values)}, details, bags.num_patches)
 

@@ -97,8 +97,7 @@ def parse_csv(data: bytes, source: str, columns: Collection[str]) -> list[dict[s
         raise UserError(f"{source} is not a CSV in UTF-8: {error}", hint="save it as CSV, UTF-8") from error
     if absent := [name for name in columns if name not in names]:
         raise UserError(f"{source} lacks the column(s) {', '.join(absent)}; it has {', '.join(names)}")
-    if twice := {name for name in names if name and names.count(name) > 1}:
-        raise UserError(f"{source} has the column(s) {', '.join(sorted(twice))} twice")
+    require_one_meaning(next(csv.reader(lines, delimiter=mark)), names, source)
     if long := next((n for n, row in enumerate(rows, 2) if any(map(str.strip, row[len(names) :]))), None):
         raise UserError(
             f"{source}, row {long}: more cells than the {len(names)} columns",
@@ -127,10 +126,22 @@ def known_names(names: Sequence[str], columns: Collection[str]) -> list[str]:
     own = [name.strip() for name in names]
     plain = [re.sub(r"[ -]+", "_", name.lower()) for name in own]
     lower = [_SPELLED.get(name, name) for name in plain]
-    known = {*columns, *_KNOWN_COLUMNS} - {*own}
+    known = {*columns, *_KNOWN_COLUMNS}
     return [
         each if each in known and name not in columns else name for name, each in zip(own, lower, strict=True)
     ]
+
+
+def require_one_meaning(own: Sequence[str], names: Sequence[str], source: str) -> None:
+    """Raises `UserError` naming the columns of `source` that `known_names` made one of: which is meant?"""
+    written: dict[str, list[str]] = {}
+    for mine, name in zip(own, names, strict=True):
+        written.setdefault(name, []).append(mine.strip())
+    if twice := [f"{', '.join(each)} ({name})" for name, each in written.items() if name and len(each) > 1]:
+        raise UserError(
+            f"{source} has several columns of one meaning: {'; '.join(twice)}",
+            hint="leave one of each in the table, or give the others names of their own",
+        )
 
 
 def list_dataset(uri: str) -> Listing:
