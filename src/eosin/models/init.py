@@ -24,10 +24,7 @@ from eosin.storage import ByteRange, NotFound, open_store
 
 V = TypeVar("V")
 
-# Wrappers under which other codes store a backbone, longest first.
-_PREFIXES = ("teacher.backbone.", "student.backbone.", "backbone.vit.", "module.backbone.",
-             "teacher.", "backbone.", "module.", "model.")  # fmt: skip
-
+_EMBEDDING = "patch_embed.proj.weight"
 
 TIMM_PREFIX = "timm:"
 RUN_PREFIX = "run:"
@@ -87,7 +84,7 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> I
     fits = {
         name: value for name, value in converted.items() if name in own and value.shape == own[name].shape
     }
-    if "patch_embed.proj.weight" not in fits or not any(name.startswith("blocks.") for name in fits):
+    if _EMBEDDING not in fits or not any(name.startswith("blocks.") for name in fits):
         raise UserError(
             f"model.init {source}: the weights do not fit model.arch ({len(fits)} of {len(own)} tensors do)",
             hint="the embedding width, depth and layer names must be those of model.arch",
@@ -169,13 +166,15 @@ def _layer_scale_to_one(own: dict[str, Tensor], missing: list[str]) -> bool:
 
 
 def strip_prefix(state: Mapping[str, V]) -> dict[str, V]:
-    """The backbone's tensors (or their shapes) under their bare names, whatever they were stored under."""
-    for prefix in _PREFIXES:
-        if f"{prefix}patch_embed.proj.weight" in state:
-            return {
-                name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-            }
-    return dict(state)
+    """The backbone's tensors (or their shapes) under their bare names, whatever they were stored under.
+
+    Of several backbones the one that bears no prefix is taken, then the teacher.
+    """
+    found = [name.removesuffix(_EMBEDDING) for name in state if f".{name}".endswith(f".{_EMBEDDING}")]
+    if not found:
+        return dict(state)
+    prefix = min(found, key=lambda each: (each != "", "teacher" not in each))
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 _MAX_HEADER_BYTES = 100 << 20
@@ -282,6 +281,6 @@ def _of_file(uri: str) -> Shapes:
 
 def _size(shapes: Shapes) -> tuple[int, int] | None:
     """(Width, blocks); None where the names are of another layout, which only loading can tell."""
-    embedding = shapes.get("patch_embed.proj.weight")
+    embedding = shapes.get(_EMBEDDING)
     blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
     return (embedding[0], len(blocks)) if embedding and blocks else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import pickle
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -72,7 +71,7 @@ def _from_pickle(data: bytes, uri: str, what: str) -> dict[str, Tensor]:
         # DINO's checkpoints hold its arguments, a container as plain as a dictionary.
         with torch.serialization.safe_globals([argparse.Namespace]):
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a text read as an old pickle raises anything
         # torch's own words advise to read it unsafely.
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"beside tensors it names {found[1]}" if found else "it is damaged, or no PyTorch file"
@@ -83,7 +82,19 @@ def _from_pickle(data: bytes, uri: str, what: str) -> dict[str, Tensor]:
     tensors = _tensors_in(found)
     if not tensors:
         raise UserError(f"{what}: {uri} holds no tensors by name")
+    odd = [name for name, value in tensors.items() if not _is_plain(value)]
+    if odd:
+        kind = f"{tensors[odd[0]].dtype}, {tensors[odd[0]].layout}, on {tensors[odd[0]].device}"
+        raise UserError(
+            f"{what}: {uri} holds {odd[0]} as {kind}, which is no array of real numbers",
+            hint="save it dense, with its values, in a floating type",
+        )
     return tensors
+
+
+def _is_plain(value: Tensor) -> bool:
+    is_dense = value.layout == torch.strided and not value.is_meta
+    return is_dense and not (value.is_quantized or value.is_complex())
 
 
 def _tensors_in(found: Any) -> dict[str, Tensor]:

@@ -37,7 +37,16 @@ def stored(path: Path, vit: torch.nn.Module, prefix: str = "") -> str:
     return f"file://{path}"
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "teacher.backbone."])
+def test_of_a_file_that_holds_student_and_teacher_the_teacher_is_taken(tmp_path: Path) -> None:
+    student, teacher, target = backbone(), backbone(), backbone()
+    both = {f"student.model.{name}": value for name, value in student.vit.state_dict().items()}
+    both |= {f"teacher.model.{name}": value for name, value in teacher.vit.state_dict().items()}
+    save_file({name: value.contiguous() for name, value in both.items()}, tmp_path / "m.safetensors")
+    initialize(target, f"file://{tmp_path}/m.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), target.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "teacher.backbone.", "model.backbone.", "net.encoder."])
 def test_equal_sizes_load_whole(tmp_path: Path, prefix: str) -> None:
     source, target = backbone(), backbone()
     report = initialize(target, stored(tmp_path / "m.safetensors", source.vit, prefix))
@@ -211,13 +220,22 @@ class Trap:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(Trap(), "cannot be read safely"), ([1, 2], "no tensors by name"), (None, "cannot be read safely")],
+    [
+        (Trap(), "cannot be read safely"),
+        ([1, 2], "no tensors by name"),
+        (b"PK torn", "cannot be read safely"),
+        (b"hello world\n", "cannot be read safely"),
+        (b"", "cannot be read safely"),
+        ({"norm.weight": torch.zeros(3, device="meta")}, "norm.weight as torch.float32, torch.strided, on meta"),
+        ({"norm.weight": torch.eye(3).to_sparse()}, "torch.sparse_coo"),
+        ({"norm.weight": torch.zeros(3, dtype=torch.complex64)}, "torch.complex64"),
+    ],
 )
 def test_a_pytorch_file_that_holds_anything_else_is_refused(
     tmp_path: Path, content: object, words: str
 ) -> None:
-    if content is None:
-        (tmp_path / "vit.pth").write_bytes(b"PK torn")
+    if isinstance(content, bytes):
+        (tmp_path / "vit.pth").write_bytes(content)
     else:
         torch.save(content, tmp_path / "vit.pth")
     with pytest.raises(UserError, match=words):
