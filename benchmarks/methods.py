@@ -11,7 +11,8 @@ tissues; then the two figures of dense health. Chance is 0.125.
 Three methods have a comparison of their own, told by the name: `distill` learns from a network that was
 taught the tissues by their labels; `three-mpp` and `continuous-mpp` learn from 0.25, 0.5 and 1 µm a pixel
 or from all between, and are judged at 0.35 and 0.71 by what is fitted to the three; `skewed` and `curated`
-learn from a pool of which four fifths are one tissue, the second by clusters of the first one's features.
+learn from a pool of which four fifths are one tissue, the second by clusters of the first one's features
+(`curated` prints both).
 """
 
 from __future__ import annotations
@@ -62,7 +63,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "paka": {"paka": {"weight": 1.0, "hidden_dim": 256, "out_dim": 64}},
     "three-mpp": {},
     "continuous-mpp": {},
-    "skewed": {},
     "curated": {},
 }
 
@@ -182,12 +182,13 @@ def judged(trainer: Trainer, *, between: bool = False) -> dict[str, float]:
     _, patches, labels = drawn("train", 50, mixed=True)
     own, others, right = drawn("test", 60, mixed=True)
     dense = patches.flatten(0, 1), labels.flatten(), others.flatten(0, 1), right.flatten()
-    return {
+    figures = {
         "class_linear": linear_accuracy(classes, truth[:, 0], tests, wanted[:, 0]),
         "class_knn": neighbours_accuracy(classes, truth[:, 0], tests, wanted[:, 0]),
         "dense_linear": linear_accuracy(*dense),
         **dict(zip(NAMES, dense_health(own, others).tolist(), strict=True)),
     }
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def draw_even(step: int, index: int) -> Pixels:
@@ -248,7 +249,9 @@ def taught(folder: Path, steps: int) -> str:
 
 
 def run(method: str, seed: int, steps: int, teacher: str) -> Trainer:
-    train: dict[str, Any] = {"distill": {"teacher": teacher}} if method == "distill" else METHODS[method]
+    train: dict[str, Any] = (
+        {"distill": {"teacher": teacher}} if method == "distill" else METHODS.get(method, {})
+    )
     if "gram" in train:
         train["gram"] |= {"start_step": steps // 2, "refresh_every_steps": steps // 4}
     config = configuration(steps, seed, **train)
@@ -258,7 +261,9 @@ def run(method: str, seed: int, steps: int, teacher: str) -> Trainer:
     if method in ("skewed", "curated"):
         weights = np.ones(len(skewed_pool()))
         if method == "curated":
-            weights = curated_weights(run("skewed", seed, steps, ""), seed)
+            earlier = run("skewed", seed, steps, "")
+            print(json.dumps({"method": "skewed", "seed": seed, **judged(earlier)}), flush=True)
+            weights = curated_weights(earlier, seed)
             common = sum(w for w, (_, truth) in zip(weights, skewed_pool(), strict=True) if not truth[0, 0])
             print(json.dumps({"share of the common tissue once curated": common / weights.sum()}), flush=True)
         return trained(config, draw_from_pool(weights))
