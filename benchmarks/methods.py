@@ -1,8 +1,8 @@
 """What each method of training is worth on drawn tissue, whose truth is known patch token by patch token.
 
-    python benchmarks/methods.py [--steps 200] [--seeds 0 1] [--methods dinov2 jepa …]
+    python benchmarks/methods.py [--steps 300] [--seeds 0 1] [--methods dinov2 jepa …]
 
-A ViT of 3 blocks and 64 features learns from fields of the demo's eight synthetic tissues, two of them side
+A ViT of 3 blocks and 96 features learns from fields of the demo's eight synthetic tissues, two of them side
 by side in half of the patches. Prints one JSON line a method and seed. `class_linear` and `class_knn`:
 accuracy of a logistic regression and of the 10 nearest neighbours by class tokens, on fields of stains that
 none was trained on; `dense_linear`: of a logistic regression by patch tokens of patches that hold two
@@ -51,7 +51,7 @@ from eosin.training.world import World
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Patch = tuple[Pixels, Labels]
-PATCH_PX, FIELD_PX, TOKEN_PX, DIM = 96, 320, 8, 64
+PATCH_PX, FIELD_PX, TOKEN_PX, DIM = 96, 320, 8, 96
 NUM_TISSUES = len(CLASS_NAMES)
 PUBLISHED_MPP = (0.25, 0.5, 1.0)
 MPP_BETWEEN = (0.354, 0.707)
@@ -111,7 +111,7 @@ class FieldSource:
 
 
 def configuration(steps: int, seed: int, **train: Any) -> RunConfig:
-    head = {"num_prototypes": 256, "hidden_dim": 256, "bottleneck_dim": 64, "num_layers": 2}
+    head = {"num_prototypes": 256, "hidden_dim": 512, "bottleneck_dim": 64, "num_layers": 2}
     optimizer = {
         "lr": 8e-3,
         "warmup_steps": min(30, steps - 1),
@@ -272,7 +272,7 @@ def run(method: str, seed: int, steps: int, teacher: str) -> Trainer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--methods", nargs="+", default=[*METHODS, "distill"])
     arguments = parser.parse_args()

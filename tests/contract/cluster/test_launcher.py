@@ -26,6 +26,7 @@ from eosin.errors import PermanentError, TransientError, UserError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.records import KubeflowRun, TrainingDone
+from eosin.runs import change_course
 from eosin.storage import Store
 from tests.support.api_server import JOBSETS, NAMESPACE, WORKFLOWS, ApiServer, serve
 from tests.support.launched_run import launched_run
@@ -118,6 +119,26 @@ def test_training_that_has_ended_touches_no_cluster(server: ApiServer, run: Stor
     run.put(RunLayout.teacher_weights(DONE.models[-1]), b"weights")
     assert launcher.train_on_cluster(RUN, log=RunLog("launch"), cluster=server.cluster) == DONE
     assert list(server.mock) == []
+
+
+def test_a_run_that_is_prolonged_after_its_end_gets_pods_of_its_own(
+    server: ApiServer, run: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.put(RunLayout.TRAINING_DONE, DONE.to_json())
+    run.put(RunLayout.teacher_card(DONE.models[-1]), b"{}")
+    run.put(RunLayout.teacher_weights(DONE.models[-1]), b"weights")
+    run.put(RunLayout.checkpoint_marker(7), b"{}")
+    live(server)
+    server.end(NAME, "Completed")  # of the training until now: it must not be taken for the rest
+    monkeypatch.setattr("eosin.runs.open_store", lambda uri: run)
+    course = change_course(RUN, ["train.num_steps=150000"])
+    training = Training(server, RunLog("launch", run))
+    eventually(lambda: made(server)["metadata"].get("uid") != "before")
+    done = DONE.model_copy(update={"num_steps": 150000, "config_digest": course.digest()})
+    run.put(RunLayout.TRAINING_DONE, done.to_json())
+    server.end(NAME, "Completed")
+    assert training.join() == done
+    assert [event["jobset"] for event in events(run) if event["event"] == "jobset-replaced"] == [NAME]
 
 
 def test_teachers_deleted_after_the_end_are_made_again_by_pods(server: ApiServer, run: Store) -> None:
