@@ -320,6 +320,7 @@ def decode(
     Without a name: of the held-out set, and of each set of the run that one of its tasks names.
     """
     from eosin.patches.sets.decode import decode_set, sets_of_tasks
+    from eosin.patches.sets.set_spec import open_decoding
 
     if not name:
         parts = [decode(run_uri, shard, num_shards, each) for each in sets_of_tasks(load_run(run_uri))]
@@ -327,9 +328,8 @@ def decode(
     source = f"decode-{shard:05d}" if name == "heldout" else f"decode-{name}-{shard:05d}"
     with RunLog(source, open_store(run_uri)) as log:
         return decode_set(
-            run_uri, name=name, shard=shard, num_shards=num_shards, log=log, settings=tuple(settings),
-            slides=tuple(slides),
-        )  # fmt: skip
+            open_decoding(run_uri, name, shard, num_shards, tuple(settings), tuple(slides)), log
+        )
 
 
 def decode_index(
@@ -342,14 +342,14 @@ def decode_index(
     slides: Iterable[str] = (),
 ) -> PatchSetManifest | None:
     """As `decode`, from an index alone: the set lies in `out_uri`."""
-    from eosin.patches.sets.decode import decode_declared_part
+    from eosin.patches.sets.decode import decode_set
     from eosin.patches.sets.set_spec import open_decoding_of_index
 
     with RunLog(f"decode-{name}-{shard:05d}") as log:
         job = open_decoding_of_index(
             index_uri, out_uri, name, shard, num_shards, tuple(settings), tuple(slides)
         )
-        return decode_declared_part(job, log)
+        return decode_set(job, log)
 
 
 def plan_tiles(

@@ -25,7 +25,7 @@ from eosin.index.snapshot import open_snapshot
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.sampling.sampler import Sampler
-from eosin.patches.sets.decode import decode_set, held_out_shards
+from eosin.patches.sets.decode import decode_set, shard_keys
 from eosin.patches.sets.publish import contact_sheet, publish_manifest
 from eosin.patches.sets.set_spec import open_decoding
 from eosin.patches.sets.training_set import PatchSetSource
@@ -67,7 +67,7 @@ def decode(run: str, num_shards: int) -> PatchSetManifest:
 
 
 def decode_part(run: str, shard: int, num_shards: int) -> PatchSetManifest | None:
-    return decode_set(run, name="heldout", shard=shard, num_shards=num_shards, log=LOG)
+    return decode_set(open_decoding(run, "heldout", shard, num_shards), LOG)
 
 
 def folder_of(run: str) -> Path:
@@ -126,7 +126,7 @@ def test_the_manifest_waits_for_every_shard(indexed: Path, tmp_path: Path) -> No
     assert decode_part(run, 1, 3) is None
     job = open_decoding(run, "heldout", 0, 3)
     with pytest.raises(UserError, match="missing: 0, 2"):
-        publish_manifest(job.store, "heldout", held_out_shards(job.config, 3), LOG)
+        publish_manifest(job.store, "heldout", shard_keys("heldout", 3, job.config.patches.heldout), LOG)
     with pytest.raises(UserError, match=r"manifest\.json is not there"):
         read_patch_set(str(folder_of(run)))
 
@@ -137,9 +137,10 @@ def test_a_killed_decode_continues_and_ends_with_the_same_bytes(indexed: Path, t
     program = (
         "import sys\nfrom eosin.observability import RunLog\n"
         "from eosin.patches.sets.decode import decode_set\n"
+        "from eosin.patches.sets.set_spec import open_decoding\n"
         "print('begun', flush=True)\n"
         "for n in range(2):\n"
-        f"    decode_set({run!r}, name='heldout', shard=n, num_shards=2, log=RunLog('test'))\n"
+        f"    decode_set(open_decoding({run!r}, 'heldout', n, 2), RunLog('test'))\n"
     )
     for delay_s in (0.0, 0.1, 0.3):
         process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE,

@@ -18,7 +18,7 @@ from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.patches.decoding.quarantine import Quarantine
 from eosin.patches.reading.reader import Pixels
-from eosin.patches.request import PatchBatch, PatchRequest
+from eosin.patches.request import PatchRequest
 from eosin.patches.sampling.grid import GridPlan, plan_grid
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.sets.patchset import ShardMarker
@@ -32,9 +32,9 @@ from eosin.patches.sets.publish import (
     rejected_patch,
     shard_suffix,
 )
-from eosin.patches.sets.set_spec import Decoding, open_decoding, pin_set
+from eosin.patches.sets.set_spec import Decoding, pin_set
 from eosin.patches.stream import GuardedReader, PatchStream, num_cores, open_reader, share_in_range
-from eosin.records import PatchSetManifest, PatchSetShard, RejectedPatch
+from eosin.records import PatchSetManifest, RejectedPatch
 from eosin.records.patchset_shard import PatchRow
 from eosin.slides.errors import SlideError
 
@@ -64,7 +64,7 @@ def decode_grid(job: Decoding, grid: GridConfig, log: RunLog) -> PatchSetManifes
     quarantine = Quarantine(job.store, job.snapshot)
     with (
         open_reader(job.snapshot, plan.patches, quarantine=quarantine, share_tiles=True) as reader,
-        _threads() as threads,
+        ThreadPoolExecutor(max(2, num_cores()), thread_name_prefix="eosin-grid") as threads,
     ):
         for done, place in enumerate(own, 1):
             if not _is_whole(whole.get(place, [])):
@@ -74,10 +74,6 @@ def decode_grid(job: Decoding, grid: GridConfig, log: RunLog) -> PatchSetManifes
             speed.add((), done)
     speed.report()
     return _publish_if_whole(job, plan, log)
-
-
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(2, num_cores()), thread_name_prefix="eosin-grid")
 
 
 def _shards(name: str, plan: GridPlan, place: int) -> Iterator[tuple[str, list[PatchRequest]]]:
@@ -192,24 +188,26 @@ def _notes(key: str, failures: Sequence[RejectedPatch]) -> tuple[str, ...]:
 _BATCH = 64
 
 
-def decode_held_out(job: Decoding, log: RunLog) -> PatchSetShard:
-    """Draw, decode and publish this worker's shard of the held-out set; one already published is left alone.
+def decode_held_out(job: Decoding, log: RunLog) -> PatchSetManifest | None:
+    """Decode this worker's shard of the held-out set; whoever finishes the last publishes the manifest.
 
     Patch i of the set is the same whatever the number of shards; a shard holds a contiguous part of them, and
-    memory is bounded by its encoded images. Raises `UserError` where no slide serves.
+    memory is bounded by its encoded images. One that is published already is left alone. Returns None where
+    others are not there yet. Raises `UserError` where no slide serves.
     """
-    config, encoding = job.config, job.config.patches.heldout
-    key = held_out_shards(job.config, job.num_shards)[job.shard]
+    encoding, num_shards = job.config.patches.heldout, job.num_shards
+    keys = shard_keys(HELD_OUT, num_shards, encoding)
+    key, total = keys[job.shard], encoding.num_patches
+    sampler, notes = held_out_sampler(job.snapshot, job.config, job.name)
     done = read_shard_marker(job.store, key)
     if done is not None and job.store.exists(key):
         log.event("shard-already-there", shard=job.shard, num_patches=done.shard.num_patches)
-        return done.shard
-    sampler, notes = held_out_sampler(job.snapshot, config, job.name)
-    part = _part(encoding.num_patches, job.shard, job.num_shards)
+        return _publish_where_whole(job, sampler, keys, log)
+    part = range(job.shard * total // num_shards, (job.shard + 1) * total // num_shards)
     speed = Throughput(log, len(part), "patches")
-    published = publish_drawn(job, key, sampler, encoding, part, log, speed, split=HELD_OUT, notes=notes)
+    publish_drawn(job, key, sampler, encoding, part, log, speed, split=HELD_OUT, notes=notes)
     speed.report()
-    return published
+    return _publish_where_whole(job, sampler, keys, log)
 
 
 def publish_drawn(
@@ -223,26 +221,40 @@ def publish_drawn(
     *,
     split: str,
     notes: tuple[str, ...] = (),
-) -> PatchSetShard:
+) -> None:
     """Draw the samples `indices` of step 0, encode them and publish them as shard `key`."""
+    rows: list[PatchRow] = []
+    refused: list[tuple[PatchRequest, SlideError]] = []
+    patch_px = sampler.config.patch_px
+    wanted = ((0, indices[at : at + _BATCH]) for at in range(0, len(indices), _BATCH))
+
+    def reject(request: PatchRequest, error: SlideError) -> None:
+        refused.append((request, error))
+
     quarantine = Quarantine(job.store, job.snapshot)
-    rows, rejected = draw_rows(sampler, quarantine, encoding, indices, log, speed, split=split)
+    with PatchStream(sampler, log, on_reject=reject, quarantine=quarantine) as stream:
+        for batch in stream.batches(wanted):
+            drawn = zip(batch.requests, batch.pixels, strict=True)
+            new = [encode_row(sampler.snapshot, *each, patch_px, encoding, split=split) for each in drawn]
+            rows += new
+            speed.add(new)
+    refused.sort(key=lambda failure: (failure[0].index, failure[0].attempt))
     marker = ShardMarker(
         snapshot_id=job.snapshot.manifest.snapshot_id,
-        patch_px=sampler.config.patch_px,
+        patch_px=patch_px,
         mpp=sampler.config.shown_mpp,
         encoding=encoding.encoding,
         format=encoding.format,
-        rejected=rejected,
+        rejected=tuple(rejected_patch(sampler.snapshot, *failure) for failure in refused),
         notes=notes,
     )
-    return publish_shard(job.store, key, rows, marker)
+    publish_shard(job.store, key, rows, marker)
 
 
-def held_out_shards(config: RunConfig, num_shards: int) -> list[str]:
-    """Keys of the held-out set's shards."""
-    suffix = shard_suffix(config.patches.heldout.format)
-    return [RunLayout.patch_set_shard(HELD_OUT, shard, num_shards, suffix) for shard in range(num_shards)]
+def shard_keys(name: str, num_shards: int, encoding: EncodingConfig) -> list[str]:
+    """Keys of the shards of a set that is drawn."""
+    suffix = shard_suffix(encoding.format)
+    return [RunLayout.patch_set_shard(name, shard, num_shards, suffix) for shard in range(num_shards)]
 
 
 def held_out_sampler(snapshot: Snapshot, config: RunConfig, name: str) -> tuple[Sampler, tuple[str, ...]]:
@@ -266,44 +278,6 @@ def seed_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def draw_rows(
-    sampler: Sampler,
-    quarantine: Quarantine,
-    encoding: EncodingConfig,
-    indices: Sequence[int],
-    log: RunLog,
-    speed: Throughput,
-    *,
-    split: str = "",
-) -> tuple[list[PatchRow], tuple[RejectedPatch, ...]]:
-    """Rows of the samples `indices` of step 0, and what was replaced among them, in order."""
-    rows: list[PatchRow] = []
-    refused: list[tuple[PatchRequest, SlideError]] = []
-    wanted = ((0, indices[at : at + _BATCH]) for at in range(0, len(indices), _BATCH))
-
-    def reject(request: PatchRequest, error: SlideError) -> None:
-        refused.append((request, error))
-
-    with PatchStream(sampler, log, on_reject=reject, quarantine=quarantine) as stream:
-        for batch in stream.batches(wanted):
-            new = list(_rows_of(sampler, encoding, batch, split))
-            rows += new
-            speed.add(new)
-    refused.sort(key=lambda failure: (failure[0].index, failure[0].attempt))
-    return rows, tuple(rejected_patch(sampler.snapshot, *failure) for failure in refused)
-
-
-def _rows_of(sampler: Sampler, encoding: EncodingConfig, batch: PatchBatch, split: str) -> Iterator[PatchRow]:
-    side_px = sampler.config.patch_px
-    for pixels, request in zip(batch.pixels, batch.requests, strict=True):
-        yield encode_row(sampler.snapshot, request, pixels, side_px, encoding, split=split)
-
-
-def _part(total: int, shard: int, num_shards: int) -> range:
-    """The patches of one shard: contiguous, and as many as any other's to within one."""
-    return range(shard * total // num_shards, (shard + 1) * total // num_shards)
-
-
 _DRAWN_AT_ONCE = 4096
 
 
@@ -315,7 +289,7 @@ def decode_sampled(job: Decoding, spec: SampledConfig, log: RunLog) -> PatchSetM
     """
     sampler = sampled_sampler(job, spec)
     pin_set(job)
-    keys = _shard_keys(job.name, spec)
+    keys = shard_keys(job.name, -(-spec.num_patches // spec.patches_per_shard), spec)
     own = range(job.shard * len(keys) // job.num_shards, (job.shard + 1) * len(keys) // job.num_shards)
     published = find_published(job.store, job.name)
     todo = [number for number in own if keys[number] not in published]
@@ -326,12 +300,14 @@ def decode_sampled(job: Decoding, spec: SampledConfig, log: RunLog) -> PatchSetM
         indices = _of_shard(order, number, spec).tolist()
         publish_drawn(job, keys[number], sampler, spec, indices, log, speed, split=split)
     speed.report()
-    if find_published(job.store, job.name) >= set(keys):
-        return _published(job, sampler, keys, log)
-    return None
+    return _publish_where_whole(job, sampler, keys, log)
 
 
-def _published(job: Decoding, sampler: Sampler, keys: Sequence[str], log: RunLog) -> PatchSetManifest:
+def _publish_where_whole(
+    job: Decoding, sampler: Sampler, keys: Sequence[str], log: RunLog
+) -> PatchSetManifest | None:
+    if not find_published(job.store, job.name) >= set(keys):
+        return None
     index_uri = job.snapshot.store.uri
     return publish_manifest(job.store, job.name, keys, log, index_uri=index_uri, without=sampler.excluded)
 
@@ -347,12 +323,6 @@ def sampled_sampler(job: Decoding, spec: SampledConfig) -> Sampler:
         split=spec.split,
         patterns=spec.slides,
     )
-
-
-def _shard_keys(name: str, spec: SampledConfig) -> list[str]:
-    num_shards = -(-spec.num_patches // spec.patches_per_shard)
-    suffix = shard_suffix(spec.format)
-    return [RunLayout.patch_set_shard(name, number, num_shards, suffix) for number in range(num_shards)]
 
 
 def _by_slide(sampler: Sampler, num_patches: int) -> npt.NDArray[np.int64]:
@@ -374,37 +344,13 @@ def sets_of_tasks(config: RunConfig) -> list[str]:
     return [HELD_OUT, *sorted(named & set(config.patches.sets))]
 
 
-def decode_set(
-    run_uri: str,
-    *,
-    name: str,
-    shard: int,
-    num_shards: int,
-    log: RunLog,
-    settings: Sequence[str] = (),
-    slides: Sequence[str] = (),
-) -> PatchSetManifest | None:
-    """Decode and publish part `shard` of `num_shards` of the set `name`.
+def decode_set(job: Decoding, log: RunLog) -> PatchSetManifest | None:
+    """Decode and publish a worker's part of a set; the manifest where every part is there, else None.
 
-    Returns the manifest where every part is there, else None. Raises `UserError` as `open_decoding` and
-    `pin_set` do, and where the set would be empty.
+    Raises `UserError` as `pin_set` does, and where the set would be empty.
     """
-    return decode_declared_part(open_decoding(run_uri, name, shard, num_shards, settings, slides), log)
-
-
-def decode_declared_part(job: Decoding, log: RunLog) -> PatchSetManifest | None:
-    """As `decode_set`, for a worker's part that is open already."""
     if job.spec is None:
-        return _held_out(job, log)
+        return decode_held_out(job, log)
     if isinstance(job.spec, GridConfig):
         return decode_grid(job, job.spec, log)
     return decode_sampled(job, job.spec, log)
-
-
-def _held_out(job: Decoding, log: RunLog) -> PatchSetManifest | None:
-    decode_held_out(job, log)
-    keys = held_out_shards(job.config, job.num_shards)
-    if find_published(job.store, job.name) >= set(keys):
-        sampler, _ = held_out_sampler(job.snapshot, job.config, job.name)
-        return _published(job, sampler, keys, log)
-    return None
