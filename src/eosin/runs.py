@@ -18,12 +18,19 @@ from typing import Any
 
 from eosin.config import RunConfig, difference, dump_config, load_config, with_overrides
 from eosin.config.index import SlidesConfig, SourceConfig
-from eosin.errors import MissingDependency, TransientError, UserError
+from eosin.errors import MissingDependency, UserError
 from eosin.layout import COMPLETE, IndexLayout, RunLayout, step_of
-from eosin.records import IndexPin, LeaseRecord, StepFailure, TrainingDone, load_record, publish_once
-from eosin.storage import NotFound, PreconditionFailed, Store, join_uri, open_store, put_if_absent
+from eosin.records import (
+    IndexPin,
+    LeaseRecord,
+    StepFailure,
+    TrainingDone,
+    load_record,
+    publish_once,
+    update_object,
+)
+from eosin.storage import NotFound, Store, join_uri, open_store
 
-_ATTEMPTS = 8
 # Sections that say nothing of which slides are read and which patches are drawn from them.
 _NOT_OF_PATCHES = ("augment.", "cluster.", "description:", "evaluate.", "model.", "recipe:", "train.")
 
@@ -97,8 +104,6 @@ class Planned:
     """`section.key: old → new` of every value that is another than the one there."""
     renewed: bool = False
     """Some of them decide the result: the run, of which nothing is trained, begins anew."""
-    etag: str | None = None
-    """Of the configuration that is there."""
 
     def __str__(self) -> str:
         if not self.changes:
@@ -113,19 +118,23 @@ def plan_config(run_uri: str, config: RunConfig) -> Planned:
     Raises `UserError` with the difference where the run has trained something with another configuration;
     what only steers speed or placement may differ, and the new values are those that are used.
     """
-    config = resolve(config, run_uri)
-    store = open_store(run_uri)
-    try:
-        etag = store.head(RunLayout.CONFIG).etag
-        text = store.get(RunLayout.CONFIG).decode(errors="replace")
-    except NotFound:
+    there: bytes | None = None
+    with contextlib.suppress(NotFound):
+        there = open_store(run_uri).get(RunLayout.CONFIG)
+    return _plan_over(run_uri, there, config)
+
+
+def _plan_over(run_uri: str, there: bytes | None, config: RunConfig) -> Planned:
+    """As `plan_config`, over the configuration `there` (None: there is none)."""
+    store, config = open_store(run_uri), resolve(config, run_uri)
+    if there is None:
         return Planned(config, begun=False)
     try:
-        old = load_config(text, source=join_uri(run_uri, RunLayout.CONFIG))
+        old = load_config(there.decode(errors="replace"), source=join_uri(run_uri, RunLayout.CONFIG))
     except UserError:
         if has_trained(store):
             raise
-        return Planned(config, True, ("the configuration that is there cannot be read",), True, etag)
+        return Planned(config, True, ("the configuration that is there cannot be read",), True)
     decisive = difference(old.identity(), config.identity())
     if decisive and has_trained(store):
         raise UserError(
@@ -134,7 +143,7 @@ def plan_config(run_uri: str, config: RunConfig) -> Planned:
             f" to train on to more steps or at another rate: eosin train {run_uri} --prolong STEPS --set …",
         )
     changes = difference(old.model_dump(mode="json"), config.model_dump(mode="json"))
-    return Planned(config, True, tuple(changes), bool(decisive), etag)
+    return Planned(config, True, tuple(changes), bool(decisive))
 
 
 def prepare_run(run_uri: str, config: RunConfig) -> RunConfig:
@@ -145,24 +154,17 @@ def prepare_run(run_uri: str, config: RunConfig) -> RunConfig:
     dropped. Raises `UserError` with the difference where something is trained, `TransientError` where
     others keep planning the same run.
     """
-    store = open_store(run_uri)
-    for _ in range(_ATTEMPTS):
-        planned = plan_config(run_uri, config)
-        data = dump_config(planned.config).encode()
-        if not planned.begun:
-            if put_if_absent(store, RunLayout.CONFIG, data):
-                return planned.config
-            continue
-        if not planned.changes:
-            return planned.config
+    store, planned = open_store(run_uri), Planned(config, begun=False)
+
+    def change(there: bytes | None) -> bytes | None:
+        nonlocal planned
+        planned = _plan_over(run_uri, there, config)
         if planned.renewed:
             _begin_anew(store, planned.changes)
-        try:
-            store.put(RunLayout.CONFIG, data, if_match=planned.etag)
-            return planned.config
-        except (PreconditionFailed, NotFound):
-            continue
-    raise TransientError(f"run {run_uri} is being planned by others", hint="run it again")
+        return None if planned.begun and not planned.changes else dump_config(planned.config).encode()
+
+    update_object(store, RunLayout.CONFIG, change)
+    return planned.config
 
 
 _COURSE = ("train.num_steps", "train.momentum", "train.optimizer.lr", "train.optimizer.min_lr",
@@ -178,10 +180,13 @@ def change_course(run_uri: str, overrides: Sequence[str]) -> RunConfig:
     same is a no-op. Raises `UserError` where another key would change, no checkpoint is there or fewer steps
     are asked for than were taken; `TransientError` where others keep planning the run.
     """
-    store = open_store(run_uri)
-    for _ in range(_ATTEMPTS):
-        old, etag = load_run(run_uri, store=store), store.head(RunLayout.CONFIG).etag
-        new = with_overrides(old, overrides, source=join_uri(run_uri, RunLayout.CONFIG))
+    store, source = open_store(run_uri), join_uri(run_uri, RunLayout.CONFIG)
+    new = load_run(run_uri, store=store)
+
+    def change(there: bytes | None) -> bytes | None:
+        nonlocal new
+        old = load_run(run_uri, store=store) if there is None else load_config(there.decode(), source=source)
+        new = with_overrides(old, overrides, source=source)
         decisive = difference(old.identity(), new.identity())
         foreign = [line for line in decisive if not line.startswith(tuple(f"{key}:" for key in _COURSE))]
         if foreign:
@@ -192,13 +197,10 @@ def change_course(run_uri: str, overrides: Sequence[str]) -> RunConfig:
         if decisive:
             _stop_others(store, "a change of the run's course")
             new = _with_phase(store, old, new)
-        try:
-            if new != old:
-                store.put(RunLayout.CONFIG, dump_config(new).encode(), if_match=etag)
-            return new
-        except (PreconditionFailed, NotFound):
-            continue
-    raise TransientError(f"run {run_uri} is being planned by others", hint="run it again")
+        return None if new == old else dump_config(new).encode()
+
+    update_object(store, RunLayout.CONFIG, change)
+    return new
 
 
 def _with_phase(store: Store, old: RunConfig, new: RunConfig) -> RunConfig:

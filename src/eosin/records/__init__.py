@@ -2,6 +2,7 @@
 
 from eosin.records.base import load_record as load_record
 from eosin.records.base import publish_once as publish_once
+from eosin.records.base import update_object as update_object
 from eosin.records.base import update_record as update_record
 from eosin.records.index import ScanListing as ScanListing
 from eosin.records.index import SnapshotManifest as SnapshotManifest

@@ -6,6 +6,7 @@ A record is frozen JSON with a schema version, tolerant of newer fields.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -81,24 +82,42 @@ def publish_once(store: Store, key: str, record: R) -> R:
 def update_record(kind: type[R], store: Store, key: str, change: Callable[[R | None], R | None]) -> R | None:
     """Replace the record at `key` by what `change` makes of it; returns the record that stands there then.
 
-    `change` is given the record as it stands (None: there is none) and returns its replacement, or None
-    to leave it. The put holds only for the version that was read: where somebody else replaced it
-    meanwhile, `change` is called again with what they wrote, so no update is lost. Raises
+    As `update_object`, with records in place of their bytes.
+    """
+    standing: R | None = None
+
+    def change_bytes(data: bytes | None) -> bytes | None:
+        nonlocal standing
+        found = None if data is None else kind.from_json(data, source=join_uri(store.uri, key))
+        changed = change(found)
+        standing = found if changed is None else changed
+        return None if changed is None else changed.to_json()
+
+    update_object(store, key, change_bytes)
+    return standing
+
+
+def update_object(store: Store, key: str, change: Callable[[bytes | None], bytes | None]) -> None:
+    """Replace the object at `key` by what `change` makes of its bytes, by compare-and-swap.
+
+    `change` is given the bytes as they stand (None: there is no object) and returns those that take their
+    place, or None to leave them. The put holds only for the version that was read: where somebody else
+    replaced it meanwhile, `change` is called again with what they wrote, so no update is lost. Raises
     `TransientError` where others keep replacing it.
     """
     for _ in range(_ATTEMPTS):
-        # The etag first: a record that is replaced between the two reads fails the condition.
-        try:
+        # The etag first: an object that is replaced between the two reads fails the condition.
+        etag: str | None = None
+        found: bytes | None = None
+        with suppress(NotFound):
             etag = store.head(key).etag
-        except NotFound:
-            etag = None
-        found = load_record(kind, store, key) if etag is not None else None
+            found = store.get(key)
         changed = change(found)
         if changed is None:
-            return found
+            return
         try:
-            store.put(key, changed.to_json(), if_none_match=etag is None, if_match=etag)
-            return changed
-        except PreconditionFailed:
+            store.put(key, changed, if_none_match=etag is None, if_match=etag)
+            return
+        except (PreconditionFailed, NotFound):
             continue
     raise TransientError(f"{join_uri(store.uri, key)} is being replaced by others", hint="run it again")
