@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -60,13 +61,19 @@ def load_recipe(recipe: str) -> tuple[str, str]:
     """
     if recipe in _names():
         return _packaged(recipe), f"recipe {recipe}"
+    near = difflib.get_close_matches(Path(recipe).stem, _names(), n=1)
+    hint = f"did you mean {near[0]}?" if near else "`eosin recipes list` shows them all"
     if "://" in recipe or recipe.endswith((".yaml", ".yml")) or Path(recipe).expanduser().is_file():
         try:
-            return read_object(recipe, absent=f"there is no configuration at {recipe}").decode(), recipe
+            data = read_object(recipe, absent=f"there is no configuration at {recipe}", hint=hint)
+            text = data.decode()
         except UnicodeDecodeError as error:
             raise UserError(f"{recipe} is not text: {error.reason} at byte {error.start}") from error
-    near = difflib.get_close_matches(recipe, _names(), n=1)
-    hint = f"did you mean {near[0]}?" if near else "`eosin recipes list` shows them all"
+        if not re.sub(r"#.*|---", "", text).strip():  # half saved: its defaults would train for weeks
+            raise UserError(
+                f"{recipe} holds no key", hint="`eosin recipes copy demo FILE` writes a whole one"
+            )
+        return text, recipe
     raise UserError(f"there is no recipe {recipe!r}", hint=hint)
 
 

@@ -51,6 +51,7 @@ def resolve(config: RunConfig, run_uri: str) -> RunConfig:
     sources = tuple(map(_resolved_source, config.slides.sources))
     slides = config.slides.model_copy(update={"uri": slides_uri, "sources": sources})
     index_uri = join_uri(config.index.uri or _beside_the_runs(run_uri, slides))
+    require_apart({"slides": slides_uri, "index": index_uri, "run": join_uri(run_uri)})
     index = config.index.model_copy(update={"uri": index_uri})
     patches = config.patches
     if patches.source != "slides":
@@ -59,6 +60,16 @@ def resolve(config: RunConfig, run_uri: str) -> RunConfig:
         curation = patches.curation.model_copy(update={"clusters": join_uri(patches.curation.clusters)})
         patches = patches.model_copy(update={"curation": curation})
     return config.model_copy(update={"slides": slides, "index": index, "patches": patches})
+
+
+def require_apart(uris: dict[str, str]) -> None:
+    """Raises `UserError` where two of slides, index and run are one folder: eosin's objects among the slides
+    would be listed as such, and those of a run deleted with it."""
+    names: dict[str, str] = {}
+    for name, uri in uris.items():
+        other = names.setdefault(uri, name)
+        if uri and other != name:
+            raise UserError(f"{other} and {name} are both {uri}", hint=f"name another folder for the {name}")
 
 
 def _resolved_source(source: SourceConfig) -> SourceConfig:

@@ -26,6 +26,7 @@ def refused(folder: Path, *arguments: str, settings: tuple[str, ...] = demo.TINY
 
 def test_absent_folder(tmp_path: Path) -> None:
     assert str(tmp_path / "none") in refused(tmp_path / "demo", "--slides", str(tmp_path / "none"))
+    assert not (tmp_path / "demo").exists()
 
 
 def test_empty_folder(tmp_path: Path) -> None:

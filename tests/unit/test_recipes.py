@@ -36,3 +36,16 @@ def test_a_file_and_a_uri_serve_as_recipes(tmp_path: Path) -> None:
 def test_missing_recipe_is_a_users_error(recipe: str) -> None:
     with pytest.raises(UserError):
         load_recipe(recipe)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# seed: 9\n", "---\n"])
+def test_a_recipe_without_a_key_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "half.yaml").write_text(text)
+    with pytest.raises(UserError, match="holds no key"):
+        load_recipe(str(tmp_path / "half.yaml"))
+
+
+def test_a_recipes_name_with_a_suffix_names_the_recipe() -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("demo.yaml")
+    assert caught.value.hint == "did you mean demo?"

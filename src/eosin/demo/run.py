@@ -181,6 +181,8 @@ def run_demo(
             "--overrides (OVERRIDES) says what headers of your own slides lack, and no slides are named",
             hint="name them too: make demo SLIDES=/data/slides OVERRIDES=mpp.csv",
         )
+    if slides and not slides.startswith("s3://"):
+        next(_local_files(Path(slides).expanduser()))  # refused before a folder is made and a server started
     folder = folder.expanduser().absolute()
     with exclusive(folder), room(folder), _place(folder, slides) as (root, environment):
         _say("slides · gather them in the bucket")

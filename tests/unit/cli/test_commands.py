@@ -69,6 +69,18 @@ def test_an_option_that_wants_a_number_says_so_in_our_words(
     assert "must be a whole number (given: 'abc')" in capsys.readouterr().out
 
 
+def test_one_folder_for_two_things_is_refused_and_left_as_it_is(
+    capsys: pytest.CaptureFixture[str], slides: Path
+) -> None:
+    said = refused(capsys, "index", "--slides", str(slides), "--index", f"{slides}/")
+    assert f"slides and index are both {slides.as_uri()}" in said
+    begin = ["run", "demo", "--local", "--dry-run", "--slides", str(slides)]
+    assert "slides and run are both" in refused(capsys, *begin, "--run", str(slides))
+    elsewhere = f"{slides}-elsewhere"
+    assert "index and run are both" in refused(capsys, *begin, "--run", elsewhere, "--index", elsewhere)
+    assert [path.name for path in slides.iterdir()] == ["a.svs"]
+
+
 def test_an_index_given_for_a_run_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "LATEST.json").write_text("{}")
     assert f"that is an index: eosin index inspect {tmp_path}" in refused(capsys, "status", str(tmp_path))
