@@ -21,8 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from eosin.cli.app import app
 from eosin.config.cluster import TaskPodConfig
 from eosin.config.run import RunConfig
-from eosin.demo.look import DEFAULT_FOLDER, demo_command
-from eosin.demo.run import DemoResult
+from eosin.demo.run import DEFAULT_FOLDER, DemoResult, demo_command
 from eosin.observability import _for_people
 from eosin.summary.markdown import terminal_table
 

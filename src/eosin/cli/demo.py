@@ -36,7 +36,7 @@ def demo(
 @demo_app.command()
 def status(folder: Folder = Path(".demo"), as_json: AsJson = False) -> None:
     """How far the newest run of the demo has come; starts the demo's S3 server for it."""
-    from eosin.demo.look import demo_status
+    from eosin.demo.run import demo_status
 
     result = demo_status(folder)
     emit(result, as_json=as_json, text=str(result))
@@ -50,6 +50,6 @@ def exec_(
     folder: Folder = Path(".demo"),
 ) -> int:
     """Run a command with the demo's S3 server up and its credentials set; ends with its exit code."""
-    from eosin.demo.look import run_beside
+    from eosin.demo.run import run_beside
 
     return run_beside(folder, command)

@@ -10,9 +10,8 @@ from eosin.storage.base import (
     Store,
     put_if_absent,
 )
-from eosin.storage.open import open_store, read_object
 from eosin.storage.settings import S3Access
-from eosin.storage.uri import join_uri, split_uri
+from eosin.storage.uri import join_uri, open_store, read_object, split_uri
 
 __all__ = [
     "AccessDenied",

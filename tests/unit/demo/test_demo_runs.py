@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eosin.demo.look import demo_status
-from eosin.demo.run import _run_name, run_demo, users_material
+from eosin.demo.run import _run_name, demo_status, run_demo, users_material
 from eosin.errors import UserError
 
 
