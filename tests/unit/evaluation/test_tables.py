@@ -52,6 +52,9 @@ def test_whoever_saved_it_the_table_says_the_same(tmp_path: Path, data: str | by
         ("path,label,Patient ID,case_id\nimg/0.png,a,p,q\n", r"Patient ID, case_id \(patient\)"),
         ("path;label;Center;centre\nimg/0.png;a;p;q\n", r"Center, centre \(centre\)"),
         ("path,label,fold_0\nimg/0.png,a,1\n", "row 1: split '1' is not one of"),
+        ('path,label,note\nimg/0.png,a,"x\nimg/1.png,b,y\n', "unexpected end of data"),
+        ("path,label,fold_0,Fold 0\nimg/0.png,a,train,test\n", r"fold_0, Fold 0 \(fold_0\)"),
+        (b"PK\x03\x04rest of a workbook", "is an Excel, ZIP or gzip file"),
         ("<!doctype html><html></html>", r"lacks the column\(s\) path, label"),
     ],
 )
@@ -83,7 +86,7 @@ def test_labels_mean_what_they_meant(tmp_path: Path, cells: list[str], labels: l
 
 
 def test_columns_are_known_by_their_usual_names_in_any_case(tmp_path: Path) -> None:
-    data = "Path,LABEL,Patient ID,Center,Split,fold_10,fold_2\nimg/0.png,a,p1,north,Validation,test,TRAIN\n"
+    data = "Path,LABEL,Patient ID,Center,Split,Fold 10,FOLD_2\nimg/0.png,a,p1,north,Validation,test,TRAIN\n"
     (sample,) = _table(tmp_path, data).samples
     assert (sample.patient, sample.centre, sample.split) == ("p1", "north", "val")
     assert sample.folds == ("train", "test")
@@ -112,6 +115,9 @@ def test_parquet_of_other_shapes(tmp_path: Path) -> None:
         _parquet(tmp_path, {"image": held, "label": [["a"], ["b"]]})
     (tmp_path / "a.png").write_bytes(data)
     assert _parquet(tmp_path, {"image": ["a.png"], "label": ["x"]}).read([0]) == [data]
+    for named in (pa.array(["a.png"]).dictionary_encode(), pa.array(["a.png"], pa.large_string())):
+        found = _parquet(tmp_path, {"image": named, "label": [b"x"]})
+        assert found.read([0]) == [data] and found.samples[0].label == "x"
     (tmp_path / "parts" / "data").mkdir(parents=True)
     for part in range(2):
         pq.write_table(

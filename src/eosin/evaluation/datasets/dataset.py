@@ -47,7 +47,7 @@ _SPLIT_NAMES = {
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-_FOLD = re.compile(r"fold_(\d+)")
+FOLD = re.compile(r"fold_(\d+)")
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)(?:\.0*)?")
 _NO_LABEL = ("nan", "<na>")
 _DOUBTFUL = ("none", "null", "na", "n/a", "unknown", "-")
@@ -63,7 +63,7 @@ def splits_of_row(row: Mapping[str, Any], where: str) -> tuple[str, tuple[str, .
 
     Raises `UserError` saying `where` for a split that is none.
     """
-    numbers = {int(match[1]): name for name in row if (match := _FOLD.fullmatch(name))}
+    numbers = {int(match[1]): name for name in row if (match := FOLD.fullmatch(name))}
     cells = [str(row.get(name) or "").strip() for name in ("split", *(numbers[n] for n in sorted(numbers)))]
     for cell in cells:
         if cell and not split_of(cell):

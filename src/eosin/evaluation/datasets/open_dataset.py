@@ -153,11 +153,7 @@ def _read_rows(data: bytes, uri: str) -> tuple[list[dict[str, Any]], pa.ChunkedA
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{uri} is not a table: {error}") from error
     names = known_names(table.column_names, ())
-    if (
-        "image" in names
-        and "path" not in names
-        and pa.types.is_string(table.schema.types[names.index("image")])
-    ):
+    if "image" in names and "path" not in names and _is_text(table.schema.types[names.index("image")]):
         names[names.index("image")] = "path"
     require_one_meaning(table.column_names, names, uri)
     table = table.rename_columns(names)
@@ -188,10 +184,17 @@ def _sample_row(number: int, row: dict[str, Any], label: str, uri: str, columns:
     )
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
 def _text(value: Any) -> str:
     """A cell as text: 001 and NA as they are, nothing for NaN, 3 for the 3.0 that stands beside a NaN."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
     text = "" if value is None else str(value).strip()
     return "" if text.lower() in ("nan", "<na>") else text
 

@@ -145,6 +145,11 @@ def _find_keys(dataset: SlideDataset) -> tuple[dict[int, str], list[dict[str, st
         else:
             reason = "the slide is missing" if not keys else f"{len(keys)} slides have this name"
             dropped.append({"source": sample.source, "reason": reason})
+    rows_of = defaultdict(list)
+    for row, key in found.items():
+        rows_of[key].append(dataset.samples[row].source)
+    if twice := next((names for names in rows_of.values() if len(names) > 1), None):
+        raise UserError(f"{dataset.uri} names one slide {len(twice)} times: {', '.join(twice)}")
     if not found:
         first = f"; the first, {dropped[0]['source']}: {dropped[0]['reason']}" if dropped else ""
         raise UserError(

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Generic
 
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import Dataset, Digest, Sample, lfs_reason, may_be_image, reader
+from eosin.evaluation.datasets.dataset import FOLD, Dataset, Digest, Sample, lfs_reason, may_be_image, reader
 from eosin.evaluation.datasets.splits import AnyDataset
 from eosin.storage import ObjectInfo, Store, join_uri, open_store
 
@@ -86,13 +86,17 @@ def parse_csv(data: bytes, source: str, columns: Collection[str]) -> list[dict[s
         raise UserError(f"{source} is not a table: it is empty")
     if reason := lfs_reason(data):
         raise UserError(f"{source} is {reason}")
+    if data.startswith((b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")):
+        raise UserError(f"{source} is an Excel, ZIP or gzip file", hint="save it as CSV, UTF-8")
     try:
         lines = _decoded(data).lstrip("\ufeff").splitlines(keepends=True)
         lines = lines[1:] if lines[0].lower().startswith("sep=") else lines
         headers = {mark: _header(lines, mark, columns) for mark in ",;\t"}
         mark = next((mark for mark, names in headers.items() if {*columns} <= {*names}), ",")
         names = headers[mark]
-        rows = [row for row in csv.reader(lines, delimiter=mark) if any(cell.strip() for cell in row)][1:]
+        rows = [
+            row for row in csv.reader(lines, delimiter=mark, strict=True) if any(cell.strip() for cell in row)
+        ][1:]
     except (UnicodeDecodeError, csv.Error, IndexError) as error:
         raise UserError(f"{source} is not a CSV in UTF-8: {error}", hint="save it as CSV, UTF-8") from error
     if absent := [name for name in columns if name not in names]:
@@ -128,7 +132,8 @@ def known_names(names: Sequence[str], columns: Collection[str]) -> list[str]:
     lower = [_SPELLED.get(name, name) for name in plain]
     known = {*columns, *_KNOWN_COLUMNS}
     return [
-        each if each in known and name not in columns else name for name, each in zip(own, lower, strict=True)
+        each if (each in known or FOLD.fullmatch(each)) and name not in columns else name
+        for name, each in zip(own, lower, strict=True)
     ]
 
 
