@@ -76,6 +76,15 @@ def test_no_slide_there_is_one_clear_failure(tmp_path: Path) -> None:
     assert "none of the 2 slides" in record.reason and "pink.svs: the slide is missing" in record.reason
 
 
+def test_a_slide_under_two_names_is_refused(tmp_path: Path) -> None:
+    write_labelled_slides(tmp_path / "slides", per_split=1)
+    names = ("pink_train_0.svs", "violet_train_0", "pink_train_0")
+    table = write_labels(tmp_path / "slides" / "labels.csv", [{"slide": n, "label": n[:1]} for n in names])
+    record = _judge(tmp_path, table)
+    assert record.status == "failed"
+    assert "names one slide 2 times: pink_train_0.svs, pink_train_0" in record.reason
+
+
 def test_one_class_is_refused(tmp_path: Path) -> None:
     dataset = write_labelled_slides(tmp_path / "slides", per_split=1)
     path = tmp_path / "slides" / "labels.csv"

@@ -1,12 +1,12 @@
-"""Cox regression and concordance as lifelines has them, and the survival task on slides."""
+"""Cox regression and concordance as lifelines and scikit-survival have them, and the task on slides."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from eosin.evaluation.evaluate import evaluate
 from eosin.metrics.regression import concordance_index, fit_cox
@@ -14,30 +14,23 @@ from eosin.records import MetricRecord
 from tests.support.evaluation import make_config, make_run, quiet_log
 from tests.support.labelled_slides import write_labelled_slides, write_labels
 
-# lifelines 0.30: CoxPHFitter().fit(frame of features, time and event) and utils.concordance_index.
-COEFFICIENTS = (0.922316, -0.565438, 0.046196, 0.207502)
-CONCORDANCE, CONCORDANCE_OF_TIES = 0.7172701949860725, 0.7118473895582329
+# Of lifelines 0.30 and scikit-survival 0.28: benchmarks/peers/survival_golden.py.
+GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "survival.safetensors"
 
 
-def _patients() -> tuple[Any, Any, Any]:
-    random = np.random.default_rng(3)
-    features = random.normal(size=(80, 4))
-    times = random.exponential(np.exp(-features @ [0.8, -0.5, 0, 0.3]))
-    return features, times, random.random(80) < 0.7
-
-
-def test_risks_and_concordance_are_those_of_lifelines() -> None:
-    features, times, events = _patients()
-    risk = fit_cox(features, times, events, penalty=0.0)(features)
-    wanted = features @ COEFFICIENTS
-    assert np.allclose(risk - risk.mean(), wanted - wanted.mean(), atol=1e-5)
-    assert concordance_index(times, events, risk) == pytest.approx(CONCORDANCE, abs=1e-12)
-    rounded = np.ceil(times * 3)
-    assert concordance_index(rounded, events, risk) == pytest.approx(CONCORDANCE_OF_TIES, abs=1e-12)
+@pytest.mark.parametrize("case", ["plain", "ridge", "ties", "wide", "wide_ties"])
+def test_risks_and_concordance_are_those_of_lifelines_and_scikit_survival(case: str) -> None:
+    golden = {key.removeprefix(f"{case}."): value for key, value in load_file(GOLDEN).items()
+              if key.startswith(f"{case}.")}  # fmt: skip
+    features, times, events = golden["features"], golden["times"], golden["events"]
+    risk = fit_cox(features, times, events, penalty=float(golden["penalty"][0]))(features)
+    assert np.allclose(risk - risk.mean(), golden["risk"], atol=1e-5)
+    assert concordance_index(times, events, risk) == pytest.approx(float(golden["c_index"][0]), abs=1e-12)
 
 
 def test_a_ridge_shrinks_and_nothing_comparable_has_no_figure() -> None:
-    features, times, events = _patients()
+    golden = load_file(GOLDEN)
+    features, times, events = (golden[f"plain.{part}"] for part in ("features", "times", "events"))
     spread = [np.std(fit_cox(features, times, events, penalty=p)(features)) for p in (0.0, 0.1, 10.0)]
     assert spread[0] > spread[1] > spread[2] > 0
     assert np.isnan(concordance_index(times, np.zeros(80, dtype=bool), times))
@@ -64,6 +57,10 @@ def test_slides_are_ranked_by_time_and_patients_counted_once(tmp_path: Path) -> 
     assert record.details.interval_over == "8 patients" and "c_index" in record.details.intervals
     censored = _judge(tmp_path, [{**row, "event": "0"} for row in rows])
     assert censored.status == "failed" and "no event among 4 patient(s)" in censored.reason
+    last = max(rows, key=lambda row: (row["split"] == "test", float(row["time"])))
+    kept = [{**row, "event": str(int(row["split"] == "train" or row is last))} for row in rows]
+    alone = _judge(tmp_path, kept)
+    assert alone.status == "failed" and "no two can be compared" in alone.reason
 
 
 @pytest.mark.parametrize(("time", "event"), [("0", "1"), ("x", "1"), ("3", "dead"), ("", "0")])

@@ -186,7 +186,7 @@ def _sample_row(number: int, row: dict[str, Any], label: str, uri: str, columns:
 
 def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return kind in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def _text(value: Any) -> str:

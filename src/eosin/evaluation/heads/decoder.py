@@ -143,12 +143,12 @@ class SplitTiles:
         return self.found.tokens[self.places[rows]]
 
     def images(self, rows: slice | npt.NDArray[np.int64], device: torch.device) -> Tensor | None:
-        """Of some tiles, normalised, float32 [n, 3, side, side]; None where they were not kept."""
+        """Of some tiles, normalised, float [n, 3, side, side]; None where they were not kept."""
         if self.found.images is None:
             return None
         mean, std = (torch.tensor(each, device=device).view(1, 3, 1, 1) for each in self.found.normalisation)
         pixels = torch.from_numpy(self.found.images[self.places[rows]]).to(device).permute(0, 3, 1, 2)
-        return (pixels.float() / 255 - mean) / std
+        return (pixels.to(mean.dtype) / 255 - mean) / std
 
     def __len__(self) -> int:
         return len(self.places)
@@ -245,7 +245,7 @@ def _made(token_dim: int, num_classes: int, config: DecoderConfig) -> nn.Module:
 def _logits(
     decoder: nn.Module, part: SplitTiles, rows: slice | npt.NDArray[np.int64], device: torch.device
 ) -> Tensor:
-    tokens = torch.from_numpy(part.tokens(rows)).to(device).float()
+    tokens = torch.from_numpy(part.tokens(rows)).to(device, torch.get_default_dtype())
     side_px = part.found.classes.shape[-1]
     if isinstance(decoder, EvaDecoder):
         images = part.images(rows, device) if decoder.with_image else None

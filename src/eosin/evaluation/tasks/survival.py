@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -42,7 +43,7 @@ class SurvivalTask(SlidePatchesTask):
     def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """The concordance index over patients, of each fold where the table has folds.
 
-        Raises as `bags` does, and `UserError` where no event is learnt or judged.
+        Raises as `bags` does, and `UserError` where none has an event that another outlives.
         """
         from eosin.evaluation.datasets.slide_dataset import SlideDataset, patient_or_slide
         from eosin.evaluation.datasets.splits import folds_of
@@ -53,6 +54,10 @@ class SurvivalTask(SlidePatchesTask):
             pooled = dict(zip(bags.rows.tolist(), bags.means(), strict=True))
         folds = [self._judge(each, pooled) for each in folds_of(dataset)]
         values, (one, *others) = [fold.c_index(slice(None)) for fold in folds], folds
+        if any(math.isnan(value) for value in values):
+            raise UserError(
+                f"{dataset.uri}: of the judged patients no two can be compared: none outlives an event"
+            )
         if others:
             share = sum(len(f.risk) / f.num_learnt for f in folds) / len(folds)
             ends = interval_over_folds(values, share) if len(folds) > 2 else None
