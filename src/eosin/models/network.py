@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from eosin.config import RunConfig
@@ -33,6 +32,9 @@ class JepaPredictor(nn.Module):
     """
 
     def __init__(self, in_dim: int, out_dim: int, dim: int, depth: int) -> None:
+        # Here, after the backbone: timm may need torchvision's operators defined.
+        from timm.models.vision_transformer import Block
+
         super().__init__()
         num_heads = next(heads for heads in range(max(dim // 64, 1), 0, -1) if dim % heads == 0)
         self.embed = nn.Linear(in_dim, dim)
