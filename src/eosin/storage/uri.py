@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import unquote
@@ -40,6 +41,8 @@ def parse_uri(uri: str) -> Location:
     scheme, separator, rest = text.partition("://")
     if not text:
         raise UserError("an empty URI", hint="give s3://BUCKET/PREFIX, file:///PATH or a path")
+    if not separator and re.match(r"(?i)(s3|file):", text):  # a slash too few, and no folder of that name
+        raise UserError(f"{text}: no URI, `://` is missing", hint="s3://BUCKET/PREFIX, or ./ before a path")
     if not separator:
         return Location("file", "", _absolute(text))
     if scheme.lower() == "s3":

@@ -83,3 +83,10 @@ def test_a_split_file_uri_opens(tmp_path: Path) -> None:
     (tmp_path / "a%b c").write_bytes(b"x")
     root, key = split_uri(os.fspath(tmp_path / "a%b c"))
     assert open_store(root).get(key) == b"x"
+
+
+@pytest.mark.parametrize("uri", ["s3:/bucket/run", "S3:bucket/run", "file:/data"])
+def test_a_slash_too_few_is_no_folder(uri: str) -> None:
+    with pytest.raises(UserError, match="`://` is missing"):
+        parse_uri(uri)
+    assert parse_uri(f"./{uri}").scheme == "file"
