@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from eosin.cluster import follow, names
 from eosin.cluster import live_state as live_state_module
 from eosin.cluster.api import Cluster
+from eosin.cluster.finish import cancel_on_cluster
 from eosin.cluster.follow import Follower
 from eosin.cluster.live_state import live_state
 from eosin.cluster.names import JOBSET, jobset_name
@@ -25,7 +28,19 @@ from eosin.config import load_config
 from eosin.errors import UserError
 from eosin.observability import RunLog
 from eosin.storage import open_store
-from tests.support.real_cluster import CHART, IMAGE, WAIT, acting_as, apply, eventually, kubectl
+from tests.support.real_cluster import (
+    CHART,
+    HOST_IMAGE,
+    IMAGE,
+    NAMESPACE_LABEL,
+    WAIT,
+    acting_as,
+    apply,
+    eventually,
+    install_accounts,
+    kubectl,
+    let_host_image_run,
+)
 
 RUN = "s3://bucket/runs/on-a-real-cluster"
 NAME = jobset_name(RUN)
@@ -146,7 +161,8 @@ def followed(
         try:
             yield follower, followed
         finally:
-            cluster.delete(JOBSET, jobset(cluster))
+            if left := cluster.get(JOBSET, NAME):
+                cluster.delete(JOBSET, left)
     assert followed.result() is None, "it followed until the training was gone"
 
 
@@ -233,34 +249,90 @@ def test_a_level_that_no_topology_has_is_said_and_given_up_on(
         follower.follow(NAME)
 
 
+@contextmanager
+def dispatched_to(worker: str, queue: str, namespace: str) -> Iterator[None]:
+    """The queue's work goes to the cluster of a kubeconfig in the Secret `worker`, by MultiKueue."""
+    named = {"apiGroup": "kueue.x-k8s.io", "kind": "MultiKueueConfig", "name": queue}
+    kinds = {
+        "MultiKueueCluster": {"clusterSource": {"kubeConfig": {"location": worker}}},
+        "MultiKueueConfig": {"clusters": [queue]},
+        "AdmissionCheck": {"controllerName": "kueue.x-k8s.io/multikueue", "parameters": named},
+    }
+    checks = {"admissionChecksStrategy": {"admissionChecks": [{"name": queue}]}}
+    made = [{**API, "kind": kind, "metadata": {"name": queue}, "spec": spec} for kind, spec in kinds.items()]
+    try:
+        apply([*made, cluster_queue(queue, namespace, **checks)])
+        yield
+    finally:
+        for kind in kinds:
+            kubectl("delete", kind.lower(), queue, "--wait=false")
+
+
 def test_multikueue_is_accepted_and_what_it_lacks_is_said(
     cluster: Cluster, queue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A manager without a worker in reach: the launcher makes what is dispatched, and says why it waits."""
     kubectl("apply", "--dry-run=server", "-f", str(CHART.parents[1] / "manifests/multikueue/manager.yaml"))
-    worker = {"clusterSource": {"kubeConfig": {"location": queue}}}
-    named = {"apiGroup": "kueue.x-k8s.io", "kind": "MultiKueueConfig", "name": queue}
-    check = {"controllerName": "kueue.x-k8s.io/multikueue", "parameters": named}
-    kinds = {
-        "MultiKueueCluster": worker,
-        "MultiKueueConfig": {"clusters": [queue]},
-        "AdmissionCheck": check,
-    }
-    checks = {"admissionChecksStrategy": {"admissionChecks": [{"name": queue}]}}
-    try:
-        apply(
-            [{**API, "kind": kind, "metadata": {"name": queue}, "spec": spec} for kind, spec in kinds.items()]
-        )
-        apply([cluster_queue(queue, cluster.namespace, **checks)])
+    with dispatched_to(queue, queue, cluster.namespace):
         submit(cluster, f"queue: q, pools: [{{name: anchor, {POOL}}}]")
         assert is_dispatched(jobset(cluster))
         with followed(cluster, tmp_path, monkeypatch) as (follower, _):
             eventually("it says why", lambda: f"ClusterQueue {queue} is inactive" in waits_for(cluster))
             last = eventually("it is followed", lambda: follower.last)
             assert names.FOLLOWED_ANNOTATION not in last["metadata"]["annotations"]
-    finally:
-        for kind in kinds:
-            kubectl("delete", kind.lower(), queue, "--wait=false")
+
+
+@pytest.fixture
+def worker(cluster: Cluster, queue: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """kubectl on a second cluster with the namespace, accounts and queue of the first; the manager has its
+    kubeconfig in a Secret of the queue's name."""
+    kubeconfig = os.environ.get("EOSIN_TEST_WORKER_KUBECONFIG", "")
+    if not kubeconfig:
+        pytest.skip("EOSIN_TEST_WORKER_KUBECONFIG names no second cluster, as Kueue of the first reaches it")
+    name = cluster.namespace
+    about = {"name": name, "labels": {NAMESPACE_LABEL: "true"}}
+    with monkeypatch.context() as there:
+        there.setenv("KUBECONFIG", kubeconfig)
+        if IMAGE == HOST_IMAGE:
+            let_host_image_run(cluster)
+        apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": about}])
+        install_accounts(cluster)
+        apply([{**API, "kind": "ResourceFlavor", "metadata": {"name": queue}, "spec": {}},
+               cluster_queue(queue, name),
+               {**API, "kind": "LocalQueue", "metadata": {"name": "q", "namespace": name},
+                "spec": {"clusterQueue": queue}}])  # fmt: skip
+    secret = ("secret", "generic", queue, "-n", "kueue-system")
+    kubectl("create", *secret, f"--from-file=kubeconfig={kubeconfig}")
+    yield lambda *arguments: kubectl("--kubeconfig", kubeconfig, *arguments)
+    kubectl("delete", "secret", queue, "-n", "kueue-system")
+    for kind, left in (("namespace", name), ("clusterqueue", queue), ("resourceflavor", queue)):
+        kubectl("--kubeconfig", kubeconfig, "delete", kind, left, "--wait=false")
+
+
+def test_multikueue_has_a_worker_train_and_ends_it_there(
+    cluster: Cluster, queue: str, worker: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two real clusters: pods are on the worker alone; the manager's JobSet tells how they are."""
+
+    def on_worker(kind: str) -> list[dict[str, Any]]:
+        return list(json.loads(worker("get", kind, "-n", cluster.namespace, "-o", "json"))["items"])
+
+    def trains() -> bool:
+        running = [p for p in on_worker("pods") if p["status"].get("phase") == "Running"]
+        return {job_of(pod) for pod in running} == {"rdzv", "anchor"}
+
+    def ready() -> dict[str, int]:
+        jobs = jobset(cluster).get("status", {}).get("replicatedJobsStatus") or []
+        return {job["name"]: job["ready"] for job in jobs}
+
+    with dispatched_to(queue, queue, cluster.namespace):
+        submit(cluster, f"queue: q, pools: [{{name: anchor, {POOL}}}]")
+        with followed(cluster, tmp_path, monkeypatch) as (_, launcher):
+            eventually("the worker trains", trains)
+            eventually("the manager knows", lambda: ready() == {"rdzv": 1, "anchor": 1})
+            assert cluster.list_pods(NAME) == [] and waits_for(cluster) == "" and not launcher.done()
+            cancel_on_cluster(RUN, cluster)
+            eventually("it is ended there", lambda: on_worker("jobsets") == on_worker("pods") == [])
 
 
 def test_an_exclusive_pool_has_a_rack_for_itself(cluster: Cluster, racks: list[str]) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import random
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from eosin.config import RunConfig
 from eosin.layout import RunLayout
 from eosin.records import TrainingDone
 from eosin.storage import open_store
+from eosin.summary.cost import training_cost
+from eosin.summary.training_log import read_events, read_training_log
 from tests.support.hosts import Host, Hosts, signal_group
 from tests.support.pods import Pod, Pods, elastic_config
 from tests.support.ranks import Leg, final_parameters, norm_difference, train_legs
@@ -131,10 +135,38 @@ def test_losing_rank_0_with_its_node_costs_no_step_that_another_node_holds(make_
     site.reached(6)
     held = spot.step()
     site.pods.lose(anchor)
+    lost_s = time.time()
     site.pods.until(lambda: site.worlds_of(1) > 0)
     (alone,) = [world for world in site.pods.worlds() if world["world_size"] == 1]
     assert alone["start_step"] >= held >= 5
     site.ends_as_if_undisturbed([spot])
+    check_cost(site, lost_s=lost_s)
+
+
+def check_cost(site: Site, lost_s: float) -> None:
+    """What the report reckons of the log, held against this machine's clock and what a step must take."""
+    tree = site.config.model_dump(mode="json")
+    for pool, price in zip(tree["cluster"]["pools"], (40.0, 16.0), strict=True):
+        pool["price_usd_per_hour"] = price
+    events = read_events(open_store(site.run_uri))
+    log = read_training_log(events)
+    assert log is not None
+    cost = training_cost(log, events, RunConfig.model_validate(tree))
+    assert cost.num_images == site.config.train.num_steps * site.config.train.batch_size
+    anchor, spot = cost.pools
+    assert (anchor.pool, anchor.num_lost, spot.pool, spot.num_lost) == ("anchor", 1, "spot", 0)
+    both, alone = [next(w for w in site.pods.worlds() if w["world_size"] == size) for size in (2, 1)]
+    met_s = datetime.fromisoformat(both["time"]).timestamp()
+    went_on_s = datetime.fromisoformat(alone["time"]).timestamp()
+    assert anchor.worker_hours * 3600 == pytest.approx(went_on_s - met_s, abs=0.1)
+    assert went_on_s - lost_s <= anchor.lost_worker_hours * 3600 <= went_on_s - met_s + 0.1
+    assert spot.lost_worker_hours == pytest.approx(anchor.lost_worker_hours) and anchor.usd and spot.usd
+    assert anchor.usd == pytest.approx(40 * anchor.worker_hours)
+    assert spot.lost_usd == pytest.approx(16 * spot.lost_worker_hours)
+    at_most = site.config.train.batch_size * 3600 / (8 * float(_SLOT_DELAY_S))
+    logged = [each for each in events if each.name == "step" and each.time_s >= went_on_s]
+    assert (spot.images_per_worker_hour is not None) == (len(logged) > 1)
+    assert 0 <= (spot.images_per_worker_hour or 0) <= at_most * 1.1
 
 
 @pytest.mark.parametrize(("parallel", "memory"), [("ddp", "on"), ("ddp", "off"), ("fsdp", "on")])

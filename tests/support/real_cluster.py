@@ -29,6 +29,8 @@ IMAGE = os.environ.get("EOSIN_TEST_IMAGE", HOST_IMAGE)
 """An image of eosin that the cluster has; else one with nothing in it, over the machine's own programs."""
 NAMESPACE_LABEL = "eosin.dev/test"
 TIMEOUT_S = float(os.environ.get("EOSIN_TEST_TIMEOUT_S", "120"))
+ATTEMPTS = 8
+"""Of each request: a minute, in which a controller whose webhook is asked may begin anew."""
 WAIT = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(3600)"
 
 
@@ -52,7 +54,7 @@ def namespace(cluster: Cluster, **labels: str) -> Iterator[Cluster]:
     body = {"metadata": {"name": name, "labels": {NAMESPACE_LABEL: "true", **labels}}}
     cluster.read("creating a namespace", cluster.core.create_namespace, body)
     try:
-        yield connect(name, attempts=2)
+        yield connect(name, attempts=ATTEMPTS)
     finally:
         cluster.read("deleting a namespace", cluster.core.delete_namespace, name)
 
@@ -77,10 +79,17 @@ def apply(objects: list[dict[str, Any]]) -> None:
     kubectl("apply", "-f", "-", text=yaml.safe_dump_all(objects))
 
 
-def kubectl(*arguments: str, text: str = "") -> None:
+def kubectl(*arguments: str, text: str = "") -> str:
+    """Its output. A webhook that does not answer is waited for: its controller may begin anew."""
     command = [os.environ.get("KUBECTL", "kubectl"), *arguments]
-    done = subprocess.run(command, input=text, text=True, capture_output=True, timeout=120)
+
+    def answered() -> subprocess.CompletedProcess[str] | None:
+        done = subprocess.run(command, input=text, text=True, capture_output=True, timeout=120)
+        return None if "failed calling webhook" in done.stderr else done
+
+    done: subprocess.CompletedProcess[str] = eventually("the webhooks answer", answered)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def acting_as(cluster: Cluster, account: str, recorder: Recorder | None = None) -> Cluster:
@@ -99,7 +108,7 @@ def acting_as(cluster: Cluster, account: str, recorder: Recorder | None = None) 
     settings.api_key = {"authorization": f"Bearer {token}"}
     settings.refresh_api_key_hook = None
     made = recorder.client(settings) if recorder else client.ApiClient(settings)
-    return Cluster(made, cluster.namespace, attempts=2)
+    return Cluster(made, cluster.namespace, attempts=ATTEMPTS)
 
 
 def make_workflow(cluster: Cluster, name: str, run_id: str = "") -> OwnerReference:

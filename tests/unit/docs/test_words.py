@@ -222,6 +222,7 @@ def test_only_variables_that_there_are_are_named(page: Path) -> None:
     of_tests = {
         "EOSIN_SAMPLE_DATA", "EOSIN_UPDATE_GOLDEN", "EOSIN_TEST_CLUSTER", "EOSIN_TEST_IMAGE",
         "EOSIN_TEST_TIMEOUT_S", "EOSIN_TEST_STOP_NODE", "EOSIN_TEST_START_NODE",
+        "EOSIN_TEST_WORKER_KUBECONFIG",
     }  # fmt: skip
     of_the_install = set(re.findall(r'environ\.get\("(EOSIN_\w+)"', INSTALL.read_text()))
     assert not named - names_read_once() - of_tests - of_the_install
