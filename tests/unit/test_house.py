@@ -81,3 +81,17 @@ def test_every_excuse_in_the_package_says_why() -> None:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         if bare.search(line)
     ]
+
+
+def test_timm_is_imported_after_torchvisions_operators_are_declared() -> None:
+    """Where torchvision's build is not torch's, a module that begins with timm cannot come first."""
+    wrong = []
+    for path, tree in modules():
+        declared = False
+        for node in tree.body:
+            declared |= ast.unparse(node) == "import_timm()"
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if not declared and any(name.partition(".")[0] == "timm" for name in names):
+                wrong.append(f"{path}:{node.lineno}")
+    assert not wrong

@@ -39,7 +39,7 @@ def test_unknown_section_names_the_nearest_section() -> None:
 
 
 def test_key_in_the_wrong_section_is_found_in_the_right_one() -> None:
-    assert "did you mean train.optimizer.warmup_steps?" in refused("model:\n  warmup_steps: 2\n")
+    assert "did you mean train.optimizer.clip_grad_norm?" in refused("model:\n  clip_grad_norm: 2\n")
 
 
 def test_a_mistake_in_an_override_is_not_blamed_on_the_file() -> None:
