@@ -106,7 +106,13 @@ def test_holes_several_parts_and_the_forms_that_qupath_writes(tmp_path: Path) ->
             feature("Polygon", [other[::-1]], classification={"names": ["Tissue"]}, objectType="annotation"),
         ],
         [feature("MultiPolygon", [[SQUARE, HOLE], [other]])],
-    ):
+        {  # as TRIDENT has it written by geopandas
+            "type": "FeatureCollection", "name": "slide",
+            "crs": {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::3857"}},
+            "features": [feature("Polygon", [SQUARE, HOLE], tissue_id=0),
+                         feature("Polygon", [other], tissue_id=1)],
+        },
+    ):  # fmt: skip
         found = mask_of(tmp_path, tree)
         assert (found != right).sum() == 0
     assert not mask_of(tmp_path, []).any(), "somebody deleted them all"
