@@ -12,7 +12,7 @@ from eosin.cli.app import invoke
 from eosin.errors import PermanentError, UserError
 from eosin.layout import RegistryLayout, RunLayout, model_name
 from eosin.observability import RunLog
-from eosin.records import MetricRecord, MetricValue, RegisteredModel, RegistryEntry, base
+from eosin.records import MetricRecord, MetricValue, RegisteredModel, RegistryEntry
 from eosin.records.details import ClassifierDetails, Details
 from eosin.registry import entries
 from eosin.registry.entries import find_entry, roll_back
@@ -305,16 +305,16 @@ def test_a_promotion_between_reading_and_writing_is_not_lost(
     slow, quick = challenger(world, current, 0.9, 0.6), world.run("third", 0.8)
     world.judge(quick, teacher_of(current), 0.6)
     world.judge(slow, teacher_of(quick), 0.8)
-    real, raced = base.load_record, []
+    real, raced = RegistryEntry.from_json, []
 
-    def read_then_lose(kind: type[RegistryEntry], store: Store, key: str) -> RegistryEntry | None:
-        entry = real(kind, store, key)
+    def read_then_lose(data: bytes, *, source: str) -> RegistryEntry:
+        entry = real(data, source=source)
         if not raced:
             raced.append(True)
             assert world.promote(quick).status == "promoted"
         return entry
 
-    monkeypatch.setattr(base, "load_record", read_then_lose)
+    monkeypatch.setattr(RegistryEntry, "from_json", read_then_lose)
     assert world.promote(slow).version == 3
     teachers = [version.teacher for version in world.entry().versions]
     assert teachers == [teacher_of(run) for run in (current, quick, slow)]
