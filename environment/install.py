@@ -216,8 +216,9 @@ class Environment:
         kept = [f"{name}=={self._version(name)}" for name in ("torch", "torchvision")]
         unbounded = [name for name in newest_requirements() if not name.startswith("torch")]
         self.pip("install", "--upgrade", "--upgrade-strategy=eager", *unbounded, *kept)
-        # kfp holds the Kubernetes client back; what breaks with the newest is to be seen here.
-        self.pip("install", "--upgrade", "--no-deps", "kubernetes")
+        # kfp holds the Kubernetes client back; what breaks with the newest is to be seen here. It asks for
+        # packages that the older one does not, and pip only warns that kfp wants another.
+        self.pip("install", "--upgrade", "kubernetes")
 
     def _install_locked(self, name: str, said: str) -> None:
         print(f"▸ install {said} (environment/{name})", flush=True)
