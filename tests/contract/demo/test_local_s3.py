@@ -50,7 +50,7 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def wait_until_gone(folder: Path, timeout_s: float = 10) -> None:
+def wait_until_gone(folder: Path, timeout_s: float = 60) -> None:
     end_s = time.monotonic() + timeout_s
     while processes_of(folder):
         assert time.monotonic() < end_s, "the server outlived its owner"
