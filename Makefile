@@ -22,8 +22,7 @@ environment-demo environment-test environment-newest: environment-%:
 	@$(PYTHON) environment/install.py $* --venv $(VENV)
 
 demo: environment-demo ## The whole pipeline on this machine: make demo [SLIDES=path-or-s3-uri] [OVERRIDES=file.csv]
-	@$(BIN)/eosin demo $(if $(SLIDES),--slides "$(SLIDES)") $(if $(OVERRIDES),--overrides "$(OVERRIDES)") \
-	  $(if $(PORT),--port "$(PORT)")
+	@$(BIN)/eosin demo $(if $(SLIDES),--slides "$(SLIDES)") $(if $(OVERRIDES),--overrides "$(OVERRIDES)")
 
 test: environment-test ## The tests: no GPU, no cluster, no internet but package mirrors
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile

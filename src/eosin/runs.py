@@ -51,7 +51,7 @@ def resolve(config: RunConfig, run_uri: str) -> RunConfig:
     sources = tuple(map(_resolved_source, config.slides.sources))
     slides = config.slides.model_copy(update={"uri": slides_uri, "sources": sources})
     index_uri = join_uri(config.index.uri or _beside_the_runs(run_uri, slides))
-    require_apart({"slides": slides_uri, "index": index_uri, "run": join_uri(run_uri)})
+    require_apart(slides, index_uri, run_uri)
     index = config.index.model_copy(update={"uri": index_uri})
     patches = config.patches
     if patches.source != "slides":
@@ -62,13 +62,14 @@ def resolve(config: RunConfig, run_uri: str) -> RunConfig:
     return config.model_copy(update={"slides": slides, "index": index, "patches": patches})
 
 
-def require_apart(uris: dict[str, str]) -> None:
-    """Raises `UserError` where two of slides, index and run are one folder: eosin's objects among the slides
-    would be listed as such, and those of a run deleted with it."""
+def require_apart(slides: SlidesConfig, index_uri: str, run_uri: str = "") -> None:
+    """Raises `UserError` where a folder of slides, the index and the run are not each a folder of its own:
+    eosin's objects among the slides would be listed as such, and those of a run deleted with it."""
+    folders = [("slides", uri) for uri in (slides.uri, *(source.uri for source in slides.sources))]
     names: dict[str, str] = {}
-    for name, uri in uris.items():
-        other = names.setdefault(uri, name)
-        if uri and other != name:
+    for name, given in (*folders, ("index", index_uri), ("run", run_uri)):
+        uri = join_uri(given) if given else ""
+        if uri and (other := names.setdefault(uri, name)) != name:
             raise UserError(f"{other} and {name} are both {uri}", hint=f"name another folder for the {name}")
 
 

@@ -27,7 +27,7 @@ from eosin.records import ScanListing, ScanPin, load_record, publish_once, updat
 from eosin.records.parquet import read_table
 from eosin.runs import require_apart
 from eosin.slides.model import SlideObject
-from eosin.storage import NotFound, ObjectInfo, Store, join_uri, open_store, put_if_absent
+from eosin.storage import NotFound, ObjectInfo, Store, open_store, put_if_absent
 
 _LISTING = pa.schema(
     [
@@ -147,7 +147,7 @@ def _stores(config: RunConfig) -> tuple[Store, Store]:
         raise UserError("no slides named", hint="give their folder: slides.uri, or --slides")
     if not config.index.uri:
         raise UserError("no place for the index named", hint="give it: index.uri, or --index")
-    require_apart({"slides": join_uri(config.slides.uri), "index": join_uri(config.index.uri)})
+    require_apart(config.slides, config.index.uri)
     return open_slide_store(config.slides.uri, config.slides.sources), open_store(config.index.uri)
 
 

@@ -76,6 +76,9 @@ def test_one_folder_for_two_things_is_refused_and_left_as_it_is(
     assert f"slides and index are both {slides.as_uri()}" in said
     begin = ["run", "demo", "--local", "--dry-run", "--slides", str(slides)]
     assert "slides and run are both" in refused(capsys, *begin, "--run", str(slides))
+    sources = f"slides.sources=[{{uri: {slides}}}]"
+    said = refused(capsys, "index", "--set", sources, "--index", str(slides))
+    assert f"slides and index are both {slides.as_uri()}" in said
     elsewhere = f"{slides}-elsewhere"
     assert "index and run are both" in refused(capsys, *begin, "--run", elsewhere, "--index", elsewhere)
     assert [path.name for path in slides.iterdir()] == ["a.svs"]
