@@ -154,6 +154,7 @@ def _train(
             log.event("world", world_size=world.size, start_step=start.step, found_in=found_in,
                       device=str(world.device), **({"pools": pools} if pools else {}),
                       microbatches=[len(world.microbatches_of(r)) for r in range(world.size)])  # fmt: skip
+            log.flush()  # who is lost within seconds still stands in the report, with what that cost
             by_speed = config.train.elastic.load_balance == "speed"
             for advice in (
                 granularity_advice(world.num_microbatches, world.size) if by_speed else "",
