@@ -33,6 +33,7 @@ _SLIDE_NAMES = {
     ".vms", ".vmu", ".isyntax", ".i2syntax", ".lif", ".nd2", ".afi", ".svslide",
 }  # fmt: skip
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".heic"}
+_CLAIM_NONE = _OTHER_NAMES | _PICTURES
 _LOOKED_AT_ONCE = 32
 _MOST_LOOKED_AT = 1024
 _MRXS, _MRXS_INDEX = ".mrxs", "Slidedat.ini"
@@ -193,7 +194,7 @@ def _is_whole(key: str) -> bool:
 
 
 def _claims_none(key: str) -> bool:
-    return suffix_of(key) in _OTHER_NAMES | _PICTURES and not _is_mirax(key)
+    return suffix_of(key) in _CLAIM_NONE and not _is_mirax(key)
 
 
 def _is_mirax(key: str) -> bool:
