@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Literal
@@ -97,12 +99,21 @@ _EXTRAS = {
     "onnxruntime": "onnx", "tifffile": "demo", "wandb": "wandb", "mlflow": "mlflow",
 }  # fmt: skip
 """The extra that brings a module."""
+_SHARED_MEMORY = "/dev/shm"
+_REFUSALS = (errno.EACCES, errno.ENOENT, errno.EPERM, errno.EROFS)
 
 
-def as_missing_dependency(error: BaseException) -> BaseException:
-    """A `MissingDependency` where `error` is that a library of an extra is not installed, else `error`."""
+def as_known(error: BaseException) -> BaseException:
+    """A `UserError` where an extra is not installed or /dev/shm is closed, else `error`."""
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    return MissingDependency(module, _EXTRAS[module]) if module in _EXTRAS else error
+    if module in _EXTRAS:
+        return MissingDependency(module, _EXTRAS[module])
+    # A semaphore's file there has no name in the error that its refusal raises.
+    closed = sys.platform == "linux" and not os.access(_SHARED_MEMORY, os.W_OK)
+    if closed and isinstance(error, OSError) and error.errno in _REFUSALS and error.filename is None:
+        message = f"this user may not write to {_SHARED_MEMORY}, where processes share their locks: {error}"
+        return UserError(message, hint=f"mount -t tmpfs -o mode=1777 tmpfs {_SHARED_MEMORY}")
+    return error
 
 
 def exit_code_of(error: BaseException) -> int:

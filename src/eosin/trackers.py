@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from eosin.config import RunConfig, dump_config
-from eosin.errors import EosinError, as_missing_dependency, describe
+from eosin.errors import EosinError, as_known, describe
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.process import Closing
@@ -98,7 +98,7 @@ class Tracker(Closing):
                 job(backend)
             backend.close()
         except BaseException as error:  # whatever a library raises, sys.exit among it
-            self._warn(safe_words(as_missing_dependency(error)))
+            self._warn(safe_words(as_known(error)))
 
     def _warn(self, why: str) -> None:
         if not self._failed:

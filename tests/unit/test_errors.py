@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +19,7 @@ from eosin.errors import (
     PermanentError,
     TransientError,
     UserError,
+    as_known,
     describe,
     exit_code_of,
     install_command,
@@ -146,3 +152,27 @@ def test_an_extra_is_installed_from_where_eosin_came(
     monkeypatch.setenv("EOSIN_IMAGE", "index")  # nothing can be installed into an image
     assert install_command("train") == "this is the index image; the train image has it"
     assert install_command("demo") == "this is the index image; no image has it"
+
+
+def test_closed_shared_memory_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a semaphore of another user's /dev/shm raises, by the standard library itself.
+    refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    assert as_known(refused) is refused
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    assert "mount -t tmpfs" in str(getattr(as_known(refused), "hint", ""))
+    named = PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/root/slides")
+    assert as_known(named) is named
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
+def test_semaphores_of_a_closed_shared_memory_raise_what_is_known() -> None:
+    script = (
+        "import multiprocessing.synchronize, os; from eosin.errors import as_known\nos.setuid(10001)\n"
+        "try: multiprocessing.Lock()\nexcept OSError as error: print(type(as_known(error)).__name__)"
+    )
+    mount = 'mount -t tmpfs -o mode=755 tmpfs /dev/shm && exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, sys.executable, script],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "UserError\n", done.stderr
