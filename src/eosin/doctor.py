@@ -21,6 +21,7 @@ from eosin.errors import Check, EosinError, install_command
 from eosin.step_process import in_pod
 from eosin.storage import ByteRange, NotFound, PreconditionFailed, Store, open_store
 from eosin.storage.clients import credentials_hint
+from eosin.words import counted
 
 _IMPORT_TIMEOUT_S = 120.0
 _GB = 1e9
@@ -130,7 +131,7 @@ def _conditional(store: Store, prefix: str) -> str:
 def _delete(store: Store, prefix: str) -> str:
     keys = [item.key for item in store.list(prefix)]
     store.delete(keys)
-    return f"{len(keys)} objects of this check deleted"
+    return f"{counted(len(keys), 'object')} of this check deleted"
 
 
 _STORE_OPERATIONS: tuple[tuple[str, Callable[[Store, str], str]], ...] = (

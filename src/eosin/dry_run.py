@@ -23,6 +23,7 @@ from eosin.preflight import (
     training_advice,
 )
 from eosin.storage import join_uri, open_store
+from eosin.words import counted
 
 if TYPE_CHECKING:
     from eosin.evaluation.embed_index import EmbedRequest
@@ -197,7 +198,9 @@ def _retrain_steps(
 ) -> tuple[StepPlan, ...]:
     registry = join_uri(str(arguments["registry"]), RegistryLayout.entry(str(arguments["name"])))
     enough = arguments.get("min_new_slides", 1)
-    gate = StepPlan("gate", (config.index.uri, registry), (), f"goes on with {enough} new slides or more")
+    gate = StepPlan(
+        "gate", (config.index.uri, registry), (), f"goes on with {counted(enough, 'new slide')} or more"
+    )
     plan = StepPlan("plan", (registry,), steps["plan"].writes, f"begins with {config.model.init}")
     promote = StepPlan("promote", (registry, *steps["evaluate"].writes[:1]), (registry,))
     rest = (steps[name] for name in ("decode", "train", "evaluate", "summarize"))
@@ -221,7 +224,7 @@ def _pretrain_steps(config: RunConfig, run: str) -> tuple[StepPlan, ...]:
             "index",
             (slides, *overrides),
             (join_uri(index, IndexLayout.SNAPSHOTS), at(RunLayout.INDEX_PIN)),
-            f"{config.index.num_shards} shards; slides by byte range",
+            f"{counted(config.index.num_shards, 'shard')}; slides by byte range",
         ),
         StepPlan("decode", (index, slides), (at(RunLayout.patch_set("heldout")),),
                  f"{config.patches.heldout.num_patches} held-out patches"),
@@ -229,7 +232,8 @@ def _pretrain_steps(config: RunConfig, run: str) -> tuple[StepPlan, ...]:
             "train",
             (index, slides),
             (at(RunLayout.CHECKPOINTS), at(RunLayout.TEACHERS), at(RunLayout.TRAINING_DONE)),
-            f"{config.train.num_steps} steps of {config.train.batch_size} patches, {num_exports} teachers",
+            f"{counted(config.train.num_steps, 'step')} of {config.train.batch_size} patches, "
+            f"{counted(num_exports, 'teacher')}",
         ),
         StepPlan(
             "evaluate",

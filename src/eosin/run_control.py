@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from eosin.cluster.api import connect
 from eosin.cluster.finish import Cancelled, cancel_on_cluster
-from eosin.errors import EosinError, PermanentError, UserError
+from eosin.errors import EosinError, TransientError, UserError
 from eosin.kubeflow.client import connect_kubeflow, kubeflow_errors
 from eosin.kubeflow.runs import FoundRun, find_run, retry_run, terminate_run
 from eosin.layout import RunLayout
@@ -52,7 +52,8 @@ def cancel(run_uri: str, where: Where) -> Stopped:
     """End a run at any stage: its Kubeflow run first, then its training; what it saved stays.
 
     A Kubeflow run is ended through its Workflow where the kubeconfig reaches it, else through Kubeflow's own
-    API where an address is known. Raises `PermanentError` that says what goes on where none is reached.
+    API where an address is known. Where none is reached, an error says what goes on: `TransientError`
+    where another try may reach it, else `UserError`.
     """
     store = open_store(run_uri)
     place = load_record(KubeflowRun, store, RunLayout.KUBEFLOW_RUN)
@@ -132,7 +133,9 @@ def _not_reached(
     done = f"{on_cluster}; " if on_cluster and on_cluster.is_any else ""
     run = f"Kubeflow run {place.run_id}" if place and place.run_id else f"a Kubeflow run of {run_uri}"
     hint = next((trouble.hint for trouble in reversed(troubles) if trouble.hint), _HOST_HINT)
-    return PermanentError(
+    # A person's error where each is one: no kubeconfig, no right to do it. What may pass is tried again.
+    passes = any(isinstance(each, TransientError) for each in troubles)
+    return (TransientError if passes else UserError)(
         f"{done}{run} may go on, and train: {'; '.join(trouble.message for trouble in troubles)}", hint=hint
     )
 

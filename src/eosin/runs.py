@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib import metadata
+from shlex import quote
 from typing import Any
 
 from eosin.config import RunConfig, difference, dump_config, load_config, with_overrides
@@ -151,8 +152,9 @@ def _plan_over(run_uri: str, there: bytes | None, config: RunConfig) -> Planned:
     if decisive and has_trained(store):
         raise UserError(
             f"run {run_uri} was begun with another configuration:\n  " + "\n  ".join(decisive),
-            hint=f"take another run URI, undo the change, or remove the run: eosin delete {run_uri};"
-            f" to train on to more steps or at another rate: eosin train {run_uri} --prolong STEPS --set …",
+            hint=f"take another run URI, undo the change, or remove the run: eosin delete {quote(run_uri)};"
+            f" to train on to more steps or at another rate: eosin train {quote(run_uri)} --prolong "
+            "STEPS --set …",
         )
     changes = difference(old.model_dump(mode="json"), config.model_dump(mode="json"))
     return Planned(config, True, tuple(changes), bool(decisive))
@@ -290,7 +292,7 @@ def load_run(run_uri: str, *, store: Store | None = None) -> RunConfig:
         is_index = store.exists(IndexLayout.LATEST)
         raise UserError(
             f"no run at {run_uri}: {RunLayout.CONFIG} is not there",
-            hint=f"that is an index: eosin index inspect {run_uri}" if is_index
+            hint=f"that is an index: eosin index inspect {quote(run_uri)}" if is_index
             else "begin one with `eosin run RECIPE --local --run URI --slides URI`",
         ) from None  # fmt: skip
     return load_config(text, source=join_uri(run_uri, RunLayout.CONFIG))
@@ -305,7 +307,9 @@ def load_pin(run_uri: str, *, store: Store | None = None) -> IndexPin:
     """The pinned snapshot. Raises `UserError` where the run has not been indexed."""
     pin = load_record(IndexPin, store or open_store(run_uri), RunLayout.INDEX_PIN)
     if pin is None:
-        raise UserError(f"run {run_uri} has no index yet", hint=f"run `eosin index --run {run_uri}` first")
+        raise UserError(
+            f"run {run_uri} has no index yet", hint=f"run `eosin index --run {quote(run_uri)}` first"
+        )
     return pin
 
 

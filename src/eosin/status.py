@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Any
 
 from eosin.config import RunConfig
@@ -24,6 +25,7 @@ from eosin.records import (
 )
 from eosin.runs import last_step, load_failures, load_pin, load_run, load_training_done
 from eosin.storage import Store, join_uri, open_store
+from eosin.words import counted
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,16 @@ class RunStatus:
         """The command that brings the run on, or shows what it came to."""
         waiting = next((step for step in self.steps if step.state != "done"), None)
         if not self.steps:
-            return f"eosin logs {self.run}"
+            return f"eosin logs {quote(self.run)}"
         if waiting is None:
-            return f"open {self.steps[-1].detail}"
+            return f"open {quote(self.steps[-1].detail)}"
         if self.is_study:
-            return f"eosin run --pipeline scaling_study --local --run {self.run} goes on with the study"
+            return (
+                f"eosin run --pipeline scaling_study --local --run {quote(self.run)} goes on with the study"
+            )
         if waiting.step == "index":
-            return f"eosin index --run {self.run}"
-        return f"eosin {waiting.step} {self.run}"
+            return f"eosin index --run {quote(self.run)}"
+        return f"eosin {waiting.step} {quote(self.run)}"
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,7 @@ def _decode(store: Store) -> StepStatus:
     if not names:
         return StepStatus("decode", "waiting", "no patch set yet")
     found = [load_record(PatchSetManifest, store, RunLayout.patch_set_manifest(name)) for name in names]
-    details = [f"{each.name}: {each.num_patches} patches" for each in found if each is not None]
+    details = [f"{each.name}: {counted(each.num_patches, 'patch')}" for each in found if each is not None]
     state = "done" if len(details) == len(names) else "partial"
     return StepStatus("decode", state, ", ".join(details) or f"{', '.join(names)}: shards only")
 
@@ -245,7 +249,9 @@ def _train(store: Store, done: TrainingDone | None, num_steps: int) -> StepStatu
             "train", "partial", f"{last.get('step')}/{num_steps} steps{speed}, as of {last['time']}"
         )
     loss = "" if done.final_loss is None else f", loss {done.final_loss:.4g}"
-    return StepStatus("train", "done", f"{done.num_steps} steps, {len(done.models)} teachers{loss}")
+    return StepStatus(
+        "train", "done", f"{counted(done.num_steps, 'step')}, {counted(len(done.models), 'teacher')}{loss}"
+    )
 
 
 def _evaluate(store: Store) -> StepStatus:
@@ -254,7 +260,7 @@ def _evaluate(store: Store) -> StepStatus:
         return StepStatus("evaluate", "waiting", "no record yet")
     ok = states.count("ok")
     state = "done" if ok == len(states) and store.exists(RunLayout.SUMMARY_JSON) else "partial"
-    return StepStatus("evaluate", state, f"{ok} records ok, {len(states) - ok} failed")
+    return StepStatus("evaluate", state, f"{counted(ok, 'record')} ok, {len(states) - ok} failed")
 
 
 def _record_state(store: Store, key: str) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 from eosin.config import RunConfig, with_overrides
@@ -178,7 +179,7 @@ def _keep(study_uri: str, study: Study) -> None:
             names = ", ".join(variant.name for variant in found.variants)
             raise UserError(
                 f"study {study_uri} was begun with {found.key}: {names}",
-                hint=f"take another URI, or remove the study: eosin delete {study_uri}",
+                hint=f"take another URI, or remove the study: eosin delete {quote(study_uri)}",
             )
         return None if found == study else study
 

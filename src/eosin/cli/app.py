@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -98,7 +99,7 @@ def _with_demo_hint(error: Exception, arguments: list[str]) -> Exception:
     """The demo's bucket is on no S3 but the demo's own, whose server runs when it is asked for."""
     of_demo = any(argument.startswith("s3://eosin-demo") for argument in arguments)
     if of_demo and isinstance(error, EosinError) and "AWS_ENDPOINT_URL" not in os.environ:
-        error.hint = f"that bucket is the demo's: eosin demo exec -- eosin {' '.join(arguments)}"
+        error.hint = f"that bucket is the demo's: eosin demo exec -- eosin {shlex.join(arguments)}"
     return error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -46,7 +47,7 @@ def resume(run: Run, host: Host = "", namespace: ClusterNamespace = "", as_json:
     from eosin.run_control import Where, resume
 
     run_id = resume(run, Where(host, namespace))
-    text = f"Kubeflow run {run_id} goes on\nnext: eosin status {run}"
+    text = f"Kubeflow run {run_id} goes on\nnext: eosin status {quote(run)}"
     emit({"run_id": run_id}, as_json=as_json, text=text)
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -16,6 +17,7 @@ from eosin.config import RunConfig
 from eosin.errors import EXIT_OK, EXIT_USER, UserError
 from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, images_of_here, takes
 from eosin.runs import dated
+from eosin.words import counted
 
 if TYPE_CHECKING:
     from eosin.dry_run import TilesPlan
@@ -49,7 +51,8 @@ def run(
     if pipeline in ("decode", "embed"):
         if not local and not dry_run:
             raise UserError(
-                "say where to run: --local", hint=f"on a cluster: eosin submit {pipeline} --run {run_uri}"
+                "say where to run: --local",
+                hint=f"on a cluster: eosin submit {pipeline} --run {quote(run_uri)}",
             )
         done = _run_tiles(pipeline, run_uri, index, tuple(settings or ()), params or (), dry_run)
         emit(done or {"run": run_uri}, as_json=as_json, text=str(done or f"published: {run_uri}"))
@@ -77,7 +80,7 @@ def run(
     if not local:
         raise UserError(
             "say where to run: --local runs on this machine",
-            hint=f"on a cluster: eosin submit {pipeline} --run {run_uri}, see `eosin submit --help`",
+            hint=f"on a cluster: eosin submit {pipeline} --run {quote(run_uri)}, see `eosin submit --help`",
         )
     from eosin.kubeflow.local_run import run_pipeline
 
@@ -215,7 +218,7 @@ def doctor(
 
 def _verdict(num_failed: int, num_warned: int) -> str:
     if num_failed:
-        return f"\n{num_failed} checks failed: mend what ✗ marks"
+        return f"\n{counted(num_failed, 'check')} failed: mend what ✗ marks"
     rest = f"; without what ! marks ({num_warned}), not everything does" if num_warned else ""
     return f"\neosin works here{rest}\nnext: eosin demo, or eosin run --help"
 

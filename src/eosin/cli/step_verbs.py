@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
 from eosin.cli.output import AsJson, Run, Settings, emit, key_values, lines, local_path, plain
 from eosin.errors import EXIT_OK, EXIT_PERMANENT, UserError
+from eosin.words import counted
 
 Shard = Annotated[
     str | None, typer.Option("--shard", metavar="I/N", help="Only shard I of N (counted from 0).")
@@ -89,10 +91,10 @@ def _index(
         if ignored:
             raise UserError(
                 f"{', '.join(ignored)} and --run contradict: a run's configuration says what is indexed",
-                hint=f"plan the run with them: eosin run --local --run {run} …",
+                hint=f"plan the run with them: eosin run --local --run {quote(run)} …",
             )
         result = steps.index_run(run, part, merge, allow_fewer=allow_fewer)
-        place, after = "", f"eosin decode {run}, then eosin train {run}"
+        place, after = "", f"eosin decode {quote(run)}, then eosin train {quote(run)}"
     return result, _index_text(result, place, after)
 
 
@@ -104,12 +106,14 @@ def _index_text(result: Any, place: str, after: str) -> str:
     left_out = ", ".join(
         f"{number} {reason}" for reason, number in fields["reasons"].items() if reason != "ok"
     )
-    found = f"{fields['num_ok']} of {fields['num_slides']} slides can be used"
+    found = f"{fields['num_ok']} of {counted(fields['num_slides'], 'slide')} can be used"
     rest = f"left out: {left_out}" if left_out else ""
     if "snapshot_id" not in fields:
         return lines(f"shard scanned: {found}", rest, "next: the other shards, then --merge N")
     where = f"index: {place} (snapshot {fields['snapshot_id']})" if place else ""
-    next_ = after or f"eosin index inspect {place}, or eosin index sheet {place} to see them all"
+    next_ = (
+        after or f"eosin index inspect {quote(place)}, or eosin index sheet {quote(place)} to see them all"
+    )
     tissue_mm2 = fields["tissue_mm2"]
     tissue = f"{tissue_mm2:,.0f} mm² of tissue" if tissue_mm2 >= 10 else f"{tissue_mm2:.3g} mm² of tissue"
     return lines(f"{found}, with {tissue}", rest, where, f"next: {next_}")
@@ -146,7 +150,8 @@ def sheet(
     from eosin.index.sheet import write_sheet
 
     result = write_sheet(uri, out, side_px=px, max_slides=max_slides, page=page)
-    text = f"{result.uri}: {result.num_shown} of {result.num_slides} slides, {result.num_bytes / 1e6:.2f} MB"
+    shown = f"{result.num_shown} of {counted(result.num_slides, 'slide')}"
+    text = f"{result.uri}: {shown}, {result.num_bytes / 1e6:.2f} MB"
     emit(result, as_json=as_json, text=text)
 
 
@@ -170,8 +175,8 @@ def pictures(
 
     config = load_config("", overrides=settings or ()).patches
     result = write_slide_pictures(uri, out, config, slide or ("*",), num_patches=num_patches)
-    without = f"; {result.num_without} slides have no thumbnail" if result.num_without else ""
-    emit(result, as_json=as_json, text=f"{result.uri}: {result.num_pictures} pictures{without}")
+    without = f"; {counted(result.num_without, 'slide')} without a thumbnail" if result.num_without else ""
+    emit(result, as_json=as_json, text=f"{result.uri}: {counted(result.num_pictures, 'picture')}{without}")
 
 
 @index_app.command("contours")
@@ -187,7 +192,7 @@ def contours(
     from eosin.index.contours import write_contours
 
     result = write_contours(uri, out, slide or ("*",))
-    text = f"{result.uri}: {result.num_contours} contours of {result.num_slides} slides"
+    text = f"{result.uri}: {counted(result.num_contours, 'contour')} of {counted(result.num_slides, 'slide')}"
     emit(result, as_json=as_json, text=text)
 
 
@@ -320,8 +325,8 @@ def curate(
         raise UserError(f"--clusters {clusters!r} is not of the form 1000,100,10")
     found = steps.curate(CurateRequest(features, out, tuple(map(int, levels)), seed))
     text = lines(
-        f"{sum(found.sizes)} patches in {found.num_clusters[0]} clusters, the smallest of"
-        f" {min(found.sizes)}, the largest of {max(found.sizes)}",
+        f"{counted(sum(found.sizes), 'patch')} in {counted(found.num_clusters[0], 'cluster')}, the "
+        f"smallest of {min(found.sizes)}, the largest of {max(found.sizes)}",
         f"next: a recipe with patches.curation.clusters={out}",
     )
     emit(found, as_json=as_json, text=text)
@@ -350,9 +355,9 @@ def train(
     loss = "" if done.final_loss is None else f", loss {done.final_loss:.4g}"
     newest = join_uri(run, RunLayout.teacher(done.models[-1])) if done.models else "none"
     text = lines(
-        f"trained: {done.num_steps} steps, {len(done.models)} teachers{loss}",
+        f"trained: {counted(done.num_steps, 'step')}, {counted(len(done.models), 'teacher')}{loss}",
         f"newest teacher: {newest}",
-        f"next: eosin evaluate {run}",
+        f"next: eosin evaluate {quote(run)}",
     )
     emit(done, as_json=as_json, text=text)
 
@@ -373,7 +378,7 @@ def evaluate(
     text = lines(
         *map(_record_line, records),
         f"{failed} of {len(records)} failed: the reason stands beside each" if failed else "",
-        f"next: eosin summarize {run}",
+        f"next: eosin summarize {quote(run)}",
     )
     emit({"records": records}, as_json=as_json, text=text)
     return EXIT_PERMANENT if failed else EXIT_OK
@@ -384,7 +389,7 @@ def summarize(run: Run, as_json: AsJson = False) -> None:
     from eosin import steps
 
     result = steps.summarize(run)
-    counts = f"{result.num_ok} evaluations in it"
+    counts = f"{counted(result.num_ok, 'evaluation')} in it"
     counts += f", {result.num_not_ok} failed or missing" if result.num_not_ok else ""
     text = lines(result.verdict, counts, f"report: {local_path(result.report)}")
     emit(result, as_json=as_json, text=text)
@@ -403,9 +408,10 @@ def _patch_set_text(run: str, name: str, published: dict[str, Any]) -> str:
     if "num_patches" not in published:
         return lines(published["status"], "next: the other shards; the last one publishes the set")
     rejected, folder = published["num_rejected"], f"{run.rstrip('/')}/patches/{name}/"
-    next_ = f"next: eosin train {run}" if name == "heldout" else ""
+    next_ = f"next: eosin train {quote(run)}" if name == "heldout" else ""
     return lines(
-        f"{name}: {published['num_patches']} patches of {published['num_slides']} slides",
+        f"{name}: {counted(published['num_patches'], 'patch')} of "
+        f"{counted(published['num_slides'], 'slide')}",
         f"{rejected} could not be read or were rejected" if rejected else "",
         *_left_out_lines(published["left_out"], f"{folder}manifest.json"),
         f"patch set: {folder}",
@@ -425,7 +431,7 @@ def _features_text(out: str, features: dict[str, Any]) -> str:
         return lines(features["status"], "next: the other shards; the last one publishes the manifest")
     folder = out.rstrip("/")
     return lines(
-        f"features of {features['num_slides']} slides: {folder}/features/",
+        f"features of {counted(features['num_slides'], 'slide')}: {folder}/features/",
         *_left_out_lines(features["left_out"], f"{folder}/manifest.json"),
     )
 
@@ -434,7 +440,7 @@ def _left_out_lines(left_out: dict[str, str], manifest: str) -> list[str]:
     """Which slides are left out, each with its reason."""
     named = [f"  {slide}: {reason}" for slide, reason in left_out.items()]
     more = [f"  … all are in {manifest}"] if len(named) > _LEFT_OUT_SHOWN else []
-    return [f"{len(named)} slides left out:", *named[:_LEFT_OUT_SHOWN], *more] if named else []
+    return [f"{counted(len(named), 'slide')} left out:", *named[:_LEFT_OUT_SHOWN], *more] if named else []
 
 
 def _patch_set(manifest: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -83,7 +84,7 @@ def submit(
     note = note_submission(arguments["run"], KubeflowRun(
         namespace=namespace, run_id=made.run_id, pipeline=pipeline, host=host
     ))  # fmt: skip
-    text = lines(str(made), *checked.notes, note, f"next: eosin status {given['run']}")
+    text = lines(str(made), *checked.notes, note, f"next: eosin status {quote(arguments['run'])}")
     emit(made, as_json=as_json, text=text)
 
 
@@ -132,7 +133,9 @@ def create(
         require_acceptable_size(compiled, checked.arguments)
         spec = ScheduleSpec(name, compiled, six_fields(cron), checked.arguments, not paused, service_account)
         made, done = ensure_schedule(connect_kubeflow(host, namespace), experiment, spec)
-    text = lines(f"{done}: {made}", *checked.notes, f"next: eosin schedule list --experiment {experiment}")
+    text = lines(
+        f"{done}: {made}", *checked.notes, f"next: eosin schedule list --experiment {quote(experiment)}"
+    )
     emit({"done": done, "schedule": made}, as_json=as_json, text=text)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from shlex import quote
 
 from eosin.cluster.api import Cluster, Manifest, Missing, connect
 from eosin.cluster.failure import stuck_pods
@@ -136,7 +137,8 @@ def main() -> int:
         for run in live_runs(connect()):
             code = 1
             print(
-                f"error: {run} trains with the accounts of this release: eosin cancel {run}", file=sys.stderr
+                f"error: {run} trains with the accounts of this release: eosin cancel {quote(run)}",
+                file=sys.stderr,
             )
     except EosinError as error:
         print(f"error: {describe(error)}", file=sys.stderr)

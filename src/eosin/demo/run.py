@@ -265,14 +265,18 @@ def _fetch_report(run_uri: str, demo_folder: Path) -> DemoResult:
         for name in _TEACHER_FILES:
             store.download(RunLayout.teacher(teacher) + name, folder / teacher / name)
     except NotFound as error:
-        raise PermanentError(f"the run ended without {error.args[0]}", hint=f"eosin logs {run_uri}") from None
+        raise PermanentError(
+            f"the run ended without {error.args[0]}", hint=f"eosin logs {shlex.quote(run_uri)}"
+        ) from None
     table = terminal_table(store.get(RunLayout.SUMMARY_JSON))
     return DemoResult(
         run=run_uri,
         report=str(folder / "summary.html"),
         teacher=str(folder / teacher),
         table=table,
-        look=", ".join(demo_command(demo_folder, each) for each in ("status", f"exec eosin logs {run_uri}")),
+        look=", ".join(
+            demo_command(demo_folder, each) for each in ("status", f"exec eosin logs {shlex.quote(run_uri)}")
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
+from shlex import quote
 
 from eosin.config import RunConfig
 from eosin.errors import TransientError, UserError
@@ -31,7 +32,7 @@ def list_evaluations(run_uri: str) -> list[dict[str, str]]:
     models = models_to_judge(run_uri, config, store)
     if not models:
         raise UserError(
-            f"run {run_uri} has exported no teacher yet", hint=f"run `eosin train {run_uri}` first"
+            f"run {run_uri} has exported no teacher yet", hint=f"run `eosin train {quote(run_uri)}` first"
         )
     return [{"model": model, "task": task.name} for model in models for task in config.evaluate.tasks]
 

@@ -16,6 +16,7 @@ from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.index.split import copies
 from eosin.slides.errors import cure_of
 from eosin.slides.model import Level
+from eosin.words import counted
 
 _MPPS = (0.25, 0.5, 1.0, 2.0)
 _PATCH_PX = 256
@@ -88,7 +89,7 @@ class Inspection:
             for group in self.copies[:_PROBLEMS_SHOWN]
         ]
         if len(self.copies) > _PROBLEMS_SHOWN:
-            lines.append(f"  … and {len(self.copies) - _PROBLEMS_SHOWN} more slides with copies")
+            lines.append(f"  … and {counted(len(self.copies) - _PROBLEMS_SHOWN, 'more slide')} with copies")
         shown = self.problems[:_PROBLEMS_SHOWN]
         lines += [
             f"  {each.slide}: {each.status}: {each.detail}"
@@ -103,9 +104,13 @@ class Inspection:
     def _others(self) -> list[str]:
         num, checked = self.num_not_slides, self.num_verified
         return [
-            *([f"others     {num} objects that are no slides"] if num else []),
+            *([f"others     {counted(num, 'object')} without a slide"] if num else []),
             *([f"checked    {checked} against another reader, one a vendor and layout"] if checked else []),
-            *([f"contours   of {self.num_contours} slides are drawn by hand"] if self.num_contours else []),
+            *(
+                [f"contours   of {counted(self.num_contours, 'slide')} drawn by hand"]
+                if self.num_contours
+                else []
+            ),
         ]
 
     def _people(self) -> tuple[tuple[str, dict[str, int]], ...]:
@@ -149,7 +154,8 @@ class SlideInspection:
         share = "" if self.tissue_share is None else f" ({self.tissue_share:.0%} of the slide)"
         known = {"patient": self.patient, "cohort": self.cohort, **self.labels, **self.extra}
         lines = [
-            f"slide      {self.slide} ({self.size_bytes / 1e6:.4g} MB in {len(self.objects)} objects)",
+            f"slide      {self.slide} ({self.size_bytes / 1e6:.4g} MB in "
+            f"{counted(len(self.objects), 'object')})",
             f"at         {self.uri}",
             f"status     {self.status}" + (f": {self.detail}" if self.detail else ""),
             *([f"cure       {cure_of(self.status)}"] if cure_of(self.status) else []),

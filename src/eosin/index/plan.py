@@ -41,6 +41,8 @@ _LISTING = pa.schema(
     ]
 )
 
+_NAMES_SHOWN = 3
+
 
 @dataclass(frozen=True)
 class ScanPlan:
@@ -167,6 +169,13 @@ def _listed(config: RunConfig, slides: Store) -> _Inputs:
 def _plan(config: RunConfig, slides: Store, index: Store, inputs: _Inputs) -> ScanPlan:
     overrides = parse_overrides(inputs.overrides, config.slides.overrides)
     found, unknown = overrides.matched(inputs.units)
+    if unknown and not found and inputs.units:
+        raise UserError(
+            f"{config.slides.overrides} names no slide of {config.slides}, or several by one name:"
+            f" {_first(unknown)}",
+            hint=f"the slides are {_first([unit.key for unit in inputs.units])}; the column `slide` holds"
+            " a key, a file name, or one without its suffix",
+        )
     found = {**inputs.known, **{key: line.over(inputs.known.get(key)) for key, line in found.items()}}
     known = {key: asdict(line) for key, line in sorted(inputs.known.items())}
     sources = [each.model_dump(mode="json") for each in config.slides.sources]
@@ -189,6 +198,10 @@ def _plan(config: RunConfig, slides: Store, index: Store, inputs: _Inputs) -> Sc
         unknown,
         inputs.unknown_contours,
     )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
 
 
 def _is_there(index: Store, scan_id: str) -> bool:

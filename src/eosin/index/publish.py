@@ -9,6 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from eosin import __version__
@@ -26,6 +27,7 @@ from eosin.observability import RunLog
 from eosin.records import SnapshotManifest, publish_once
 from eosin.slides.errors import cure_of
 from eosin.storage import Store, put_if_absent
+from eosin.words import counted
 
 
 class MergedRows:
@@ -110,11 +112,12 @@ def _refuse_far_fewer(plan: ScanPlan, manifest: SnapshotManifest, newest: Snapsh
         raise no_usable_slide(plan, _rows(plan, manifest), manifest)
     of = "" if manifest.slides_uri == newest.slides_uri else f" of {newest.slides_uri}"
     raise UserError(
-        f"{plan.slides_uri} has {manifest.num_ok} usable slides, and the newest snapshot of {plan.index.uri}"
+        f"{plan.slides_uri} has {counted(manifest.num_ok, 'usable slide')}, and the newest snapshot "
+        f"of {plan.index.uri}"
         f" has {newest.num_ok}{of}; that one stays the newest",
         hint="check the folder, or take another --index; where the slides are gone indeed:"
         " --set index.allow_fewer_slides=true. What was found: eosin index inspect"
-        f" {plan.index.uri} --snapshot {manifest.snapshot_id}",
+        f" {quote(plan.index.uri)} --snapshot {manifest.snapshot_id}",
     )
 
 
@@ -256,7 +259,7 @@ def no_usable_slide(plan: ScanPlan, rows: Sequence[SlideRow], manifest: Snapshot
     named = "".join(f"\n  {row.slide}: {row.status}: {row.detail}" for row in rows[:_NAMED_SLIDES])
     more = ""
     if len(rows) > _NAMED_SLIDES:
-        command = f"eosin index inspect {plan.index.uri} --snapshot {manifest.snapshot_id}"
+        command = f"eosin index inspect {quote(plan.index.uri)} --snapshot {manifest.snapshot_id}"
         more = f"\n  … and {len(rows) - _NAMED_SLIDES} more: {command}"
     return UserError(
         f"none of the {len(rows)} slides in {plan.slides_uri} can be used ({counts}):{named}{more}",

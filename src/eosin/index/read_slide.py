@@ -31,6 +31,7 @@ from eosin.slides.model import SlideHeader, SlideObject, TileTable
 from eosin.slides.region import fetch_tiles
 from eosin.slides.table import level_table
 from eosin.storage import AccessDenied, ObjectInfo, Store
+from eosin.words import counted
 
 INDEXER_VERSION = 6
 _THUMBNAIL_PX = 512
@@ -197,7 +198,7 @@ def _seen(
 
 
 def _remark(overview: Overview, nothing: str, remark: str) -> str:
-    damaged = f"{overview.num_damaged} tiles cannot be decoded" if overview.num_damaged else ""
+    damaged = f"{counted(overview.num_damaged, 'tile')} cannot be decoded" if overview.num_damaged else ""
     return "; ".join(each for each in (nothing, damaged, remark) if each)
 
 

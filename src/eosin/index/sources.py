@@ -31,6 +31,7 @@ from eosin.storage import (
     read_object,
     split_uri,
 )
+from eosin.words import counted
 
 if TYPE_CHECKING:  # `eosin --help` imports nothing heavy
     import pyarrow as pa
@@ -296,7 +297,10 @@ def attribution(
     """
     lines = [
         ", ".join(
-            filter(None, (f"{name or 'slides'}: {num} slides", licence, doi and f"https://doi.org/{doi}"))
+            filter(
+                None,
+                (f"{name or 'slides'}: {counted(num, 'slide')}", licence, doi and f"https://doi.org/{doi}"),
+            )
         )
         for (name, licence, doi), num in sorted(owners.items())
         if licence or doi

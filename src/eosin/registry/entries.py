@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from shlex import quote
 from typing import Literal
 
 from eosin.errors import UserError
@@ -72,7 +73,8 @@ def roll_back(registry_uri: str, name: str, *, to: int | None = None, why: str =
     if not 1 <= version <= len(before.versions):
         raise UserError(
             f"{name} has no version {version}",
-            hint=f"it has 1 to {len(before.versions)}: `eosin registry show {registry_uri} {name}`",
+            hint=f"it has 1 to {len(before.versions)}: `eosin registry show {quote(registry_uri)} "
+            f"{quote(name)}`",
         )
 
     def change(entry: RegistryEntry | None) -> RegistryEntry | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Literal
 
 from eosin.config import RunConfig
@@ -171,7 +172,7 @@ def _samples(details: Details) -> object:
 
 def _missing(store: Store, task: str, dataset: str, model: str, record: MetricRecord | None) -> str:
     """Why `record` gives no figure of `model`; empty where it does."""
-    again = f"eosin evaluate {store.uri} --model {model} --task {task}"
+    again = f"eosin evaluate {quote(store.uri)} --model {quote(model)} --task {quote(task)}"
     if record is None:
         return f"{model} is not judged on it: {again}"
     if "/" in dataset and record.dataset and record.dataset != dataset:
@@ -289,7 +290,8 @@ def _candidate(store: Store, model: str) -> RegisteredModel:
     card = load_record(TeacherCard, store, RunLayout.teacher_card(model))
     if card is None:
         raise UserError(
-            f"run {store.uri} has no teacher {model}", hint=f"`eosin status {store.uri}` shows how far it is"
+            f"run {store.uri} has no teacher {model}",
+            hint=f"`eosin status {quote(store.uri)}` shows how far it is",
         )
     pin = load_pin(store.uri, store=store)
     return RegisteredModel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from shlex import quote
 
 from eosin.config import RunConfig
 from eosin.errors import UserError
@@ -13,6 +14,7 @@ from eosin.records import RetrainBase, TeacherCard, load_record, update_record
 from eosin.registry.entries import read_entry
 from eosin.runs import has_trained, load_pin
 from eosin.storage import join_uri, open_store
+from eosin.words import counted
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,9 @@ def judge_new_slides(run_uri: str, min_new_slides: int, *, log: RunLog) -> Gate:
     pin = load_pin(run_uri)
     now = _slides(open_snapshot(pin.index_uri, pin.snapshot_id))
     if base.version is None:
-        gate = Gate(True, len(now), f"{base.name} has no model yet: {len(now)} slides, all of them new")
+        gate = Gate(
+            True, len(now), f"{base.name} has no model yet: {counted(len(now), 'slide')}, all of them new"
+        )
     else:
         num_new = len(now - _slides(open_snapshot(base.index_uri, base.snapshot_id)))
         enough = num_new >= min_new_slides
@@ -115,7 +119,7 @@ def _require_same_model(config: RunConfig, base: RetrainBase) -> None:
     if card is None:
         raise UserError(
             f"the current model of {base.name} is gone: {join_uri(base.teacher, TEACHER_CARD)} is not there",
-            hint=f"`eosin registry rollback {base.registry} {base.name}` to one that is",
+            hint=f"`eosin registry rollback {quote(base.registry)} {quote(base.name)}` to one that is",
         )
     if card.arch != config.model.arch:
         raise UserError(

@@ -16,6 +16,7 @@ from eosin.layout import IndexLayout, RunLayout, step_of
 from eosin.records import IndexPin, PatchSetManifest, load_record
 from eosin.registry.entries import list_entries
 from eosin.storage import NotFound, ObjectInfo, Store, join_uri, open_store
+from eosin.words import counted
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class GcResult:
         lines += [f"  kept: {reason}" for reason in self.kept]
         verb = "deleted" if self.deleted else "can go; add --delete to delete"
         num_objects = sum(len(each.keys) for each in self.doomed)
-        return "\n".join([*lines, f"{num_objects} objects, {_megabytes(self.size_bytes).strip()}: {verb}"])
+        return "\n".join(
+            [*lines, f"{counted(num_objects, 'object')}, {_megabytes(self.size_bytes).strip()}: {verb}"]
+        )
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 
 from eosin.errors import UserError
 from eosin.layout import COMPLETE, TEACHER_CARD, RunLayout
 from eosin.registry.entries import list_entries
 from eosin.storage import ObjectInfo, Store, join_uri, open_store
+from eosin.words import counted
 
 AT_WORK_S = 600.0
 """A run that wrote within so many seconds, and has not ended, may still be at work."""
@@ -45,10 +47,12 @@ class Deletion:
         if self.kept:
             more = f" and {len(self.kept) - _NAMES_SHOWN} more" if len(self.kept) > _NAMES_SHOWN else ""
             lines.append(f"kept, since no run publishes it: {', '.join(self.kept[:_NAMES_SHOWN])}{more}")
-        total = f"{self.num_objects} objects of {self.run}, {self.size_bytes / 1e6:,.1f} MB"
+        total = f"{counted(self.num_objects, 'object')} of {self.run}, {self.size_bytes / 1e6:,.1f} MB"
         if self.deleted:
             return "\n".join([*lines, f"{total}: deleted; its index stays, for other runs may read it"])
-        return "\n".join([*lines, f"{total}: would be deleted", f"next: eosin delete {self.run} --yes"])
+        return "\n".join(
+            [*lines, f"{total}: would be deleted", f"next: eosin delete {quote(self.run)} --yes"]
+        )
 
 
 def delete_run(
@@ -122,7 +126,8 @@ def _refuse_at_work(run_uri: str, own: Sequence[ObjectInfo]) -> None:
     if not ended and age_s < AT_WORK_S:
         raise UserError(
             f"run {run_uri} wrote {max(age_s, 0):.0f} s ago and has not ended: it may be at work",
-            hint=f"stop it first (Ctrl-C, or eosin cancel {run_uri}); where nothing runs any more: --force",
+            hint=f"stop it first (Ctrl-C, or eosin cancel {quote(run_uri)}); where nothing runs any "
+            "more: --force",
         )
 
 

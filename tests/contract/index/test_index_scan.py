@@ -334,6 +334,18 @@ def test_overrides_cure_exclude_and_carry_through(tmp_path: Path, capfd: pytest.
     assert "gone.svs" in capfd.readouterr().err
 
 
+def test_overrides_that_name_no_slide_at_all_are_those_of_others(tmp_path: Path) -> None:
+    slides = make_slides(tmp_path / "slides", 2)
+    table = tmp_path / "overrides.csv"
+    table.write_text("slide,mpp\nelsewhere-1.svs,0.5\nelsewhere-2.svs,0.5\n")
+    with pytest.raises(
+        UserError, match=r"names no slide of .*: elsewhere-1\.svs, elsewhere-2\.svs"
+    ) as caught:
+        index(config_for(slides, tmp_path / "index", f"slides.overrides={table}"))
+    assert "slide-0.svs, slide-1.svs" in caught.value.hint
+    assert not (tmp_path / "index").exists()
+
+
 def test_a_changed_override_rereads_only_where_mpp_changed(
     tmp_path: Path, counted: list[CountingStore]
 ) -> None:

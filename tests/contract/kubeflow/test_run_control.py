@@ -11,7 +11,7 @@ import pytest
 
 from eosin import run_control
 from eosin.cluster.api import Cluster
-from eosin.errors import PermanentError, TransientError, UserError
+from eosin.errors import TransientError, UserError
 from eosin.kubeflow import runs
 from eosin.kubeflow.client import connect_kubeflow
 from eosin.layout import RunLayout
@@ -119,13 +119,15 @@ def test_cancel_without_a_cluster_asks_kubeflow(kubeflow: Kubeflow, no_cluster: 
     assert run["state"] == "FAILED"
 
 
-def test_cancel_that_reaches_nothing_fails_and_says_what_goes_on(no_cluster: None, tmp_path: Path) -> None:
+def test_cancel_that_reaches_nothing_says_what_goes_on_and_whether_to_try_again(
+    no_cluster: None, tmp_path: Path
+) -> None:
     uri = f"file://{tmp_path}/run"
     note_submission(uri, KubeflowRun(namespace=NAMESPACE, run_id="r-1"))
-    with pytest.raises(PermanentError, match=r"Kubeflow run r-1 may go on, and train"):
+    with pytest.raises(UserError, match=r"Kubeflow run r-1 may go on, and train"):
         cancel(uri, Where())
     note_submission(uri, KubeflowRun(namespace=NAMESPACE, run_id="r-2", host="http://127.0.0.1:9"))
-    with pytest.raises((PermanentError, TransientError), match=r"r-2 may go on|cannot be reached"):
+    with pytest.raises(TransientError, match=r"r-2 may go on, .*cannot be reached"):
         cancel(uri, Where())
 
 

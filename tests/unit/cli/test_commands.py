@@ -221,11 +221,11 @@ def test_index_ends_with_what_was_found_and_where(capsys: pytest.CaptureFixture[
 
     write_slide(tmp_path / "slides" / "a.svs", seed=1, config=SyntheticConfig(width_px=1024, height_px=1024))
     (tmp_path / "slides" / "b.svs").write_bytes(b"")
-    index = f"file://{tmp_path}/index"
+    index = f"file://{tmp_path}/an index"
     assert invoke(["index", "--slides", f"{tmp_path}/slides", "--index", index]) == 0
     out = capsys.readouterr().out
     assert "1 of 2 slides can be used" in out and "left out: 1 empty-file" in out
-    assert f"next: eosin index inspect {index}" in out
+    assert f"next: eosin index inspect '{index}'" in out
     assert invoke(["index", "--slides", f"{tmp_path}/slides", "--index", index, "--shard", "0/2"]) == 0
     assert "--merge N" in capsys.readouterr().out
 
