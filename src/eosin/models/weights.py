@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import pickle
 import re
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,11 @@ HUB_PREFIX = "hf-hub:"
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 # Where training codes put a network among other things, the one that is exported first.
 _NESTED = ("teacher", "state_dict", "model", "model_state_dict", "student")
+# What torch's unpickler was seen to raise of 9,000 damaged or foreign files; anything else is a defect.
+_UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError,
+    AssertionError, OverflowError, struct.error,
+)  # fmt: skip
 _PROBE_TIMEOUT_S = 10.0
 _HTTP_MISSING = (401, 403, 404)
 
@@ -71,7 +78,9 @@ def _from_pickle(data: bytes, uri: str, what: str) -> dict[str, Tensor]:
         # DINO's checkpoints hold its arguments, a container as plain as a dictionary.
         with torch.serialization.safe_globals([argparse.Namespace]):
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a text read as an old pickle raises anything
+    except _UNREADABLE as error:
+        if isinstance(error, NotImplementedError) or "can't allocate memory" in str(error):
+            raise  # of this machine or this program, not of the file
         # torch's own words advise to read it unsafely.
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"beside tensors it names {found[1]}" if found else "it is damaged, or no PyTorch file"

@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from eosin.config import RunConfig
 from eosin.layout import RANDOM_INIT
 from eosin.records import MetricRecord
 from eosin.records.details import (
@@ -250,7 +251,7 @@ _KINDS: dict[str, type[Details]] = {
 def to_html(report: Report) -> str:
     """The page. Every name in it is escaped; nothing in it is fetched from anywhere."""
     environment, style = template()
-    milestones = report.published.config.train.milestones()
+    milestones = course(report.published.config)
     page = environment.get_template("summary.html.j2").render(
         report=report,
         style=style,
@@ -262,6 +263,14 @@ def to_html(report: Report) -> str:
         tasks=[_task_view(record, report) for record in _newest(report)],
     )
     return page + "\n"
+
+
+def course(config: RunConfig) -> list[tuple[str, int]]:
+    """Steps at which the training changed its course; first the run and the crops that it goes on with."""
+    init, side_px = config.model.init, config.augment.global_px
+    name = init.rstrip("/").rpartition("/")[2]
+    begun = [(f"goes on from {name} with crops of {side_px} px", 0)] if init.startswith("run:") else []
+    return [*begun, *config.train.milestones()]
 
 
 @cache

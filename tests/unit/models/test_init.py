@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from eosin.errors import TransientError, UserError
 from eosin.models.arch import create_vit, import_timm
 from eosin.models.backbone import Backbone, CropGroup, build_backbone
 from eosin.models.init import check_init, initialize
+from eosin.models.weights import parse_tensors
 from tests.support.golden import part, tensors
 from tests.support.hub import hub
 from tests.support.training_run import tiny_config
@@ -241,6 +245,35 @@ def test_a_pytorch_file_that_holds_anything_else_is_refused(
     with pytest.raises(UserError, match=words):
         initialize(backbone(), f"file://{tmp_path}/vit.pth")
     assert not Path("/tmp/eosin-test-trap").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(5, "disk"), NotImplementedError(), RuntimeError("can't allocate memory")]
+)
+def test_what_fails_of_this_machine_is_not_put_down_to_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    (tmp_path / "vit.pth").write_bytes(b"whole")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(error)):
+        initialize(backbone(), f"file://{tmp_path}/vit.pth")
+
+
+def test_a_pytorch_file_damaged_anywhere_is_the_users(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    for old in (False, True):
+        written = io.BytesIO()
+        torch.save({"w": torch.ones(100)}, written, _use_new_zipfile_serialization=not old)
+        for _ in range(150):
+            data = bytearray(written.getvalue())
+            data[rng.randrange(len(data))] = rng.randrange(256)
+            with contextlib.suppress(UserError):
+                parse_tensors(
+                    bytes(data[: rng.randrange(len(data) // 2, len(data) + 1)]), "s3://b/x.pth", "x"
+                )
 
 
 HUB = """

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from eosin.config.train import TrainConfig
+from eosin.config import RunConfig
+from eosin.config.augment import AugmentConfig
+from eosin.config.model import ModelConfig
+from eosin.config.train import OptimizerConfig, TrainConfig
 from eosin.layout import RunLayout
 from eosin.storage import open_store
-from eosin.summary.html import training_charts
+from eosin.summary.html import course, training_charts
 from eosin.summary.training_log import Event, read_events, read_training_log, training_health
 
 
@@ -133,6 +136,21 @@ def test_the_course_of_a_training_is_marked_where_it_has_come_to() -> None:
         ("change of course, step 4", 4.0), ("Gram teacher, step 6", 6.0), ("end of warm-up, step 7", 7.0),
     )  # fmt: skip
     assert more[-1].marks == (), "minutes are no steps"
+
+
+def test_a_run_at_another_resolution_says_what_it_goes_on_from() -> None:
+    first = RunConfig()
+    assert course(first) == first.train.milestones()
+    highres = first.model_copy(update={
+        "model": ModelConfig(init="run:s3://bucket/runs/vitg14-dinov2"),
+        "augment": AugmentConfig(global_px=392),
+        "train": TrainConfig(optimizer=OptimizerConfig(warmup_steps=3000)),
+    })  # fmt: skip
+    text = "goes on from vitg14-dinov2 with crops of 392 px"
+    assert course(highres) == [(text, 0), ("end of warm-up", 3000)]
+    log = read_training_log([_step(t, t + 1, 3.0) for t in range(3)])
+    assert log is not None
+    assert training_charts(log, course(highres))[0][0].marks == ((f"{text}, step 0", 0.0),)
 
 
 def test_a_chart_of_one_point_is_not_drawn() -> None:
