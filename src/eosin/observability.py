@@ -7,6 +7,7 @@ lines under the run's `logs/`, so that `eosin logs RUN` needs nothing but the UR
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -145,14 +146,24 @@ def _for_people(source: str, name: str, fields: dict[str, Any]) -> str:
     return printable(f"{source}  {event_text(name, fields)}")
 
 
+_USABLE = "{num_ok:,} of {num_slides:,} slides can be used"
+_TOLD_AS = {
+    "shard-scanned": f"shard {{shard}} of {{num_shards}} (from 0): {_USABLE}",
+    "snapshot": f"{_USABLE}; snapshot {{snapshot_id}}",
+    "slide-not-used": "{slide} is not used: {status}: {detail}",
+}
+
+
 def event_text(name: str, fields: dict[str, Any]) -> str:
     """An event of a log for a person: how far a step has come, else the event's name and what it tells."""
     if name == "step" and "loss" in fields:
         return step_line(fields)
+    with contextlib.suppress(KeyError):  # what another eosin logged may tell less
+        return _TOLD_AS[name].format(**fields)
     values = dict(fields)
     if name == "progress":
         name = f"{values.pop('done')}/{values.pop('total')} {values.pop('unit')}"
-    return " · ".join([name, *(f"{key} {_short(value)}" for key, value in values.items())])
+    return " · ".join([name, *(_value_text(key, value) for key, value in values.items())])
 
 
 _SHOWN_AS = {
@@ -161,6 +172,7 @@ _SHOWN_AS = {
     "grad_norm": "gradient {:.3g}", "teacher_entropy": "entropy {:.3g}", "rankme": "RankMe {:.3g}",
     "feature_center_norm": "centre {:.3f}", "center_norm": "logit centre {:.3g}",
     "patch_locality": "patch locality {:.2f}", "patch_class_cosine": "patch-class cosine {:.2f}",
+    "ok": "{:,} usable",
 }  # fmt: skip
 
 
@@ -169,12 +181,15 @@ def step_line(fields: dict[str, Any]) -> str:
     values = dict(fields)
     parts = [f"step {values.pop('step')}/{values.pop('num_steps', '?')}"]
     eta_s, _ = values.pop("eta_s", None), values.pop("details", None)
-    for name, value in values.items():
-        form = _SHOWN_AS.get(name)
-        parts.append(form.format(value) if form and value is not None else f"{name} {_short(value)}")
+    parts += [_value_text(name, value) for name, value in values.items()]
     if isinstance(eta_s, int | float):
         parts.append(f"{_clock(eta_s)} left")
     return " · ".join(parts)
+
+
+def _value_text(name: str, value: Any) -> str:
+    form = _SHOWN_AS.get(name)
+    return form.format(value) if form and value is not None else f"{name} {_short(value)}"
 
 
 def _clock(seconds: float) -> str:

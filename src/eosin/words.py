@@ -1,4 +1,4 @@
-"""Counts with their noun, as messages say them."""
+"""Counts with their noun and sizes with their unit, as messages say them."""
 
 from __future__ import annotations
 
@@ -8,3 +8,12 @@ def counted(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes in the unit that fits them, to three digits: 14 kB, 1.03 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.3g} PB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -38,6 +39,12 @@ def bare_row(slide: str, patient: str = "", content: str = "") -> SlideRow:
     """A usable slide of which nothing is known but what is given."""
     header = SlideHeader((), "", "", (), None, None)
     return SlideRow(slide, "ok", "", header, patient=patient, content=content)
+
+
+def as_plain(row: SlideRow) -> tuple[SlideRow, dict[str, object]]:
+    """The row, and its mask with the bits at hand, wherever they lay: equal where all is equal."""
+    mask = row.tissue
+    return replace(row, tissue=None), {**vars(mask), "packed": bytes(mask.packed)} if mask else {}
 
 
 def upload(folder: Path, uri: str) -> None:

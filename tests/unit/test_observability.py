@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from eosin.layout import RunLayout
-from eosin.observability import RunLog, show_warnings
+from eosin.observability import RunLog, event_text, show_warnings
 from eosin.status import read_logs
 from eosin.storage import open_store
+from eosin.words import size_text
 
 
 def lines(uri: str) -> list[dict[str, object]]:
@@ -106,6 +107,27 @@ def test_a_name_cannot_break_the_line_nor_steer_the_terminal(
 ) -> None:
     RunLog("index").event("slide-not-used", slide="two\nlines \x1b[31m ü肺.svs")
     assert capsys.readouterr().err == "index  slide-not-used · slide two\\nlines \\x1b[31m ü肺.svs\n"
+
+
+def test_an_index_says_what_a_person_wants_to_know() -> None:
+    told = {"num_slides": 1200, "num_ok": 1100, "scan_id": "s", "reasons": {"no-mpp": 100}}
+    assert event_text("snapshot", {**told, "snapshot_id": "ab12"}) == (
+        "1,100 of 1,200 slides can be used; snapshot ab12"
+    )
+    assert event_text("shard-scanned", {**told, "shard": 0, "num_shards": 4}) == (
+        "shard 0 of 4 (from 0): 1,100 of 1,200 slides can be used"
+    )
+    progress = {"done": 128, "total": 1200, "unit": "slides", "ok": 120}
+    assert event_text("progress", progress) == "128/1200 slides · 120 usable"
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (14_000, "14 kB"), (579_400, "579 kB"), (999_600, "1 MB"),
+     (1.5e9, "1.5 GB"), (48.9e12, "48.9 TB"), (2e15, "2 PB")],
+)  # fmt: skip
+def test_a_size_stands_in_the_unit_that_fits(num_bytes: float, text: str) -> None:
+    assert size_text(num_bytes) == text
 
 
 def test_warnings_of_modules_are_events(

@@ -12,7 +12,7 @@ import typer
 
 from eosin.cli.output import AsJson, Run, Settings, emit, key_values, lines, local_path, plain
 from eosin.errors import EXIT_OK, EXIT_PERMANENT, UserError
-from eosin.words import counted
+from eosin.words import counted, size_text
 
 Shard = Annotated[
     str | None, typer.Option("--shard", metavar="I/N", help="Only shard I of N (counted from 0).")
@@ -151,7 +151,7 @@ def sheet(
 
     result = write_sheet(uri, out, side_px=px, max_slides=max_slides, page=page)
     shown = f"{result.num_shown} of {counted(result.num_slides, 'slide')}"
-    text = f"{result.uri}: {shown}, {result.num_bytes / 1e6:.2f} MB"
+    text = f"{result.uri}: {shown}, {size_text(result.num_bytes)}"
     emit(result, as_json=as_json, text=text)
 
 

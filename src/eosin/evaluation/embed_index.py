@@ -180,7 +180,8 @@ def patch_set_source(request: EmbedRequest, img_px: int) -> EmbedSource:
 
     def figures() -> dict[str, Any]:
         read = [manifest.shards[i] for i in sorted({i for slide in slides for i in shards[slide]})]
-        sizes = [store.head(each.key).size_bytes for each in read]
+        listed = {info.key: info.size_bytes for info in store.list()}
+        sizes = [listed.get(each.key) or store.head(each.key).size_bytes for each in read]
         return {"num_slides": len(slides), "num_patches": sum(each.num_patches for each in read),
                 "read_bytes": sum(sizes), "read_requests": len(read)}  # fmt: skip
 

@@ -16,7 +16,7 @@ from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.index.split import copies
 from eosin.slides.errors import cure_of
 from eosin.slides.model import Level
-from eosin.words import counted
+from eosin.words import counted, size_text
 
 _MPPS = (0.25, 0.5, 1.0, 2.0)
 _PATCH_PX = 256
@@ -74,7 +74,7 @@ class Inspection:
         lines = [
             f"index      {self.index_uri}",
             f"snapshot   {self.snapshot_id} of {self.slides_uri}",
-            f"slides     {self.num_slides}, {self.num_ok} usable, {self.size_bytes / 1e9:.3g} GB",
+            f"slides     {self.num_slides}, {self.num_ok} usable, {size_text(self.size_bytes)}",
             *self._others(),
             f"tissue     {self.tissue_mm2:.4g} mm²",
             *(f"{name:<10} {_counts(counts)}" for name, counts in (
@@ -154,7 +154,7 @@ class SlideInspection:
         share = "" if self.tissue_share is None else f" ({self.tissue_share:.0%} of the slide)"
         known = {"patient": self.patient, "cohort": self.cohort, **self.labels, **self.extra}
         lines = [
-            f"slide      {self.slide} ({self.size_bytes / 1e6:.4g} MB in "
+            f"slide      {self.slide} ({size_text(self.size_bytes)} in "
             f"{counted(len(self.objects), 'object')})",
             f"at         {self.uri}",
             f"status     {self.status}" + (f": {self.detail}" if self.detail else ""),

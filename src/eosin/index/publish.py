@@ -5,71 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
-from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from eosin import __version__
 from eosin.config import RunConfig
 from eosin.errors import UserError
+from eosin.index.merge import MergedParts
 from eosin.index.plan import ScanPlan, plan_scan
 from eosin.index.read_slide import INDEXER_VERSION
-from eosin.index.rows import FLEETING, OK, SlideRow, SlideRows, load_rows, write_rows
+from eosin.index.rows import FLEETING, OK, SlideRow, write_tables
 from eosin.index.scan import by_frequency, load_series, load_shard
 from eosin.index.snapshot import Latest, load_manifest, load_snapshot_rows, move_latest, read_latest
 from eosin.index.sources import attribution, owner_of
-from eosin.index.verify import chosen_to_verify, disagreement
+from eosin.index.verify import Smallest, chosen_to_verify, disagreement
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.records import SnapshotManifest, publish_once
 from eosin.slides.errors import cure_of
-from eosin.storage import Store, put_if_absent
+from eosin.storage import put_if_absent
 from eosin.words import counted
 
-
-class MergedRows:
-    """Iterates over the rows of `keys` sorted by slide.
-
-    The parts of a shard follow one another but for DICOM series, so a few parts a shard serve nearly
-    every row; one that is needed again is read again. Memory is that of `num_held` parts and one name a
-    slide. Raises `UserError` where a part is gone.
-    """
-
-    def __init__(self, store: Store, keys: Sequence[str], num_held: int) -> None:
-        self._store, self._num_held = store, num_held
-        self._held: OrderedDict[str, SlideRows] = OrderedDict()
-        self._order = sorted(
-            (slide, key, i)
-            for key in keys
-            for i, slide in enumerate(self._read(key).column("slide"))
-        )  # fmt: skip
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __iter__(self) -> Iterator[SlideRow]:
-        return (self._part(key)[i] for _, key, i in self._order)
-
-    def _part(self, key: str) -> SlideRows:
-        rows = self._held.pop(key, None) or self._read(key)
-        self._held[key] = rows
-        while len(self._held) > self._num_held:
-            self._held.popitem(last=False)
-        return rows
-
-    def _read(self, key: str) -> SlideRows:
-        rows = load_rows(self._store, key)
-        if rows is None:
-            raise UserError(
-                f"{self._store.uri}/{key} is gone", hint="scan that shard again: eosin index --shard I/N"
-            )
-        return rows
-
-
 DISAGREES = "disagrees"
+_ROWS, _MASKS = "slides.parquet", "masks.bin"
 _NAMED_SLIDES = 5
 _SPARE_PARTS = 4
 _LEAST_SHARE = 0.5
@@ -97,7 +61,8 @@ def publish_snapshot(
     same_scan = latest is not None and latest.scan_id == plan.scan_id
     if newest is not None and same_scan and not FLEETING & set(newest.reasons):
         return _checked(plan, newest, log)
-    manifest = _publish(plan, _merged(plan, num_shards), config.patches.stage_dir)
+    with _merged(plan, num_shards) as parts:
+        manifest = _publish(plan, parts, config.patches.stage_dir)
     if newest is not None and not config.index.allow_fewer_slides:
         _refuse_far_fewer(plan, manifest, newest)
     move_latest(plan.index, Latest(snapshot_id=manifest.snapshot_id, scan_id=plan.scan_id))
@@ -121,7 +86,7 @@ def _refuse_far_fewer(plan: ScanPlan, manifest: SnapshotManifest, newest: Snapsh
     )
 
 
-def _merged(plan: ScanPlan, num_shards: int) -> MergedRows:
+def _merged(plan: ScanPlan, num_shards: int) -> MergedParts:
     keys: list[str] = []
     missing: list[int] = []
     for shard in range(num_shards):
@@ -138,67 +103,85 @@ def _merged(plan: ScanPlan, num_shards: int) -> MergedRows:
             hint="run `eosin index --shard I/N` for each; where slides came or went meanwhile, name the scan "
             "that the shards printed: --scan ID",
         )
-    return MergedRows(plan.index, keys, num_held=num_shards + _SPARE_PARTS)
+    return MergedParts(plan.index, keys, num_held=2 * num_shards + _SPARE_PARTS)
 
 
 @dataclass
 class _Tally:
     """What the rows that pass through add up to."""
 
-    digest: Any
     disagreeing: Mapping[str, str]
     """What another reader shows otherwise, by slide."""
     statuses: Counter[str] = field(default_factory=Counter)
     tissue_mm2: float = 0.0
     owners: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """Usable slides by cohort or source, licence and DOI."""
+    smallest: Smallest = field(default_factory=Smallest)
 
-    def counted(self, rows: Iterable[SlideRow]) -> Iterator[SlideRow]:
-        for row in rows:
-            if row.slide in self.disagreeing:
-                detail = self.disagreeing[row.slide]
-                row = replace(row, status=DISAGREES, detail=detail)
-            self.digest.update(repr(row_identity(row)).encode())
-            self.statuses[row.status] += 1
-            self.tissue_mm2 += row.tissue_mm2 if row.status == OK else 0.0
-            self.owners.update([owner_of(row)] if row.status == OK else ())
-            yield row
+    def counted(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        for table in tables:
+            if self.disagreeing:
+                table = self._marked(table)
+            self.smallest.look(table)
+            self.statuses.update(table.column("status").to_pylist())
+            columns = table.select(["cohort", "source", "extra", "tissue_mm2"])
+            usable = columns.filter(pc.equal(table.column("status"), OK))
+            for cohort, source, extra, tissue_mm2 in zip(*(each.to_pylist() for each in usable), strict=True):
+                self.owners[owner_of(cohort or source, json.loads(extra))] += 1
+                self.tissue_mm2 += tissue_mm2
+            yield table
+
+    def _marked(self, table: pa.Table) -> pa.Table:
+        slides = table.column("slide").to_pylist()
+        columns = {name: table.column(name).to_pylist() for name in ("status", "detail")}
+        for number in (i for i, slide in enumerate(slides) if slide in self.disagreeing):
+            columns["status"][number] = DISAGREES
+            columns["detail"][number] = self.disagreeing[slides[number]]
+        for name, values in columns.items():
+            table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+        return table
 
 
-def _verified(plan: ScanPlan, rows: MergedRows, stage_dir: str | None) -> tuple[dict[str, str], int]:
+def _verified(plan: ScanPlan, smallest: Smallest, stage_dir: str | None) -> tuple[dict[str, str], int]:
     """Slides that another reader shows otherwise, with what, and how many it was asked about."""
-    found = {
-        row.slide: disagreement(plan.slides, plan.index, row, stage_dir) for row in chosen_to_verify(rows)
-    }
+    chosen = chosen_to_verify(smallest)
+    found = {row.slide: disagreement(plan.slides, plan.index, row, stage_dir) for row in chosen}
     asked = {slide: answer for slide, answer in found.items() if answer is not None}
     return {slide: answer for slide, answer in asked.items() if answer}, len(asked)
 
 
-def _publish(plan: ScanPlan, rows: MergedRows, stage_dir: str | None) -> SnapshotManifest:
-    disagreeing, num_verified = _verified(plan, rows, stage_dir)
-    # The digest is of what the rows say, independent of how Parquet writes them.
+def _written(parts: MergedParts, folder: Path, disagreeing: Mapping[str, str]) -> _Tally:
+    tally = _Tally(disagreeing)
+    with (folder / _ROWS).open("wb") as file, (folder / _MASKS).open("wb") as masks:
+        write_tables(tally.counted(parts.tables()), file, masks)
+    return tally
+
+
+def _publish(plan: ScanPlan, parts: MergedParts, stage_dir: str | None) -> SnapshotManifest:
     sources = [each.model_dump(mode="json") for each in plan.sources]
-    identity = [plan.slides.uri, *sources, INDEXER_VERSION]
-    tally = _Tally(hashlib.sha256(json.dumps(identity).encode()), disagreeing)
-    with tempfile.TemporaryDirectory(prefix="eosin-index-") as folder:
-        path, masks_path = Path(folder, "slides.parquet"), Path(folder, "masks.bin")
-        with path.open("wb") as file, masks_path.open("wb") as masks:
-            write_rows(tally.counted(rows), file, masks)
-        snapshot_id = tally.digest.hexdigest()[:16]
+    with tempfile.TemporaryDirectory(prefix="eosin-index-") as name:
+        folder = Path(name)
+        tally = _written(parts, folder, {})
+        disagreeing, num_verified = _verified(plan, tally.smallest, stage_dir)
+        if disagreeing:
+            tally = _written(parts, folder, disagreeing)
+        digests = [_digest(folder / each) for each in (_ROWS, _MASKS)]
+        identity = json.dumps([plan.slides.uri, *sources, INDEXER_VERSION, *digests])
+        snapshot_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
         published = load_manifest(plan.index, snapshot_id)
         if published is not None:
             return published
-        put_if_absent(plan.index, IndexLayout.snapshot_masks(snapshot_id), masks_path)
-        rows_sha256 = _put_rows(plan.index, IndexLayout.snapshot_rows(snapshot_id), path)
+        put_if_absent(plan.index, IndexLayout.snapshot_masks(snapshot_id), folder / _MASKS)
+        put_if_absent(plan.index, IndexLayout.snapshot_rows(snapshot_id), folder / _ROWS)
     sorted_out = load_series(plan)
     manifest = SnapshotManifest(
         snapshot_id=snapshot_id,
-        rows_sha256=rows_sha256,
+        rows_sha256=digests[0],
         slides_uri=plan.slides_uri,
         sources=tuple(sources),
         attribution=attribution(tally.owners, plan.sources),
         indexer_version=INDEXER_VERSION,
-        num_slides=len(rows),
+        num_slides=len(parts),
         num_ok=tally.statuses[OK],
         tissue_mm2=tally.tissue_mm2,
         reasons=by_frequency(tally.statuses),
@@ -209,30 +192,9 @@ def _publish(plan: ScanPlan, rows: MergedRows, stage_dir: str | None) -> Snapsho
     return publish_once(plan.index, IndexLayout.snapshot_marker(snapshot_id), manifest)
 
 
-def _put_rows(store: Store, key: str, path: Path) -> str:
-    """Publish the rows unless some are there; SHA-256 of what is there then."""
-    if not put_if_absent(store, key, path):
-        return hashlib.sha256(store.get(key)).hexdigest()
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def row_identity(row: SlideRow) -> tuple[object, ...]:
-    """Everything a row says, as plain values."""
-    tissue = row.tissue
-    mask = tissue and (
-        bytes(tissue.packed),
-        tissue.width,
-        tissue.height,
-        tissue.pixel_x_px,
-        tissue.pixel_y_px,
-    )
-    return (
-        row.slide, row.status, row.detail, row.header, row.mpp_source, mask, row.tissue_mm2, row.patient,
-        row.cohort, sorted(row.labels.items()), sorted(row.extra.items()), row.digest, row.reuse_digest,
-        row.read_status, row.read_detail, row.has_thumbnail, row.content, row.uri, row.source,
-        row.credentials, *([row.contours] if row.contours else []),
-    )  # fmt: skip
 
 
 def _checked(plan: ScanPlan, manifest: SnapshotManifest, log: RunLog) -> SnapshotManifest:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, BinaryIO, overload
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from eosin.errors import PermanentError
@@ -22,7 +24,8 @@ from eosin.storage import NotFound, Store
 OK = "ok"
 FLEETING = frozenset({"changed", "denied", "missing", "unreadable"})
 """What a slide is today without its bytes saying so: such a row is made again by the next scan."""
-_ROWS_AT_ONCE, _ROWS_WITH_MASKS = 4096, 512
+ROWS_WITH_MASKS = 512
+_TABLES_A_GROUP = 8
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ SCHEMA = pa.schema(
 )  # fmt: skip
 # Columns of a snapshot alone: in parts of a scan the masks stand in the rows.
 _PLACE_OF_MASK = {"mask_start": -1, "mask_bytes": 0}
+_PART_SCHEMA = pa.schema(list(SCHEMA)[: -len(_PLACE_OF_MASK)])
 
 
 def encode_rows(rows: Iterable[SlideRow]) -> bytes:
@@ -112,27 +116,39 @@ def encode_rows(rows: Iterable[SlideRow]) -> bytes:
 
 
 def write_rows(rows: Iterable[SlideRow], file: BinaryIO, masks: BinaryIO | None = None) -> None:
-    """Parquet of `rows` in the order given, 4096 in memory at a time (512 with masks).
+    """Parquet of `rows` in the order given, as `write_tables` writes it, 512 in memory at a time."""
+    left = iter(rows)
+    groups = iter(lambda: list(itertools.islice(left, ROWS_WITH_MASKS)), [])
+    tables = (pa.Table.from_pylist([_to_record(row) for row in group], _PART_SCHEMA) for group in groups)
+    write_tables(tables, file, masks)
+
+
+def write_tables(tables: Iterable[pa.Table], file: BinaryIO, masks: BinaryIO | None = None) -> None:
+    """Parquet of rows that stand in `tables`, each of one chunk and at most 512 rows, in order.
 
     `masks`: takes the bits of the masks, one after the other; None: they stand in the rows.
     """
-    left = iter(rows)
-    schema = SCHEMA if masks is not None else pa.schema(list(SCHEMA)[: -len(_PLACE_OF_MASK)])
+    left = iter(tables) if masks is None else (_masks_apart(each, masks) for each in tables)
+    schema, num = (_PART_SCHEMA, 1) if masks is None else (SCHEMA, _TABLES_A_GROUP)
     with pq.ParquetWriter(file, schema, compression="zstd", write_statistics=False) as writer:
-        num = _ROWS_WITH_MASKS if masks is None else _ROWS_AT_ONCE
         while group := list(itertools.islice(left, num)):
-            records = [_to_record(row) for row in group]
-            if masks is not None:
-                _put_masks_apart(records, masks)
-            writer.write_table(pa.Table.from_pylist(records, schema=schema))
+            writer.write_table(pa.concat_tables(group))
 
 
-def _put_masks_apart(records: Iterable[dict[str, Any]], masks: BinaryIO) -> None:
-    for record in records:
-        tissue = record["tissue"] or {"packed": b""}
-        record["mask_start"] = masks.tell() if record["tissue"] else -1
-        record["mask_bytes"] = masks.write(tissue["packed"])
-        tissue["packed"] = b""
+def _masks_apart(table: pa.Table, masks: BinaryIO) -> pa.Table:
+    tissue = table.column("tissue").combine_chunks()
+    absent = np.asarray(tissue.is_null())
+    packed = [bits or b"" for bits in pc.struct_field(tissue, "packed").to_pylist()]
+    sizes = np.array([len(each) for each in packed], np.int32)
+    starts = np.where(absent, -1, masks.tell() + np.cumsum(sizes, dtype=np.int64) - sizes)
+    masks.write(b"".join(packed))
+    rest = [tissue.field(each.name) for each in list(_TISSUE)[1:]]
+    bare = pa.repeat(pa.scalar(b""), len(table))
+    tissue = pa.StructArray.from_arrays([bare, *rest], fields=list(_TISSUE), mask=pa.array(absent))
+    places = {"tissue": tissue, "mask_start": pa.array(starts), "mask_bytes": pa.array(sizes)}
+    return pa.table(
+        [places[name] if name in places else table.column(name) for name in SCHEMA.names], schema=SCHEMA
+    )
 
 
 def load_rows(store: Store, key: str) -> SlideRows | None:
@@ -173,8 +189,13 @@ class SlideRows(Sequence[SlideRow]):
 
 def decode_rows(data: bytes, *, source: str) -> SlideRows:
     """The rows in Parquet bytes. Raises `PermanentError` naming `source` where they are not rows."""
+    return SlideRows(decode_table(data, source))
+
+
+def decode_table(data: bytes, source: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """All columns of the rows in Parquet bytes, or some as they are. Raises as `decode_rows`."""
     try:
-        return SlideRows(conformed(read_table(data)))
+        return conformed(read_table(data)) if columns is None else read_table(data, columns)
     except (pa.ArrowException, OSError) as error:
         raise PermanentError(f"{source} does not hold index rows: {error}", hint="index again") from error
 

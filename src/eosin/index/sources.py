@@ -31,12 +31,11 @@ from eosin.storage import (
     read_object,
     split_uri,
 )
-from eosin.words import counted
+from eosin.words import counted, size_text
 
 if TYPE_CHECKING:  # `eosin --help` imports nothing heavy
     import pyarrow as pa
 
-    from eosin.index.rows import SlideRow
 
 LISTS_AT_ONCE = 32
 """LIST and HEAD requests of a source that are in flight together."""
@@ -195,7 +194,7 @@ class SourceFigures:
 
     def __str__(self) -> str:
         objects = "" if self.num_objects is None else f" in {self.num_objects:,} objects"
-        size = "size unknown" if self.num_bytes is None else f"{self.num_bytes / 1e12:.4g} TB"
+        size = "size unknown" if self.num_bytes is None else size_text(self.num_bytes)
         unknown = f"; read from {self.region} (AWS_REGION says where to)" if self.region else ""
         out = {
             True: f"; all that is read leaves {self.region}",
@@ -282,10 +281,10 @@ def _figures(source: SourceConfig) -> SourceFigures:
     )  # fmt: skip
 
 
-def owner_of(row: SlideRow) -> tuple[str, str, str]:
-    """Cohort or source, licence and DOI of a slide, as its manifest or archive says."""
-    licence = next((row.extra[name] for name in _LICENCES if row.extra.get(name)), "")
-    return row.cohort or row.source, licence, row.extra.get("doi", "")
+def owner_of(name: str, extra: Mapping[str, str]) -> tuple[str, str, str]:
+    """A slide's cohort or source (`name`), and licence and DOI, as its manifest or archive says."""
+    licence = next((extra[each] for each in _LICENCES if extra.get(each)), "")
+    return name, licence, extra.get("doi", "")
 
 
 def attribution(

@@ -8,16 +8,18 @@ for DICOM) are compared with ours: the one that the mask was made from, and squa
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from eosin.errors import EosinError
 from eosin.index.other_reader import Place, pictures_by_another
-from eosin.index.rows import OK, SlideRow
+from eosin.index.rows import OK, SlideRow, SlideRows
 from eosin.layout import IndexLayout
 from eosin.slides.decode import decode_tile
 from eosin.slides.model import TILE_DTYPE, SlideHeader, TileTable
@@ -38,18 +40,36 @@ _MOST_DIFFERENCE, _MOST_SHARE_OF_CONTRAST = 6.0, 0.35
 _MOST_ASPECT = 0.05
 
 
-def chosen_to_verify(rows: Iterable[SlideRow]) -> list[SlideRow]:
-    """The smallest usable slide of each vendor and layout whose tiles eosin places, in order of slides."""
-    smallest: dict[tuple[object, ...], SlideRow] = {}
-    for row in rows:
-        if row.status != OK or row.header.access != "tiles":
-            continue
-        if not row.header.levels[0].color_space.endswith("+other"):  # a sample that OpenSlide takes for alpha
-            known = smallest.setdefault(_kind(row), row)
-            if (row.size_bytes, row.slide) < (known.size_bytes, known.slide):
-                smallest[_kind(row)] = row
-    chosen = [row for row in smallest.values() if row.size_bytes <= _LARGEST_BYTES]
-    return sorted(chosen, key=lambda row: row.slide)
+class Smallest:
+    """The smallest usable slide of each vendor and layout whose tiles eosin places, of rows that pass by."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[object, ...], tuple[int, str, pa.Table]] = {}
+
+    def look(self, table: pa.Table) -> None:
+        """Take the rows of a table of one chunk into account."""
+        objects = table.column("objects").chunk(0)
+        ends = np.append(0, np.cumsum(objects.flatten().field("size_bytes")))[np.asarray(objects.offsets)]
+        finest = pc.list_slice(table.column("levels").chunk(0), 0, 1, return_fixed_size_list=True).values
+        of_level = (pc.struct_field(finest, name) for name in ("compression", "color_space", "predictor"))
+        columns = (table.column("vendor"), table.column("format"), *of_level)
+        kinds = zip(
+            *(each.to_pylist() for each in columns), (np.diff(objects.offsets) > 1).tolist(), strict=True
+        )
+        usable = pc.and_(pc.equal(table.column("status"), OK), pc.equal(table.column("access"), "tiles"))
+        rows = zip(table.column("slide").to_pylist(), usable.to_pylist(), np.diff(ends).tolist(), kinds,
+                   strict=True)  # fmt: skip
+        for number, (slide, is_usable, size, kind) in enumerate(rows):
+            if not is_usable or str(kind[3]).endswith("+other"):  # a sample that OpenSlide takes for alpha
+                continue
+            if kind not in self.found or (size, slide) < self.found[kind][:2]:
+                self.found[kind] = size, slide, table.slice(number, 1)
+
+
+def chosen_to_verify(smallest: Smallest) -> list[SlideRow]:
+    """Of the smallest slides those that are worth their transfer, in order of slides."""
+    chosen = (each[1:] for each in smallest.found.values() if each[0] <= _LARGEST_BYTES)
+    return [SlideRows(table)[0] for _, table in sorted(chosen, key=lambda each: each[0])]
 
 
 def disagreement(slides: Store, index: Store, row: SlideRow, stage_dir: str | None) -> str | None:
@@ -88,12 +108,6 @@ def _disagreement(slides: Store, index: Store, row: SlideRow, stage_dir: str | N
         if other is not None and (said := _difference(square, other, f"level {number}", most_px=_SMALL_PX)):
             return said
     return ""
-
-
-def _kind(row: SlideRow) -> tuple[object, ...]:
-    levels = row.header.levels
-    layout = tuple((level.compression, level.color_space, level.predictor) for level in levels[:1])
-    return row.header.vendor, row.header.format, layout, len(row.header.objects) > 1
 
 
 _Square = tuple[int, Place, Pixels]

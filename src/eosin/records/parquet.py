@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def read_table(data: bytes) -> pa.Table:
-    """All columns of Parquet `data`. Raises `pyarrow.ArrowException` or OSError where it is none.
+def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """All columns of Parquet `data`, or some. Raises `pyarrow.ArrowException` or OSError where it is none.
 
     Threads of Arrow's that still let go of a Python object while the process ends abort it ("terminate
     called without an active exception"), so none is used.
     """
     with pq.ParquetFile(io.BytesIO(data), pre_buffer=False) as file:
-        return file.read(use_threads=False)
+        return file.read(columns, use_threads=False)

@@ -16,7 +16,7 @@ from eosin.layout import IndexLayout, RunLayout, step_of
 from eosin.records import IndexPin, PatchSetManifest, load_record
 from eosin.registry.entries import list_entries
 from eosin.storage import NotFound, ObjectInfo, Store, join_uri, open_store
-from eosin.words import counted
+from eosin.words import counted, size_text
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,11 @@ class GcResult:
         return sum(each.size_bytes for each in self.doomed)
 
     def __str__(self) -> str:
-        lines = [f"{_megabytes(each.size_bytes)}  {each.uri}  {each.reason}" for each in self.doomed]
+        lines = [f"{size_text(each.size_bytes):>10}  {each.uri}  {each.reason}" for each in self.doomed]
         lines += [f"  kept: {reason}" for reason in self.kept]
         verb = "deleted" if self.deleted else "can go; add --delete to delete"
         num_objects = sum(len(each.keys) for each in self.doomed)
-        return "\n".join(
-            [*lines, f"{counted(num_objects, 'object')}, {_megabytes(self.size_bytes).strip()}: {verb}"]
-        )
+        return "\n".join([*lines, f"{counted(num_objects, 'object')}, {size_text(self.size_bytes)}: {verb}"])
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,6 @@ def by_folder(objects: Iterable[ObjectInfo], prefix: str) -> dict[str, list[Obje
         if slash:
             folders.setdefault(name, []).append(each)
     return folders
-
-
-def _megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:10.1f} MB"
 
 
 @dataclass(frozen=True)

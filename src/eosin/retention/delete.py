@@ -11,7 +11,7 @@ from eosin.errors import UserError
 from eosin.layout import COMPLETE, TEACHER_CARD, RunLayout
 from eosin.registry.entries import list_entries
 from eosin.storage import ObjectInfo, Store, join_uri, open_store
-from eosin.words import counted
+from eosin.words import counted, size_text
 
 AT_WORK_S = 600.0
 """A run that wrote within so many seconds, and has not ended, may still be at work."""
@@ -47,7 +47,7 @@ class Deletion:
         if self.kept:
             more = f" and {len(self.kept) - _NAMES_SHOWN} more" if len(self.kept) > _NAMES_SHOWN else ""
             lines.append(f"kept, since no run publishes it: {', '.join(self.kept[:_NAMES_SHOWN])}{more}")
-        total = f"{counted(self.num_objects, 'object')} of {self.run}, {self.size_bytes / 1e6:,.1f} MB"
+        total = f"{counted(self.num_objects, 'object')} of {self.run}, {size_text(self.size_bytes)}"
         if self.deleted:
             return "\n".join([*lines, f"{total}: deleted; its index stays, for other runs may read it"])
         return "\n".join(

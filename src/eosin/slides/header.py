@@ -19,6 +19,7 @@ from eosin.slides.tiff_ifd import TiffFile, is_tiff
 from eosin.slides.tiff_vendors import NeedsOpenSlide
 from eosin.storage import NotFound, ObjectChanged, ObjectInfo, Store
 from eosin.storage.range_file import RangeFile
+from eosin.words import size_text
 
 if TYPE_CHECKING:
     from eosin.slides.local import LocalSlide
@@ -118,7 +119,7 @@ def _read_dicom(store: Store, stored: tuple[SlideObject, ...]) -> OpenedSlide:
     instances = [read_instance(open_range(store, each), each) for each in stored]
     header, tiles, remark = series_slide(instances)
     num_bytes = sum(each.stored.size_bytes for each in instances if each.walked)
-    walked = f"no frame offsets: {num_bytes / 1e6:.3g} MB were read to find its tiles" if num_bytes else ""
+    walked = f"no frame offsets: {size_text(num_bytes)} were read to find its tiles" if num_bytes else ""
     return OpenedSlide(header, tiles, remark="; ".join(filter(None, (remark, walked))))
 
 

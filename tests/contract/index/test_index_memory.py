@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+import eosin.index.merge as merge_module
 import eosin.index.read_slide as read_slide_module
 import eosin.index.rows as rows_module
 import eosin.index.scan as scan_module
+from eosin.index.merge import MergedParts
 from eosin.index.overview import Overview
-from eosin.index.publish import MergedRows, publish_snapshot
+from eosin.index.publish import publish_snapshot
 from eosin.index.rows import SlideRow, encode_rows
 from eosin.index.scan import scan_shard
 from eosin.storage import open_store
@@ -58,8 +60,8 @@ def test_rows_of_a_few_parts_are_alive_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: Alive, num_slides: int
 ) -> None:
     monkeypatch.setattr(scan_module, "_UNITS_A_PART", 4)
-    monkeypatch.setattr(rows_module, "_ROWS_AT_ONCE", 4)
-    monkeypatch.setattr(rows_module, "_ROWS_WITH_MASKS", 4)
+    monkeypatch.setattr(rows_module, "ROWS_WITH_MASKS", 4)
+    monkeypatch.setattr(merge_module, "ROWS_WITH_MASKS", 4)
     (source,) = make_slides(tmp_path / "one", 1).iterdir()
     slides = tmp_path / "slides"
     slides.mkdir()
@@ -74,16 +76,19 @@ def test_rows_of_a_few_parts_are_alive_at_once(
     assert len(statuses(tmp_path / "index")) == num_slides
 
 
-def test_parts_in_any_order_are_merged_by_slide_and_seldom_read_again(tmp_path: Path) -> None:
+def test_parts_in_any_order_are_merged_by_slide_and_fetched_once(tmp_path: Path) -> None:
     store = CountingStore(open_store(str(tmp_path)))
-    names = [f"{i:03d}" for i in range(60)]
-    parts = {f"{shard}-{i}": names[shard::2][i * 5 : i * 5 + 5] for shard in range(2) for i in range(6)}
-    parts["late"] = ["002b", "058b"]
+    names = [f"{i:04d}" for i in range(1200)]
+    parts = {f"{shard}-{i}": names[shard::2][i * 50 : i * 50 + 50] for shard in range(2) for i in range(12)}
+    parts["late"] = ["0002b", "1058b"]
     for key, slides in parts.items():
         store.put(key, encode_rows([bare_row(slide) for slide in slides]))
-    merged = MergedRows(store, sorted(parts, reverse=True), num_held=4)
-    assert [each.slide for each in merged] == sorted([*names, "002b", "058b"])
-    assert len(merged) == 62 and len(store.gets) <= 2 * len(parts) + 1
+    with MergedParts(store, sorted(parts, reverse=True), num_held=2) as merged:
+        tables = list(merged.tables())
+        assert len(merged) == 1202
+    found = [name for table in tables for name in table.column("slide").to_pylist()]
+    assert found == sorted([*names, "0002b", "1058b"])
+    assert sorted(store.gets) == sorted(parts)
 
 
 def test_of_many_slides_in_flight_few_pictures_are_in_memory(

@@ -11,12 +11,12 @@ import pytest
 
 from eosin.errors import PermanentError
 from eosin.index.columns import MappedRows, MasksApart, write_columns
-from eosin.index.publish import row_identity
 from eosin.index.rows import SlideRow, decode_rows, encode_rows, write_rows
 from eosin.index.tissue_mask import TissueMask
 from eosin.slides.model import Level, SlideHeader, SlideObject
 from eosin.storage import open_store
 from tests.support.counting import CountingStore
+from tests.support.indexing import as_plain
 
 
 def read_rows(path: Path, source: str) -> MappedRows:
@@ -50,8 +50,8 @@ def test_rows_come_back_as_they_were_whatever_their_order() -> None:
     assert data == encode_rows(rows)
     found = decode_rows(data, source="test")
     assert len(found) == 1300
-    assert [row_identity(each) for each in found] == [row_identity(each) for each in rows]
-    assert row_identity(found[-1]) == row_identity(rows[-1])
+    assert [as_plain(each) for each in found] == [as_plain(each) for each in rows]
+    assert as_plain(found[-1]) == as_plain(rows[-1])
     assert [each.slide for each in found[510:515]] == [each.slide for each in rows[510:515]]
     assert encode_rows(found) == data
 
@@ -86,8 +86,8 @@ def test_rows_whose_masks_lie_on_the_disk_are_the_same_rows(tmp_path: Path) -> N
     (path := tmp_path / "rows.parquet").write_bytes(encode_rows(rows))
     found = read_rows(path, source="test")
     path.unlink()
-    assert [row_identity(each) for each in found] == [row_identity(each) for each in rows]
-    assert row_identity(found.alone(1299)) == row_identity(rows[1299])
+    assert [as_plain(each) for each in found] == [as_plain(each) for each in rows]
+    assert as_plain(found.alone(1299)) == as_plain(rows[1299])
     assert encode_rows(found) == encode_rows(rows)
     assert found.column("patient") == [each.patient for each in rows]
     assert dict(found.objects()) == {each.header.objects[0].key: i for i, each in enumerate(rows)}
@@ -108,16 +108,14 @@ def test_masks_that_lie_apart_are_read_when_they_are_wanted_and_kept_for_the_nod
         return MappedRows(folder, MasksApart(store, "masks.bin", folder, len(rows)))
 
     found = opened()
-    assert row_identity(found[7]) == row_identity(rows[7]) and len(store.ranges) == 1
+    assert as_plain(found[7]) == as_plain(rows[7]) and len(store.ranges) == 1
     found.prefetch(np.arange(100, 200))
     num_read = len(store.ranges)
-    assert [row_identity(each) for each in opened()[100:200]] == [
-        row_identity(each) for each in rows[100:200]
-    ]
+    assert [as_plain(each) for each in opened()[100:200]] == [as_plain(each) for each in rows[100:200]]
     assert len(store.ranges) == num_read, "another worker finds them on the node"
-    assert [row_identity(each) for each in found] == [row_identity(each) for each in rows]
+    assert [as_plain(each) for each in found] == [as_plain(each) for each in rows]
     masks.unlink()
-    assert [row_identity(each) for each in opened()] == [row_identity(each) for each in rows]
+    assert [as_plain(each) for each in opened()] == [as_plain(each) for each in rows]
 
 
 def test_a_table_of_other_columns_is_not_rows(tmp_path: Path) -> None:
