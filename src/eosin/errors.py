@@ -131,6 +131,12 @@ def exit_code_of(error: BaseException) -> int:
     return EXIT_PERMANENT
 
 
+def error_of(exit_code: int, message: str, hint: str = "") -> EosinError:
+    """The error that a process reported before it ended with `exit_code`."""
+    kinds = {EXIT_USER: UserError, EXIT_CONFIGURATION_IN_POD: UserError, EXIT_TRANSIENT: TransientError}
+    return kinds.get(exit_code, PermanentError)(message, hint=hint)
+
+
 def describe(error: BaseException) -> str:
     """One line a person can act on; never a traceback."""
     if isinstance(error, EosinError):

@@ -1,6 +1,8 @@
-"""Counts with their noun and sizes with their unit, as messages say them."""
+"""Counts, sizes and lists, as messages say them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def counted(number: int, noun: str) -> str:
@@ -17,3 +19,9 @@ def size_text(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:,.3g} PB"
+
+
+def first_of(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """`a, b and 3 more`: the first `most` of `names`, and how many others there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from shlex import quote
 from typing import Annotated, Any
 
@@ -51,21 +50,10 @@ def index(
     """Scan slides in shards and publish the snapshot."""
     if context.invoked_subcommand is not None:
         return
-    with _own_options():
-        result, text = _index(
-            run, slides, index_uri, recipe, contours, settings or (), _shard(shard), merge, scan, allow_fewer
-        )
+    result, text = _index(
+        run, slides, index_uri, recipe, contours, settings or (), _shard(shard), merge, scan, allow_fewer
+    )
     emit(result, as_json=as_json, text=text)
-
-
-@contextmanager
-def _own_options() -> Iterator[None]:
-    """Hints name the option of this verb, which takes no `--set` beside a run."""
-    try:
-        yield
-    except UserError as error:
-        error.hint = error.hint.replace("--set index.allow_fewer_slides=true", "--allow-fewer")
-        raise
 
 
 def _index(

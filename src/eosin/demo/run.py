@@ -19,7 +19,7 @@ from typing import Any
 
 from eosin.config.load import override_keys
 from eosin.demo.server import LocalS3, ServerFolder
-from eosin.errors import EXIT_TRANSIENT, EXIT_USER, EosinError, PermanentError, TransientError, UserError
+from eosin.errors import EosinError, PermanentError, UserError, error_of
 from eosin.layout import TEACHER_CARD, TEACHER_README, TEACHER_TIMM_CONFIG, TEACHER_WEIGHTS, RunLayout
 from eosin.records import TrainingDone
 from eosin.status import RunStatus, run_status
@@ -244,12 +244,11 @@ def _raise_failure(returncode: int, output: str) -> None:
         failure: dict[str, Any] = json.loads(output.splitlines()[-1])["error"]
     except (ValueError, KeyError, IndexError):
         raise PermanentError(f"the pipeline's process ended with exit code {returncode}") from None
-    kind = {EXIT_USER: UserError, EXIT_TRANSIENT: TransientError}.get(returncode, PermanentError)
     of_demo = "make demo SLIDES=… OVERRIDES=FILE (--overrides)"
     hint = re.sub(r"slides\.overrides(=URI)?", of_demo, failure["hint"])
     if "was begun with another configuration" in failure["message"]:  # by another version of the demo
         hint = "take another folder: eosin demo --folder OTHER, or remove this one"
-    raise kind(failure["message"], hint=hint)
+    raise error_of(returncode, failure["message"], hint)
 
 
 def _fetch_report(run_uri: str, demo_folder: Path) -> DemoResult:

@@ -28,6 +28,7 @@ from eosin.records.parquet import read_table
 from eosin.runs import require_apart
 from eosin.slides.model import SlideObject
 from eosin.storage import NotFound, ObjectInfo, Store, open_store, put_if_absent
+from eosin.words import first_of
 
 _LISTING = pa.schema(
     [
@@ -40,8 +41,6 @@ _LISTING = pa.schema(
         ("known", pa.string()),
     ]
 )
-
-_NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -172,9 +171,9 @@ def _plan(config: RunConfig, slides: Store, index: Store, inputs: _Inputs) -> Sc
     if unknown and not found and inputs.units:
         raise UserError(
             f"{config.slides.overrides} names no slide of {config.slides}, or several by one name:"
-            f" {_first(unknown)}",
-            hint=f"the slides are {_first([unit.key for unit in inputs.units])}; the column `slide` holds"
-            " a key, a file name, or one without its suffix",
+            f" {first_of(unknown, 3)}",
+            hint=f"the slides are {first_of([unit.key for unit in inputs.units], 3)}; the column `slide`"
+            " holds a key, a file name, or one without its suffix",
         )
     found = {**inputs.known, **{key: line.over(inputs.known.get(key)) for key, line in found.items()}}
     known = {key: asdict(line) for key, line in sorted(inputs.known.items())}
@@ -198,10 +197,6 @@ def _plan(config: RunConfig, slides: Store, index: Store, inputs: _Inputs) -> Sc
         unknown,
         inputs.unknown_contours,
     )
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
 
 
 def _is_there(index: Store, scan_id: str) -> bool:

@@ -78,10 +78,9 @@ def _refuse_far_fewer(plan: ScanPlan, manifest: SnapshotManifest, newest: Snapsh
     of = "" if manifest.slides_uri == newest.slides_uri else f" of {newest.slides_uri}"
     raise UserError(
         f"{plan.slides_uri} has {counted(manifest.num_ok, 'usable slide')}, and the newest snapshot "
-        f"of {plan.index.uri}"
-        f" has {newest.num_ok}{of}; that one stays the newest",
-        hint="check the folder, or take another --index; where the slides are gone indeed:"
-        " --set index.allow_fewer_slides=true. What was found: eosin index inspect"
+        f"of {plan.index.uri} has {newest.num_ok}{of}; that one stays the newest",
+        hint="check the folder, or take another --index; where the slides are gone indeed, `eosin"
+        " index --allow-fewer` or index.allow_fewer_slides. What was found: eosin index inspect"
         f" {quote(plan.index.uri)} --snapshot {manifest.snapshot_id}",
     )
 

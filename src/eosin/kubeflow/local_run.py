@@ -20,14 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from eosin.errors import (
-    EXIT_TRANSIENT,
-    EosinError,
-    MissingDependency,
-    PermanentError,
-    TransientError,
-    UserError,
-)
+from eosin.errors import EXIT_TRANSIENT, MissingDependency, PermanentError, UserError, error_of
 from eosin.observability import event_text, printable
 from eosin.process import die_with_parent
 
@@ -156,7 +149,6 @@ def _brief(value: Any) -> bool:
 _TEMPORARY_BYTES = 32 << 20
 _TMPDIR = "free some space, or set TMPDIR to a folder on a larger disk"
 RUNNER_PID = "EOSIN_RUNNER_PID"
-_KINDS: dict[int, type[EosinError]] = {2: UserError, 42: UserError, EXIT_TRANSIENT: TransientError}
 
 
 def run_pipeline(pipeline: Path, arguments: dict[str, Any]) -> None:
@@ -219,8 +211,8 @@ def _raise_failure(returncode: int, view: PipelineView, tail: deque[str]) -> Non
     if returncode == 0:
         return
     if view.error is not None:
-        kind = _KINDS.get(int(view.error.get("exit_code", 1)), PermanentError)
-        raise kind(str(view.error["message"]), hint=str(view.error.get("hint", "")))
+        code, hint = int(view.error.get("exit_code", 1)), str(view.error.get("hint", ""))
+        raise error_of(code, str(view.error["message"]), hint)
     _require_room(Path(tempfile.gettempdir()))
     if os.environ.get("EOSIN_TRACEBACK") == "1":
         sys.stderr.writelines(tail)

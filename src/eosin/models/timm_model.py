@@ -13,6 +13,7 @@ from eosin.errors import UserError
 from eosin.models.arch import import_timm
 from eosin.models.weights import HUB_PREFIX, create_pretrained, parse_tensors, read_bytes
 from eosin.records import TeacherCard
+from eosin.words import first_of
 
 _MAX_NAMED, _ERROR_CHARS = 3, 300
 _HINT = "name the architecture that the file was saved from: timm:ARCH@URI"
@@ -93,9 +94,7 @@ def _fill(module: Any, weights: dict[str, Any], arch: str, uri: str) -> None:
     wrong = [f"{key} is missing" for key in found.missing_keys]
     wrong += [f"{key} is too much" for key in found.unexpected_keys if key.partition(".")[0] in parts]
     if wrong:
-        named = "; ".join(wrong[:_MAX_NAMED]) + (
-            f"; and {len(wrong) - _MAX_NAMED} more" if wrong[_MAX_NAMED:] else ""
-        )
+        named = first_of(wrong, _MAX_NAMED, "; ")
         raise UserError(f"{uri} holds weights of another architecture than {arch}: {named}", hint=_HINT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -11,7 +12,7 @@ from eosin.errors import UserError
 from eosin.layout import COMPLETE, TEACHER_CARD, RunLayout
 from eosin.registry.entries import list_entries
 from eosin.storage import ObjectInfo, Store, join_uri, open_store
-from eosin.words import counted, size_text
+from eosin.words import counted, first_of, size_text
 
 AT_WORK_S = 600.0
 """A run that wrote within so many seconds, and has not ended, may still be at work."""
@@ -45,8 +46,7 @@ class Deletion:
     def __str__(self) -> str:
         lines = [f"{number:>8}  {folder}" for folder, number in self.by_folder.items()]
         if self.kept:
-            more = f" and {len(self.kept) - _NAMES_SHOWN} more" if len(self.kept) > _NAMES_SHOWN else ""
-            lines.append(f"kept, since no run publishes it: {', '.join(self.kept[:_NAMES_SHOWN])}{more}")
+            lines.append(f"kept, since no run publishes it: {first_of(self.kept, _NAMES_SHOWN)}")
         total = f"{counted(self.num_objects, 'object')} of {self.run}, {size_text(self.size_bytes)}"
         if self.deleted:
             return "\n".join([*lines, f"{total}: deleted; its index stays, for other runs may read it"])
@@ -80,10 +80,7 @@ def delete_run(
         _refuse_registered(run_uri, registries)
     if delete:
         _delete(store, [each.key for each in own])
-    by_folder: dict[str, int] = {}
-    for each in own:
-        first, slash, _ = each.key.partition("/")
-        by_folder[first + slash] = by_folder.get(first + slash, 0) + 1
+    by_folder = dict(Counter("".join(each.key.partition("/")[:2]) for each in own))
     size_bytes = sum(each.size_bytes for each in own)
     return Deletion(run_uri, delete, len(own), size_bytes, by_folder, kept)
 
@@ -103,7 +100,7 @@ def _no_run(run_uri: str, objects: Sequence[ObjectInfo]) -> UserError:
         if each.key.endswith(f"/{RunLayout.CONFIG}") and not each.key.startswith(RunLayout.VARIANTS)
     )
     if runs:
-        named = ", ".join(join_uri(run_uri, name) for name in runs[:_NAMES_SHOWN])
+        named = first_of([join_uri(run_uri, name) for name in runs], _NAMES_SHOWN)
         return UserError(message, hint=f"name one of the runs in it: {named}")
     above = [run_uri.rstrip("/").rsplit("/", depth)[0] for depth in (1, 2, 3)]
     inside = next((uri for uri in above if uri.count("/") > 2 and _is_run(uri)), "")

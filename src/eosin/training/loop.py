@@ -30,6 +30,7 @@ from eosin.training.engine.step import Launched, Learner, NonFinite, StepResult
 from eosin.training.progress import Progress
 from eosin.training.warm_start import first_networks
 from eosin.training.world import World
+from eosin.words import first_of
 
 _SHOWN_PATCHES = 4
 SlideName = Callable[[int], str]
@@ -274,8 +275,5 @@ def planned_models(config: RunConfig) -> tuple[str, ...]:
 def _name_patches(requests: list[PatchRequest], slide_name: SlideName) -> str:
     if not requests:
         return ""
-    shown = [
-        f"{slide_name(r.slide)} at ({r.x_px}, {r.y_px}), {r.mpp:g} mpp" for r in requests[:_SHOWN_PATCHES]
-    ]
-    more = f" and {len(requests) - _SHOWN_PATCHES} more" if len(requests) > _SHOWN_PATCHES else ""
-    return f"; patches: {'; '.join(shown)}{more}"
+    named = [f"{slide_name(r.slide)} at ({r.x_px}, {r.y_px}), {r.mpp:g} mpp" for r in requests]
+    return f"; patches: {first_of(named, _SHOWN_PATCHES, '; ')}"

@@ -40,7 +40,7 @@ def test_one_slide_of_each_vendor_and_layout_is_checked(tmp_path: Path) -> None:
     manifest = index(config_for(slides, tmp_path / "index"))
     assert (manifest.num_verified, manifest.num_ok, manifest.num_not_slides) == (3, 5, 1)
     text = str(inspect_index(str(tmp_path / "index")))
-    assert "checked    3 against another reader" in text and "others     1 objects" in text
+    assert "checked    3 against another reader" in text and "others     1 object " in text
 
 
 def test_tiles_in_another_order_are_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,7 +189,7 @@ def test_a_manifest_of_slides_anywhere(tmp_path: Path) -> None:
             "override",
         )
         assert first.uri == f"file://{tmp_path}/one/slide-0.svs"
-        assert manifest.attribution == ("A: 1 slides, CC0, https://doi.org/10.1/x",)
+        assert manifest.attribution == ("A: 1 slide, CC0, https://doi.org/10.1/x",)
         found.append({slide: row.patient for slide, row in rows.items()})
     assert found[0] == found[1]
 

@@ -244,7 +244,7 @@ def test_far_fewer_slides_name_the_option_of_the_verb(
     index = ("--index", f"{tmp_path}/index")
     assert invoke(["index", "--slides", f"{tmp_path}/many", *index]) == 0
     error = refused(capsys, "index", "--slides", f"{tmp_path}/few", *index)
-    assert "has 1 usable slides" in error and "--allow-fewer" in error and "--set" not in error
+    assert "has 1 usable slide" in error and "--allow-fewer" in error and "--set" not in error
     assert invoke(["index", "--slides", f"{tmp_path}/few", *index, "--allow-fewer"]) == 0
 
 

@@ -25,6 +25,7 @@ from eosin.index.snapshot import Snapshot
 from eosin.index.split import hash_unit, held_out_rows
 from eosin.patches.geometry import ROUNDING, best_level, extent_px, fits, level_mpp
 from eosin.patches.sampling.counter_rng import Float64
+from eosin.words import first_of
 
 # A step of the continuous draw: logarithms differ in the last bit between machines, what is drawn must not.
 _DECIMALS = 6
@@ -113,10 +114,9 @@ def _refuse_unknown(all_cohorts: Iterable[str], cohort_weights: Mapping[str, flo
             f"patches.cohort_weights names cohort {unknown[0]!r}, but no slide of the index has a cohort",
             hint="give a column `cohort` in a CSV: slides.overrides",
         )
-    more = f" and {len(known) - _NAMED_AT_MOST} more" if len(known) > _NAMED_AT_MOST else ""
     raise UserError(
         f"patches.cohort_weights names cohort {unknown[0]!r}, which no slide has",
-        hint="the cohorts of the index: " + ", ".join(map(repr, known[:_NAMED_AT_MOST])) + more,
+        hint="the cohorts of the index: " + first_of([*map(repr, known)], _NAMED_AT_MOST),
     )
 
 

@@ -28,6 +28,7 @@ from eosin.records.index import SlideLeftOut
 from eosin.records.patchset_shard import PatchRow, encode_shard
 from eosin.slides.errors import SlideError
 from eosin.storage import Store, join_uri, open_store
+from eosin.words import first_of
 
 _CELL_PX = 128
 _MARGIN_PX = 6
@@ -232,10 +233,9 @@ def _read_markers(store: Store, name: str, shard_keys: Sequence[str]) -> list[Sh
         found = list(threads.map(lambda key: read_shard_marker(store, key), shard_keys))
     missing = [str(number) for number, marker in enumerate(found) if marker is None]
     if missing:
-        shown = ", ".join(missing[:_NAMED_AT_MOST]) + (" …" if len(missing) > _NAMED_AT_MOST else "")
         raise UserError(
             f"patch set {name} of {store.uri} is not whole: of {len(shard_keys)} shards these are missing: "
-            + shown,
+            + first_of(missing, _NAMED_AT_MOST),
             hint="decode them first: `eosin decode`",
         )
     return [marker for marker in found if marker is not None]
