@@ -172,6 +172,7 @@ _SHOWN_AS = {
     "grad_norm": "gradient {:.3g}", "teacher_entropy": "entropy {:.3g}", "rankme": "RankMe {:.3g}",
     "feature_center_norm": "centre {:.3f}", "center_norm": "logit centre {:.3g}",
     "patch_locality": "patch locality {:.2f}", "patch_class_cosine": "patch-class cosine {:.2f}",
+    "checkpoint_age_s": "checkpoint {:.0f} s old",
     "ok": "{:,} usable",
 }  # fmt: skip
 

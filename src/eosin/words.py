@@ -9,7 +9,7 @@ def counted(number: int, noun: str) -> str:
     """`1 slide`, `2 slides`, `0 patches`: the number and its noun, given in the singular."""
     if number == 1:
         return f"1 {noun}"
-    return f"{number} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+    return f"{number:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
 
 
 def size_text(num_bytes: float) -> str:

@@ -162,8 +162,15 @@ class DemoResult:
     """Commands that show more of the run."""
 
     def __str__(self) -> str:
-        rest = f"model:  {self.teacher}\nlook:   {self.look}\nreport: {self.report}"
+        teacher, report = map(_from_here, (self.teacher, self.report))
+        rest = f"model:  {teacher}\nlook:   {self.look}\nreport: {report}"
         return f"{self.table}\n\n{rest}"
+
+
+def _from_here(path: str) -> str:
+    """Relative where it lies below the working directory, as people type it."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def run_demo(
