@@ -187,8 +187,12 @@ class _Evaluation:
             record = load_record(MetricRecord, context.store, key)
         except PermanentError:
             return None
-        final = record is not None and record.status == "ok" and record.inputs_digest == self.inputs_digest
-        return record if final else None
+        if record is None or record.status != "ok":
+            return None
+        # A record of before weights were named in it cannot promote a teacher.
+        told, wanted = record.inputs_digest, record.weights_sha256
+        same = (told, wanted) == (self.inputs_digest, context.model.weights_sha256)
+        return record if same else None
 
     def judge(self) -> MetricRecord:
         """Run the task on the dataset that `existing` opened."""
@@ -266,6 +270,7 @@ class _Evaluation:
                 "kind": self.task.kind,
                 "inputs_digest": self.inputs_digest,
                 "model_digest": model.digest,
+                "weights_sha256": model.weights_sha256,
                 "dataset": self.task.dataset_uri(self.context.run_uri),
                 "dataset_digest": self.dataset.digest if self.dataset else "",
                 "protocol": protocol.name,

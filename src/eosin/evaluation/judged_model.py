@@ -36,6 +36,8 @@ class JudgedModel:
     load: Callable[[], tuple[nn.Module, TeacherCard]]
     trained_by: str = ""
     """URI of the run that trained it, where one is known: its slides are what the model has seen."""
+    weights_sha256: str = ""
+    """Of a teacher: the file of weights that its card names."""
     read_out: str = LAST
     """Which of its features are taken, as `TaskConfig.read_out`."""
 
@@ -85,7 +87,7 @@ def _find(run_uri: str, config: RunConfig, name: str, store: Store) -> JudgedMod
     card = load_record(TeacherCard, store, RunLayout.teacher_card(name))
     if card is None:
         raise _unknown(run_uri, name, store)
-    return JudgedModel(name, step_of(name), _card_digest(card), lambda: _load_teacher(run_uri, name), run_uri)
+    return _teacher(name, step_of(name), card, run_uri, run_uri)
 
 
 _IDENTITY = {"arch", "arch_args", "img_px", "num_features", "mean", "std", "weights_sha256"}
@@ -104,8 +106,17 @@ def _foreign_teacher(folder: str) -> JudgedModel:
             hint="name the folder of an export, s3://bucket/runs/NAME/teachers/step-00000100",
         )
     # No step: it is not one of this run's, whatever its own run called it.
-    digest, (run, _, inside) = _card_digest(card), folder.rpartition("/" + RunLayout.TEACHERS)
-    return JudgedModel(folder, None, digest, lambda: _load_teacher(folder, card.name), run if inside else "")
+    run, _, inside = folder.rpartition("/" + RunLayout.TEACHERS)
+    return _teacher(folder, None, card, folder, run if inside else "")
+
+
+def _teacher(name: str, step: int | None, card: TeacherCard, uri: str, trained_by: str) -> JudgedModel:
+    def load() -> tuple[nn.Module, TeacherCard]:
+        from eosin.models.export import load_teacher
+
+        return load_teacher(uri, card.name)
+
+    return JudgedModel(name, step, _card_digest(card), load, trained_by, card.weights_sha256)
 
 
 def _unknown(run_uri: str, name: str, store: Store) -> UserError:
@@ -120,12 +131,6 @@ def exported_models(store: Store) -> list[str]:
     card = re.compile(re.escape(RunLayout.TEACHERS) + r"([^/]+)/model\.json")
     found = (card.fullmatch(info.key) for info in store.list(RunLayout.TEACHERS))
     return sorted(match[1] for match in found if match)
-
-
-def _load_teacher(run_uri: str, name: str) -> tuple[nn.Module, TeacherCard]:
-    from eosin.models.export import load_teacher
-
-    return load_teacher(run_uri, name)
 
 
 def _random_init(config: RunConfig) -> JudgedModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -9,7 +11,7 @@ from typing import Literal
 
 from eosin.config import RunConfig
 from eosin.errors import UserError
-from eosin.layout import RunLayout, record_key
+from eosin.layout import TEACHER_CARD, RunLayout, record_key
 from eosin.metrics.group_counts import MIN_GROUPS
 from eosin.metrics.significance import Significance, significance
 from eosin.observability import RunLog
@@ -17,8 +19,9 @@ from eosin.records import MetricRecord, RegisteredModel, RegistryEntry, TeacherC
 from eosin.records.details import ClassifierDetails, Details, JudgedDetails
 from eosin.registry.entries import added, change_entry, moved
 from eosin.runs import load_pin, load_run
-from eosin.storage import Store, join_uri, open_store
+from eosin.storage import ByteRange, NotFound, Store, join_uri, open_store
 
+_CHUNK_BYTES = 64 << 20
 _BALANCED = "balanced_accuracy"
 
 
@@ -43,6 +46,14 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Contender:
+    """A model to compare: the names a run may hold its records under, and the weights they must be of."""
+
+    names: tuple[str, ...]
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
 class Judgement:
     """One figure of the candidate against the current model's. `why` is one line for a person."""
 
@@ -56,9 +67,9 @@ class Judgement:
 
 
 def compare(
-    store: Store, config: RunConfig, candidate: str, current: Sequence[str], rule: Rule
+    store: Store, config: RunConfig, candidate: Contender, current: Contender, rule: Rule
 ) -> tuple[Judgement, ...]:
-    """Judge the model `candidate` of the run at `store` against the current one, known by any of `current`.
+    """Judge the model `candidate` of the run at `store` against the current one.
 
     Each named metric is a test of its own and all must pass, so the level needs no correction for
     their number. Raises `UserError` where the rule names what the run does not have.
@@ -91,12 +102,10 @@ def named_metrics(config: RunConfig, names: Sequence[str]) -> list[tuple[str, st
 
 
 def _judge(
-    store: Store, task: str, dataset: str, metric: str, candidate: str, current: Sequence[str], rule: Rule
+    store: Store, task: str, dataset: str, metric: str, candidate: Contender, current: Contender, rule: Rule
 ) -> Judgement:
-    new, old = _record(store, [candidate], task), _record(store, current, task)
-    missing = _missing(store, task, dataset, candidate, new) or _missing(
-        store, task, dataset, current[0], old
-    )
+    new, old = _record(store, candidate.names, task), _record(store, current.names, task)
+    missing = _missing(store, task, dataset, candidate, new) or _missing(store, task, dataset, current, old)
     if missing or new is None or old is None:
         return Judgement(task, metric, False, f"{task}: {missing}")
     if _basis(new) != _basis(old):
@@ -170,14 +179,23 @@ def _samples(details: Details) -> object:
     return details.judged_on, details.num_judged, details.group_confusions.keys(), kept
 
 
-def _missing(store: Store, task: str, dataset: str, model: str, record: MetricRecord | None) -> str:
-    """Why `record` gives no figure of `model`; empty where it does."""
+def _missing(store: Store, task: str, dataset: str, contender: Contender, record: MetricRecord | None) -> str:
+    """Why `record` gives no figure of `contender`; empty where it does."""
+    model = contender.names[0]
     again = f"eosin evaluate {quote(store.uri)} --model {quote(model)} --task {quote(task)}"
     if record is None:
         return f"{model} is not judged on it: {again}"
     if "/" in dataset and record.dataset and record.dataset != dataset:
         return f"{model} was judged on {record.dataset}, the task says {dataset} now: {again}"
-    return f"{model} could not be judged on it: {record.reason}" if record.status != "ok" else ""
+    if record.status != "ok":
+        return f"{model} could not be judged on it: {record.reason}"
+    if record.weights_sha256 != contender.weights_sha256:
+        judged = f"those of SHA-256 {record.weights_sha256[:12]}" if record.weights_sha256 else "unknown ones"
+        return (
+            f"{model} was judged by other weights than its own of SHA-256 {contender.weights_sha256[:12]}: "
+            f"{judged}; put its own back where they were overwritten, then {again}"
+        )
+    return ""
 
 
 def _record(store: Store, names: Sequence[str], task: str) -> MetricRecord | None:
@@ -215,8 +233,9 @@ def promote(
     """Make the teacher `model` of a run (empty: its newest) the current model `name`.
 
     Where there is none yet it becomes the first; otherwise it must beat the current one by `rule`, on
-    records that the run holds of both. Where another promotion is faster, it must beat that one.
-    Repeated after success it changes nothing. Raises `UserError` where the run has no such teacher.
+    records that the run holds of both, with their very weights. Where another promotion is faster, it must
+    beat that one. Repeated after success it changes nothing. Raises `UserError` where the run has no such
+    teacher, or other weights than its card names.
     """
     store = open_store(run_uri)
     config = load_run(run_uri, store=store)
@@ -253,9 +272,8 @@ class _Promoter:
             same = (f"it is version {entry.current}, the current one",)
             self.result = self._result("unchanged", entry.current, same)
             return None
-        judgements = compare(
-            self.store, self.config, self.candidate.model, self._names_of(current), self.rule
-        )
+        new = Contender((self.candidate.model,), self.candidate.weights_sha256)
+        judgements = compare(self.store, self.config, new, self._contender(current), self.rule)
         why = tuple(each.why for each in judgements)
         if not all(each.passed for each in judgements):
             failed = tuple(each.why for each in judgements if not each.passed)
@@ -265,9 +283,10 @@ class _Promoter:
         self.result = self._result("promoted", changed.current, why, judgements)
         return changed
 
-    def _names_of(self, current: RegisteredModel) -> list[str]:
-        """Under which the run may hold records of the current model: as a stranger's, or as its own."""
-        return [current.teacher, *([current.model] if current.run == self.candidate.run else [])]
+    def _contender(self, current: RegisteredModel) -> Contender:
+        """The run may hold records of the current model as a stranger's, or as its own."""
+        own = (current.model,) if current.run == self.candidate.run else ()
+        return Contender((current.teacher, *own), current.weights_sha256)
 
     def _with_candidate(self, entry: RegistryEntry, why: tuple[str, ...]) -> RegistryEntry:
         for old in entry.versions:
@@ -293,6 +312,7 @@ def _candidate(store: Store, model: str) -> RegisteredModel:
             f"run {store.uri} has no teacher {model}",
             hint=f"`eosin status {quote(store.uri)}` shows how far it is",
         )
+    _require_weights(store, card, model)
     pin = load_pin(store.uri, store=store)
     return RegisteredModel(
         version=_NO_VERSION,
@@ -303,6 +323,21 @@ def _candidate(store: Store, model: str) -> RegisteredModel:
         index_uri=pin.index_uri,
         snapshot_id=card.snapshot_id or pin.snapshot_id,
     )
+
+
+def _require_weights(store: Store, card: TeacherCard, model: str) -> None:
+    """Raises `UserError` where the teacher's weights are not the bytes that its card names."""
+    key, digest = RunLayout.teacher_weights(model), hashlib.sha256()
+    with contextlib.suppress(NotFound):
+        info = store.head(key)
+        for start in range(0, info.size_bytes, _CHUNK_BYTES):
+            digest.update(store.get_ranges([ByteRange(key, start, _CHUNK_BYTES, info.etag)])[0])
+    if digest.hexdigest() != card.weights_sha256:
+        uri = join_uri(store.uri, key)
+        raise UserError(
+            f"{uri} is not the file that {TEACHER_CARD} beside it names: SHA-256 differs",
+            hint="it was overwritten or removed: put it back, or delete the folder and train the run again",
+        )
 
 
 def _newest(store: Store) -> str:

@@ -103,6 +103,12 @@ def _current(registry_uri: str, name: str) -> RetrainBase:
     if entry is None:
         return RetrainBase(registry=join_uri(registry_uri), name=name)
     model = entry.current_model
+    card = load_record(TeacherCard, open_store(model.teacher), TEACHER_CARD)
+    if card is not None and card.weights_sha256 != model.weights_sha256:
+        raise UserError(
+            f"{model.teacher} is not what was promoted as version {model.version} of {name}: other weights",
+            hint=f"put it back, or `eosin registry rollback {quote(registry_uri)} {quote(name)}`",
+        )
     return RetrainBase(
         registry=join_uri(registry_uri), name=name, version=model.version, run=model.run,
         teacher=model.teacher, index_uri=model.index_uri, snapshot_id=model.snapshot_id,

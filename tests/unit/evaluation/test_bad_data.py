@@ -53,7 +53,9 @@ def test_missing_files_of_a_table_are_dropped_and_named(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
     record = _probe(tmp_path, f"file://{tmp_path}/labels.csv")
     assert (record.status, record.num_patches, record.details.num_dropped) == ("ok", 20, 4)
-    assert {drop.reason for drop in record.details.dropped} == {"the file is missing"}
+    assert [drop.reason for drop in record.details.dropped] == [
+        f"there is no file file://{tmp_path}/{drop.source}" for drop in record.details.dropped
+    ]
 
 
 def test_a_failed_task_keeps_the_reasons_why_images_were_left_out(tmp_path: Path) -> None:

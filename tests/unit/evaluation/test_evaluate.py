@@ -13,7 +13,7 @@ from eosin.evaluation.evaluate import evaluate
 from eosin.evaluation.plan import find_teacher, list_evaluations, list_evaluations_of
 from eosin.layout import RunLayout, record_key
 from eosin.records import MetricRecord
-from eosin.registry.promote import Rule, compare
+from eosin.registry.promote import Contender, Rule, compare
 from eosin.runs import load_run
 from eosin.storage import open_store
 from tests.support.evaluation import (
@@ -250,11 +250,13 @@ def test_another_read_out_is_another_protocol_that_nothing_is_compared_across(ru
     assert other.status == "ok" and other.details.hyperparameters["read_out"] == "cls_last_1_mean_patch"
     assert other.details.protocol_changes[-1] == "read_out cls_last_1_mean_patch (usual: last)"
     rule = Rule(metrics=("texture-probe/balanced_accuracy",))
-    (judgement,) = compare(store, config, "step-00000020", ["random-init"], rule)
+    assert len(other.weights_sha256) == 64
+    candidate, current = Contender((other.model,), other.weights_sha256), Contender(("random-init",), "")
+    (judgement,) = compare(store, config, candidate, current, rule)
     assert not judgement.passed and "other data or protocols" in judgement.why
     again = _judge(run, "random-init", "texture-probe")
     assert again.inputs_digest != usual.inputs_digest and again.metrics != usual.metrics
-    (judgement,) = compare(store, config, "step-00000020", ["random-init"], rule)
+    (judgement,) = compare(store, config, candidate, current, rule)
     assert judgement.candidate is not None
 
 

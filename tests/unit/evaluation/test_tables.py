@@ -33,6 +33,7 @@ def _table(root: Path, data: str | bytes) -> Dataset:
         b"\xef\xbb\xbf" + BASE.encode(), BASE.replace(",", ";"), BASE.replace(",", "\t"),
         "sep=;\r\n" + BASE.replace(",", ";").replace("\n", "\r\n"),
         BASE.replace("\n", "\r"), BASE + ",,\n\n ,\n", '"path","label"\n"img/0.png","a"\n"img/1.png","b"\n',
+        "path,label,note\n\nimg/0.png,a,one\u2028two\x0bthree\nimg/1.png,b,\n",
         ",PATH, Label\n0,img/0.png , a\n1,img/1.png,b\n", "path,label,\nimg/0.png,a,\nimg/1.png,b,\n",
     ],
 )  # fmt: skip
@@ -69,10 +70,15 @@ def test_what_cannot_be_read_for_sure_is_refused(tmp_path: Path, data: str | byt
         (["1.0", "0.0", ""], ["1", "0", ""], ""),
         (["1.5", "1.0"], ["1.5", "1.0"], ""),
         (["01", "02"], ["01", "02"], ""),
+        (["01", "1", "x"], ["01", "1", "x"], "differ in how a number is written alone: 01, 1"),
         (["nan", "NaN", "<NA>", "x"], ["", "", "", "x"], ""),
         (["Tumor", "tumor "], ["Tumor", "tumor"], "differ by case, blanks"),
         (["Gefa\u0308ss", "Gef\u00e4ss"], ["Gefa\u0308ss", "Gef\u00e4ss"], "coding of accents"),
-        (["None", "x"], ["None", "x"], "taken for a class, not for a missing label: None"),
+        (
+            ["None", "x"],
+            ["None", "x"],
+            "taken for a class, not for a missing label; leave such cells empty: None",
+        ),
     ],
 )
 def test_labels_mean_what_they_meant(tmp_path: Path, cells: list[str], labels: list[str], note: str) -> None:
@@ -125,3 +131,30 @@ def test_parquet_of_other_shapes(tmp_path: Path) -> None:
         )
     whole = open_dataset(f"file://{tmp_path}/parts")
     assert [s.label for s in whole.samples] == ["0", "0", "1", "1"] and whole.read([3]) == [data]
+
+
+def test_an_image_that_a_row_only_names_is_read_from_its_path(tmp_path: Path) -> None:
+    data, other = encoded(image(COLORS["red"], 0)), encoded(image(COLORS["blue"], 1))
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "b.png").write_bytes(other)
+    held = [
+        {"bytes": data, "path": "a.png"}, {"bytes": None, "path": "img/b.png"},
+        {"bytes": None, "path": f"{tmp_path}/img/b.png"}, {"bytes": None, "path": "gone/c.png"},
+        {"bytes": None, "path": None}, None,
+    ]  # fmt: skip
+    found = _parquet(tmp_path, {"image": held, "label": list("abcdef")})
+    images = found.read([2, 0, 1])
+    assert images == [other, data, other]
+    gone, nothing, absent = found.read([3, 4, 5])
+    assert isinstance(gone, MissingImage) and f"no file file://{tmp_path}/gone/c.png" in gone.reason
+    assert nothing == absent == MissingImage("neither an image nor a path in the row")
+    assert [s.source for s in found.samples[:4]] == [
+        "row 1",
+        "img/b.png",
+        f"{tmp_path}/img/b.png",
+        "gone/c.png",
+    ]
+    (tmp_path / "img" / "b.png").write_bytes(data)
+    assert _parquet(tmp_path, {"image": held, "label": list("abcdef")}).digest != found.digest
+    plain = _parquet(tmp_path, {"image": [data, None], "path": ["x", "img/b.png"], "label": ["a", "b"]})
+    assert plain.read([0, 1]) == [data, data]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,16 @@ import pytest
 
 from eosin.cli.app import invoke
 from eosin.errors import PermanentError, UserError
-from eosin.layout import RegistryLayout, RunLayout, model_name
+from eosin.layout import TEACHER_CARD, RegistryLayout, RunLayout, model_name
 from eosin.observability import RunLog
-from eosin.records import MetricRecord, MetricValue, RegisteredModel, RegistryEntry
+from eosin.records import MetricRecord, MetricValue, RegisteredModel, RegistryEntry, TeacherCard, load_record
 from eosin.records.details import ClassifierDetails, Details
 from eosin.registry import entries
 from eosin.registry.entries import find_entry, roll_back
 from eosin.registry.promote import Promotion, Rule, promote
 from eosin.storage import Store, open_store
-from tests.support.summary import TASKS, fake_run, put_record, record
+from tests.support import summary
+from tests.support.summary import TASKS, fake_run, record
 
 NAME = "vits16"
 STEP = 300
@@ -35,9 +37,7 @@ class World:
     def run(self, name: str, right: float | None = None) -> Store:
         """A finished run with weights of its own; `right` is the share its newest teacher gets right."""
         store = open_store(fake_run(self.root / name))
-        key = RunLayout.teacher_card(model_name(STEP))
-        sha256 = name.encode().hex().zfill(64)
-        store.put(key, store.get(key).replace(f"{STEP:064d}".encode(), sha256.encode()))
+        write_weights(store, name.encode())
         if right is not None:
             self.judge(store, model_name(STEP), right)
         return store
@@ -51,6 +51,26 @@ class World:
 
     def entry(self) -> RegistryEntry:
         return find_entry(self.registry, NAME)
+
+
+def card_of(store: Store, model: str) -> TeacherCard:
+    """Of a teacher of the run at `store`, or, by URI, of another run's."""
+    where, key = (open_store(model), TEACHER_CARD) if "/" in model else (store, RunLayout.teacher_card(model))
+    card = load_record(TeacherCard, where, key)
+    assert card is not None
+    return card
+
+
+def write_weights(store: Store, weights: bytes) -> None:
+    card = card_of(store, model_name(STEP)).model_copy(update={"weights_sha256": sha256(weights).hexdigest()})
+    store.put(RunLayout.teacher_weights(card.name), weights)
+    store.put(RunLayout.teacher_card(card.name), card.to_json())
+
+
+def put_record(store: Store, each: MetricRecord) -> None:
+    """As evaluation publishes it: with the weights that the model has now."""
+    judged = each.model_copy(update={"weights_sha256": card_of(store, each.model).weights_sha256})
+    summary.put_record(store, judged)
 
 
 def labelled_record(model: str, task: str, right: float, *, num_samples: int = 400) -> MetricRecord:
@@ -239,6 +259,33 @@ def test_a_current_model_that_was_not_judged_is_not_beaten(world: World, current
     result = world.promote(world.run("second", 0.9))
     assert result.status == "refused"
     assert f"--model {teacher_of(current)}" in result.why[0]
+
+
+def test_a_teacher_that_was_overwritten_since_it_was_judged_is_seen(world: World, current: Store) -> None:
+    run = challenger(world, current, 0.9, 0.6)
+    run.put(RunLayout.teacher_weights(model_name(STEP)), b"of another training")
+    with pytest.raises(UserError, match=r"model.safetensors is not the file that model.json beside it names"):
+        world.promote(run)
+    write_weights(run, b"of another training")
+    result = world.promote(run)
+    assert result.status == "refused" and "was judged by other weights than its own" in result.why[0]
+    world.judge(run, model_name(STEP), 0.9)
+    write_weights(current, b"over what was promoted")
+    world.judge(run, teacher_of(current), 0.6)
+    result = world.promote(run)
+    assert result.status == "refused" and f"{teacher_of(current)} was judged by other" in result.why[0]
+    write_weights(current, b"first")
+    world.judge(run, teacher_of(current), 0.6)
+    assert world.promote(run).status == "promoted"
+
+
+def test_a_record_that_names_no_weights_promotes_nothing(world: World, current: Store) -> None:
+    run = challenger(world, current, 0.9, 0.6)
+    summary.put_record(run, labelled_record(model_name(STEP), "textures-knn", 0.9))
+    result = world.promote(run)
+    assert (
+        result.status == "refused" and "unknown ones" in result.why[0] and "eosin evaluate" in result.why[0]
+    )
 
 
 def test_figures_on_other_data_are_not_compared(world: World, current: Store) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,9 @@ def registry(tmp_path: Path) -> str:
     uri = f"file://{tmp_path}/registry"
     run = open_store(fake_run(tmp_path / "first"))
     key = RunLayout.teacher_card(model_name(300))
-    run.put(key, run.get(key).replace(b'"vit"', b'"vit_small_patch16_224"'))
+    arch, digest = "vit_small_patch16_224", hashlib.sha256(NO_TENSORS).hexdigest()
+    told = json.loads(run.get(key)) | {"arch": arch, "weights_sha256": digest}
+    run.put(key, json.dumps(told).encode())
     run.put(RunLayout.teacher_weights(model_name(300)), NO_TENSORS)
     promote(uri, NAME, run.uri, log=RunLog("test"))
     return uri
@@ -58,14 +62,19 @@ def test_planned_again_it_sets_out_from_the_same_model_whatever_was_promoted(
     tmp_path: Path, registry: str
 ) -> None:
     before = planned(tmp_path, registry)
-    other = open_store(fake_run(tmp_path / "other"))
-    key = RunLayout.teacher_card(model_name(300))
-    other.put(key, other.get(key).replace(f"{300:064d}".encode(), f"{301:064d}".encode()))
     from eosin.registry.entries import added, change_entry, find_entry
 
     model = find_entry(registry, NAME).current_model.model_copy(update={"weights_sha256": "f" * 64})
     change_entry(registry, NAME, lambda entry: added(entry, NAME, model, ("test",)))
     assert planned(tmp_path, registry) == before
+
+
+def test_a_current_model_that_was_overwritten_is_not_begun_with(tmp_path: Path, registry: str) -> None:
+    store, key = open_store(teacher(tmp_path)), TEACHER_CARD
+    told = json.loads(store.get(key)) | {"weights_sha256": "e" * 64}
+    store.put(key, json.dumps(told).encode())
+    with pytest.raises(UserError, match="is not what was promoted as version 1"):
+        planned(tmp_path, registry)
 
 
 def test_the_next_one_is_not_judged_beside_every_model_before(tmp_path: Path, registry: str) -> None:

@@ -49,6 +49,7 @@ _SPLIT_NAMES = {
 }  # fmt: skip
 FOLD = re.compile(r"fold_(\d+)")
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)(?:\.0*)?")
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?")
 _NO_LABEL = ("nan", "<na>")
 _DOUBTFUL = ("none", "null", "na", "n/a", "unknown", "-")
 
@@ -81,15 +82,24 @@ def tidy_labels(labels: Sequence[str]) -> list[str]:
 
 
 def label_notes(labels: Iterable[str]) -> tuple[str, ...]:
-    """Where classes differ by case, blanks or accents' coding alone, or are called as what is missing is."""
+    """Where classes differ in spelling alone, or are called as what is missing is."""
     spelled: dict[str, set[str]] = defaultdict(set)
-    for label in labels:
+    numbers: dict[float, set[str]] = defaultdict(set)
+    for label in set(labels):
         spelled["".join(unicodedata.normalize("NFKC", label).casefold().split())].add(label)
-    twice = [", ".join(sorted(names)) for names in spelled.values() if len(names) > 1]
+        if _NUMBER.fullmatch(label):
+            numbers[float(label)].add(label)
     doubtful = sorted(name for each in _DOUBTFUL for name in spelled.get(each, ()))
-    notes = [f"classes that differ by case, blanks or the coding of accents alone: {'; '.join(twice)}"]
-    notes += [f"taken for a class, not for a missing label: {', '.join(doubtful)}; leave such cells empty"]
-    return tuple(note for note, names in zip(notes, (twice, doubtful), strict=True) if names)
+    notes = {
+        "classes that differ by case, blanks or the coding of accents alone": _twice(spelled),
+        "classes that differ in how a number is written alone": _twice(numbers),
+        "taken for a class, not for a missing label; leave such cells empty": ", ".join(doubtful),
+    }
+    return tuple(f"{note}: {names}" for note, names in notes.items() if names)
+
+
+def _twice(spelled: Mapping[Any, set[str]]) -> str:
+    return "; ".join(", ".join(sorted(names)) for names in spelled.values() if len(names) > 1)
 
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"

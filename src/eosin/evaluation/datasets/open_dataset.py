@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from eosin.config.presets import ImageLayout
 from eosin.errors import PermanentError, UserError
@@ -89,6 +90,7 @@ def _sample(row: PatchRow) -> Sample:
 
 
 _MAX_NAMED = 3
+_NO_IMAGE = MissingImage("neither an image nor a path in the row")
 _MAX_FOLDERS = 64
 
 
@@ -96,10 +98,11 @@ def open_table(uri: str, columns: Collection[str] = ()) -> Dataset:
     """Rows with `path` or, in Parquet, `image`, and `label`.
 
     `path` is relative to the table, a URI, or absolute where the table is a local file too; `image` holds
-    encoded bytes, alone or as Hugging Face's `{bytes, path}`. `split` (train, val, test), `patient`, `centre`
-    and `mpp` are optional; of other columns those in `columns` are kept. An image that is named but not there
-    is dropped and counted when the dataset is embedded. Raises `UserError` naming the table for a missing
-    column, an unknown split, no row, or bytes that are no table.
+    encoded bytes, alone or as Hugging Face's `{bytes, path}`, whose path counts where it has no bytes.
+    `split` (train, val, test), `patient`, `centre` and `mpp` are optional; of other columns those in
+    `columns` are kept. An image that is named but not there is dropped and counted when the dataset is
+    embedded. Raises `UserError` naming the table for a missing column, an unknown split, no row, images of
+    another type, or bytes that are no table.
     """
     folder, _, name = uri.rpartition("/")
     return _open_tables(uri, open_store(folder or "."), [name], columns)
@@ -123,6 +126,8 @@ def _open_tables(uri: str, store: Store, keys: Sequence[str], columns: Collectio
         raise UserError(f"{uri} has no row below its header")
     if len({column is None for column in images}) > 1:
         raise UserError(f"{uri}: some of its tables hold images, others name them")
+    chunks = [chunk for column in images if column is not None for chunk in column.chunks]
+    held = pa.chunked_array(chunks, pa.large_binary()) if chunks else pa.chunked_array([pa.nulls(len(rows))])
     labels = tidy_labels([_text(row.get("label")) for row in rows])
     samples = tuple(
         _sample_row(i, row, label, uri, columns)
@@ -134,12 +139,18 @@ def _open_tables(uri: str, store: Store, keys: Sequence[str], columns: Collectio
         digest.add(sample.source, sample.label, sample.split, sample.patient, *sample.folds)
         if sample.centre or sample.mpp is not None or columns:
             digest.add(sample.centre, sample.mpp, *sample.columns.values())
-    if images[0] is None:
-        read = _read_paths(store, samples, digest)
-        return Dataset(uri, digest.hex(), samples, read, (*notes, *_repeated(samples)))
-    digest.add(contents.hex())
-    held = pa.chunked_array([chunk for column in images if column is not None for chunk in column.chunks])
-    return Dataset(uri, digest.hex(), samples, lambda wanted: [_bytes(held[i]) for i in wanted], notes)
+    if images[0] is not None:
+        digest.add(contents.hex())
+    by_path = [i for i in pc.indices_nonzero(held.is_null()).to_pylist() if _text(rows[i].get("path"))]
+    place_of = {row: place for place, row in enumerate(by_path)}
+    files = tuple(samples[i] for i in by_path)
+    read_files = _read_paths(store, files, digest)
+
+    def read(wanted: Sequence[int]) -> list[bytes | MissingImage]:
+        from_files = iter(read_files([place_of[i] for i in wanted if i in place_of]))
+        return [next(from_files) if i in place_of else held[i].as_py() or _NO_IMAGE for i in wanted]
+
+    return Dataset(uri, digest.hex(), samples, read, (*notes, *_repeated(files)))
 
 
 def _read_rows(data: bytes, uri: str) -> tuple[list[dict[str, Any]], pa.ChunkedArray | None]:
@@ -165,7 +176,27 @@ def _read_rows(data: bytes, uri: str) -> tuple[list[dict[str, Any]], pa.ChunkedA
             f"{uri}: the column {bad[0]} holds {table.schema.field(bad[0]).type}, one value is needed"
         )
     flat = [name for name in names if name not in nested and name != "image"]
-    return table.select(flat).to_pylist(), table.column("image") if "image" in names else None
+    rows = table.select(flat).to_pylist()
+    if "image" not in names:
+        return rows, None
+    held, paths = _image_columns(table.column("image"), uri)
+    for i in pc.indices_nonzero(held.is_null()).to_pylist():
+        rows[i]["path"] = paths[i].as_py() or rows[i].get("path")
+    return rows, held
+
+
+def _image_columns(column: pa.ChunkedArray, uri: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Encoded images and, of Hugging Face's `{bytes, path}`, their paths; null where there is none."""
+    held, paths = column, pa.chunked_array([pa.nulls(len(column))])
+    if pa.types.is_struct(column.type) and {"bytes", "path"} <= {field.name for field in column.type}:
+        held, paths = pc.struct_field(column, "bytes"), pc.struct_field(column, "path")
+    if not (
+        pa.types.is_null(held.type) or pa.types.is_binary(held.type) or pa.types.is_large_binary(held.type)
+    ):
+        raise UserError(
+            f"{uri}: the column image holds {column.type}", hint="encoded bytes are needed, or {bytes, path}"
+        )
+    return held.cast(pa.large_binary()), paths
 
 
 def _sample_row(number: int, row: dict[str, Any], label: str, uri: str, columns: Collection[str]) -> Sample:
@@ -264,7 +295,11 @@ def _read_paths(store: Store, samples: tuple[Sample, ...], digest: Digest) -> Re
 
 def _absent(place: tuple[str, str]) -> MissingImage:
     root, path = place
-    return MissingImage("the file is missing" if root else f"{path} is neither a path from here nor s3://…")
+    return MissingImage(
+        f"there is no file {join_uri(root, path)}"
+        if root
+        else f"{path} is neither a path from here nor s3://…"
+    )
 
 
 def _place(own: str, folder: str, path: str) -> tuple[str, str]:
@@ -278,14 +313,6 @@ def _place(own: str, folder: str, path: str) -> tuple[str, str]:
             return "", path
         return (root, key) if is_local or root != "file:///" else ("", path)
     return own, posixpath.normpath(posixpath.join("/", folder, text.lstrip("/"))).lstrip("/")
-
-
-def _bytes(value: Any) -> bytes | MissingImage:
-    """Of a cell: bytes, or Hugging Face's `{bytes, path}`."""
-    data = value.as_py()
-    if isinstance(data, dict):
-        data = data.get("bytes")
-    return data if isinstance(data, bytes) else MissingImage("no image in the row")
 
 
 def open_dataset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import re
 from collections import Counter
@@ -89,7 +90,8 @@ def parse_csv(data: bytes, source: str, columns: Collection[str]) -> list[dict[s
     if data.startswith((b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")):
         raise UserError(f"{source} is an Excel, ZIP or gzip file", hint="save it as CSV, UTF-8")
     try:
-        lines = _decoded(data).lstrip("\ufeff").splitlines(keepends=True)
+        # Not `splitlines`, to which U+2028 or a vertical tab within a cell ends the row.
+        lines = list(io.StringIO(_decoded(data).lstrip("\ufeff"), newline=""))
         lines = lines[1:] if lines[0].lower().startswith("sep=") else lines
         headers = {mark: _header(lines, mark, columns) for mark in ",;\t"}
         mark = next((mark for mark, names in headers.items() if {*columns} <= {*names}), ",")
