@@ -5,8 +5,9 @@
 Publishes snapshots of so many slides (four drawn masks under many names, two slides a patient) and starts
 workers one after the other, each a process of its own, as the processes of one node start. Prints one JSON
 line a number of slides: wall and CPU seconds and MiB of the first worker, which makes the node's columns, and
-of the next. MiB are those that opening added: of the process alone (own), and with the pages of files that
-processes share (resident).
+of the next. MiB are of the whole process with its imports: before, once the sampler is ready, and after 64
+draws; resident, with pages that processes share divided among them (shared_out, the kernel's PSS), and of the
+process alone (own).
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ from eosin.patches.sampling.sampler import Sampler
 def memory():
     lines = open("/proc/self/smaps_rollup").read().splitlines()[1:]
     sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}
-    return sizes["Rss"], sizes["Private_Dirty"]
-before, start_s, start_cpu_s = memory(), time.perf_counter(), time.process_time()
+    return {"resident": sizes["Rss"], "shared_out": sizes["Pss"], "own": sizes["Anonymous"]}
+found, start_s, start_cpu_s = {"imports": memory()}, time.perf_counter(), time.process_time()
 snapshot = open_snapshot(sys.argv[1])
 sampler = Sampler(snapshot, PatchesConfig(), seed=1, split="train")
+found["ready"] = memory()
 sampler.draw_batch(0, range(64))
-seconds, cpu_s, after = time.perf_counter() - start_s, time.process_time() - start_cpu_s, memory()
-print(json.dumps({"s": round(seconds, 2), "cpu_s": round(cpu_s, 2),
-                  "resident_mib": round(after[0] - before[0]), "own_mib": round(after[1] - before[1]),
-                  "slides": len(sampler.slides)}))
+seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
+found["drawn"] = memory()
+print(json.dumps({"s": round(seconds, 2), "cpu_s": round(cpu_s, 2), "slides": len(sampler.slides), "mib": {
+    when: {name: round(mib) for name, mib in sizes.items()} for when, sizes in found.items()}}))
 """
 
 
@@ -64,14 +66,14 @@ def measure(num_slides: int, num_workers: int) -> dict[str, object]:
             "first": workers[0], "next": workers[-1], "load": load()}  # fmt: skip
 
 
-def start_worker(folder: Path) -> dict[str, float]:
+def start_worker(folder: Path) -> dict[str, object]:
     """What one process says of its start."""
     started_s = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", _WORKER, str(folder / "index")], check=True, capture_output=True, text=True,
         env={**os.environ, "EOSIN_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    found: dict[str, float] = json.loads(done.stdout)
+    found: dict[str, object] = json.loads(done.stdout)
     return {**found, "with_imports_s": round(time.perf_counter() - started_s, 2)}
 
 

@@ -16,6 +16,7 @@ import pydicom
 import tifffile
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, encapsulate_extended
+from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.sequence import Sequence as DicomSequence
 
 Pixels = npt.NDArray[np.uint8]
@@ -24,6 +25,7 @@ WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 JPEG, JPEG2000 = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90"
 JPEGLS, HTJ2K = "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.201"
+RLE = "1.2.840.10008.1.2.5"
 
 
 def picture(height: int, width: int, seed: int = 0) -> Pixels:
@@ -225,6 +227,13 @@ def _dicom_attributes(
     return dataset
 
 
+_ENCODED: dict[str, Any] = {
+    "rows": 128, "columns": 128, "samples_per_pixel": 3, "bits_allocated": 8, "bits_stored": 8,
+    "pixel_representation": 0, "photometric_interpretation": "RGB", "number_of_frames": 1,
+    "planar_configuration": 0,
+}  # fmt: skip
+
+
 def _position(row: int, column: int) -> Dataset:
     position = Dataset()
     position.ColumnPositionInTotalImagePixelMatrix = column
@@ -244,6 +253,8 @@ def _put_pixels(dataset: Dataset, tiles: Sequence[Pixels], syntax: str, table: s
         frames = [imagecodecs.jpeg8_encode(tile, level=85, subsampling="422") for tile in tiles]
     elif syntax == JPEGLS:
         frames = [imagecodecs.jpegls_encode(tile) for tile in tiles]
+    elif syntax == RLE:
+        frames = [RLELosslessEncoder.encode(tile, **_ENCODED) for tile in tiles]
     elif syntax == HTJ2K:
         dataset.PhotometricInterpretation = "YBR_RCT"
         frames = [imagecodecs.htj2k_encode(tile) for tile in tiles]

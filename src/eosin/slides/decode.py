@@ -117,6 +117,26 @@ def _decode_jpegls(level: Level, data: bytes) -> Pixels:
     return ycbcr_to_rgb(pixels) if level.color_space == "ycbcr" else pixels
 
 
+def _decode_webp(level: Level, data: bytes) -> Pixels:
+    pixels: Pixels = np.empty((level.tile_height_px, level.tile_width_px, num_samples(level)), np.uint8)
+    try:  # of another size it is refused before it is decoded
+        imagecodecs.webp_decode(data, hasalpha=pixels.shape[2] == 4, out=pixels)
+    except (imagecodecs.WebpError, ValueError) as error:
+        raise SlideError("corrupt-tile", f"a WebP tile cannot be decoded: {error}") from error
+    return pixels
+
+
+def _decode_rle(level: Level, data: bytes) -> Pixels:
+    """DICOM's run lengths (PS3.5, annex G): the plane of one colour after the other."""
+    shape = (num_samples(level), level.tile_height_px, level.tile_width_px)
+    try:
+        planes = np.frombuffer(imagecodecs.dicomrle_decode(data, np.dtype(np.uint8)), np.uint8).reshape(shape)
+    except (imagecodecs.DicomrleError, ValueError) as error:
+        raise SlideError("corrupt-tile", f"a run-length tile cannot be decoded: {error}") from error
+    pixels = np.ascontiguousarray(planes.transpose(1, 2, 0))
+    return ycbcr_to_rgb(pixels) if level.color_space == "ycbcr" else pixels
+
+
 def _decode_raw(level: Level, data: bytes) -> Pixels:
     """Uncompressed and losslessly packed tiles; the output buffer bounds what a hostile one can unfold to."""
     samples = level.tile_height_px * level.tile_width_px
@@ -126,13 +146,21 @@ def _decode_raw(level: Level, data: bytes) -> Pixels:
             flat = _unlzw(data, level.tile_width_px * num_samples(level), level.tile_height_px)
         elif level.compression == "deflate":
             flat = imagecodecs.zlib_decode(data, out=4 * samples + 1)
+        elif level.compression == "packbits":
+            flat = imagecodecs.packbits_decode(data, out=4 * samples + 1)
         elif level.compression == "zstd":
             flat = imagecodecs.zstd_decode(data, out=4 * samples + 1)
         elif level.compression == "none":
             flat = data
         else:
             raise SlideError("unsupported-compression", "its tiles are read through OpenSlide only")
-    except (imagecodecs.ZlibError, imagecodecs.ZstdError, ValueError, OSError) as error:
+    except (
+        imagecodecs.ZlibError,
+        imagecodecs.ZstdError,
+        imagecodecs.PackbitsError,
+        ValueError,
+        OSError,
+    ) as error:
         raise SlideError("corrupt-tile", f"a {level.compression} tile cannot be decoded: {error}") from error
     return _shape(level, np.frombuffer(flat, np.uint8))
 
@@ -190,7 +218,9 @@ def _scaled(pixels: Pixels, denominator: int) -> Pixels:
     return scaled
 
 
-_DECODERS = {"jpeg2000": decode_jpeg2000, "jpegls": _decode_jpegls}
+_DECODERS = {
+    "jpeg2000": decode_jpeg2000, "jpegls": _decode_jpegls, "webp": _decode_webp, "rle": _decode_rle,
+}  # fmt: skip
 
 try:
     from eosin.slides import _jpeg_part

@@ -46,9 +46,11 @@ _PYRAMID_UID, _SERIES_UID = Tag(0x0008, 0x0019), Tag(0x0020, 0x000E)
 _MOST_UNEVEN = 0.1
 _MAX_HEADER_BYTES = 512 * 2**20
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"}
+_DEFLATED = "1.2.840.10008.1.2.1.99"
 _COMPRESSIONS: dict[str, Compression] = {
     **dict.fromkeys(_NATIVE, "none"),
     "1.2.840.10008.1.2.4.50": "jpeg",
+    "1.2.840.10008.1.2.5": "rle",
     **dict.fromkeys(("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), "jpegls"),
     **dict.fromkeys((f"1.2.840.10008.1.2.4.{each}" for each in (90, 91, 201, 202, 203)), "jpeg2000"),
 }
@@ -263,6 +265,10 @@ def _read_instance(file: BinaryFile, stored: SlideObject) -> Instance:
 def _attributes(dataset: Any, stored: SlideObject) -> Instance:
     role = _role(dataset)
     syntax = str(dataset.file_meta.TransferSyntaxUID)
+    if syntax == _DEFLATED:
+        raise SlideError(
+            "unsupported-compression", "it is deflated as a whole: no tile can be read by itself"
+        )
     if role == "volume" and syntax not in _COMPRESSIONS:
         raise SlideError("unsupported-compression", f"DICOM transfer syntax {syntax}")
     if role == "volume":

@@ -30,7 +30,9 @@ class BinaryFile(Protocol):
         ...
 
 
-Compression = Literal["jpeg", "jpeg2000", "jpegls", "lzw", "deflate", "zstd", "none", "other"]
+Compression = Literal[
+    "jpeg", "jpeg2000", "jpegls", "webp", "rle", "packbits", "lzw", "deflate", "zstd", "none", "other"
+]  # fmt: skip
 ColorSpace = Literal[
     "rgb",
     "ycbcr",

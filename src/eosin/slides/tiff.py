@@ -23,6 +23,7 @@ from eosin.slides.tiff_vendors import Pyramid, read_pyramid
 _COMPRESSIONS: dict[int, Compression] = {
     1: "none", 5: "lzw", 7: "jpeg", 8: "deflate", 32946: "deflate",
     33003: "jpeg2000", 33004: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000", 34926: "zstd", 50000: "zstd",
+    32773: "packbits", 50001: "webp",
 }  # fmt: skip
 _APERIO_YCBCR, _APERIO_RGB = 33003, 33005
 _GRAY, _RGB, _YCBCR = 1, 2, 6
@@ -106,10 +107,10 @@ def _predictor(directory: Directory, compression: Compression) -> int:
 def _color_space(directory: Directory, compression: Compression) -> ColorSpace:
     """What the compressed samples are. Raises `SlideError` for pixels that are not 8-bit gray or RGB."""
     samples = directory.integer(tag.SAMPLES_PER_PIXEL, 1)
-    bits = directory.integers(tag.BITS_PER_SAMPLE)
+    bits = directory.integers(tag.BITS_PER_SAMPLE).tolist() or [1]  # as TIFF 6.0 has it
     photometric = directory.integer(tag.PHOTOMETRIC, _GRAY)
-    if (len(bits) and set(bits.tolist()) != {8}) or directory.integer(tag.SAMPLE_FORMAT, 1) != 1:
-        raise SlideError("unsupported-pixels", f"its samples have {bits.tolist()[:4]} bits, not 8")
+    if set(bits) != {8} or directory.integer(tag.SAMPLE_FORMAT, 1) != 1:
+        raise SlideError("unsupported-pixels", f"its samples have {bits[:4]} bits, not 8")
     if samples > 1 and directory.integer(tag.PLANAR_CONFIGURATION, 1) != 1:
         raise SlideError("unsupported-layout", "its colour planes are stored one after the other")
     alpha = _alpha(directory, samples) if compression != "jpeg" else ""

@@ -267,11 +267,11 @@ def _philips_spacings(description: str) -> list[tuple[float, float]]:
     return sorted(each for each in pairs if min(each) > 1e-9 and max(each) < 1e3)
 
 
-def _generic(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
-    """The largest picture, whatever its page, and those that say they are reductions of it."""
+def _generic(tiff: TiffFile, directories: Sequence[Directory]) -> Pyramid:
+    """The largest picture, whatever its page, its SubIFDs, and those that say they are reductions of it."""
     slide = _of_the_slide(directories)
     finest = _largest([each for each in slide if not _is_reduced(each)] or slide)
-    levels = _tiled([finest, *filter(_is_reduced, slide)])
+    levels = _tiled([finest, *tiff.sub_directories(finest), *filter(_is_reduced, slide)])
     num_alike = sum(_size(each) == _size(finest) for each in slide)
     remark = f"the first of {num_alike} pictures of one size is read" if num_alike > 1 else ""
     return Pyramid("generic-tiff", "tiff", tuple(levels), *_tiff_mpp(levels[0]), remark=remark)

@@ -30,6 +30,7 @@ from tests.support.slide_files import (
     JPEG,
     JPEG2000,
     JPEGLS,
+    RLE,
     as_tiff_too,
     halved,
     picture,
@@ -130,7 +131,7 @@ def test_positions_decide_where_no_organisation_is_said(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(opened(tmp_path, "a.dcm")), FINEST)
 
 
-@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, HTJ2K])
+@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, HTJ2K, RLE])
 @pytest.mark.parametrize("table", ["basic", "extended", "none"])
 def test_every_codec_by_every_offset_table(tmp_path: Path, syntax: str, table: str) -> None:
     write_dicom(tmp_path / "a.dcm", FINEST, syntax=syntax, table=table)

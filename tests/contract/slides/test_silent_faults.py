@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -172,12 +173,52 @@ def test_print_resolution_is_none_whatever_the_codec(tmp_path: Path, compression
     assert row.status == "no-mpp"
 
 
-def test_zstd_tiles_are_read(tmp_path: Path) -> None:
-    snapshot, row = written(
-        tmp_path, "a.tif", lambda path: write_tiff(path, [PICTURE], mpp=0.5, compression="zstd")
-    )
+@pytest.mark.parametrize("compression", ["zstd", "packbits", "webp"])
+def test_losslessly_packed_tiles_are_read(tmp_path: Path, compression: str) -> None:
+    packed = {
+        "compression": compression,
+        "compressionargs": {"lossless": True} if compression == "webp" else {},
+    }
+    snapshot, row = written(tmp_path, "a.tif", lambda path: write_tiff(path, [PICTURE], mpp=0.5, **packed))
     assert row.header.access == "tiles"
     np.testing.assert_array_equal(regions_of(snapshot, row).read_region((0, 0), 0, (1024, 1024)), PICTURE)
+
+
+def write_with_sub_ifds(path: Path, levels: Sequence[Pixels]) -> None:
+    """As libvips writes a pyramid with `subifd`: the coarser levels hang on the first page."""
+    with tifffile.TiffWriter(path) as writer:
+        for number, pixels in enumerate(levels):
+            writer.write(
+                pixels, tile=(128, 128), photometric="rgb", metadata=None, compression="deflate",
+                resolution=(2e4, 2e4), resolutionunit="CENTIMETER",
+                **({"subfiletype": 1} if number else {"subifds": len(levels) - 1}),
+            )  # fmt: skip
+
+
+def test_levels_in_sub_ifds_are_levels(tmp_path: Path) -> None:
+    levels = [PICTURE, halved(PICTURE), halved(PICTURE, 2)]
+    snapshot, row = written(tmp_path, "a.tif", lambda path: write_with_sub_ifds(path, levels))
+    assert row.status == "ok", row.detail
+    assert sizes(row) == [(1024, 1024), (512, 512), (256, 256)] and row.header.mpp_x == 0.5
+    regions = regions_of(snapshot, row)
+    for number, pixels in enumerate(levels):
+        side = len(pixels)
+        np.testing.assert_array_equal(regions.read_region((0, 0), number, (side, side)), pixels)
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_picture_of_one_bit_a_pixel_is_refused(tmp_path: Path, says: bool) -> None:
+    """TIFF's own default is one bit, where nothing is said."""
+
+    def write(path: Path) -> None:
+        write_tiff(path, [PICTURE[..., 0] > 128], mpp=0.5, photometric="minisblack")
+        if not says:  # the tag becomes one that nobody knows
+            path.write_bytes(
+                path.read_bytes().replace(struct.pack("<HH", 258, 3), struct.pack("<HH", 259 + 6, 3))
+            )
+
+    _, row = written(tmp_path, "a.tif", write)
+    assert row.status == "unsupported-pixels" and "[1] bits" in row.detail
 
 
 @pytest.mark.parametrize("mpp", [0.0005, 0.0, 353.0])

@@ -31,6 +31,7 @@ from tests.support.slide_files import (
     JPEG,
     JPEG2000,
     JPEGLS,
+    RLE,
     halved,
     picture,
     read_dicom,
@@ -59,7 +60,7 @@ def refragment(dataset: Dataset, table: str, *, only: int | None = None) -> None
     dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
 
 
-@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, HTJ2K])
+@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, HTJ2K, RLE])
 @pytest.mark.parametrize(("table", "only"), [("basic", None), ("none", None), ("basic", 7), ("none", 7)])
 def test_frames_in_several_fragments(tmp_path: Path, syntax: str, table: str, only: int | None) -> None:
     write_dicom(tmp_path / "whole.dcm", FINEST, syntax=syntax)
@@ -384,7 +385,7 @@ def test_what_would_be_shown_wrong_is_refused(tmp_path: Path, name: str) -> None
     assert reason(tmp_path, "a.dcm").reason == right
 
 
-@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, HTJ2K])
+@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, HTJ2K, RLE])
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.98])
 def test_frames_that_end_early_are_no_picture(tmp_path: Path, syntax: str, share: float) -> None:
     def cut(dataset: Dataset) -> None:
