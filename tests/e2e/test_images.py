@@ -103,6 +103,7 @@ def test_the_three_images_take_a_run_from_slides_to_report(
     store: ImageStore, printed: str, slides_uri: str, bucket_uri: str, s3: LocalS3
 ) -> None:
     sizes = sizes_mb(printed + store.build("train", "evaluate"))
+    print(f"MB on disk, and more for a node that has those before: {sizes}")
     assert sizes["train"][0] + sizes["evaluate"][1] < 7_500 and sizes["evaluate"][1] < 1_000, sizes
     run_uri = f"{bucket_uri}/runs/images"
     labelled = f"{bucket_uri}/labelled"
