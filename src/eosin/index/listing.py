@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".heic"}
 _CLAIM_NONE = _OTHER_NAMES | _PICTURES
 _LOOKED_AT_ONCE = 32
 _MOST_LOOKED_AT = 1024
+_DIGESTED_AT_ONCE = 1024
 _MRXS, _MRXS_INDEX = ".mrxs", "Slidedat.ini"
 _VMS, _VMS_PARTS = (".vms", ".vmu"), (".jpg", ".opt", ".vmf", ".ngr")
 
@@ -168,11 +170,11 @@ def _nothing_at(store: Store, message: str) -> UserError:
 
 def listing_digest(units: Iterable[Unit]) -> str:
     """SHA-256 over key, size and etag of every object, in order: of the JSON of all as one list."""
-    digest, comma = hashlib.sha256(b"["), b""
-    for unit in units:
-        for each in unit.objects:
-            digest.update(comma + json.dumps([each.key, each.size_bytes, each.etag]).encode())
-            comma = b", "
+    digest, comma = hashlib.sha256(b"["), ""
+    objects = ([each.key, each.size_bytes, each.etag] for unit in units for each in unit.objects)
+    while some := list(itertools.islice(objects, _DIGESTED_AT_ONCE)):
+        digest.update((comma + json.dumps(some)[1:-1]).encode())
+        comma = ", "
     digest.update(b"]")
     return digest.hexdigest()
 

@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from eosin.errors import UserError
 from eosin.index.listing import Unit
@@ -141,22 +142,22 @@ def _add(lines: dict[str, Override], values: Mapping[str, str], where: str, deci
 
 def _parse(text: str, uri: str) -> dict[str, Override]:
     separator = _separator(text)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    columns = [name.strip() for name in reader.fieldnames or ()]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    columns = [name.strip() for name in next(reader, [])]
     _refuse_mistaken(columns, uri)
     if "slide" not in columns:
         raise UserError(
             f"{uri} has no column `slide`", hint=f"its columns are: {', '.join(columns) or 'none'}"
         )
-    reader.fieldnames = columns
     lines: dict[str, Override] = {}
     try:
         for cells in reader:
             where = f"{uri}:{reader.line_num}"
-            if cells.get(None):
+            if len(cells) > len(columns):
                 raise UserError(f"{where}: more cells than the {len(columns)} columns")
-            values = {name: (cells[name] or "").strip() for name in columns}
-            _add(lines, values, where, "," if separator == ";" else ".")
+            if cells:
+                values = dict.fromkeys(columns, "") | dict(zip(columns, map(str.strip, cells), strict=False))
+                _add(lines, values, where, "," if separator == ";" else ".")
     except csv.Error as error:
         raise UserError(f"{uri}:{reader.line_num}: {error}") from error
     return lines
@@ -187,8 +188,8 @@ def _refuse_mistaken(columns: list[str], uri: str) -> None:
 
 def _override(values: Mapping[str, str], where: str, *, decimal: str) -> Override:
     mpp, mpp_x, mpp_y = (_mpp(values, column, where, decimal) for column in ("mpp", "mpp_x", "mpp_y"))
-    labels = {name.partition(":")[2].strip(): value for name, value in values.items()
-              if name.startswith("label:") and value}  # fmt: skip
+    of_labels, others = _columns_of_users(tuple(values))
+    labels = {name: values[column] for column, name in of_labels if values[column]}
     plain = values.get("label") or values.get("labels")
     if plain:
         labels["label"] = plain
@@ -199,9 +200,15 @@ def _override(values: Mapping[str, str], where: str, *, decimal: str) -> Overrid
         cohort=values.get("cohort", ""),
         labels=labels,
         exclude=_flag(values.get("exclude", ""), where),
-        extra={name: value for name, value in values.items()
-               if name not in _KNOWN and not name.startswith("label:") and value},
-    )  # fmt: skip
+        extra={name: values[name] for name in others if values[name]},
+    )
+
+
+@lru_cache(1)
+def _columns_of_users(columns: tuple[str, ...]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Columns of labels, with their names; and those that eosin gives no meaning to."""
+    labels = [(each, each.partition(":")[2].strip()) for each in columns if each.startswith("label:")]
+    return labels, [each for each in columns if each not in _KNOWN and not each.startswith("label:")]
 
 
 def _mpp(values: Mapping[str, str], column: str, where: str, decimal: str) -> float | None:
