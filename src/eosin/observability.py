@@ -150,6 +150,7 @@ _USABLE = "{num_ok:,} of {num_slides:,} slides can be used"
 _TOLD_AS = {
     "shard-scanned": f"shard {{shard}} of {{num_shards}} (from 0): {_USABLE}",
     "snapshot": f"{_USABLE}; snapshot {{snapshot_id}}",
+    "report": "{uri}: {ok} evaluations ok, {not_ok} not; {verdict}",
     "slide-not-used": "{slide} is not used: {status}: {detail}",
 }
 

@@ -169,13 +169,14 @@ def compare_pools(config: RunConfig, run_uri: str) -> dict[str, str]:
 def _size(config: RunConfig, pool: NodePoolConfig) -> str:
     """Nodes, GPUs, workers and money an hour of a pool, at its smallest and at its largest."""
 
-    def told(each: float) -> str:
+    def told(each: float, noun: str = "") -> str:
         low, high = (f"{nodes * each:g}" for nodes in (pool.min_nodes, pool.max_nodes))
-        return low if low == high else f"{low}–{high}"
+        unit = f" {noun}" + ("" if high == "1" else "s") if noun else ""
+        return (low if low == high else f"{low}–{high}") + unit
 
     kind, price = "spot" if pool.spot else "on demand", pool.price_usd_per_hour
     workers = workers_per_node(config, pool)
-    size = f"{told(1)} nodes ({kind}), {told(pool.gpus_per_node)} GPUs, {told(workers)} workers"
+    size = f"{told(1, 'node')} ({kind}), {told(pool.gpus_per_node, 'GPU')}, {told(workers, 'worker')}"
     return size if price is None else f"{size}, {told(price)} USD an hour"
 
 

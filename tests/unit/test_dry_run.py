@@ -206,5 +206,5 @@ def test_the_pools_of_a_jobset_are_shown_with_their_price(slides: Path, tmp_path
     settings = [f"cluster.pools={pools}"]
     plan = plan_run(steps.resolve_config(source(slides, settings)), str(tmp_path / "runs/a"))
     unknown = "images an hour: not measured in a run of demo beside this one"
-    assert plan.figures["pool anchor"] == f"1 nodes (on demand), 1 GPUs, 1 workers, 4 USD an hour; {unknown}"
+    assert plan.figures["pool anchor"] == f"1 node (on demand), 1 GPU, 1 worker, 4 USD an hour; {unknown}"
     assert plan.figures["pool spot"] == f"0–3 nodes (spot), 0–24 GPUs, 0–24 workers; {unknown}"

@@ -193,7 +193,7 @@ class SourceFigures:
         return f"{'at least' if self.num_objects is None else 'about'} {num:,}"
 
     def __str__(self) -> str:
-        objects = "" if self.num_objects is None else f" in {self.num_objects:,} objects"
+        objects = "" if self.num_objects is None else f" in {counted(self.num_objects, 'object')}"
         size = "size unknown" if self.num_bytes is None else size_text(self.num_bytes)
         unknown = f"; read from {self.region} (AWS_REGION says where to)" if self.region else ""
         out = {
@@ -201,12 +201,11 @@ class SourceFigures:
             False: f"; stays in {self.region}",
             None: unknown,
         }
-        patients = f", {self.num_patients:,} patients" if self.num_patients else ""
+        patients = f", {counted(self.num_patients, 'patient')}" if self.num_patients else ""
         return (
-            f"slides {self.name}: {self.num_slides:,} slides{objects}{patients}, {size}; "
-            f"{self.num_listing_requests:,} requests to list them, {self._indexing()} to index them, "
-            f"read with {self.credentials}"
-            f"{out[self.leaves_region]} ({self.what})"
+            f"slides {self.name}: {counted(self.num_slides, 'slide')}{objects}{patients}, {size}; "
+            f"{counted(self.num_listing_requests, 'request')} to list them, {self._indexing()} to index them,"
+            f" read with {self.credentials}{out[self.leaves_region]} ({self.what})"
         )
 
 

@@ -20,6 +20,6 @@ def test_pools_from_their_smallest_to_their_largest() -> None:
     lines = {name: line.partition(";")[0] for name, line in compare_pools(config, "/nowhere/run").items()}
     assert lines == {
         "pool anchor": "2–3 nodes (on demand), 16–24 GPUs, 16–24 workers, 21–31.5 USD an hour",
-        "pool cpu": "1 nodes (on demand), 0 GPUs, 3 workers, 0 USD an hour",
+        "pool cpu": "1 node (on demand), 0 GPUs, 3 workers, 0 USD an hour",
         "pool spot": "0–4 nodes (spot), 0–8 GPUs, 0–8 workers",
     }
