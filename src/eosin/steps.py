@@ -141,8 +141,7 @@ def retrain_config(
     base = find_base(registry_uri, name, run_uri)
     if not source.recipe and base.version is None:
         raise UserError(
-            f"registry {registry_uri} has no model {name} to retrain",
-            hint="name the recipe of the first one",
+            f"registry {registry_uri} has no model {name} to retrain", hint="name the recipe of the first one"
         )
     return warm_started(resolve_config(source, of_run=base.run), base), base
 

@@ -21,6 +21,11 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check it all, say what would be read; write nothing.")
 ]
 
+IndexUri = Annotated[str, typer.Argument(metavar="INDEX", help="URI of the index.")]
+SlidePatterns = Annotated[
+    list[str] | None, typer.Option("--slide", metavar="PATTERN", help="Only slides of such keys.")
+]
+
 _LEFT_OUT_SHOWN = 50
 
 index_app = typer.Typer(name="index", help="Scan slides into an index. `eosin index inspect` looks into one.")
@@ -109,7 +114,7 @@ def _index_text(result: Any, place: str, after: str) -> str:
 
 @index_app.command("inspect")
 def inspect(
-    uri: Annotated[str, typer.Argument(metavar="INDEX", help="URI of the index.")],
+    uri: IndexUri,
     slide: Annotated[str | None, typer.Argument(help="One slide, by its key.")] = None,
     snapshot: Annotated[
         str | None, typer.Option(metavar="ID", help="This snapshot; none: the newest.")
@@ -125,7 +130,7 @@ def inspect(
 
 @index_app.command("sheet")
 def sheet(
-    uri: Annotated[str, typer.Argument(metavar="INDEX", help="URI of the index.")],
+    uri: IndexUri,
     out: Annotated[str, typer.Option(help="Where the page is written: a path or URI.")] = "slides.html",
     px: Annotated[int, typer.Option(help="Longest side of a thumbnail, in pixels.")] = 160,
     max_slides: Annotated[int, typer.Option(help="Show an even sample of at most so many.")] = 2000,
@@ -145,15 +150,12 @@ def sheet(
 
 @index_app.command("pictures")
 def pictures(
-    uri: Annotated[str, typer.Argument(metavar="INDEX", help="URI of the index.")],
+    uri: IndexUri,
     out: Annotated[str, typer.Option(help="Folder or URI for the files, SLIDE.jpg.")],
-    slide: Annotated[
-        list[str] | None, typer.Option("--slide", metavar="PATTERN", help="Only slides of such keys.")
-    ] = None,
+    slide: SlidePatterns = None,
     num_patches: Annotated[int, typer.Option(help="Patches drawn in, of each slide.", min=0)] = 16,
     settings: Annotated[
-        list[str] | None,
-        key_values("--set", "How patches are drawn: patches.mpp=[0.5]…"),
+        list[str] | None, key_values("--set", "How patches are drawn: patches.mpp=[0.5]…")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -169,11 +171,9 @@ def pictures(
 
 @index_app.command("contours")
 def contours(
-    uri: Annotated[str, typer.Argument(metavar="INDEX", help="URI of the index.")],
+    uri: IndexUri,
     out: Annotated[str, typer.Option(help="Folder or URI for the files, SLIDE.geojson.")],
-    slide: Annotated[
-        list[str] | None, typer.Option("--slide", metavar="PATTERN", help="Only slides of such keys.")
-    ] = None,
+    slide: SlidePatterns = None,
     as_json: AsJson = False,
 ) -> None:
     """Tissue contours as GeoJSON, one file a slide, which QuPath opens as annotations."""
@@ -195,12 +195,9 @@ def decode(
     shard: Shard = None,
     name: Annotated[str, typer.Option(help="heldout, a set of patches.sets, or a new one.")] = "heldout",
     settings: Annotated[
-        list[str] | None,
-        key_values("--set", "Declare the set here: mpp=0.5, kind=sampled…"),
+        list[str] | None, key_values("--set", "Declare the set here: mpp=0.5, kind=sampled…")
     ] = None,
-    slide: Annotated[
-        list[str] | None, typer.Option("--slide", metavar="PATTERN", help="Only slides of such keys.")
-    ] = None,
+    slide: SlidePatterns = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -256,9 +253,7 @@ def embed(
     min_foreground: Annotated[
         float | None, typer.Option(help="With --index: smallest share of tissue in a patch; without: 0.4.")
     ] = None,
-    slide: Annotated[
-        list[str] | None, typer.Option("--slide", metavar="PATTERN", help="Only slides of such keys.")
-    ] = None,
+    slide: SlidePatterns = None,
     format: Annotated[
         str, typer.Option(help="hdf5 (as CLAM and TRIDENT read it), parquet or safetensors.")
     ] = "hdf5",
@@ -267,8 +262,7 @@ def embed(
         str, typer.Option(help="last, or the class tokens of N blocks: cls_last_N, cls_last_N_mean_patch.")
     ] = "last",
     settings: Annotated[
-        list[str] | None,
-        key_values("--set", "How slides are read: patches.reader=stage…"),
+        list[str] | None, key_values("--set", "How slides are read: patches.reader=stage…")
     ] = None,
     shard: Shard = None,
     dry_run: DryRun = False,
@@ -324,12 +318,10 @@ def train(
     run: Run,
     backend: Annotated[str, typer.Option(help="local (torchrun here) or jobset (a cluster).")] = "local",
     prolong: Annotated[
-        int | None,
-        typer.Option(metavar="STEPS", help="Train on to so many steps in all."),
+        int | None, typer.Option(metavar="STEPS", help="Train on to so many steps in all.")
     ] = None,
     settings: Annotated[
-        list[str] | None,
-        key_values("--set", "From the newest checkpoint on: train.optimizer.lr=1e-4…"),
+        list[str] | None, key_values("--set", "From the newest checkpoint on: train.optimizer.lr=1e-4…")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -179,10 +179,7 @@ class Cluster:
     def warnings(self, prefix: str) -> list[Manifest]:
         """Warning events of objects whose name starts with `prefix`."""
         listed = self.read(
-            "listing events",
-            self.core.list_namespaced_event,
-            self.namespace,
-            field_selector="type=Warning",
+            "listing events", self.core.list_namespaced_event, self.namespace, field_selector="type=Warning"
         )
         return [
             event for event in listed["items"] if event["involvedObject"].get("name", "").startswith(prefix)

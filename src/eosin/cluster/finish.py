@@ -69,7 +69,8 @@ def silent_failures(workflow: Manifest | None) -> Iterator[StepFailure]:
     }
     for key, node in nodes.items():
         bad = node.get("type") == "Pod" and node.get("phase") in _BAD_PHASES
-        if bad and key not in made_good and _is_step(node):
+        is_driver = "driver" in str(node.get("displayName", ""))  # one of Kubeflow's own
+        if bad and key not in made_good and not is_driver:
             yield StepFailure(
                 step=_step_of(node),
                 message=f"its pod ended: {node.get('message') or node['phase']}",
@@ -99,11 +100,6 @@ def _goes_on_elsewhere(cluster: Cluster, job: Manifest, launcher: Launcher) -> b
         if other is not None and not is_stopped(other) and not has_ended(other):
             return True
     return False
-
-
-def _is_step(node: Manifest) -> bool:
-    """Not one of Kubeflow's own drivers."""
-    return "driver" not in str(node.get("displayName", ""))
 
 
 def _step_of(node: Manifest) -> str:

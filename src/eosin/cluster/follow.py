@@ -14,12 +14,7 @@ from typing import Any
 
 from eosin.cluster.api import Cluster, Expired, Interrupted, Manifest, Missing
 from eosin.cluster.failure import PodFailure, explain_failure, stuck_pods
-from eosin.cluster.names import (
-    FOLLOWED_ANNOTATION,
-    JOBSET,
-    PROGRESS_ANNOTATION,
-    REPLICATED_JOB_LABEL,
-)
+from eosin.cluster.names import FOLLOWED_ANNOTATION, JOBSET, PROGRESS_ANNOTATION, REPLICATED_JOB_LABEL
 from eosin.cluster.pod_logs import PodLogMirror
 from eosin.cluster.queue import is_dispatched, never_mends, why_it_waits
 from eosin.cluster.training import end_training, terminal_state
@@ -160,7 +155,8 @@ class Follower:
         if now_s - self._noted_s < _NOTED_EVERY_S:
             return
         self._noted_s = now_s
-        noted = {} if is_dispatched(jobset) else {FOLLOWED_ANNOTATION: _now()}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        noted = {} if is_dispatched(jobset) else {FOLLOWED_ANNOTATION: now}
         noted |= self._progress()
         try:
             if noted:
@@ -220,10 +216,6 @@ class Follower:
     def _last_lines(self, failure: PodFailure) -> list[str]:
         lines = self.cluster.pod_log(failure.pod, failure.container, tail_lines=_LOG_LINES)
         return lines or self.mirror.tail(failure.pod)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def phases(pods: list[Manifest]) -> dict[str, dict[str, int]]:

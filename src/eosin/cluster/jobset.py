@@ -187,11 +187,7 @@ def _spec(config: RunConfig, jobs: list[Manifest]) -> Manifest:
         "failurePolicy": {
             "maxRestarts": config.cluster.max_restarts,
             "rules": [
-                {
-                    "name": "noRetryMends",
-                    "action": "FailJobSet",
-                    "onJobFailureReasons": ["PodFailurePolicy"],
-                }
+                {"name": "noRetryMends", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
             ],
         },
         "replicatedJobs": jobs,

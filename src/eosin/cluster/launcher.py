@@ -140,12 +140,6 @@ def _terminated(run_uri: str, cluster: Cluster, launcher: Launcher, log: RunLog)
         if jobset is not None:
             end_training(cluster, jobset)
         log.event("cancelled", jobset=name)
-        return UserError(
-            f"the run was cancelled; {called} is deleted",
-            hint=_CANCELLED_HINT,
-        )
+        return UserError(f"the run was cancelled; {called} is deleted", hint=_CANCELLED_HINT)
     log.event("detached", jobset=name, note="this pod is evicted; training goes on")
-    return TransientError(
-        f"the launcher was stopped while {called} trains",
-        hint="run it again to follow it",
-    )
+    return TransientError(f"the launcher was stopped while {called} trains", hint="run it again to follow it")

@@ -63,7 +63,9 @@ def live_state(
     Every call is tried once.
     """
     place = load_record(KubeflowRun, open_store(run_uri), RunLayout.KUBEFLOW_RUN)
-    cluster = cluster or _connect(run_uri, namespace or (place.namespace if place else ""), context)
+    if cluster is None:
+        namespace = namespace or (place.namespace if place else "") or load_run(run_uri).cluster.namespace
+        cluster = connect(namespace, context=context, attempts=1)
     job, pods = cluster.get(JOBSET, jobset_name(run_uri)), _pods_of_steps(cluster, place)
     if job is None:
         stuck = _stuck(pods)
@@ -78,10 +80,6 @@ def live_state(
         with contextlib.suppress(UserError):  # who may not look is not told
             waits_for = why_it_waits(cluster, job)
     return LiveState(name, state, restarts, phases(agents), _stuck([*agents, *pods]), waits_for)
-
-
-def _connect(run_uri: str, namespace: str, context: str) -> Cluster:
-    return connect(namespace or load_run(run_uri).cluster.namespace, context=context, attempts=1)
 
 
 def _pods_of_steps(cluster: Cluster, place: KubeflowRun | None) -> list[Manifest]:

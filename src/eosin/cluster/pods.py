@@ -54,20 +54,11 @@ def rendezvous_pod(
     """Pod template of the small CPU pod that holds the rendezvous store."""
     cluster = config.cluster
     place = cluster.rendezvous
-    container = {
-        "name": names.RENDEZVOUS_CONTAINER,
-        "image": image,
-        "imagePullPolicy": cluster.image_pull_policy,
-        "command": commands.rendezvous_command(config),
-        "env": _variables({"EOSIN_IN_POD": "1", "EOSIN_LOG": "json", "HOME": "/tmp"}),
+    variables = {"EOSIN_IN_POD": "1", "EOSIN_LOG": "json"}
+    command, sizes = commands.rendezvous_command(config), (place.cpu, place.memory, place.memory)
+    container = _small_container(cluster, names.RENDEZVOUS_CONTAINER, image, command, variables, sizes) | {
         "ports": [{"name": names.RENDEZVOUS_CONTAINER, "containerPort": place.port, "protocol": "TCP"}],
         "readinessProbe": {"tcpSocket": {"port": place.port}, "periodSeconds": 2, "failureThreshold": 3},
-        "resources": {
-            "requests": {"cpu": place.cpu, "memory": place.memory},
-            "limits": {"memory": place.memory},
-        },
-        "securityContext": _container_security(),
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
     spec = _base_spec(cluster, service_account)
     spec |= {
@@ -81,7 +72,9 @@ def rendezvous_pod(
     if cluster.watcher_account:
         # The only pod of a training that speaks to the Kubernetes API, with an account of its own for it.
         spec |= {"serviceAccountName": cluster.watcher_account, "automountServiceAccountToken": True}
-        watcher = _watcher_container(config, run_uri, name, image)
+        command, sizes = commands.watcher_command(config, run_uri, name), ("50m", "128Mi", "512Mi")
+        variables = {"EOSIN_LOG": "json", **_store_variables(cluster)}
+        watcher = _small_container(cluster, names.WATCHER_CONTAINER, image, command, variables, sizes)
         _give_store(cluster, watcher, spec["volumes"])
         spec["containers"].append(watcher)
     if cluster.priority_class:
@@ -89,14 +82,19 @@ def rendezvous_pod(
     return _template(name, spec)
 
 
-def _watcher_container(config: RunConfig, run_uri: str, name: str, image: str) -> Manifest:
+def _small_container(
+    cluster: ClusterConfig, name: str, image: str, command: list[str], variables: dict[str, str],
+    sizes: tuple[str, str, str],
+) -> Manifest:  # fmt: skip
+    """One without a GPU that writes to /tmp alone; `sizes`: cores and memory requested, memory at most."""
+    cpu, memory, most_memory = sizes
     return {
-        "name": names.WATCHER_CONTAINER,
+        "name": name,
         "image": image,
-        "imagePullPolicy": config.cluster.image_pull_policy,
-        "command": commands.watcher_command(config, run_uri, name),
-        "env": _variables({"EOSIN_LOG": "json", "HOME": "/tmp", **_store_variables(config.cluster)}),
-        "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        "imagePullPolicy": cluster.image_pull_policy,
+        "command": command,
+        "env": _variables({"HOME": "/tmp", **variables}),
+        "resources": {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": most_memory}},
         "securityContext": _container_security(),
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
@@ -104,16 +102,9 @@ def _watcher_container(config: RunConfig, run_uri: str, name: str, image: str) -
 
 def doctor_pod(cluster: ClusterConfig, name: str, uri: str, *, image: str) -> Manifest:
     """A pod that tries the store at `uri` as a training pod would reach it, and asks for no GPU."""
-    container: Manifest = {
-        "name": "doctor",
-        "image": image,
-        "imagePullPolicy": cluster.image_pull_policy,
-        "command": ["python", "-m", "eosin", "doctor", "--uri", uri, "--json"],
-        "env": _variables({"HOME": "/tmp", **_store_variables(cluster), **cluster.env}),
-        "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
-        "securityContext": _container_security(),
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-    }
+    command = ["python", "-m", "eosin", "doctor", "--uri", uri, "--json"]
+    variables = {**_store_variables(cluster), **cluster.env}
+    container = _small_container(cluster, "doctor", image, command, variables, ("250m", "1Gi", "4Gi"))
     spec = _base_spec(cluster, cluster.service_account)
     spec |= {
         "restartPolicy": "Never",
@@ -300,12 +291,7 @@ def _tolerations(cluster: ClusterConfig, pool: NodePoolConfig) -> list[Manifest]
 
 
 def _toleration(toleration: TolerationConfig) -> Manifest:
-    given = {
-        "key": toleration.key,
-        "operator": toleration.operator,
-        "value": toleration.value,
-        "effect": toleration.effect,
-    }
+    given = toleration.model_dump(exclude={"toleration_seconds"})
     manifest: Manifest = {key: value for key, value in given.items() if value}
     if toleration.toleration_seconds is not None:
         manifest["tolerationSeconds"] = toleration.toleration_seconds
@@ -313,10 +299,7 @@ def _toleration(toleration: TolerationConfig) -> Manifest:
 
 
 def _near_each_other(name: str, topology_key: str) -> Manifest:
-    term = {
-        "labelSelector": {"matchLabels": {names.JOBSET_NAME_LABEL: name}},
-        "topologyKey": topology_key,
-    }
+    term = {"labelSelector": {"matchLabels": {names.JOBSET_NAME_LABEL: name}}, "topologyKey": topology_key}
     return {
         "podAffinity": {
             "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 50, "podAffinityTerm": term}]

@@ -20,11 +20,7 @@ _BCSS = ["tumor", "stroma", "inflammatory", "necrosis", "other"]
 
 
 def _probe(layout: ImageLayout, patience_epochs: int, **probe: Any) -> dict[str, Any]:
-    return {
-        "kind": "linear-probe",
-        "layout": layout,
-        "probe": {"patience_epochs": patience_epochs, **probe},
-    }
+    return {"kind": "linear-probe", "layout": layout, "probe": {"patience_epochs": patience_epochs, **probe}}
 
 
 def _slides(layout: SlideLayout | None, mpp: float, num_patches: int) -> dict[str, Any]:

@@ -174,11 +174,7 @@ def _from_here(path: str) -> str:
 
 
 def run_demo(
-    folder: Path,
-    *,
-    slides: str = "",
-    overrides: str = "",
-    settings: tuple[str, ...] = (),
+    folder: Path, *, slides: str = "", overrides: str = "", settings: tuple[str, ...] = ()
 ) -> DemoResult:
     """Run the compiled pipeline on synthetic slides, or on the user's, in `folder`.
 

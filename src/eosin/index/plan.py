@@ -129,11 +129,8 @@ def scan_of_run(run: Store, config: RunConfig, *, anew: bool = False) -> str:
     _, index = _stores(config)
 
     def change(found: ScanPin | None) -> ScanPin | None:
-        if (
-            found is not None
-            and _is_there(index, found.scan_id)
-            and not (anew and _ended_empty(index, found))
-        ):
+        is_there = found is not None and index.exists(IndexLayout.scan_marker(found.scan_id))
+        if found is not None and is_there and not (anew and _ended_empty(index, found)):
             return None
         return ScanPin(scan_id=open_scan(config))
 
@@ -197,10 +194,6 @@ def _plan(config: RunConfig, slides: Store, index: Store, inputs: _Inputs) -> Sc
         unknown,
         inputs.unknown_contours,
     )
-
-
-def _is_there(index: Store, scan_id: str) -> bool:
-    return index.exists(IndexLayout.scan_marker(scan_id))
 
 
 def _ended_empty(index: Store, pin: ScanPin) -> bool:

@@ -137,12 +137,9 @@ def without_colors(text: str) -> str:
 
 def _text(event: dict[str, Any]) -> str:
     """An event with those of its fields that are numbers or short."""
-    fields = {key: value for key, value in event.items() if key not in _HEAD and _brief(value)}
+    fields = {key: value for key, value in event.items() if key not in _HEAD and (
+              isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 200))}  # fmt: skip
     return printable(f"{event.get('source')}: {event_text(str(event['event']), fields)}")
-
-
-def _brief(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 200)
 
 
 # kfp writes a few kB a task; slides are staged here where their readers need them whole.

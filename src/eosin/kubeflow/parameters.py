@@ -24,6 +24,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "LIST": (list,),
     "STRUCT": (dict,),
 }
+_WORDS = {"NUMBER_INTEGER": "whole number", "NUMBER_DOUBLE": "number", "STRUCT": "mapping"}
 
 
 def compiled_pipeline(name: str) -> Path:
@@ -142,15 +143,10 @@ def _check(name: str, value: Any, declared: dict[str, dict[str, Any]], pipeline:
     wanted = _KINDS.get(kind, (object,))
     # A bool is an int to Python, never to a person.
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "BOOLEAN"):
-        raise UserError(f"parameter {name} of {pipeline.stem} is a {_word(kind)}, not {value!r}")
+        word = _WORDS.get(kind, kind.lower())
+        raise UserError(f"parameter {name} of {pipeline.stem} is a {word}, not {value!r}")
     if isinstance(value, list) and None in value:
         raise UserError(f"parameter {name} of {pipeline.stem}: Kubeflow takes no null in a list")
-
-
-def _word(kind: str) -> str:
-    return {"NUMBER_INTEGER": "whole number", "NUMBER_DOUBLE": "number", "STRUCT": "mapping"}.get(
-        kind, kind.lower()
-    )
 
 
 def require_acceptable_size(path: Path, arguments: Mapping[str, Any]) -> None:

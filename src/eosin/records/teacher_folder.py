@@ -105,7 +105,8 @@ def readme(card: TeacherCard, context: CardContext | None = None) -> bytes:
         "configuration": f"`{card.config_digest}`" if card.config_digest else "not recorded",
         "eosin": card.eosin_version or "not recorded",
     }
-    rows = "".join(f"| {name} | {_cell(text)} |\n" for name, text in facts.items() if text)
+    cells = {name: " ".join(text.split()).replace("|", "\\|") for name, text in facts.items() if text}
+    rows = "".join(f"| {name} | {text} |\n" for name, text in cells.items())
     owners = "".join(f"- {' '.join(line.split())}\n" for line in card.attribution)
     attribution = f"\n## Attribution\n\nTrained on slides of:\n\n{owners}" if owners else ""
     return f"""---
@@ -146,11 +147,6 @@ def _front_matter(licence: str) -> str:
         told |= {"license": "other", "license_name": slug or "own"}
     text: str = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
     return text
-
-
-def _cell(text: str) -> str:
-    """`text` as one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _figures(context: CardContext) -> str:
