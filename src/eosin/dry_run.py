@@ -197,7 +197,7 @@ def _retrain_steps(
     steps: dict[str, StepPlan], config: RunConfig, arguments: Mapping[str, Any]
 ) -> tuple[StepPlan, ...]:
     registry = join_uri(str(arguments["registry"]), RegistryLayout.entry(str(arguments["name"])))
-    enough = arguments.get("min_new_slides", 1)
+    enough = int(arguments.get("min_new_slides", 1))
     gate = StepPlan(
         "gate", (config.index.uri, registry), (), f"goes on with {counted(enough, 'new slide')} or more"
     )
