@@ -18,13 +18,13 @@ class AugmentConfig(Section):
     """Side of the two global crops after resizing, px; a multiple of the backbone's patch size."""
     local_px: int = Field(default=96, gt=0)
     """Side of the local crops after resizing, px; a multiple of the backbone's patch size."""
-    num_local: int = Field(default=8, ge=0)
+    num_local: int = Field(default=8, ge=0, le=256)
     """Local crops a patch, seen by the student alone."""
     global_scale: Scale = (0.32, 1.0)
     """Area of a global crop as a share of the patch."""
     local_scale: Scale = (0.05, 0.32)
     """Area of a local crop as a share of the patch."""
-    max_aspect: float = Field(default=4 / 3, ge=1)
+    max_aspect: float = Field(default=4 / 3, ge=1, le=10)
     """Longest side of a crop over its shortest, before both become one length: how far nuclei are stretched.
     Virchow2's extended-context translation stays within 0.95 and 1.05: 1.05, and a narrow `global_scale`."""
     rotate: bool = True
@@ -39,7 +39,7 @@ class AugmentConfig(Section):
     """The saturation of a jittered crop is multiplied by 1 ± this."""
     hue: float = Field(default=0.1, ge=0, le=0.5)
     """Largest turn of the hue, in whole turns."""
-    stain_jitter: float = Field(default=0.05, ge=0)
+    stain_jitter: float = Field(default=0.05, ge=0, le=10)
     """Standard deviation of the jitter of haematoxylin, eosin and residual, as a factor and as an amount in
     natural optical density. No number published for HED of scikit-image: 0.05 there is about 0.7 here."""
     grayscale: float = Field(default=0.2, ge=0, le=1)
@@ -60,18 +60,18 @@ class AugmentConfig(Section):
     def _ranges_are_ranges(self) -> Self:
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} must be two shares with 0 < low ≤ high ≤ 1")
+            if not 1e-4 <= low <= high <= 1:
+                raise ValueError(f"{name} must be two shares with 0.0001 ≤ low ≤ high ≤ 1")
         wider = [own >= other for own, other in zip(self.local_scale, self.global_scale, strict=True)]
         if self.num_local and all(wider) and self.local_scale != self.global_scale:
             raise ValueError(
                 f"local_scale {list(self.local_scale)} lies above global_scale {list(self.global_scale)}:"
                 " local crops are the smaller ones"
             )
-        if not 0 < self.blur_sigma_px[0] <= self.blur_sigma_px[1]:
-            raise ValueError("blur_sigma_px must be two lengths with 0 < low ≤ high")
+        if not 0.01 <= self.blur_sigma_px[0] <= self.blur_sigma_px[1] <= self.global_px:
+            raise ValueError("blur_sigma_px must be two lengths with 0.01 ≤ low ≤ high ≤ global_px")
         if any(not 0 <= share <= 1 for share in self.blur):
             raise ValueError("blur needs three probabilities between 0 and 1")
-        if not all(0 <= value <= 1 for value in self.mean) or not all(0 < value <= 1 for value in self.std):
-            raise ValueError("mean and std are of pixels from 0 to 1: mean in 0 … 1, std above 0 and up to 1")
+        if not all(0 <= value <= 1 for value in self.mean) or not all(0.01 <= each <= 1 for each in self.std):
+            raise ValueError("mean and std are of pixels from 0 to 1: mean in 0 … 1, std in 0.01 … 1")
         return self

@@ -13,13 +13,13 @@ from eosin.config.base import Section
 class HeadConfig(Section):
     """A projection head: an MLP to a bottleneck, and prototypes on it."""
 
-    num_prototypes: int = Field(default=65536, gt=1)
+    num_prototypes: int = Field(default=65536, gt=1, le=2**30)
     """Prototypes that features are compared with: the length of the logits."""
-    hidden_dim: int = Field(default=2048, gt=0)
+    hidden_dim: int = Field(default=2048, gt=0, le=65536)
     """Width of the hidden layers of the MLP."""
-    bottleneck_dim: int = Field(default=256, gt=0)
+    bottleneck_dim: int = Field(default=256, gt=0, le=65536)
     """Width of the normalised features that meet the prototypes."""
-    num_layers: int = Field(default=3, ge=1)
+    num_layers: int = Field(default=3, ge=1, le=64)
     """Linear layers of the MLP, the one to the bottleneck included."""
     freeze_last_layer_norm: bool = False
     """Keep the prototypes on the unit sphere (DINO); DINOv2 trains and decays their norms."""
@@ -42,7 +42,7 @@ class ModelConfig(Section):
     drop_path_rises: bool = False
     """Let the share rise from 0 in the first block to `drop_path` in the last, as DINO does;
     nothing is left uncomputed then."""
-    layer_scale: float | None = Field(default=1e-5, ge=0)
+    layer_scale: float | None = Field(default=1e-5, ge=0, le=10)
     """What LayerScale's factors begin at; None: none."""
     dino_head: HeadConfig = HeadConfig()
     """The head of the class token."""
@@ -51,8 +51,13 @@ class ModelConfig(Section):
 
     @field_validator("arch_args")
     @classmethod
-    def _numbers_are_finite(cls, arch_args: dict[str, Any]) -> dict[str, Any]:
+    def _numbers_are_of_a_network(cls, arch_args: dict[str, Any]) -> dict[str, Any]:
         for name, value in arch_args.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number")
+            most = 1024 if name == "depth" else 65536
+            if isinstance(value, int | float) and abs(value) > most:
+                raise ValueError(
+                    f"{name} {value:g} is no size of a network that can be built; at most {most}"
+                )
         return arch_args

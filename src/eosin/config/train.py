@@ -8,28 +8,30 @@ from pydantic import Field, model_validator
 
 from eosin.config.base import Section, Switch
 
+_YEAR_S = 365 * 86_400
+
 
 class DinoConfig(Section):
     """The loss on class tokens: temperatures and centring."""
 
-    student_temperature: float = Field(default=0.1, gt=0)
+    student_temperature: float = Field(default=0.1, ge=1e-3, le=10)
     """Divides the student's logits before the softmax."""
-    teacher_temperature: float = Field(default=0.07, gt=0)
+    teacher_temperature: float = Field(default=0.07, ge=1e-3, le=10)
     """Divides the teacher's logits, once it has risen."""
-    teacher_temperature_warmup: float = Field(default=0.04, gt=0)
+    teacher_temperature_warmup: float = Field(default=0.04, ge=1e-3, le=10)
     """What the teacher's temperature begins at; it rises linearly."""
     teacher_temperature_warmup_share: float = Field(default=0.3, ge=0, le=1)
     """Share of all steps over which the teacher's temperature rises."""
     centering: Literal["softmax", "sinkhorn"] | None = None
     """None: softmax for dino, Sinkhorn-Knopp for dinov2."""
-    center_momentum: float = Field(default=0.9, ge=0, le=1)
+    center_momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of the running mean of the teacher's logits, with `centering: softmax`."""
 
 
 class IbotConfig(Section):
     """The loss on masked patch tokens."""
 
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0, le=1e3)
     """0 switches the masked-patch loss off."""
     mask_probability: float = Field(default=0.5, ge=0, le=1)
     """Share of the global crops that are masked."""
@@ -47,17 +49,17 @@ class IbotConfig(Section):
 class JepaConfig(Section):
     """I-JEPA's loss on hidden blocks of patches, an alternative to iBOT: with dinov2 and `ibot.weight: 0`."""
 
-    weight: float = Field(default=0.0, ge=0)
+    weight: float = Field(default=0.0, ge=0, le=1e3)
     """Of the term in the loss; 0 switches it off."""
-    mask_probability: float = Field(default=1.0, ge=0, le=1)
+    mask_probability: float = Field(default=1.0, gt=0, le=1)
     """Share of the global crops that are masked."""
     mask_ratio: tuple[float, float] = (0.3, 0.4)
     """Least and largest share of a masked crop's patches that are hidden."""
     block_scale: tuple[float, float] = (0.1, 0.2)
     """Least and largest share of a crop that one block hides; blocks may overlap, the last may be smaller."""
-    predictor_depth: int = Field(default=4, ge=1)
+    predictor_depth: int = Field(default=4, ge=1, le=256)
     """Blocks of the predictor."""
-    predictor_dim: int | None = Field(default=None, gt=0)
+    predictor_dim: int | None = Field(default=None, gt=0, le=65536)
     """Width of the predictor; None: the backbone's."""
 
     @model_validator(mode="after")
@@ -72,7 +74,7 @@ class JepaConfig(Section):
 class GramConfig(Section):
     """Gram anchoring: similarities between a crop's patches are held to those of an earlier teacher."""
 
-    weight: float = Field(default=0.0, ge=0)
+    weight: float = Field(default=0.0, ge=0, le=1e3)
     """Of the term in the loss; 0 switches it off. DINOv3 has 2."""
     start_step: int = Field(default=0, ge=0)
     """First step of the term, at which the Gram teacher becomes a copy of the teacher."""
@@ -101,13 +103,13 @@ class GramConfig(Section):
 class PakaConfig(Section):
     """Patch kernel alignment: student and teacher relate a crop's patches alike, behind a head of its own."""
 
-    weight: float = Field(default=0.0, ge=0)
+    weight: float = Field(default=0.0, ge=0, le=1e3)
     """Of the term in the loss; 0 switches it off. PaKA and lightly-train have 1."""
     start_step: int = Field(default=0, ge=0)
     """First step of the term."""
-    hidden_dim: int = Field(default=2048, gt=0)
+    hidden_dim: int = Field(default=2048, gt=0, le=65536)
     """Width of the two hidden layers of its head."""
-    out_dim: int = Field(default=256, gt=0)
+    out_dim: int = Field(default=256, gt=0, le=65536)
     """Width of the features whose kernels are compared."""
 
 
@@ -129,7 +131,7 @@ class DistillConfig(Section):
 class KoLeoConfig(Section):
     """Entropy of the class-token features of a set of patches by the distance to the nearest neighbour."""
 
-    weight: float = Field(default=0.1, ge=0)
+    weight: float = Field(default=0.1, ge=0, le=1e3)
     """Of the term in the loss, with dinov2; 0 switches it off."""
     set_size: int | None = Field(default=None, ge=2)
     """Patches that are compared with each other, neighbours in the batch; None: those of a microbatch. Where
@@ -139,9 +141,9 @@ class KoLeoConfig(Section):
 class KdeConfig(Section):
     """Uniformity of the class-token features by a kernel density; usually instead of KoLeo."""
 
-    weight: float = Field(default=0.0, ge=0)
+    weight: float = Field(default=0.0, ge=0, le=1e3)
     """Of the term in the loss, with dinov2; 0 switches it off."""
-    concentration: float = Field(default=5.0, gt=0)
+    concentration: float = Field(default=5.0, gt=0, le=1e3)
     """κ of the kernel exp(κ cos): the larger, the more local."""
     set_size: int | None = Field(default=None, ge=2)
     """Patches that are compared with each other, neighbours in the batch; None: those of a microbatch. Where
@@ -157,21 +159,21 @@ class OptimizerConfig(Section):
     """Learning rate at the last step, to which it falls by a cosine; not multiplied."""
     warmup_steps: int = Field(default=10_000, ge=0)
     """Steps over which the learning rate rises linearly from 0."""
-    weight_decay: float = Field(default=0.04, ge=0)
+    weight_decay: float = Field(default=0.04, ge=0, le=10)
     """At the first step, of AdamW; biases, norms and LayerScale have none."""
-    weight_decay_end: float = Field(default=0.2, ge=0)
+    weight_decay_end: float = Field(default=0.2, ge=0, le=10)
     """At the last step, to which it goes by a cosine."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW's decay of the mean of gradients."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """AdamW's decay of the mean of squared gradients."""
-    clip_grad_norm: float | None = Field(default=3.0, gt=0)
+    clip_grad_norm: float | None = Field(default=3.0, ge=1e-6)
     """Largest norm of the gradients of what `clip_by` says; None: no clipping."""
     clip_by: Literal["submodule", "parameter"] = "submodule"
     """submodule: the backbone and each head, as DINOv2; parameter: every tensor by itself, as DINO."""
-    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    layer_decay: float = Field(default=1.0, ge=0.01, le=1)
     """Factor on the learning rate from one block to the one below it; 1: all alike."""
-    patch_embed_lr_multiplier: float = Field(default=0.2, ge=0)
+    patch_embed_lr_multiplier: float = Field(default=0.2, ge=0, le=100)
     """Factor on the learning rate of the patch embedding."""
     freeze_last_layer_steps: int = Field(default=1250, ge=0)
     """Steps at the start in which the prototypes do not learn."""
@@ -180,7 +182,7 @@ class OptimizerConfig(Section):
 class CollapseConfig(Section):
     """Watches the teacher's features at every log line, and warns where they no longer tell patches apart."""
 
-    sample_size: int = Field(default=256, ge=16)
+    sample_size: int = Field(default=256, ge=16, le=65536)
     """Newest teacher features that RankMe is taken of; it is at most this."""
     grace_steps: int | None = Field(default=None, ge=0)
     """Judge nothing before this step; None: twice the warm-up. A random network's features are alike too."""
@@ -209,22 +211,22 @@ class ElasticConfig(Section):
     """How often an agent starts its workers again; every lost node costs each agent one."""
     max_restarts_without_progress: int = Field(default=3, ge=1)
     """Starts in a row that commit no step before training ends with an error."""
-    join_timeout_s: float = Field(default=86400, gt=0)
+    join_timeout_s: float = Field(default=86400, gt=0, le=_YEAR_S)
     """How long an agent waits for the fewest nodes that may train."""
-    last_call_timeout_s: float = Field(default=5, gt=0)
+    last_call_timeout_s: float = Field(default=5, gt=0, le=_YEAR_S)
     """How long agents that meet wait for more, once there are enough. Every loss of a node costs it."""
-    keep_alive_interval_s: float = Field(default=5, gt=0)
+    keep_alive_interval_s: float = Field(default=5, gt=0, le=3600)
     """How often agents tell the rendezvous store that they live."""
-    keep_alive_attempts: int = Field(default=3, ge=1)
+    keep_alive_attempts: int = Field(default=3, ge=1, le=1000)
     """Missed signs of life after which a node is given up."""
-    shutdown_timeout_s: float = Field(default=25, gt=0)
+    shutdown_timeout_s: float = Field(default=25, gt=0, le=_YEAR_S)
     """From SIGTERM to SIGKILL of a worker: the time to publish its newest snapshot."""
-    process_group_timeout_s: float = Field(default=600, gt=0)
+    process_group_timeout_s: float = Field(default=600, gt=0, le=_YEAR_S)
     """How long a collective waits for a rank that lives but does not come."""
-    hang_timeout_s: float | None = Field(default=None, gt=0)
+    hang_timeout_s: float | None = Field(default=None, ge=1, le=_YEAR_S)
     """Kill and restart a node's workers that finish no step for so long; off by default. Finds what hangs
     outside collectives too. Must exceed the longest step and the time that two checkpoints need to upload."""
-    rendezvous_patience_s: float = Field(default=600, ge=0)
+    rendezvous_patience_s: float = Field(default=600, ge=0, le=_YEAR_S)
     """How long an agent that lost the rendezvous store tries to meet the others again, keeping its node's
     snapshots, before it ends and its pod is replaced."""
     memory_snapshots: Switch = "auto"
@@ -263,14 +265,14 @@ class TrainConfig(Section):
 
     method: Literal["dino", "dinov2"] = "dinov2"
     """dino: class tokens alone, without a uniformity term; dinov2: with masked patches (iBOT) and KoLeo."""
-    num_steps: int = Field(default=125_000, ge=1)
+    num_steps: int = Field(default=125_000, ge=1, le=10**9)
     """Steps of the whole training; every schedule ends there."""
     phases: tuple[PhaseConfig, ...] = ()
     """Earlier parts of the training, written by `eosin train RUN --prolong STEPS` and `--set`. After the last
     of them schedules begin anew: the learning rate goes from what it was to its peak in
     `optimizer.warmup_steps` and falls to `optimizer.min_lr`, the teacher's momentum rises from `momentum` to
     1, weight decay goes on to its end."""
-    batch_size: int = Field(default=1024, ge=1)
+    batch_size: int = Field(default=1024, ge=1, le=2**20)
     """Patches a step over all workers; never depends on their number."""
     num_microbatches: int = Field(default=32, ge=1)
     """Microbatches the batch is cut into, whatever the world size; at least four a rank is wise."""
@@ -343,7 +345,7 @@ class TrainConfig(Section):
     @property
     def uses_jepa(self) -> bool:
         """I-JEPA's loss is part of dinov2 only."""
-        return self.method == "dinov2" and self.jepa.weight > 0 and self.jepa.mask_probability > 0
+        return self.method == "dinov2" and self.jepa.weight > 0
 
     @property
     def hides_patches(self) -> bool:
@@ -451,6 +453,16 @@ class TrainConfig(Section):
             )
         if self.uses_jepa and self.uses_ibot:
             raise ValueError("jepa is an alternative to ibot: set ibot.weight or jepa.weight to 0")
+        unused = "jepa" if self.jepa.weight else "kde" if self.kde.weight else ""
+        if self.method == "dino" and unused:
+            raise ValueError(
+                f"{unused} is part of method dinov2 alone: set {unused}.weight to 0, or the method"
+            )
+        if self.dino.teacher_temperature_warmup > self.dino.teacher_temperature:
+            raise ValueError("dino.teacher_temperature_warmup is what the temperature rises from: set it to"
+                             f" {self.dino.teacher_temperature:g} (teacher_temperature) or less")  # fmt: skip
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError("trackers names one twice")
         if self.elastic.min_nodes > self.elastic.max_nodes:
             raise ValueError("elastic.min_nodes exceeds elastic.max_nodes")
         return self

@@ -68,7 +68,8 @@ def create_vit(arch: str, arch_args: dict[str, Any], *, meta: bool = False) -> A
     try:
         with torch.device("meta" if meta else "cpu"):
             vit = timm.create_model(arch, num_classes=0, pretrained=False, **{**arch_args, **types})
-    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError, ArithmeticError,
+            OSError) as error:  # fmt: skip
         family = _family(arch)
         hint = "change model.arch or model.arch_args"
         if family not in (_PLAIN, _ROTARY):
@@ -176,13 +177,23 @@ def _require_plain_vit(arch: str, vit: Any) -> None:
         problem = "has no position embedding"
     elif rotary and (vit.rope is None or vit.rope_mixed or getattr(vit.rope, "aug_active", False)):
         problem = "has other rotary positions than DINOv3's, or some drawn at random"
+    elif not len(vit.blocks):
+        problem = "has no blocks"
+    elif len(set(vit.patch_embed.patch_size)) > 1 or vit.patch_embed.proj.in_channels != 3:
+        problem = "takes other patches than squares of red, green and blue"
+    elif isinstance(vit.norm, nn.Identity):
+        problem = "has no norm after its blocks, as with global_pool: avg"
+    elif any(not parameter.numel() for parameter in vit.parameters()):
+        problem = "has layers of no width"
     elif not all(type(block) is block_type for block in vit.blocks):
         problem = f"has blocks of {type(vit.blocks[0]).__name__}, whose drop path is not known"
     elif not all(type(block.attn) is attention for block in vit.blocks):
         problem = f"has attention of {type(vit.blocks[0].attn).__name__}, which cannot be packed"
     elif rotary and any(b.attn.qkv is None or b.attn.qkv_bias_separate for b in vit.blocks):
         problem = "has queries, keys and values apart, which cannot be packed"
-    elif rotary and vit.patch_drop is not None:
+    elif any(block.attn.num_heads < 1 for block in vit.blocks):
+        problem = "has fewer than one attention head"
+    elif not isinstance(vit.patch_drop, nn.Identity | None):
         problem = "was given patch dropout, whose draws would depend on the world"
     elif any(isinstance(module, DropPath) for module in vit.modules()):
         problem = "was given timm's drop path, whose draws would depend on the world: set model.drop_path"

@@ -32,7 +32,8 @@ def check_training(
     network = build_network(config, meta=True)
     backbone, augment = network.backbone, config.augment
     require_multiple(augment.global_px, backbone.patch_size, "augment.global_px")
-    require_multiple(augment.local_px, backbone.patch_size, "augment.local_px")
+    if augment.num_local:
+        require_multiple(augment.local_px, backbone.patch_size, "augment.local_px")
     frozen = _frozen(config, backbone)
     _check_microbatches(config)
     _check_schedules(config)
@@ -152,6 +153,13 @@ def _check_schedules(config: RunConfig) -> None:
                 f"train.{name}.start_step {term.start_step} is not below train.num_steps {num_steps}",
                 hint=f"it would never be taken: set train.{name}.weight=0, or begin it earlier",
             )
+    gram = config.train.gram
+    if gram.weight > 0 and gram.start_step + gram.warmup_steps > num_steps:
+        raise UserError(
+            f"train.gram.start_step {gram.start_step} + warmup_steps {gram.warmup_steps} are more than"
+            f" train.num_steps {num_steps}",
+            hint="its weight would never be reached: lower train.gram.warmup_steps",
+        )
 
 
 def _check_masks(config: RunConfig, num_patches: int) -> None:

@@ -135,9 +135,35 @@ def test_difference_names_each_leaf() -> None:
     assert lines == ["a.c: 2 → 3", "d: None → 4"]
 
 
+# What trains on nothing, or on infinities, or asks for more than any machine has.
+HUGE = [
+    *((f"{key}={value}", "must be less than") for key, value in [
+        ("train.batch_size", 10**18), ("train.num_steps", 10**18), ("train.koleo.weight", 1e300),
+        ("train.gram.weight", 1e30), ("train.dino.student_temperature", 1e18),
+        ("train.kde.concentration", 1e18), ("train.dino.center_momentum", 1),
+        ("train.optimizer.weight_decay", 1e18),
+        ("train.optimizer.patch_embed_lr_multiplier", 1e18), ("train.elastic.join_timeout_s", 1e18),
+        ("train.collapse.sample_size", 10**18), ("train.jepa.predictor_depth", 10**18),
+        ("train.paka.out_dim", 10**18), ("model.dino_head.num_prototypes", 10**18),
+        ("model.dino_head.num_layers", 10**18), ("model.dino_head.hidden_dim", 10**30),
+        ("model.layer_scale", 1e300), ("augment.num_local", 10**18), ("augment.max_aspect", 1e18),
+        ("augment.stain_jitter", 1e18),
+    ]),
+    *((f"{key}={value}", "must be greater than") for key, value in [
+        ("train.dino.teacher_temperature", 1e-30), ("train.optimizer.layer_decay", 1e-300),
+        ("train.elastic.hang_timeout_s", 0.001), ("train.jepa.mask_probability", 0),
+    ]),
+    ("augment.global_scale=[1e-30, 1e-30]", "0.0001 ≤ low ≤ high ≤ 1"),
+    ("augment.blur_sigma_px=[0.1, 1000000000]", "0.01 ≤ low ≤ high ≤ global_px"),
+    ("augment.blur_sigma_px=[1e-300, 1e-300]", "0.01 ≤ low ≤ high ≤ global_px"),
+    ("augment.std=[1e-300, 1, 1]", "std in 0.01 … 1"),
+    ("model.arch_args={depth: 1000000000}", "no size of a network that can be built; at most 1024"),
+    ("model.arch_args={reg_tokens: 1000000000}", "at most 65536"),
+    ("train.trackers=[wandb, wandb]", "names one twice"),
+]  # fmt: skip
 MISTAKES = [
-    ("train.optimizer.clip_grad_norm=-1", "must be greater than 0"),
-    ("train.optimizer.clip_grad_norm=0", "must be greater than 0"),
+    ("train.optimizer.clip_grad_norm=-1", "must be greater than or equal to 1e-06"),
+    ("train.optimizer.clip_grad_norm=0", "must be greater than or equal to 1e-06"),
     ("train.optimizer.beta1=1", "must be less than 1"),
     ("train.optimizer.beta2=1.5", "must be less than 1"),
     ("train.optimizer.min_lr=1", "above the largest learning rate"),
@@ -148,7 +174,8 @@ MISTAKES = [
     ("augment.global_px=512", "augment.global_px 512 is larger than patches.patch_px 256"),
     ("augment.global_scale=[0.05, 0.1]", "lies above global_scale"),
     ("augment.mean=[123.7, 116.3, 103.5]", "mean in 0 … 1"),
-    ("augment.std=[58.4, 57.1, 57.4]", "std above 0 and up to 1"),
+    ("augment.std=[58.4, 57.1, 57.4]", "std in 0.01 … 1"),
+    *HUGE,
     ("patches.mpp_weights=[-1, 1, 1, 1]", "must be greater than or equal to 0"),
     ("patches.mpp_weights=[0, 0, 0, 0]", "at least one weight above 0"),
     ("evaluate.tasks=[{kind: slide, name: a, dataset: b, abmil: {hidden_dims: [0]}}]",
@@ -167,6 +194,18 @@ def test_what_can_only_be_a_mistake_is_refused_with_key_and_what_is_allowed(
 ) -> None:
     message = refused("", override)
     assert allowed in message and override.partition("=")[0].rpartition(".")[2] in message
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ("{method: dino, jepa: {weight: 1}}", "jepa is part of method dinov2 alone"),
+        ("{method: dino, kde: {weight: 1}}", "kde is part of method dinov2 alone"),
+        ("{dino: {teacher_temperature_warmup: 0.08}}", "set it to 0.07 (teacher_temperature) or less"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(train: str, words: str) -> None:
+    assert words in refused(f"train: {train}\n")
 
 
 def float_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

@@ -75,6 +75,22 @@ def test_planned_figures_of_a_known_model() -> None:
         ),
         ({"model": {"arch": "resnet50", "arch_args": {}}}, "cannot build resnet50"),
         ({"model": {"arch": "vit_medium_patch16_gap_240", "arch_args": {}}}, "class token"),
+        *(
+            ({"model": {"arch_args": {"patch_size": 4, "embed_dim": 32, "num_heads": 2, **args}}}, words)
+            for args, words in [
+                ({"depth": 0}, "has no blocks"),
+                ({"embed_dim": 0}, "timm cannot build"),
+                ({"num_heads": 0}, "timm cannot build"),
+                ({"num_heads": -1}, "fewer than one attention head"),
+                ({"patch_size": 0}, "timm cannot build"),
+                ({"patch_size": [4, 8]}, "other patches than squares"),
+                ({"in_chans": 1}, "other patches than squares"),
+                ({"patch_drop_rate": 0.1}, "patch dropout"),
+                ({"global_pool": "avg"}, "has no norm after its blocks"),
+                ({"final_norm": False}, "has no norm after its blocks"),
+                ({"checkpoint_path": "/nowhere"}, "timm cannot build"),
+            ]
+        ),
     ],
 )
 def test_impossible_networks(sections: dict[str, Any], message: str) -> None:
@@ -83,6 +99,15 @@ def test_impossible_networks(sections: dict[str, Any], message: str) -> None:
         tree[section] |= values
     with pytest.raises((UserError, ValueError), match=message):
         check_training(RunConfig.model_validate(tree))
+
+
+def test_a_size_of_local_crops_that_are_not_made_does_not_matter() -> None:
+    config = tiny_config()
+    check_training(
+        config.model_copy(
+            update={"augment": config.augment.model_copy(update={"num_local": 0, "local_px": 15})}
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,6 +120,7 @@ def test_impossible_networks(sections: dict[str, Any], message: str) -> None:
         ),
         ({"optimizer": {"warmup_steps": 20}}, r"warmup_steps 20 is not below train.num_steps 20"),
         ({"ibot": {"mask_ratio": (0.0, 0.01)}}, "masks nothing"),
+        ({"gram": {"weight": 1, "start_step": 5, "warmup_steps": 16}}, r"5 \+ warmup_steps 16 are more than"),
     ],
 )
 def test_impossible_training(train: dict[str, Any], message: str) -> None:
