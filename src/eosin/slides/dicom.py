@@ -46,7 +46,6 @@ _PYRAMID_UID, _SERIES_UID = Tag(0x0008, 0x0019), Tag(0x0020, 0x000E)
 _MOST_UNEVEN = 0.1
 _MAX_HEADER_BYTES = 512 * 2**20
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"}
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _COMPRESSIONS: dict[str, Compression] = {
     **dict.fromkeys(_NATIVE, "none"),
     "1.2.840.10008.1.2.4.50": "jpeg",
@@ -265,10 +264,6 @@ def _read_instance(file: BinaryFile, stored: SlideObject) -> Instance:
 def _attributes(dataset: Any, stored: SlideObject) -> Instance:
     role = _role(dataset)
     syntax = str(dataset.file_meta.TransferSyntaxUID)
-    if syntax == _DEFLATED:
-        raise SlideError(
-            "unsupported-compression", "it is deflated as a whole: no tile can be read by itself"
-        )
     if role == "volume" and syntax not in _COMPRESSIONS:
         raise SlideError("unsupported-compression", f"DICOM transfer syntax {syntax}")
     if role == "volume":
@@ -383,8 +378,11 @@ class _Bounded:
         self.size_bytes = size_bytes
 
     def read(self, length: int = -1) -> bytes:
-        left = self.size_bytes - self._file.tell()
-        wanted = left if length < 0 else min(length, left)
+        if length < 0:  # pydicom wants all of what is deflated alone, to unfold it whatever its size
+            raise SlideError(
+                "unsupported-compression", "it is deflated as a whole, so no tile can be read alone"
+            )
+        wanted = min(length, self.size_bytes - self._file.tell())
         if wanted > _MAX_HEADER_BYTES:
             raise SlideError("corrupt-header", f"a DICOM element announces {length} bytes")
         return self._file.read(max(wanted, 0))

@@ -271,7 +271,8 @@ def _generic(tiff: TiffFile, directories: Sequence[Directory]) -> Pyramid:
     """The largest picture, whatever its page, its SubIFDs, and those that say they are reductions of it."""
     slide = _of_the_slide(directories)
     finest = _largest([each for each in slide if not _is_reduced(each)] or slide)
-    levels = _tiled([finest, *tiff.sub_directories(finest), *filter(_is_reduced, slide)])
+    subs = tiff.sub_directories(finest)
+    levels = _tiled(_of_the_slide([finest, *subs, *filter(_is_reduced, slide)]))
     num_alike = sum(_size(each) == _size(finest) for each in slide)
     remark = f"the first of {num_alike} pictures of one size is read" if num_alike > 1 else ""
     return Pyramid("generic-tiff", "tiff", tuple(levels), *_tiff_mpp(levels[0]), remark=remark)

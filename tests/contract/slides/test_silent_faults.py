@@ -206,6 +206,18 @@ def test_levels_in_sub_ifds_are_levels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(regions.read_region((0, 0), number, (side, side)), pixels)
 
 
+def test_a_mask_in_a_sub_ifd_is_no_level(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        write_with_sub_ifds(path, [PICTURE, np.full_like(halved(PICTURE), 255), halved(PICTURE)])
+        reduced, mask = (struct.pack("<HHII", 254, 4, 1, kind) for kind in (1, 5))
+        path.write_bytes(path.read_bytes().replace(reduced, mask, 1))
+
+    snapshot, row = written(tmp_path, "a.tif", write)
+    assert sizes(row) == [(1024, 1024), (512, 512)]
+    found = regions_of(snapshot, row).read_region((0, 0), 1, (512, 512))
+    np.testing.assert_array_equal(found, halved(PICTURE))
+
+
 @pytest.mark.parametrize("says", [True, False])
 def test_a_picture_of_one_bit_a_pixel_is_refused(tmp_path: Path, says: bool) -> None:
     """TIFF's own default is one bit, where nothing is said."""

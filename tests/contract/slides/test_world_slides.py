@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import tifffile
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames, itemize_fragment, itemize_frame
 from pydicom.sequence import Sequence as DicomSequence
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from eosin.config.patches import PatchesConfig
 from eosin.index.rows import SlideRow
@@ -383,6 +385,21 @@ def test_what_would_be_shown_wrong_is_refused(tmp_path: Path, name: str) -> None
     change, right = FAULTS[name]
     write_dicom(tmp_path / "a.dcm", FINEST, syntax=EXPLICIT, sparse=True, change=change)
     assert reason(tmp_path, "a.dcm").reason == right
+
+
+def test_what_is_deflated_as_a_whole_is_refused_before_it_is_unfolded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three megabytes may unfold to three gigabytes."""
+
+    def deflated(dataset: Dataset) -> None:
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+    write_dicom(tmp_path / "a.dcm", FINEST, syntax=EXPLICIT, change=deflated)
+    assert read_dicom(tmp_path / "a.dcm").TotalPixelMatrixColumns == FINEST.shape[1]
+    monkeypatch.delattr(zlib, "decompress")
+    found = reason(tmp_path, "a.dcm")
+    assert found.reason == "unsupported-compression" and "deflated" in found.message
 
 
 @pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, HTJ2K, RLE])
