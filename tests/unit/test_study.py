@@ -145,7 +145,11 @@ def judged(made: Study, place: int, model: str, step: int | None, values: Sequen
         reason="" if values else "<b>no</b> images",
         metrics={"balanced_accuracy": MetricValue.of(values)} if values else {},
     )  # fmt: skip
-    key = RunLayout.metric(record_key(model), "knn")
+    _put(made, place, record)
+
+
+def _put(made: Study, place: int, record: MetricRecord) -> None:
+    key = RunLayout.metric(record_key(record.model), "knn")
     open_store(made.variants[place].run).put(key, record.to_json())
 
 
@@ -191,6 +195,23 @@ def test_a_share_of_the_slides_says_how_many_that_is(uri: str, tmp_path: Path) -
     half, whole = (variant["num_slides"] for variant in told)
     assert 1 <= half < whole <= 8 and half == -(-whole // 2)
     assert f"0.5 ({half} slide" in open_store(uri).get(RunLayout.SUMMARY_HTML).decode()
+
+
+@pytest.mark.parametrize(("top1", "shown"), [((0.5, 0.8), False), ((0.5, 0.9), True)])
+def test_top1_is_shown_only_where_it_is_not_balanced_accuracy_again(
+    uri: str, top1: tuple[float, float], shown: bool
+) -> None:
+    made = study.plan_study(uri, config(), "slides", [0.1, 1.0])
+    for place, (value, other) in enumerate(zip((0.5, 0.8), top1, strict=True)):
+        metrics = {"balanced_accuracy": MetricValue.of([value]), "top1": MetricValue.of([other])}
+        _put(made, place, MetricRecord(
+            model=model_name(20), step=20, task="knn", kind="knn", status="ok", metrics=metrics,
+        ))  # fmt: skip
+    report_study(uri, log=RunLog("test"))
+    store = open_store(uri)
+    assert ("top-1 accuracy" in store.get(RunLayout.SUMMARY_HTML).decode()) is shown
+    assert ("top-1 accuracy" in store.get(RunLayout.SUMMARY_MD).decode()) is shown
+    assert '"metric": "top1"' in store.get(RunLayout.SUMMARY_JSON).decode()
 
 
 def test_half_a_study_still_gives_a_report_that_says_what_is_missing(uri: str) -> None:

@@ -99,8 +99,8 @@ def paired_difference(
         _difference(score, base + (flips @ change).reshape(-1, *total.shape), total)
         for flips in _flips(len(change), seed)
     ]
-    # The slack keeps rounding from telling apart exchanges that are equal.
-    extreme = np.abs(np.concatenate(found)) >= abs(observed) - 1e-12
+    # The slack keeps rounding from telling apart equal exchanges; what is not defined counts against.
+    extreme = ~(np.abs(np.concatenate(found)) < abs(observed) - 1e-12)
     exact = len(change) <= _MAX_EXACT
     p_value = extreme.mean() if exact else (extreme.sum() + 1) / (len(extreme) + 1)
     return PairedDifference(float(observed), float(p_value), len(one))

@@ -17,7 +17,7 @@ from eosin.records import MetricRecord, MetricValue, Study, Variant, load_record
 from eosin.runs import load_pin, load_run
 from eosin.storage import NotFound, Store, join_uri, open_store
 from eosin.summary import svg
-from eosin.summary.headline import SIGNIFICANT
+from eosin.summary.headline import SIGNIFICANT, top1_repeats
 from eosin.summary.html import scatter_charts, template
 from eosin.summary.names import metric_name, number
 from eosin.summary.results import metric_order, results_of_all
@@ -81,6 +81,8 @@ class StudyReport:
     runs: tuple[VariantRun, ...]
     figures: tuple[tuple[str, str], ...]
     """(task, metric) of every figure that any run has."""
+    shown: tuple[tuple[str, str], ...] = ()
+    """Those of `figures` that do not repeat another, as top-1 does where classes are balanced."""
     charts: tuple[svg.Chart, ...] = ()
     curves: tuple[svg.Chart, ...] = ()
     scatter: tuple[svg.Chart, ...] = ()
@@ -130,13 +132,16 @@ def build_study_report(study_uri: str, store: Store) -> StudyReport:
         for metric in record.metrics
     }  # fmt: skip
     figures = tuple(sorted(found, key=lambda pair: (pair[0], metric_order(pair[1]))))
+    results = results_of_all(_models(runs))
+    tasks = {task: [r for r in results if r.task == task] for task, _ in figures}
+    shown = tuple(pair for pair in figures if pair[1] != "top1" or not top1_repeats(tasks[pair[0]]))
     report = StudyReport(
-        study_uri, study, runs, figures, problems=tuple(line for run in runs for line in run.problems)
+        study_uri, study, runs, figures, shown, problems=tuple(line for run in runs for line in run.problems)
     )
     return replace(
         report,
-        charts=_drawable(_chart(report, *pair) for pair in figures),
-        curves=_drawable(_curves(report, *pair) for pair in figures),
+        charts=_drawable(_chart(report, *pair) for pair in shown),
+        curves=_drawable(_curves(report, *pair) for pair in shown),
         scatter=tuple(scatter_charts(results_of_all(_models(runs)))),
     )
 
@@ -240,7 +245,7 @@ def _arrow(report: StudyReport, task: str, metric: str) -> str:
 def _rows(report: StudyReport) -> list[dict[str, Any]]:
     """A row a figure: its cells in the order of the variants, and the place of the best."""
     rows = []
-    for task, metric in report.figures:
+    for task, metric in report.shown:
         values = [run.value(task, metric) for run in report.runs]
         higher = _arrow(report, task, metric) == "↑"
         best = _best(report, task, metric, higher=higher)

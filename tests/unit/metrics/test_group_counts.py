@@ -90,3 +90,13 @@ def test_a_class_absent_from_truth_does_not_count_in_dice() -> None:
     counts = np.zeros((6, 3, 3))
     counts[:, 0, 0], counts[:, 1, 1], counts[:, 0, 2] = 50, 10, 30
     assert score_of("dice", [1, 2])(counts.sum(axis=0)[None]).tolist() == [1.0]
+
+
+def test_a_figure_that_is_not_defined_is_no_difference() -> None:
+    """One class in truth, all of it right: kappa is 0 / 0."""
+    right = np.zeros((6, 2, 2))
+    right[:, 0, 0] = 3
+    wrong = right.copy()
+    wrong[0, 0] = 2, 1
+    for first, second in ((right, right), (right, wrong), (wrong, right)):
+        assert paired_difference(first, second, "quadratic_kappa").p_value == 1.0
