@@ -227,7 +227,7 @@ def _dicom_attributes(
     return dataset
 
 
-_ENCODED: dict[str, Any] = {
+RLE_ENCODED: dict[str, Any] = {
     "rows": 128, "columns": 128, "samples_per_pixel": 3, "bits_allocated": 8, "bits_stored": 8,
     "pixel_representation": 0, "photometric_interpretation": "RGB", "number_of_frames": 1,
     "planar_configuration": 0,
@@ -254,7 +254,7 @@ def _put_pixels(dataset: Dataset, tiles: Sequence[Pixels], syntax: str, table: s
     elif syntax == JPEGLS:
         frames = [imagecodecs.jpegls_encode(tile) for tile in tiles]
     elif syntax == RLE:
-        frames = [RLELosslessEncoder.encode(tile, **_ENCODED) for tile in tiles]
+        frames = [RLELosslessEncoder.encode(tile, **RLE_ENCODED) for tile in tiles]
     elif syntax == HTJ2K:
         dataset.PhotometricInterpretation = "YBR_RCT"
         frames = [imagecodecs.htj2k_encode(tile) for tile in tiles]

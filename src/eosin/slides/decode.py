@@ -129,12 +129,29 @@ def _decode_webp(level: Level, data: bytes) -> Pixels:
 def _decode_rle(level: Level, data: bytes) -> Pixels:
     """DICOM's run lengths (PS3.5, annex G): the plane of one colour after the other."""
     shape = (num_samples(level), level.tile_height_px, level.tile_width_px)
-    try:
-        planes = np.frombuffer(imagecodecs.dicomrle_decode(data, np.dtype(np.uint8)), np.uint8).reshape(shape)
-    except (imagecodecs.DicomrleError, ValueError) as error:
+    try:  # imagecodecs' decoder of the whole ends the process on damaged offsets
+        num, *starts = struct.unpack_from("<16I", data)
+        ends = [*starts[1 : shape[0]], len(data)]
+        if num != shape[0] or not all(64 <= start < end for start, end in zip(starts, ends, strict=False)):
+            raise ValueError(f"it has {num} planes from bytes {starts[: shape[0]]}")
+        unpacked = [
+            _unpacked(data[start:end], shape[1] * shape[2]) for start, end in zip(starts, ends, strict=False)
+        ]
+        planes = np.frombuffer(b"".join(unpacked), np.uint8).reshape(shape)
+    except (imagecodecs.PackbitsError, struct.error, ValueError) as error:
         raise SlideError("corrupt-tile", f"a run-length tile cannot be decoded: {error}") from error
     pixels = np.ascontiguousarray(planes.transpose(1, 2, 0))
     return ycbcr_to_rgb(pixels) if level.color_space == "ycbcr" else pixels
+
+
+def _unpacked(data: bytes, most_bytes: int) -> bytes:
+    """Run lengths, which a zero may follow that makes their number even."""
+    try:
+        return bytes(imagecodecs.packbits_decode(data, out=most_bytes))
+    except imagecodecs.PackbitsError:
+        if data[-1:] != b"\0":
+            raise
+        return bytes(imagecodecs.packbits_decode(data[:-1], out=most_bytes))
 
 
 def _decode_raw(level: Level, data: bytes) -> Pixels:

@@ -8,13 +8,14 @@ import imagecodecs
 import numpy as np
 import pytest
 import simplejpeg
+from pydicom.pixels.encoders import RLELosslessEncoder
 
 from eosin.slides.decode import decode_tile
 from eosin.slides.errors import SlideError
 from eosin.slides.jpeg import complete_jpeg
 from eosin.slides.model import Level
 from eosin.slides.region import parts_of_region
-from tests.support.slide_files import picture, tissue_picture
+from tests.support.slide_files import RLE_ENCODED, picture, tissue_picture
 
 TILE = picture(120, 240)
 JPEG = Level(1000, 700, 1.0, 240, 120, "jpeg", "ycbcr", 0)
@@ -119,3 +120,27 @@ def test_a_region_is_cut_into_what_its_tiles_give() -> None:
     (outside,) = parts_of_region(level, 990, 690, 20, 20)
     assert (outside.width_px, outside.height_px, outside.left_px, outside.top_px) == (10, 10, 0, 0)
     assert parts_of_region(level, -50, 0, 50, 50) == parts_of_region(level, 1000, 0, 5, 5) == []
+
+
+@pytest.mark.parametrize("compression", ["rle", "webp", "packbits"])
+def test_damaged_tiles_are_no_picture_and_end_no_process(compression: str) -> None:
+    """imagecodecs' own decoder of DICOM run lengths ends the process on a few of these offsets."""
+    level = replace(RAW, compression=compression, tile_width_px=128, tile_height_px=128)
+    tile = tissue_picture(128, 128)
+    data: bytes = {
+        "rle": lambda: RLELosslessEncoder.encode(tile, **RLE_ENCODED),
+        "webp": lambda: imagecodecs.webp_encode(tile, lossless=True),
+        "packbits": lambda: imagecodecs.packbits_encode(tile.tobytes()),
+    }[compression]()
+    np.testing.assert_array_equal(decode_tile(level, data), tile)
+    assert error(level, data[: len(data) // 2]).reason == "corrupt-tile"
+    assert error(replace(level, tile_width_px=64), data).reason == "corrupt-tile"
+    rng = np.random.default_rng(1)
+    for _ in range(500):
+        damaged = bytearray(data)
+        for place in rng.integers(0, 64 if rng.random() < 0.5 else len(data), 3):
+            damaged[place] = rng.integers(256)
+        try:
+            assert decode_tile(level, bytes(damaged)).shape == tile.shape
+        except SlideError as caught:
+            assert caught.reason == "corrupt-tile"
