@@ -29,7 +29,7 @@ def test_one_hanging_worker_ends_all_of_the_node(
     for pid in pids:
         (tmp_path / f"heartbeat-{pid}").touch()
     assert not kill_hanging(tmp_path, pids, 30)
-    old_s = time.time() - 40
+    old_s = time.monotonic() - 40
     os.utime(tmp_path / f"heartbeat-{pids[1]}", (old_s, old_s))
     assert kill_hanging(tmp_path, pids, 30)
     assert [process.wait(10) for process in workers] == [-9, -9]
@@ -46,6 +46,14 @@ def test_a_worker_before_its_first_step_or_after_its_last_is_left_alone(
     assert (tmp_path / f"heartbeat-{own}").exists()
     heartbeat.stop()
     assert not kill_hanging(tmp_path, [own], 0)
+
+
+def test_a_clock_that_is_set_forward_kills_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FAILURES_DIR, str(tmp_path))
+    Heartbeat().beat()
+    later_s = time.time() + 3600
+    monkeypatch.setattr("time.time", lambda: later_s)
+    assert not kill_hanging(tmp_path, [os.getpid()], 30)
 
 
 def test_without_an_agent_it_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,15 +11,26 @@ from typing import Any
 import pytest
 from torch.distributed import DistNetworkError, HashStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
-from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousConnectionError
-from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    dynamic_rendezvous,
+)
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    DynamicRendezvousHandler,
+    RendezvousSettings,
+    RendezvousTimeout,
+    _BackendRendezvousStateHolder,
+    _NodeDesc,
+    _RendezvousState,
+)
 
 from eosin.config import RunConfig, dump_config, load_config
 from eosin.errors import EXIT_TRANSIENT
 from eosin.layout import RunLayout
 from eosin.records import TrainingDone
 from eosin.storage import Store, open_store
-from eosin.training.elastic import agent
+from eosin.training.elastic import agent, membership
 from eosin.training.elastic.membership import (
     follow_membership,
     is_lost_rendezvous,
@@ -104,6 +117,7 @@ def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[DynamicRend
     monkeypatch.setattr(DynamicRendezvousHandler, "next_rendezvous", joined)
     monkeypatch.setattr(DynamicRendezvousHandler, "num_nodes_waiting", lambda self: self.waiting)
     monkeypatch.delenv("EOSIN_RENDEZVOUS_LOST_SINCE", raising=False)
+    monkeypatch.setattr(_BackendRendezvousStateHolder, "_sanitize", _BackendRendezvousStateHolder._sanitize)
     follow_membership(tmp_path, SnapshotRequests(tmp_path, 60), Departure())
     return DynamicRendezvousHandler
 
@@ -127,6 +141,91 @@ def test_a_struck_node_counts_until_the_world_has_met_again(
     assert "1 of 3 nodes sent no keep-alive" in capfd.readouterr().err
     found.next_rendezvous()
     assert found.num_nodes_waiting() == 0
+
+
+class Bucket:
+    """A rendezvous store in memory."""
+
+    def __init__(self) -> None:
+        self.state = _RendezvousState()
+
+    def get_state(self) -> tuple[bytes, int]:
+        return pickle.dumps(self.state), 0
+
+    def beat(self, node: _NodeDesc, clock: datetime) -> None:
+        self.state.participants[node] = 0
+        self.state.last_heartbeats[node] = clock
+
+
+class Watcher:
+    """An agent's view of the list on a machine whose two clocks a test sets; it waits for 15 s."""
+
+    def __init__(self, bucket: Bucket, own: _NodeDesc | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = RendezvousSettings("run", 1, 4, RendezvousTimeout(), timedelta(seconds=5), 3)
+        self.holder: Any = _BackendRendezvousStateHolder(bucket, settings, cache_duration=0)
+        self.holder._eosin_node = own
+        self.now_s, self.wrong_by_s = 1000.0, 0.0
+        clock = SimpleNamespace(monotonic=lambda: self.now_s)
+        monkeypatch.setattr(membership, "time", clock)
+        date = SimpleNamespace(now=lambda _: self.date())
+        for module in (membership, dynamic_rendezvous):
+            monkeypatch.setattr(module, "datetime", date)
+
+    def date(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now_s + self.wrong_by_s)
+
+    def sees(self, after_s: float) -> set[_NodeDesc]:
+        self.now_s += after_s
+        self.holder.sync()
+        return set(self.holder.state.participants)
+
+
+OWN, OTHER = _NodeDesc("a", 1, 0), _NodeDesc("b", 1, 0)
+
+
+@pytest.mark.usefixtures("patched")
+def test_an_agent_that_got_no_cpu_does_not_strike_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket()
+    watcher = Watcher(bucket, OWN, monkeypatch)
+    bucket.beat(OWN, watcher.date())
+    assert watcher.sees(0) == {OWN}
+    assert watcher.sees(600) == {OWN}
+
+
+@pytest.mark.usefixtures("patched")
+@pytest.mark.parametrize("skew_s", [-3600.0, -20.0, 20.0, 3600.0])
+def test_clocks_that_differ_strike_nobody_and_hide_no_death(
+    monkeypatch: pytest.MonkeyPatch, skew_s: float
+) -> None:
+    bucket = Bucket()
+    watcher = Watcher(bucket, OWN, monkeypatch)
+    for _ in range(8):
+        bucket.beat(OTHER, watcher.date() + timedelta(seconds=skew_s))
+        assert watcher.sees(5) == {OTHER}
+    assert watcher.sees(9) == {OTHER}
+    assert watcher.sees(7) == set(), "16 s without a sign"
+
+
+@pytest.mark.usefixtures("patched")
+def test_a_clock_that_is_set_strikes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket()
+    watcher = Watcher(bucket, OWN, monkeypatch)
+    bucket.beat(OTHER, watcher.date())
+    assert watcher.sees(1) == {OTHER}
+    watcher.wrong_by_s = 86_400
+    assert watcher.sees(1) == {OTHER}
+
+
+@pytest.mark.usefixtures("patched")
+def test_who_was_gone_before_an_agent_came_holds_it_up_for_half_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bucket = Bucket()
+    watcher = Watcher(bucket, OWN, monkeypatch)
+    bucket.beat(OTHER, watcher.date() - timedelta(seconds=60))
+    assert watcher.sees(0) == {OTHER}
+    assert watcher.sees(8) == set()
+    assert bucket.state.last_heartbeats, "what others wrote is theirs"
 
 
 def test_nodes_that_wait_are_counted_as_ever(patched: type[DynamicRendezvousHandler]) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ def follow_membership(folder: Path, requests: SnapshotRequests, departure: Depar
       in a collective until the process group's timeout. So a world from which a node was struck counts as
       one that somebody waits to join. It looks at a private attribute of torch's rendezvous; where that is
       gone, nothing changes.
+    - Whether a node lives is judged by this machine's clock alone (`judge_by_own_clock`).
     - No workers are started any more once this agent has been told to go.
     """
     from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler as Handler
 
+    judge_by_own_clock()
     join, count = Handler.next_rendezvous, Handler.num_nodes_waiting
     # The first round of an agent that joins again follows no death.
     is_planned = _LOST_SINCE in os.environ
@@ -43,6 +46,7 @@ def follow_membership(folder: Path, requests: SnapshotRequests, departure: Depar
         nonlocal is_planned
         requests.forget()
         _stay_if(departure)
+        self._state_holder._eosin_node = getattr(self, "_this_node", None)
         info = join(self)
         _stay_if(departure)
         setattr(self, _NUM_NODES, info.world_size)
@@ -68,6 +72,39 @@ def _stay_if(departure: Departure) -> None:
     """Wait for the end of this process where it is on its way."""
     while departure.has_begun.is_set():
         time.sleep(1.0)
+
+
+def judge_by_own_clock() -> None:
+    """From now on agents of this process strike a node from the list once they have not seen its keep-alive
+    change for as long as they shall wait, and never themselves.
+
+    torch compares the time that the other machine wrote with its own: clocks that differ by more than that,
+    or one that is set, strike nodes that live, and an agent that got no CPU for so long struck itself. A
+    keep-alive that is old when it is seen first gets half the time: its node may be long gone.
+    """
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+        _BackendRendezvousStateHolder as Holder,
+    )
+
+    sanitize = Holder._sanitize
+
+    @functools.wraps(sanitize)
+    def strike_silent(self: Any) -> None:
+        state, settings = self._state, self._settings
+        patience = settings.keep_alive_interval * settings.keep_alive_max_attempt
+        told, seen = state.last_heartbeats, self.__dict__.setdefault("_eosin_seen", {})
+        now_s, now = time.monotonic(), datetime.now(UTC)
+        for node, beat in told.items():
+            if node not in seen:
+                age = min(max(now - beat, timedelta()), patience / 2)
+                seen[node] = (beat, now_s - age.total_seconds())
+            elif beat != seen[node][0] or node == getattr(self, "_eosin_node", None):
+                seen[node] = (beat, now_s)
+        state.last_heartbeats = {node: now - timedelta(seconds=now_s - seen[node][1]) for node in told}
+        sanitize(self)
+        state.last_heartbeats = {node: told[node] for node in state.last_heartbeats}
+
+    Holder._sanitize = strike_silent  # type: ignore[method-assign]  # torch has no hook
 
 
 def _num_lost(handler: Any) -> int:
