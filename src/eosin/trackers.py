@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from pydantic import ValidationError
+
 from eosin.config import RunConfig, dump_config
 from eosin.errors import EosinError, as_known, describe
 from eosin.layout import RunLayout
@@ -141,6 +143,8 @@ def send_results(store: Store, config: RunConfig, figures: Mapping[str, float], 
 def safe_words(error: BaseException) -> str:
     """What `error` says, on one line, without credentials of the environment or of a URL in it."""
     told = describe(error) if isinstance(error, EosinError) else str(error).partition("\n")[0]
+    if isinstance(error, ValidationError):  # its first line says only how many there are
+        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
     text = " ".join(told.split()) or type(error).__name__
     for name, value in os.environ.items():
         if _SECRETS.search(name) and len(value) > 3:

@@ -100,6 +100,14 @@ def test_a_library_that_is_not_there_is_named_with_its_command(
     assert warning.startswith(f"{kind}: ") and f"[{kind}]" in warning
 
 
+def test_a_mode_that_wandb_does_not_know_is_named() -> None:
+    wandb = pytest.importorskip("wandb")
+    with pytest.raises(ValueError, match="mode") as refused:
+        wandb.Settings(mode="offlin")
+    words = trackers.safe_words(refused.value)
+    assert words.startswith("mode: Input should be") and "'offline'" in words
+
+
 def test_what_is_told_is_no_part_of_what_a_run_is() -> None:
     assert tiny_config(trackers=["wandb"]).digest() == tiny_config().digest()
 
