@@ -54,7 +54,7 @@ def rendezvous_pod(
     """Pod template of the small CPU pod that holds the rendezvous store."""
     cluster = config.cluster
     place = cluster.rendezvous
-    variables = {"EOSIN_IN_POD": "1", "EOSIN_LOG": "json"}
+    variables = {"EOSIN_IN_POD": "1", "EOSIN_LOG": "json", "HOME": "/tmp"}
     command, sizes = commands.rendezvous_command(config), (place.cpu, place.memory, place.memory)
     container = _small_container(cluster, names.RENDEZVOUS_CONTAINER, image, command, variables, sizes) | {
         "ports": [{"name": names.RENDEZVOUS_CONTAINER, "containerPort": place.port, "protocol": "TCP"}],
@@ -73,7 +73,7 @@ def rendezvous_pod(
         # The only pod of a training that speaks to the Kubernetes API, with an account of its own for it.
         spec |= {"serviceAccountName": cluster.watcher_account, "automountServiceAccountToken": True}
         command, sizes = commands.watcher_command(config, run_uri, name), ("50m", "128Mi", "512Mi")
-        variables = {"EOSIN_LOG": "json", **_store_variables(cluster)}
+        variables = {"EOSIN_LOG": "json", "HOME": "/tmp", **_store_variables(cluster)}
         watcher = _small_container(cluster, names.WATCHER_CONTAINER, image, command, variables, sizes)
         _give_store(cluster, watcher, spec["volumes"])
         spec["containers"].append(watcher)
@@ -93,7 +93,7 @@ def _small_container(
         "image": image,
         "imagePullPolicy": cluster.image_pull_policy,
         "command": command,
-        "env": _variables({"HOME": "/tmp", **variables}),
+        "env": _variables(variables),
         "resources": {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": most_memory}},
         "securityContext": _container_security(),
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
@@ -103,7 +103,7 @@ def _small_container(
 def doctor_pod(cluster: ClusterConfig, name: str, uri: str, *, image: str) -> Manifest:
     """A pod that tries the store at `uri` as a training pod would reach it, and asks for no GPU."""
     command = ["python", "-m", "eosin", "doctor", "--uri", uri, "--json"]
-    variables = {**_store_variables(cluster), **cluster.env}
+    variables = {"HOME": "/tmp", **_store_variables(cluster), **cluster.env}
     container = _small_container(cluster, "doctor", image, command, variables, ("250m", "1Gi", "4Gi"))
     spec = _base_spec(cluster, cluster.service_account)
     spec |= {
