@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from eosin import __version__
 from eosin.errors import UserError
@@ -29,7 +28,7 @@ from eosin.observability import RunLog
 from eosin.patches.sampling.counter_rng import uniforms
 from eosin.records import load_record, publish_once
 from eosin.records.index import ClustersManifest, FeaturesManifest, FeaturesSpec
-from eosin.records.parquet import read_table
+from eosin.records.parquet import encode_table, read_table
 from eosin.storage import Store, open_store
 
 _MAX_FITTED = 200_000
@@ -80,10 +79,11 @@ def curate(request: CurateRequest, log: RunLog) -> ClustersManifest:
         return there
     centroids, parents = _fit(_sample(store, made_of, request.seed, log), request)
     table = _assigned(store, made_of.spec, centroids, log)
-    data = _encoded(table)
+    data = encode_table(table)
+    sizes = np.bincount(table["cluster"].to_numpy(), minlength=len(centroids))
     out.put(ClustersLayout.CELLS, data)
     manifest = ClustersManifest(
-        **asked, parents=parents, sizes=tuple(_sizes(table, len(centroids))),
+        **asked, parents=parents, sizes=tuple(sizes.tolist()),
         cells_sha256=hashlib.sha256(data).hexdigest(), eosin_version=__version__,
     )  # fmt: skip
     return publish_once(out, ClustersLayout.MANIFEST, manifest)
@@ -161,17 +161,6 @@ def nearest(features: Features, centroids: Features) -> _Labels:
         for i in range(0, len(features), _BATCH)
     ]
     return np.concatenate(parts).astype(np.int32) if parts else np.empty(0, np.int32)
-
-
-def _sizes(table: pa.Table, num_clusters: int) -> list[int]:
-    counts: list[int] = np.bincount(table["cluster"].to_numpy(), minlength=num_clusters).tolist()
-    return counts
-
-
-def _encoded(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
 
 
 def _from_hdf5(data: bytes) -> tuple[str, Features, Coords]:

@@ -383,16 +383,16 @@ def _hdf5(arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> by
 
 def _parquet(arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> bytes:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from eosin.records.parquet import encode_table
 
     features, coords = arrays["features"], arrays["coords"]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
     columns = {"x_px": coords[:, 0], "y_px": coords[:, 1], "features": vectors}
     table = pa.table(columns | {name: array for name, array in arrays.items() if name == "mpp"})
-    buffer = io.BytesIO()
-    told = {name: str(value) for name, value in attributes.items()}
-    pq.write_table(table.replace_schema_metadata(told), buffer, compression="zstd")
-    return buffer.getvalue()
+    return encode_table(
+        table.replace_schema_metadata({name: str(value) for name, value in attributes.items()})
+    )
 
 
 def _safetensors(arrays: dict[str, npt.NDArray[Any]], attributes: dict[str, Any]) -> bytes:

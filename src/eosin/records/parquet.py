@@ -9,6 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
+def encode_table(table: pa.Table) -> bytes:
+    """The table as Parquet, compressed with zstd."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
 def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """All columns of Parquet `data`, or some. Raises `pyarrow.ArrowException` or OSError where it is none.
 

@@ -17,6 +17,7 @@ import yaml
 from eosin.config.presets import SlideLayout
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import (
+    SPLITS,
     Dataset,
     Digest,
     MissingImage,
@@ -118,7 +119,13 @@ def stratified_split(classes: Sequence[int], shares: tuple[float, float, float])
     return split
 
 
-_PANDA_TREE = "train_images/….tiff and train_with_noisy_labels.csv (image_id, isup_grade, noise_ratio_10)"
+def _panda(
+    title: str, num_slides: tuple[int, int, int], shares: tuple[float, float, float]
+) -> PublicDataset[Dataset]:
+    tree = "train_images/….tiff and train_with_noisy_labels.csv (image_id, isup_grade, noise_ratio_10)"
+    counts = dict(zip(SPLITS, num_slides, strict=True))
+    return PublicDataset(title, tree, counts, lambda listing: _read_panda(listing, shares), _GRADES, "slides")
+
 
 SLIDES: dict[SlideLayout, PublicDataset[Dataset]] = {
     "camelyon16": PublicDataset(
@@ -129,22 +136,8 @@ SLIDES: dict[SlideLayout, PublicDataset[Dataset]] = {
         classes=("normal", "tumor"),
         unit="slides",
     ),
-    "panda": PublicDataset(
-        title="PANDA",
-        tree=_PANDA_TREE,
-        num_images={"train": 6_686, "val": 1_430, "test": 1_439},
-        read=lambda listing: _read_panda(listing, (0.7, 0.15, 0.15)),
-        classes=_GRADES,
-        unit="slides",
-    ),
-    "panda-small": PublicDataset(
-        title="PANDA (small)",
-        tree=_PANDA_TREE,
-        num_images={"train": 952, "val": 475, "test": 475},
-        read=lambda listing: _read_panda(listing, (0.1, 0.05, 0.05)),
-        classes=_GRADES,
-        unit="slides",
-    ),
+    "panda": _panda("PANDA", (6_686, 1_430, 1_439), (0.7, 0.15, 0.15)),
+    "panda-small": _panda("PANDA (small)", (952, 475, 475), (0.1, 0.05, 0.05)),
 }
 
 

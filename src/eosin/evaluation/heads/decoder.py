@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,30 +21,24 @@ from eosin.evaluation.heads.runs import lr_of_epoch
 from eosin.metrics.classification import dice
 from eosin.records.details import DecoderDescription
 
+_described = partial(
+    DecoderDescription, version=1, input="patch tokens alone", loss="Dice (MONAI, softmax, over the batch)",
+    optimizer="AdamW",
+)  # fmt: skip
 DECODERS = {
-    "conv-decoder": DecoderDescription(
+    "conv-decoder": _described(
         name="conv-decoder",
-        version=1,
         layers="1×1 to H, ×2, 3×3 to H, ×2, 3×3 to H/2, 1×1 to classes, bilinear to pixels; group norm, ReLU",
-        input="patch tokens alone",
         loss="Dice",
-        optimizer="AdamW",
     ),
-    "eva-with-image": DecoderDescription(
+    "eva-with-image": _described(
         name="ConvDecoderWithImage (kaiko-eva 0.4.5)",
-        version=1,
         layers="×2, 3×3 to 64, bilinear to pixels, image beside, twice 3×3 to 32, 1×1; batch norm, ReLU",
         input="patch tokens and the image",
-        loss="Dice (MONAI, softmax, over the batch)",
-        optimizer="AdamW",
     ),
-    "eva-multi-stage": DecoderDescription(
+    "eva-multi-stage": _described(
         name="ConvDecoderMS (kaiko-eva 0.4.5)",
-        version=1,
         layers="×2, 3×3 to 64, ×2, 3×3 to classes, bilinear to pixels",
-        input="patch tokens alone",
-        loss="Dice (MONAI, softmax, over the batch)",
-        optimizer="AdamW",
     ),
 }
 _SMOOTH = 1e-5
