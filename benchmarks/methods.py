@@ -83,7 +83,7 @@ def patch(
     number = int(rng.integers(12 if split == "train" else 6))
     first, second = rng.choice(NUM_TISSUES, 2, replace=False, p=weights)
     top, left = rng.integers(0, FIELD_PX - PATCH_PX, 2)
-    chosen = mpp[int(rng.integers(len(mpp)))]
+    chosen = float(mpp[int(rng.integers(len(mpp)))])
     window = np.s_[top : top + PATCH_PX, left : left + PATCH_PX]
     truth = np.full((PATCH_PX, PATCH_PX), first)
     if mixed:

@@ -126,6 +126,17 @@ def test_breakhis_keeps_a_patient_on_one_side(tmp_path: Path) -> None:
     assert {p for p, side in sides.items() if side == {"val"}} == {"3909", "21998CD", "19979", "5287"}
 
 
+def test_classes_are_numbered_as_eva_numbers_them(tmp_path: Path) -> None:
+    # kaiko-eva 0.4.5, `class_to_idx` of vision/data/datasets/classification/{mhist,breakhis}.py: a head that
+    # begins with the same weights has the same outputs, and of two classes the same one is the positive.
+    mhist = open_dataset(_make("mhist", tmp_path / "m"), "mhist", allow_subset=True)
+    assert mhist.classes == ("SSA", "HP")
+    breakhis = open_dataset(_make("breakhis", tmp_path / "b"), "breakhis", allow_subset=True)
+    assert breakhis.classes == ("TA", "MC", "F", "DC")
+    only = tuple(sample for sample in breakhis.samples if sample.label != "MC")
+    assert replace(breakhis, samples=only).classes == ("TA", "F", "DC")
+
+
 def test_groups_that_are_published_stand_for_patients(tmp_path: Path) -> None:
     pcam = open_dataset(_make("pcam", tmp_path / "p"), "pcam", allow_subset=True)
     assert pcam.samples[5].patient == "camelyon16_train_train_001"

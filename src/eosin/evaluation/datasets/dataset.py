@@ -127,11 +127,15 @@ class Dataset:
     """What a reader of the figures must know."""
     is_whole: bool = False
     """A public dataset with every image that was published."""
+    class_order: tuple[str, ...] = ()
+    """How a public dataset's classes are numbered; other labels follow them."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Labels that samples have, sorted; a class is numbered by its place here."""
-        return tuple(sorted({sample.label for sample in self.samples if sample.label}))
+        """Labels that samples have, in `class_order`, then sorted; a class is numbered by its place here."""
+        labels = {sample.label for sample in self.samples if sample.label}
+        ordered = [label for label in self.class_order if label in labels]
+        return (*ordered, *sorted(labels.difference(ordered)))
 
 
 @dataclass

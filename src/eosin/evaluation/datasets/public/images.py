@@ -49,7 +49,7 @@ _BRACS_PATTERN = (
 )
 
 # BreakHis at 40×: the four classes with seven patients or more.
-_BREAKHIS_CLASSES = ("DC", "F", "MC", "TA")
+_BREAKHIS_CLASSES = ("TA", "MC", "F", "DC")
 _BREAKHIS_VAL = frozenset(
     {
         *("18842D", "19979", "15275", "15792", "16875", "3909", "5287"),
@@ -73,7 +73,7 @@ _GLEASON_PATTERN = (
 )
 
 # MHIST: hyperplastic or sessile serrated polyps, labelled by a majority of seven.
-_MHIST_CLASSES = ("HP", "SSA")
+_MHIST_CLASSES = ("SSA", "HP")
 _NAME, _LABEL, _PARTITION = "Image Name", "Majority Vote Label", "Partition"
 _MHIST_SPLITS = {"train": "train", "test": "val"}
 

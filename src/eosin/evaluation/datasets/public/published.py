@@ -183,7 +183,7 @@ class PublicDataset(Generic[AnyDataset]):
     """Images of each split."""
     read: Callable[[Listing], AnyDataset]
     classes: tuple[str, ...] = ()
-    """Labels that each split has; none for masks."""
+    """Labels that each split has, numbered as kaiko-eva numbers a head's outputs; none for masks."""
     unit: str = "images"
 
     def open(self, uri: str, *, allow_subset: bool = False) -> AnyDataset:
@@ -194,7 +194,8 @@ class PublicDataset(Generic[AnyDataset]):
         """
         dataset = self.read(list_dataset(uri))
         missing = self.check(uri, dataset.samples, allow_subset)
-        return replace(dataset, notes=(*dataset.notes, *missing), is_whole=not missing)
+        notes = (*dataset.notes, *missing)
+        return replace(dataset, notes=notes, is_whole=not missing, class_order=self.classes)
 
     def check(self, uri: str, samples: tuple[Sample, ...], allow_subset: bool) -> list[str]:
         """Notes on what is missing where that is allowed. Raises `UserError` where it is not."""
