@@ -34,19 +34,14 @@ def hash_unit(name: str, seed: int = 0) -> float:
     return int.from_bytes(word, "big") / 2**64
 
 
-def split_patients(rows: Iterable[SlideRow | SlideKey], fraction: float, seed: int = 0) -> frozenset[str]:
-    """The held-out patients (`patient_of`) among `rows`: those whose hash is below it, and never all or none.
+def held_patients(groups: Mapping[str, str], fraction: float, seed: int = 0) -> frozenset[str]:
+    """The held-out ones of `linked_patients`: those whose hash is below the fraction, and never all or none.
 
     Patients that share a slide, under whatever names it lies there, count as one, the first by name.
     Where none falls in the fraction, the patient with the smallest hash is held out; where all do, the
     one with the largest is kept. With one patient, or a fraction of 0, nothing is held out: the caller
     says so.
     """
-    return _held(linked_patients(rows), fraction, seed)
-
-
-def _held(groups: Mapping[str, str], fraction: float, seed: int = 0) -> frozenset[str]:
-    """As `split_patients`, of `linked_patients`."""
     places = {name: hash_unit(name, seed) for name in groups.values()}
     if fraction <= 0 or len(places) < 2:
         return frozenset()
@@ -59,7 +54,7 @@ def _held(groups: Mapping[str, str], fraction: float, seed: int = 0) -> frozense
 
 
 def held_out_rows(rows: MappedRows, among: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
-    """Which of `among` (rows of a snapshot) belong to the patients that `split_patients` holds out of them.
+    """Which of `among` (rows of a snapshot) belong to the patients that `held_patients` holds out of them.
 
     Only a row of each patient is looked at one by one, and those that have copies.
     """
@@ -72,7 +67,7 @@ def held_out_rows(rows: MappedRows, among: npt.NDArray[np.int64], fraction: floa
     linked = linked_patients(SlideKey(*each) for each in zip(*columns, strict=True))
     columns = (rows.texts(name, among[decisive]) for name in ("slide", "patient"))
     owners = [patient_of(SlideKey(slide, patient, "")) for slide, patient in zip(*columns, strict=True)]
-    held = _held({owner: linked.get(owner, owner) for owner in owners}, fraction)
+    held = held_patients({owner: linked.get(owner, owner) for owner in owners}, fraction)
     found = np.zeros(len(among), bool)
     found[decisive] = [owner in held for owner in owners]
     # Slides of one patient share its place; those of nobody have places of their own.

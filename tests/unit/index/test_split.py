@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 
 from eosin.index.rows import SlideRow
-from eosin.index.split import patient_of, split_patients
+from eosin.index.split import held_patients, linked_patients, patient_of
 from eosin.slides.model import SlideHeader
 
 
 def row(slide: str, patient: str = "") -> SlideRow:
     return SlideRow(slide, "ok", "", SlideHeader((), "", "", (), None, None), patient=patient)
+
+
+def split_patients(rows: list[SlideRow], fraction: float, seed: int = 0) -> frozenset[str]:
+    return held_patients(linked_patients(rows), fraction, seed)
 
 
 def test_the_share_held_out_is_about_the_fraction() -> None:
