@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from shlex import quote
 from typing import Any
 
@@ -74,7 +75,9 @@ class RunStatus:
         if not self.steps:
             return f"eosin logs {quote(self.run)}"
         if waiting is None:
-            return f"open {quote(self.steps[-1].detail)}"
+            report = self.steps[-1].detail
+            fetched = f"aws s3 cp {quote(report)} . && open {quote(PurePosixPath(report).name)}"
+            return fetched if report.startswith("s3:") else f"open {quote(report)}"
         if self.is_study:
             return (
                 f"eosin run --pipeline scaling_study --local --run {quote(self.run)} goes on with the study"

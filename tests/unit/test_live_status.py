@@ -69,3 +69,14 @@ def test_where_no_cluster_is_configured_none_is_tried(monkeypatch: pytest.Monkey
     (tmp_path / "config").write_text("{}")
     monkeypatch.setenv("KUBECONFIG", f"{tmp_path}/none:{tmp_path}/config")
     assert api.is_configured() is True
+
+
+def test_a_finished_run_in_a_bucket_is_looked_at_by_what_fetches_its_report() -> None:
+    def next_of(report: str) -> str:
+        steps = (status.StepStatus("summarize", "done", report),)
+        return status.RunStatus(report.rpartition("/")[0], "demo", "0" * 64, steps).next
+
+    assert next_of("s3://b/my run/summary.html") == (
+        "aws s3 cp 's3://b/my run/summary.html' . && open summary.html"
+    )
+    assert next_of("file:///runs/a/summary.html") == "open file:///runs/a/summary.html"
