@@ -115,7 +115,7 @@ def weights(folder: Path, width: int, depth: int) -> str:
         ("evaluate.baselines=[TMP/none/teachers/step-00000001]", "model.json is not there"),
         ("evaluate.baselines=[timm:vit_small_patch16_224@TMP/none.safetensors]", "no weights at"),
         ("evaluate.baselines=[random]", "is no baseline"),
-        ("model.dino_head.num_prototypes=1000000000000", "and there are 288.0 GiB"),
+        ("model.dino_head.num_prototypes=1000000000", "and there are 288.0 GiB"),
         ("train.optimizer.warmup_steps=180", "is not below train.num_steps"),
         ("slides.include=['*.ndpi']", "slides.include"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_other_configuration_of_a_run_with_results_is_refused_with_the_differenc
     open_store(run_uri).put(key, b"{}")
     with pytest.raises(UserError, match="seed: 3 → 4") as caught:
         prepare_run(run_uri, load_config("seed: 4\n"))
-    assert load_run(run_uri).seed == 3 and f"eosin delete {run_uri}" in caught.value.hint
+    assert load_run(run_uri).seed == 3 and f"eosin delete {shlex.quote(run_uri)}" in caught.value.hint
 
 
 def test_a_run_without_anything_trained_begins_anew(run_uri: str) -> None:

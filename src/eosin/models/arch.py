@@ -181,8 +181,8 @@ def _require_plain_vit(arch: str, vit: Any) -> None:
         problem = "has no blocks"
     elif len(set(vit.patch_embed.patch_size)) > 1 or vit.patch_embed.proj.in_channels != 3:
         problem = "takes other patches than squares of red, green and blue"
-    elif isinstance(vit.norm, nn.Identity):
-        problem = "has no norm after its blocks, as with global_pool: avg"
+    elif not isinstance(vit.fc_norm, nn.Identity):
+        problem = "has its norm after pooling, as with global_pool: avg, so its tokens would have none"
     elif any(not parameter.numel() for parameter in vit.parameters()):
         problem = "has layers of no width"
     elif not all(type(block) is block_type for block in vit.blocks):

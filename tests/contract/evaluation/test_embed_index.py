@@ -162,7 +162,9 @@ def test_a_patch_set_is_embedded_as_by_a_plain_loop_over_it(
     rows = [row for row in read_patch_set(uri)[1] if row.slide == "case/slide-2.svs"]
     with h5py.File(Path(out, FeaturesLayout.slide("case/slide-2", "h5"))) as file:
         np.testing.assert_array_equal(file["coords"], [(row.x_px, row.y_px) for row in rows])
-        np.testing.assert_array_equal(file["features"], plain_timm(material, [row.image for row in rows]))
+        # The kernels that some processors take for a whole batch round otherwise than those for a part.
+        plain = plain_timm(material, [row.image for row in rows])
+        np.testing.assert_allclose(file["features"], plain, rtol=0, atol=5e-6)
         attributes = dict(file["coords"].attrs)
     assert (attributes["patch_size"], attributes["target_magnification"]) == (side, 20)
     with openslide.OpenSlide(material / "slides" / "case" / "slide-2.svs") as slide:

@@ -32,6 +32,7 @@ from tests.support.indexing import (
     statuses,
     upload,
 )
+from tests.support.openslide_containers import write_sakura
 from tests.support.regions import all_tiles, regions_of
 from tests.support.samples import sample
 from tests.support.slide_files import (
@@ -400,15 +401,15 @@ def test_slides_only_openslide_reads_are_indexed_through_a_staged_copy(
 ) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()
-    write_tiff(slides / "packed.tif", LEVELS, compression="packbits", mpp=0.5)
+    write_sakura(slides / "a.svslide", LEVELS[0])
     write_tiff(slides / "plain.tif", LEVELS, compression="deflate", mpp=0.5)
     (tmp_path / "stage").mkdir()
     index(config_for(slides, tmp_path / "index", f"patches.stage_dir={tmp_path / 'stage'}"))
-    packed, plain = open_snapshot(str(tmp_path / "index")).rows
-    assert (packed.header.access, plain.header.access) == ("local", "tiles")
-    assert packed.status == plain.status == "ok"
-    assert packed.tissue_mm2 == pytest.approx(plain.tissue_mm2, rel=0.02)
-    assert counted[0].downloads == ["packed.tif"] and not any((tmp_path / "stage").iterdir())
+    sakura, plain = open_snapshot(str(tmp_path / "index")).rows
+    assert (sakura.header.access, plain.header.access) == ("local", "tiles")
+    assert sakura.status == plain.status == "ok"
+    assert sakura.tissue_mm2 == pytest.approx(plain.tissue_mm2, rel=0.02)
+    assert counted[0].downloads == ["a.svslide"] and not any((tmp_path / "stage").iterdir())
 
 
 def test_tile_tables_are_read_level_by_level(tmp_path: Path) -> None:

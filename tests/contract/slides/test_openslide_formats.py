@@ -202,7 +202,7 @@ def test_a_damaged_spot_costs_no_slide_but_damage_all_over_does(
     index(config_for(slides, tmp_path / "index", "index.tissue.mpp=0.5"))
     row = rows_of(tmp_path / "index")["a.mrxs"]
     assert row.status == status
-    assert ("1 tiles cannot be decoded" if status == "ok" else "a.mrxs") in row.detail
+    assert ("1 tile cannot be decoded" if status == "ok" else "a.mrxs") in row.detail
 
 
 def examine(path: Path) -> str:

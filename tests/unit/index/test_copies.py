@@ -9,7 +9,7 @@ import pytest
 
 from eosin.index.inspect import Inspection, inspect_index
 from eosin.index.snapshot import open_snapshot
-from eosin.index.split import copies, linked_patients, patient_of, split_patients
+from eosin.index.split import copies, held_patients, linked_patients, patient_of
 from tests.support.indexing import bare_row, config_for, index, make_slides
 from tests.support.slide_files import picture, tissue_picture, write_aperio, write_tiff
 
@@ -17,7 +17,7 @@ from tests.support.slide_files import picture, tissue_picture, write_aperio, wri
 @pytest.mark.parametrize("seed", range(30))
 def test_copies_fall_on_one_side_whatever_they_are_called(seed: int) -> None:
     rows = [bare_row(f"{i}.svs", content=f"c{i % 10}") for i in range(20)]
-    held = split_patients(rows, 0.4, seed)
+    held = held_patients(linked_patients(rows), 0.4, seed)
     sides = {row.content: set[bool]() for row in rows}
     for each in rows:
         sides[each.content].add(patient_of(each) in held)
@@ -34,13 +34,13 @@ def test_patients_that_share_a_slide_are_linked_through_others() -> None:
     ]
     expected = dict.fromkeys(("patient:P1", "patient:P2", "patient:P3"), "patient:P1")
     assert linked_patients(rows) == linked_patients(rows[::-1]) == {**expected, "patient:P4": "patient:P4"}
-    assert not split_patients(rows[:4], 0.5), "they are one patient's"
+    assert not held_patients(linked_patients(rows[:4]), 0.5), "they are one patient's"
 
 
 def test_a_copy_that_comes_later_moves_nobody_else() -> None:
     rows = [bare_row(f"{i}.svs", content=str(i)) for i in range(200)]
-    before = split_patients(rows, 0.3)
-    after = split_patients([*rows, bare_row("z-copy.svs", content="7")], 0.3)
+    before = held_patients(linked_patients(rows), 0.3)
+    after = held_patients(linked_patients([*rows, bare_row("z-copy.svs", content="7")]), 0.3)
     assert after - {"slide:z-copy.svs"} == before
     assert ("slide:z-copy.svs" in after) == ("slide:7.svs" in after)
 

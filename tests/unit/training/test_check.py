@@ -86,8 +86,7 @@ def test_planned_figures_of_a_known_model() -> None:
                 ({"patch_size": [4, 8]}, "other patches than squares"),
                 ({"in_chans": 1}, "other patches than squares"),
                 ({"patch_drop_rate": 0.1}, "patch dropout"),
-                ({"global_pool": "avg"}, "has no norm after its blocks"),
-                ({"final_norm": False}, "has no norm after its blocks"),
+                ({"global_pool": "avg"}, "has its norm after pooling"),
                 ({"checkpoint_path": "/nowhere"}, "timm cannot build"),
             ]
         ),
