@@ -26,6 +26,7 @@ from eosin.metrics.classification import (
 from eosin.metrics.group_counts import Figure, group_confusions
 from eosin.metrics.intervals import Interval, interval, interval_over, interval_over_folds, interval_without
 from eosin.records import MetricValue
+from eosin.words import counted
 
 Classes = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.floating]
@@ -166,7 +167,8 @@ def _over_folds(found: Sequence[tuple[Labelled, Probabilities, Judged]]) -> Judg
         if len(counts) * len(names) ** 2 <= _MAX_COUNTS
         else {},
         "intervals": {
-            name: interval_over_folds(value.values, share) for name, value in metrics.items()
+            name: interval_over_folds(value.values, share, low=-1 if name == "quadratic_kappa" else 0)
+            for name, value in metrics.items()
             if len(found) > 2 and name in (*_COUNTED, "auroc", "auprc")
         },
         "interval_over": f"{len(found)} folds of {len(counts)} {unit}",
@@ -242,8 +244,7 @@ def _intervals(
     patients = judged.patients
     counts = group_confusions(judged.classes, predicted, groups=patients, num_classes=len(parts.class_names))
     found: dict[str, Interval | None] = {name: interval(counts, name) for name in _COUNTED if name in metrics}
-    ranked = [name for name in ("auroc", "auprc") if name in metrics]
-    for name in ranked:
+    for name in (name for name in ("auroc", "auprc") if name in metrics):
         found[name] = interval_without(
             partial(_mean_ranking, judged.classes, probabilities, name),
             patients,
@@ -282,10 +283,9 @@ def label_names(dataset: Dataset) -> tuple[str, ...]:
 def _require_two_classes(dataset: Dataset, part: LabelledPart, names: Sequence[str], where: str) -> None:
     present = Counter(part.classes.tolist())
     if len(present) < 2:
-        found = ", ".join(names[i] for i in present) or "none"
         raise UserError(
-            f"{dataset.uri}: the {where} split has {len(part.samples)} readable image(s) "
-            f"of {len(present)} class(es) ({found}); two classes are needed",
+            f"{dataset.uri}: the {where} split has {counted(len(part.samples), 'readable image')} "
+            f"of {counted(len(present), 'class')} ({_listed({*present}, names) or 'none'}); two are needed",
             hint="where no split is given, each class needs some five images",
         )
 
@@ -326,8 +326,8 @@ def _same_images(
     classes = np.concatenate([part.classes for part in (train, val, judged)])
     pairs = np.unique(np.stack([seen, classes.astype(np.uint64)], axis=1), axis=0)
     of_two = int((np.unique(pairs[:, 0], return_counts=True)[1] > 1).sum())
-    notes = [f"{both} judged image(s) are, byte for byte, among those learnt from: figures flatter"]
-    notes += [f"{of_two} image(s), byte for byte the same, have two labels"]
+    notes = [f"{counted(both, 'judged image')}, byte for byte, among those learnt from: figures flatter"]
+    notes += [f"{counted(of_two, 'image')}, byte for byte the same, with two labels"]
     return [note for note, count in zip(notes, (both, of_two), strict=True) if count]
 
 

@@ -37,12 +37,7 @@ class NeighbourCounts:
     @property
     def total(self) -> int:
         """All pairs."""
-        return (
-            self.same_class_same_centre
-            + self.same_class_other_centre
-            + self.other_class_same_centre
-            + self.other_class_other_centre
-        )
+        return sum(astuple(self))
 
     @property
     def robustness_index(self) -> float | None:
@@ -105,8 +100,8 @@ def clustering_score(
     """Adjusted Rand index of k-means clusters with the classes, less that with the centres, of [N, D].
 
     Mean over every two classes from every two centres, and over `num_trials` starts of each; features are
-    L2-normalised, and the number of clusters (2 to 30) is that with the best silhouette by cosine. None where
-    no two classes come from the same two centres.
+    L2-normalised, and the number of clusters (2 to 30) is that with the best silhouette by cosine; 0 where
+    all are equal. None where no two classes come from the same two centres.
     """
     cells = {cell: [i for i, each in enumerate(zip(classes, centres, strict=True)) if each == cell]
              for cell in dict.fromkeys(zip(classes, centres, strict=True))}  # fmt: skip
@@ -116,7 +111,7 @@ def clustering_score(
         names = list(product(labels, places))
         if all(name in cells for name in names):
             rows = np.concatenate([cells[name] for name in names])
-            norms = np.sqrt((features[rows] ** 2).sum(axis=1))[:, None]
+            norms = np.maximum(np.sqrt((features[rows] ** 2).sum(axis=1)), 1e-30)[:, None]
             truth, places_of = (np.array([names_of[i] for i in rows]) for names_of in (classes, centres))
             found.append(_clustered(features[rows] / norms, truth, places_of, num_trials))
     return float(np.mean(found)) if found else None
@@ -132,6 +127,8 @@ def _clustered(
         made = KMeans(count, init="random", n_init=num_starts, random_state=seed).fit(unit)
         return np.asarray(made.labels_)
 
+    if not np.ptp(unit, axis=0).any():
+        return 0.0
     counts = [count for count in _NUM_CLUSTERS if count < len(unit)]
     silhouettes = [
         silhouette_score(unit, clusters(count, _SEED, _CHOICE_STARTS), metric="cosine") for count in counts

@@ -85,16 +85,16 @@ def interval_without(
     return found and Interval(found.low, found.high, num_groups)
 
 
-def interval_over_folds(values: Sequence[float], test_share: float) -> tuple[float, float]:
+def interval_over_folds(values: Sequence[float], test_share: float, low: float = 0) -> tuple[float, float]:
     """Of the mean of a figure's `values`, one a fold that tests `test_share` samples for each it learns from.
 
     Student's t with the variance (1/k + share) · s² (Nadeau & Bengio, "Inference for the Generalization
-    Error", Machine Learning 52, 2003), cut at −1 and 1.
+    Error", Machine Learning 52, 2003), cut at `low` and 1.
     """
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
     reach = float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1)) * spread
     reach *= (1 / len(values) + test_share) ** 0.5
-    return max(-1.0 if mean < 0 else 0.0, mean - reach), min(1.0, mean + reach)
+    return max(low, mean - reach), min(1.0, mean + reach)
 
 
 def _jackknife(

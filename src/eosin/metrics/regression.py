@@ -37,8 +37,8 @@ def ridge_correlations(
     alpha = _STRENGTH / (num * targets.shape[1])
     model = Ridge(alpha, solver="lsqr", fit_intercept=False, max_iter=1_000, random_state=0).fit(x, targets)
     predicted = model.predict(x_new).reshape(truth.shape)
-    found = np.where(truth.std(axis=0) > 0, 0.0, np.nan)
-    for g in np.flatnonzero((found == 0) & (predicted.std(axis=0) > 0)):
+    found = np.where(np.ptp(truth, axis=0) > 0, 0.0, np.nan)
+    for g in np.flatnonzero((found == 0) & (np.ptp(predicted, axis=0) > 0)):
         found[g] = stats.pearsonr(truth[:, g], predicted[:, g]).statistic
     return found
 

@@ -80,8 +80,8 @@ def test_the_same_bytes_on_two_sides_and_under_two_labels_are_seen(tmp_path: Pat
     (tmp_path / "set/train/blue/copy.png").write_bytes(same)
     for _ in range(2):  # computed, then from the store
         notes = _probe(tmp_path, uri).details.notes
-        assert "1 judged image(s) are, byte for byte, among those learnt from: figures flatter" in notes
-        assert "1 image(s), byte for byte the same, have two labels" in notes
+        assert "1 judged image, byte for byte, among those learnt from: figures flatter" in notes
+        assert "1 image, byte for byte the same, with two labels" in notes
         assert "judged on fewer than 5 samples, so balanced accuracy jumps: blue on 2" in notes
         uri += "/"
 
@@ -101,10 +101,10 @@ def test_one_damaged_image_moves_no_other_to_another_split(tmp_path: Path) -> No
         ({"": {"red": 9}}, "has one class only, red"),
         (
             {"train": {"red": 5, "blue": 5}, "test": {"red": 3}},
-            "the test split has 3 readable image(s) of 1 class",
+            "the test split has 3 readable images of 1 class",
         ),
         ({"train": {"red": 5}, "test": {"red": 2, "blue": 2}}, "the training split has"),
-        ({"": {"red": 1, "blue": 1}}, "two classes are needed"),
+        ({"": {"red": 1, "blue": 1}}, "two are needed"),
     ],
 )
 def test_nothing_to_tell_apart_is_a_failed_record(
@@ -191,3 +191,21 @@ def test_another_seed_is_another_evaluation(tmp_path: Path) -> None:
         digests.add(record.inputs_digest)
         assert np.isfinite(record.metrics["balanced_accuracy"].mean)
     assert len(digests) == 2
+
+
+def test_shots_of_a_class_that_nothing_is_learnt_of_name_it(tmp_path: Path) -> None:
+    layout = {"train": {"red": 5, "blue": 5}, "test": {"red": 3, "blue": 3, "green": 3}}
+    uri = write_folder(tmp_path / "set", layout)
+    config = make_config([{"kind": "few-shot", "name": "few", "dataset": uri}])
+    record = evaluate(make_run(tmp_path, config), "random-init", "few", log=quiet_log())
+    assert "green has 0 training images, 1 shots are wanted → give images of it" in record.reason
+
+
+def test_retrieval_among_one_readable_class_finds_nothing_out(tmp_path: Path) -> None:
+    uri = write_folder(tmp_path / "set", {"": {"red": 8, "blue": 2}})
+    for name in ("000", "001"):
+        (tmp_path / f"set/blue/{name}.png").write_bytes(b"")
+    config = make_config([{"kind": "retrieval", "name": "find", "dataset": uri}])
+    record = evaluate(make_run(tmp_path, config), "random-init", "find", log=quiet_log())
+    assert record.status == "failed" and "readable images are of one class" in record.reason
+    assert len(record.details.dropped) == 2

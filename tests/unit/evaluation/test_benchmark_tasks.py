@@ -210,3 +210,13 @@ def test_what_is_no_task_of_hest_bench_is_named(tmp_path: Path) -> None:
     (tmp_path / "IDC" / "splits" / "train_2.csv").unlink()
     with pytest.raises(UserError, match="no splits/train_0"):
         open_hest(uri)
+
+
+@pytest.mark.parametrize(("value", "told"), [(np.nan, "nan"), (-2.0, "-2"), (np.inf, "inf")])
+def test_expression_that_is_no_count_is_named(tmp_path: Path, value: float, told: str) -> None:
+    uri, path = _hest(tmp_path / "IDC", encoding="array"), tmp_path / "IDC" / "adata" / "B.h5ad"
+    with h5py.File(path, "r+") as file:
+        code = file["obs/_index"][7].decode()
+        file["X"][7, 2] = value
+    with pytest.raises(UserError, match=rf"adata/B\.h5ad: MS4A1 of {code} is {told}, no count"):
+        open_hest(uri)

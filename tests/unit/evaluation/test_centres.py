@@ -57,7 +57,7 @@ def test_an_empty_cell_is_told(tmp_path: Path) -> None:
 def test_one_centre_is_refused(tmp_path: Path) -> None:
     record = _judge(tmp_path, _table(tmp_path / "data", centres=("north",)))
     assert record.status == "failed"
-    assert "1 centre(s) (north); two are needed" in record.reason
+    assert "1 centre (north); two are needed" in record.reason
 
 
 def test_an_mpp_that_is_no_number_is_named(tmp_path: Path) -> None:
@@ -66,3 +66,14 @@ def test_an_mpp_that_is_no_number_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace(",0.5", ",20x", 1))
     with pytest.raises(UserError, match="row 1: mpp '20x' is no number above 0"):
         open_dataset(dataset)
+
+
+def test_more_neighbours_than_patches_are_told(tmp_path: Path) -> None:
+    dataset = _table(tmp_path / "data")
+    config = make_config([{"kind": "centres", "name": "c", "dataset": dataset, "k": 61}])
+    record = evaluate(make_run(tmp_path, config), "random-init", "c", log=quiet_log())
+    assert (
+        "k is 61, but patches have fewer others, all of which count whatever the model"
+        in record.details.notes
+    )
+    assert not any("fewer others" in note for note in _judge(tmp_path / "again", dataset).details.notes)

@@ -165,3 +165,27 @@ def test_the_linear_head_is_patho_benchs() -> None:
     found = logistic_regression(features[:40], classes[:40], features[40:], num_classes=4, cost=1.0)
     assert np.allclose(found[:, :3], model.predict_proba(features[40:])) and not found[:, 3].any()
     assert balanced_accuracy_score(classes[40:], found.argmax(axis=1)) > 0.6
+
+
+@pytest.mark.parametrize("sides", [("train", "train"), ("test", "test"), ("", "")])
+def test_a_fold_of_one_side_is_not_drawn_anew(tmp_path: Path, sides: tuple[str, str]) -> None:
+    lines = [f"{n}.png,{'ab'[n % 2]},{('train', 'test')[n > 3]},{sides[n > 3]}" for n in range(8)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,fold_0,fold_1", *lines, "8.png,,train,test"]))
+    with pytest.raises(UserError, match=r"t\.csv: fold 1 has nothing labelled to learn from, or"):
+        folds_of(open_dataset(f"file://{tmp_path}/t.csv"))
+
+
+def test_a_fold_that_cannot_be_judged_is_named(tmp_path: Path) -> None:
+    dataset = _images(tmp_path / "data", folds=True)
+    path = tmp_path / "data" / "t.csv"
+    lines = [line for line in path.read_text().splitlines() if "blue2" not in line]
+    path.write_text("\n".join(lines) + "\n")
+    record = _judge(tmp_path, {"kind": "knn", "dataset": dataset})
+    assert record.status == "failed"
+    assert "fold 2: the test split has 2 readable images of 1 class (red)" in record.reason
+
+
+def test_the_interval_of_a_figure_that_may_be_negative_is_not_cut_at_nought() -> None:
+    values = (-0.2, 0.05, 0.3, 0.1, 0.2)
+    assert interval_over_folds(values, 0.25, low=-1)[0] < -0.2
+    assert interval_over_folds(values, 0.25)[0] == 0

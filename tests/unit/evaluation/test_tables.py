@@ -158,3 +158,18 @@ def test_an_image_that_a_row_only_names_is_read_from_its_path(tmp_path: Path) ->
     assert _parquet(tmp_path, {"image": held, "label": list("abcdef")}).digest != found.digest
     plain = _parquet(tmp_path, {"image": [data, None], "path": ["x", "img/b.png"], "label": ["a", "b"]})
     assert plain.read([0, 1]) == [data, data]
+
+
+def test_times_that_python_has_none_of_and_truths_in_parquet(tmp_path: Path) -> None:
+    data = encoded(image(COLORS["red"], 0))
+    columns = {
+        "image": [{"bytes": data, "path": ""}] * 2,
+        "label": [True, False],
+        "patient": pa.array([8035, 8036], pa.date32()),
+        "scanned": pa.array([1_700_000_000_123_456_789, None], pa.timestamp("ns", tz="UTC")),
+        "forgotten": pa.array([253_402_300_800_000_000, 0], pa.timestamp("us")),
+        "exposed": pa.array([5, 6], pa.duration("ns")),
+    }
+    found = _parquet(tmp_path, columns)
+    told = [(sample.label, sample.patient) for sample in found.samples]
+    assert told == [("True", "1992-01-01"), ("False", "1992-01-02")] and found.classes == ("False", "True")

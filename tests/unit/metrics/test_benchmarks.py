@@ -54,3 +54,13 @@ def test_what_does_not_vary_has_no_correlation_and_what_is_not_told_apart_has_no
     ]
     collapsed = ridge_correlations(x_train * 0 + 1, y_train, x_test * 0 + 1, y_test)
     assert np.nan_to_num(collapsed, nan=7).tolist() == [0, 0, 7, 0, 0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [33, 40, 97])
+def test_a_gene_of_one_value_has_none_whatever_its_mean_rounds_to(count: int) -> None:
+    random = np.random.default_rng(0)
+    truth = np.stack([random.normal(size=count), np.full(count, np.log1p(3.0))], axis=1)
+    features, targets, asked = (random.normal(size=size) for size in ((50, 8), (50, 2), (count, 8)))
+    found = ridge_correlations(features, targets, asked, truth)
+    assert np.isfinite(found[0]) and np.isnan(found[1])

@@ -125,3 +125,9 @@ def test_the_average_performance_drop_is_pathorobs(layout: str, name: str, table
     )
     wanted = GOLDEN[name]["apd_id"], GOLDEN[name]["apd_ood"]
     assert [np.mean(each) for each in drops] == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_model_that_gives_everything_one_embedding_clusters_nothing(value: float) -> None:
+    features = np.full((40, 8), value, dtype=np.float32)
+    assert clustering_score(features, ["a", "b"] * 20, ["x", "x", "y", "y"] * 10, num_trials=2) == 0

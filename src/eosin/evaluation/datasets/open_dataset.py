@@ -175,8 +175,12 @@ def _read_rows(data: bytes, uri: str) -> tuple[list[dict[str, Any]], pa.ChunkedA
         raise UserError(
             f"{uri}: the column {bad[0]} holds {table.schema.field(bad[0]).type}, one value is needed"
         )
-    flat = [name for name in names if name not in nested and name != "image"]
-    rows = table.select(flat).to_pylist()
+    flat = table.select([name for name in names if name not in nested and name != "image"])
+    # Times as text: Python's hold no nanoseconds, and no year after 9999.
+    kinds = [
+        pa.field(each.name, pa.string()) if pa.types.is_temporal(each.type) else each for each in flat.schema
+    ]
+    rows = flat.cast(pa.schema(kinds)).to_pylist()
     if "image" not in names:
         return rows, None
     held, paths = _image_columns(table.column("image"), uri)

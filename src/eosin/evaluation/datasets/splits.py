@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import Dataset, Sample
+from eosin.words import counted
 
 AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 
@@ -56,7 +57,7 @@ def split_samples(samples: Sequence[Sample]) -> Split:
             drawn, "test", ["no official split: drawn 60/20/20 by a stable hash", *notes], val_is_drawn=True
         )
     if unnamed:
-        notes.append(f"{len(unnamed)} sample(s) without a split are left out")
+        notes.append(f"left out: {counted(len(unnamed), 'sample')} without a split")
     notes += _shared_patients(samples, named)
     if not named["test"]:
         return _split(named, "val", ["no test split: figures are taken on validation", *notes])
@@ -70,11 +71,16 @@ def split_samples(samples: Sequence[Sample]) -> Split:
 
 
 def folds_of(dataset: AnyDataset) -> list[AnyDataset]:
-    """The dataset once a fold, split as that fold says; itself alone where it has none."""
-    num_folds = max((len(sample.folds) for sample in dataset.samples), default=0)
+    """The dataset once a fold, split and named so, or itself. Raises `UserError` for a fold of one side."""
+    uri, samples = dataset.uri, dataset.samples
+    num_folds = max((len(sample.folds) for sample in samples), default=0)
+    for fold in range(num_folds):
+        sides = {sample.folds[fold] for sample in samples if sample.label}
+        if "train" not in sides or not sides & {"test", "val"}:
+            raise UserError(f"{uri}: fold {fold} has nothing labelled to learn from, or nothing to judge on")
     return [
-        replace(dataset, samples=tuple(replace(s, split=s.folds[fold]) for s in dataset.samples))
-        for fold in range(num_folds)
+        replace(dataset, uri=f"{uri}, fold {n}", samples=tuple(replace(s, split=s.folds[n]) for s in samples))
+        for n in range(num_folds)
     ] or [dataset]
 
 
@@ -117,7 +123,7 @@ def _shared_patients(samples: Sequence[Sample], named: dict[str, list[int]]) -> 
     if not both:
         return []
     first = ", ".join(sorted(both)[:_MAX_NAMED]) + (" …" if len(both) > _MAX_NAMED else "")
-    return [f"{len(both)} patient(s) are on both sides of the given split, so figures flatter: {first}"]
+    return [f"on both sides of the given split, so figures flatter: {counted(len(both), 'patient')}, {first}"]
 
 
 def _split(

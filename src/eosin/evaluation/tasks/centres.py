@@ -16,6 +16,7 @@ from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult, c
 from eosin.records import MetricValue
 from eosin.records.details import CentresDetails
 from eosin.storage import join_uri
+from eosin.words import counted
 
 if TYPE_CHECKING:
     from eosin.evaluation.datasets.dataset import Dataset
@@ -101,16 +102,19 @@ class CentreTask(Task):
         }
         cells = Counter((patch.label, patch.centre) for patch in patches)
         labels, centres = sorted({p.label for p in patches}), sorted({p.centre for p in patches})
+        fewer = f"k is {self.k}, but patches have fewer others, all of which count whatever the model"
         details = CentresDetails(
             **embeddings.told(),
             k=self.k,
             num_samples=len(patches),
             counts={label: {centre: cells[label, centre] for centre in centres} for label in labels},
             by_mpp={} if self.layout else self._by_mpp(dataset, features, place, patches),
-            notes=self._drop_notes(dataset, len(there.get("drop", ())))
-            if self.layout
-            else tuple(_notes(dataset, labels, centres, cells, len(place))),
-        )
+            notes=(
+                *((fewer,) if found.total < self.k * len(patches) else ()),
+                *(self._drop_notes(dataset, len(there.get("drop", ()))) if self.layout
+                  else _notes(dataset, labels, centres, cells, len(place))),
+            ),
+        )  # fmt: skip
         return TaskResult(metrics, details, len(embeddings.rows))
 
     def _count(
@@ -174,9 +178,9 @@ class CentreTask(Task):
         """Whether training sets of whole slides cannot be made: a patch is missing or cannot be read."""
         return not dataset.is_whole or num_there < len(dataset.designs["drop"])
 
-    def _drop_notes(self, dataset: CentreDataset, num_there: int) -> tuple[str, ...]:
+    def _drop_notes(self, dataset: CentreDataset, num_there: int) -> list[str]:
         lacks = self.num_drop_trials and self._lacks_drop(dataset, num_there)
-        return ("no average performance drop: it needs every patch of the set",) if lacks else ()
+        return ["no average performance drop: it needs every patch of the set"] if lacks else []
 
     def _by_mpp(
         self, dataset: CentreDataset, features: Features, place: Mapping[int, int], patches: list[CentrePatch]
@@ -196,7 +200,7 @@ def _require_two(dataset: Dataset, column: str, names: set[str]) -> None:
     if len(names) < 2:
         found = ", ".join(names) or "none"
         raise UserError(
-            f"{dataset.uri} has {len(names)} {column}(s) ({found}); two are needed",
+            f"{dataset.uri} has {counted(len(names), column)} ({found}); two are needed",
             hint="give a table with the columns path, label and centre",
         )
 
@@ -211,7 +215,7 @@ def _notes(
     absent = [f"{label} from {centre}" for label in labels for centre in centres if not cells[label, centre]]
     notes = [f"no patch of {', '.join(absent)}: the index is lower or higher for it"] if absent else []
     if unknown := num_embedded - sum(cells.values()):
-        notes.append(f"{unknown} patch(es) without label or centre are left out")
+        notes.append(f"left out: {counted(unknown, 'patch')} without label or centre")
     if not all(sample.patient or sample.columns.get("slide_id") for sample in dataset.samples):
         notes.append("not every patch has a patient: neighbours may be of the same one")
     return notes

@@ -71,7 +71,7 @@ class ExpressionTask(Task):
             constant |= {gene for gene, each in zip(dataset.genes, known, strict=True) if not each}
             for gene, value in zip(dataset.genes, found, strict=True):
                 by_gene[gene] += [float(value)] if np.isfinite(value) else []
-        interval = interval_over_folds(values, float(np.mean(shares))) if len(values) > 2 else None
+        interval = interval_over_folds(values, float(np.mean(shares)), low=-1) if len(values) > 2 else None
         notes = f"left out where they do not vary over the tested patches: {', '.join(sorted(constant))}"
         details = ExpressionDetails(
             **embeddings.told(),

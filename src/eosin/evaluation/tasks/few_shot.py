@@ -10,6 +10,7 @@ from pydantic import Field
 from eosin.errors import UserError
 from eosin.evaluation.task import LabelledImagesTask, TaskContext, TaskProtocol, TaskResult
 from eosin.records import MetricValue
+from eosin.words import counted
 
 if TYPE_CHECKING:
     from eosin.evaluation.datasets.dataset import Dataset
@@ -43,13 +44,15 @@ class FewShotTask(LabelledImagesTask):
 
         embeddings = context.embed(dataset)
         splits = split_folds(dataset, embeddings)
-        size = len(splits[0].class_names)
-        fewest = min(int(np.bincount(parts.bank.classes, minlength=size).min()) for parts in splits)
+        names = splits[0].class_names
+        counts = np.min([np.bincount(parts.bank.classes, minlength=len(names)) for parts in splits], axis=0)
+        fewest = int(counts.min())
         shots = sorted({k for k in self.shots if k <= fewest})
         if not shots:
             raise UserError(
-                f"{dataset.uri}: a class has {fewest} training image(s), {min(self.shots)} shots are wanted",
-                hint="lower shots, or give more images",
+                f"{dataset.uri}: {names[counts.argmin()]} has {counted(fewest, 'training image')}, "
+                f"{min(self.shots)} shots are wanted",
+                hint="lower shots, or give more images" if fewest else "give images of it, or leave it out",
             )
 
         def learn(parts: Labelled, k: int) -> tuple[Any, dict[str, Any]]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from eosin.errors import PermanentError
+from eosin.errors import PermanentError, UserError
 from eosin.evaluation.task import LabelledImagesTask, TaskContext, TaskProtocol, TaskResult
 from eosin.records import MetricValue
+from eosin.words import counted
 
 if TYPE_CHECKING:
     from eosin.evaluation.datasets.dataset import Dataset
@@ -41,6 +42,8 @@ class RetrievalTask(LabelledImagesTask):
         rows = [i for i, row in enumerate(embeddings.rows.tolist()) if dataset.samples[row].label]
         samples = [dataset.samples[int(embeddings.rows[i])] for i in rows]
         classes = np.array([names.index(sample.label) for sample in samples])
+        if len({*classes.tolist()}) < 2:
+            raise UserError(f"{dataset.uri}: its readable images are of one class: nothing to tell apart")
         groups = [sample.patient or sample.source for sample in samples]
         try:
             votes, hits = retrieval_hits(embeddings.features[rows], classes, groups=groups, k=self.k)
@@ -58,7 +61,7 @@ class RetrievalTask(LabelledImagesTask):
             **embeddings.told(),
             intervals=intervals,
             interval_over=interval_over(len(set(groups)), "patients" if by_patient else "images"),
-            notes=(f"{unknown} image(s) have no patient: neighbours may be of the same one",)
+            notes=(f"{counted(unknown, 'image')} without a patient: neighbours may be of the same one",)
             if unknown
             else (),
         )

@@ -14,6 +14,7 @@ from eosin.evaluation.task import TaskContext, TaskProtocol, TaskResult
 from eosin.evaluation.tasks.slide import SlidePatchesTask
 from eosin.records import MetricValue
 from eosin.records.details import Details, LeftOut
+from eosin.words import counted
 
 if TYPE_CHECKING:
     from eosin.evaluation.datasets.dataset import Dataset
@@ -87,15 +88,14 @@ class SurvivalTask(SlidePatchesTask):
         train, judged = (_patients(dataset, pooled, rows) for rows in (learnt, split.judged_indices))
         for where, part in (("training", train), (split.judged, judged)):
             if not part.events.any():
-                raise UserError(
-                    f"{dataset.uri}: the {where} split has no event among {len(part.events)} patient(s)"
-                )
+                patients = counted(len(part.events), "patient")
+                raise UserError(f"{dataset.uri}: the {where} split has no event among {patients}")
         model = fit_cox(train.features, train.times, train.events, penalty=self.penalty)
-        counted = (
+        sizes = (
             f"{len(train.times)} patients learnt from, {len(judged.times)} judged, "
             f"of whom {judged.events.sum()} had the event"
         )
-        return _Risks(model(judged.features), judged, len(train.times), (*split.notes, counted))
+        return _Risks(model(judged.features), judged, len(train.times), (*split.notes, sizes))
 
 
 class _Risks(NamedTuple):

@@ -123,7 +123,11 @@ def _expression(
         x = kind(parts, shape=(len(rows), len(columns))).tocsr()[[rows[code] for code in barcodes]].toarray()
     else:
         x = x[()][[rows[code] for code in barcodes]]
-    return np.asarray(x[:, [columns[gene] for gene in genes]], dtype=np.float64)
+    found = np.asarray(x[:, [columns[gene] for gene in genes]], dtype=np.float64)
+    if len(bad := np.argwhere(~((found >= 0) & (found < np.inf)))):
+        spot, gene = bad[0]
+        raise UserError(f"{path}: {genes[gene]} of {barcodes[spot]} is {found[spot, gene]:g}, no count")
+    return found
 
 
 def _index(file: Any, group: str, path: str) -> dict[str, int]:
