@@ -92,9 +92,8 @@ def interval_over_folds(values: Sequence[float], test_share: float, low: float =
     Error", Machine Learning 52, 2003), cut at `low` and 1.
     """
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
-    reach = float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1)) * spread
-    reach *= (1 / len(values) + test_share) ** 0.5
-    return max(low, mean - reach), min(1.0, mean + reach)
+    reach = stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * spread * (1 / len(values) + test_share) ** 0.5
+    return float(max(low, mean - reach)), float(min(1.0, mean + reach))
 
 
 def _jackknife(

@@ -63,7 +63,7 @@ def _table(lines: list[dict[str, Any]]) -> Table:
             _figure(line["random_init"]),
             _figure(line["last"]),
             "–" if line["change"] is None else signed(line["change"]),
-            line["outcome"] + ("" if line["p_value"] is None else f" (p {line['p_value']:.3f})"),
+            line["outcome"] + ("" if line["p_value"] is None else f" (p {number(line['p_value'])})"),
         )
         table.add_row(*(Text(cell) for cell in cells))
     return table
@@ -146,7 +146,7 @@ def _cell(cell: Cell | None) -> str:
 def outcome(line: Line) -> str:
     """What may be said of the change, with its p."""
     p_value = line.significance.p_value if line.significance else None
-    return line.outcome if p_value is None else f"{line.outcome} (p = {p_value:.3f})"
+    return line.outcome if p_value is None else f"{line.outcome} (p = {number(p_value)})"
 
 
 def _interval(line: Line) -> str:

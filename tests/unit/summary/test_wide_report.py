@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scipy import stats
 
-from eosin.layout import RunLayout
+from eosin.layout import RunLayout, model_name
 from eosin.observability import RunLog
 from eosin.records import MetricRecord, MetricValue
 from eosin.storage import open_store
@@ -158,3 +158,23 @@ def test_parts_of_a_task_are_a_table_and_folds_count_once(tmp_path: Path) -> Non
     assert ["KRT8", "0.625"] in rows and ["MS4A1", "0.250"] in rows
     # 20 counts of ten samples are two runs, not four as there are folds.
     assert ["4", "1", "–"] in rows and ["2", "3", "–"] in rows
+
+
+def test_many_tasks_fold_and_a_small_p_is_not_nought(tmp_path: Path) -> None:
+    tasks = [{"kind": "knn", "name": f"knn-{n}", "dataset": "s3://bucket/labelled"} for n in range(12)]
+    run = fake_run(tmp_path, tasks=[*TASKS, *tasks])
+    store, patients = open_store(run), tuple(f"p{n % 30}" for n in range(90))
+    for task in tasks:
+        for model, step, quality in (("random-init", 0, 0.0), (model_name(300), 300, 1.0)):
+            made = record(model, step, task, quality)
+            put_record(
+                store,
+                made.model_copy(update={"details": made.details.model_copy(update={"patients": patients})}),
+            )
+    page = _page(run)
+    assert re.findall(r"p = 2\.00e-04", page) and "p = 0.000" not in page
+    assert "(p = 2.00e-04)" in report_file(run, RunLayout.SUMMARY_MD)
+    curves = page[page.index('<div class="bytask">') : page.index("<h3>Label-free figures")]
+    shown, folded = curves.split("<summary>7 more: the other tasks</summary>")
+    assert (shown.count("<h3>"), folded.count("<h3>")) == (8, 7)
+    assert all(curves.count(f"<{tag}") == curves.count(f"</{tag}>") for tag in ("div", "details", "h3"))
