@@ -62,8 +62,8 @@ def leakage_note(patients: tuple[str, ...]) -> str:
     """What the record and the report say of it."""
     named = ", ".join(patients[:_MAX_NAMED]) + (" …" if len(patients) > _MAX_NAMED else "")
     return (
-        f"{len(patients)} patient(s) of this dataset are among the pretraining slides, "
-        f"so its figures may flatter: {named}"
+        f"patients of this dataset among the pretraining slides, so its figures may flatter: "
+        f"{len(patients)}, {named}"
     )
 
 

@@ -123,7 +123,7 @@ def test_the_same_tissue_is_looked_for_over_scanners_and_stains(tmp_path: Path) 
         (lambda rows: [(*rows[0][:4], ""), *rows[1:]], "has no location"),
         (lambda rows: [*rows, (*rows[0][:4], "3")], "GIV AT2 has the location 3 twice"),
         (lambda rows: rows[:12], "one stain and scanner only"),
-        (lambda rows: rows[:15], "share 3 location"),
+        (lambda rows: rows[:15], "share too few locations: 3"),
     ],
 )
 def test_slides_that_are_not_registered_are_refused(tmp_path: Path, change: Any, message: str) -> None:

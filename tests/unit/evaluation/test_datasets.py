@@ -209,7 +209,7 @@ def test_a_path_in_two_rows_is_noted(tmp_path: Path) -> None:
     rows = "path,label,split\na.png,x,train\n./a.png,y,test\nb.png,x,train\nb.png,x,train\nc.png,y,test\n"
     (tmp_path / "set.csv").write_text(rows)
     (note,) = open_dataset(str(tmp_path / "set.csv")).notes
-    assert note == "2 image(s) stand in several rows, 1 with different labels or splits: a.png"
+    assert note == "images in several rows: 2, 1 with different labels or splits: a.png"
 
 
 def test_a_pointer_of_git_lfs_is_no_image(tmp_path: Path) -> None:

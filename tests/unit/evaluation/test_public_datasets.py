@@ -222,7 +222,7 @@ def test_images_that_a_table_names_and_nobody_has_are_counted(tmp_path: Path) ->
     with pytest.raises(UserError, match="train has 6 images, 2175 expected"):
         open_dataset(uri, "mhist")
     notes = open_dataset(uri, "mhist", allow_subset=True).notes
-    assert any("1 image(s) of annotations.csv are missing, first MHIST_aaa.png" in note for note in notes)
+    assert any("images of annotations.csv that are missing: 1, first MHIST_aaa.png" in note for note in notes)
 
 
 def _classes(name: str, uri: str, row: int) -> np.ndarray:  # type: ignore[type-arg]

@@ -114,7 +114,7 @@ def test_what_cannot_be_used_is_left_out_and_named(tmp_path: Path) -> None:
     assert "empty" in reasons["images/04.png"]
     assert "2 images share" in reasons["images/05.png"]
     assert record.details.num_dropped == 6
-    assert any("1 mask(s) without an image" in note for note in record.details.notes)
+    assert any("masks without an image, ignored: 1" in note for note in record.details.notes)
 
 
 def _empty(root: Path) -> None:
@@ -149,7 +149,7 @@ def _one_image(root: Path) -> None:
         (_empty, "no images/ with masks/"),
         (_no_masks, "none of the 6 images"),
         (_background_only, "1 class(es) (background)"),
-        (_instances, "value(s) 64, 65"),
+        (_instances, "values in its mask: 64, 65"),
         (_one_image, "training split has 1 usable|0 usable tile"),
     ],
 )

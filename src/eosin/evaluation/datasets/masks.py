@@ -67,7 +67,7 @@ class MaskCoding:
             return ""
         named = ", ".join(map(str, bad[:_MAX_NAMED])) + (" …" if len(bad) > _MAX_NAMED else "")
         known = f"0 to {self.num_classes - 1}" + (" or 255" if self.is_binary else "")
-        return f"its mask has the value(s) {named}; known are {known}, and ignore_value where it is set"
+        return f"values in its mask: {named}; known are {known}, and ignore_value where it is set"
 
     def _is_known(self, value: int) -> bool:
         return 0 <= value < self.num_classes or (self.is_binary and value == _BINARY)
@@ -153,7 +153,7 @@ def open_mask_folder(uri: str) -> MaskedDataset:
         digest=digest.hex(),
         samples=tuple(samples),
         read=reader(store, objects),
-        notes=(f"{alone} mask(s) without an image are ignored",) if alone else (),
+        notes=(f"masks without an image, ignored: {alone}",) if alone else (),
         read_masks=reader(store, masks),
         unpaired=tuple(unpaired),
     )

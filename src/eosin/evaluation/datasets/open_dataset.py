@@ -254,9 +254,7 @@ def _repeated(samples: Sequence[Sample]) -> tuple[str, ...]:
     if not twice:
         return ()
     told = f", {len(differing)} with different labels or splits" if differing else ""
-    return (
-        f"{len(twice)} image(s) stand in several rows{told}: {', '.join((differing or twice)[:_MAX_NAMED])}",
-    )
+    return (f"images in several rows: {len(twice)}{told}: {', '.join((differing or twice)[:_MAX_NAMED])}",)
 
 
 def _read_paths(store: Store, samples: tuple[Sample, ...], digest: Digest) -> ReadImages:

@@ -103,7 +103,7 @@ def with_folds(dataset: AnyDataset, num_folds: int) -> AnyDataset:
     fewest = min(Counter(label for label, _ in set(zip(labels, groups, strict=True))).values(), default=0)
     if fewest < num_folds:
         raise UserError(
-            f"{dataset.uri}: {num_folds} folds of a class with {fewest} patient(s) or image(s)",
+            f"{dataset.uri}: {num_folds} folds of a class with {counted(fewest, 'patient')} (or image)",
             hint="lower folds",
         )
     folds = [["train"] * num_folds if s.label else [""] * num_folds for s in dataset.samples]

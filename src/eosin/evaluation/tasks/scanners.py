@@ -63,8 +63,8 @@ class ScannerTask(Task):
             shared = sorted(one.keys() & two.keys())
             if len(shared) <= max(self.top_k):
                 raise UserError(
-                    f"{dataset.uri}: {stain} {scanner} and {stain2} {scanner2} share {len(shared)} "
-                    f"location(s), more than {max(self.top_k)} are needed"
+                    f"{dataset.uri}: {stain} {scanner} and {stain2} {scanner2} share too few "
+                    f"locations: {len(shared)}, more than {max(self.top_k)} are needed"
                 )
             first, second = (embeddings.features[[slide[place] for place in shared]] for slide in (one, two))
             pair = registered_figures(first, second, self.top_k)

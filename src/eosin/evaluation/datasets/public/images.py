@@ -85,7 +85,7 @@ def _read_mhist(listing: Listing) -> Dataset:
     notes = ["the test part also chooses the epoch, as in kaiko-eva: there is no other"]
     if len(known) < len(rows):
         first = next(row[_NAME] for row in rows if row[_NAME] not in images)
-        notes.append(f"{len(rows) - len(known)} image(s) of annotations.csv are missing, first {first}")
+        notes.append(f"images of annotations.csv that are missing: {len(rows) - len(known)}, first {first}")
     found = [Found(images[row[_NAME]], _mhist(images[row[_NAME]].key, row, listing.uri)) for row in known]
     return as_dataset(listing, found, tuple(notes))
 
@@ -116,9 +116,9 @@ def _read_unitopatho(listing: Listing) -> Dataset:
                 num_missing += 1
             else:
                 found.append(Found(info, _unitopatho(info.key, row, split, f"{listing.uri}/{path}")))
-    notes = [f"{num_missing} image(s) of its tables are missing"] if num_missing else []
+    notes = [f"images of its tables that are missing: {num_missing}"] if num_missing else []
     without = sum(not each.sample.patient for each in found)
-    notes.append(f"{without} image(s) name no slide: figures are over images" if without else _SLIDE_NOTE)
+    notes.append(f"figures are over images; those of no named slide: {without}" if without else _SLIDE_NOTE)
     return as_dataset(listing, found, tuple(notes))
 
 
