@@ -337,7 +337,7 @@ def _listed(classes: set[int], names: Sequence[str]) -> str:
 
 def _absent(train: LabelledPart, judged: LabelledPart, names: Sequence[str]) -> list[str]:
     notes = []
-    for where, part in (("training", train), ("the judged split", judged)):
+    for where, part in (("training", train), ("the judged split, hence no AUROC", judged)):
         absent = [name for i, name in enumerate(names) if not (part.classes == i).any()]
         if absent:
             notes.append(f"no image of {', '.join(absent)} in {where}")

@@ -89,9 +89,12 @@ def interval_over_folds(values: Sequence[float], test_share: float, low: float =
     """Of the mean of a figure's `values`, one a fold that tests `test_share` samples for each it learns from.
 
     Student's t with the variance (1/k + share) · s² (Nadeau & Bengio, "Inference for the Generalization
-    Error", Machine Learning 52, 2003), cut at `low` and 1.
+    Error", Machine Learning 52, 2003), cut at `low` and 1; folds all alike are one draw each.
     """
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    if spread < 1e-12:
+        alike = _without_spread((mean - low) / (1 - low), len(values), low, 1 - low)
+        return alike.low, alike.high
     reach = stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * spread * (1 / len(values) + test_share) ** 0.5
     return float(max(low, mean - reach)), float(min(1.0, mean + reach))
 

@@ -189,3 +189,20 @@ def test_the_interval_of_a_figure_that_may_be_negative_is_not_cut_at_nought() ->
     values = (-0.2, 0.05, 0.3, 0.1, 0.2)
     assert interval_over_folds(values, 0.25, low=-1)[0] < -0.2
     assert interval_over_folds(values, 0.25)[0] == 0
+
+
+def test_folds_that_are_all_right_are_not_certain() -> None:
+    low, high = interval_over_folds((1.0,) * 5, 0.25)
+    assert (low, high) == pytest.approx((0.025 ** (1 / 5), 1.0))
+    low, high = interval_over_folds((0.6,) * 5, 0.25, low=-1)
+    assert low == pytest.approx(-1 + 2 * stats.binomtest(4, 5).proportion_ci().low) and high > 0.9
+
+
+def test_a_fold_without_a_class_says_why_there_is_no_auroc(tmp_path: Path) -> None:
+    dataset, path = _images(tmp_path / "data", folds=True), tmp_path / "data" / "t.csv"
+    path.write_text(path.read_text().replace("blue,blue1,train,test", "blue,blue1,train,train"))
+    text = path.read_text().replace("red,red1,train,test", "green,red1,train,test", 1)
+    path.write_text(text)
+    record = _judge(tmp_path, {"kind": "knn", "dataset": dataset})
+    assert record.status == "ok" and "auroc" not in record.metrics, record.reason
+    assert any("in the judged split, hence no AUROC" in note for note in record.details.notes)

@@ -71,6 +71,5 @@ class FewShotTask(LabelledImagesTask):
             metrics[f"balanced_accuracy_{k}_shot"] = found.metrics["balanced_accuracy"]
         left_out = sorted(set(self.shots) - set(shots))
         notes = [f"too few training images for {left_out} shots"] if left_out else []
-        told = {**found.told, "notes": (*found.told["notes"], *notes)}
-        details = ClassifierDetails(**embeddings.told(), **told)
-        return TaskResult({**found.metrics, **metrics}, details, len(embeddings.rows))
+        told = {**found.told, **embeddings.told(), "notes": (*found.told["notes"], *notes)}
+        return TaskResult({**found.metrics, **metrics}, ClassifierDetails(**told), len(embeddings.rows))
