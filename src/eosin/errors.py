@@ -103,7 +103,7 @@ _SHARED_MEMORY = "/dev/shm"
 _REFUSALS = (errno.EACCES, errno.ENOENT, errno.EPERM, errno.EROFS)
 
 
-def as_known(error: BaseException) -> BaseException:
+def as_user_error(error: BaseException) -> BaseException:
     """A `UserError` where an extra is not installed or /dev/shm is closed, else `error`."""
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if module in _EXTRAS:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from eosin.errors import EosinError, TransientError, as_known, describe, exit_code_of
+from eosin.errors import EosinError, TransientError, as_user_error, describe, exit_code_of
 from eosin.layout import RunLayout
 from eosin.observability import RunLog, show_warnings
 from eosin.process import follow
@@ -62,7 +62,7 @@ def as_step(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     try:
         result = patiently(lambda: function(*args, **kwargs), patience_s=_patience_s())
     except Exception as raised:
-        error = as_known(raised)
+        error = as_user_error(raised)
         assert isinstance(error, Exception)
         report_error(error)
         _write_termination_message(error)

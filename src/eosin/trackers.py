@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 from pydantic import ValidationError
 
 from eosin.config import RunConfig, dump_config
-from eosin.errors import EosinError, as_known, describe
+from eosin.errors import EosinError, as_user_error, describe
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.process import Closing
@@ -100,7 +100,7 @@ class Tracker(Closing):
                 job(backend)
             backend.close()
         except BaseException as error:  # whatever a library raises, sys.exit among it
-            self._warn(safe_words(as_known(error)))
+            self._warn(safe_words(as_user_error(error)))
 
     def _warn(self, why: str) -> None:
         if not self._failed:

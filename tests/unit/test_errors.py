@@ -19,7 +19,7 @@ from eosin.errors import (
     PermanentError,
     TransientError,
     UserError,
-    as_known,
+    as_user_error,
     describe,
     exit_code_of,
     install_command,
@@ -157,18 +157,18 @@ def test_an_extra_is_installed_from_where_eosin_came(
 def test_closed_shared_memory_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     # What a semaphore of another user's /dev/shm raises, by the standard library itself.
     refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    assert as_known(refused) is refused
+    assert as_user_error(refused) is refused
     monkeypatch.setattr(os, "access", lambda *args: False)
-    assert "mount -t tmpfs" in str(getattr(as_known(refused), "hint", ""))
+    assert "mount -t tmpfs" in str(getattr(as_user_error(refused), "hint", ""))
     named = PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/root/slides")
-    assert as_known(named) is named
+    assert as_user_error(named) is named
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
 def test_semaphores_of_a_closed_shared_memory_raise_what_is_known() -> None:
     script = (
-        "import multiprocessing.synchronize, os; from eosin.errors import as_known\nos.setuid(10001)\n"
-        "try: multiprocessing.Lock()\nexcept OSError as error: print(type(as_known(error)).__name__)"
+        "import multiprocessing.synchronize, os; from eosin.errors import as_user_error\nos.setuid(10001)\n"
+        "try: multiprocessing.Lock()\nexcept OSError as error: print(type(as_user_error(error)).__name__)"
     )
     mount = 'mount -t tmpfs -o mode=755 tmpfs /dev/shm && exec "$0" -c "$1"'
     done = subprocess.run(

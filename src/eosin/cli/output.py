@@ -16,7 +16,7 @@ import typer
 from pydantic import BaseModel
 
 from eosin.config.load import require_each_once
-from eosin.errors import EosinError, as_known, exit_code_of
+from eosin.errors import EosinError, as_user_error, exit_code_of
 
 
 def _each_once(settings: list[str] | None) -> list[str] | None:
@@ -104,7 +104,7 @@ def plain(value: Any) -> Any:
 
 def render_error(error: BaseException, *, as_json: bool) -> int:
     """Print `error` and return the process's exit code."""
-    error = as_known(error)
+    error = as_user_error(error)
     code = exit_code_of(error)
     message = error.message if isinstance(error, EosinError) else f"{type(error).__name__}: {error}"
     hint = error.hint if isinstance(error, EosinError) else "set EOSIN_TRACEBACK=1 to see where it happened"

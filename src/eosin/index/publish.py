@@ -117,7 +117,7 @@ class _Tally:
     """Usable slides by cohort or source, licence and DOI."""
     smallest: Smallest = field(default_factory=Smallest)
 
-    def counted(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    def tallied(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         for table in tables:
             if self.disagreeing:
                 table = self._marked(table)
@@ -152,7 +152,7 @@ def _verified(plan: ScanPlan, smallest: Smallest, stage_dir: str | None) -> tupl
 def _written(parts: MergedParts, folder: Path, disagreeing: Mapping[str, str]) -> _Tally:
     tally = _Tally(disagreeing)
     with (folder / _ROWS).open("wb") as file, (folder / _MASKS).open("wb") as masks:
-        write_tables(tally.counted(parts.tables()), file, masks)
+        write_tables(tally.tallied(parts.tables()), file, masks)
     return tally
 
 

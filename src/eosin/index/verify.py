@@ -63,7 +63,8 @@ class Smallest:
             if not is_usable or str(kind[3]).endswith("+other"):  # a sample that OpenSlide takes for alpha
                 continue
             if kind not in self.found or (size, slide) < self.found[kind][:2]:
-                self.found[kind] = size, slide, table.slice(number, 1)
+                # A copy: a slice would hold the masks of all the table's slides.
+                self.found[kind] = size, slide, table.take([number])
 
 
 def chosen_to_verify(smallest: Smallest) -> list[SlideRow]:

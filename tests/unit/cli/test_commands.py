@@ -10,7 +10,7 @@ import pytest
 
 from eosin import preflight, steps
 from eosin.cli.app import invoke
-from eosin.errors import EXIT_USER, MissingDependency, as_known
+from eosin.errors import EXIT_USER, MissingDependency, as_user_error
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.records import IndexPin, Study, TrainingDone, Variant
@@ -183,13 +183,13 @@ def test_a_local_run_without_torch_is_refused_before_anything_is_written(
     ("module", "extra"), [("torch.nn", "train"), ("kfp", "kubeflow"), ("h5py", "datasets")]
 )
 def test_a_library_of_an_extra_that_is_missing_is_named_with_it(module: str, extra: str) -> None:
-    error = as_known(ModuleNotFoundError(f"No module named {module!r}", name=module))
+    error = as_user_error(ModuleNotFoundError(f"No module named {module!r}", name=module))
     assert isinstance(error, MissingDependency) and f"[{extra}]" in error.hint
 
 
 def test_a_module_of_nobody_stays_the_error_it_is() -> None:
     error = ModuleNotFoundError("No module named 'nope'", name="nope")
-    assert as_known(error) is error
+    assert as_user_error(error) is error
 
 
 def test_status_ends_with_the_next_command(capsys: pytest.CaptureFixture[str], run: str) -> None:
