@@ -140,10 +140,10 @@ def _origin(location: Location, message: str, text: str, source: str, applied: M
     for length in range(len(location), 0, -1):
         if location[:length] in applied:
             return f"override {applied[location[:length]]!r}"
-    line = line_of(text, location)
     within = {keys: override for keys, override in applied.items() if keys[: len(location)] == location}
-    if location and line is None and within:
+    if location and within and line_of(text, location, whole=True) is None:
         return f"override {', '.join(map(repr, within.values()))}"
+    line = line_of(text, location)
     where = f"{source}:{line}" if line else source
     # What is wrong with several keys together stands at their section.
     parts = [repr(override) for keys, override in within.items() if str(keys[-1]) in message]

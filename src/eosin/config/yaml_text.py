@@ -56,22 +56,22 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source} is not YAML: {error}") from error
 
 
-def line_of(text: str, location: Location) -> int | None:
-    """1-based line of the deepest part of `location` that the YAML text holds."""
+def line_of(text: str, location: Location, *, whole: bool = False) -> int | None:
+    """1-based line of the deepest part of `location` that the YAML text holds; `whole`: None for a part."""
     node = yaml.compose(text, Loader=yaml.SafeLoader) if text else None
     line: int | None = None
     for part in location:
         if isinstance(node, yaml.MappingNode):
             pairs = [(key, value) for key, value in node.value if key.value == str(part)]
             if not pairs:
-                break
+                return None if whole else line
             key, node = pairs[0]
             line = key.start_mark.line + 1
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:
-            break
+            return None if whole else line
     return line
 
 

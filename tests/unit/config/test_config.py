@@ -96,6 +96,13 @@ def test_unknown_override_names_the_nearest_key() -> None:
     assert "did you mean train.num_steps?" in refused("", "train.num_step=3")
 
 
+def test_an_unknown_section_is_put_down_to_the_override_or_to_the_line_that_names_it() -> None:
+    told = refused("train:\n  num_steps: 3\n", "train.optimiser.lr=1")
+    assert told.startswith("override 'train.optimiser.lr=1': unknown key train.optimiser; did you mean")
+    written = refused("train:\n  optimiser: {}\n", "train.optimiser.lr=1")
+    assert ":2" in written.partition(" ")[0] and "unknown key train.optimiser" in written
+
+
 @pytest.mark.parametrize(
     ("written", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ('"off"', "off")]
 )
