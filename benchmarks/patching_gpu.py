@@ -114,8 +114,7 @@ def training_rate(seconds: float) -> float:
     world = World(config.train.num_microbatches, 0, 1, config.train.deterministic, device)
     learner = Learner(config, build_network(config), world)
     backbone = learner.student.backbone
-    grid = config.augment.global_px // backbone.patch_size
-    maker = MicrobatchMaker(config, grid=grid, depth=backbone.depth, device=device)
+    maker = MicrobatchMaker(config, patch_size=backbone.patch_size, depth=backbone.depth, device=device)
     crops = MultiCrop(config.augment, seed=0, patch_px=config.patches.patch_px, device=device)
     size, side_px = config.train.microbatch_size, config.patches.patch_px
     pixels = torch.randint(0, 256, (size, side_px, side_px, 3), dtype=torch.uint8, device=device)

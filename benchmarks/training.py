@@ -128,8 +128,7 @@ def make_config(name: str, args: argparse.Namespace, drop_path: float = 0.0) -> 
 def make_microbatches(config: RunConfig, network: Network, device: torch.device) -> MakeMicrobatches:
     """Synthetic crops, the same for all; masks and drop path as in training."""
     backbone, augment = network.backbone, config.augment
-    grid = augment.global_px // backbone.patch_size
-    maker = MicrobatchMaker(config, grid=grid, depth=backbone.depth, device=device)
+    maker = MicrobatchMaker(config, patch_size=backbone.patch_size, depth=backbone.depth, device=device)
     generator = torch.Generator(device).manual_seed(0)
     size = config.train.batch_size
     crops = [

@@ -56,6 +56,7 @@ def tiny_config(**train: Any) -> RunConfig:
     """A ViT of 3 blocks and 32 features; 8 microbatches of 2 patches."""
     optimizer = {"lr": 4e-3, "warmup_steps": 3, "freeze_last_layer_steps": 2, **train.pop("optimizer", {})}
     elastic = {"shutdown_timeout_s": 10, "keep_alive_interval_s": 1, **train.pop("elastic", {})}
+    augment = {"global_px": 16, "local_px": 8, "num_local": 3, **train.pop("augment", {})}
     model = {
         "arch": "vit_tiny_patch16_224",
         "arch_args": {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2},
@@ -68,7 +69,7 @@ def tiny_config(**train: Any) -> RunConfig:
         {
             "seed": 5,
             "patches": {"patch_px": PATCH_PX, "mpp": [0.5]},
-            "augment": {"global_px": 16, "local_px": 8, "num_local": 3},
+            "augment": augment,
             "model": model,
             "train": {
                 "num_steps": 20, "batch_size": 16, "num_microbatches": 8, "precision": "float32",

@@ -11,6 +11,17 @@ from eosin.config.base import Section
 Scale = tuple[float, float]
 
 
+class CropSizes(Section):
+    """Sides of the crops of some steps, in place of `augment.global_px` and `local_px`."""
+
+    global_px: int = Field(gt=0)
+    """Side of the two global crops, px."""
+    local_px: int = Field(gt=0)
+    """Side of the local crops, px."""
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    """Share of the steps, in proportion to the other pairs."""
+
+
 class AugmentConfig(Section):
     """The crops that are made of a patch; lengths in pixels, shares and probabilities from 0 to 1."""
 
@@ -18,6 +29,9 @@ class AugmentConfig(Section):
     """Side of the two global crops after resizing, px; a multiple of the backbone's patch size."""
     local_px: int = Field(default=96, gt=0)
     """Side of the local crops after resizing, px; a multiple of the backbone's patch size."""
+    mixed_px: tuple[CropSizes, ...] = ()
+    """Pairs of sizes, of which each step draws one for its whole batch, as in DINOv3's high-resolution
+    adaptation; none larger than `global_px` and `local_px`. Empty: those two in every step."""
     num_local: int = Field(default=8, ge=0, le=256)
     """Local crops a patch, seen by the student alone."""
     global_scale: Scale = (0.32, 1.0)
@@ -55,6 +69,25 @@ class AugmentConfig(Section):
     """Subtracted from red, green and blue, which run from 0 to 1; part of every teacher's card."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Red, green and blue are divided by it after `mean` is subtracted."""
+
+    def variants(self) -> tuple[tuple[float, Self], ...]:
+        """(share of the steps, configuration of their crops) of each pair of sizes; itself alone where
+        nothing is mixed."""
+        total = sum(sizes.weight for sizes in self.mixed_px)
+        return tuple(
+            (sizes.weight / total, self.model_copy(update=sizes.model_dump(exclude={"weight"})))
+            for sizes in self.mixed_px
+        ) or ((1.0, self),)
+
+    @model_validator(mode="after")
+    def _mixed_are_no_larger(self) -> Self:
+        for sizes in self.mixed_px:
+            if sizes.global_px > self.global_px or sizes.local_px > self.local_px:
+                raise ValueError(
+                    f"mixed_px has {sizes.global_px} and {sizes.local_px} px, more than global_px"
+                    f" {self.global_px} and local_px {self.local_px}: these are the largest of all"
+                )
+        return self
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> Self:

@@ -78,8 +78,7 @@ class RunConfig(Section):
         self._check_crop_sizes()
         patch_size = self.model.arch_args.get("patch_size")
         if isinstance(patch_size, int) and patch_size > 0:
-            for name in ("global_px", "local_px") if self.augment.num_local else ("global_px",):
-                side_px = getattr(self.augment, name)
+            for name, side_px in self._crop_sides():
                 if side_px % patch_size:
                     raise ValueError(
                         f"augment.{name} {side_px} is not a multiple of the backbone's patch size "
@@ -87,6 +86,12 @@ class RunConfig(Section):
                         f" + {side_px % patch_size}"
                     )
         return self
+
+    def _crop_sides(self) -> list[tuple[str, int]]:
+        """Sides of all crops that are made, px, each by its key."""
+        variants = [augment for _, augment in self.augment.variants()]
+        names = ("global_px", "local_px") if self.augment.num_local else ("global_px",)
+        return [(name, getattr(augment, name)) for augment in (self.augment, *variants) for name in names]
 
     def _check_crop_sizes(self) -> None:
         """A crop is at most as large as what it is cut from; a published patch set says its own size."""
@@ -96,10 +101,15 @@ class RunConfig(Section):
                 f"augment.global_px {augment.global_px} is larger than patches.patch_px {patch_px}, which it"
                 " is cut from: raise patches.patch_px, or lower augment.global_px"
             )
-        if augment.num_local and augment.local_px > augment.global_px:
+        for _, sized in augment.variants():
+            if augment.num_local and sized.local_px > sized.global_px:
+                raise ValueError(
+                    f"augment.local_px {sized.local_px} is larger than augment.global_px {sized.global_px}:"
+                    " local crops are the smaller ones"
+                )
+        if augment.mixed_px and self.train.distill is not None:
             raise ValueError(
-                f"augment.local_px {augment.local_px} is larger than augment.global_px {augment.global_px}:"
-                " local crops are the smaller ones"
+                "augment.mixed_px is not for train.distill, whose teacher sees one size of crops"
             )
 
     def identity(self) -> dict[str, Any]:

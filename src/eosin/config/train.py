@@ -84,9 +84,9 @@ class GramConfig(Section):
     """It becomes a copy of the teacher again every so many steps after that."""
     max_refreshes: int = Field(default=3, ge=0)
     """How often, at most."""
-    px_multiplier: Literal[1, 2] = 1
-    """Side of the crop it sees as a multiple of `augment.global_px`, cut from the patch anew and with colours
-    as they are; its patch tokens are resampled to the student's grid."""
+    px_multiplier: float = Field(default=1, ge=1, le=4)
+    """Side of the crop it sees as a multiple of the global crops', cut from the patch anew and with colours
+    as they are; its patch tokens are resampled to the student's grid. DINOv3 has 2, and 1.5 above 256 px."""
 
     def weight_at(self, step: int) -> float:
         """Weight of the term in step `step` (from 0)."""

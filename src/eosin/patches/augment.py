@@ -167,8 +167,18 @@ class _Draws:
     solarize: Float64
 
 
+def sizes_at(config: AugmentConfig, seed: int, step: int) -> AugmentConfig:
+    """`config` with the sizes of all crops of `step`: a pure function of (seed, step)."""
+    shares, variants = zip(*config.variants(), strict=True)
+    drawn = uniforms(seed, "crop sizes", step, [0], 1)[0, 0]
+    # Rounding may leave the sum of the shares a little below 1.
+    place = np.searchsorted(np.cumsum(shares)[:-1], drawn, side="right")
+    found: AugmentConfig = variants[int(place)]
+    return found
+
+
 class MultiCrop:
-    """Two global and `config.num_local` local crops a patch.
+    """Two global and `config.num_local` local crops a patch, of sizes that may change from step to step.
 
     Costs about 40 ms for 32 patches of 96 px into 2 × 64 + 4 × 32 px on one CPU core; nothing is drawn or
     computed in a loop over samples.
@@ -181,11 +191,12 @@ class MultiCrop:
         seed: int,
         patch_px: int,
         device: str | torch.device = "cpu",
-        clean_px: int | None = None,
+        clean_multiplier: float = 0.0,
         clean_from: int = 0,
     ) -> None:
-        """`clean_px`: side of `Crops.clean_crops` (None: none are made), from step `clean_from` on."""
-        self._clean_px, self._clean_from = clean_px, clean_from
+        """`clean_multiplier`: side of `Crops.clean_crops` over that of the global crops (0: none are made),
+        from step `clean_from` on."""
+        self._clean_multiplier, self._clean_from = clean_multiplier, clean_from
         self.config = config
         self.seed = seed
         self.patch_px = patch_px
@@ -205,14 +216,15 @@ class MultiCrop:
                 f"pixels must be uint8 [{len(indices)}, {self.patch_px}, {self.patch_px}, 3], "
                 f"not {pixels.dtype} {list(pixels.shape)}"
             )
-        config = self.config
+        config = sizes_at(self.config, self.seed, step)
+        clean_px = round(config.global_px * self._clean_multiplier)
         patches = pixels.to(self.device, non_blocking=True).float().div_(255.0)
         return Crops(
             self._crops(patches, step, indices, range(2), config.global_px, config.global_scale),
             self._crops(patches, step, indices, range(2, 2 + config.num_local), config.local_px,
                         config.local_scale),
-            self._crops(patches, step, indices, range(2), self._clean_px, config.global_scale, clean=True)
-            if self._clean_px and step >= self._clean_from else None,
+            self._crops(patches, step, indices, range(2), clean_px, config.global_scale, clean=True)
+            if clean_px and step >= self._clean_from else None,
         )  # fmt: skip
 
     def _crops(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from eosin.config import RunConfig
+from eosin.config.augment import AugmentConfig
 from eosin.errors import UserError
 from eosin.models.arch import require_multiple
 from eosin.models.backbone import Backbone
@@ -31,13 +32,11 @@ def check_training(
     num_ranks = num_ranks or smallest_world(config)
     network = build_network(config, meta=True)
     backbone, augment = network.backbone, config.augment
-    require_multiple(augment.global_px, backbone.patch_size, "augment.global_px")
-    if augment.num_local:
-        require_multiple(augment.local_px, backbone.patch_size, "augment.local_px")
+    for sized in (augment, *(sized for _, sized in augment.variants())):
+        _check_sides(config, sized, backbone.patch_size)
     frozen = _frozen(config, backbone)
     _check_microbatches(config)
     _check_schedules(config)
-    _check_masks(config, (augment.global_px // backbone.patch_size) ** 2)
     memory = device_memory(config, network, num_ranks, frozen)
     if memory_bytes is not None and memory.certain_bytes > memory_bytes:
         raise _too_large(config, network, memory, memory_bytes, frozen)
@@ -83,18 +82,20 @@ def smallest_world(config: RunConfig) -> int:
 
 
 def flops_per_image(config: RunConfig, network: Network, *, with_drop_path: bool = False) -> float:
-    """Floating-point operations one patch costs, as `eosin.models.flops` counts them.
+    """Floating-point operations one patch costs, as `eosin.models.flops` counts them, on average.
 
     `with_drop_path`: less what a drop path above 0.1 saves.
     """
-    augment, train = config.augment, config.train
-    num_patches = (augment.global_px // network.backbone.patch_size) ** 2
-    masked = sum(compared_counts(train, 2 * train.microbatch_size, num_patches)) * train.uses_ibot
+    train, total = config.train, 0.0
     dropped = config.model.drop_path if with_drop_path and not config.model.drop_path_rises else 0.0
     frozen = _frozen(config, network.backbone)
     seen = crop_flops(frozen, frozen.side_px) if frozen else None
-    compared = masked / train.microbatch_size
-    return flops_per_patch(network, augment, compared, drop_path=dropped, frozen=seen)
+    for share, augment in config.augment.variants():
+        num_patches = (augment.global_px // network.backbone.patch_size) ** 2
+        masked = sum(compared_counts(train, 2 * train.microbatch_size, num_patches)) * train.uses_ibot
+        compared = masked / train.microbatch_size
+        total += share * flops_per_patch(network, augment, compared, drop_path=dropped, frozen=seen)
+    return total
 
 
 def _frozen(config: RunConfig, backbone: Backbone) -> FrozenTeacher | None:
@@ -116,6 +117,18 @@ def local_memory_bytes(config: RunConfig) -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // smallest_world(config)
+
+
+def _check_sides(config: RunConfig, augment: AugmentConfig, patch_size: int) -> None:
+    """Crops are whole numbers of patches, and enough of these are hidden; `augment`: of some steps."""
+    require_multiple(augment.global_px, patch_size, "augment.global_px")
+    if augment.num_local:
+        require_multiple(augment.local_px, patch_size, "augment.local_px")
+    if config.train.gram.weight > 0:
+        times = config.train.gram.px_multiplier
+        name = f"augment.global_px × train.gram.px_multiplier {times:g} ="
+        require_multiple(round(augment.global_px * times), patch_size, name)
+    _check_masks(config, (augment.global_px // patch_size) ** 2)
 
 
 def _check_microbatches(config: RunConfig) -> None:

@@ -77,7 +77,7 @@ class Trainer:
         backbone = self.learner.student.backbone
         self._maker = MicrobatchMaker(
             config,
-            grid=config.augment.global_px // backbone.patch_size,
+            patch_size=backbone.patch_size,
             depth=backbone.depth,
             device=world.device,
         )
@@ -85,7 +85,7 @@ class Trainer:
         gram = config.train.gram
         self._crops = MultiCrop(
             config.augment, seed=config.seed, patch_px=config.patches.patch_px, device=world.device,
-            clean_px=config.augment.global_px * gram.px_multiplier if gram.weight > 0 else None,
+            clean_multiplier=gram.px_multiplier if gram.weight > 0 else 0.0,
             clean_from=gram.start_step,
         )  # fmt: skip
 

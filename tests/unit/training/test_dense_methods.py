@@ -26,6 +26,11 @@ from tests.support.training_run import ArraySource, tiny_config
 GOLDEN, DENSE = tensors("dense"), VALUES["dense"]
 PAKA = {"weight": 0.5, "hidden_dim": 24, "out_dim": 8, "start_step": 2}
 JEPA = {"weight": 1.0, "predictor_depth": 2, "predictor_dim": 24}
+MIXED = [
+    {"global_px": 8, "local_px": 4},
+    {"global_px": 16, "local_px": 4},
+    {"global_px": 16, "local_px": 8, "weight": 2},
+]
 METHODS: dict[str, dict[str, object]] = {
     "gram": {
         "gram": {
@@ -38,6 +43,11 @@ METHODS: dict[str, dict[str, object]] = {
     },
     "paka": {"paka": PAKA},
     "jepa": {"jepa": JEPA, "ibot": {"weight": 0.0}},
+    # DINOv3's high-resolution adaptation.
+    "mixed sizes": {
+        "augment": {"mixed_px": MIXED},
+        "gram": {"weight": 1.5, "max_refreshes": 0, "px_multiplier": 1.5},
+    },
 }
 
 
@@ -91,13 +101,53 @@ def test_blocks_of_i_jepa_hide_an_exact_number_in_few_rectangles() -> None:
 def test_the_gram_teacher_sees_what_the_crops_show_with_colours_as_they_are() -> None:
     config = tiny_config().augment.model_copy(update={"blur": (1.0, 1.0, 1.0), "grayscale": 1.0})
     pixels = torch.randint(0, 255, (2, 24, 24, 3), dtype=torch.uint8)
-    crops = MultiCrop(config, seed=1, patch_px=24, clean_px=32, clean_from=1)
+    crops = MultiCrop(config, seed=1, patch_px=24, clean_multiplier=2, clean_from=1)
     assert crops(pixels, 0, [0, 1]).clean_crops is None
     clean = crops(pixels, 1, [0, 1]).clean_crops
     assert clean is not None and clean.shape == (2, 2, 3, 32, 32)
     colourless = {"blur": (0.0, 0.0, 0.0), "grayscale": 0.0, "color_jitter": 0.0, "stain_jitter": 0.0}
     plain = MultiCrop(config.model_copy(update={**colourless, "global_px": 32}), seed=1, patch_px=24)
     torch.testing.assert_close(clean, plain(pixels, 1, [0, 1]).global_crops, rtol=0, atol=2e-6)
+
+
+def test_each_step_draws_one_pair_of_sizes_for_the_whole_batch_by_their_weights() -> None:
+    config = tiny_config(**METHODS["mixed sizes"]).augment
+    crops = MultiCrop(config, seed=1, patch_px=24, clean_multiplier=1.5)
+    pixels = torch.randint(0, 255, (2, 24, 24, 3), dtype=torch.uint8)
+    made = {step: crops(pixels, step, [0, 1]) for step in range(300)}
+    drawn = {step: (each.global_crops.shape[-1], each.local_crops.shape[-1]) for step, each in made.items()}
+    counts = {pair: list(drawn.values()).count(pair) for pair in set(drawn.values())}
+    assert counts.keys() == {(8, 4), (16, 4), (16, 8)}
+    assert counts[16, 8] == pytest.approx(150, abs=30) and counts[8, 4] == pytest.approx(75, abs=25)
+    for step in (7, 8, 9):  # the other half of the batch, by itself and elsewhere
+        own = MultiCrop(config, seed=1, patch_px=24)(pixels[1:], step, [1])
+        assert own.global_crops.equal(made[step].global_crops[:, 1:])
+        clean = made[step].clean_crops
+        assert clean is not None and clean.shape[-1] == 1.5 * drawn[step][0]
+    plain = MultiCrop(config.model_copy(update={"mixed_px": ()}), seed=1, patch_px=24)
+    assert plain(pixels, 0, [0, 1]).global_crops.shape[-1] == 16
+
+
+def test_a_mixture_of_sizes_is_checked_and_counted_as_a_whole() -> None:
+    def figures(**augment: object) -> dict[str, object]:
+        return check_training(tiny_config(augment=augment))
+
+    large, small = figures(), figures(global_px=8, local_px=4)
+    mixed = figures(mixed_px=[{"global_px": 16, "local_px": 8, "weight": 3}, MIXED[0]])
+    gflop = [float(str(each["gflop_per_image"])) for each in (large, small, mixed)]
+    assert gflop[2] == pytest.approx(0.75 * gflop[0] + 0.25 * gflop[1], abs=1e-3)
+    assert mixed["activations_gib"] == large["activations_gib"]
+    for pair, message in [
+        ({"global_px": 20, "local_px": 8}, "these are the largest of all"),
+        ({"global_px": 4, "local_px": 8}, "local crops are the smaller ones"),
+        ({"global_px": 14, "local_px": 4}, "augment.global_px 14 is not a multiple"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tiny_config(augment={"mixed_px": [pair]})
+    with pytest.raises(ValueError, match=r"mixed_px is not for train\.distill"):
+        tiny_config(augment={"mixed_px": MIXED}, distill={"teacher": "timm:vit_tiny_patch16_224"})
+    with pytest.raises(UserError, match=r"px_multiplier 1\.25 = 10 is not a multiple"):
+        check_training(tiny_config(augment={"mixed_px": MIXED}, gram={"weight": 1.0, "px_multiplier": 1.25}))
 
 
 def test_health_tells_features_of_places_from_noise_and_from_copies() -> None:

@@ -180,7 +180,8 @@ def blank_microbatch(config: RunConfig, patch_size: int, device: torch.device) -
     size, augment = config.train.microbatch_size, config.augment
     masks = np.zeros((2 * size, (augment.global_px // patch_size) ** 2), dtype=bool)
     masked = config.train.uses_ibot or config.train.uses_jepa
-    clean_px = augment.global_px * config.train.gram.px_multiplier if config.train.gram.weight > 0 else 0
+    gram = config.train.gram
+    clean_px = round(augment.global_px * gram.px_multiplier) if gram.weight > 0 else 0
     return Microbatch(
         torch.zeros(2, size, 3, augment.global_px, augment.global_px, device=device),
         torch.zeros(augment.num_local, size, 3, augment.local_px, augment.local_px, device=device),
@@ -193,10 +194,10 @@ def blank_microbatch(config: RunConfig, patch_size: int, device: torch.device) -
 class MicrobatchMaker:
     """Adds what is drawn for a microbatch together: masks and drop path, pure in (seed, step, microbatch)."""
 
-    def __init__(self, config: RunConfig, *, grid: int, depth: int, device: torch.device) -> None:
-        """`grid`: patches along a side of a global crop; `depth`: blocks of the backbone."""
+    def __init__(self, config: RunConfig, *, patch_size: int, depth: int, device: torch.device) -> None:
+        """`patch_size`: side of a patch of the backbone, px; `depth`: its blocks."""
         self._config = config
-        self._grid = grid
+        self._patch_size = patch_size
         self._depth = depth
         self._device = device
 
@@ -210,7 +211,8 @@ class MicrobatchMaker:
     ) -> Microbatch:
         """The microbatch of `global_crops` [2, n, 3, G, G] and `local_crops` [num_local, n, 3, L, L]."""
         drops = self._rng(_DROP_PATH, step, microbatch)
-        masks, masked = self._masks(step, microbatch, 2 * global_crops.shape[1])
+        grid = global_crops.shape[-1] // self._patch_size
+        masks, masked = self._masks(step, microbatch, 2 * global_crops.shape[1], grid)
         global_drop = self._drop_path(2 * global_crops.shape[1], drops)
         local_drop = self._drop_path(local_crops.shape[0] * local_crops.shape[1], drops)
         return Microbatch(global_crops, local_crops, masks, global_drop, local_drop, masked, clean_crops)
@@ -221,15 +223,15 @@ class MicrobatchMaker:
             model.drop_path, self._depth, num_crops, rng, self._device, rises=model.drop_path_rises
         )
 
-    def _masks(self, step: int, microbatch: int, num_crops: int) -> tuple[Tensor | None, Masked | None]:
+    def _masks(
+        self, step: int, microbatch: int, num_crops: int, grid: int
+    ) -> tuple[Tensor | None, Masked | None]:
         if not (self._config.train.uses_ibot or self._config.train.uses_jepa):
             return None, None
         if not self._config.train.hides_patches:
-            hidden = np.zeros((num_crops, self._grid**2), dtype=bool)
+            hidden = np.zeros((num_crops, grid**2), dtype=bool)
             return to_device(hidden, self._device), find_masked(~hidden, self._device)
-        masks = draw_masks(
-            self._config.train.masking, num_crops, self._grid, self._rng(_MASKS, step, microbatch)
-        )
+        masks = draw_masks(self._config.train.masking, num_crops, grid, self._rng(_MASKS, step, microbatch))
         return to_device(masks, self._device), find_masked(masks, self._device)
 
     def _rng(self, purpose: int, step: int, microbatch: int) -> np.random.Generator:
