@@ -18,10 +18,12 @@ from torch.multiprocessing.spawn import start_processes
 from eosin.config import RunConfig
 from eosin.models.arch import import_timm
 from eosin.observability import RunLog
+from eosin.records import IndexPin
 from eosin.storage import open_store
 from eosin.training.checkpoints.checkpoint import load_part, save_checkpoint, save_share
 from eosin.training.checkpoints.state import take_share
 from eosin.training.loop import Trainer
+from eosin.training.worker import Feed, open_stream
 from eosin.training.world import World
 from tests.support.training_run import STEP_DELAY_S, ArraySource, poison
 
@@ -55,16 +57,19 @@ def in_ranks(function: Callable[..., None], num_ranks: int, *arguments: object) 
     )
 
 
-def train_legs(config: RunConfig, folder: Path, legs: list[Leg]) -> dict[str, Tensor]:
+def train_legs(
+    config: RunConfig, folder: Path, legs: list[Leg], pin: IndexPin | None = None
+) -> dict[str, Tensor]:
     """The student's and teacher's parameters after all legs; each leg resumes from the last one's checkpoint.
 
-    What each rank consumed lies in `folder` as consumed-*.jsonl.
+    Patches are of the slides of `pin`, or arrays (None); then what each rank consumed lies in `folder` as
+    consumed-*.jsonl.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leg in legs:
         parallel = leg.parallel or config.train.parallel
         train = config.train.model_copy(update={"parallel": parallel})
-        in_ranks(_train_leg, leg.num_ranks, leg, config.model_copy(update={"train": train}), folder)
+        in_ranks(_train_leg, leg.num_ranks, leg, config.model_copy(update={"train": train}), folder, pin)
     return final_parameters(folder, config, legs[-1].until)
 
 
@@ -101,15 +106,20 @@ def _in_group(
         dist.destroy_process_group()
 
 
-def _train_leg(rank: int, num_ranks: int, leg: Leg, config: RunConfig, folder: Path) -> None:
+def _train_leg(
+    rank: int, num_ranks: int, leg: Leg, config: RunConfig, folder: Path, pin: IndexPin | None
+) -> None:
     if rank == leg.slow_rank:
         os.environ[STEP_DELAY_S] = "0.15"
         poison()
     world = World(config.train.num_microbatches, rank, num_ranks, config.train.deterministic)
     store = open_store(str(folder))
-    trainer = Trainer(config, world, RunLog("test"))
+    log = RunLog("test", store)
+    trainer = Trainer(config, world, log)
     start = trainer.resume(store)
-    outcome = trainer.run(ArraySource(str(folder)), start, None, str, until=leg.until)
+    feed = Feed(ArraySource(str(folder)), str) if pin is None else open_stream(config, pin, log)
+    outcome = trainer.run(feed.source, start, None, feed.slide_name, until=leg.until)
+    feed.source.close()
     share = take_share(trainer.learner, outcome.step, outcome.loss)
     if rank:
         save_share(store, share)
