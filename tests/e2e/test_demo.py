@@ -99,11 +99,21 @@ def test_killed_anywhere_and_run_again_ends_the_same(
     assert results(finished) == results(undisturbed)
 
 
-def test_nothing_outlives_a_killed_demo(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kill", "moment"),
+    [
+        (demo.kill_group, "train: checkpoint"),
+        (demo.terminate, "▸ S3"),
+        (demo.terminate, "▸ index"),
+        (demo.terminate, "train: checkpoint"),
+    ],
+)
+def test_nothing_outlives_a_killed_demo(dataset: Path, tmp_path: Path, kill: demo.Kill, moment: str) -> None:
+    """SIGTERM goes to the one process that a person started, as `kill PID` does."""
     process = demo.start(tmp_path, "--slides", str(dataset / "slides"), settings=settings_of(dataset))
-    demo.kill_when(process, "train: checkpoint")
+    demo.kill_when(process, moment, kill=kill)
     deadline_s = time.monotonic() + 20
-    while (left := _mentioning(tmp_path)) and time.monotonic() < deadline_s:
+    while (left := _left_of(process.pid, tmp_path)) and time.monotonic() < deadline_s:
         time.sleep(0.5)
     assert not left
 
@@ -134,7 +144,12 @@ def _wait_for_lock(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def _mentioning(folder: Path) -> list[str]:
-    """Command lines of live processes that name `folder`."""
-    listed = subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True).stdout
-    return [line for line in listed.splitlines() if str(folder) in line and " Z" not in line]
+def _left_of(session: int, folder: Path) -> list[str]:
+    """Command lines of live processes of `session`, or that name `folder`."""
+    listed = subprocess.run(["ps", "-eo", "sid,stat,args"], capture_output=True, text=True).stdout
+    found = (line.split(None, 2) for line in listed.splitlines()[1:])
+    return [
+        args
+        for sid, state, args in found
+        if (int(sid) == session or str(folder) in args) and not state.startswith("Z")
+    ]

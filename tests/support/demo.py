@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,14 @@ def run(folder: Path, *arguments: str, settings: Sequence[str] = TINY) -> Finish
     return finish(start(folder, *arguments, settings=settings))
 
 
-def kill_when(process: subprocess.Popen[str], text: str, timeout_s: float = 240) -> None:
-    """kill -9 the process group once `text` shows on standard error; AssertionError if it never does."""
+Kill = Callable[[subprocess.Popen[str]], None]
+
+
+def kill_when(
+    process: subprocess.Popen[str], text: str, timeout_s: float = 240, *, kill: Kill | None = None
+) -> None:
+    """`kill` (None: -9 to the process group) once `text` shows on standard error; AssertionError if it never
+    does."""
     assert process.stderr is not None
     alarm = threading.Timer(timeout_s, kill_group, [process])
     alarm.start()
@@ -86,7 +92,7 @@ def kill_when(process: subprocess.Popen[str], text: str, timeout_s: float = 240)
             raise AssertionError(f"the demo never showed {text!r}:\n{''.join(said)}")
     finally:
         alarm.cancel()
-        kill_group(process)
+        (kill or kill_group)(process)
         process.wait()
 
 
@@ -96,3 +102,8 @@ def kill_group(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def terminate(process: subprocess.Popen[str]) -> None:
+    """SIGTERM to the demo's own process and no other, as `kill PID` does."""
+    process.terminate()

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from eosin.config.load import override_keys
 from eosin.demo.server import LocalS3, ServerFolder
 from eosin.errors import EosinError, PermanentError, UserError, error_of
 from eosin.layout import TEACHER_CARD, TEACHER_README, TEACHER_TIMM_CONFIG, TEACHER_WEIGHTS, RunLayout
+from eosin.process import die_with_parent
 from eosin.records import TrainingDone
 from eosin.status import RunStatus, run_status
 from eosin.storage import NotFound, Store, join_uri, open_store, read_object
@@ -235,8 +237,9 @@ def _run_pipeline(
     for setting in (*(each for each in material.settings if override_keys(each) not in given), *settings):
         command += ["--set", setting]
     child = subprocess.run(
-        [*command, "--json"], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
-    )
+        [*command, "--json"], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True,
+        preexec_fn=partial(die_with_parent, os.getpid()),
+    )  # fmt: skip
     if child.returncode:
         _raise_failure(child.returncode, child.stdout)
 
@@ -377,7 +380,8 @@ def run_beside(folder: Path, command: Sequence[str]) -> int:
     program = [sys.executable, "-m", "eosin"] if command[0] == "eosin" else [command[0]]
     with opened_demo(folder):
         try:
-            return subprocess.run([*program, *command[1:]]).returncode
+            tied = partial(die_with_parent, os.getpid())
+            return subprocess.run([*program, *command[1:]], preexec_fn=tied).returncode
         except OSError as error:
             raise UserError(f"{command[0]} cannot be run: {error.strerror}") from error
 
