@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -101,19 +100,14 @@ def test_killed_anywhere_and_run_again_ends_the_same(
 
 @pytest.mark.parametrize(
     ("kill", "moment"),
-    [
-        (demo.kill_group, "train: checkpoint"),
-        (demo.terminate, "▸ S3"),
-        (demo.terminate, "▸ index"),
-        (demo.terminate, "train: checkpoint"),
-    ],
+    [(demo.kill_group, "train: checkpoint"), (demo.terminate, "▸ index"), (demo.terminate, "train: world")],
 )
 def test_nothing_outlives_a_killed_demo(dataset: Path, tmp_path: Path, kill: demo.Kill, moment: str) -> None:
     """SIGTERM goes to the one process that a person started, as `kill PID` does."""
     process = demo.start(tmp_path, "--slides", str(dataset / "slides"), settings=settings_of(dataset))
     demo.kill_when(process, moment, kill=kill)
-    deadline_s = time.monotonic() + 20
-    while (left := _left_of(process.pid, tmp_path)) and time.monotonic() < deadline_s:
+    deadline_s = time.monotonic() + 30
+    while (left := demo.processes_of(tmp_path)) and time.monotonic() < deadline_s:
         time.sleep(0.5)
     assert not left
 
@@ -142,14 +136,3 @@ def _wait_for_lock(folder: Path) -> None:
     while not (folder / "lock").is_file() or not (folder / "lock").read_text():
         assert time.monotonic() < deadline_s, "the first demo never took its lock"
         time.sleep(0.05)
-
-
-def _left_of(session: int, folder: Path) -> list[str]:
-    """Command lines of live processes of `session`, or that name `folder`."""
-    listed = subprocess.run(["ps", "-eo", "sid,stat,args"], capture_output=True, text=True).stdout
-    found = (line.split(None, 2) for line in listed.splitlines()[1:])
-    return [
-        args
-        for sid, state, args in found
-        if (int(sid) == session or str(folder) in args) and not state.startswith("Z")
-    ]

@@ -24,6 +24,10 @@ TINY = (
 )  # fmt: skip
 
 
+# In the environment of every process of a demo, whatever session it is in.
+_FOLDER = "DEMO_OF_A_TEST"
+
+
 @dataclass(frozen=True)
 class Finished:
     returncode: int
@@ -49,6 +53,7 @@ def start(folder: Path, *arguments: str, settings: Sequence[str] = TINY) -> subp
     for setting in settings:
         command += ["--set", setting]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "EOSIN_"))}
+    environment[_FOLDER] = str(folder)
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -75,7 +80,7 @@ Kill = Callable[[subprocess.Popen[str]], None]
 
 
 def kill_when(
-    process: subprocess.Popen[str], text: str, timeout_s: float = 240, *, kill: Kill | None = None
+    process: subprocess.Popen[str], text: str, timeout_s: float = 480, *, kill: Kill | None = None
 ) -> None:
     """`kill` (None: -9 to the process group) once `text` shows on standard error; AssertionError if it never
     does."""
@@ -107,3 +112,15 @@ def kill_group(process: subprocess.Popen[str]) -> None:
 def terminate(process: subprocess.Popen[str]) -> None:
     """SIGTERM to the demo's own process and no other, as `kill PID` does."""
     process.terminate()
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of all processes of the demo in `folder` that have not ended, its server among them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{_FOLDER}={folder}\0".encode() in (path / "environ").read_bytes():
+                found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:  # it has just ended, or is another user's
+            continue
+    return found
