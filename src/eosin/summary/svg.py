@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
 
 from eosin.summary.names import number
 
 WIDTH, HEIGHT = 360, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 12, 14, 44
-_MARKERS = ("circle", "square", "triangle", "diamond")
-_DASHES = ("", "6 3", "2 3", "8 3 2 3")
+_FRAME = {"width": WIDTH, "height": HEIGHT, "left": 72, "right": WIDTH - 12, "top": 14, "floor": HEIGHT - 44}
 _MAX_MARKED = 30
 _MAX_POINTS = 400
 _MAX_NAME = 38
@@ -105,17 +106,26 @@ def render(chart: Chart) -> str:
     if not series:
         return ""
     x_axis, y_axis = _axes(chart, series)
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(chart.title)}" preserveAspectRatio="xMidYMid meet">',
-        f"<title>{escape(chart.title)}</title><desc>{escape(_describe(chart, series))}</desc>",
-        *_grid(chart, x_axis, y_axis),
-        *_levels(chart, y_axis),
-        *_marks(chart, x_axis),
-        *(part for i, s in enumerate(series) for part in _draw(s, i, x_axis, y_axis)),
-        "</svg>",
-    ]
-    return "".join(parts)
+    return str(
+        _macros().chart(
+            chart,
+            _FRAME,
+            _describe(chart, series),
+            [(_x(x_axis, tick), name) for tick, name in _x_ticks(chart, x_axis)],
+            [(_y(y_axis, tick), _tick(tick)) for tick in y_axis.ticks()],
+            [(_y(y_axis, value), name, f"{_short(name)} {number(value)}") for name, value in chart.levels],
+            [(_x(x_axis, x), name) for name, x in chart.marks],
+            [_drawn(s, i, x_axis, y_axis) for i, s in enumerate(series)],
+        )
+    )
+
+
+@cache
+def _macros() -> Any:
+    environment = Environment(
+        loader=PackageLoader("eosin.summary"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("chart.svg.j2").module
 
 
 def legend(chart: Chart) -> list[tuple[str, str]]:
@@ -123,14 +133,14 @@ def legend(chart: Chart) -> list[tuple[str, str]]:
     stand for, where its names are too long to be written there."""
     drawn = [s for s in chart.series if s.points]
     named = len(drawn) > 1 or any(not s.line for s in drawn)
-    swatches = [(_swatch(i, s), s.name) for i, s in enumerate(drawn)] if named else []
+    swatches = [(str(_macros().swatch(i, s)), s.name) for i, s in enumerate(drawn)] if named else []
     names = chart.x_names if _are_numbered(chart.x_names) else ()
     return swatches + [(f"<b>{place}</b>", name) for place, name in enumerate(names, 1)]
 
 
 def _are_numbered(names: Sequence[str]) -> bool:
     """Whether names side by side under the axis would run into one another."""
-    room = (WIDTH - _LEFT - _RIGHT) / max(1, len(names))
+    room = (_FRAME["right"] - _FRAME["left"]) / max(1, len(names))
     return any(len(name) * _CHARACTER > room for name in names)
 
 
@@ -203,40 +213,17 @@ def _describe(chart: Chart, series: Sequence[Series]) -> str:
 
 
 def _x(axis: _Axis, value: float) -> float:
-    return round(axis.place(value, _LEFT, WIDTH - _RIGHT), 1)
+    return round(axis.place(value, _FRAME["left"], _FRAME["right"]), 1)
 
 
 def _y(axis: _Axis, value: float) -> float:
-    return round(axis.place(max(value, axis.low) if axis.log else value, HEIGHT - _BOTTOM, _TOP), 1)
-
-
-def _grid(chart: Chart, x_axis: _Axis, y_axis: _Axis) -> list[str]:
-    floor, parts = HEIGHT - _BOTTOM, []
-    for tick in y_axis.ticks():
-        y = _y(y_axis, tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y}" x2="{WIDTH - _RIGHT}" y2="{y}"/>')
-        parts.append(
-            f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5}" text-anchor="end">{_tick(tick)}</text>'
-        )
-    for tick, name in _x_ticks(chart, x_axis):
-        x = _x(x_axis, tick)
-        parts.append(f'<line class="axis" x1="{x}" y1="{floor}" x2="{x}" y2="{floor + 4}"/>')
-        parts.append(f'<text class="tick" x="{x}" y="{floor + 16}" text-anchor="middle">{name}</text>')
-    middle = (_TOP + floor) / 2
-    parts += [
-        f'<line class="axis" x1="{_LEFT}" y1="{floor}" x2="{WIDTH - _RIGHT}" y2="{floor}"/>',
-        f'<text class="label" x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
-        f"{escape(chart.x_label)}</text>",
-        f'<text class="label" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
-        f"{escape(chart.y_label)}</text>",
-    ]
-    return parts
+    return round(axis.place(max(value, axis.low) if axis.log else value, _FRAME["floor"], _FRAME["top"]), 1)
 
 
 def _x_ticks(chart: Chart, x_axis: _Axis) -> list[tuple[float, str]]:
     if chart.x_names:
         names = chart.x_names
-        shown = map(str, range(1, len(names) + 1)) if _are_numbered(names) else map(escape, names)
+        shown = map(str, range(1, len(names) + 1)) if _are_numbered(names) else names
         return [(float(place), name) for place, name in enumerate(shown)]
     return [(tick, _tick(tick)) for tick in x_axis.ticks()]
 
@@ -249,86 +236,20 @@ def _tick(value: float) -> str:
     return f"{value:.9g}" if abs(value) >= 1e-3 else f"{value:.3g}".replace("e-0", "e-")
 
 
-def _levels(chart: Chart, y_axis: _Axis) -> list[str]:
-    parts = []
-    for name, value in chart.levels:
-        y = _y(y_axis, value)
-        parts.append(f'<line class="level" x1="{_LEFT}" y1="{y}" x2="{WIDTH - _RIGHT}" y2="{y}"/>')
-        text = f"<title>{escape(name)}</title>{escape(_short(name))} {number(value)}"
-        parts.append(
-            f'<text class="note" x="{WIDTH - _RIGHT - 2}" y="{y - 4}" text-anchor="end">{text}</text>'
-        )
-    return parts
-
-
 def _short(name: str) -> str:
     """As much of a long name as a level's line has room for, its end included."""
     return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME // 2]}…{name[-(_MAX_NAME // 2 - 1) :]}"
 
 
-def _marks(chart: Chart, x_axis: _Axis) -> list[str]:
-    return [
-        f'<line class="mark" x1="{_x(x_axis, x)}" y1="{_TOP}" x2="{_x(x_axis, x)}" y2="{HEIGHT - _BOTTOM}">'
-        f"<title>{escape(name)}</title></line>"
-        for name, x in chart.marks
-    ]
-
-
-def _draw(series: Series, number_of: int, x_axis: _Axis, y_axis: _Axis) -> list[str]:
+def _drawn(series: Series, number_of: int, x_axis: _Axis, y_axis: _Axis) -> dict[str, Any]:
+    """Places of a series in the frame: of its line, of its intervals, and of each point that is marked."""
     places = [(_x(x_axis, p.x), _y(y_axis, p.y)) for p in series.points]
-    style = f"s{number_of % 6}"
-    parts = _band(series, x_axis, y_axis, style)
-    parts += [_path(places, series.stepped, style, _DASHES[number_of % 4])] if series.line else []
+    band = [(_x(x_axis, p.x), [_y(y_axis, end) for end in p.interval]) for p in series.points if p.interval]
     marked = len(places) <= _MAX_MARKED if series.marked is None else series.marked
-    for point, (x, y) in zip(series.points, places, strict=True):
-        if point.spread and marked:
-            low, high = _y(y_axis, point.y - point.spread), _y(y_axis, point.y + point.spread)
-            parts.append(f'<line class="bar {style}" x1="{x}" y1="{low}" x2="{x}" y2="{high}"/>')
-        if marked:
-            spread = f" ± {number(point.spread)}" if point.spread else ""
-            spread += f" [{number(point.interval[0])}, {number(point.interval[1])}]" if point.interval else ""
-            text = f"{series.name}, {point.label or _tick(point.x)}: {number(point.y)}{spread}"
-            parts.append(_marker(number_of, x, y, style, text))
-    return parts
-
-
-def _band(series: Series, x_axis: _Axis, y_axis: _Axis, style: str) -> list[str]:
-    """The intervals of all points as one area; of a single point as a bar."""
-    known = [(_x(x_axis, p.x), [_y(y_axis, end) for end in p.interval]) for p in series.points if p.interval]
-    if len(known) < 2:
-        return [
-            f'<line class="bar {style}" x1="{x}" y1="{low}" x2="{x}" y2="{high}"/>'
-            for x, (low, high) in known
-        ]
-    edge = [f"{x} {low}" for x, (low, _) in known] + [f"{x} {high}" for x, (_, high) in reversed(known)]
-    return [f'<polygon class="band {style}" points="{" ".join(edge)}"/>']
-
-
-def _swatch(number_of: int, series: Series) -> str:
-    style = f"s{number_of % 6}"
-    line = _path([(1.0, 7.0), (33.0, 7.0)], False, style, _DASHES[number_of % 4]) if series.line else ""
-    marker = "" if series.marked is False else _marker(number_of, 17.0, 7.0, style, series.name)
-    return f'<svg viewBox="0 0 34 14" aria-hidden="true">{line}{marker}</svg>'
-
-
-def _path(places: Sequence[tuple[float, float]], stepped: bool, style: str, dash: str) -> str:
-    commands = [f"M{places[0][0]} {places[0][1]}"]
-    commands += [f"H{x}V{y}" if stepped else f"L{x} {y}" for x, y in places[1:]]
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'<path class="line {style}" d="{"".join(commands)}"{dashes}/>'
-
-
-def _marker(number_of: int, x: float, y: float, style: str, text: str) -> str:
-    kind = _MARKERS[number_of % len(_MARKERS)]
-    title = f"<title>{escape(text)}</title>"
-    if kind == "circle":
-        return f'<circle class="dot {style}" cx="{x}" cy="{y}" r="3.2">{title}</circle>'
-    if kind == "square":
-        return (
-            f'<rect class="dot {style}" x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6">{title}</rect>'
-        )
-    top = f"{x} {y - 4:.1f}"
-    base = f"{x + 3.8:.1f} {y + 3:.1f} {x - 3.8:.1f} {y + 3:.1f}"
-    sides = f"{x + 4:.1f} {y} {x} {y + 4:.1f} {x - 4:.1f} {y}"
-    corners = base if kind == "triangle" else sides
-    return f'<polygon class="dot {style}" points="{top} {corners}">{title}</polygon>'
+    dots = []
+    for p, (x, y) in zip(series.points, places, strict=True) if marked else ():
+        ends = [_y(y_axis, p.y - p.spread), _y(y_axis, p.y + p.spread)] if p.spread else []
+        spread = f" ± {number(p.spread)}" if p.spread else ""
+        spread += f" [{number(p.interval[0])}, {number(p.interval[1])}]" if p.interval else ""
+        dots.append((x, y, ends, f"{series.name}, {p.label or _tick(p.x)}: {number(p.y)}{spread}"))
+    return {"series": series, "number": number_of, "places": places, "band": band, "dots": dots}
