@@ -23,7 +23,7 @@ from eosin.config.cluster import TaskPodConfig
 from eosin.config.run import RunConfig
 from eosin.demo.run import DEFAULT_FOLDER, DemoResult, demo_command
 from eosin.observability import _for_people
-from eosin.summary.markdown import terminal_table
+from eosin.summary.terminal import terminal_table
 
 sys.path.insert(0, str(Path(__file__).parent))
 import bucket_pages

@@ -258,7 +258,7 @@ def _raise_failure(returncode: int, output: str) -> None:
 
 
 def _fetch_report(run_uri: str, demo_folder: Path) -> DemoResult:
-    from eosin.summary.markdown import terminal_table
+    from eosin.summary.terminal import terminal_table
 
     store = open_store(run_uri)
     folder = demo_folder / "report" / run_uri.rsplit("/", 1)[-1]

@@ -43,6 +43,11 @@ class Line:
         return next((result for result in self.baselines if result.model == model), None)
 
     @property
+    def arrow(self) -> str:
+        """↑ where higher is better, else ↓."""
+        return "↑" if self.higher_is_better else "↓"
+
+    @property
     def change(self) -> float | None:
         """Newest teacher less random-init."""
         if self.random_init is None or self.last is None:

@@ -1,4 +1,4 @@
-"""Report page: summary.html, self-contained, made by a template, with charts of the run."""
+"""Report as summary.html, one self-contained page with charts of the run, and as summary.md, by templates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ from eosin.records.details import (
 from eosin.records.teacher_folder import features_line, timm_lines
 from eosin.summary import names, svg
 from eosin.summary.headline import baselines_of, top1_repeats
-from eosin.summary.markdown import arrow
 from eosin.summary.names import metric_name, model_label, signed
 from eosin.summary.report import Report
 from eosin.summary.results import Result, intervals, listed, metric_order, model_order
@@ -265,6 +264,11 @@ def to_html(report: Report) -> str:
     return page + "\n"
 
 
+def to_markdown(report: Report) -> str:
+    """summary.md: the headline, gaps and slides of a report, for a pull request."""
+    return template()[0].get_template("summary.md.j2").render(report=report) + "\n"
+
+
 def course(config: RunConfig) -> list[tuple[str, int]]:
     """Steps at which the training changed its course; first the run and the crops that it goes on with."""
     init, side_px = config.model.init, config.augment.global_px
@@ -273,12 +277,16 @@ def course(config: RunConfig) -> list[tuple[str, int]]:
     return [*begun, *config.train.milestones()]
 
 
+def _is_html(name: str | None) -> bool:
+    return name is None or ".md." not in name
+
+
 @cache
 def template() -> tuple[Environment, Markup]:
     """The environment, which keeps the compiled template, and the style sheet."""
     loader = PackageLoader("eosin.summary")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader, autoescape=_is_html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
         "figure": names.figure,
@@ -286,12 +294,13 @@ def template() -> tuple[Environment, Markup]:
         "signed": names.signed,
         "metric_name": names.metric_name,
         "model_label": names.model_label,
+        "plain": names.plain,
         "picture": _data_uri,
         "count": _count,
         "markup": Markup,
     }
     environment.globals |= {
-        "arrow": arrow, "draw": _draw, "legend": svg.legend, "baselines_of": baselines_of, "listed": listed,
+        "draw": _draw, "legend": svg.legend, "baselines_of": baselines_of, "listed": listed,
         "timm_lines": timm_lines, "features_line": features_line, "duration": _duration, "hours": _hours,
     }  # fmt: skip
     return environment, Markup(loader.get_source(environment, "summary.css")[0])

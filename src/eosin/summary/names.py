@@ -81,3 +81,11 @@ def figure(result: Any) -> str:
 def signed(value: float) -> str:
     """With its sign; a true minus."""
     return f"{'+' if value >= 0 else '−'}{number(abs(value))}"
+
+
+def plain(text: str) -> str:
+    """Plain text in a Markdown table: no markup, no HTML, one line."""
+    flat = " ".join(text.split())
+    for character in "\\`*_[]<>|#":
+        flat = flat.replace(character, f"\\{character}")
+    return flat

@@ -321,18 +321,9 @@ def _figures(report: StudyReport, run: VariantRun) -> list[dict[str, Any]]:
 
 
 def _to_markdown(report: StudyReport) -> str:
-    names = [run.label for run in report.runs]
-    lines = [f"# {report.name}", "", f"`{report.study.key}` varied.", ""]
-    lines += [f"| task | metric | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
-    for row in _rows(report):
-        cells = (f"**{c['text']}**" if c["best"] else c["text"] for c in row["cells"])
-        lines.append(f"| {row['task']} | {row['metric']} | {' | '.join(cells)} |")
-    if report.scatter:
-        found = (line for chart in report.scatter for line in _correlations(chart))
-        lines += ["", "## Label-free figures against accuracy", "", *(f"- {line}" for line in found)]
-    if report.problems:
-        lines += ["", "## Not there", "", *(f"- {' '.join(line.split())}" for line in report.problems)]
-    return "\n".join(lines) + "\n"
+    found = [line for chart in report.scatter for line in _correlations(chart)]
+    page = template()[0].get_template("study.md.j2")
+    return page.render(report=report, rows=_rows(report), correlations=found) + "\n"
 
 
 def _to_html(report: StudyReport) -> str:

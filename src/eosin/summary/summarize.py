@@ -15,9 +15,8 @@ from eosin.storage import join_uri, open_store
 from eosin.summary.cost import Cost
 from eosin.summary.data_view import Rejected
 from eosin.summary.headline import Outcome
-from eosin.summary.html import to_html
+from eosin.summary.html import to_html, to_markdown
 from eosin.summary.leaderboard import Source
-from eosin.summary.markdown import to_markdown
 from eosin.summary.published import read_published
 from eosin.summary.report import Report, build_report
 from eosin.summary.results import Result, Status
