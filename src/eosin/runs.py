@@ -250,6 +250,13 @@ def complete_steps(store: Store) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def exported_models(store: Store) -> list[str]:
+    """Names of the teachers whose card, published last, is there; in name order, hence by step."""
+    card = re.compile(re.escape(RunLayout.TEACHERS) + r"([^/]+)/model\.json")
+    found = (card.fullmatch(info.key) for info in store.list(RunLayout.TEACHERS))
+    return sorted(match[1] for match in found if match)
+
+
 def has_trained(store: Store) -> bool:
     """Whether a run, or a run of a study, has published anything that its training or judging made."""
     results = (RunLayout.CHECKPOINTS, RunLayout.TEACHERS, RunLayout.METRICS, RunLayout.TRAINING_DONE)

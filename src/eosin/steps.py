@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from eosin.config import RunConfig, difference, load_config
 from eosin.config.cluster import ClusterConfig
 from eosin.errors import TransientError, UserError
-from eosin.layout import RANDOM_INIT, TEACHER_CARD, RunLayout, record_key
+from eosin.layout import RANDOM_INIT, RunLayout, record_key
 from eosin.observability import RunLog
 from eosin.preflight import (
     EVALUATE_LIBRARIES,
@@ -40,7 +40,7 @@ from eosin.records import (
     TrainingDone,
     load_record,
 )
-from eosin.runs import change_course, dated, load_pin, load_run, pin_index, prepare_run
+from eosin.runs import change_course, dated, exported_models, load_pin, load_run, pin_index, prepare_run
 from eosin.step_process import as_step, in_pod, publish_silent_failure
 from eosin.storage import join_uri, open_store
 from eosin.trackers import send_results
@@ -458,10 +458,7 @@ def chosen_evaluations(run_uri: str, model: str = "", task: str = "") -> list[di
     if not model:
         return [pair for pair in evaluations(run_uri) if not task or pair["task"] == task]
     require_libraries(EVALUATE_LIBRARIES)
-    cards = (info.key for info in store.list(RunLayout.TEACHERS) if info.key.endswith(f"/{TEACHER_CARD}"))
-    known = list(
-        dict.fromkeys([RANDOM_INIT, *config.evaluate.baselines, *(key.split("/")[1] for key in cards)])
-    )
+    known = list(dict.fromkeys([RANDOM_INIT, *config.evaluate.baselines, *exported_models(store)]))
     if model not in known and "/" not in model and not model.startswith("timm:"):
         raise UserError(f"run {run_uri} has no model {model!r}", hint=f"there are: {', '.join(known)}")
     return [{"model": model, "task": each} for each in tasks if not task or each == task]

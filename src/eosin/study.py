@@ -16,6 +16,7 @@ from eosin.layout import RANDOM_INIT, TEACHER_WEIGHTS, RunLayout
 from eosin.records import Study, Variant, load_record, update_record
 from eosin.runs import has_trained, load_pin, pin_index, plan_config, prepare_run, resolve
 from eosin.storage import join_uri, open_store
+from eosin.words import repeated
 
 _TIMM = "timm:"
 _ALL = "all"
@@ -65,9 +66,8 @@ def study_of(
     if len(values) < 2:
         raise UserError(f"a study of {key} needs two values or more", hint="--param 'values=[…]'")
     names = [_name(value) for value in values]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"two values of {key} are alike: {', '.join(twice)}")
+    if twice := repeated(names):
+        raise UserError(f"two values of {key} are alike: {twice}")
     heldout = join_uri(study_uri, RunLayout.patch_set(HELD_OUT)).rstrip("/")
     planned: list[PlannedVariant] = []
     for name, value in zip(names, values, strict=True):

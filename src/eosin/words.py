@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 def counted(number: int, noun: str) -> str:
@@ -25,3 +26,15 @@ def first_of(names: Sequence[str], most: int, separator: str = ", ") -> str:
     """`a, b and 3 more`: the first `most` of `names`, and how many others there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return separator.join(names[:most]) + more
+
+
+def nearest_of(name: str, known: Iterable[str], *, none: str = "none") -> str:
+    """`did you mean X?`, or `there are: …` where no known name is near; `none` where there is none at all."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(names) or none}"
+
+
+def repeated(names: Sequence[str]) -> str:
+    """The names that stand there more than once, sorted: `a, b`; empty where none does."""
+    return ", ".join(sorted({name for name in names if names.count(name) > 1}))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from eosin.config.base import LABEL_PATTERN, POOL_PATTERN, QUANTITY_PATTERN, Section
+from eosin.words import repeated
 
 PoolName = Annotated[str, Field(pattern=POOL_PATTERN)]
 Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN)]
@@ -204,9 +205,8 @@ class ClusterConfig(Section):
         if not self.pools:
             raise ValueError("pools needs at least one node pool")
         names = [pool.name for pool in self.pools]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two pools share a name: {', '.join(twice)}")
+        if twice := repeated(names):
+            raise ValueError(f"two pools share a name: {twice}")
         if RENDEZVOUS in names:
             raise ValueError(f"no pool may be named {RENDEZVOUS}: that is the rendezvous pod's own name")
         self._check_anchor()

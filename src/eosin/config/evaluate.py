@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from eosin.config.base import Section
 from eosin.config.presets import expand_preset
 from eosin.config.task import TaskConfig, task_kinds
+from eosin.words import repeated
 
 if TYPE_CHECKING:
     AnyTask = TaskConfig
@@ -50,8 +51,6 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        names = [task.name for task in self.tasks]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two tasks share a name: {', '.join(twice)}")
+        if twice := repeated([task.name for task in self.tasks]):
+            raise ValueError(f"two tasks share a name: {twice}")
         return self

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from eosin.config.base import NAME_PATTERN, Section
+from eosin.words import repeated
 
 _KINDS = ("uri", "manifest", "idc", "gdc")
 
@@ -130,10 +131,8 @@ class SlidesConfig(Section):
     def _one_form(self) -> Self:
         if self.uri and self.sources:
             raise ValueError("uri is one folder, and sources are several: give one of both")
-        names = [source.name for source in self.sources]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two sources are called {', '.join(twice)}: give each a name")
+        if twice := repeated([source.name for source in self.sources]):
+            raise ValueError(f"two sources are called {twice}: give each a name")
         return self
 
     def __str__(self) -> str:

@@ -6,8 +6,9 @@ what differs between datasets stands here.
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, Literal
+
+from eosin.words import nearest_of
 
 ImageLayout = Literal["bach", "bracs", "breakhis", "crc", "gleason", "mhist", "pcam", "unitopatho"]
 MaskLayout = Literal["bcss", "consep", "monusac", "monuseg"]
@@ -85,9 +86,7 @@ def expand_preset(task: Any) -> Any:
     own = {key: value for key, value in task.items() if key != "preset"}
     name = str(task["preset"])
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        known = f"did you mean {near[0]}?" if near else f"there are: {', '.join(PRESETS)}"
-        raise ValueError(f"no preset {name}; {known}")
+        raise ValueError(f"no preset {name}; {nearest_of(name, PRESETS)}")
     preset = PRESETS[name]
     if own.get("kind", preset["kind"]) != preset["kind"]:
         preset = {"layout": preset["layout"]}

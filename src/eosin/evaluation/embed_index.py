@@ -26,11 +26,11 @@ from eosin.config import RunConfig, load_config, with_overrides
 from eosin.config.base import FORMS, READ_OUT_PATTERN
 from eosin.config.patches import GridConfig
 from eosin.errors import EosinError, UserError
+from eosin.evaluation.embeddings.embed import decode_or_reason
 from eosin.evaluation.embeddings.forward import Forward
 from eosin.evaluation.embeddings.slide_embed import Pixels, embed_patches, made_ahead, pixels_ahead
 from eosin.evaluation.judged_model import LAST, TIMM, JudgedModel, find_model
 from eosin.evaluation.plan import find_teacher
-from eosin.evaluation.transform import BadImage, load_image
 from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.layout import TEACHER_CARD, TEACHER_WEIGHTS, FeaturesLayout, RunLayout
@@ -162,7 +162,7 @@ def patch_set_source(request: EmbedRequest, img_px: int) -> EmbedSource:
         slide = slides[place]
         rows = [row for number in shards[slide] for row in read(number) if row.slide == slide]
         coords = np.array([(row.x_px, row.y_px) for row in rows], np.int64).reshape(-1, 2)
-        decoded = made_ahead(rows, lambda part: [_pixels(row.image, img_px) for row in part])
+        decoded = made_ahead(rows, lambda part: [decode_or_reason(row.image, img_px) for row in part])
         return SlidePatches(coords, np.array([row.mpp for row in rows]), decoded)
 
     def row_of(place: int) -> SlideRow | None:
@@ -206,13 +206,6 @@ def _snapshot_of(index_uri: str, snapshot_id: str) -> Snapshot | None:
         return open_snapshot(index_uri, snapshot_id) if index_uri else None
     except EosinError:
         return None
-
-
-def _pixels(image: bytes, img_px: int) -> Pixels | str:
-    try:
-        return load_image(image, img_px)
-    except BadImage as error:
-        return str(error)
 
 
 @dataclass(frozen=True)

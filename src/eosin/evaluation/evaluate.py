@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -27,6 +26,7 @@ from eosin.records import MetricRecord, load_record
 from eosin.records.details import Details, ExamplePicture
 from eosin.runs import load_pin, load_run
 from eosin.storage import Store, open_store
+from eosin.words import nearest_of
 
 _MAX_NAMED = 10
 _EVA_IMG_PX = 224
@@ -146,9 +146,7 @@ def _find_task(run_uri: str, config: RunConfig, name: str) -> Task:
         task = tasks[name]
         assert isinstance(task, Task)
         return task
-    near = difflib.get_close_matches(name, tasks, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(tasks) or 'none'}"
-    raise UserError(f"run {run_uri} has no task {name}", hint=hint)
+    raise UserError(f"run {run_uri} has no task {name}", hint=nearest_of(name, tasks))
 
 
 def _publish(store: Store, model: JudgedModel, record: MetricRecord, started_s: float) -> MetricRecord:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.metadata
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,9 @@ from eosin.config import RunConfig
 from eosin.errors import UserError
 from eosin.layout import RANDOM_INIT, TEACHER_CARD, RunLayout, record_key, step_of
 from eosin.records import TeacherCard, load_record
+from eosin.runs import exported_models
 from eosin.storage import NotFound, Store, open_store
+from eosin.words import nearest_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,15 +86,12 @@ def _find(run_uri: str, config: RunConfig, name: str, store: Store) -> JudgedMod
         return _foreign_teacher(name)
     card = load_record(TeacherCard, store, RunLayout.teacher_card(name))
     if card is None:
-        raise _unknown(run_uri, name, store)
+        hint = nearest_of(name, exported_models(store), none="none yet")
+        raise UserError(f"run {run_uri} has no model {name}", hint=hint)
     return _teacher(name, step_of(name), card, run_uri, run_uri)
 
 
 _IDENTITY = {"arch", "arch_args", "img_px", "num_features", "mean", "std", "weights_sha256"}
-
-
-def _card_digest(card: TeacherCard) -> str:
-    return _digest(card.model_dump(mode="json", include=_IDENTITY))
 
 
 def _foreign_teacher(folder: str) -> JudgedModel:
@@ -116,21 +113,8 @@ def _teacher(name: str, step: int | None, card: TeacherCard, uri: str, trained_b
 
         return load_teacher(uri, card.name)
 
-    return JudgedModel(name, step, _card_digest(card), load, trained_by, card.weights_sha256)
-
-
-def _unknown(run_uri: str, name: str, store: Store) -> UserError:
-    there = exported_models(store)
-    near = difflib.get_close_matches(name, there, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(there) or 'none yet'}"
-    return UserError(f"run {run_uri} has no model {name}", hint=hint)
-
-
-def exported_models(store: Store) -> list[str]:
-    """Names of the teachers whose card, published last, is there; in name order, hence by step."""
-    card = re.compile(re.escape(RunLayout.TEACHERS) + r"([^/]+)/model\.json")
-    found = (card.fullmatch(info.key) for info in store.list(RunLayout.TEACHERS))
-    return sorted(match[1] for match in found if match)
+    digest = _digest(card.model_dump(mode="json", include=_IDENTITY))
+    return JudgedModel(name, step, digest, load, trained_by, card.weights_sha256)
 
 
 def _random_init(config: RunConfig) -> JudgedModel:

@@ -13,12 +13,11 @@ from eosin.config import RunConfig
 from eosin.errors import TransientError, UserError
 from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.evaluate import evaluate, find_judged_model
-from eosin.evaluation.judged_model import exported_models
 from eosin.evaluation.task import Task
 from eosin.layout import TEACHER_CARD, RunLayout, step_of
 from eosin.observability import RunLog
 from eosin.records import MetricRecord, TrainingDone, load_record
-from eosin.runs import load_run
+from eosin.runs import exported_models, load_run
 from eosin.storage import Store, join_uri, open_store
 
 

@@ -15,7 +15,7 @@ from eosin.patches.sets.patchset import CONTACT_SHEET
 from eosin.recipes import load_recipe
 from eosin.records import MetricRecord, PatchSetManifest, StepFailure, TeacherCard, TrainingDone, load_record
 from eosin.records.base import Record
-from eosin.runs import load_failures, load_pin, load_run
+from eosin.runs import exported_models, load_failures, load_pin, load_run
 from eosin.storage import NotFound, Store, open_store
 from eosin.summary.earlier import EarlierRun, read_earlier
 from eosin.summary.training_log import Event, read_events
@@ -126,9 +126,8 @@ def _recipe(config: RunConfig) -> RunConfig | None:
 
 
 def _teachers(reader: _Reader) -> tuple[TeacherCard, ...]:
-    card = re.compile(re.escape(RunLayout.TEACHERS) + r"[^/]+/model\.json")
-    keys = [info.key for info in reader.store.list(RunLayout.TEACHERS) if card.fullmatch(info.key)]
-    cards = [reader.record(TeacherCard, key) for key in keys]
+    names = exported_models(reader.store)
+    cards = [reader.record(TeacherCard, RunLayout.teacher_card(name)) for name in names]
     return tuple(sorted((card for card in cards if card), key=lambda card: (card.step or 0, card.name)))
 
 

@@ -10,9 +10,9 @@ from eosin.errors import PermanentError
 from eosin.layout import RunLayout
 from eosin.observability import RunLog
 from eosin.storage import open_store
-from eosin.summary.terminal import terminal_table
 from eosin.summary.names import number, signed
 from eosin.summary.summarize import summarize
+from eosin.summary.terminal import terminal_table
 from tests.support.summary import TASKS, fake_run, put_record, record
 
 

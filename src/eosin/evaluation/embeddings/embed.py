@@ -151,10 +151,11 @@ def _compute(model: JudgedModel, dataset: Dataset, batch_size: int, log: RunLog,
     total = len(dataset.samples)
 
     def decode(data: bytes | MissingImage) -> tuple[int, Pixels] | str:
-        image = _decode(data, forward.img_px)
+        image = decode_or_reason(data, forward.img_px)
         if isinstance(data, MissingImage) or isinstance(image, str):
             return str(image)
-        return _hash(data), CHANGES[change](image) if change else image
+        digest = hashlib.blake2b(data, digest_size=8).digest()
+        return int.from_bytes(digest), CHANGES[change](image) if change else image
 
     batches = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
     with ThreadPoolExecutor(_DECODE_THREADS) as pool:
@@ -173,43 +174,6 @@ def _compute(model: JudgedModel, dataset: Dataset, batch_size: int, log: RunLog,
                 hashes += [each for each, _ in good.values()]
                 rows += good
             log.progress(indices[-1] + 1, total, "images", model=model.name)
-    return _checked(model, dataset, features, rows, dropped, hashes)
-
-
-def _hash(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
-
-
-def _one_ahead(load: Callable[[range], T], batches: Sequence[range]) -> Iterator[T]:
-    """What `load` gives for each of `batches`; the next is read while the model sees the one before."""
-    with ThreadPoolExecutor(1) as reader:
-        ahead: Future[T] | None = None
-        for batch in batches:
-            begun = reader.submit(load, batch)
-            if ahead is not None:
-                yield ahead.result()
-            ahead = begun
-        if ahead is not None:
-            yield ahead.result()
-
-
-def _decode(data: bytes | MissingImage, img_px: int) -> Pixels | str:
-    if isinstance(data, MissingImage):
-        return data.reason
-    try:
-        return load_image(data, img_px)
-    except BadImage as error:
-        return str(error)
-
-
-def _checked(
-    model: JudgedModel,
-    dataset: Dataset,
-    features: list[Features],
-    rows: list[int],
-    dropped: list[dict[str, str]],
-    hashes: list[int],
-) -> Embeddings:
     if not rows:
         raise UnreadableImages(dataset.uri, dropped)
     matrix = np.concatenate(features)
@@ -227,6 +191,29 @@ def _checked(
         tuple(dropped[:_MAX_NAMED]),
         np.asarray(hashes, dtype=np.uint64),
     )
+
+
+def _one_ahead(load: Callable[[range], T], batches: Sequence[range]) -> Iterator[T]:
+    """What `load` gives for each of `batches`; the next is read while the model sees the one before."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead: Future[T] | None = None
+        for batch in batches:
+            begun = reader.submit(load, batch)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = begun
+        if ahead is not None:
+            yield ahead.result()
+
+
+def decode_or_reason(data: bytes | MissingImage, img_px: int) -> Pixels | str:
+    """An encoded image at the model's size, [img_px, img_px, 3], or why it cannot be read."""
+    if isinstance(data, MissingImage):
+        return data.reason
+    try:
+        return load_image(data, img_px)
+    except BadImage as error:
+        return str(error)
 
 
 def _encode(embeddings: Embeddings) -> bytes:
