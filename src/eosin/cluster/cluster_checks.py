@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -54,7 +55,8 @@ def check_store_from_inside(
     except (EosinError, Missing) as error:
         return [Check(_NAME, "warn", f"cannot be followed: {error}", _ELSE)]
     finally:
-        _delete(cluster, name)
+        with contextlib.suppress(EosinError, Missing):  # its own time limit ends it
+            cluster.read(f"deleting pod {name}", core.delete_namespaced_pod, name, cluster.namespace)
 
 
 def _findings(cluster: Cluster, name: str, sleep: Callable[[float], None], timeout_s: float) -> list[Check]:
@@ -95,13 +97,6 @@ def _said(lines: list[str]) -> list[Check]:
         Check(f"inside: {check['name']}", check["status"], check["detail"], check.get("fix", ""))
         for check in told
     ]
-
-
-def _delete(cluster: Cluster, name: str) -> None:
-    try:
-        cluster.read(f"deleting pod {name}", cluster.core.delete_namespaced_pod, name, cluster.namespace)
-    except (EosinError, Missing):
-        return  # its own time limit ends it
 
 
 _PREREQUISITES = "kubectl apply --server-side -k manifests/prerequisites"
@@ -274,19 +269,13 @@ def _check_queue(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
         yield Check("queue", "fail", detail, fix)
         return
     points_at = found["spec"].get("clusterQueue", "?")
-    status = found.get("status") or {}
-    if stopped := _why_inactive(status):
+    if inactive := names.condition(found, "Active", "False"):
+        stopped = inactive.get("message") or inactive.get("reason", "")
         fix = f"does ClusterQueue {points_at} exist, with a flavor for each resource, and is it not held?"
         yield Check("queue", "fail", f"{config.queue} → {points_at} admits nothing: {stopped}", fix)
         return
-    yield Check("queue", "ok", f"{config.queue} → {points_at}, {status.get('pendingWorkloads', 0)} waiting")
-
-
-def _why_inactive(status: Manifest) -> str:
-    for condition in status.get("conditions") or []:
-        if condition["type"] == "Active" and condition["status"] == "False":
-            return str(condition.get("message") or condition.get("reason", ""))
-    return ""
+    pending = (found.get("status") or {}).get("pendingWorkloads", 0)
+    yield Check("queue", "ok", f"{config.queue} → {points_at}, {pending} waiting")
 
 
 def _check_retries(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
@@ -333,7 +322,7 @@ def _check_nodes(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
 
 def _check_pool(pool: NodePoolConfig, nodes: list[Manifest]) -> Check:
     name = f"pool {pool.name}"
-    ready = [node for node in nodes if _is_ready(node)]
+    ready = [node for node in nodes if names.condition(node, "Ready")]
     fit = [node for node in ready if _gpus(node, pool.gpu_resource) >= pool.gpus_per_node]
     detail = f"{len(fit)} of {pool.min_nodes}–{pool.max_nodes} nodes ready with {pool.gpus_per_node} GPUs"
     if len(fit) >= max(pool.min_nodes, 1):
@@ -350,14 +339,17 @@ def _check_pool(pool: NodePoolConfig, nodes: list[Manifest]) -> Check:
 
 
 def _check_quota(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
-    for resource, needed in sorted(_gpus_needed(config).items()):
+    gpus: Counter[str] = Counter()
+    for pool in config.pools:
+        gpus[pool.gpu_resource] += pool.min_nodes * pool.gpus_per_node
+    for resource, needed in sorted((+gpus).items()):
         key = f"requests.{resource}"
         for quota in cluster.list_quotas():
-            hard = (quota.get("status") or {}).get("hard", {}).get(key)
+            status = quota.get("status") or {}
+            hard = status.get("hard", {}).get(key)
             if hard is None:
                 continue
-            used = int((quota.get("status") or {}).get("used", {}).get(key, 0))
-            left = int(hard) - used
+            left = int(hard) - int(status.get("used", {}).get(key, 0))
             detail = (
                 f"{quota['metadata']['name']}: {left} of {hard} {resource} free, {needed} needed to start"
             )
@@ -365,22 +357,9 @@ def _check_quota(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
             yield Check("quota", "ok" if left >= needed else "fail", detail, fix)
 
 
-def _gpus_needed(config: ClusterConfig) -> Counter[str]:
-    needed: Counter[str] = Counter()
-    for pool in config.pools:
-        if pool.gpus_per_node:
-            needed[pool.gpu_resource] += pool.min_nodes * pool.gpus_per_node
-    return needed
-
-
 def _matches(node: Manifest, pool: NodePoolConfig) -> bool:
     labels = node["metadata"].get("labels", {})
     return all(labels.get(key) == value for key, value in pool.node_selector.items())
-
-
-def _is_ready(node: Manifest) -> bool:
-    conditions = node.get("status", {}).get("conditions") or []
-    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
 
 
 def _gpus(node: Manifest, resource: str) -> int:

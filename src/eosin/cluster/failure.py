@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from eosin.cluster import names
 from eosin.cluster.api import Manifest
 from eosin.errors import (
     EXIT_CONFIGURATION_IN_POD,
@@ -20,6 +21,7 @@ from eosin.errors import (
 _SHOWN_LINES = 5
 _AGENT_SAYS = "agent: "
 _NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
+_NO_POD = "no pod is left to say why"
 _NO_CONTAINER = {"CreateContainerConfigError", "CreateContainerError"}
 
 
@@ -53,8 +55,10 @@ def explain_failure(
     failures = pod_failures(pods)
     name, kind = jobset["metadata"]["name"], jobset.get("kind", "JobSet")
     if not failures:
+        failed = names.condition(jobset, "Failed")
+        why = f"{failed.get('reason', '')}: {failed.get('message', '')}" if failed else _NO_POD
         return PermanentError(
-            f"{kind} {name} failed: {_condition(jobset)}",
+            f"{kind} {name} failed: {why}",
             hint=f"kubectl -n {jobset['metadata']['namespace']} describe {kind.lower()} {name}",
         )
     failure = failures[0]
@@ -79,17 +83,13 @@ def stuck_pods(pods: Sequence[Manifest]) -> dict[str, str]:
 
 
 def _failures_of(pod: Manifest) -> list[PodFailure]:
-    status = pod.get("status", {})
-    evicted = any(
-        condition["type"] == "DisruptionTarget" and condition["status"] == "True"
-        for condition in status.get("conditions") or []
-    )
+    evicted = names.condition(pod, "DisruptionTarget") is not None
     ended = [
         (
             container["name"],
             container["state"].get("terminated") or container.get("lastState", {}).get("terminated"),
         )
-        for container in status.get("containerStatuses") or []
+        for container in pod.get("status", {}).get("containerStatuses") or []
     ]
     return [
         PodFailure(
@@ -166,10 +166,3 @@ def _last_error(lines: Sequence[str]) -> Manifest | None:
         if isinstance(event, dict) and event.get("event") == "error" and event.get("message"):
             return event
     return None
-
-
-def _condition(jobset: Manifest) -> str:
-    for condition in jobset.get("status", {}).get("conditions") or []:
-        if condition["type"] == "Failed" and condition["status"] == "True":
-            return f"{condition.get('reason', '')}: {condition.get('message', '')}"
-    return "no pod is left to say why"

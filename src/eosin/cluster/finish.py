@@ -93,10 +93,10 @@ def _training_of(cluster: Cluster, launcher: Launcher) -> list[Manifest]:
 
 
 def _goes_on_elsewhere(cluster: Cluster, job: Manifest, launcher: Launcher) -> bool:
-    for owner in job["metadata"].get("ownerReferences") or []:
-        if owner["kind"] != names.WORKFLOW.kind or owner["name"] == launcher.workflow:
+    for name in owning_workflows(job):
+        if name == launcher.workflow:
             continue
-        other = cluster.get(names.WORKFLOW, owner["name"])
+        other = cluster.get(names.WORKFLOW, name)
         if other is not None and not is_stopped(other) and not has_ended(other):
             return True
     return False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 RUN_ANNOTATION = "eosin.dev/run"
 CONFIG_ANNOTATION = "eosin.dev/config-digest"
@@ -99,3 +101,20 @@ def labels(name: str) -> dict[str, str]:
         "app.kubernetes.io/part-of": "eosin",
         MANAGED_BY: "eosin",
     }
+
+
+def annotation(existing: Mapping[str, Any], key: str) -> str:
+    """An annotation of an object; empty where it has none of that key."""
+    return str((existing["metadata"].get("annotations") or {}).get(key, ""))
+
+
+def owners(existing: Mapping[str, Any], kind: str = "") -> list[dict[str, Any]]:
+    """References to the objects that own this one; with `kind`, to those of that kind."""
+    found = existing["metadata"].get("ownerReferences") or []
+    return [owner for owner in found if kind in ("", owner["kind"])]
+
+
+def condition(existing: Mapping[str, Any], kind: str, status: str = "True") -> dict[str, Any] | None:
+    """The condition of a kind in an object's status, where it stands at `status`; None where it does not."""
+    found = (existing.get("status") or {}).get("conditions") or []
+    return next((each for each in found if (each["type"], each["status"]) == (kind, status)), None)

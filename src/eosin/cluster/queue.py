@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from eosin.cluster.api import Cluster, Manifest, Missing
-from eosin.cluster.names import Resource
+from eosin.cluster.names import Resource, owners
 
 _VERSIONS = ("v1beta2", "v1beta1")
 GROUP = "kueue.x-k8s.io"
@@ -45,8 +45,7 @@ def why_it_waits(cluster: Cluster, job: Manifest) -> str:
     """
     uid = job["metadata"].get("uid", "")
     for workload in _workloads(cluster):
-        owners = workload["metadata"].get("ownerReferences") or []
-        if uid and any(owner["uid"] == uid for owner in owners):
+        if uid and any(owner["uid"] == uid for owner in owners(workload)):
             return _waits_for(workload)
     named = sorted(set(_classes(job)))
     return f"{_NO_WORKLOAD}: does it run, and is there {' and '.join(named) or 'its queue'}?"

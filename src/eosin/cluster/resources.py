@@ -101,13 +101,12 @@ def is_being_deleted(existing: Manifest) -> bool:
 
 def run_of(existing: Manifest) -> str:
     """URI of the run an object was made for; empty where eosin did not make it."""
-    return str((existing["metadata"].get("annotations") or {}).get(names.RUN_ANNOTATION, ""))
+    return names.annotation(existing, names.RUN_ANNOTATION)
 
 
 def owner_uids(existing: Manifest, kind: str) -> list[str]:
     """UIDs of the objects of `kind` that own this one."""
-    owners = existing["metadata"].get("ownerReferences") or []
-    return [str(owner["uid"]) for owner in owners if owner["kind"] == kind]
+    return [str(owner["uid"]) for owner in names.owners(existing, kind)]
 
 
 def with_digest(manifest: Manifest, spec: Manifest | None = None) -> Manifest:
@@ -121,8 +120,8 @@ def with_digest(manifest: Manifest, spec: Manifest | None = None) -> Manifest:
 
 def same_digest(existing: Manifest, wanted: Manifest) -> bool:
     """Whether both were made from the same specification."""
-    before = (existing["metadata"].get("annotations") or {}).get(names.SPEC_ANNOTATION)
-    return bool(before == wanted["metadata"]["annotations"][names.SPEC_ANNOTATION])
+    before, after = (names.annotation(each, names.SPEC_ANNOTATION) for each in (existing, wanted))
+    return before == after
 
 
 def check_same_run(existing: Manifest, wanted: Manifest) -> None:

@@ -39,8 +39,7 @@ def render_spot_jobs(
 
 def spot_job_names(jobset: Manifest) -> list[str]:
     """Names of the Jobs that belong to a JobSet."""
-    named = (jobset["metadata"].get("annotations") or {}).get(names.SPOT_JOBS_ANNOTATION, "")
-    return [name for name in named.split(",") if name]
+    return [name for name in names.annotation(jobset, names.SPOT_JOBS_ANNOTATION).split(",") if name]
 
 
 def ensure_spot_jobs(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from eosin.cluster.api import AlreadyExists, Cluster, Manifest, Missing
 from eosin.cluster.jobset import render_jobset
-from eosin.cluster.names import JOBSET, OwnerReference
+from eosin.cluster.names import JOBSET, OwnerReference, condition, owners
 from eosin.cluster.queue import is_dispatched
 from eosin.cluster.resources import (
     delete_and_wait,
@@ -88,10 +88,7 @@ def terminal_state(jobset: Manifest) -> str:
     status = jobset.get("status") or {}
     if status.get("terminalState"):
         return str(status["terminalState"])
-    for condition in status.get("conditions") or []:
-        if condition["type"] in {"Completed", "Failed"} and condition["status"] == "True":
-            return str(condition["type"])
-    return ""
+    return next((kind for kind in ("Completed", "Failed") if condition(jobset, kind)), "")
 
 
 def _ensure_jobset(
@@ -129,10 +126,10 @@ def add_owner(cluster: Cluster, jobset: Manifest, owner: OwnerReference | None) 
         metadata = jobset["metadata"]
         if owner is None or owner.uid in owner_uids(jobset, owner.kind):
             return jobset
-        owners = [*(metadata.get("ownerReferences") or []), owner.manifest()]
+        all_owners = [*owners(jobset), owner.manifest()]
         seen = {"resourceVersion": metadata["resourceVersion"]} if metadata.get("resourceVersion") else {}
         try:
-            return cluster.patch(JOBSET, name, {"metadata": {"ownerReferences": owners, **seen}})
+            return cluster.patch(JOBSET, name, {"metadata": {"ownerReferences": all_owners, **seen}})
         except AlreadyExists:  # HTTP 409: changed meanwhile
             jobset = cluster.get(JOBSET, name) or jobset
     raise TransientError(f"JobSet {name} changes all the time", hint="run it again")

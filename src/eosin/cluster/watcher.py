@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from eosin.cluster.api import Cluster, Manifest, connect
-from eosin.cluster.names import FOLLOWED_ANNOTATION, JOBSET, WORKFLOW
+from eosin.cluster.names import FOLLOWED_ANNOTATION, JOBSET, WORKFLOW, annotation
 from eosin.cluster.resources import is_being_deleted
 from eosin.cluster.training import terminal_state
 from eosin.cluster.workflow import has_ended, is_stopped, owning_workflows
@@ -74,7 +74,7 @@ class Watcher:
 
     def _unfollowed(self, job: Manifest) -> str:
         """By this machine's clock, since a note of another's may be skewed."""
-        note = (job["metadata"].get("annotations") or {}).get(FOLLOWED_ANNOTATION, "")
+        note = annotation(job, FOLLOWED_ANNOTATION)
         now_s = self.clock()
         if not note or note != self._followed:
             self._followed, self._followed_s = note, now_s

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from eosin.cluster.api import Cluster, Manifest, Missing, inside_a_pod
-from eosin.cluster.names import RUN_ID_LABEL, WORKFLOW, WORKFLOW_LABEL, OwnerReference
+from eosin.cluster.names import RUN_ID_LABEL, WORKFLOW, WORKFLOW_LABEL, OwnerReference, owners
 from eosin.records import KubeflowRun
 
 
@@ -72,8 +72,7 @@ def stop_workflow(cluster: Cluster, name: str) -> bool:
 
 def owning_workflows(owned: Manifest) -> list[str]:
     """Names of the Workflows that own an object."""
-    owners = owned["metadata"].get("ownerReferences") or []
-    return [str(owner["name"]) for owner in owners if owner["kind"] == WORKFLOW.kind]
+    return [str(owner["name"]) for owner in owners(owned, WORKFLOW.kind)]
 
 
 def _image(pod: Manifest) -> str:
