@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -121,12 +121,13 @@ def explain(error: ValidationError, text: str, source: str, applied: Mapping[Loc
 
 def _explain_one(detail: dict[str, Any], text: str, source: str, applied: Mapping[Location, str]) -> str:
     location = tuple(detail["loc"])
-    plain, kind = _without_kinds(location), detail["type"]
+    kind = detail["type"]
+    plain = _without_kinds(location, is_unknown=kind == "extra_forbidden")
     if kind == "missing" and isinstance(plain[-1], int):  # of a list of a fixed length
         plain, detail = plain[:-1], {**detail, "type": "too_few"}
     path = ".".join(map(str, plain))
     if kind == "extra_forbidden":
-        near = _nearest(location)
+        near = _nearest(plain, location)
         message = f"unknown key {path}" + (f"; did you mean {' or '.join(near)}?" if near else "")
     elif kind == "model_type":
         message = f"{path} is a section of keys, not {detail.get('input')!r}"
@@ -222,83 +223,66 @@ _WORDS: dict[str, str | Callable[[Mapping[str, Any], Any], str]] = {
 }
 
 
-def _nearest(location: Location) -> list[str]:
-    """The known keys nearest to an unknown one, as full paths; of other sections if none here is near."""
-    annotations: list[Any] = [RunConfig]
-    for part in location[:-1]:
-        annotations = [found for each in annotations for found in _inside(each, part)]
-    sections = [each for annotation in annotations for each in _models_in(annotation)]
-    prefix = ".".join(str(part) for part in _without_kinds(location)[:-1])
-    names = [name for section in sections for name in section.model_fields]
-    near = difflib.get_close_matches(str(location[-1]), names, n=1)
+def _nearest(plain: Location, location: Location) -> list[str]:
+    """The known keys nearest to an unknown one, as full paths; of other sections if none here is near.
+
+    `location` is `plain` with the kinds of what it lies in.
+    """
+    *section, name = map(str, plain)
+    here = [
+        keys[-1]
+        for keys, kinds in _known_keys()
+        if _fits(keys[:-1], section) and (not kinds or kinds & set(location))
+    ]
+    near = difflib.get_close_matches(name, here, n=1)
     if near:
-        return [f"{prefix}.{near[0]}" if prefix else near[0]]
-    everywhere = list(_all_paths(RunConfig))
-    far = difflib.get_close_matches(str(location[-1]), [path.rpartition(".")[2] for path in everywhere], n=1)
-    return [path for path in everywhere if path.rpartition(".")[2] in far][:3]
+        return [".".join([*section, near[0]])]
+    everywhere = [keys for keys, _ in _known_keys() if _ANY not in keys]
+    far = difflib.get_close_matches(name, [keys[-1] for keys in everywhere], n=1)
+    return [".".join(keys) for keys in everywhere if keys[-1] in far][:3]
 
 
-def _without_kinds(location: Location) -> Location:
-    """`location` less the names of kinds that pydantic puts between a list and a key of its entry."""
-    annotations: list[Any] = [RunConfig]
+def _without_kinds(location: Location, *, is_unknown: bool) -> Location:
+    """`location` less what pydantic puts between keys: kinds of entries, its mark of a mapping's key.
+
+    `is_unknown`: its last part is a key that no section has.
+    """
     kept: list[str | int] = []
-    for part in location:
-        inside = [found for each in annotations for found in _inside(each, part)]
-        if isinstance(part, str) and not _is_key(annotations, part) and _of_kind(annotations, part):
-            annotations = list(_of_kind(annotations, part))
-            continue
-        kept.append(part)
-        annotations = inside
-    return tuple(part for part in kept if part != "[key]")  # pydantic's mark of a mapping's key
+    for place, part in enumerate(location):
+        last = is_unknown and place == len(location) - 1
+        if last or any(_fits(keys[: len(kept) + 1], [*kept, part]) for keys, _ in _known_keys()):
+            kept.append(part)
+    return tuple(kept)
 
 
-def _is_key(annotations: Iterable[Any], part: str) -> bool:
-    sections = (section for each in annotations for section in _models_in(each))
-    return any(part in section.model_fields for section in sections)
+_ANY = "*"
+"""In the place of an entry of a list or a mapping."""
 
 
-def _of_kind(annotations: Iterable[Any], kind: str) -> list[type[BaseModel]]:
-    sections = [section for each in annotations for section in _models_in(each)]
-    return [
-        each
-        for each in sections
-        if "kind" in each.model_fields and kind in get_args(each.model_fields["kind"].annotation)
-    ]
+def _fits(keys: Sequence[str], location: Sequence[str | int]) -> bool:
+    return len(keys) == len(location) and all(
+        k in (_ANY, str(p)) for k, p in zip(keys, location, strict=True)
+    )
 
 
-def _inside(annotation: Any, part: str | int) -> list[Any]:
-    """Annotations of what may stand at `part` of a value of `annotation`."""
-    found: list[Any] = []
-    for each in _alternatives(annotation):
-        origin, arguments = get_origin(each), get_args(each)
-        if isinstance(each, type) and issubclass(each, BaseModel):
-            if part in each.model_fields:
-                found.append(each.model_fields[str(part)].annotation)
-        elif origin in (tuple, list) and isinstance(part, int):
-            found += [argument for argument in arguments if argument is not Ellipsis]
-        elif origin is dict:
-            found.append(arguments[1])
-    return found or (list(_of_kind([annotation], part)) if isinstance(part, str) else [])
+@cache
+def _known_keys() -> tuple[tuple[tuple[str, ...], frozenset[str]], ...]:
+    """Every key of the configuration: its path from the root, and the kinds of what has it (none: any)."""
+    return tuple(_keys_of(RunConfig, ()))
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    return [
-        each for each in _alternatives(annotation) if isinstance(each, type) and issubclass(each, BaseModel)
-    ]
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    """`annotation` taken apart where it is a union or carries notes."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _alternatives(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return [found for each in get_args(annotation) for found in _alternatives(each)]
-    return [] if origin is Literal else [annotation]
-
-
-def _all_paths(section: type[BaseModel], prefix: str = "") -> Iterable[str]:
-    for name, field in section.model_fields.items():
-        yield f"{prefix}{name}"
-        for inner in _models_in(field.annotation)[:1]:
-            yield from _all_paths(inner, f"{prefix}{name}.")
+def _keys_of(annotation: Any, path: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], frozenset[str]]]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        kind = annotation.model_fields.get("kind")
+        kinds = frozenset(get_args(kind.annotation)) if kind else frozenset[str]()
+        for name, field in annotation.model_fields.items():
+            yield (*path, name), kinds
+            yield from _keys_of(field.annotation, (*path, name))
+    elif origin in (tuple, list, dict):
+        yield (*path, _ANY), frozenset()
+        for each in arguments[1:] if origin is dict else arguments:
+            yield from _keys_of(each, (*path, _ANY))
+    elif origin is not Literal:  # a union, or a type that carries notes
+        for each in arguments[:1] if origin is Annotated else arguments:
+            yield from _keys_of(each, path)
