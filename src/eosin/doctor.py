@@ -21,10 +21,9 @@ from eosin.errors import Check, EosinError, install_command
 from eosin.step_process import in_pod
 from eosin.storage import ByteRange, NotFound, PreconditionFailed, Store, open_store
 from eosin.storage.clients import credentials_hint
-from eosin.words import counted
+from eosin.words import counted, size_text
 
 _IMPORT_TIMEOUT_S = 120.0
-_GB = 1e9
 
 
 def run_checks(uri: str | None = None, slides: SlidesConfig | None = None) -> Iterator[Check]:
@@ -257,30 +256,31 @@ def _s3_server() -> Check:
     return Check("S3 server", "ok", found)
 
 
-def _disk(folder: Path, *, warn_gb: float = 10.0, fail_gb: float = 1.0) -> Check:
-    """Free space in GB (1e9 bytes); slides that readers need whole are staged here."""
+def _disk(folder: Path, *, warn_bytes: float = 10e9, fail_bytes: float = 1e9) -> Check:
+    """Free space; slides that readers need whole are staged here."""
     name = "temporary files"
     try:
-        free_gb = shutil.disk_usage(folder).free / _GB
+        free_bytes = shutil.disk_usage(folder).free
     except OSError as error:
         return Check(name, "fail", f"{folder}: {error.strerror}", "set TMPDIR to a folder that exists")
-    detail = f"{free_gb:.1f} GB free in {folder}"
-    if free_gb < warn_gb:
-        status: Literal["warn", "fail"] = "fail" if free_gb < fail_gb else "warn"
+    detail = f"{size_text(free_bytes)} free in {folder}"
+    if free_bytes < warn_bytes:
+        status: Literal["warn", "fail"] = "fail" if free_bytes < fail_bytes else "warn"
         return Check(name, status, detail, "free some space, or set TMPDIR to a larger disk")
     return Check(name, "ok", detail)
 
 
-def _shared_memory(folder: Path = Path("/dev/shm"), *, warn_gb: float = 1.0) -> Check:
+def _shared_memory(folder: Path = Path("/dev/shm"), *, warn_bytes: float = 1e9) -> Check:
     """Containers get 64 MB by default, which data-loader workers overrun with a bus error."""
     name = "shared memory"
     if not folder.is_dir():
         return Check(name, "ok", f"this system has no {folder}")
-    total_gb = shutil.disk_usage(folder).total / _GB
-    if total_gb < warn_gb:
+    total_bytes = shutil.disk_usage(folder).total
+    detail = f"{folder} has {size_text(total_bytes)}"
+    if total_bytes < warn_bytes:
         fix = "mount an emptyDir with medium Memory at /dev/shm (docker: --shm-size=8g)"
-        return Check(name, "warn", f"{folder} has {total_gb:.2f} GB", fix)
-    return Check(name, "ok", f"{folder} has {total_gb:.1f} GB")
+        return Check(name, "warn", detail, fix)
+    return Check(name, "ok", detail)
 
 
 def _credentials(*, needed: bool) -> Check:

@@ -59,8 +59,9 @@ class RunLog:
         now_s = self._clock()
         stamp = datetime.fromtimestamp(now_s, UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": stamp, "source": self.source, "event": name, **fields}, default=str)
-        print(line if os.environ.get("EOSIN_LOG") == "json" else _for_people(self.source, name, fields),
-              file=sys.stderr, flush=True)  # fmt: skip
+        as_json = os.environ.get("EOSIN_LOG") == "json"
+        shown = line if as_json else printable(f"{self.source}  {event_text(name, fields)}")
+        print(shown, file=sys.stderr, flush=True)
         with self._lock:
             self._lines.append(line)
             if now_s - self._flushed_s >= _FLUSH_EVERY_S or len(self._lines) >= _EVENTS_PER_PART:
@@ -139,10 +140,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _for_people(source: str, name: str, fields: dict[str, Any]) -> str:
-    return printable(f"{source}  {event_text(name, fields)}")
-
-
 _USABLE = "{num_ok:,} of {num_slides:,} slides can be used"
 _TOLD_AS = {
     "shard-scanned": f"shard {{shard}} of {{num_shards}} (from 0): {_USABLE}",
@@ -188,7 +185,7 @@ def step_line(fields: dict[str, Any]) -> str:
 
 def _value_text(name: str, value: Any) -> str:
     form = _SHOWN_AS.get(name)
-    return form.format(value) if form and value is not None else f"{name} {_short(value)}"
+    return form.format(value) if form and value is not None else f"{name} {short_text(value)}"
 
 
 def _clock(seconds: float) -> str:
@@ -196,5 +193,6 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d} h" if hours else f"{rest // 60}:{rest % 60:02d} min"
 
 
-def _short(value: Any) -> str:
+def short_text(value: Any) -> str:
+    """A value of an event for a person: four significant digits of a fraction."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -51,7 +51,8 @@ class Recipe:
 
 def list_recipes() -> list[Recipe]:
     """The packaged recipes, by name."""
-    return [Recipe(name, _description(_packaged(name))) for name in _names()]
+    told = {name: str(yaml.safe_load(_packaged(name)).get("description", "")) for name in _names()}
+    return [Recipe(name, " ".join(description.split())) for name, description in told.items()]
 
 
 def load_recipe(recipe: str) -> tuple[str, str]:
@@ -98,7 +99,3 @@ def _names() -> list[str]:
 
 def _packaged(name: str) -> str:
     return files("eosin_recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def _description(text: str) -> str:
-    return " ".join(str((yaml.safe_load(text) or {}).get("description", "")).split())

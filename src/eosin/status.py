@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ from eosin.records import (
 )
 from eosin.runs import last_step, load_failures, load_pin, load_run, load_training_done
 from eosin.storage import Store, join_uri, open_store
-from eosin.words import counted
+from eosin.words import counted, nearest_of
 
 
 @dataclass(frozen=True)
@@ -183,9 +182,7 @@ def follow_logs(run_uri: str, source: str = "", *, poll_s: float = 2.0) -> Itera
 
 def _require_source(store: Store, source: str) -> None:
     there = sorted({info.key.split("/")[1] for info in store.list(RunLayout.LOGS) if info.key.count("/") > 1})
-    near = difflib.get_close_matches(source, there, n=1)
-    known = f"there are: {', '.join(there)}" if there else "the run has logged nothing yet"
-    hint = f"did you mean {near[0]}? {known}" if near else known
+    hint = nearest_of(source, there) if there else "the run has logged nothing yet"
     raise UserError(f"run {store.uri} has no log of {source!r}", hint=hint)
 
 

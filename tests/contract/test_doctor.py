@@ -99,11 +99,11 @@ def test_a_library_that_crashes_or_hangs_is_a_finding(monkeypatch: pytest.Monkey
 
 
 def test_little_room_is_told_by_degrees(tmp_path: Path) -> None:
-    assert doctor._disk(tmp_path, warn_gb=0, fail_gb=0).status == "ok"
-    assert doctor._disk(tmp_path, warn_gb=1e9, fail_gb=0).status == "warn"
-    assert doctor._disk(tmp_path, warn_gb=1e9, fail_gb=1e9).status == "fail"
+    assert doctor._disk(tmp_path, warn_bytes=0, fail_bytes=0).status == "ok"
+    assert doctor._disk(tmp_path, warn_bytes=1e18, fail_bytes=0).status == "warn"
+    assert doctor._disk(tmp_path, warn_bytes=1e18, fail_bytes=1e18).status == "fail"
     assert doctor._disk(tmp_path / "none").status == "fail"
-    assert doctor._shared_memory(tmp_path, warn_gb=1e9).status == "warn"
+    assert doctor._shared_memory(tmp_path, warn_bytes=1e18).status == "warn"
     assert doctor._shared_memory(tmp_path / "none").status == "ok"
 
 

@@ -60,6 +60,9 @@ def torchrun_flags(config: RunConfig, name: str, pool: NodePoolConfig) -> list[s
     """Flags of torch.distributed.run. `is_host=0` everywhere: the store has a pod of its own."""
     elastic = config.train.elastic
     fewest, most = world_nodes(config)
+    # One for each attempt of the JobSet. Pods of a Job of its own know of no attempt, so that all then share
+    # one; a new attempt has a new, empty store all the same.
+    attempt = "" if config.cluster.spot_as == "elastic-job" else f"-$({ATTEMPT_VARIABLE})"
     rendezvous = ",".join(
         (
             "is_host=0",
@@ -74,15 +77,9 @@ def torchrun_flags(config: RunConfig, name: str, pool: NodePoolConfig) -> list[s
         f"--nproc-per-node={workers_per_node(config, pool)}",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={rendezvous_host(name)}:{config.cluster.rendezvous.port}",
-        f"--rdzv-id={_rendezvous_id(config, name)}",
+        f"--rdzv-id={name}{attempt}",
         f"--rdzv-conf={rendezvous}",
         f"--max-restarts={elastic.max_restarts}",
         f"--local-addr=$({HOST_VARIABLE}).{name}",
         f"--shutdown-timeout={math.ceil(elastic.shutdown_timeout_s)}",
     ]
-
-
-def _rendezvous_id(config: RunConfig, name: str) -> str:
-    """One for each attempt of the JobSet. Pods of a Job of its own know of no attempt, so that all then
-    share one; a new attempt has a new, empty store all the same."""
-    return name if config.cluster.spot_as == "elastic-job" else f"{name}-$({ATTEMPT_VARIABLE})"

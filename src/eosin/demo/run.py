@@ -27,6 +27,7 @@ from eosin.records import TrainingDone
 from eosin.status import RunStatus, run_status
 from eosin.storage import NotFound, Store, join_uri, open_store, read_object
 from eosin.storage.atomic import translate
+from eosin.words import size_text
 
 SYNTHETIC = "synthetic"
 
@@ -329,7 +330,8 @@ def room(folder: Path) -> Iterator[None]:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < NEEDED_BYTES:
         raise UserError(
-            f"the disk of {folder} has {_mb(free_bytes)} free, and the demo wants {_mb(NEEDED_BYTES)}",
+            f"the disk of {folder} has {size_text(free_bytes)} free, "
+            f"and the demo wants {size_text(NEEDED_BYTES)}",
             hint=_HINT,
         )
     try:
@@ -339,13 +341,9 @@ def room(folder: Path) -> Iterator[None]:
         # The server stops taking objects a little before the disk is at its end.
         if usage.free < max(_FULL_BYTES, _FULL_SHARE * usage.total):
             raise UserError(
-                f"the disk of {folder} is full ({_mb(usage.free)} free): {error.message}", hint=_HINT
+                f"the disk of {folder} is full ({size_text(usage.free)} free): {error.message}", hint=_HINT
             ) from error
         raise
-
-
-def _mb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.0f} MB"
 
 
 BUCKET = "s3://eosin-demo"

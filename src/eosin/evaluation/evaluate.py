@@ -26,7 +26,7 @@ from eosin.records import MetricRecord, load_record
 from eosin.records.details import Details, ExamplePicture
 from eosin.runs import load_pin, load_run
 from eosin.storage import Store, open_store
-from eosin.words import nearest_of
+from eosin.words import first_of, nearest_of
 
 _MAX_NAMED = 10
 _EVA_IMG_PX = 224
@@ -60,10 +60,9 @@ def leaked_patients(run_uri: str, dataset: Dataset) -> tuple[str, ...]:
 
 def leakage_note(patients: tuple[str, ...]) -> str:
     """What the record and the report say of it."""
-    named = ", ".join(patients[:_MAX_NAMED]) + (" …" if len(patients) > _MAX_NAMED else "")
     return (
         f"patients of this dataset among the pretraining slides, so its figures may flatter: "
-        f"{len(patients)}, {named}"
+        f"{len(patients)}, {first_of(patients, _MAX_NAMED)}"
     )
 
 

@@ -31,6 +31,7 @@ from eosin.metrics.classification import dice, recalls
 from eosin.metrics.intervals import interval, interval_over
 from eosin.records import MetricValue
 from eosin.records.details import LeftOut, SegmentationDetails
+from eosin.words import counted
 
 if TYPE_CHECKING:
     from eosin.evaluation.tasks.segmentation import SegmentationTask
@@ -126,9 +127,9 @@ def _require(
     there = [names[c] for c, count in enumerate(pixel_counts(part.classes, len(names))) if count]
     if len(there) < num:
         raise UserError(
-            f"{dataset.uri}: the {where} split has {len(part)} usable tile(s) of {len(there)} class(es) "
-            f"({', '.join(there) or 'none'}); at least {num} needed",
-            hint=f"its split has {len(split.train)} image(s) in train, {len(split.val)} in val, "
+            f"{dataset.uri}: the {where} split has {counted(len(part), 'usable tile')} of "
+            f"{counted(len(there), 'class')} ({', '.join(there) or 'none'}); at least {num} needed",
+            hint=f"its split has {counted(len(split.train), 'image')} in train, {len(split.val)} in val, "
             f"{len(split.test)} in test",
         )
 

@@ -84,8 +84,11 @@ class Task(TaskConfig):
     """A kind of task. Its fields are its configuration; `open`, `run` and `protocol` are what it is."""
 
     def dataset_uri(self, run_uri: str) -> str:
-        """Where the data lie: a URI of their own, or a patch set of the run."""
-        raise NotImplementedError
+        """Where the data lie: a URI of their own, or a patch set of the run by its name."""
+        name = getattr(self, "patch_set", None)
+        if name is None or "/" in name:
+            return str(name or getattr(self, "dataset", ""))
+        return join_uri(run_uri, RunLayout.patch_set(name))
 
     def open(self, run_uri: str) -> Dataset:
         """The dataset; no image is read. Raises `UserError` where nothing usable is there."""
@@ -109,11 +112,6 @@ class Task(TaskConfig):
         return []
 
 
-def patch_set_uri(name: str, run_uri: str) -> str:
-    """A patch set of the run by its name; a URI of any dataset as it is."""
-    return name if "/" in name else join_uri(run_uri, RunLayout.patch_set(name))
-
-
 def changes_from(
     usual: Mapping[str, Any], values: Mapping[str, Any], *, source: str = "eva"
 ) -> tuple[str, ...]:
@@ -135,9 +133,6 @@ class LabelledImagesTask(Task):
     folds: int | None = Field(default=None, ge=2, le=100)
     """Cross-validation over so many parts, whole patients together; None: the columns fold_0, fold_1 … of a
     table where it has them, else one split."""
-
-    def dataset_uri(self, run_uri: str) -> str:
-        return self.dataset
 
     def open(self, run_uri: str) -> Dataset:
         """As `Task.open`, in the layout of a public dataset where one is named."""

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from eosin.errors import EXIT_TRANSIENT, MissingDependency, PermanentError, UserError, error_of
 from eosin.observability import event_text, printable
 from eosin.process import die_with_parent
+from eosin.words import size_text
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '?([\w-]+)'?")
@@ -175,7 +176,7 @@ def _require_room(folder: Path) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < _TEMPORARY_BYTES:
         raise UserError(
-            f"the disk of temporary files, at {folder.parent}, has {free_bytes / 1e6:.0f} MB free",
+            f"the disk of temporary files, at {folder.parent}, has {size_text(free_bytes)} free",
             hint=_TMPDIR,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from importlib.resources import as_file, files
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from eosin.errors import UserError
+from eosin.words import nearest_of, size_text
 
 # What etcd takes by default; KFP refused a parameter of 1.6 MB, and took one of 24 kB.
 _ETCD_REQUEST_BYTES = 3 << 19
@@ -136,8 +136,7 @@ def _parsed(text: str, declared: dict[str, dict[str, Any]]) -> tuple[str, Any]:
 
 def _check(name: str, value: Any, declared: dict[str, dict[str, Any]], pipeline: Path) -> None:
     if name not in declared:
-        near = difflib.get_close_matches(name, declared, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(declared))}"
+        hint = nearest_of(name, sorted(declared))
         raise UserError(f"pipeline {pipeline.stem} has no parameter {name!r}", hint=hint)
     kind = declared[name]["parameterType"]
     wanted = _KINDS.get(kind, (object,))
@@ -160,8 +159,8 @@ def require_acceptable_size(path: Path, arguments: Mapping[str, Any]) -> None:
     if total_bytes > _ETCD_REQUEST_BYTES:
         largest = max(sizes, key=lambda name: sizes[name])
         raise UserError(
-            f"the arguments of {path.name} have {sum(sizes.values()) / 1e6:.2f} MB (most of it {largest}, "
-            f"{sizes[largest] / 1e6:.2f} MB) and the pipeline {pipeline_bytes / 1e6:.2f} MB: a cluster takes "
-            f"{_ETCD_REQUEST_BYTES / 1e6:.2f} MB of both together",
+            f"the arguments of {path.name} have {size_text(sum(sizes.values()))} (most of it {largest}, "
+            f"{size_text(sizes[largest])}) and the pipeline {size_text(pipeline_bytes)}: a cluster takes "
+            f"{size_text(_ETCD_REQUEST_BYTES)} of both together",
             hint="put what is long into a configuration in the bucket, and name that: --recipe URI",
         )

@@ -7,7 +7,6 @@ with `kfp.local`, which takes no notice of them.
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from pydantic import ValidationError
 
 from eosin.config.cluster import TaskPodConfig, TolerationConfig
 from eosin.errors import UserError
+from eosin.words import nearest_of
 
 Document = dict[str, Any]
 _GPU_TAINT = TolerationConfig(key="nvidia.com/gpu", effect="NoSchedule")
@@ -146,10 +146,9 @@ def _validated(task: str, keys: Any) -> TaskPodConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
-        near = difflib.get_close_matches(key, TaskPodConfig.model_fields, n=1)
-        keys_known = ", ".join(TaskPodConfig.model_fields)
-        hint = f"did you mean {near[0]}?" if near else f"the keys are {keys_known}"
         unknown = first["type"] == "extra_forbidden"
         path = ".".join(filter(None, (task, key)))
         message = "there is no such key" if unknown else f"{first['msg']}, not {first['input']!r}"
-        raise UserError(f"pods of {path}: {message}", hint=hint if unknown else "") from error
+        raise UserError(
+            f"pods of {path}: {message}", hint=nearest_of(key, TaskPodConfig.model_fields) if unknown else ""
+        ) from error

@@ -12,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
 from eosin.metrics.group_counts import Matrix
+from eosin.words import counted
 
 Labels = npt.NDArray[np.int64]
 
@@ -26,7 +27,7 @@ def as_matrix(embeddings: npt.ArrayLike, *, min_samples: int = 1) -> Matrix:
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"embeddings must be a non-empty [samples, features] matrix, not {matrix.shape}")
     if len(matrix) < min_samples:
-        raise ValueError(f"{len(matrix)} sample(s), at least {min_samples} are needed")
+        raise ValueError(f"{counted(len(matrix), 'sample')}, at least {min_samples} are needed")
     bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
     if len(bad):
         raise ValueError(f"{len(bad)} of {len(matrix)} embeddings are not finite, first row {bad[0]}")

@@ -280,7 +280,9 @@ def collect(
     if delete:
         # A first judgement of a large index takes minutes, in which a run may pin a snapshot.
         doomed = _delete(doomed, {each for _, each in judge()[0]}, kept)
-        _sweep((*runs, *indexes), min_age_s)
+        for store in map(open_store, (*runs, *indexes)):
+            if isinstance(store, _Sweeps):
+                store.remove_unfinished(older_than_s=min_age_s)
     return GcResult(deleted=delete, doomed=tuple(each for _, each in doomed), kept=tuple(kept))
 
 
@@ -288,9 +290,17 @@ def _judge(
     runs: Sequence[str], indexes: Sequence[str], registries: Sequence[str], age: Age
 ) -> tuple[_Doomed, list[str]]:
     """What can go, with its store, and why other things are kept. Deletes nothing."""
-    found = [run for uri in runs for run in _runs_at(uri)]
+    found: list[Run] = []
+    for uri in runs:
+        there = find_runs(uri)
+        if not there:
+            raise UserError(f"there is no run at {uri}", hint="name a run, or the folder that holds runs")
+        found += there
     doomed = [(run.store, each) for run in found for each in spare_run_objects(run, age)]
-    kept = [*(run.problem for run in found if run.problem), *_undecided(found, age)]
+    kept = [run.problem for run in found if run.problem]
+    # Runs at work that have yet to say which snapshot they read.
+    undecided = (run for run in found if run.pin is None and not run.problem and age.is_young(run.objects))
+    kept += [f"{run.store.uri} is young and pins no snapshot yet" for run in undecided]
     blocked = bool(kept) or not found
     pinned = {run.pin.snapshot_id for run in found if run.pin is not None}
     pinned.update(*(_registered(uri) for uri in registries))
@@ -311,22 +321,6 @@ def _registered(uri: str) -> set[str]:
     return {version.snapshot_id for entry in entries for version in entry.versions}
 
 
-def _runs_at(uri: str) -> list[Run]:
-    found = find_runs(uri)
-    if not found:
-        raise UserError(f"there is no run at {uri}", hint="name a run, or the folder that holds runs")
-    return found
-
-
-def _undecided(found: Sequence[Run], age: Age) -> list[str]:
-    """Runs at work that have yet to say which snapshot they read."""
-    return [
-        f"{run.store.uri} is young and pins no snapshot yet"
-        for run in found
-        if run.pin is None and not run.problem and age.is_young(run.objects)
-    ]
-
-
 def _delete(doomed: _Doomed, again: set[Doomed], kept: list[str]) -> _Doomed:
     """Delete what a second judgement, made now, finds doomed as well (`again`); returns that."""
     gone = []
@@ -339,9 +333,3 @@ def _delete(doomed: _Doomed, again: set[Doomed], kept: list[str]) -> _Doomed:
         store.delete(each.keys[1:])
         gone.append((store, each))
     return gone
-
-
-def _sweep(uris: Sequence[str], min_age_s: float) -> None:
-    for store in map(open_store, uris):
-        if isinstance(store, _Sweeps):
-            store.remove_unfinished(older_than_s=min_age_s)

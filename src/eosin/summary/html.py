@@ -224,16 +224,12 @@ def _by_step(
 
 def _by_time(log: TrainingLog, name: str, title: str, label: str) -> Chart:
     series = Series(label, _points(log.machine[name]), stepped=name == "world_size", marked=False)
-    marks = tuple(_world_changes(log.machine["world_size"]))
-    return Chart(title, "minutes since the first step", label, (series,), marks=marks, y_from_zero=True)
-
-
-def _world_changes(points: Points) -> list[tuple[str, float]]:
-    return [
+    marks = tuple(
         (f"{before:.0f} → {after:.0f} workers at {minutes:.1f} min", minutes)
-        for (_, before), (minutes, after) in pairwise(points)
+        for (_, before), (minutes, after) in pairwise(log.machine["world_size"])
         if before != after
-    ]
+    )
+    return Chart(title, "minutes since the first step", label, (series,), marks=marks, y_from_zero=True)
 
 
 def _points(points: Points) -> tuple[Point, ...]:
@@ -295,19 +291,16 @@ def template() -> tuple[Environment, Markup]:
         "metric_name": names.metric_name,
         "model_label": names.model_label,
         "plain": names.plain,
-        "picture": _data_uri,
+        "picture": lambda jpeg: f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}",
         "count": _count,
         "markup": Markup,
     }
     environment.globals |= {
-        "draw": _draw, "legend": svg.legend, "baselines_of": baselines_of, "listed": listed,
-        "timm_lines": timm_lines, "features_line": features_line, "duration": _duration, "hours": _hours,
+        "draw": lambda chart: Markup(svg.render(chart)), "legend": svg.legend, "listed": listed,
+        "baselines_of": baselines_of, "timm_lines": timm_lines, "features_line": features_line,
+        "duration": _duration, "hours": _hours,
     }  # fmt: skip
     return environment, Markup(loader.get_source(environment, "summary.css")[0])
-
-
-def _draw(chart: svg.Chart) -> Markup:
-    return Markup(svg.render(chart))  # every name in it is escaped where it is drawn
 
 
 def _count(value: float) -> str:
@@ -324,10 +317,6 @@ def _duration(seconds: float) -> str:
 
 def _hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
-
-
-def _data_uri(jpeg: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def _newest(report: Report) -> list[MetricRecord]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from eosin.layout import RunLayout
+from eosin.observability import short_text
 from eosin.storage import Store
 
 # The report must not depend on how often it was written.
@@ -114,7 +115,8 @@ def read_training_log(events: Sequence[Event]) -> TrainingLog | None:
     final = {int(event.fields["step"]): event for event in steps}
     # A restart replays steps after the last checkpoint; the newest word on a step counts.
     ordered = [final[step] for step in sorted(final)]
-    world = [_world_event(event, began_s) for event in events if _is_world_event(event)]
+    told = (e for e in events if e.source.split("-")[0] in _SOURCES and e.name not in _ROUTINE)
+    world = [_world_event(event, began_s) for event in told]
     waits = [value for event in ordered if (value := event.number("data_wait_share")) is not None]
     return TrainingLog(
         terms={name: _by_step(ordered, name) for name in _terms(ordered)},
@@ -153,17 +155,9 @@ def _by_time(steps: Sequence[Event], name: str, began_s: float) -> Points:
     ]
 
 
-def _is_world_event(event: Event) -> bool:
-    return event.source.split("-")[0] in _SOURCES and event.name not in _ROUTINE
-
-
 def _world_event(event: Event, began_s: float) -> WorldEvent:
-    text = " · ".join(f"{name} {_short(value)}" for name, value in event.fields.items())
+    text = " · ".join(f"{name} {short_text(value)}" for name, value in event.fields.items())
     return WorldEvent(max(0.0, event.time_s - began_s) / 60, event.name, text)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 _COLLAPSED_ENTROPY, _UNIFORM_ENTROPY = 0.05, 0.999

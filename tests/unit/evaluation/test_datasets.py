@@ -43,7 +43,7 @@ def test_split_folders_by_any_usual_name(tmp_path: Path) -> None:
         ("test", "blue"),
         ("val", "red"),
     ]
-    assert dataset.notes == ("1 file(s) outside a class folder are ignored",)
+    assert dataset.notes == ("left out: 1 file outside a class folder",)
 
 
 def test_a_class_called_test_is_no_split(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_what_lies_beside_images_is_passed_over(tmp_path: Path) -> None:
         path.write_bytes(PNG)
     dataset = open_dataset(uri)
     assert [s.source for s in dataset.samples] == ["red/000.png"]
-    assert dataset.notes == ("1 file(s) outside a class folder are ignored",)
+    assert dataset.notes == ("left out: 1 file outside a class folder",)
 
 
 def test_names_with_spaces_and_unicode(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def _one_image(root: Path) -> None:
     [
         (_empty, "no images/ with masks/"),
         (_no_masks, "none of the 6 images"),
-        (_background_only, "1 class(es) (background)"),
+        (_background_only, "1 class (background)"),
         (_instances, "values in its mask: 64, 65"),
         (_one_image, "training split has 1 usable|0 usable tile"),
     ],

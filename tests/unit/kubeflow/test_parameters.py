@@ -94,6 +94,6 @@ def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, text: str) -> Non
 def test_what_a_cluster_would_refuse_for_its_size_is_refused_before() -> None:
     path = compiled_pipeline("pretrain")
     require_acceptable_size(path, {"run": "s3://b/r", "settings": ["x" * 24_000]})
-    with pytest.raises(UserError, match=r"most of it settings, 1\.60 MB") as caught:
+    with pytest.raises(UserError, match=r"most of it settings, 1\.6 MB") as caught:
         require_acceptable_size(path, {"run": "s3://b/r", "settings": ["x" * 1_600_000]})
     assert "1.57 MB of both together" in caught.value.message and "--recipe URI" in caught.value.hint

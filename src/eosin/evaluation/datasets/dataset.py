@@ -13,6 +13,7 @@ from typing import Any
 
 from eosin.errors import UserError
 from eosin.storage import ByteRange, NotFound, ObjectInfo, Store
+from eosin.words import counted
 
 SPLITS = ("train", "val", "test")
 
@@ -183,7 +184,7 @@ def open_folder(store: Store, listed: Iterable[ObjectInfo]) -> Dataset:
             continue
         digest.add(info.key, info.etag, info.size_bytes)
         kept.append((info, sample))
-    notes = (f"{outside} file(s) outside a class folder are ignored",) if outside else ()
+    notes = (f"left out: {counted(outside, 'file')} outside a class folder",) if outside else ()
     objects = [info for info, _ in kept]
     samples = tuple(sample for _, sample in kept)
     return Dataset(store.uri, digest.hex(), samples, reader(store, objects), notes)
@@ -212,9 +213,13 @@ def _get(store: Store, key: str) -> bytes | MissingImage:
 
 def may_be_image(key: str) -> bool:
     """Whether an object is worth trying as an image: neither hidden, nor a folder, nor a sidecar."""
-    path = PurePosixPath(key)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return not hidden and not key.endswith("/") and path.suffix.lower() not in _SIDECARS
+    is_sidecar = PurePosixPath(key).suffix.lower() in _SIDECARS
+    return not is_sidecar and not is_hidden(key) and not key.endswith("/")
+
+
+def is_hidden(key: str) -> bool:
+    """Whether its name, or that of a folder above it, begins with a dot or is what macOS packs along."""
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(key).parts)
 
 
 def _split(path: PurePosixPath) -> str:

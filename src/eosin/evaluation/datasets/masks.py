@@ -22,6 +22,7 @@ from eosin.evaluation.datasets.dataset import (
 )
 from eosin.evaluation.transform import BadImage, decode_raw
 from eosin.storage import ObjectInfo, open_store
+from eosin.words import first_of
 
 IGNORE = 255
 """Class of pixels that are neither learned nor judged."""
@@ -62,15 +63,13 @@ class MaskCoding:
     def unknown(self, values: Iterable[int]) -> str:
         """Why a mask with these values cannot be used; empty where it can."""
         kept = set(values) - {self.ignore_value}
-        bad = sorted(v for v in kept if not self._is_known(v)) or _mixed(kept)
+        known_values = {*range(self.num_classes), *([_BINARY] if self.is_binary else [])}
+        bad = sorted(kept - known_values) or _mixed(kept)
         if not bad:
             return ""
-        named = ", ".join(map(str, bad[:_MAX_NAMED])) + (" …" if len(bad) > _MAX_NAMED else "")
+        named = first_of(list(map(str, bad)), _MAX_NAMED)
         known = f"0 to {self.num_classes - 1}" + (" or 255" if self.is_binary else "")
         return f"values in its mask: {named}; known are {known}, and ignore_value where it is set"
-
-    def _is_known(self, value: int) -> bool:
-        return 0 <= value < self.num_classes or (self.is_binary and value == _BINARY)
 
     def classes(self, values: npt.NDArray[np.int64]) -> Classes:
         """uint8 [h, w]: the class of each pixel, or `IGNORE`. `values` must be known."""

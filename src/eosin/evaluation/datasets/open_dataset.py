@@ -54,7 +54,10 @@ def open_patch_set(store: Store) -> Dataset:
     samples: list[Sample] = []
     for number in range(len(manifest.shards)):
         rows = rows_of(number)
-        samples += [_sample(row) for row in rows]
+        samples += [
+            Sample(f"{row.slide} @ {row.x_px},{row.y_px}", row.label, row.split, row.patient, row.mpp)
+            for row in rows
+        ]
         places += [(number, i) for i in range(len(rows))]
 
     def read(indices: Sequence[int]) -> list[bytes | MissingImage]:
@@ -77,16 +80,6 @@ def _read_shard(store: Store, shard: PatchSetShard) -> list[PatchRow]:
             hint="delete the patch set and decode it again",
         )
     return decode_shard(data, source=source)
-
-
-def _sample(row: PatchRow) -> Sample:
-    return Sample(
-        source=f"{row.slide} @ {row.x_px},{row.y_px}",
-        label=row.label,
-        split=row.split,
-        patient=row.patient,
-        mpp=row.mpp,
-    )
 
 
 _MAX_NAMED = 3

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from eosin.errors import UserError
 from eosin.evaluation.datasets.dataset import Dataset, Sample
-from eosin.words import counted
+from eosin.words import counted, first_of
 
 AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 
@@ -122,7 +122,7 @@ def _shared_patients(samples: Sequence[Sample], named: dict[str, list[int]]) -> 
     both = {samples[i].patient for i in learnt} & {samples[i].patient for i in named[judged]} - {""}
     if not both:
         return []
-    first = ", ".join(sorted(both)[:_MAX_NAMED]) + (" …" if len(both) > _MAX_NAMED else "")
+    first = first_of(sorted(both), _MAX_NAMED)
     return [f"on both sides of the given split, so figures flatter: {counted(len(both), 'patient')}, {first}"]
 
 

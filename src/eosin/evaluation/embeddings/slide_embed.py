@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections import defaultdict, deque
@@ -116,21 +117,14 @@ def _indexing_config(
         slides_in_flight=config.index.slides_in_flight,
         tissue=_TISSUE,
     )
-    slides = SlidesConfig(
-        uri=dataset.slides_uri, overrides=overrides, include=tuple(_literal(key) for key in keys)
-    )
+    slides = SlidesConfig(uri=dataset.slides_uri, overrides=overrides, include=tuple(map(glob.escape, keys)))
     return config.model_copy(update={"index": index, "slides": slides})
-
-
-def _literal(key: str) -> str:
-    """A pattern that matches `key` alone."""
-    return "".join(f"[{each}]" if each in "*?[" else each for each in key)
 
 
 def _find_keys(dataset: SlideDataset) -> tuple[dict[int, str], list[dict[str, str]]]:
     """Key of each labelled slide: named by its key, its file name, or that without its ending."""
     by_name = defaultdict(set)
-    for key in _keys(dataset.slides_uri):
+    for key in (info.key for info in open_store(dataset.slides_uri).list()):
         path = PurePosixPath(key)
         for name in (key, path.name, path.stem):
             by_name[name].add(key)
@@ -157,10 +151,6 @@ def _find_keys(dataset: SlideDataset) -> tuple[dict[int, str], list[dict[str, st
             hint="name their folder: slides",
         )
     return found, dropped
-
-
-def _keys(uri: str) -> Iterator[str]:
-    return (info.key for info in open_store(uri).list())
 
 
 _BATCHES_AHEAD = 3

@@ -25,6 +25,7 @@ from eosin.evaluation.heads.runs import (
     probabilities_of,
     run_seed,
 )
+from eosin.words import counted
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,8 @@ def _draw_shots(classes: Tensor, num_shots: int | None, generator: torch.Generat
     for each in torch.unique(classes).tolist():
         members = torch.nonzero(classes == each).flatten()
         if len(members) < num_shots:
-            raise ValueError(f"a class has {len(members)} training sample(s), {num_shots} shots are wanted")
+            raise ValueError(
+                f"a class has {counted(len(members), 'training sample')}, {num_shots} shots are wanted"
+            )
         drawn.append(members[torch.randperm(len(members), generator=generator)[:num_shots]])
     return torch.cat(drawn).sort().values

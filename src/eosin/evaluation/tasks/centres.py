@@ -55,9 +55,6 @@ class CentreTask(Task):
             raise ValueError("num_drop_trials needs layout: the drop is of PathoROB's training sets")
         return self
 
-    def dataset_uri(self, run_uri: str) -> str:
-        return self.dataset
-
     def open(self, run_uri: str) -> CentreDataset:
         """The patches, and which of them each figure is of; raises as `open_centres` and `open_pathorob`."""
         from eosin.evaluation.datasets.public.pathorob import open_centres, open_pathorob

@@ -25,9 +25,6 @@ class ExpressionTask(Task):
     dataset: str
     """URI of a task of HEST-Bench: splits/, patches/, adata/ and var_50genes.json."""
 
-    def dataset_uri(self, run_uri: str) -> str:
-        return self.dataset
-
     def open(self, run_uri: str) -> ExpressionDataset:
         """Patches and expression; raises as `open_hest` does."""
         from eosin.evaluation.datasets.public.hest import open_hest

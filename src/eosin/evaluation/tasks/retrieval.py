@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -53,7 +52,7 @@ class RetrievalTask(LabelledImagesTask):
         metrics, intervals = {}, {}
         for name, each in retrieval_figures(votes, hits, classes).items():
             metrics[name] = MetricValue.of([float(each.mean())])
-            found = interval_without(partial(_mean_of, each), groups, len(groups))
+            found = interval_without(lambda kept, each=each: float(each[kept].mean()), groups, len(groups))
             if found:
                 intervals[name] = (found.low, found.high)
         unknown = sum(not sample.patient for sample in samples)
@@ -66,7 +65,3 @@ class RetrievalTask(LabelledImagesTask):
             else (),
         )
         return TaskResult(metrics, details, len(embeddings.rows))
-
-
-def _mean_of(values: Any, kept: Any) -> float:
-    return float(values[kept].mean())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from eosin.errors import PermanentError
-from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult, patch_set_uri
+from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult
 from eosin.records import MetricValue
 from eosin.records.details import RobustnessDetails
 
@@ -23,9 +23,6 @@ class RobustnessTask(Task):
     """Agreement under changes of a patch."""
     patch_set: str = "heldout"
     """Name of a patch set of the run, or the URI of any dataset."""
-
-    def dataset_uri(self, run_uri: str) -> str:
-        return patch_set_uri(self.patch_set, run_uri)
 
     def protocol(self) -> TaskProtocol:
         from eosin.evaluation.embeddings.embed import CHANGES_VERSION

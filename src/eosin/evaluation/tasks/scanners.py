@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import combinations
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,9 +34,6 @@ class ScannerTask(Task):
     at one location is the same tissue on every slide."""
     top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 3, 5, 10), min_length=1)
     """Among how many nearest of both slides the same tissue is looked for."""
-
-    def dataset_uri(self, run_uri: str) -> str:
-        return self.dataset
 
     def open(self, run_uri: str) -> Dataset:
         """The table with its columns. Raises `UserError` as `open_dataset` does."""
@@ -100,16 +97,11 @@ class ScannerTask(Task):
             sample = dataset.samples[row]
             stain, scanner, location = (sample.columns[name] for name in _COLUMNS)
             if not (stain and scanner and location):
-                raise UserError(
-                    f"{dataset.uri}: {sample.source} has no {', no '.join(_empty(sample.columns))}"
-                )
+                empty = [name for name in _COLUMNS if not sample.columns[name]]
+                raise UserError(f"{dataset.uri}: {sample.source} has no {', no '.join(empty)}")
             if location in slides[stain, scanner]:
                 raise UserError(f"{dataset.uri}: {stain} {scanner} has the location {location} twice")
             slides[stain, scanner][location] = place
         if len(slides) < 2:
             raise UserError(f"{dataset.uri} has one stain and scanner only: there is nothing to compare")
         return slides
-
-
-def _empty(columns: Any) -> list[str]:
-    return [name for name in _COLUMNS if not columns[name]]

@@ -61,9 +61,6 @@ class SegmentationTask(Task):
             )
         return self
 
-    def dataset_uri(self, run_uri: str) -> str:
-        return self.dataset
-
     def open(self, run_uri: str) -> MaskedDataset:
         """Images with masks: a public dataset where the task names its layout, else a folder of pairs."""
         from eosin.evaluation.datasets.masks import open_mask_folder

@@ -49,9 +49,6 @@ class SlidePatchesTask(Task):
     min_foreground: float = Field(default=0.35, ge=0, le=1)
     """Share of a patch whose HSV saturation is above 20."""
 
-    def dataset_uri(self, run_uri: str) -> str:
-        return self.dataset
-
     def sampling(self) -> dict[str, Any]:
         """How patches are drawn, for the protocol."""
         return self.model_dump(mode="json", include={"mpp", "patch_px", "num_patches", "min_foreground"})

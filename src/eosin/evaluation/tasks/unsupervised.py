@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from eosin.config.task import TaskName
 from eosin.errors import PermanentError
-from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult, patch_set_uri
+from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult
 from eosin.records import MetricValue
 from eosin.records.details import Spectrum, UnsupervisedDetails
 
 if TYPE_CHECKING:
     from eosin.evaluation.datasets.dataset import Dataset
-    from eosin.evaluation.embeddings.embed import Embeddings, Features
+    from eosin.evaluation.embeddings.embed import Features
     from eosin.evaluation.pictures import Example
 
 _SPECTRUM_POINTS = 64
@@ -30,9 +30,6 @@ class UnsupervisedTask(Task):
     """Of the task, in records and in the report."""
     patch_set: str = "heldout"
     """Name of a patch set of the run, or the URI of any dataset."""
-
-    def dataset_uri(self, run_uri: str) -> str:
-        return patch_set_uri(self.patch_set, run_uri)
 
     def protocol(self) -> TaskProtocol:
         return TaskProtocol("rankme-odcorr", 1)
@@ -54,13 +51,14 @@ class UnsupervisedTask(Task):
             }
         except ValueError as error:
             raise PermanentError(f"the embeddings of {dataset.uri} cannot be measured: {error}") from error
+        by_mpp = embeddings.rows_by_mpp(dataset, min_samples=1)
         details = UnsupervisedDetails(
             **embeddings.told(),
             num_samples=features.shape[0],
             num_features=features.shape[1],
             constant_features=num_constant_features(features),
             spectrum=_spectrum(features),
-            by_mpp=_by_mpp(dataset, embeddings),
+            by_mpp={mpp: _figures(features[rows]) for mpp, rows in by_mpp.items()},
         )
         return TaskResult(metrics, details, len(embeddings.rows))
 
@@ -91,14 +89,6 @@ def _spectrum(features: Features) -> Spectrum:
     except ValueError:
         alpha = None
     return Spectrum(rank=ranks.tolist(), relative=tuple(float(f"{v:.6g}") for v in relative), alpha=alpha)
-
-
-def _by_mpp(dataset: Dataset, embeddings: Embeddings) -> dict[str, dict[str, float]]:
-    """The figures of each magnification, where the patches have more than one."""
-    return {
-        mpp: _figures(embeddings.features[rows])
-        for mpp, rows in embeddings.rows_by_mpp(dataset, min_samples=1).items()
-    }
 
 
 def _figures(features: Features) -> dict[str, float]:

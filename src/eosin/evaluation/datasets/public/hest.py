@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import Dataset, Digest, MissingImage, Sample
-from eosin.evaluation.datasets.public.pcam import encode_pixels, import_h5py, open_hdf5
+from eosin.evaluation.datasets.dataset import Dataset, Digest, Sample
+from eosin.evaluation.datasets.public.pcam import import_h5py, open_hdf5, read_images
 from eosin.evaluation.datasets.public.published import Listing, list_dataset
 from eosin.storage import join_uri
 
@@ -46,28 +45,15 @@ def open_hest(uri: str) -> ExpressionDataset:
             digest.add(path, info.etag, info.size_bytes)
         file = open_hdf5(h5py, listing, listing.one(patches), "img")
         barcodes = _texts(_field(file, ("barcode", "barcodes"), patches))
-        images.append((_field(file, ("img", "imgs"), patches), threading.Lock()))
+        images.append(_field(file, ("img", "imgs"), patches))
         values = _expression(open_hdf5(h5py, listing, listing.one(table), "X"), table, genes, barcodes)
         expression.append(np.log1p(values))
         samples += [Sample(f"{name} {code}", patient=name, folds=folds[name]) for code in barcodes]
         digest.add(name, *folds[name], *barcodes)
-    starts = np.cumsum([0, *(len(each) for each in expression)])
-
-    def read(indices: Sequence[int]) -> list[bytes | MissingImage]:
-        found: list[bytes | MissingImage] = []
-        for index in indices:
-            number = int(np.searchsorted(starts, index, side="right")) - 1
-            pixels, lock = images[number]
-            try:
-                with lock:  # HDF5 is not thread-safe
-                    found.append(encode_pixels(pixels[index - int(starts[number])]))
-            except OSError as error:
-                found.append(MissingImage(f"damaged: {error}"))
-        return found
-
     return ExpressionDataset(
-        listing.uri, digest.hex(), tuple(samples), read, genes=genes, expression=np.concatenate(expression)
-    )
+        listing.uri, digest.hex(), tuple(samples), read_images(images),
+        genes=genes, expression=np.concatenate(expression),
+    )  # fmt: skip
 
 
 def _genes(listing: Listing) -> tuple[str, ...]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import MissingDependency, UserError
-from eosin.evaluation.datasets.dataset import Dataset, Digest, MissingImage, Sample, lfs_reason
+from eosin.evaluation.datasets.dataset import Dataset, Digest, MissingImage, ReadImages, Sample, lfs_reason
 from eosin.evaluation.datasets.public.published import Listing, PublicDataset, parse_csv
 from eosin.storage import ObjectInfo, join_uri
 from eosin.storage.range_file import RangeFile
@@ -25,7 +24,11 @@ _NAME = "camelyonpatch_level_2_split_{}_{}"
 
 def _read(listing: Listing) -> Dataset:
     h5py = import_h5py()
-    parts = [_open_part(h5py, listing, name) for name in _SPLITS if _is_there(listing, name)]
+    parts = [
+        _open_part(h5py, listing, name)
+        for name in _SPLITS
+        if any(listing.matching(_NAME.format(name, "x") + r"\.h5"))
+    ]
     if not parts:
         return Dataset(listing.uri, "", (), lambda indices: [])
     digest = Digest()
@@ -33,45 +36,47 @@ def _read(listing: Listing) -> Dataset:
         for info in part.objects:
             digest.add(info.key, info.etag, info.size_bytes)
     samples = tuple(sample for part in parts for sample in part.samples)
-    starts = np.cumsum([0, *(len(part.samples) for part in parts)])
+    return Dataset(listing.uri, digest.hex(), samples, read_images([part.pixels for part in parts]))
+
+
+class _PcamSplit(NamedTuple):
+    pixels: Any
+    """Images [N, 96, 96, 3], which stay in the store."""
+    samples: tuple[Sample, ...]
+    objects: tuple[ObjectInfo, ...]
+
+
+def read_images(parts: Sequence[Any]) -> ReadImages:
+    """Reads images of several HDF5 arrays [N, h, w, 3] as PNG, numbered through all of them."""
+    starts = np.cumsum([0, *map(len, parts)]).tolist()
+    lock = threading.Lock()  # HDF5 is not thread-safe
 
     def read(indices: Sequence[int]) -> list[bytes | MissingImage]:
         images: dict[int, bytes | MissingImage] = {}
-        for start, part in zip(starts, parts, strict=False):
-            mine = sorted({i for i in indices if start <= i < start + len(part.samples)})
-            images |= dict(zip(mine, part.read([i - int(start) for i in mine]), strict=True))
+        for start, end, part in zip(starts, starts[1:], parts, strict=False):
+            mine = sorted({i for i in indices if start <= i < end})
+            with lock:
+                images |= zip(mine, _read_rows(part, [i - start for i in mine]), strict=True)
         return [images[i] for i in indices]
 
-    return Dataset(listing.uri, digest.hex(), samples, read)
+    return read
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One split: its images [N, 96, 96, 3] stay in the store."""
-
-    pixels: Any
-    samples: tuple[Sample, ...]
-    objects: tuple[ObjectInfo, ...]
-    lock: threading.Lock
-
-    def read(self, rows: list[int]) -> list[bytes | MissingImage]:
-        """PNG of each of `rows`, which are sorted and differ."""
-        if not rows:
-            return []
-        try:
-            with self.lock:  # HDF5 is not thread-safe
-                span = self.pixels[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] < 2 * len(rows) else None
-                pixels = self.pixels[rows] if span is None else span[np.array(rows) - rows[0]]
-        except OSError as error:
-            return [MissingImage(f"damaged: {error}")] * len(rows)
-        return [encode_pixels(each) for each in pixels]
+def _read_rows(pixels: Any, rows: list[int]) -> list[bytes | MissingImage]:
+    """PNG of each of `rows`, which are sorted and differ; one that is damaged does no harm to the others."""
+    if not rows:
+        return []
+    try:
+        span = pixels[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] < 2 * len(rows) else None
+        found = pixels[rows] if span is None else span[np.array(rows) - rows[0]]
+    except OSError as error:
+        if len(rows) == 1:
+            return [MissingImage(f"damaged: {error}")]
+        return [each for row in rows for each in _read_rows(pixels, [row])]
+    return [encode_pixels(each) for each in found]
 
 
-def _is_there(listing: Listing, name: str) -> bool:
-    return any(True for _ in listing.matching(_NAME.format(name, "x") + r"\.h5"))
-
-
-def _open_part(h5py: Any, listing: Listing, name: str) -> _Part:
+def _open_part(h5py: Any, listing: Listing, name: str) -> _PcamSplit:
     images = listing.one(_NAME.format(name, "x") + ".h5")
     labels = listing.one(_NAME.format(name, "y") + ".h5")
     pixels = _field(h5py, listing, images, "x")
@@ -88,7 +93,7 @@ def _open_part(h5py: Any, listing: Listing, name: str) -> _Part:
         Sample(f"{images.key}[{i}]", _CLASSES[int(classes[i])], _SPLITS[name], slide)
         for i, slide in enumerate(slides)
     )
-    return _Part(pixels, samples, (images, labels), threading.Lock())
+    return _PcamSplit(pixels, samples, (images, labels))
 
 
 def open_hdf5(h5py: Any, listing: Listing, info: ObjectInfo, wanted: str) -> Any:

@@ -9,11 +9,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Generic
 
 from eosin.errors import UserError
-from eosin.evaluation.datasets.dataset import FOLD, Dataset, Digest, Sample, lfs_reason, may_be_image, reader
+from eosin.evaluation.datasets.dataset import (
+    FOLD,
+    Dataset,
+    Digest,
+    Sample,
+    is_hidden,
+    lfs_reason,
+    may_be_image,
+    reader,
+)
 from eosin.evaluation.datasets.splits import AnyDataset
 from eosin.storage import ObjectInfo, Store, join_uri, open_store
 
@@ -46,7 +54,7 @@ class Listing:
         whole = re.compile(rf"(?:.*/)?{pattern}")
         for info in self.objects:
             match = whole.fullmatch(info.key)
-            if match and not _hidden(info.key):
+            if match and not is_hidden(info.key):
                 yield info, match
 
     def images(self, pattern: str) -> Iterator[tuple[ObjectInfo, re.Match[str]]]:
@@ -93,7 +101,7 @@ def parse_csv(data: bytes, source: str, columns: Collection[str]) -> list[dict[s
         # Not `splitlines`, to which U+2028 or a vertical tab within a cell ends the row.
         lines = list(io.StringIO(_decoded(data).lstrip("\ufeff"), newline=""))
         lines = lines[1:] if lines[0].lower().startswith("sep=") else lines
-        headers = {mark: _header(lines, mark, columns) for mark in ",;\t"}
+        headers = {mark: known_names(next(csv.reader(lines, delimiter=mark), []), columns) for mark in ",;\t"}
         mark = next((mark for mark, names in headers.items() if {*columns} <= {*names}), ",")
         names = headers[mark]
         rows = [
@@ -102,7 +110,7 @@ def parse_csv(data: bytes, source: str, columns: Collection[str]) -> list[dict[s
     except (UnicodeDecodeError, csv.Error, IndexError) as error:
         raise UserError(f"{source} is not a CSV in UTF-8: {error}", hint="save it as CSV, UTF-8") from error
     if absent := [name for name in columns if name not in names]:
-        raise UserError(f"{source} lacks the column(s) {', '.join(absent)}; it has {', '.join(names)}")
+        raise UserError(f"{source} has no column {', '.join(absent)}; it has {', '.join(names)}")
     require_one_meaning(next(csv.reader(lines, delimiter=mark)), names, source)
     if long := next((n for n, row in enumerate(rows, 2) if any(map(str.strip, row[len(names) :]))), None):
         raise UserError(
@@ -121,10 +129,6 @@ def _decoded(data: bytes) -> str:
     if b"\0" in data[:64]:
         return data.decode("utf-16-be" if data[0] == 0 else "utf-16-le")
     return data.decode("utf-8")
-
-
-def _header(lines: Sequence[str], mark: str, columns: Collection[str]) -> list[str]:
-    return known_names(next(csv.reader(lines, delimiter=mark), []), columns)
 
 
 def known_names(names: Sequence[str], columns: Collection[str]) -> list[str]:
@@ -166,10 +170,6 @@ def as_dataset(listing: Listing, found: Iterable[Found], notes: tuple[str, ...] 
         digest.add(each.info.key, each.info.etag, each.info.size_bytes, sample.label, sample.split)
     read = reader(listing.store, [each.info for each in kept])
     return Dataset(listing.uri, digest.hex(), tuple(each.sample for each in kept), read, notes)
-
-
-def _hidden(key: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(key).parts)
 
 
 @dataclass(frozen=True)
