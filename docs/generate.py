@@ -22,7 +22,8 @@ from eosin.cli.app import app
 from eosin.config.cluster import TaskPodConfig
 from eosin.config.run import RunConfig
 from eosin.demo.run import DEFAULT_FOLDER, DemoResult, demo_command
-from eosin.observability import _for_people
+from eosin.observability import printable
+from eosin.observability import step_line as line_of_step
 from eosin.summary.terminal import terminal_table
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -86,7 +87,8 @@ def demo_lines() -> str:
 
 def step_line() -> str:
     """A step of a training, as its log shows it."""
-    return _for_people("train", "step", json.loads((SAMPLES / "step.json").read_text()))
+    fields = json.loads((SAMPLES / "step.json").read_text())
+    return printable(f"train  {line_of_step(fields)}")
 
 
 def configuration() -> str:

@@ -7,7 +7,7 @@ an image needs only the libraries of the steps it runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,18 +100,14 @@ def _check_training(run_uri: str, configs: Iterable[RunConfig], backend: str) ->
     presets: ClusterConfig | None = None
     for config in configs:
         if backend == "jobset" and in_pod():
-            presets = presets or _presets(config)
+            from eosin.cluster.api import connect
+            from eosin.cluster.defaults import load_defaults
+
+            presets = presets or load_defaults(connect(config.cluster.namespace))
             placed = check_placement(run_uri, config, presets)
             RunLog("plan").event("pools", **compare_pools(placed, run_uri))
         elif find_spec("torch") is not None:  # an image without: the workers refuse it
             check_trainable(config, here=False)
-
-
-def _presets(config: RunConfig) -> ClusterConfig:
-    from eosin.cluster.api import connect
-    from eosin.cluster.defaults import load_defaults
-
-    return load_defaults(connect(config.cluster.namespace))
 
 
 def plan_retrain(
@@ -195,6 +191,19 @@ def resolve_config(source: ConfigSource, *, of_run: str = "") -> RunConfig:
     text, name = load_recipe(recipe)
     config = load_config(text, source=name, overrides=source.overrides())
     return config if str(config.slides) else _with_indexed_slides(config)
+
+
+def config_of_pipeline(pipeline: str, arguments: Mapping[str, Any], source: ConfigSource) -> RunConfig:
+    """What a pipeline of eosin's will resolve, so that the impossible is refused before anything starts."""
+    run = str(arguments["run"])
+    if pipeline == "retrain":
+        return retrain_config(run, str(arguments["registry"]), str(arguments["name"]), source)[0]
+    config = resolve_config(source, of_run=run)
+    if pipeline == "scaling_study":
+        from eosin.study import study_of
+
+        study_of(run, config, arguments.get("vary", "slides"), arguments.get("values", ()))
+    return config
 
 
 def _with_indexed_slides(config: RunConfig) -> RunConfig:

@@ -110,20 +110,15 @@ def _look(
 
 
 def _resolved(pipeline: str, given: Mapping[str, Any], source: ConfigSource) -> RunConfig | None:
-    run = str(given["run"])
-    if pipeline == "retrain":
-        return steps.retrain_config(run, str(given["registry"]), str(given["name"]), source)[0]
     if pipeline in ("decode", "embed"):
-        steps.plan_tiles(run, int(given.get("num_shards", 1)), source.index, str(given.get("patches", "")))
+        patches, num_shards = str(given.get("patches", "")), int(given.get("num_shards", 1))
+        steps.plan_tiles(str(given["run"]), num_shards, source.index, patches)
         model = str(given.get("model", "timm:"))
         if not model.startswith("timm:"):
             check_teacher(model.removesuffix("/model.safetensors"))
     if pipeline not in ("evaluate", *_TRAINING):
         return None  # a pipeline of the user's own
-    config = steps.resolve_config(source, of_run=run)
-    if pipeline == "scaling_study":
-        study_of(run, config, given.get("vary", "slides"), given.get("values", ()))
-    return config
+    return steps.config_of_pipeline(pipeline, given, source)
 
 
 def _refuse_local_paths(given: Mapping[str, Any]) -> None:

@@ -70,7 +70,10 @@ def run(
     }  # fmt: skip
     path = compiled_pipeline(pipeline)
     arguments = arguments_of(path, {**images_of_here(path), **given}, params or ())
-    config = _config(pipeline, arguments)
+    from eosin import steps
+
+    source = steps.ConfigSource(*(arguments[key] for key in ("recipe", "settings", "slides", "index")))
+    config = steps.config_of_pipeline(pipeline, arguments, source)
     if dry_run:
         from eosin.dry_run import plan_run
 
@@ -119,23 +122,6 @@ def _refuse_early(pipeline: str, run_uri: str, config: RunConfig, teacher: str) 
         preflight.check_teacher(teacher)
     else:
         preflight.check_trainable_apart(planned.config)
-
-
-def _config(pipeline: str, arguments: dict[str, Any]) -> RunConfig:
-    """What the pipeline will resolve, so that what is impossible is refused before anything starts."""
-    from eosin import steps
-
-    source = steps.ConfigSource(*(arguments[key] for key in ("recipe", "settings", "slides", "index")))
-    run = arguments["run"]
-    if pipeline == "retrain":
-        registry, name = arguments["registry"], arguments["name"]
-        return steps.retrain_config(run, registry, name, source)[0]
-    config = steps.resolve_config(source, of_run=run)
-    if pipeline == "scaling_study":
-        from eosin.study import study_of
-
-        study_of(run, config, arguments.get("vary", "slides"), arguments.get("values", ()))
-    return config
 
 
 def _here(config: RunConfig, names: frozenset[str]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from shlex import quote
 from typing import Annotated, Any
 
@@ -55,25 +54,15 @@ def index(
     """Scan slides in shards and publish the snapshot."""
     if context.invoked_subcommand is not None:
         return
-    result, text = _index(
-        run, slides, index_uri, recipe, contours, settings or (), _shard(shard), merge, scan, allow_fewer
-    )
-    emit(result, as_json=as_json, text=text)
-
-
-def _index(
-    run: str | None, slides: str, index_uri: str, recipe: str, contours: str, settings: Sequence[str],
-    part: tuple[int, int] | None, merge: int | None, scan: str, allow_fewer: bool,
-) -> tuple[Any, str]:  # fmt: skip
-    """The result, and what a person is told of it."""
     from eosin import steps
 
+    part = _shard(shard)
     if part is not None and merge is not None:
         raise UserError("--shard and --merge are two steps", hint="scan the shards, then merge them")
     if run is None:
         extra = ["index.allow_fewer_slides=true"] if allow_fewer else []
         extra += [f"slides.contours={json.dumps(contours)}"] if contours else []
-        source = steps.ConfigSource(recipe or "demo", [*settings, *extra], slides, index_uri)
+        source = steps.ConfigSource(recipe or "demo", [*(settings or ()), *extra], slides, index_uri)
         config = steps.resolve_config(source)
         result = steps.index_slides(config, part, merge, scan)
         place, after = config.index.uri, ""
@@ -88,7 +77,7 @@ def _index(
             )
         result = steps.index_run(run, part, merge, allow_fewer=allow_fewer)
         place, after = "", f"eosin decode {quote(run)}, then eosin train {quote(run)}"
-    return result, _index_text(result, place, after)
+    emit(result, as_json=as_json, text=_index_text(result, place, after))
 
 
 def _index_text(result: Any, place: str, after: str) -> str:

@@ -55,7 +55,7 @@ def find_teacher(uri: str) -> str:
     folder, store = join_uri(uri).rstrip("/"), open_store(uri)
     if store.exists(TEACHER_CARD):
         return folder
-    teachers = _teachers(uri, store)
+    teachers = _teachers(store)
     if not teachers:
         raise UserError(
             f"no teacher at {uri}: neither {TEACHER_CARD} nor an exported checkpoint is there",
@@ -66,13 +66,13 @@ def find_teacher(uri: str) -> str:
 
 def models_to_judge(run_uri: str, config: RunConfig, store: Store) -> list[str]:
     """Names of the baselines and of the exported teachers that `evaluate.checkpoints` asks for."""
-    teachers = _teachers(run_uri, store)
+    teachers = _teachers(store)
     if config.evaluate.checkpoints == "last":
         teachers = teachers[-1:]
     return [*config.evaluate.baselines, *teachers]
 
 
-def _teachers(run_uri: str, store: Store) -> list[str]:
+def _teachers(store: Store) -> list[str]:
     """Those that training says it exported; while it still runs, those that are there."""
     done = load_record(TrainingDone, store, RunLayout.TRAINING_DONE)
     if done is None:

@@ -55,6 +55,16 @@ class Line:
         return _mean(self.last) - _mean(self.random_init)
 
     @property
+    def p_value(self) -> float | None:
+        """Two-sided; None where there is no test."""
+        return self.significance.p_value if self.significance else None
+
+    @property
+    def test(self) -> str:
+        """What was exchanged, or why there is no p."""
+        return self.significance.how if self.significance else ""
+
+    @property
     def improved(self) -> bool | None:
         """By sign alone; None where a figure is missing, or they are equal."""
         change = self.change
@@ -65,9 +75,9 @@ class Line:
         """What may be said of the change: better or worse only where chance does not explain it."""
         if self.improved is None:
             return "equal" if self.change == 0 else ""
-        if self.significance is None or self.significance.p_value is None:
+        if self.p_value is None:
             return "not tested"
-        if self.significance.p_value >= SIGNIFICANT:
+        if self.p_value >= SIGNIFICANT:
             return "may be chance"
         return "better" if self.improved else "worse"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from eosin.layout import RANDOM_INIT
@@ -59,16 +59,18 @@ class PublishedFigure:
     source: str
 
 
-def _is_published(result: Result) -> bool:
-    return result.kind in _KINDS or (result.kind == "segmentation" and result.protocol == _EVA_SEGMENTATION)
-
-
 def published_figures(results: Sequence[Result]) -> list[PublishedFigure]:
     """Beside tasks that follow the preset of a public dataset, whole and unchanged; beside no others.
 
     Neither a task's name nor its layout is enough; segmentation must be by eva's decoder and tiles.
     """
-    presets = {r.task: r.preset for r in results if r.status == "ok" and r.preset and _is_published(r)}
+    presets = {
+        r.task: r.preset
+        for r in results
+        if r.status == "ok"
+        and r.preset
+        and (r.kind in _KINDS or (r.kind == "segmentation" and r.protocol == _EVA_SEGMENTATION))
+    }
     return [
         PublishedFigure(
             task, model, "tile_dice" if dataset == "consep" else "balanced_accuracy",
@@ -227,7 +229,7 @@ def _best(line: Line, rows: Sequence[Row]) -> float | None:
 
 def _marked(row: Row, best: Mapping[Column, float | None]) -> Row:
     cells = {
-        column: Cell(c.mean, c.std, c.num_runs, c.doubt, not c.doubt and c.mean == best[column])
-        for column, c in row.cells.items()
+        column: replace(cell, is_best=not cell.doubt and cell.mean == best[column])
+        for column, cell in row.cells.items()
     }
-    return Row(row.label, row.source, cells)
+    return replace(row, cells=cells)

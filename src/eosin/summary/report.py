@@ -28,6 +28,7 @@ from eosin.summary.training_log import (
     read_training_log,
     training_health,
 )
+from eosin.words import counted
 
 _MAX_WARNINGS = 30
 _STATUS_ORDER = ("ok", "failed", "disagreeing", "missing")
@@ -180,10 +181,9 @@ def _verdict(lines: list[Line], *, training_ended: bool) -> str:
         parts.append(f"equal on {counts['equal']}")
     if untested:
         parts.append(_untested(untested))
-    figures = f"{len(known)} headline figure{'' if len(known) == 1 else 's'}"
     return (
         f"Against the same network at random initialisation, the teacher of {model_label(newest.model)} is, "
-        f"over {figures}: {', '.join(parts)} (p < {SIGNIFICANT} counts)."
+        f"over {counted(len(known), 'headline figure')}: {', '.join(parts)} (p < {SIGNIFICANT} counts)."
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from eosin.layout import RANDOM_INIT, step_of
 from eosin.records import MetricRecord
 from eosin.records.base import RecordPart
+from eosin.words import first_of
 
 if TYPE_CHECKING:
     from eosin.summary.published import Published
@@ -82,9 +83,7 @@ def find_gaps(evaluations: Iterable[tuple[str, str, str, str]]) -> list[Gap]:
 
 def listed(names: tuple[str, ...], unit: str) -> str:
     """The first names, and how many more there are; `unit` in the plural."""
-    if len(names) <= _MAX_NAMED:
-        return ", ".join(names)
-    return f"{', '.join(names[:_MAX_NAMED])} and {len(names) - _MAX_NAMED} more {unit}"
+    return first_of(names, _MAX_NAMED) + (f" {unit}" if len(names) > _MAX_NAMED else "")
 
 
 # The figures that head a task's table, best known first; others follow by name.
@@ -109,9 +108,12 @@ def collect_results(published: Published) -> list[Result]:
     wrong = _of_other_data([record for _, record in published.records])
     expected = [(model, task) for model in expected_models(published) for task in tasks]
     results: list[Result] = []
-    for pair in sorted({*records, *expected}, key=lambda pair: _order(pair, published, tasks)):
+    for pair in sorted({*records, *expected}, key=lambda pair: _order(pair, tasks)):
         found = records.get(pair, [])
-        results += _of_pair(published, pair, found, wrong) if found else [_missing(published, *pair)]
+        keys = ", ".join(key for key, _ in found)
+        disagreement = f"two records claim this task: {keys}" if len(found) > 1 else wrong.get(pair, "")
+        results += [result for _, record in found for result in _of_record(record, disagreement)]
+        results += [] if found else [_missing(published, *pair)]
     return results
 
 
@@ -130,23 +132,10 @@ def model_order(model: str, step: int | None) -> tuple[int, int, str]:
     return (1, 0, model) if step is None else (2, step, model)
 
 
-def _order(pair: tuple[str, str], published: Published, tasks: Sequence[str]) -> tuple[object, ...]:
+def _order(pair: tuple[str, str], tasks: Sequence[str]) -> tuple[object, ...]:
     model, task = pair
     place = tasks.index(task) if task in tasks else len(tasks)
     return *model_order(model, step_of(model)), place, task
-
-
-def _of_pair(
-    published: Published,
-    pair: tuple[str, str],
-    found: Sequence[tuple[str, MetricRecord]],
-    wrong: dict[tuple[str, str], str],
-) -> list[Result]:
-    if len(found) > 1:
-        keys = ", ".join(key for key, _ in found)
-        return [result for _, record in found
-                for result in _of_record(record, f"two records claim this task: {keys}")]  # fmt: skip
-    return _of_record(found[0][1], wrong.get(pair, ""))
 
 
 def results_of_all(records: Sequence[MetricRecord]) -> list[Result]:

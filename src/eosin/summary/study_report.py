@@ -21,6 +21,7 @@ from eosin.summary.headline import SIGNIFICANT, top1_repeats
 from eosin.summary.html import scatter_charts, template
 from eosin.summary.names import metric_name, number
 from eosin.summary.results import metric_order, results_of_all
+from eosin.words import counted
 
 SCHEMA_VERSION = 1
 _BEFORE = "before training"
@@ -53,7 +54,7 @@ class VariantRun:
         """Its name, and how many slides that is."""
         if self.num_slides is None:
             return self.variant.name
-        return f"{self.variant.name} ({self.num_slides} slide{'' if self.num_slides == 1 else 's'})"
+        return f"{self.variant.name} ({counted(self.num_slides, 'slide')})"
 
     @property
     def newest(self) -> int | None:
@@ -114,9 +115,13 @@ def report_study(study_uri: str, *, log: RunLog) -> StudyResult:
     store.put(RunLayout.SUMMARY_HTML, _to_html(report).encode())
     failed = sum(record.status != "ok" for run in report.runs for record in run.records)
     total = sum(len(run.records) for run in report.runs)
-    result = StudyResult(
-        join_uri(study_uri, RunLayout.SUMMARY_HTML), _headline(report), total - failed, failed
-    )
+    headline = {
+        f"{run.variant.name} {task} {metric}": value.mean
+        for task, metric in report.figures
+        for run in report.runs
+        if (value := run.value(task, metric))
+    }
+    result = StudyResult(join_uri(study_uri, RunLayout.SUMMARY_HTML), headline, total - failed, failed)
     log.event("report", uri=result.report, ok=result.num_ok, not_ok=failed, runs=len(report.runs))
     return result
 
@@ -274,15 +279,6 @@ def _text(value: MetricValue | None) -> str:
         return "–"
     spread = f" ± {number(value.std)}" if len(value.values) > 1 else ""
     return number(value.mean) + spread
-
-
-def _headline(report: StudyReport) -> dict[str, float]:
-    return {
-        f"{run.variant.name} {task} {metric}": value.mean
-        for task, metric in report.figures
-        for run in report.runs
-        if (value := run.value(task, metric))
-    }
 
 
 def _to_json(report: StudyReport) -> bytes:

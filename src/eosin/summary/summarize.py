@@ -22,7 +22,7 @@ from eosin.summary.report import Report, build_report
 from eosin.summary.results import Result, Status
 
 
-class _Part(BaseModel):
+class SummaryPart(BaseModel):
     """Made of the attributes of what the report holds."""
 
     model_config = ConfigDict(
@@ -30,7 +30,7 @@ class _Part(BaseModel):
     )
 
 
-class SummaryFigure(_Part):
+class SummaryFigure(SummaryPart):
     """A figure of one model."""
 
     model: str
@@ -45,7 +45,7 @@ class SummaryFigure(_Part):
     """At 95 %, over patients or images."""
 
 
-class SummaryLine(_Part):
+class SummaryLine(SummaryPart):
     """A line of the headline table: one metric of one task."""
 
     task: str
@@ -74,7 +74,7 @@ class SummaryLine(_Part):
     """What was exchanged, or why there is no p."""
 
 
-class SummaryCell(_Part):
+class SummaryCell(SummaryPart):
     """A figure of the table of models side by side."""
 
     task: str
@@ -89,7 +89,7 @@ class SummaryCell(_Part):
     """Why it does not compare with this run's; empty where it does."""
 
 
-class SummaryRow(_Part):
+class SummaryRow(SummaryPart):
     """A model of the table of models side by side."""
 
     model: str
@@ -100,7 +100,7 @@ class SummaryRow(_Part):
     """Of the headline's metrics."""
 
 
-class SummaryPatchSet(_Part):
+class SummaryPatchSet(SummaryPart):
     """A patch set of the run."""
 
     name: str
@@ -115,7 +115,7 @@ class SummaryPatchSet(_Part):
     """Patches that could not be read."""
 
 
-class SummaryData(_Part):
+class SummaryData(SummaryPart):
     """The slides of the run."""
 
     num_slides: int | None
@@ -170,14 +170,6 @@ class RunSummary(Record):
 def run_summary(report: Report) -> RunSummary:
     """The record; but for its `provenance` it repeats with the same inputs."""
     published, slides = report.published, report.slides
-    lines = [
-        {
-            **{name: getattr(line, name) for name in SummaryLine.model_fields if hasattr(line, name)},
-            "p_value": line.significance.p_value if line.significance else None,
-            "test": line.significance.how if line.significance else "",
-        }
-        for line in report.lines
-    ]
     rows = [
         {
             "model": row.label,
@@ -206,7 +198,7 @@ def run_summary(report: Report) -> RunSummary:
             "training_health": report.health.sentence if report.health else "",
             "evaluations": report.statuses,
             "results": report.results,
-            "headline": lines,
+            "headline": report.lines,
             "side_by_side": rows,
             "training": published.training,
             "cost": report.cost,

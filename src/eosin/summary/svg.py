@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -201,7 +201,7 @@ def _thinned(series: Series) -> Series:
     if stride == 1:
         return series
     kept = (*series.points[:-1:stride], series.points[-1])
-    return Series(series.name, kept, series.stepped, series.line, series.marked)
+    return replace(series, points=kept)
 
 
 def _describe(chart: Chart, series: Sequence[Series]) -> str:

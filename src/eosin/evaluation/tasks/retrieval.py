@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -52,7 +53,7 @@ class RetrievalTask(LabelledImagesTask):
         metrics, intervals = {}, {}
         for name, each in retrieval_figures(votes, hits, classes).items():
             metrics[name] = MetricValue.of([float(each.mean())])
-            found = interval_without(lambda kept, each=each: float(each[kept].mean()), groups, len(groups))
+            found = interval_without(partial(_mean_of, each), groups, len(groups))
             if found:
                 intervals[name] = (found.low, found.high)
         unknown = sum(not sample.patient for sample in samples)
@@ -65,3 +66,7 @@ class RetrievalTask(LabelledImagesTask):
             else (),
         )
         return TaskResult(metrics, details, len(embeddings.rows))
+
+
+def _mean_of(values: Any, kept: Any) -> float:
+    return float(values[kept].mean())
