@@ -152,8 +152,8 @@ def test_a_parquet_of_image_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("file,label\na,b\n", "lacks the column.s. path"),
-        ("path,klass\na,b\n", "lacks the column.s. label"),
+        ("file,label\na,b\n", "lacks the column path"),
+        ("path,klass\na,b\n", "lacks the column label"),
         ("path,label,split\na,b,holdout\n", "row 1: split 'holdout'"),
         ("", "is not a table"),
         ("path,label\n", "no row below its header"),

@@ -56,7 +56,7 @@ def test_whoever_saved_it_the_table_says_the_same(tmp_path: Path, data: str | by
         ('path,label,note\nimg/0.png,a,"x\nimg/1.png,b,y\n', "unexpected end of data"),
         ("path,label,fold_0,Fold 0\nimg/0.png,a,train,test\n", r"fold_0, Fold 0 \(fold_0\)"),
         (b"PK\x03\x04rest of a workbook", "is an Excel, ZIP or gzip file"),
-        ("<!doctype html><html></html>", r"lacks the column\(s\) path, label"),
+        ("<!doctype html><html></html>", r"lacks the columns path, label"),
     ],
 )
 def test_what_cannot_be_read_for_sure_is_refused(tmp_path: Path, data: str | bytes, message: str) -> None:
