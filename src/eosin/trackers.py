@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, TypeAlias
 
 from pydantic import ValidationError
 
@@ -34,18 +34,6 @@ _MAX_WAITING = 1000
 _CLOSE_S, _SEND_S = 60.0, 1800.0
 _SECRETS = re.compile(r"(KEY|TOKEN|PASSWORD|SECRET)")
 _MAX_PARAM_CHARS, _PARAMS_AT_ONCE = 500, 100
-
-
-class _Backend(Protocol):
-    """What a library is asked for."""
-
-    def show(self, step: int, numbers: Mapping[str, float]) -> None: ...
-
-    def settle(self, step: int, figures: Mapping[str, float]) -> None: ...
-
-    def keep(self, folder: Path, name: str, kind: str) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Tracker(Closing):
@@ -237,4 +225,5 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
             yield f"{path}{key}", value
 
 
+_Backend: TypeAlias = _Wandb | _MLflow
 _BACKENDS: dict[Kind, Callable[[str, RunConfig], _Backend]] = {"wandb": _Wandb, "mlflow": _MLflow}

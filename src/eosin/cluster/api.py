@@ -154,13 +154,7 @@ class Cluster:
 
     def list_labelled_pods(self, label_selector: str) -> list[Manifest]:
         """Pods of the namespace with such labels."""
-        listed = self.read(
-            f"listing pods of {label_selector}",
-            self.core.list_namespaced_pod,
-            self.namespace,
-            label_selector=label_selector,
-        )
-        return list(listed["items"])
+        return self._list(f"pods of {label_selector}", "pod", label_selector=label_selector)
 
     def get_pod(self, name: str) -> Manifest:
         """Raises `Missing`."""
@@ -168,34 +162,18 @@ class Cluster:
 
     def get_config_map(self, name: str, namespace: str = "") -> dict[str, str]:
         """Its data. Raises `Missing`."""
-        found = self.read(
-            f"reading ConfigMap {name}",
-            self.core.read_namespaced_config_map,
-            name,
-            namespace or self.namespace,
-        )
-        return dict(found.get("data") or {})
+        read, place = self.core.read_namespaced_config_map, namespace or self.namespace
+        return dict(self.read(f"reading ConfigMap {name}", read, name, place).get("data") or {})
 
     def warnings(self, prefix: str) -> list[Manifest]:
         """Warning events of objects whose name starts with `prefix`."""
-        listed = self.read(
-            "listing events", self.core.list_namespaced_event, self.namespace, field_selector="type=Warning"
-        )
-        return [
-            event for event in listed["items"] if event["involvedObject"].get("name", "").startswith(prefix)
-        ]
+        found = self._list("events", "event", field_selector="type=Warning")
+        return [event for event in found if event["involvedObject"].get("name", "").startswith(prefix)]
 
     def pod_log(self, pod: str, container: str, *, tail_lines: int) -> list[str]:
         """The last lines of a container's log; none where the pod or its log is gone."""
         try:
-            response = self._call(
-                f"reading the log of {pod}",
-                self.core.read_namespaced_pod_log,
-                pod,
-                self.namespace,
-                container=container,
-                tail_lines=tail_lines,
-            )
+            response = self._pod_log("reading", pod, container=container, tail_lines=tail_lines)
         except (Missing, UserError):
             return []
         return str(response.data.decode(errors="replace")).splitlines()
@@ -205,19 +183,9 @@ class Cluster:
 
         `since_s` leaves out what is older than so many seconds. Raises `Interrupted`, `Missing`.
         """
-        more = {} if since_s is None else {"since_seconds": since_s}
-        response = self._call(
-            f"following the log of {pod}",
-            self.core.read_namespaced_pod_log,
-            pod,
-            self.namespace,
-            container=container,
-            follow=True,
-            timestamps=True,
-            _request_timeout=(_REQUEST_TIMEOUT_S[0], None),
-            **more,
-        )
-        return _lines(response)
+        more: dict[str, Any] = {} if since_s is None else {"since_seconds": since_s}
+        more |= {"follow": True, "timestamps": True, "_request_timeout": (_REQUEST_TIMEOUT_S[0], None)}
+        return _lines(self._pod_log("following", pod, container=container, **more))
 
     def list_nodes(self) -> list[Manifest]:
         """Nodes of the whole cluster."""
@@ -225,21 +193,16 @@ class Cluster:
 
     def list_quotas(self) -> list[Manifest]:
         """ResourceQuotas of the namespace."""
-        listed = self.read("listing quotas", self.core.list_namespaced_resource_quota, self.namespace)
-        return list(listed["items"])
+        return self._list("quotas", "resource_quota")
 
     def can_i(self, verb: str, group: str, resource: str, name: str = "") -> bool:
         """Whether this identity may do `verb` on `resource` (`pods/log` names a subresource), or on the
         one of that name."""
         plural, _, subresource = resource.partition("/")
         attributes = {
-            "namespace": self.namespace,
-            "verb": verb,
-            "group": group,
-            "resource": plural,
-            "subresource": subresource,
-            "name": name,
-        }
+            "namespace": self.namespace, "verb": verb, "group": group, "resource": plural,
+            "subresource": subresource, "name": name,
+        }  # fmt: skip
         review = self.read(
             "asking for permissions",
             self._authorization.create_self_subject_access_review,
@@ -255,6 +218,15 @@ class Cluster:
         function = getattr(self._objects, f"{verb}_namespaced_custom_object")
         where = (resource.group, resource.version, self.namespace, resource.plural)
         return self.read(doing, function, *where, *args, **more)
+
+    def _list(self, what: str, kind: str, **more: Any) -> list[Manifest]:
+        """Objects of the core API in the namespace; `kind` as the official client's methods name it."""
+        function = getattr(self.core, f"list_namespaced_{kind}")
+        return list(self.read(f"listing {what}", function, self.namespace, **more)["items"])
+
+    def _pod_log(self, doing: str, pod: str, **more: Any) -> Any:
+        function = self.core.read_namespaced_pod_log
+        return self._call(f"{doing} the log of {pod}", function, pod, self.namespace, **more)
 
     def read(self, doing: str, function: Callable[..., Any], *args: Any, **more: Any) -> Manifest:
         """Call `function` of the official client, retried; its answer as JSON."""

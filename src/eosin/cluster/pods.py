@@ -22,12 +22,22 @@ def agent_pod(
 ) -> Manifest:
     """Pod template of one torchrun agent on a node of `pool`."""
     cluster = config.cluster
+    container = _agent_container(config, run_uri, name, pool, image)
+    volumes: list[Manifest] = [
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": cluster.shm_size}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
+        {"name": "scratch", **_scratch_source(cluster)},
+    ]
+    _give_store(cluster, container, volumes)
+    if _names_profiles(config):
+        container["volumeMounts"].append({"name": "profiles", "mountPath": _PROFILES_DIR, "readOnly": True})
+        volumes.append({"name": "profiles", "secret": {"secretName": cluster.s3.profiles_secret}})
     spec = _base_spec(cluster, service_account)
     spec |= {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": cluster.grace_period_s,
-        "containers": [_agent_container(config, run_uri, name, pool, image)],
-        "volumes": _volumes(config),
+        "containers": [container],
+        "volumes": volumes,
         "nodeSelector": dict(pool.node_selector),
         "tolerations": _tolerations(cluster, pool),
     }
@@ -163,7 +173,7 @@ def _agent_container(
     config: RunConfig, run_uri: str, name: str, pool: NodePoolConfig, image: str
 ) -> Manifest:
     cluster = config.cluster
-    container: Manifest = {
+    return {
         "name": names.CONTAINER,
         "image": image,
         "imagePullPolicy": cluster.image_pull_policy,
@@ -174,9 +184,6 @@ def _agent_container(
         "securityContext": _container_security(),
         "volumeMounts": _mounts(config),
     }
-    if cluster.s3.secret:
-        container["envFrom"] = [{"secretRef": {"name": cluster.s3.secret}}]
-    return container
 
 
 def _resources(pool: NodePoolConfig) -> Manifest:
@@ -235,30 +242,12 @@ def _mounts(config: RunConfig) -> list[Manifest]:
     stage_dir = config.patches.stage_dir
     if stage_dir and stage_dir != SCRATCH and not stage_dir.startswith(f"{SCRATCH}/"):
         mounts.append({"name": "scratch", "mountPath": stage_dir, "subPath": "stage"})
-    if config.cluster.s3.ca_config_map:
-        mounts.append({"name": "ca", "mountPath": _CA_DIR, "readOnly": True})
-    if _names_profiles(config):
-        mounts.append({"name": "profiles", "mountPath": _PROFILES_DIR, "readOnly": True})
     return mounts
 
 
 def _names_profiles(config: RunConfig) -> bool:
     """Whether a source of slides is read with credentials of its own."""
     return any(source.profile for source in config.slides.sources)
-
-
-def _volumes(config: RunConfig) -> list[Manifest]:
-    cluster = config.cluster
-    volumes: list[Manifest] = [
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": cluster.shm_size}},
-        {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
-        {"name": "scratch", **_scratch_source(cluster)},
-    ]
-    if cluster.s3.ca_config_map:
-        volumes.append({"name": "ca", "configMap": {"name": cluster.s3.ca_config_map}})
-    if _names_profiles(config):
-        volumes.append({"name": "profiles", "secret": {"secretName": cluster.s3.profiles_secret}})
-    return volumes
 
 
 def _scratch_source(cluster: ClusterConfig) -> Manifest:

@@ -110,9 +110,8 @@ def parse_csv(data: bytes, source: str, columns: Collection[str]) -> list[dict[s
     except (UnicodeDecodeError, csv.Error, IndexError) as error:
         raise UserError(f"{source} is not a CSV in UTF-8: {error}", hint="save it as CSV, UTF-8") from error
     if absent := [name for name in columns if name not in names]:
-        raise UserError(
-            f"{source} lacks the column{'s' if len(absent) > 1 else ''} {', '.join(absent)}; it has {', '.join(names)}"
-        )
+        what = f"column{'s' if len(absent) > 1 else ''} {', '.join(absent)}"
+        raise UserError(f"{source} lacks the {what}; it has {', '.join(names)}")
     require_one_meaning(next(csv.reader(lines, delimiter=mark)), names, source)
     if long := next((n for n, row in enumerate(rows, 2) if any(map(str.strip, row[len(names) :]))), None):
         raise UserError(
