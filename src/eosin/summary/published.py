@@ -61,11 +61,11 @@ class Published:
     """What could not be read, in words."""
 
 
-class _Reader:
+class Reader:
     """Reads records of a run and notes what is not there."""
 
-    def __init__(self, run_uri: str, store: Store) -> None:
-        self.run_uri, self.store = run_uri, store
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self.problems: list[str] = []
 
     def attempt(self, read: Callable[[], T]) -> T | None:
@@ -91,8 +91,8 @@ def read_published(run_uri: str) -> Published:
     """All that lies under `run_uri`. Raises `UserError` where no run is there."""
     store = open_store(run_uri)
     config = load_run(run_uri, store=store)
-    reader = _Reader(run_uri, store)
-    records = _metric_records(reader)
+    reader = Reader(store)
+    records = metric_records(reader)
     pin = reader.attempt(lambda: load_pin(run_uri, store=store))
     snapshot = reader.attempt(lambda: open_snapshot(pin.index_uri, pin.snapshot_id)) if pin else None
     training = reader.record(
@@ -125,13 +125,14 @@ def _recipe(config: RunConfig) -> RunConfig | None:
         return None
 
 
-def _teachers(reader: _Reader) -> tuple[TeacherCard, ...]:
+def _teachers(reader: Reader) -> tuple[TeacherCard, ...]:
     names = exported_models(reader.store)
     cards = [reader.record(TeacherCard, RunLayout.teacher_card(name)) for name in names]
     return tuple(sorted((card for card in cards if card), key=lambda card: (card.step or 0, card.name)))
 
 
-def _metric_records(reader: _Reader) -> tuple[tuple[str, MetricRecord], ...]:
+def metric_records(reader: Reader) -> tuple[tuple[str, MetricRecord], ...]:
+    """Every evaluation record of the run that can be read, with its key."""
     keys = [info.key for info in reader.store.list(RunLayout.METRICS) if info.key.endswith(".json")]
     found = [(key, reader.record(MetricRecord, key)) for key in keys]
     return tuple((key, record) for key, record in found if record)
@@ -145,7 +146,7 @@ def _pictures(store: Store, records: Sequence[tuple[str, MetricRecord]]) -> dict
     return {key: data for key, data in found.items() if data and data.startswith(_JPEG)}
 
 
-def _patch_sets(reader: _Reader) -> tuple[PatchSet, ...]:
+def _patch_sets(reader: Reader) -> tuple[PatchSet, ...]:
     manifest = re.compile(re.escape(RunLayout.PATCH_SETS) + r"([^/]+)/manifest\.json")
     names = [
         match[1]

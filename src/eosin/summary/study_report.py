@@ -20,6 +20,7 @@ from eosin.summary import svg
 from eosin.summary.headline import SIGNIFICANT, top1_repeats
 from eosin.summary.html import scatter_charts, template
 from eosin.summary.names import metric_name, number
+from eosin.summary.published import Reader, metric_records
 from eosin.summary.results import metric_order, results_of_all
 from eosin.words import counted
 
@@ -181,16 +182,9 @@ def _num_slides(run_uri: str) -> int | None:
 
 
 def _read(variant: Variant, *, count_slides: bool) -> VariantRun:
-    store = open_store(variant.run)
-    records, problems = [], []
-    for info in store.list(RunLayout.METRICS):
-        try:
-            source = join_uri(variant.run, info.key)
-            records.append(MetricRecord.from_json(store.get(info.key), source=source))
-        except TransientError:
-            raise
-        except (EosinError, NotFound) as error:
-            problems.append(f"{variant.name}: {error}")
+    reader = Reader(open_store(variant.run))
+    records = [record for _, record in metric_records(reader)]
+    problems = [f"{variant.name}: {line}" for line in reader.problems]
     failed = [r for r in records if r.status != "ok"]
     problems += [f"{variant.name}: {r.model} on {r.task} failed: {r.reason}" for r in failed]
     if not any(map(_is_teacher, records)):
@@ -208,8 +202,10 @@ def _chart(report: StudyReport, task: str, metric: str) -> svg.Chart:
     trained, before = [], []
     for place, run in enumerate(report.runs):
         value, start = run.value(task, metric), report.untrained(run, task, metric)
-        trained += [_point(place, value, run.variant.name)] if value else []
-        before += [_point(place, start, f"{run.variant.name}, {_BEFORE}")] if start else []
+        if value:
+            trained.append(svg.Point(float(place), value.mean, value.std, run.variant.name))
+        if start:
+            before.append(svg.Point(float(place), start.mean, start.std, f"{run.variant.name}, {_BEFORE}"))
     series = (svg.Series("trained", tuple(trained)), svg.Series(_BEFORE, tuple(before)))
     return svg.Chart(
         title=f"{task}: {metric_name(metric)}",
@@ -236,10 +232,6 @@ def _curves(report: StudyReport, task: str, metric: str) -> svg.Chart:
         y_label=f"{metric_name(metric)} {_arrow(report, task, metric)}",
         series=tuple(series),
     )
-
-
-def _point(place: int, value: MetricValue, label: str) -> svg.Point:
-    return svg.Point(float(place), value.mean, value.std, label)
 
 
 def _arrow(report: StudyReport, task: str, metric: str) -> str:
