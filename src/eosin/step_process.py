@@ -26,7 +26,7 @@ from eosin.observability import RunLog, show_warnings
 from eosin.process import follow
 from eosin.records import StepFailure, load_record
 from eosin.runs import dated
-from eosin.storage import Store, open_store
+from eosin.storage import open_store
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -106,7 +106,8 @@ def patiently(
             if left_s <= 0:
                 raise
             wait_s = min(pause_s * random.uniform(0.8, 1.2), left_s)
-            _say_waiting(error, wait_s, left_s)
+            given_up = datetime.fromtimestamp(time.time() + left_s, UTC).isoformat(timespec="seconds")
+            RunLog("step").event("retry", message=error.message, in_s=round(wait_s), given_up_at=given_up)
         sleep(wait_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -140,9 +141,9 @@ def publish_failure(run_uri: str, failure: StepFailure) -> None:
     """Put the record, and a line of the step's log, into the run. Never raises: it reports another error."""
     with contextlib.suppress(Exception):
         store = open_store(run_uri)
-        before = _failure_before(store, failure.step)
-        if before is not None:
-            failure = failure.model_copy(update={"attempt": before.attempt + 1})
+        with contextlib.suppress(EosinError):
+            before = load_record(StepFailure, store, RunLayout.failure(failure.step))
+            failure = failure.model_copy(update={"attempt": before.attempt + 1 if before else 1})
         store.put(RunLayout.failure(failure.step), failure.to_json())
         fields = failure.model_dump(include={"kind", "exit_code", "message", "hint", "attempt", "pod"})
         line = {"time": failure.time, "source": failure.step, "event": "error", **fields}
@@ -186,11 +187,6 @@ def _patience_s() -> float:
     return _PATIENCE_S if in_pod() else 0.0
 
 
-def _say_waiting(error: TransientError, wait_s: float, left_s: float) -> None:
-    given_up = datetime.fromtimestamp(time.time() + left_s, UTC).isoformat(timespec="seconds")
-    RunLog("step").event("retry", message=error.message, in_s=round(wait_s), given_up_at=given_up)
-
-
 def _identity(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str]:
     """The run a step works for (empty: none) and the name of this run of the step."""
     try:
@@ -220,12 +216,6 @@ def _record_kubeflow_run(run_uri: str) -> None:
         RunLog("step").event(
             "warning", message=f"the run's place in Kubeflow is not noted: {describe(error)}"
         )
-
-
-def _failure_before(store: Store, step: str) -> StepFailure | None:
-    with contextlib.suppress(EosinError):
-        return load_record(StepFailure, store, RunLayout.failure(step))
-    return None
 
 
 def _forget_failure(run_uri: str, step: str) -> None:

@@ -317,7 +317,9 @@ def retry_policy(config_map: Mapping[str, str]) -> str:
 def _check_nodes(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
     nodes = cluster.list_nodes()
     for pool in config.pools:
-        yield _check_pool(pool, [node for node in nodes if _matches(node, pool)])
+        wanted = pool.node_selector.items()
+        fit = [node for node in nodes if wanted <= (node["metadata"].get("labels") or {}).items()]
+        yield _check_pool(pool, fit)
 
 
 def _check_pool(pool: NodePoolConfig, nodes: list[Manifest]) -> Check:
@@ -355,11 +357,6 @@ def _check_quota(cluster: Cluster, config: ClusterConfig) -> Iterator[Check]:
             )
             fix = "" if left >= needed else "raise the ResourceQuota, or wait for what holds it"
             yield Check("quota", "ok" if left >= needed else "fail", detail, fix)
-
-
-def _matches(node: Manifest, pool: NodePoolConfig) -> bool:
-    labels = node["metadata"].get("labels", {})
-    return all(labels.get(key) == value for key, value in pool.node_selector.items())
 
 
 def _gpus(node: Manifest, resource: str) -> int:

@@ -45,7 +45,10 @@ def pod_failures(pods: Sequence[Manifest]) -> list[PodFailure]:
     after it are its consequences. An evicted pod explains nothing unless there is no other.
     """
     found = [failure for pod in pods for failure in _failures_of(pod)]
-    return sorted(found, key=_telling)
+    at_once = (EXIT_CONFIGURATION_IN_POD, EXIT_PERMANENT_IN_POD)
+    return sorted(
+        found, key=lambda f: (f.exit_code not in at_once, f.reason != "OOMKilled", f.evicted, f.finished_at)
+    )
 
 
 def explain_failure(
@@ -103,15 +106,6 @@ def _failures_of(pod: Manifest) -> list[PodFailure]:
         for container, end in ended
         if end and end["exitCode"] != 0
     ]
-
-
-def _telling(failure: PodFailure) -> tuple[bool, bool, bool, str]:
-    return (
-        failure.exit_code not in (EXIT_CONFIGURATION_IN_POD, EXIT_PERMANENT_IN_POD),
-        failure.reason != "OOMKilled",
-        failure.evicted,
-        failure.finished_at,
-    )
 
 
 def _error_of(failure: PodFailure, words: str, hint: str) -> EosinError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from eosin.cluster import names
@@ -51,11 +51,8 @@ def finish_run(cluster: Cluster, launcher: Launcher, *, log: RunLog) -> Left:
     for job in going_on:
         log.event("unfollowed", jobset=job["metadata"]["name"], run=run_of(job))
     silent = () if is_stopped(workflow) else tuple(silent_failures(workflow))
-    return Left(_names(to_stop), _names(going_on), silent)
-
-
-def _names(jobs: Sequence[Manifest]) -> tuple[str, ...]:
-    return tuple(job["metadata"]["name"] for job in jobs)
+    stopped, training = (tuple(job["metadata"]["name"] for job in jobs) for jobs in (to_stop, going_on))
+    return Left(stopped, training, silent)
 
 
 def silent_failures(workflow: Manifest | None) -> Iterator[StepFailure]:
@@ -71,12 +68,13 @@ def silent_failures(workflow: Manifest | None) -> Iterator[StepFailure]:
         bad = node.get("type") == "Pod" and node.get("phase") in _BAD_PHASES
         is_driver = "driver" in str(node.get("displayName", ""))  # one of Kubeflow's own
         if bad and key not in made_good and not is_driver:
+            code = re.search(r"exit code (\d+)", str(node.get("message", "")))
             yield StepFailure(
                 step=_step_of(node),
                 message=f"its pod ended: {node.get('message') or node['phase']}",
                 hint="eosin resume RUN goes on from the steps that are finished",
                 kind="PodFailure",
-                exit_code=_exit_code(node),
+                exit_code=int(code[1]) if code else 0,
                 time=str(node.get("finishedAt") or ""),
                 pod=str(node.get("id", "")),
             )
@@ -106,11 +104,6 @@ def _step_of(node: Manifest) -> str:
     """The task's name in the pipeline: `…exit-handler-1.train.executor` → train."""
     path = [part for part in str(node.get("name", "")).split(".") if not part.startswith("executor")]
     return re.sub(r"\(.*", "", path[-1]) if path else "step"
-
-
-def _exit_code(node: Manifest) -> int:
-    found = re.search(r"exit code (\d+)", str(node.get("message", "")))
-    return int(found[1]) if found else 0
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,14 @@ def train_on_cluster(run_uri: str, *, log: RunLog, cluster: Cluster | None = Non
 def _train(
     run_uri: str, config: RunConfig, store: Store, cluster: Cluster, launcher: Launcher, log: RunLog
 ) -> TrainingDone:
-    job = _submit(run_uri, config, store, cluster, launcher, log)
+    image = config.cluster.image or os.environ.get("EOSIN_TRAIN_IMAGE", "") or launcher.image
+    asked = Submission(config, run_uri, image, launcher.owner, log, lambda: _has_result(store, config))
+    job = submit_training(cluster, asked)
     name = job["metadata"]["name"]
+    owner = OwnerReference(JOBSET.api_version, JOBSET.kind, name, job["metadata"].get("uid", ""))
+    budget = render_disruption_budget(config, run_uri, namespace=cluster.namespace, owner=owner)
+    with contextlib.suppress(AlreadyExists):
+        cluster.create(BUDGET, budget)
     mirror = PodLogMirror(cluster, store, echo=echo_prefix(name, config.cluster.pools[0].name))
     follower = Follower(cluster, mirror, log, config.cluster.stuck_timeout_s)
     try:
@@ -101,20 +107,6 @@ def _deleted(cluster: Cluster, last: Manifest, launcher: Launcher) -> EosinError
     return TransientError(
         f"{called} was deleted while it trained", hint="run it again: it goes on from the last checkpoint"
     )
-
-
-def _submit(
-    run_uri: str, config: RunConfig, store: Store, cluster: Cluster, launcher: Launcher, log: RunLog
-) -> Manifest:
-    image = config.cluster.image or os.environ.get("EOSIN_TRAIN_IMAGE", "") or launcher.image
-    asked = Submission(config, run_uri, image, launcher.owner, log, lambda: _has_result(store, config))
-    job = submit_training(cluster, asked)
-    uid = job["metadata"].get("uid", "")
-    owner = OwnerReference(JOBSET.api_version, JOBSET.kind, job["metadata"]["name"], uid)
-    budget = render_disruption_budget(config, run_uri, namespace=cluster.namespace, owner=owner)
-    with contextlib.suppress(AlreadyExists):
-        cluster.create(BUDGET, budget)
-    return job
 
 
 def _has_result(store: Store, config: RunConfig) -> bool:

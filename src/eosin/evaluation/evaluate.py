@@ -212,7 +212,9 @@ class _Evaluation:
 
     def _completed(self, details: Details, dataset: Dataset, shown: tuple[ExamplePicture, ...]) -> Details:
         """With what every record tells: notes of the dataset, leakage, protocol, pictures."""
-        leaked, protocol = self._leaked(dataset), self.protocol
+        # Of a teacher on a labelled dataset; of other models it is not known what they saw.
+        trained_by, protocol = self.context.model.trained_by, self.protocol
+        leaked = leaked_patients(trained_by, dataset) if trained_by and self.task.has_labels else ()
         notes = (*dataset.notes, *details.notes, *([leakage_note(leaked)] if leaked else []))
         return details.model_copy(
             update={
@@ -238,11 +240,6 @@ class _Evaluation:
             )
         reason = " → ".join(line.strip() for line in describe(error).splitlines() if line.strip())
         return self._record(status="failed", reason=reason, details=Details.model_validate(self.context.told))
-
-    def _leaked(self, dataset: Dataset) -> tuple[str, ...]:
-        """Of a teacher on a labelled dataset; of other models it is not known what they saw."""
-        trained_by = self.context.model.trained_by
-        return leaked_patients(trained_by, dataset) if trained_by and self.task.has_labels else ()
 
     def _inputs_digest(self, dataset: Dataset) -> str:
         protocol = self.protocol

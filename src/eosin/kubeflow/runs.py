@@ -17,22 +17,6 @@ ACTIVE = frozenset({"PENDING", "RUNNING", "PAUSED", "CANCELING"})
 
 
 @dataclass(frozen=True)
-class Submitted:
-    """`url` opens the run in Kubeflow's interface, as far as its address is known here."""
-
-    run_id: str
-    name: str
-    state: str
-    url: str
-    found: bool
-    """It was going before: nothing was submitted."""
-
-    def __str__(self) -> str:
-        word = "is going already" if self.found else "is submitted"
-        return f"{self.name} {word}: {self.url}"
-
-
-@dataclass(frozen=True)
 class FoundRun:
     """A run that Kubeflow knows."""
 
@@ -44,6 +28,19 @@ class FoundRun:
     def is_active(self) -> bool:
         """Whether it has not ended."""
         return self.state in ACTIVE
+
+
+@dataclass(frozen=True)
+class Submitted(FoundRun):
+    """`url` opens the run in Kubeflow's interface, as far as its address is known here."""
+
+    url: str
+    found: bool
+    """It was going before: nothing was submitted."""
+
+    def __str__(self) -> str:
+        word = "is going already" if self.found else "is submitted"
+        return f"{self.name} {word}: {self.url}"
 
 
 def submit_run(

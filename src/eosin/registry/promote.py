@@ -279,7 +279,12 @@ class _Promoter:
             failed = tuple(each.why for each in judgements if not each.passed)
             self.result = self._result("refused", entry.current, failed, judgements)
             return None
-        changed = self._with_candidate(entry, why)
+        ours = self.candidate.weights_sha256
+        known = next((old.version for old in entry.versions if old.weights_sha256 == ours), None)
+        if known is None:
+            changed = added(entry, self.name, self.candidate, why)
+        else:
+            changed = moved(entry, "promote", known, why)
         self.result = self._result("promoted", changed.current, why, judgements)
         return changed
 
@@ -287,12 +292,6 @@ class _Promoter:
         """The run may hold records of the current model as a stranger's, or as its own."""
         own = (current.model,) if current.run == self.candidate.run else ()
         return Contender((current.teacher, *own), current.weights_sha256)
-
-    def _with_candidate(self, entry: RegistryEntry, why: tuple[str, ...]) -> RegistryEntry:
-        for old in entry.versions:
-            if old.weights_sha256 == self.candidate.weights_sha256:
-                return moved(entry, "promote", old.version, why)
-        return added(entry, self.name, self.candidate, why)
 
     def _result(
         self,

@@ -67,7 +67,9 @@ def warm_started(config: RunConfig, base: RetrainBase) -> RunConfig:
     _require_same_model(config, base)
     teacher = base.teacher
     # What an earlier retraining was judged beside is history; random-init and strangers stay.
-    kept = [name for name in config.evaluate.baselines if name not in _versions(base)]
+    entry = read_entry(base.registry, base.name)
+    versions = {each.teacher for each in entry.versions} if entry else set()
+    kept = [name for name in config.evaluate.baselines if name not in versions]
     model = config.model.model_copy(update={"init": join_uri(teacher, TEACHER_WEIGHTS)})
     evaluate = config.evaluate.model_copy(update={"baselines": (*kept, teacher)})
     return config.model_copy(update={"model": model, "evaluate": evaluate})
@@ -113,11 +115,6 @@ def _current(registry_uri: str, name: str) -> RetrainBase:
         registry=join_uri(registry_uri), name=name, version=model.version, run=model.run,
         teacher=model.teacher, index_uri=model.index_uri, snapshot_id=model.snapshot_id,
     )  # fmt: skip
-
-
-def _versions(base: RetrainBase) -> set[str]:
-    entry = read_entry(base.registry, base.name)
-    return {model.teacher for model in entry.versions} if entry else set()
 
 
 def _require_same_model(config: RunConfig, base: RetrainBase) -> None:

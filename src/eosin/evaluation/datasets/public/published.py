@@ -216,7 +216,9 @@ class PublicDataset(Generic[AnyDataset]):
         ]
         too_many = any(found[split] > expected for split, expected in self.num_images.items())
         if wrong and (not allow_subset or too_many):
-            told = "; ".join([*wrong, *self._absent(samples)])
+            if absent := set(self.classes) - {sample.label for sample in samples}:
+                wrong.append(f"no {self.unit} of {', '.join(sorted(absent))}")
+            told = "; ".join(wrong)
             if too_many:
                 raise UserError(
                     f"{uri} has more than {self.title}: {told}",
@@ -228,7 +230,3 @@ class PublicDataset(Generic[AnyDataset]):
             )
         part = f"a part of {self.title} only, not to be set beside others' figures"
         return [f"{part}: {'; '.join(wrong)}"] if wrong else []
-
-    def _absent(self, samples: tuple[Sample, ...]) -> list[str]:
-        absent = set(self.classes) - {sample.label for sample in samples}
-        return [f"no {self.unit} of {', '.join(sorted(absent))}"] if absent else []
