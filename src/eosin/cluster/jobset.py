@@ -36,7 +36,7 @@ def render_jobset(
     name = jobset_name(run_uri)
     account = service_account or cluster.service_account
     rendezvous = rendezvous_pod(config, run_uri, name, image=image, service_account=account)
-    jobs = [_replicated_job(RENDEZVOUS, _indexed_job(rendezvous, 1, _RENDEZVOUS_BACKOFF_LIMIT))]
+    jobs = [_replicated_job(RENDEZVOUS, _indexed_job(rendezvous, 1, _RENDEZVOUS_BACKOFF_LIMIT, {}))]
     for job, pool, num_pods, is_anchor in _shares(config):
         pod = agent_pod(config, run_uri, name, pool, image=image, service_account=account)
         backoff_limit = cluster.anchor_backoff_limit * num_pods if is_anchor else UNLIMITED
@@ -216,14 +216,15 @@ def agent_job(pod: Manifest, num_pods: int, backoff_limit: int) -> Manifest:
     }
     forgive = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     rules = {"podReplacementPolicy": "Failed", "podFailurePolicy": {"rules": [stop, forgive]}}
-    return {**_indexed_job(pod, num_pods, backoff_limit), **rules}
+    return _indexed_job(pod, num_pods, backoff_limit, rules)
 
 
-def _indexed_job(pod: Manifest, num_pods: int, backoff_limit: int) -> Manifest:
+def _indexed_job(pod: Manifest, num_pods: int, backoff_limit: int, rules: Manifest) -> Manifest:
     return {
         "completionMode": "Indexed",
         "parallelism": num_pods,
         "completions": num_pods,
         "backoffLimit": backoff_limit,
+        **rules,
         "template": pod,
     }
