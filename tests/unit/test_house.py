@@ -45,6 +45,33 @@ def test_no_class_name_has_two_meanings() -> None:
     assert not twice
 
 
+def test_no_class_of_one_module_is_called_as_that_of_another() -> None:
+    found = defaultdict(list)
+    for path, tree in modules():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(str(path))
+    assert not {name: paths for name, paths in found.items() if len(paths) > 1}
+
+
+def test_only_the_records_put_on_a_condition() -> None:
+    """A load, a publish once and a compare-and-swap are `records.base`; `doctor` tries the store itself."""
+    apart = (
+        "src/eosin/storage",
+        "src/eosin/records/base.py",
+        "src/eosin/doctor.py",
+        "src/eosin/index/sources.py",
+    )
+    wrong = []
+    for path, tree in modules():
+        if str(path).startswith(apart):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg in ("if_none_match", "if_match"):
+                wrong.append(f"{path}:{node.value.lineno}")
+    assert not wrong
+
+
 def test_no_function_name_has_two_meanings() -> None:
     functions = public((ast.FunctionDef, ast.AsyncFunctionDef), verbs=False)
     assert not {name: paths for name, paths in functions.items() if len(paths) > 1}
