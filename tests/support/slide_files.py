@@ -25,7 +25,7 @@ WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 JPEG, JPEG2000 = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90"
 JPEGLS, HTJ2K = "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.201"
-RLE = "1.2.840.10008.1.2.5"
+RLE, JPEGXL = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.110"
 
 
 def picture(height: int, width: int, seed: int = 0) -> Pixels:
@@ -255,6 +255,8 @@ def _put_pixels(dataset: Dataset, tiles: Sequence[Pixels], syntax: str, table: s
         frames = [imagecodecs.jpegls_encode(tile) for tile in tiles]
     elif syntax == RLE:
         frames = [RLELosslessEncoder.encode(tile, **RLE_ENCODED) for tile in tiles]
+    elif syntax == JPEGXL:
+        frames = [imagecodecs.jpegxl_encode(tile, lossless=True) for tile in tiles]
     elif syntax == HTJ2K:
         dataset.PhotometricInterpretation = "YBR_RCT"
         frames = [imagecodecs.htj2k_encode(tile) for tile in tiles]

@@ -41,6 +41,7 @@ from tests.support.slide_files import (
     HTJ2K,
     JPEG2000,
     JPEGLS,
+    JPEGXL,
     as_tiff_too,
     halved,
     tissue_picture,
@@ -67,6 +68,7 @@ WRITERS = {
     "walk.dcm": lambda path: write_dicom(path, LEVELS[0], table="none"),
     "native.dcm": lambda path: write_dicom(path, LEVELS[0], syntax=EXPLICIT),
     "jpegls.dcm": lambda path: write_dicom(path, LEVELS[0], syntax=JPEGLS, sparse=True),
+    "jpegxl.dcm": lambda path: write_dicom(path, LEVELS[0], syntax=JPEGXL),
     "htj2k.dcm": lambda path: write_dicom(path, LEVELS[0], syntax=HTJ2K),
     "dual.dcm": lambda path: as_tiff_too(write_dicom(path, LEVELS[0])),
 }

@@ -33,7 +33,7 @@ from eosin.slides.table import level_table
 from eosin.storage import AccessDenied, ObjectInfo, Store
 from eosin.words import counted
 
-INDEXER_VERSION = 7
+INDEXER_VERSION = 8
 _THUMBNAIL_PX = 512
 _DETAIL_CHARS = 300
 _NO_OVERRIDE = Override()

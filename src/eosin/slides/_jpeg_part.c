@@ -50,12 +50,14 @@ static void say_nothing(j_common_ptr common)
     (void)common;
 }
 
+/* A tile that contradicts its slide's header on colour is the caller's affair. */
 static int is_plain(const struct jpeg_decompress_struct *jpeg, const Job *job)
 {
     return jpeg->image_width == job->tile_width_px && jpeg->image_height == job->tile_height_px
         && jpeg->num_components == CHANNELS && jpeg->comps_in_scan == CHANNELS && jpeg->data_precision == 8
         && !jpeg->progressive_mode && !jpeg->arith_code
-        && (jpeg->jpeg_color_space == JCS_YCbCr || jpeg->jpeg_color_space == JCS_RGB);
+        && (jpeg->jpeg_color_space == JCS_RGB ? job->is_rgb
+            : jpeg->jpeg_color_space == JCS_YCbCr && (!job->is_rgb || jpeg->saw_JFIF_marker));
 }
 
 /* Upsampling looks at the chroma sample on either side: take in a pixel before and two after the

@@ -34,12 +34,15 @@ _HALF = 1 << 15
 def decode_jpeg2000(level: Level, data: bytes) -> npt.NDArray[np.uint8]:
     """[h, w, 3] of a JPEG 2000 tile, at full size.
 
-    Raises `SlideError` (`corrupt-tile`) for damage, or for dimensions that are not the level's; the
-    size is read from the SIZ marker first, so that a damaged tile cannot ask for gigabytes.
+    Raises `SlideError`: `corrupt-tile` for damage, or for dimensions that are not the level's; the size is
+    read from the SIZ marker first, so that a damaged tile cannot ask for gigabytes. `unsupported-pixels`
+    where the header's word on colour contradicts the codestream's component transform.
     """
     width, height, subsampled = _size(data)
     if (width, height) != (level.tile_width_px, level.tile_height_px):
         raise SlideError("corrupt-tile", f"a JPEG 2000 tile is {width} × {height} px")
+    if level.color_space.endswith("transformed"):
+        _check_transform(data, level.color_space == "rgb-transformed")
     try:
         # High-throughput codestreams too: OpenJPH (htj2k_decode) gives noise for damage, and says nothing.
         decoded = _decode_subsampled(data) if subsampled else imagecodecs.jpeg2k_decode(data)
@@ -52,7 +55,7 @@ def decode_jpeg2000(level: Level, data: bytes) -> npt.NDArray[np.uint8]:
         return pixels
     if pixels.ndim != 3 or pixels.shape[2] < 3:
         raise SlideError("corrupt-tile", "a JPEG 2000 tile of a colour slide has no colour")
-    return ycbcr_to_rgb(pixels) if level.color_space == "ycbcr" else pixels
+    return ycbcr_to_rgb(pixels) if level.color_space.startswith("ycbcr") else pixels
 
 
 def _size(data: bytes) -> tuple[int, int, bool]:
@@ -65,6 +68,20 @@ def _size(data: bytes) -> tuple[int, int, bool]:
     steps = data[start + 42 : start + 42 + 3 * num_components]
     subsampled = any(steps[i] != 1 for i in range(len(steps)) if i % 3)
     return x1 - x0, y1 - y0, subsampled
+
+
+def _check_transform(data: bytes, wanted: bool) -> None:
+    """The component transform, in the COD marker (ISO 15444-1, A.6.1), is to be there, or not to be."""
+    at = data.find(b"\xff\x52", data.find(_CODESTREAM, 0, 4096), 8192)
+    if at < 0 or len(data) < at + 9:
+        raise SlideError("corrupt-tile", "a JPEG 2000 tile does not say how it is coded")
+    if bool(data[at + 8]) != wanted:
+        said = (
+            "with a component transform is called YCbCr"
+            if not wanted
+            else "lacks the component transform that its header names"
+        )
+        raise SlideError("unsupported-pixels", f"JPEG 2000 that {said}: RGB or YCbCr, nothing says")
 
 
 def _decode_subsampled(data: bytes) -> npt.NDArray[np.uint8]:
@@ -115,6 +132,15 @@ def _decode_jpegls(level: Level, data: bytes) -> Pixels:
     if pixels.dtype != np.uint8 or pixels.ndim != wanted:
         raise SlideError("corrupt-tile", f"a JPEG-LS tile holds {pixels.dtype} of shape {pixels.shape}")
     return ycbcr_to_rgb(pixels) if level.color_space == "ycbcr" else pixels
+
+
+def _decode_jpegxl(level: Level, data: bytes) -> Pixels:
+    wanted: tuple[int, ...] = (level.tile_height_px, level.tile_width_px)
+    pixels: Pixels = np.empty(wanted if level.color_space == "gray" else (*wanted, 3), np.uint8)
+    try:  # of another size it is refused before it is decoded
+        return np.asarray(imagecodecs.jpegxl_decode(data, out=pixels))
+    except (imagecodecs.JpegxlError, RuntimeError, ValueError) as error:
+        raise SlideError("corrupt-tile", f"a JPEG XL tile cannot be decoded: {error}") from error
 
 
 def _decode_webp(level: Level, data: bytes) -> Pixels:
@@ -236,7 +262,8 @@ def _scaled(pixels: Pixels, denominator: int) -> Pixels:
 
 
 _DECODERS = {
-    "jpeg2000": decode_jpeg2000, "jpegls": _decode_jpegls, "webp": _decode_webp, "rle": _decode_rle,
+    "jpeg2000": decode_jpeg2000, "jpegls": _decode_jpegls, "jpegxl": _decode_jpegxl, "rle": _decode_rle,
+    "webp": _decode_webp,
 }  # fmt: skip
 
 try:

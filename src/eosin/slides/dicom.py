@@ -52,6 +52,7 @@ _COMPRESSIONS: dict[str, Compression] = {
     "1.2.840.10008.1.2.5": "rle",
     **dict.fromkeys(("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), "jpegls"),
     **dict.fromkeys((f"1.2.840.10008.1.2.4.{each}" for each in (90, 91, 201, 202, 203)), "jpeg2000"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{each}" for each in (110, 111, 112)), "jpegxl"),
 }
 _TAGS = [
     "SOPClassUID", "ImageType", "SeriesInstanceUID", "PyramidUID", "Rows", "Columns", "NumberOfFrames",
@@ -328,10 +329,12 @@ def _color_space(dataset: Any, compression: Compression) -> ColorSpace:
         if photometric != "RGB" or int(dataset.get("PlanarConfiguration", 0)) != 0:
             raise SlideError("unsupported-pixels", f"uncompressed {photometric} or separate colour planes")
         return "rgb"
-    if photometric in ("RGB", "YBR_ICT", "YBR_RCT"):
+    if compression == "jpeg2000" and photometric in ("YBR_ICT", "YBR_RCT"):
+        return "rgb-transformed"
+    if photometric == "RGB" or compression == "jpegxl":  # whatever is stored, its decoder gives RGB
         return "rgb"
     if photometric in ("YBR_FULL", "YBR_FULL_422"):
-        return "ycbcr"
+        return "ycbcr-untransformed" if compression == "jpeg2000" else "ycbcr"
     raise SlideError("unsupported-pixels", f"photometric interpretation {photometric}")
 
 

@@ -78,6 +78,10 @@ def _encapsulated(file: SizedFile, dataset: Any, start: int, num_frames: int) ->
         offsets, sizes = np.frombuffer(extended, "<u8"), np.frombuffer(lengths, "<u8")
         if len(offsets) != num_frames or len(sizes) != num_frames:
             raise SlideError("corrupt-header", f"{len(offsets)} offsets for {num_frames} frames")
+        # wsidicom counts the header of a frame's item: no frame reaches into the next one.
+        order, sizes = np.argsort(offsets), sizes.astype(np.int64)
+        room = np.diff(offsets[order].astype(np.int64)) - 8
+        sizes[order[:-1]] = np.minimum(sizes[order[:-1]], room)
         return _by_offsets(file, offsets, sizes, first_item)
     if table_bytes:
         return _basic(file, start + 8, table_bytes, num_frames)

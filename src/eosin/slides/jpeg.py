@@ -21,12 +21,20 @@ def complete_jpeg(level: Level, data: bytes) -> bytes:
     """A JPEG any decoder reads right: tables spliced in, and the colour transform said.
 
     A tile whose photometric interpretation is RGB and which carries neither a JFIF nor an Adobe marker
-    would be taken for YCbCr; a JFIF marker says YCbCr and is believed.
+    would be taken for YCbCr; a JFIF marker says YCbCr and is believed. Where an Adobe marker or the names of
+    the components contradict the header, OpenSlide and libtiff follow the header and others the tile:
+    `SlideError` (`unsupported-pixels`) is raised.
     """
     if data[:2] != _SOI:
         raise SlideError("corrupt-tile", "a tile is not a JPEG")
     tables = table_segments(level.jpeg_tables)
-    marker = _APP14_RGB if level.color_space == "rgb" and not _says_its_colour(tables, data) else b""
+    said = _colour_said(tables + data[2:])
+    if said not in ("", "jfif") and level.color_space in ("rgb", "ycbcr") and level.color_space not in said:
+        raise SlideError(
+            "unsupported-pixels",
+            f"the header says {level.color_space}, its JPEG tiles {said}: readers show other colours",
+        )
+    marker = _APP14_RGB if level.color_space == "rgb" and said in ("", "rgb by name") else b""
     return data if not tables and not marker else b"".join((_SOI, tables, marker, data[2:]))
 
 
@@ -64,17 +72,18 @@ def table_segments(tables: bytes | None) -> bytes:
     return tables[2 : end if end >= 2 else len(tables)]
 
 
-def _says_its_colour(tables: bytes, data: bytes) -> bool:
-    return _has_colour_marker(tables) or _has_colour_marker(data[2:])
-
-
-def _has_colour_marker(segments: bytes) -> bool:
-    """Whether a JFIF (APP0) or Adobe (APP14) segment stands before the first scan."""
-    return any(
-        (code == 0xE0 and segments[at : at + 5] == b"JFIF\0")
-        or (code == 0xEE and segments[at : at + 5] == b"Adobe")
-        for code, at, _ in _segments(segments)
-    )
+def _colour_said(segments: bytes) -> str:
+    """What a JPEG says of its three components, as libjpeg takes it: `jfif`, else `rgb` or `ycbcr` by Adobe's
+    marker, else `rgb by name`, else nothing."""
+    jfif = adobe = named = ""
+    for code, at, end in _segments(segments):
+        if code == 0xE0 and segments[at : at + 5] == b"JFIF\0":
+            jfif = "jfif"
+        elif code == 0xEE and segments[at : at + 5] == b"Adobe" and end - at >= 12:
+            adobe = "ycbcr" if segments[at + 11] else "rgb"
+        elif code in (0xC0, 0xC1, 0xC2) and segments[at + 6 : end : 3] == b"RGB":
+            named = "rgb by name"
+    return jfif or adobe or named
 
 
 def quantization(level: Level, data: bytes) -> tuple[bytes, int]:

@@ -31,10 +31,13 @@ class BinaryFile(Protocol):
 
 
 Compression = Literal[
-    "jpeg", "jpeg2000", "jpegls", "webp", "rle", "packbits", "lzw", "deflate", "zstd", "none", "other"
+    "jpeg", "jpeg2000", "jpegls", "jpegxl", "webp", "rle", "packbits", "lzw", "deflate", "zstd", "none",
+    "other",
 ]  # fmt: skip
 ColorSpace = Literal[
     "rgb",
+    "rgb-transformed",
+    "ycbcr-untransformed",
     "ycbcr",
     "gray",
     "rgb+straight",
@@ -74,7 +77,9 @@ class Level:
     tile_height_px: int
     compression: Compression
     color_space: ColorSpace
-    """What the compressed samples are: `rgb` JPEG needs an APP14 marker, `ycbcr` is converted.
+    """What the compressed samples are: `rgb` JPEG needs an APP14 marker, `ycbcr` is converted; the
+    codestream of JPEG 2000 has to have a component transform (`rgb-transformed`), or none
+    (`ycbcr-untransformed`).
 
     A sample more than colours is alpha: `+straight`, or `+premultiplied` where colours are multiplied by it;
     `+other`: it is no alpha.

@@ -25,7 +25,7 @@ _COMPRESSIONS: dict[int, Compression] = {
     33003: "jpeg2000", 33004: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000", 34926: "zstd", 50000: "zstd",
     32773: "packbits", 50001: "webp",
 }  # fmt: skip
-_APERIO_YCBCR, _APERIO_RGB = 33003, 33005
+_APERIO_YCBCR, _LOSSY, _APERIO_RGB = 33003, 33004, 33005
 _GRAY, _RGB, _YCBCR = 1, 2, 6
 
 
@@ -66,7 +66,7 @@ def _level(directory: Directory, pyramid: Pyramid, number: int, finer: list[Leve
         tile_width_px=tile_width,
         tile_height_px=tile_height,
         compression=compression,
-        color_space=_color_space(directory, compression),
+        color_space=_color_space(directory, compression, pyramid.format),
         first_tile=first_tile,
         jpeg_tables=(directory.raw(tag.JPEG_TABLES) or None) if compression == "jpeg" else None,
         predictor=_predictor(directory, compression),
@@ -104,7 +104,7 @@ def _predictor(directory: Directory, compression: Compression) -> int:
     return predictor
 
 
-def _color_space(directory: Directory, compression: Compression) -> ColorSpace:
+def _color_space(directory: Directory, compression: Compression, format_name: str) -> ColorSpace:
     """What the compressed samples are. Raises `SlideError` for pixels that are not 8-bit gray or RGB."""
     samples = directory.integer(tag.SAMPLES_PER_PIXEL, 1)
     bits = directory.integers(tag.BITS_PER_SAMPLE).tolist() or [1]  # as TIFF 6.0 has it
@@ -113,6 +113,10 @@ def _color_space(directory: Directory, compression: Compression) -> ColorSpace:
         raise SlideError("unsupported-pixels", f"its samples have {bits[:4]} bits, not 8")
     if samples > 1 and directory.integer(tag.PLANAR_CONFIGURATION, 1) != 1:
         raise SlideError("unsupported-layout", "its colour planes are stored one after the other")
+    if compression != "jpeg" and directory.integer(tag.FILL_ORDER, 1) != 1:
+        raise SlideError("unsupported-layout", "the bits of its bytes are stored in reverse (FillOrder 2)")
+    if directory.integer(tag.ORIENTATION, 1) in range(2, 9):
+        raise SlideError("unsupported-layout", "it is to be turned or mirrored for display (Orientation)")
     alpha = _alpha(directory, samples) if compression != "jpeg" else ""
     if photometric == _GRAY and samples in (1, 2):
         return cast(ColorSpace, "gray" + alpha)
@@ -120,6 +124,11 @@ def _color_space(directory: Directory, compression: Compression) -> ColorSpace:
         raise SlideError("unsupported-pixels", f"{samples} samples a pixel, photometric {photometric}")
     if compression == "jpeg2000":
         code = directory.integer(tag.COMPRESSION)
+        if code == _LOSSY and photometric == _RGB and format_name != "ome":
+            # OME-TIFFs hold RGB; libvips stores YCbCr and says RGB.
+            raise SlideError(
+                "unsupported-pixels", "JPEG 2000 by TIFF compression 33004: RGB or YCbCr, nothing says"
+            )
         ycbcr = code == _APERIO_YCBCR or (code != _APERIO_RGB and photometric == _YCBCR)
         return "ycbcr" if ycbcr else cast(ColorSpace, "rgb" + alpha)
     if photometric == _YCBCR and compression != "jpeg":

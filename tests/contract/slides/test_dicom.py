@@ -7,12 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import openslide
 import pytest
 import tifffile
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as DicomSequence
 from wsidicom import WsiDicom
 
@@ -30,6 +32,7 @@ from tests.support.slide_files import (
     JPEG,
     JPEG2000,
     JPEGLS,
+    JPEGXL,
     RLE,
     as_tiff_too,
     halved,
@@ -131,7 +134,7 @@ def test_positions_decide_where_no_organisation_is_said(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(opened(tmp_path, "a.dcm")), FINEST)
 
 
-@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, HTJ2K, RLE])
+@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, JPEGXL, HTJ2K, RLE])
 @pytest.mark.parametrize("table", ["basic", "extended", "none"])
 def test_every_codec_by_every_offset_table(tmp_path: Path, syntax: str, table: str) -> None:
     write_dicom(tmp_path / "a.dcm", FINEST, syntax=syntax, table=table)
@@ -142,6 +145,36 @@ def test_every_codec_by_every_offset_table(tmp_path: Path, syntax: str, table: s
     else:
         right = FINEST
     np.testing.assert_array_equal(found, right)
+
+
+def test_lengths_that_count_the_headers_of_items(tmp_path: Path) -> None:
+    """As wsidicom 0.31 writes them: of every frame but the last."""
+
+    def count_headers(dataset: Dataset) -> None:
+        lengths = np.frombuffer(dataset.ExtendedOffsetTableLengths, "<u8").copy()
+        lengths[:-1] += 8
+        dataset.ExtendedOffsetTableLengths = lengths.tobytes()
+
+    write_dicom(tmp_path / "a.dcm", FINEST, syntax=JPEG2000, table="extended", change=count_headers)
+    np.testing.assert_array_equal(whole(opened(tmp_path, "a.dcm")), FINEST)
+
+
+@pytest.mark.parametrize(("mct", "photometric"), [(True, "YBR_FULL"), (False, "YBR_RCT"), (False, "YBR_ICT")])
+def test_colours_that_header_and_codestream_tell_otherwise(
+    tmp_path: Path, mct: bool, photometric: str
+) -> None:
+    """OpenSlide refuses the first and shows false colours of the others."""
+
+    def recode(dataset: Dataset) -> None:
+        dataset.PhotometricInterpretation = photometric
+        if not mct:
+            frame = imagecodecs.jpeg2k_encode(FINEST[:128, :128].copy(), codecformat="j2k", mct=False)
+            dataset.PixelData = encapsulate([frame] * int(dataset.NumberOfFrames))
+
+    write_dicom(tmp_path / "a.dcm", FINEST, syntax=JPEG2000, change=recode)
+    with pytest.raises(SlideError) as caught:
+        whole(opened(tmp_path, "a.dcm"))
+    assert caught.value.reason == "unsupported-pixels"
 
 
 def test_an_object_that_is_a_tiff_as_well_is_dicom(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import openslide
@@ -270,3 +271,76 @@ def test_ome_without_physical_size_takes_the_resolution_of_the_tiff(tmp_path: Pa
 def test_a_valid_slide_that_nothing_here_reads_says_so(tmp_path: Path) -> None:
     _, row = written(tmp_path, "a.vsi", lambda path: path.write_bytes(b"II*\0" + bytes(200)))
     assert row.status == "unsupported-format" and "export it" in row.detail
+
+
+def test_jpeg_2000_of_code_33004_is_refused(tmp_path: Path) -> None:
+    """As libvips 8.14 writes it: YCbCr, transformed once more by the codec, under the name of RGB."""
+
+    def write(path: Path) -> None:
+        write_tiff(path, [PICTURE], mpp=0.5, compression="jpeg2000")
+        data = path.read_bytes()
+        named = struct.pack("<HHII", 259, 3, 1, 34712)
+        assert named in data
+        path.write_bytes(data.replace(named, struct.pack("<HHII", 259, 3, 1, 33004)))
+
+    _, row = written(tmp_path, "a.tif", write)
+    assert row.status == "unsupported-pixels" and "33004" in row.detail
+
+
+@pytest.mark.parametrize("compression", ["lzw", None, "jpeg"])
+def test_bytes_in_reverse_are_not_taken_for_damage(tmp_path: Path, compression: str | None) -> None:
+    """FillOrder 2, as tiffcp and ImageMagick write it; JPEG has no such order."""
+
+    def write(path: Path) -> None:
+        write_tiff(path, [PICTURE], mpp=0.5, compression=compression, extratags=[(265, 3, 1, 2, True)])
+        other, fill_order = (struct.pack("<HHII", number, 3, 1, 2) for number in (265, 266))
+        path.write_bytes(path.read_bytes().replace(other, fill_order, 1))
+
+    _, row = written(tmp_path, "a.tif", write)
+    assert row.status == ("ok" if compression == "jpeg" else "unsupported-layout"), row.detail
+
+
+def with_marker(jpeg: bytes, transform: int) -> bytes:
+    """A JPEG without JFIF's marker and with Adobe's."""
+    segments, at = b"", 2
+    while jpeg[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        segments += jpeg[at:end] if jpeg[at + 1] not in (0xE0, 0xEE) else b""
+        at = end
+    return jpeg[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform]) + segments + jpeg[at:]
+
+
+@pytest.mark.parametrize(("photometric", "transform"), [("ycbcr", 0), ("ycbcr", 1), ("rgb", 0), ("rgb", 1)])
+def test_colours_that_header_and_tiles_tell_otherwise(
+    tmp_path: Path, photometric: str, transform: int
+) -> None:
+    """A JPEG of YCbCr whose marker says RGB, or the reverse: OpenSlide and wsidicom show other colours."""
+    stored = {1: "ycbcr", 0: "rgb"}[transform]
+    cut = [PICTURE[y : y + 256, x : x + 256].copy() for y in range(0, 1024, 256) for x in range(0, 1024, 256)]
+    tiles = [
+        with_marker(imagecodecs.jpeg8_encode(each, colorspace="rgb", outcolorspace=stored), transform)
+        for each in cut
+    ]
+
+    def write(path: Path) -> None:
+        tifffile.imwrite(path, iter(tiles), shape=PICTURE.shape, dtype=np.uint8, tile=(256, 256),
+                         compression="jpeg", photometric="ycbcr", subsampling=(1, 1), metadata=None,
+                         resolution=(2e4, 2e4), resolutionunit="CENTIMETER")  # fmt: skip
+        says_ycbcr, says_rgb = (struct.pack("<HHII", 262, 3, 1, kind) for kind in (6, 2))
+        if photometric == "rgb":
+            path.write_bytes(path.read_bytes().replace(says_ycbcr, says_rgb, 1))
+
+    snapshot, row = written(tmp_path, "a.tif", write)
+    if photometric != stored:
+        assert row.status == "unsupported-pixels" and photometric in row.detail
+        return
+    assert row.status == "ok", row.detail
+    found = regions_of(snapshot, row).read_region((0, 0), 0, (1024, 1024))
+    assert np.abs(found.astype(int) - PICTURE).mean() < 5
+
+
+def test_a_slide_that_is_turned_for_display_is_refused(tmp_path: Path) -> None:
+    """OpenSlide turns each tile by itself, libvips and tifffile nothing."""
+    _, row = written(tmp_path, "a.tif", lambda path: write_tiff(
+        path, [PICTURE], mpp=0.5, compression="deflate", extratags=[(274, 3, 1, 3, True)]))  # fmt: skip
+    assert row.status == "unsupported-layout" and "turned" in row.detail

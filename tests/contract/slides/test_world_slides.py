@@ -33,6 +33,7 @@ from tests.support.slide_files import (
     JPEG,
     JPEG2000,
     JPEGLS,
+    JPEGXL,
     RLE,
     halved,
     picture,
@@ -62,7 +63,7 @@ def refragment(dataset: Dataset, table: str, *, only: int | None = None) -> None
     dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
 
 
-@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, HTJ2K, RLE])
+@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, JPEGXL, HTJ2K, RLE])
 @pytest.mark.parametrize(("table", "only"), [("basic", None), ("none", None), ("basic", 7), ("none", 7)])
 def test_frames_in_several_fragments(tmp_path: Path, syntax: str, table: str, only: int | None) -> None:
     write_dicom(tmp_path / "whole.dcm", FINEST, syntax=syntax)
@@ -402,7 +403,7 @@ def test_what_is_deflated_as_a_whole_is_refused_before_it_is_unfolded(
     assert found.reason == "unsupported-compression" and "deflated" in found.message
 
 
-@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, HTJ2K, RLE])
+@pytest.mark.parametrize("syntax", [JPEG, JPEG2000, JPEGLS, JPEGXL, HTJ2K, RLE])
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.98])
 def test_frames_that_end_early_are_no_picture(tmp_path: Path, syntax: str, share: float) -> None:
     def cut(dataset: Dataset) -> None:

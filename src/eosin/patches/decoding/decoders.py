@@ -135,7 +135,7 @@ def num_gpus() -> int:
 def _is_safe(level: Level) -> bool:
     if level.compression == "jpeg":
         return level.color_space != "gray"
-    return level.compression == "jpeg2000" and level.color_space == "rgb"
+    return level.compression == "jpeg2000" and level.color_space.startswith("rgb")
 
 
 def _stream(tile: EncodedTile) -> bytes:
