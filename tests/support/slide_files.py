@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import tifffile
+import wsidicom.uid  # noqa: F401  # names JPEG XL's transfer syntax to pydicom, which does not know it yet
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.uid import register_transfer_syntax
 
 Pixels = npt.NDArray[np.uint8]
 APERIO = "Aperio Image Library v11.2.1 \r\n{w}x{h} (128x128) test|AppMag = 20|MPP = {mpp}|ScanScope ID = T1"
@@ -27,7 +27,6 @@ IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 JPEG, JPEG2000 = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90"
 JPEGLS, HTJ2K = "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.201"
 RLE, JPEGXL = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.110"
-register_transfer_syntax(JPEGXL, implicit_vr=False, little_endian=True)  # pydicom 3.0 does not know it yet
 
 
 def picture(height: int, width: int, seed: int = 0) -> Pixels:
