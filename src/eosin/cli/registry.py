@@ -29,7 +29,7 @@ def show(
 
     found = entries.list_entries(registry, name)
     text = "\n".join(map(str, found)) or f"no model in {registry} yet"
-    emit({"models": [each.entry for each in found]}, as_json=as_json, text=text)
+    emit({"models": found}, as_json=as_json, text=text)
 
 
 @registry_app.command()

@@ -63,6 +63,14 @@ class RegistryEntry(Record):
             raise ValueError(f"current version {self.current} with versions {numbers}")
         return self
 
+    def __str__(self) -> str:
+        lines = [f"{self.name}: version {self.current}, {self.current_model.teacher}"]
+        for move in self.history:
+            model = self.versions[move.version - 1]
+            lines.append(f"  {move.time}  {move.action:<8}  version {move.version}  {model.teacher}")
+            lines += [f"      {why}" for why in move.why]
+        return "\n".join(lines)
+
     @property
     def current_model(self) -> RegisteredModel:
         """The version that `current` names."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from shlex import quote
 from typing import Literal
@@ -11,26 +10,10 @@ from typing import Literal
 from eosin.errors import UserError
 from eosin.layout import RegistryLayout
 from eosin.records import RegisteredModel, RegistryEntry, RegistryMove, load_record, update_record
-from eosin.storage import join_uri, open_store
+from eosin.storage import open_store
 
 # Given the entry as it stands (None: there is none), the one to put in its place; None: leave it.
 Change = Callable[[RegistryEntry | None], RegistryEntry | None]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What `eosin registry show` prints of one name."""
-
-    uri: str
-    entry: RegistryEntry
-
-    def __str__(self) -> str:
-        lines = [f"{self.entry.name}: version {self.entry.current}, {self.entry.current_model.teacher}"]
-        for move in self.entry.history:
-            model = self.entry.versions[move.version - 1]
-            lines.append(f"  {move.time}  {move.action:<8}  version {move.version}  {model.teacher}")
-            lines += [f"      {why}" for why in move.why]
-        return "\n".join(lines)
 
 
 def read_entry(registry_uri: str, name: str) -> RegistryEntry | None:
@@ -46,10 +29,10 @@ def find_entry(registry_uri: str, name: str) -> RegistryEntry:
     return entry
 
 
-def list_entries(registry_uri: str, name: str = "") -> list[Entry]:
+def list_entries(registry_uri: str, name: str = "") -> list[RegistryEntry]:
     """Every entry by name, or only that of `name`, which must be there."""
     names = [name] if name else _names(registry_uri)
-    return [Entry(join_uri(registry_uri, _key(each)), find_entry(registry_uri, each)) for each in names]
+    return [find_entry(registry_uri, each) for each in names]
 
 
 def change_entry(registry_uri: str, name: str, change: Change) -> RegistryEntry | None:

@@ -315,7 +315,7 @@ def _judge(
 
 def _registered(uri: str) -> set[str]:
     """Snapshots of every version of every model: a rollback may make any of them the current one."""
-    entries = [each.entry for each in list_entries(uri)]
+    entries = list_entries(uri)
     if not entries:
         raise UserError(f"there is no model in registry {uri}", hint="name the folder that holds models/")
     return {version.snapshot_id for entry in entries for version in entry.versions}

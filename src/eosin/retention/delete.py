@@ -132,10 +132,10 @@ def _refuse_registered(run_uri: str, registries: Sequence[str]) -> None:
     whole = join_uri(run_uri).rstrip("/")
     for uri in registries:
         for each in list_entries(uri):
-            used = [version.version for version in each.entry.versions if version.run.rstrip("/") == whole]
+            used = [version.version for version in each.versions if version.run.rstrip("/") == whole]
             if used:
                 raise UserError(
-                    f"version {used[0]} of {each.entry.name} in {uri} is a teacher of this run",
+                    f"version {used[0]} of {each.name} in {uri} is a teacher of this run",
                     hint="with it gone that version cannot be rolled back to; --force deletes it even so",
                 )
 

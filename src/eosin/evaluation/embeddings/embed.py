@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -67,6 +67,7 @@ _MAX_NAMED = 20
 
 Features = npt.NDArray[np.float32]
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class UnreadableImages(PermanentError):
@@ -163,7 +164,9 @@ def _compute(model: JudgedModel, dataset: Dataset, batch_size: int, log: RunLog,
         def load(indices: range) -> list[tuple[int, Pixels] | str]:
             return list(pool.map(decode, dataset.read(indices)))
 
-        for indices, loaded in zip(batches, _one_ahead(load, batches), strict=True):
+        for indices, loaded in zip(
+            batches, in_advance(load, batches, num_threads=1, num_ahead=1), strict=True
+        ):
             images = dict(zip(indices, loaded, strict=True))
             good = {i: image for i, image in images.items() if not isinstance(image, str)}
             for i, reason in images.items():
@@ -193,17 +196,18 @@ def _compute(model: JudgedModel, dataset: Dataset, batch_size: int, log: RunLog,
     )
 
 
-def _one_ahead(load: Callable[[range], T], batches: Sequence[range]) -> Iterator[T]:
-    """What `load` gives for each of `batches`; the next is read while the model sees the one before."""
-    with ThreadPoolExecutor(1) as reader:
-        ahead: Future[T] | None = None
-        for batch in batches:
-            begun = reader.submit(load, batch)
-            if ahead is not None:
-                yield ahead.result()
-            ahead = begun
-        if ahead is not None:
-            yield ahead.result()
+def in_advance(
+    make: Callable[[T], R], parts: Iterable[T], *, num_threads: int, num_ahead: int
+) -> Iterator[R]:
+    """What `make` makes of each of `parts`, in order, by threads that are so many parts ahead."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(num_threads) as threads:
+        for part in parts:
+            waiting.append(threads.submit(make, part))
+            if len(waiting) > num_ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def decode_or_reason(data: bytes | MissingImage, img_px: int) -> Pixels | str:

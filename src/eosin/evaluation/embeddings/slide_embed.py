@@ -5,9 +5,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -23,7 +22,7 @@ from eosin.config.index import IndexConfig, SlidesConfig, TissueConfig
 from eosin.config.patches import GridConfig, PatchesConfig
 from eosin.errors import PermanentError, UserError
 from eosin.evaluation.datasets.slide_dataset import SlideDataset
-from eosin.evaluation.embeddings.embed import Features
+from eosin.evaluation.embeddings.embed import Features, in_advance
 from eosin.evaluation.embeddings.forward import Forward
 from eosin.evaluation.judged_model import JudgedModel
 from eosin.evaluation.transform import TRANSFORM, TRANSFORM_VERSION, fit
@@ -328,11 +327,7 @@ def made_ahead(
     patches: Sequence[Patch], make: Callable[[Sequence[Patch]], list[Pixels | str]]
 ) -> Iterator[Pixels | str]:
     """What `make` makes of `patches`, 32 at a time, in order, by threads that are a few tasks ahead."""
-    ahead: deque[Future[list[Pixels | str]]] = deque()
-    with ThreadPoolExecutor(max(2, num_cores())) as threads:
-        for start in range(0, len(patches), _PATCHES_PER_TASK):
-            ahead.append(threads.submit(make, patches[start : start + _PATCHES_PER_TASK]))
-            if len(ahead) > _BATCHES_AHEAD * max(2, num_cores()):
-                yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
+    threads = max(2, num_cores())
+    parts = (patches[i : i + _PATCHES_PER_TASK] for i in range(0, len(patches), _PATCHES_PER_TASK))
+    for found in in_advance(make, parts, num_threads=threads, num_ahead=_BATCHES_AHEAD * threads):
+        yield from found
