@@ -100,14 +100,18 @@ def _check_training(run_uri: str, configs: Iterable[RunConfig], backend: str) ->
     presets: ClusterConfig | None = None
     for config in configs:
         if backend == "jobset" and in_pod():
-            from eosin.cluster.api import connect
-            from eosin.cluster.defaults import load_defaults
-
-            presets = presets or load_defaults(connect(config.cluster.namespace))
+            presets = presets or _presets(config)
             placed = check_placement(run_uri, config, presets)
             RunLog("plan").event("pools", **compare_pools(placed, run_uri))
         elif find_spec("torch") is not None:  # an image without: the workers refuse it
             check_trainable(config, here=False)
+
+
+def _presets(config: RunConfig) -> ClusterConfig:
+    from eosin.cluster.api import connect
+    from eosin.cluster.defaults import load_defaults
+
+    return load_defaults(connect(config.cluster.namespace))
 
 
 def plan_retrain(
