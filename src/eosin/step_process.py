@@ -106,10 +106,14 @@ def patiently(
             if left_s <= 0:
                 raise
             wait_s = min(pause_s * random.uniform(0.8, 1.2), left_s)
-            given_up = datetime.fromtimestamp(time.time() + left_s, UTC).isoformat(timespec="seconds")
-            RunLog("step").event("retry", message=error.message, in_s=round(wait_s), given_up_at=given_up)
+            _say_waiting(error, wait_s, left_s)
         sleep(wait_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _say_waiting(error: TransientError, wait_s: float, left_s: float) -> None:
+    given_up = datetime.fromtimestamp(time.time() + left_s, UTC).isoformat(timespec="seconds")
+    RunLog("step").event("retry", message=error.message, in_s=round(wait_s), given_up_at=given_up)
 
 
 def report_error(error: Exception) -> None:
