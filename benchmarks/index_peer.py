@@ -35,7 +35,7 @@ def main() -> None:
 
 def read(tiff: tifffile.TiffFile, mpp: float) -> None:
     levels = [page for page in tiff.pages if page.is_tiled]
-    slide_mpp = float(re.search(r"MPP = ([0-9.]+)", levels[0].description)[1])  # type: ignore[index]
+    slide_mpp = float(re.search(r"MPP = ([0-9.]+)", levels[0].description)[1])  # type: ignore[index]  # theirs all say it
     for page in levels:
         decode, tables = page.decode, page.jpegtables
         largest = max(range(len(page.databytecounts)), key=page.databytecounts.__getitem__)

@@ -27,6 +27,7 @@ from eosin.config.patches import PatchesConfig
 from eosin.index.snapshot import Snapshot
 from eosin.observability import RunLog
 from eosin.patches.augment import MultiCrop
+from eosin.patches.request import PatchBatch
 from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from eosin.recipes import load_recipe
@@ -84,7 +85,7 @@ def measure(
         return rate_of(batches, arguments.seconds)
 
 
-def rate_of(batches: Iterator[object], seconds: float) -> float:
+def rate_of(batches: Iterator[PatchBatch], seconds: float) -> float:
     for _ in range(WARM_UP_BATCHES):
         on_gpu(next(batches))
     torch.cuda.synchronize()
@@ -96,9 +97,8 @@ def rate_of(batches: Iterator[object], seconds: float) -> float:
     return num_batches * BATCH / (time.monotonic() - started_s)
 
 
-def on_gpu(batch: object) -> torch.Tensor:
-    pixels = batch.pixels  # type: ignore[attr-defined]
-    return torch.as_tensor(pixels).to("cuda", non_blocking=True)
+def on_gpu(batch: PatchBatch) -> torch.Tensor:
+    return torch.as_tensor(batch.pixels).to("cuda", non_blocking=True)
 
 
 def training_rate(seconds: float) -> float:

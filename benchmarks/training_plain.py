@@ -93,7 +93,7 @@ class Plain:
             x = vit.norm_pre(vit._pos_embed(x))
             for block in vit.blocks:
                 x = block(x)
-            return vit.norm(x)  # type: ignore[no-any-return]
+            return vit.norm(x)  # type: ignore[no-any-return]  # timm is untyped
 
     @torch.no_grad()
     def _update(self, values: Any) -> None:

@@ -139,7 +139,7 @@ def train(
             "probabilities": probabilities}  # fmt: skip
 
 
-class Recorded(torch.utils.data.Sampler):  # type: ignore[type-arg]
+class Recorded(torch.utils.data.Sampler):  # type: ignore[type-arg]  # generic in newer torch only
     """A shuffled order an epoch, which is kept."""
 
     def __init__(self, size: int) -> None:

@@ -249,7 +249,7 @@ class Recorder:
 
         recorder = self
 
-        class Recording(client.ApiClient):  # type: ignore[misc]
+        class Recording(client.ApiClient):  # type: ignore[misc]  # the client is untyped
             def call_api(self, path: str, method: str, *args: Any, **more: Any) -> Any:
                 params, query = [*args, None, None][:2]
                 asked = _permission(path.format(**(params or {})), method, query or [])

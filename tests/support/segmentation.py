@@ -55,5 +55,5 @@ def write_masked(
     """`num` pairs at the root, or under each of `splits`; returns the URI."""
     for s, split in enumerate(splits):
         for i in range(num):
-            write_pair(root / split, f"{i:02d}", 100 * s + i, **options)  # type: ignore[arg-type]
+            write_pair(root / split, f"{i:02d}", 100 * s + i, **options)  # type: ignore[arg-type]  # one type for all
     return f"file://{root}"

@@ -1,0 +1,1 @@
+"""Models: architectures, weights, frozen teachers, export and the hand-over from training."""

@@ -1,0 +1,1 @@
+"""Whole-slide images in object storage: their formats, levels and tiles, read by byte range."""

@@ -1,1 +1,1 @@
-"""One training step, the same whatever the number of ranks that share it."""
+"""Engine of the training: the step, and what it is made of, without the loop around it."""
