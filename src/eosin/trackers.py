@@ -29,11 +29,13 @@ from eosin.runs import load_training_done
 from eosin.storage import Store
 
 Kind = Literal["wandb", "mlflow"]
+Points = list[tuple[int, dict[str, float]]]
+"""Numbers by name at each of some steps, in order."""
 _PROJECT = "eosin"
 _MAX_WAITING = 1000
 _CLOSE_S, _SEND_S = 60.0, 1800.0
 _SECRETS = re.compile(r"(KEY|TOKEN|PASSWORD|SECRET)")
-_MAX_PARAM_CHARS, _PARAMS_AT_ONCE = 500, 100
+_MAX_PARAM_CHARS, _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 500, 100, 1000
 
 
 class Tracker(Closing):
@@ -43,14 +45,18 @@ class Tracker(Closing):
     def __init__(self, kind: Kind, run_uri: str, config: RunConfig, log: RunLog) -> None:
         self._kind, self._log, self._failed = kind, log, False
         self._jobs: queue.Queue[Callable[[_Backend], None] | None] = queue.Queue(_MAX_WAITING)
+        self._points: Points = []
+        self._lock = threading.Lock()
         self._begin: Callable[[], _Backend] = lambda: _BACKENDS[kind](run_uri, config)
         self._thread = threading.Thread(target=self._work, name=f"eosin-{kind}", daemon=True)
         self._thread.start()
 
     def show(self, step: int, fields: Mapping[str, Any]) -> None:
-        """Add every number of `fields` to its curve, at `step`."""
+        """Add every number of `fields` to its curve, at `step`; what waits is sent together."""
         numbers = {name: float(value) for name, value in fields.items() if isinstance(value, int | float)}
-        self._put(lambda backend: backend.show(step, numbers))
+        with self._lock:
+            self._points.append((step, numbers))
+        self._put(self._show_points)
 
     def settle(self, step: int, figures: Mapping[str, float]) -> None:
         """Set figures of the whole run, judged at `step`."""
@@ -72,6 +78,12 @@ class Tracker(Closing):
         self._thread.join(max(0.0, deadline_s - time.monotonic()))
         if self._thread.is_alive():
             self._warn("it does not answer; what it was not told yet is in the run's own log")
+
+    def _show_points(self, backend: _Backend) -> None:
+        with self._lock:
+            points, self._points = self._points, []
+        if points:
+            backend.show(points)
 
     def _put(self, job: Callable[[_Backend], None]) -> None:
         if self._failed:
@@ -161,8 +173,9 @@ class _Wandb:
             name=_run_name(run_uri), config=config.model_dump(mode="json"), settings=settings,
         )  # fmt: skip
 
-    def show(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._run.log(dict(numbers), step=step)
+    def show(self, points: Points) -> None:
+        for step, numbers in points:
+            self._run.log(numbers, step=step)
 
     def settle(self, step: int, figures: Mapping[str, float]) -> None:
         self._run.summary.update(dict(figures))
@@ -203,12 +216,16 @@ class _MLflow:
         for start in range(0, len(told), _PARAMS_AT_ONCE):
             self._client.log_batch(self._run, params=told[start : start + _PARAMS_AT_ONCE])
 
-    def show(self, step: int, numbers: Mapping[str, float]) -> None:
-        now_ms = int(time.time() * 1000)
-        metrics = [self._entities.Metric(name, value, now_ms, step) for name, value in numbers.items()]
-        self._client.log_batch(self._run, metrics=metrics)
+    def show(self, points: Points) -> None:
+        kind, now_ms = self._entities.Metric, int(time.time() * 1000)
+        told = [
+            kind(name, value, now_ms, step) for step, numbers in points for name, value in numbers.items()
+        ]
+        for start in range(0, len(told), _METRICS_AT_ONCE):
+            self._client.log_batch(self._run, metrics=told[start : start + _METRICS_AT_ONCE])
 
-    settle = show
+    def settle(self, step: int, figures: Mapping[str, float]) -> None:
+        self.show([(step, dict(figures))])
 
     def keep(self, folder: Path, name: str, kind: str) -> None:
         self._client.log_artifacts(self._run, str(folder), kind)

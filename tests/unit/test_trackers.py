@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +41,12 @@ class Backend:
     def __init__(self, fail: Exception | None = None, wait: threading.Event | None = None) -> None:
         self.fail, self.wait, self.shown = fail, wait, dict[int, Mapping[str, float]]()
 
-    def show(self, step: int, numbers: Mapping[str, float]) -> None:
+    def show(self, points: trackers.Points) -> None:
         if self.wait is not None:
             self.wait.wait(60)
         if self.fail is not None:
             raise self.fail
-        self.shown[step] = numbers
+        self.shown.update(points)
 
     def settle(self, step: int, figures: Mapping[str, float]) -> None: ...
 
@@ -160,6 +163,89 @@ def test_mlflow_has_params_curves_figures_report_and_teacher_in_one_run(
         for item in client.list_artifacts(run.info.run_id, folder)
     }
     assert {"config.yaml", "model/model.safetensors", "model/model.json", "report/summary.html"} <= names
+
+
+class SlowServer(ThreadingHTTPServer):
+    """As much of MLflow's tracking server as a run needs; every answer takes `delay_s`."""
+
+    def __init__(self, delay_s: float, artifacts: Path) -> None:
+        self.delay_s, self.artifacts = delay_s, artifacts
+        self.metrics: list[dict[str, Any]] = []
+        self.num_calls = 0
+        super().__init__(("127.0.0.1", 0), _Answers)
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: SlowServer
+
+    def do_GET(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        sent = json.loads(self.rfile.read(length) or b"{}")
+        time.sleep(self.server.delay_s)
+        self.server.num_calls += 1
+        self.server.metrics += sent.get("metrics", [])
+        info = {"run_id": "r1", "experiment_id": "1", "status": "RUNNING",
+                "artifact_uri": self.server.artifacts.as_uri()}  # fmt: skip
+        experiment = {"experiment_id": "1", "name": "eosin", "lifecycle_stage": "active"}
+        run = {"info": info, "data": {}}
+        answer = json.dumps({"experiment": experiment, "run": run, "run_info": info}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_POST = do_GET  # noqa: N815  # as the library calls it
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_slow_server_gets_all_of_a_fast_training_and_holds_it_up_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    with SlowServer(0.5, tmp_path) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        log, held_s = Log(), 0.0
+        (made,) = open_trackers(tiny_config(trackers=["mlflow"]), log)
+        for step in range(300):
+            began_s = time.monotonic()
+            made.show(step, {"loss": 1.0 / (1 + step), "lr": 0.1})
+            held_s = max(held_s, time.monotonic() - began_s)
+            time.sleep(0.01)
+        made.close()
+        server.shutdown()
+    assert log.warnings == [] and held_s < 0.25
+    shown = [(point["key"], int(point["step"])) for point in server.metrics]
+    assert sorted(shown) == sorted((name, step) for step in range(300) for name in ("loss", "lr"))
+    assert server.num_calls < 60
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for a few small files."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system of its own needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_warning_and_training_goes_on(
+    full_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{full_disk}/mlruns")
+    log = Log()
+    (made,) = open_trackers(tiny_config(trackers=["mlflow"]), log)
+    for step in range(50):
+        made.show(step, {f"number_{i}": 1.0 for i in range(50)})
+    made.close()
+    (warning,) = log.warnings
+    assert warning.startswith("mlflow: ") and "No space left" in warning
 
 
 def logged(data: bytes) -> Iterator[bytes]:
