@@ -80,7 +80,7 @@ class Plain:
         ]
         masked = -((patches * ibot).sum(-1) * weights).sum() / (2 * n)
         views = tokens[:, 0].unflatten(0, (2, n))
-        spread = config.koleo_weight * (koleo(views[0]) + koleo(views[1]))
+        spread = config.koleo.weight * (koleo(views[0]) + koleo(views[1]))
         loss: Tensor = (crossed + pairs) / (2 + 2 * num_local) / n + config.ibot.weight * masked + spread
         return loss
 

@@ -80,17 +80,13 @@ class AugmentConfig(Section):
         ) or ((1.0, self),)
 
     @model_validator(mode="after")
-    def _mixed_are_no_larger(self) -> Self:
+    def _ranges_are_ranges(self) -> Self:
         for sizes in self.mixed_px:
             if sizes.global_px > self.global_px or sizes.local_px > self.local_px:
                 raise ValueError(
                     f"mixed_px has {sizes.global_px} and {sizes.local_px} px, more than global_px"
                     f" {self.global_px} and local_px {self.local_px}: these are the largest of all"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _ranges_are_ranges(self) -> Self:
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
             if not 1e-4 <= low <= high <= 1:

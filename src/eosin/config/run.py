@@ -75,25 +75,6 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _crops_fit(self) -> Self:
-        self._check_crop_sizes()
-        patch_size = self.model.arch_args.get("patch_size")
-        if isinstance(patch_size, int) and patch_size > 0:
-            for name, side_px in self._crop_sides():
-                if side_px % patch_size:
-                    raise ValueError(
-                        f"augment.{name} {side_px} is not a multiple of the backbone's patch size "
-                        f"{patch_size}: {side_px} = {side_px // patch_size} × {patch_size}"
-                        f" + {side_px % patch_size}"
-                    )
-        return self
-
-    def _crop_sides(self) -> list[tuple[str, int]]:
-        """Sides of all crops that are made, px, each by its key."""
-        variants = [augment for _, augment in self.augment.variants()]
-        names = ("global_px", "local_px") if self.augment.num_local else ("global_px",)
-        return [(name, getattr(augment, name)) for augment in (self.augment, *variants) for name in names]
-
-    def _check_crop_sizes(self) -> None:
         """A crop is at most as large as what it is cut from; a published patch set says its own size."""
         augment, patch_px = self.augment, self.patches.patch_px
         if self.patches.source == "slides" and augment.global_px > patch_px:
@@ -101,7 +82,16 @@ class RunConfig(Section):
                 f"augment.global_px {augment.global_px} is larger than patches.patch_px {patch_px}, which it"
                 " is cut from: raise patches.patch_px, or lower augment.global_px"
             )
+        patch_size = self.model.arch_args.get("patch_size")
         for _, sized in augment.variants():
+            for name in ("global_px", "local_px") if augment.num_local else ("global_px",):
+                side_px = getattr(sized, name)
+                if isinstance(patch_size, int) and patch_size > 0 and side_px % patch_size:
+                    raise ValueError(
+                        f"augment.{name} {side_px} is not a multiple of the backbone's patch size "
+                        f"{patch_size}: {side_px} = {side_px // patch_size} × {patch_size}"
+                        f" + {side_px % patch_size}"
+                    )
             if augment.num_local and sized.local_px > sized.global_px:
                 raise ValueError(
                     f"augment.local_px {sized.local_px} is larger than augment.global_px {sized.global_px}:"
@@ -111,6 +101,7 @@ class RunConfig(Section):
             raise ValueError(
                 "augment.mixed_px is not for train.distill, whose teacher sees one size of crops"
             )
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What decides the run's result: the configuration less what only steers speed or placement."""

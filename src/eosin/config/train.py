@@ -362,16 +362,6 @@ class TrainConfig(Section):
         """Whether the teacher comes with trained heads, which then never move."""
         return self.distill is not None and self.distill.teacher.startswith("run:")
 
-    @property
-    def koleo_weight(self) -> float:
-        """0 for dino, which has no uniformity term."""
-        return self.koleo.weight if self.method == "dinov2" else 0.0
-
-    @property
-    def kde_weight(self) -> float:
-        """0 for dino, which has no uniformity term."""
-        return self.kde.weight if self.method == "dinov2" else 0.0
-
     def planned_phases(self) -> tuple[PhaseConfig, ...]:
         """All parts of the training, the one that ends at `num_steps` last."""
         now = PhaseConfig(
@@ -401,10 +391,10 @@ class TrainConfig(Section):
         return self.model_copy(update={**changed, "optimizer": optimizer})
 
     def uniformity_sets(self) -> dict[Literal["koleo", "kde"], int]:
-        """Patches of a set of each uniformity term that is on."""
-        weights = {"koleo": self.koleo_weight, "kde": self.kde_weight}
-        sizes = {"koleo": self.koleo.set_size, "kde": self.kde.set_size}
-        return {name: sizes[name] or self.microbatch_size for name in ("koleo", "kde") if weights[name] > 0}
+        """Patches of a set of each uniformity term that is on; dino has none."""
+        terms: dict[Literal["koleo", "kde"], KoLeoConfig | KdeConfig] = {"koleo": self.koleo, "kde": self.kde}
+        on = {name: term for name, term in terms.items() if self.method == "dinov2" and term.weight > 0}
+        return {name: term.set_size or self.microbatch_size for name, term in on.items()}
 
     @property
     def collapse_first_step(self) -> int:

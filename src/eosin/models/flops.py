@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -68,7 +67,8 @@ def crop_flops(backbone: Backbone | FrozenTeacher, side_px: int) -> CropFlops:
     patches = (side_px // backbone.patch_size) ** 2
     tokens = patches + backbone.num_prefix_tokens
     embedding = 2.0 * backbone.vit.patch_embed.proj.weight.numel() * patches
-    attention = 4.0 * tokens * tokens * sum(_attention_dim(block) for block in backbone.vit.blocks)
+    width = sum(block.attn.num_heads * block.attn.head_dim for block in backbone.vit.blocks)
+    attention = 4.0 * tokens * tokens * width
     return CropFlops(embedding, 2.0 * _matrix_elements(backbone.vit.blocks) * tokens + attention)
 
 
@@ -91,10 +91,6 @@ def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     out = torch.empty_like(a)
     times = [_timed(a, b, out, device) for _ in range((_GPU_ROUNDS if is_gpu else _CPU_ROUNDS) + 1)]
     return 2.0 * side**3 / min(times[1:])
-
-
-def _attention_dim(block: Any) -> int:
-    return int(block.attn.num_heads * block.attn.head_dim)
 
 
 def _matrix_elements(module: nn.Module) -> int:

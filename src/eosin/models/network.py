@@ -21,7 +21,6 @@ from eosin.config.train import TrainConfig
 from eosin.models.backbone import Backbone, build_backbone
 from eosin.models.device import compiled, require_compiler
 from eosin.models.frozen_teacher import teacher_shape
-from eosin.models.init import InitReport, initialize
 
 
 class JepaPredictor(nn.Module):
@@ -154,6 +153,11 @@ class Network(nn.Module):
         """The head that masked patches go through."""
         return self.dino_head if self.ibot_head is None else self.ibot_head
 
+    @property
+    def heads(self) -> list[ProjectionHead]:
+        """Those with prototypes, one or two."""
+        return [head for head in (self.dino_head, self.ibot_head) if head is not None]
+
     def submodules(self) -> dict[str, nn.Module]:
         """What is clipped on its own: the backbone and each head."""
         return dict(self.named_children())
@@ -192,12 +196,6 @@ def _dense_parts(config: RunConfig, backbone: Backbone, width: int) -> dict[str,
     return parts
 
 
-def starting_network(config: RunConfig) -> tuple[Network, InitReport]:
-    """The network training starts from: `build_network`, then `model.init`."""
-    network = build_network(config)
-    return network, initialize(network.backbone, config.model.init)
-
-
 def speed_up(network: Network, config: TrainConfig) -> None:
     """Compile blocks and prototypes, recompute activations, as the configuration says; the function stays.
 
@@ -207,9 +205,8 @@ def speed_up(network: Network, config: TrainConfig) -> None:
     if config.compile:
         require_compiler()
         network.backbone.compile_blocks()
-        for head in (network.dino_head, network.ibot_head):
-            if head is not None:
-                head.last_layer.compile_weight()
+        for head in network.heads:
+            head.last_layer.compile_weight()
 
 
 def teacher_of(student: Network) -> Network:

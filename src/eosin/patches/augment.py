@@ -251,7 +251,7 @@ class MultiCrop:
         crops = views(patches, rows, columns, len(view_ids)).flatten(0, 1).clamp_(0.0, 1.0)
         crops = torch.where(flips[:, 2, None, None, None], crops.transpose(2, 3), crops)
         crops = crops if clean else self._colored(crops, drawn)
-        return self._normalized(crops).view(len(view_ids), n, 3, out_px, out_px)
+        return crops.sub_(self._mean).div_(self._std).view(len(view_ids), n, 3, out_px, out_px)
 
     def _colored(self, crops: Tensor, drawn: _Draws) -> Tensor:
         if self.config.stain_jitter:
@@ -263,9 +263,6 @@ class MultiCrop:
             chosen = self._tensor(drawn.solarize)[:, None, None, None] > 0
             crops = torch.where(chosen & (crops >= 0.5), 1.0 - crops, crops)
         return crops
-
-    def _normalized(self, crops: Tensor) -> Tensor:
-        return crops.sub_(self._mean).div_(self._std)
 
     def _tensor(self, values: Float64) -> Tensor:
         return torch.from_numpy(values.astype(np.float32)).to(self.device, non_blocking=True)

@@ -36,14 +36,14 @@ def first_frozen(
     frozen = frozen_teacher(distill, config.augment, found, networks[0].backbone.patch_size)
     state = frozen.vit.state_dict()
     if world.rank == 0:
-        heads = _load(frozen.vit, distill.teacher)
+        theirs = _load(frozen.vit, distill.teacher)
         for network in networks if config.train.keeps_teacher_heads else ():
-            _take_heads(network, heads, distill.teacher)
+            _take_heads(network, theirs, distill.teacher)
         frozen.digest.copy_(_digest(state))
         log.event("distill", teacher=distill.teacher, sha256=bytes(frozen.digest.tolist()).hex(),
                   parameters=sum(p.numel() for p in frozen.vit.parameters()))  # fmt: skip
-    parts = [part for network in networks for part in (network.dino_head, network.ibot_head) if part]
-    for tensors in (state, *(part.state_dict() for part in parts), {"digest": frozen.digest}):
+    heads = (head.state_dict() for network in networks for head in network.heads)
+    for tensors in (state, *heads, {"digest": frozen.digest}):
         for value in tensors.values():
             world.broadcast(value)
     return frozen

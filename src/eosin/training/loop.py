@@ -212,7 +212,8 @@ class Trainer:
         if memory is not None and not (always or memory.wants):
             memory = None
         # For when this rank is told to go: of replicas one copy is enough.
-        rescuer = publisher if not to_bucket and self._holds_needed_copy() else None
+        needed = self.learner.strategy.is_sharded or self.world.rank == 0
+        rescuer = publisher if needed and not to_bucket else None
         if rescuer is None and memory is None:
             return
         state = copy_state(self.learner, outcome.step, outcome.loss)
@@ -234,9 +235,6 @@ class Trainer:
             publisher.wait()
         self.world.gather_json("kept")
         self._answers.answer()
-
-    def _holds_needed_copy(self) -> bool:
-        return self.learner.strategy.is_sharded or self.world.rank == 0
 
     def _export(self, publisher: Publisher, step: int) -> None:
         """Gather the teacher in the host memory of rank 0, which publishes it."""

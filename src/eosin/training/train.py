@@ -53,14 +53,15 @@ def train(run_uri: str, *, log: RunLog, worker: str = WORKER) -> TrainingDone:
         return done
     load_pin(run_uri, store=store)
     log.event("plan", **check_training(config, memory_bytes=local_memory_bytes(config)))
-    with tempfile.TemporaryDirectory(prefix="eosin-train-") as folder, sigterm_raises(KeyboardInterrupt):
-        failed = run_agents(config, run_uri, worker, Path(folder))
-    done = load_training_done(store, config)
-    if failed is not None:
-        if done is None:
-            raise failed
+    try:
+        with tempfile.TemporaryDirectory(prefix="eosin-train-") as folder, sigterm_raises(KeyboardInterrupt):
+            _run_agents(config, run_uri, worker, Path(folder))
+    except EosinError as failed:
+        if load_training_done(store, config) is None:
+            raise
         # An agent that stumbles on its way out is no reason to run a step again that has its result.
         log.event("warning", message=f"training has ended, and then: {failed.message}")
+    done = load_training_done(store, config)
     if done is None:
         raise TransientError(f"training of {run_uri} ended without its record", hint="run it again")
     return done
@@ -93,19 +94,11 @@ def local_agent_command(config: RunConfig, run_uri: str, worker: str, endpoint: 
     ]  # fmt: skip
 
 
-def run_agents(config: RunConfig, run_uri: str, worker: str, folder: Path) -> EosinError | None:
+def _run_agents(config: RunConfig, run_uri: str, worker: str, folder: Path) -> None:
     """Train the run with `train.elastic.min_nodes` local agents whose workers run the module `worker`.
 
-    `folder`: an empty one for what they leave behind. What one of them failed of is returned; none is left.
+    `folder`: an empty one for what they leave behind. Raises what one of them failed of; none is left.
     """
-    try:
-        _run_agents(config, run_uri, worker, folder)
-    except EosinError as error:
-        return error
-    return None
-
-
-def _run_agents(config: RunConfig, run_uri: str, worker: str, folder: Path) -> None:
     endpoint = f"127.0.0.1:{_free_port()}"
     agents = []
     for node in range(config.train.elastic.min_nodes):
@@ -113,14 +106,12 @@ def _run_agents(config: RunConfig, run_uri: str, worker: str, folder: Path) -> N
         failures.mkdir()
         agents.append(_Agent(local_agent_command(config, run_uri, worker, endpoint), failures))
     try:
-        while not all(agent.ended for agent in agents):
-            failed = next((agent for agent in agents if agent.failed), None)
-            if failed is not None:
+        running = True
+        while running:
+            running = not all(agent.ended for agent in agents)
+            if failed := next((agent for agent in agents if agent.failed), None):
                 raise failed.error()
             time.sleep(_POLL_S)
-        for agent in agents:
-            if agent.failed:
-                raise agent.error()
     finally:
         for agent in agents:
             agent.stop(config.train.elastic.shutdown_timeout_s)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from eosin.config import RunConfig
 from eosin.errors import PermanentError, UserError
-from eosin.models.init import RUN_PREFIX, InitReport, load_weights
-from eosin.models.network import Network, build_network, starting_network
+from eosin.models.init import RUN_PREFIX, InitReport, initialize, load_weights
+from eosin.models.network import Network, build_network
 from eosin.observability import RunLog
 from eosin.runs import complete_steps, load_run
 from eosin.storage import NotFound, open_store
@@ -39,7 +39,8 @@ def first_networks(config: RunConfig, world: World, log: RunLog) -> tuple[Networ
 
 def _read(config: RunConfig, log: RunLog) -> list[Network]:
     if not config.model.init.startswith(RUN_PREFIX):
-        student, report = starting_network(config)
+        student = build_network(config)
+        report = initialize(student.backbone, config.model.init)
         log.event("init", **report.summary())
         return [student]
     uri = config.model.init.removeprefix(RUN_PREFIX)
@@ -88,7 +89,14 @@ def load_network(
     }
     report = load_weights(network.backbone, backbone, source)
     heads = {
-        name: _load_head(head, _under(tensors, f"{name}."))
+        name: _load_head(
+            head,
+            {
+                key.removeprefix(f"{name}."): value
+                for key, value in tensors.items()
+                if key.startswith(f"{name}.")
+            },
+        )
         for name, head in network.submodules().items()
         if name != "backbone"
     }
@@ -103,7 +111,3 @@ def _load_head(head: nn.Module, tensors: Mapping[str, Tensor]) -> str:
         return "of another shape: as randomly drawn"
     head.load_state_dict(dict(tensors))
     return "loaded"
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -26,13 +26,6 @@ def share_of(rank: int, world_size: int, num_microbatches: int) -> range:
 _CPU = torch.device("cpu")
 
 
-@dataclass
-class Shares:
-    """How many microbatches each rank holds; empty: as even as may be. All ranks change it together."""
-
-    sizes: tuple[int, ...] = ()
-
-
 @dataclass(frozen=True)
 class World:
     """This process among `size`. With `deterministic`, sums run in one order whatever the world size."""
@@ -42,7 +35,8 @@ class World:
     size: int = 1
     deterministic: bool = False
     device: torch.device = _CPU
-    shares: Shares = field(default_factory=Shares)
+    shares: list[int] = field(default_factory=list)
+    """How many microbatches each rank holds; empty: as even as may be. All ranks change it together."""
 
     @property
     def own_microbatches(self) -> range:
@@ -56,10 +50,10 @@ class World:
 
     def microbatches_of(self, rank: int) -> range:
         """Microbatches that `rank` holds now: consecutive, in order of rank."""
-        if not self.shares.sizes:
+        if not self.shares:
             return share_of(rank, self.size, self.num_microbatches)
-        start = sum(self.shares.sizes[:rank])
-        return range(start, start + self.shares.sizes[rank])
+        start = sum(self.shares[:rank])
+        return range(start, start + self.shares[rank])
 
     def sum_over_microbatches(self, parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
         """Σ over all microbatches of the tensors in `parts` (this rank's own), shaped as `like`."""

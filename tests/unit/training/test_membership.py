@@ -38,7 +38,7 @@ from eosin.training.elastic.membership import (
     may_rejoin,
 )
 from eosin.training.elastic.processes import Departure
-from eosin.training.elastic.reports import FAILURES_DIR, SnapshotRequests, read_rounds, report_start
+from eosin.training.elastic.reports import FAILURES_DIR, Round, SnapshotRequests, read_reports, report_start
 
 CONFIG: RunConfig = load_config("", overrides=["slides.uri=/slides", "train.num_steps=31"])
 
@@ -247,7 +247,7 @@ def test_a_node_that_waits_is_let_in_once_the_workers_have_kept_a_snapshot(
     (tmp_path / "snapshot-kept").touch()
     assert found.num_nodes_waiting() == 1
     found.next_rendezvous()
-    assert [each.is_planned for each in read_rounds(tmp_path)] == [False, True]
+    assert [each.is_planned for each in read_reports(tmp_path, Round)] == [False, True]
     assert not list(tmp_path.glob("snapshot-*")), "the next world is not asked"
 
 

@@ -28,7 +28,7 @@ from eosin.training.engine.microbatch import Microbatch, batch_indices
 from eosin.training.engine.parallel import local, whole
 from eosin.training.engine.step import Learner, NonFinite
 from eosin.training.loop import Trainer
-from eosin.training.world import Shares, World
+from eosin.training.world import World
 from tests.support import golden
 from tests.support.ranks import in_ranks
 from tests.support.training_run import ArraySource, tiny_config
@@ -189,7 +189,7 @@ def lopsided(rank: int, num_ranks: int) -> None:
     outcomes = []
     for shares in ((8, 0), (5, 3)):
         config = tiny_config(parallel="fsdp")
-        world = World(8, rank, num_ranks, shares=Shares(shares))
+        world = World(8, rank, num_ranks, shares=list(shares))
         learner = Learner(config, build_network(config), world)
         microbatches = {
             microbatch: random_microbatch(config, microbatch) for microbatch in world.own_microbatches

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor
 
 from eosin.errors import PermanentError, TransientError
-from eosin.layout import COMPLETE, RunLayout
+from eosin.layout import COMPLETE, RunLayout, step_of
 from eosin.observability import RunLog
 from eosin.runs import complete_steps
 from eosin.storage import NotFound, Store
@@ -103,7 +103,8 @@ def take_newest(
             live = flatten(live_parts(learner)) if reads else {}
             loss, values = marker.loss, fetch(store, read_stored(store, marker), live) if reads else []
         except (NotFound, PermanentError) as error:
-            _warn_skipped(log, step, error)
+            reason = f"{error.args[0]} is missing" if isinstance(error, NotFound) else str(error)
+            log.event("warning", message=f"checkpoint {step} is skipped: {reason}")
         if all(world.gather_json(values is not None)):
             put(values or [])
             set_step(learner, step)
@@ -111,12 +112,6 @@ def take_newest(
     if not learner.strategy.is_sharded:
         synchronize(learner, 0)
     return 0, None
-
-
-def _warn_skipped(log: RunLog, step: int, error: Exception) -> None:
-    """Say why the checkpoint of `step` cannot be taken."""
-    reason = f"{error.args[0]} is missing" if isinstance(error, NotFound) else str(error)
-    log.event("warning", message=f"checkpoint {step} is skipped: {reason}")
 
 
 def load_part(store: Store, step: int, part: str, digests: Mapping[str, int]) -> dict[str, Tensor]:
@@ -169,7 +164,7 @@ def _require_whole(receipts: Iterable[ShareReceipt], step: int) -> None:
 def _by_step(store: Store) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for info in store.list(RunLayout.CHECKPOINTS):
-        digits = info.key.removeprefix(RunLayout.CHECKPOINTS).partition("/")[0].removeprefix("step-")
-        if digits.isdigit():
-            found.setdefault(int(digits), []).append(info.key)
+        step = step_of(info.key.removeprefix(RunLayout.CHECKPOINTS).partition("/")[0])
+        if step is not None:
+            found.setdefault(step, []).append(info.key)
     return dict(sorted(found.items()))

@@ -199,7 +199,12 @@ def export_missing(store: Store, config: RunConfig, done: TrainingDone, log: Run
             made.append(name)
             log.event("export", step=step_of(name), model=name, reason="it was missing")
     if model_name(done.num_steps) in lost:
-        raise _nothing_left(store, model_name(done.num_steps))
+        record = join_uri(store.uri, RunLayout.TRAINING_DONE)
+        raise PermanentError(
+            f"teacher {model_name(done.num_steps)}, the last of {store.uri}, is missing and so is its"
+            " checkpoint",
+            hint=f"delete {record} and run it again: it trains on from the newest checkpoint that is left",
+        )
     return made
 
 
@@ -219,11 +224,3 @@ def _export(store: Store, config: RunConfig, done: TrainingDone, name: str) -> N
 
 def _why(error: NotFound | EosinError) -> str:
     return f"{error.args[0]} is missing too" if isinstance(error, NotFound) else str(error)
-
-
-def _nothing_left(store: Store, name: str) -> PermanentError:
-    done = join_uri(store.uri, RunLayout.TRAINING_DONE)
-    return PermanentError(
-        f"teacher {name}, the last of {store.uri}, is missing and so is its checkpoint",
-        hint=f"delete {done} and run it again: it trains on from the newest checkpoint that is left",
-    )

@@ -87,8 +87,7 @@ class ShmFolder:
 
     def room_bytes(self) -> int:
         """Bytes that pieces may take here: what is free and what is theirs already."""
-        found = os.statvfs(self.path)
-        return found.f_bavail * found.f_frsize + self.own_bytes()
+        return shutil.disk_usage(self.path).free + self.own_bytes()
 
     def own_bytes(self) -> int:
         """Bytes of the pieces that are here."""
@@ -96,8 +95,7 @@ class ShmFolder:
 
     def require_room(self, num_bytes: int) -> None:
         """Raises `OSError` where `num_bytes` more do not fit."""
-        found = os.statvfs(self.path)
-        free = found.f_bavail * found.f_frsize
+        free = shutil.disk_usage(self.path).free
         # Writing to a mapped file past the room there is would kill the process instead of failing.
         if free < num_bytes:
             raise OSError(f"{num_bytes / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free")

@@ -186,12 +186,8 @@ def _require_fit(live: Parts, parts: Parts, index: int, num_pieces: int, source:
 
 def put_rows(learner: Learner, tensor: Tensor, rows: Tensor, first: int) -> None:
     """Copy the rows that this rank holds of `tensor` out of `rows`, of which the first is row `first`."""
-    if not isinstance(tensor, DTensor) and rows.shape == tensor.shape:
-        tensor.copy_(rows)
-        return
-    world = learner.world
-    sharded = isinstance(tensor, DTensor)
-    own = row_block(tensor.shape[0], world.rank, world.size) if sharded else range(tensor.shape[0])
+    world, num_rows = learner.world, tensor.shape[0]
+    own = row_block(num_rows, world.rank, world.size) if isinstance(tensor, DTensor) else range(num_rows)
     start, stop = max(own.start, first), min(own.stop, first + rows.shape[0])
     if start < stop:
         local(tensor)[start - own.start : stop - own.start].copy_(rows[start - first : stop - first])
@@ -232,14 +228,12 @@ def hand_out(learner: Learner, step: int, held: Mapping[int, Parts], holders: Se
 
 
 @torch.no_grad()
-def synchronize(learner: Learner, step: int, source: int = 0) -> int:
-    """Give every rank the state and step of rank `source`, where each holds all of it; returns the step."""
+def synchronize(learner: Learner, step: int) -> int:
+    """Give every rank the state and step of rank 0, where each holds all of it; returns the step."""
     world = learner.world
-    steps = world.broadcast(torch.tensor([step], dtype=torch.int64, device=world.device), source)
-    step = int(steps)
-    for tensors in live_parts(learner).values():
-        for name in sorted(tensors):
-            world.broadcast(tensors[name], source)
+    step = int(world.broadcast(torch.tensor([step], dtype=torch.int64, device=world.device)))
+    for _, tensor in sorted(flatten(live_parts(learner)).items()):
+        world.broadcast(tensor)
     set_step(learner, step)
     return step
 

@@ -65,11 +65,10 @@ from eosin.training.elastic.reports import (
     Round,
     SnapshotRequests,
     Start,
+    WorkerExit,
     last_transient,
-    read_exits,
     read_failures,
-    read_rounds,
-    read_starts,
+    read_reports,
     report_exit,
     rounds_without_progress,
     watch_for_hangs,
@@ -129,7 +128,7 @@ def verdict(folder: Path, max_restarts_without_progress: int) -> Failure | None:
     failures = read_failures(folder)
     if failures and failures[0].fatal:
         return failures[0]
-    rounds, starts = read_rounds(folder), read_starts(folder)
+    rounds, starts = read_reports(folder, Round), read_reports(folder, Start)
     idle = rounds_without_progress(rounds, starts)
     times = max_restarts_without_progress + 1
     if len(idle) <= times:
@@ -151,7 +150,7 @@ def _too_many(
         last = max(recent, key=lambda failure: failure.time_s)
         message = f"{message}: {last.message}"
         return Failure("permanent", message, last.hint, last.rank, time.time(), last.trace)
-    exits = [each.code for each in read_exits(folder) if each.time_s >= idle[0].time_s]
+    exits = [each.code for each in read_reports(folder, WorkerExit) if each.time_s >= idle[0].time_s]
     cause = _describe_exit(exits[-1]) if exits else "its workers ended without a word"
     hint = "the last lines of its log say more; is there enough memory? `dmesg` tells"
     return Failure("permanent", f"{message}: {cause}", hint, -1, time.time())
@@ -243,7 +242,7 @@ def _torchrun(flags: list[str], folder: Path, requests: SnapshotRequests) -> int
     except SignalException:
         return EXIT_TRANSIENT
     except ChildFailedError as error:
-        transient = last_transient(read_failures(folder), read_rounds(folder))
+        transient = last_transient(read_failures(folder), read_reports(folder, Round))
         if transient is None:
             print(f"agent: {error}", file=sys.stderr)
             return EXIT_PERMANENT

@@ -13,7 +13,7 @@ from typing import Any
 
 from eosin.errors import EXIT_TRANSIENT, EosinError, describe
 from eosin.training.elastic.processes import PARENT_PID, Departure, children_of, kill_all
-from eosin.training.elastic.reports import SnapshotRequests, read_starts, report_round
+from eosin.training.elastic.reports import SnapshotRequests, Start, read_reports, report_round
 
 _NUM_NODES = "_eosin_num_nodes"
 _LOST_SINCE = "EOSIN_RENDEZVOUS_LOST_SINCE"
@@ -184,7 +184,7 @@ def may_rejoin(folder: Path, patience_s: float) -> bool:
     """
     now_s = time.time()
     lost_s = float(os.environ.get(_LOST_SINCE, "inf"))
-    started_s = max((start.time_s for start in read_starts(folder)), default=0.0)
+    started_s = max((start.time_s for start in read_reports(folder, Start)), default=0.0)
     if started_s > lost_s or lost_s > now_s:
         lost_s = now_s
     os.environ[_LOST_SINCE] = str(lost_s)

@@ -81,6 +81,14 @@ class WorkerExit:
 
 
 R = TypeVar("R", Failure, Start, Round, WorkerExit)
+_FILES: dict[type, str] = {Failure: "failure", Start: "start", Round: "round", WorkerExit: "exit"}
+"""What the names of the files of each kind of report begin with."""
+
+
+def read_reports(folder: Path, kind: type[R]) -> list[R]:
+    """All reports of `kind` in `folder`, by time."""
+    found = [kind(**json.loads(path.read_text())) for path in folder.glob(f"{_FILES[kind]}-*.json")]
+    return sorted(found, key=lambda each: each.time_s)
 
 
 def report_failure(error: BaseException, rank: int) -> None:
@@ -100,14 +108,9 @@ def report_start(step: int) -> None:
 def read_failures(folder: Path) -> list[Failure]:
     """All failures in `folder`, the most telling first: by kind, those that name patches, then by time."""
     return sorted(
-        _read(folder, "failure", Failure),
+        read_reports(folder, Failure),
         key=lambda f: (_ORDER.index(f.kind), "patches:" not in f.message, f.time_s),
     )
-
-
-def read_starts(folder: Path) -> list[Start]:
-    """All starts in `folder`, by time."""
-    return _read(folder, "start", Start)
 
 
 def report_round(folder: Path, *, is_planned: bool) -> None:
@@ -119,16 +122,6 @@ def report_round(folder: Path, *, is_planned: bool) -> None:
 def report_exit(folder: Path, code: int, pid: int) -> None:
     """In an agent: worker `pid` ended with `code`."""
     _write_into(folder, f"exit-{pid}-{time.time_ns()}", asdict(WorkerExit(code, time.time())))
-
-
-def read_rounds(folder: Path) -> list[Round]:
-    """All rounds in `folder`, by time."""
-    return _read(folder, "round", Round)
-
-
-def read_exits(folder: Path) -> list[WorkerExit]:
-    """All exits of workers in `folder`, by time."""
-    return _read(folder, "exit", WorkerExit)
 
 
 def rounds_without_progress(rounds: list[Round], starts: list[Start]) -> list[Round]:
@@ -167,11 +160,6 @@ def _kind(error: BaseException) -> Kind:
     if isinstance(error, TransientError):
         return "transient"
     return "permanent" if isinstance(error, PermanentError) else "crash"
-
-
-def _read(folder: Path, kind: str, record: type[R]) -> list[R]:
-    found = [record(**json.loads(path.read_text())) for path in folder.glob(f"{kind}-*.json")]
-    return sorted(found, key=lambda each: each.time_s)
 
 
 def _write(name: str, content: dict[str, object]) -> None:

@@ -117,7 +117,7 @@ class LoadBalancer:
         current = [len(self._world.microbatches_of(rank)) for rank in range(self._world.size)]
         shares = balanced_shares(times_s, self._world.num_microbatches)
         if _longest_s(shares, times_s) < _WORTH_IT * _longest_s(current, times_s):
-            self._world.shares.sizes = tuple(shares)
+            self._world.shares[:] = shares
             if self._world.rank == 0:
                 self._log.event(
                     "load_balance", microbatches=shares, seconds_each=[round(t, 6) for t in times_s]

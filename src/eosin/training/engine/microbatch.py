@@ -165,14 +165,9 @@ class Microbatch:
             object.__setattr__(self, "masked", found)
 
 
-def microbatch_indices(microbatch: int, microbatch_size: int) -> range:
-    """Sample indices of a microbatch within its step's batch."""
-    return range(microbatch * microbatch_size, (microbatch + 1) * microbatch_size)
-
-
 def batch_indices(microbatches: Sequence[int], microbatch_size: int) -> list[int]:
-    """Sample indices of several microbatches, in microbatch order."""
-    return [index for microbatch in microbatches for index in microbatch_indices(microbatch, microbatch_size)]
+    """Sample indices of several microbatches within their step's batch, in microbatch order."""
+    return [number * microbatch_size + i for number in microbatches for i in range(microbatch_size)]
 
 
 def blank_microbatch(config: RunConfig, patch_size: int, device: torch.device) -> Microbatch:

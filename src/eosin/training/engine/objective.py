@@ -255,10 +255,10 @@ class Objective:
         config, sets = self._config, self._config.uniformity_sets()
         found = [views.new_zeros((), dtype=torch.float32)] * 2
         if "koleo" in sets:
-            found[0] = 2 * config.koleo_weight * koleo(views.unflatten(1, (-1, sets["koleo"])))
+            found[0] = 2 * config.koleo.weight * koleo(views.unflatten(1, (-1, sets["koleo"])))
         if "kde" in sets:
             split = views.unflatten(1, (-1, sets["kde"]))
-            found[1] = 2 * config.kde_weight * kde(split, config.kde.concentration)
+            found[1] = 2 * config.kde.weight * kde(split, config.kde.concentration)
         return found
 
     def _num_local_pairs(self, num_local: int) -> int:

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -133,25 +133,16 @@ class _Course:
     weight_decay: CosineSchedule
     momentum: CosineSchedule
 
-    @classmethod
-    def first(cls, config: TrainConfig, phase: PhaseConfig) -> Self:
-        """From the first step on."""
-        return cls._of(config, phase, 0, 0.0, config.optimizer.weight_decay)
 
-    def then(self, config: TrainConfig, phase: PhaseConfig, begin: int) -> Self:
-        """The course from step `begin` on; learning rate and weight decay go on from where they stood."""
-        since = begin - self.begin
-        return self._of(config, phase, begin, self.lr(since), self.weight_decay(since))
-
-    @classmethod
-    def _of(cls, config: TrainConfig, phase: PhaseConfig, begin: int, lr: float, weight_decay: float) -> Self:
-        length, peak = phase.num_steps - begin, phase.lr * math.sqrt(config.batch_size / 1024)
-        return cls(
-            begin,
-            CosineSchedule(peak, phase.min_lr, length, phase.warmup_steps, lr),
-            CosineSchedule(weight_decay, phase.weight_decay_end, length),
-            CosineSchedule(phase.momentum, 1.0, length),
-        )
+def _course(config: TrainConfig, phase: PhaseConfig, begin: int, lr: float, weight_decay: float) -> _Course:
+    """The course of `phase` from step `begin` on, where the rates stand at `lr` and `weight_decay`."""
+    length, peak = phase.num_steps - begin, phase.lr * math.sqrt(config.batch_size / 1024)
+    return _Course(
+        begin,
+        CosineSchedule(peak, phase.min_lr, length, phase.warmup_steps, lr),
+        CosineSchedule(weight_decay, phase.weight_decay_end, length),
+        CosineSchedule(phase.momentum, 1.0, length),
+    )
 
 
 class Schedules:
@@ -161,9 +152,11 @@ class Schedules:
     def __init__(self, config: TrainConfig) -> None:
         dino, phases = config.dino, config.planned_phases()
         warmup = round(dino.teacher_temperature_warmup_share * phases[0].num_steps)
-        self._courses = [_Course.first(config, phases[0])]
+        self._courses = [_course(config, phases[0], 0, 0.0, config.optimizer.weight_decay)]
         for before, phase in pairwise(phases):
-            self._courses.append(self._courses[-1].then(config, phase, before.until_step))
+            last, begin = self._courses[-1], before.until_step
+            since = begin - last.begin
+            self._courses.append(_course(config, phase, begin, last.lr(since), last.weight_decay(since)))
         self._temperature = CosineSchedule(
             dino.teacher_temperature,
             dino.teacher_temperature,

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from eosin.config.train import TrainConfig
 from eosin.models.backbone import Backbone
 from eosin.models.frozen_teacher import FrozenTeacher
-from eosin.models.network import Network, ProjectionHead
+from eosin.models.network import Network
 from eosin.training.engine.load_balance import Stopwatch
 from eosin.training.world import World
 
@@ -219,10 +219,10 @@ def _shard(network: Network, mesh: DeviceMesh, *, keeps_roots: bool) -> None:
     a teacher has no backward that would free it again.
     """
     _cut(mesh, *network.backbone.vit.blocks)
-    roots = [part for head in _heads(network) for part in (head.last_layer, head.mlp)]
+    roots = [part for head in network.heads for part in (head.last_layer, head.mlp)]
     others = filter(None, (network.adapter, network.paka_head, network.predictor))
     _cut(mesh, network.backbone, *roots, *others, keeps=keeps_roots)
-    for head in _heads(network):
+    for head in network.heads:
         register_fsdp_forward_method(head.last_layer, "weight")
     for module in network.modules():
         if isinstance(module, FSDPModule):
@@ -237,10 +237,6 @@ def _cut(mesh: DeviceMesh, *units: nn.Module, keeps: bool = False) -> None:
     plain = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=plain, reshard_after_forward=not keeps)
-
-
-def _heads(network: Network) -> Iterable[ProjectionHead]:
-    return (head for head in (network.dino_head, network.ibot_head) if head is not None)
 
 
 def _gradients_of(module: nn.Module) -> Iterable[Tensor]:
