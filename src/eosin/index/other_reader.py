@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eosin.slides.decode import over_white
-
 Pixels = npt.NDArray[np.uint8]
 _TIMEOUT_S = 300.0
 _LEAST_SIDE_PX, _MOST_SIDE_PX = 96, 4096
@@ -48,8 +46,14 @@ def pictures_by_another(path: Path, is_dicom: bool, places: Sequence[Place]) -> 
             command, input=wanted.encode(), capture_output=True, check=True, timeout=_TIMEOUT_S
         )
         with np.load(io.BytesIO(done.stdout), allow_pickle=False) as found:
-            return [found.get(str(i)) for i in range(len(places) + 1)]
+            return [_rgb(found.get(str(i))) for i in range(len(places) + 1)]
     return None
+
+
+def _rgb(pixels: Pixels | None) -> Pixels | None:
+    from eosin.slides.decode import over_white  # here: the process that reads would take as long to import it
+
+    return pixels if pixels is None or pixels.shape[2] == 3 else over_white(pixels)
 
 
 def _answer() -> None:
@@ -68,7 +72,7 @@ def _by_openslide(path: Path, places: Sequence[Place]) -> list[Pixels | None]:
     import openslide
 
     def region(x_px: int, y_px: int, number: int, size_px: tuple[int, int]) -> Pixels:
-        return over_white(np.asarray(slide.read_region((x_px, y_px), number, size_px)))
+        return np.asarray(slide.read_region((x_px, y_px), number, size_px))
 
     with openslide.OpenSlide(path) as slide:
         sizes = list(slide.level_dimensions)

@@ -18,7 +18,7 @@ from eosin.slides.local import LocalSlide
 from eosin.slides.model import Level, SlideHeader, TileTable
 from eosin.slides.region import fetch_tiles, tile_from_finer
 from eosin.slides.table import level_table
-from eosin.storage import Store
+from eosin.storage import RangedObjects
 
 Pixels = npt.NDArray[np.uint8]
 _TILES_AT_ONCE = 64
@@ -45,7 +45,7 @@ def smallest_sufficient_level(header: SlideHeader, mpp: float) -> int:
     return fitting[-1] if fitting else 0
 
 
-def read_overview(store: Store, header: SlideHeader, tiles: TileTable, mpp: float) -> Overview:
+def read_overview(store: RangedObjects, header: SlideHeader, tiles: TileTable, mpp: float) -> Overview:
     """The slide at about `mpp` µm a pixel (finer slides are averaged down), from ranged reads.
 
     Memory is the overview and 64 tiles. Raises `SlideError` (`corrupt-tile`) where more than 1 % of the
@@ -138,7 +138,7 @@ def _factor(level: Level, header: SlideHeader, mpp: float) -> int:
 
 
 def _absent_tiles(
-    store: Store, header: SlideHeader, number: int, tiles: TileTable
+    store: RangedObjects, header: SlideHeader, number: int, tiles: TileTable
 ) -> Iterator[tuple[int, Pixels]]:
     """Tiles that the level lacks and a finer one shows; damage below them leaves them white."""
 
@@ -159,7 +159,7 @@ def _absent_tiles(
 
 
 def _stored_tiles(
-    store: Store, header: SlideHeader, level: Level, tiles: TileTable
+    store: RangedObjects, header: SlideHeader, level: Level, tiles: TileTable
 ) -> Iterator[tuple[int, bytes]]:
     rows = level_table(level, tiles)
     filled = iter(np.flatnonzero(rows["size_bytes"]).tolist())

@@ -30,7 +30,7 @@ from eosin.slides.header import OpenedSlide, opened
 from eosin.slides.model import SlideHeader, SlideObject, TileTable
 from eosin.slides.region import fetch_tiles
 from eosin.slides.table import level_table
-from eosin.storage import AccessDenied, ObjectInfo, Store
+from eosin.storage import AccessDenied, ObjectInfo, RangedObjects, Store
 from eosin.words import counted
 
 INDEXER_VERSION = 8
@@ -158,7 +158,7 @@ def _examined(
         return replace(row, read_status="too-coarse", read_detail=detail), None
     try:
         with _PICTURES_AT_ONCE:
-            overview, content, focus = _seen(context, header, slide)
+            overview, content, focus = _seen(context.config, header, slide)
             tissue = detect_tissue(
                 overview, header.mpp_x, header.mpp_y, context.config.tissue, model=context.model, focus=focus
             )
@@ -183,16 +183,14 @@ def _examined(
     return row, _Made(slide.tiles, encode_thumbnail(overview.pixels))
 
 
-def _seen(
-    context: ScanContext, header: SlideHeader, slide: OpenedSlide
-) -> tuple[Overview, str, Focus | None]:
+def _seen(config: IndexConfig, header: SlideHeader, slide: OpenedSlide) -> tuple[Overview, str, Focus | None]:
     """The overview, the digest of what is on the slide, and what tells its focus. Raises `SlideError`."""
-    mpp = context.config.tissue.mpp
+    mpp = config.tissue.mpp
     if slide.local is not None:
         overview = read_local_overview(slide.local, header, mpp)
         return overview, content_digest(header, [overview.pixels.tobytes()]), None
-    largest = check_levels(context.slides, header, slide.tiles)
-    overview = read_overview(context.slides, header, slide.tiles, mpp)
+    largest = check_levels(slide.ranges, header, slide.tiles)
+    overview = read_overview(slide.ranges, header, slide.tiles, mpp)
     content = content_digest(header, [slide.tiles["size_bytes"].tobytes(), *largest])
     return overview, content, focus_of(header, slide.tiles, largest)
 
@@ -202,7 +200,7 @@ def _remark(overview: Overview, nothing: str, remark: str) -> str:
     return "; ".join(each for each in (nothing, damaged, remark) if each)
 
 
-def check_levels(store: Store, header: SlideHeader, tiles: TileTable) -> list[bytes]:
+def check_levels(store: RangedObjects, header: SlideHeader, tiles: TileTable) -> list[bytes]:
     """Decode the largest tile of every level, likely tissue; their bytes, finest level first.
 
     Raises `SlideError` (`corrupt-tile`) naming level and tile.

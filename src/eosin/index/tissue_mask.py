@@ -58,7 +58,7 @@ class TissueMask:
     @property
     def area(self) -> float:
         """Tissue area in level-0 pixels²."""
-        return float(_SUMS.of(self)[-1, -1]) * self.pixel_x_px * self.pixel_y_px
+        return float(np.count_nonzero(self.array)) * self.pixel_x_px * self.pixel_y_px
 
     @overload
     def fraction(self, x_px: float, y_px: float, w_px: float, h_px: float) -> float: ...

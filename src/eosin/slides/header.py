@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from eosin.slides.staging import staged
 from eosin.slides.table import check_table
 from eosin.slides.tiff_ifd import TiffFile, is_tiff
 from eosin.slides.tiff_vendors import NeedsOpenSlide
-from eosin.storage import NotFound, ObjectChanged, ObjectInfo, Store
+from eosin.storage import NotFound, ObjectChanged, ObjectInfo, RangedObjects, Store
 from eosin.storage.range_file import RangeFile
 from eosin.words import size_text
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 132
 _TAIL_BYTES = 65536
+# A store takes as long over two requests as over one for this much more.
+_REST_BYTES = 2**20
 # Of the slides that are read at once these many are copied to the disk at once.
 _STAGED_AT_ONCE = threading.BoundedSemaphore(8)
 _LOCAL_MAGIC = (b"SQLite format 3\0", b"ZISRAWFILE")
@@ -45,6 +48,8 @@ class OpenedSlide:
 
     header: SlideHeader
     tiles: TileTable
+    ranges: RangedObjects
+    """Where its tiles are read; what came along with the header is not asked for again."""
     local: LocalSlide | None = None
     remark: str = ""
     """What a person should know of how it had to be read."""
@@ -120,7 +125,7 @@ def _read_dicom(store: Store, stored: tuple[SlideObject, ...]) -> OpenedSlide:
     header, tiles, remark = series_slide(instances)
     num_bytes = sum(each.stored.size_bytes for each in instances if each.walked)
     walked = f"no frame offsets: {size_text(num_bytes)} were read to find its tiles" if num_bytes else ""
-    return OpenedSlide(header, tiles, remark="; ".join(filter(None, (remark, walked))))
+    return OpenedSlide(header, tiles, store, remark="; ".join(filter(None, (remark, walked))))
 
 
 def _check_mirax(stored: tuple[SlideObject, ...]) -> None:
@@ -146,11 +151,9 @@ def _read_tiff(
     from eosin.slides.tiff import read_tiff
 
     try:
-        tiff = TiffFile(file, stored[0].size_bytes)
-        # Directories lie behind the pixels they tell of: the last ones, often all, at the end.
-        file.prefetch(tiff.first, *(stored[0].size_bytes - i * _TAIL_BYTES for i in (1, 2)))
+        tiff = TiffFile(file, stored[0].size_bytes, partial(_look_ahead, file))
         header, tiles, remark = read_tiff(tiff, stored[0])
-        return OpenedSlide(header, tiles, remark=remark)
+        return OpenedSlide(header, tiles, file, remark=remark)
     except NeedsOpenSlide:
         return _open_local(store, stored, stage_dir, stack)
     except SlideError as refused:
@@ -162,6 +165,16 @@ def _read_tiff(
             raise refused from None
 
 
+def _look_ahead(file: RangeFile, offset: int) -> None:
+    """Bring what is at `offset` and what will be asked for after it, in one call.
+
+    Directories lie behind the pixels they tell of: the last ones, often all, at the end.
+    """
+    size_bytes = file.size_bytes
+    near = range(offset, size_bytes, _TAIL_BYTES) if size_bytes - offset <= _REST_BYTES else (offset,)
+    file.prefetch(*near, *(size_bytes - i * _TAIL_BYTES for i in (1, 2)))
+
+
 def _open_local(
     store: Store, stored: tuple[SlideObject, ...], stage_dir: str | Path | None, stack: ExitStack
 ) -> OpenedSlide:
@@ -170,7 +183,7 @@ def _open_local(
     stack.enter_context(_STAGED_AT_ONCE)
     slide = open_local(stack.enter_context(staged(store, stored, stage_dir)))
     stack.callback(slide.close)
-    return OpenedSlide(slide.header(stored), np.zeros(0, TILE_DTYPE), slide)
+    return OpenedSlide(slide.header(stored), np.zeros(0, TILE_DTYPE), store, slide)
 
 
 def _what_it_is(head: bytes) -> str:

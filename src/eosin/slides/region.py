@@ -12,7 +12,7 @@ import numpy.typing as npt
 from eosin.slides.dicom_frames import joined
 from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.slides.model import Level, SlideHeader, TileTable
-from eosin.storage import ByteRange, NotFound, ObjectChanged, Store
+from eosin.storage import ByteRange, NotFound, ObjectChanged, RangedObjects
 
 Pixels = npt.NDArray[np.uint8]
 WHITE = 255
@@ -65,7 +65,9 @@ def to_level(position_px: int, downsample: float) -> int:
     return int(np.floor(position_px / downsample + 0.5))
 
 
-def fetch_tiles(store: Store, header: SlideHeader, rows: TileTable, wanted: list[int]) -> dict[int, bytes]:
+def fetch_tiles(
+    store: RangedObjects, header: SlideHeader, rows: TileTable, wanted: list[int]
+) -> dict[int, bytes]:
     """Bytes of the `wanted` tiles by index within `rows` (empty: an empty tile), in one batched read.
 
     `rows` is the tile table, or a level's part of it. Raises `SlideError` (`changed`, `missing`,

@@ -8,7 +8,7 @@ chain of directories may neither loop nor go on for ever. Source: TIFF 6.0; BigT
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,8 @@ class IfdEntry:
     kind: int
     count: int
     offset: int
+    inline: bytes = b""
+    """The values, where they stand in the directory itself."""
 
     @property
     def num_bytes(self) -> int:
@@ -113,6 +115,8 @@ class TiffFile:
 
     file: BinaryFile
     size_bytes: int
+    look_ahead: Callable[[int], None] | None = None
+    """Brings the bytes from an offset on, of a file that is read by range."""
     order: str = field(init=False)
     big: bool = field(init=False)
     first: int = field(init=False)
@@ -144,7 +148,7 @@ class TiffFile:
         """The bytes of a value. Raises `SlideError` where it is larger than any header needs."""
         if entry.num_bytes > _MAX_VALUE_BYTES:
             raise SlideError("corrupt-header", f"a TIFF tag announces {entry.num_bytes} bytes")
-        return self.read(entry.offset, entry.num_bytes)
+        return entry.inline or self.read(entry.offset, entry.num_bytes)
 
     def directories(self) -> Iterator[Directory]:
         """The main chain, in file order."""
@@ -167,6 +171,8 @@ class TiffFile:
     def _directory(self, offset: int) -> tuple[Directory, int]:
         """The directory at `offset` and the offset of the next one (0: none)."""
         count_form, entry_bytes, next_form = ("Q", 20, "Q") if self.big else ("H", 12, "I")
+        if self.look_ahead is not None:
+            self.look_ahead(offset)
         count_bytes = struct.calcsize(count_form)
         count = struct.unpack(self.order + count_form, self.read(offset, count_bytes))[0]
         if not 0 < count <= _MAX_ENTRIES:
@@ -188,8 +194,9 @@ class TiffFile:
             if kind not in _TYPES:
                 continue
             at = i * entry_bytes + value_at
-            if num * _TYPES[kind][1] <= inline_bytes:
-                entries[tag] = IfdEntry(kind, num, start + at)
+            num_bytes = num * _TYPES[kind][1]
+            if num_bytes <= inline_bytes:
+                entries[tag] = IfdEntry(kind, num, start + at, data[at : at + num_bytes])
             else:
                 pointer = "Q" if self.big else "I"
                 entries[tag] = IfdEntry(kind, num, struct.unpack_from(self.order + pointer, data, at)[0])

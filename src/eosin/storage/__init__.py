@@ -7,6 +7,7 @@ from eosin.storage.base import (
     ObjectChanged,
     ObjectInfo,
     PreconditionFailed,
+    RangedObjects,
     Store,
     put_if_absent,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "ObjectChanged",
     "ObjectInfo",
     "PreconditionFailed",
+    "RangedObjects",
     "S3Access",
     "Store",
     "join_uri",

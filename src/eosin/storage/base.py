@@ -46,8 +46,16 @@ class AccessDenied(UserError):
     """The credentials are good, but give no right to this object or prefix."""
 
 
+class RangedObjects(Protocol):
+    """Objects, or one of them, read by byte range."""
+
+    def get_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        """All `ranges` at once, in order, each exactly `length` bytes (short only at the object's end)."""
+        ...
+
+
 @runtime_checkable
-class Store(Protocol):
+class Store(RangedObjects, Protocol):
     """A folder of objects at one URI. Thread-safe. Every method retries what is transient.
 
     Errors: `NotFound`, `PreconditionFailed`, `ObjectChanged` for a caller to act on; `UserError`
@@ -59,10 +67,6 @@ class Store(Protocol):
 
     def get(self, key: str) -> bytes:
         """The whole object. Raises `NotFound`."""
-        ...
-
-    def get_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
-        """All `ranges` at once, in order, each exactly `length` bytes (short only at the object's end)."""
         ...
 
     def head(self, key: str) -> ObjectInfo:

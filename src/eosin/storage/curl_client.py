@@ -1,7 +1,8 @@
-"""Client of libcurl: many GETs at once, each batch from one thread, over connections that stay open."""
+"""Client of libcurl: many requests at once, each batch from one thread, over connections that stay open."""
 
 from __future__ import annotations
 
+import re
 import select
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,12 +12,13 @@ from typing import NamedTuple
 
 import pycurl
 
-# GETs that a process sends at once; the rest waits.
+# Requests that a process sends at once; the rest waits.
 MAX_IN_FLIGHT = 128
 # Each body comes in pieces of at most this, and each piece costs a call into Python.
 _PIECE_BYTES = 128 << 10
 # An answer may be this much longer than what was asked for: an error that the server explains.
 _EXPLANATION_BYTES = 64 << 10
+_CODE = re.compile(rb"<Code>([^<]{1,100})</Code>")
 _LONGEST_WAIT_S = 1.0
 # select() cannot watch the sockets of a process that has over a thousand files open.
 _WAIT_UNWATCHED_S = 0.002
@@ -31,6 +33,17 @@ class Get(NamedTuple):
     headers: tuple[str, ...]
 
 
+class Put(NamedTuple):
+    """A PUT of `body`."""
+
+    url: str
+    body: bytes
+    headers: tuple[str, ...]
+
+
+Request = Get | Put
+
+
 class Answer(NamedTuple):
     """`trouble` is libcurl's error code, 0 where the server answered; then `status` and `body` hold."""
 
@@ -38,11 +51,19 @@ class Answer(NamedTuple):
     body: bytes
     trouble: int = 0
     reason: str = ""
+    headers: tuple[bytes, ...] = ()
+    """Lines, of a PUT's answer."""
+
+    @property
+    def code(self) -> str:
+        """S3's name for the error, empty where the body has none."""
+        found = _CODE.search(self.body)
+        return found.group(1).decode("ascii", "replace") if found else ""
 
 
 @dataclass(frozen=True)
 class CurlOptions:
-    """Options of every GET. `aws_sigv4` names provider and scope of signatures, empty for none."""
+    """Options of every request. `aws_sigv4` names provider and scope of signatures, empty for none."""
 
     aws_sigv4: str
     ca_bundle: str
@@ -52,7 +73,7 @@ class CurlOptions:
 
 
 class CurlClient:
-    """GETs of this process: one multi handle for each thread that fetches, kept with its connections for
+    """Requests of this process: one multi handle for each thread that fetches, kept with its connections for
     the next. Thread-safe."""
 
     def __init__(self, options: CurlOptions) -> None:
@@ -62,10 +83,10 @@ class CurlClient:
         self._lock = threading.Lock()
         self._permits = threading.Semaphore(MAX_IN_FLIGHT)
 
-    def fetch(self, gets: Sequence[Get], user: str) -> list[Answer]:
+    def fetch(self, requests: Sequence[Request], user: str) -> list[Answer]:
         """All answers, in order; `user` is "KEY:SECRET" for signatures, or empty. From any thread."""
         with self._multi() as multi:
-            return multi.fetch(gets, user)
+            return multi.fetch(requests, user)
 
     @contextmanager
     def _multi(self) -> Iterator[_Multi]:
@@ -87,11 +108,14 @@ class CurlClient:
 
 
 class _Transfer:
-    """One GET at a time, by a handle that is used again for the next."""
+    """One request at a time, by a handle that is used again for the next of its kind."""
 
-    def __init__(self, options: CurlOptions) -> None:
+    def __init__(self, options: CurlOptions, idle: list[_Transfer]) -> None:
+        self.idle = idle
+        """Where it waits for the next request."""
         self.curl = curl = pycurl.Curl()
         self.pieces: list[bytes] = []
+        self.headers: list[bytes] = []
         self.place = 0
         self._user = ""
         curl.setopt(pycurl.NOSIGNAL, 1)
@@ -107,13 +131,18 @@ class _Transfer:
         if options.aws_sigv4:
             curl.setopt(pycurl.AWS_SIGV4, options.aws_sigv4)
 
-    def aim(self, get: Get, place: int, user: str) -> None:
-        self.place, self.pieces = place, []
-        self.curl.setopt(pycurl.URL, get.url)
-        self.curl.setopt(pycurl.RANGE, f"{get.start}-{get.end - 1}")
+    def aim(self, request: Request, place: int, user: str) -> None:
+        self.place, self.pieces, self.headers = place, [], []
+        self.curl.setopt(pycurl.URL, request.url)
         self.curl.unsetopt(pycurl.HTTPHEADER)  # which an empty list would leave as it was
-        self.curl.setopt(pycurl.HTTPHEADER, list(get.headers))
-        self.curl.setopt(pycurl.MAXFILESIZE, max(get.end - get.start, _EXPLANATION_BYTES))
+        self.curl.setopt(pycurl.HTTPHEADER, list(request.headers))
+        if isinstance(request, Get):
+            self.curl.setopt(pycurl.RANGE, f"{request.start}-{request.end - 1}")
+            self.curl.setopt(pycurl.MAXFILESIZE, max(request.end - request.start, _EXPLANATION_BYTES))
+        else:
+            self.curl.setopt(pycurl.POSTFIELDS, request.body)
+            self.curl.setopt(pycurl.CUSTOMREQUEST, "PUT")
+            self.curl.setopt(pycurl.HEADERFUNCTION, self.headers.append)
         self.curl.setopt(pycurl.WRITEFUNCTION, self.pieces.append)
         if user != self._user:
             self.curl.setopt(pycurl.USERPWD, user)
@@ -126,16 +155,16 @@ class _Multi:
     def __init__(self, options: CurlOptions, permits: threading.Semaphore) -> None:
         self._options, self._permits = options, permits
         self._handle = pycurl.CurlMulti()
-        self._idle: list[_Transfer] = []
+        self._idle: dict[type[Request], list[_Transfer]] = {Get: [], Put: []}
         self._active: dict[pycurl.Curl, _Transfer] = {}
 
     def keep(self, num_connections: int) -> None:
         """How many connections stay open."""
         self._handle.setopt(pycurl.M_MAXCONNECTS, num_connections)
 
-    def fetch(self, gets: Sequence[Get], user: str) -> list[Answer]:
+    def fetch(self, requests: Sequence[Request], user: str) -> list[Answer]:
         answers: dict[int, Answer] = {}
-        waiting = list(enumerate(gets))[::-1]
+        waiting = list(enumerate(requests))[::-1]
         while waiting or self._active:
             # One with nothing under way waits for its turn; another goes on with what it has.
             while waiting and self._permits.acquire(blocking=not self._active):
@@ -145,7 +174,7 @@ class _Multi:
             answers |= ended
             if self._active and not ended:
                 self._wait()
-        return [answers[place] for place in range(len(gets))]
+        return [answers[place] for place in range(len(requests))]
 
     def close(self) -> None:
         """Give up what is under way."""
@@ -156,10 +185,11 @@ class _Multi:
         self._active.clear()
         self._handle.close()
 
-    def _start(self, place: int, get: Get, user: str) -> None:
-        transfer = self._idle.pop() if self._idle else _Transfer(self._options)
+    def _start(self, place: int, request: Request, user: str) -> None:
+        idle = self._idle[type(request)]
+        transfer = idle.pop() if idle else _Transfer(self._options, idle)
         self._active[transfer.curl] = transfer
-        transfer.aim(get, place, user)
+        transfer.aim(request, place, user)
         self._handle.add_handle(transfer.curl)
 
     def _ended(self) -> Iterator[tuple[int, Answer]]:
@@ -176,9 +206,9 @@ class _Multi:
         transfer = self._active.pop(curl)
         self._permits.release()
         self._handle.remove_handle(curl)
-        self._idle.append(transfer)
-        status = curl.getinfo(pycurl.RESPONSE_CODE)
-        return transfer.place, Answer(status, b"".join(transfer.pieces), trouble, reason)
+        transfer.idle.append(transfer)
+        status, body = curl.getinfo(pycurl.RESPONSE_CODE), b"".join(transfer.pieces)
+        return transfer.place, Answer(status, body, trouble, reason, tuple(transfer.headers))
 
     def _wait(self) -> None:
         """Until a socket has something to say, or libcurl has something to do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eosin.storage.base import ByteRange, ObjectChanged, Store
@@ -79,25 +80,46 @@ class RangeFile(io.RawIOBase):
     def readall(self) -> bytes:
         return self.read()
 
-    def prefetch(self, *starts: int) -> None:
-        """Bring the blocks at `starts`, and those behind them, in one call."""
-        blocks = {start // self._block_bytes + i for start in starts for i in (0, 1)}
+    def prefetch(self, start: int, *others: int) -> None:
+        """Bring the blocks at these places and those behind them, in one call; none where `start` is held."""
+        if start // self._block_bytes in self._blocks:
+            return
+        blocks = {each // self._block_bytes + i for each in (start, *others) for i in (0, 1)}
         last = (self.size_bytes - 1) // self._block_bytes
-        self._fill(sorted(each for each in blocks if 0 <= each <= last and each not in self._blocks))
+        self._fill(sorted(each for each in blocks - self._blocks.keys() if 0 <= each <= last))
+
+    def get_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        """As `Store.get_ranges`; what lies in blocks that are held is not asked for again."""
+        held = {number: self._held(each) for number, each in enumerate(ranges)}
+        absent = [number for number, data in held.items() if data is None]
+        if absent:
+            held |= zip(absent, self._store.get_ranges([ranges[i] for i in absent]), strict=True)
+        return [data or b"" for data in held.values()]
 
     def _bytes_at(self, start: int, length: int) -> bytes:
         first, last = start // self._block_bytes, (start + length - 1) // self._block_bytes
         if last - first + 1 > self._max_blocks:
             return self._fetch([(start, length)])[0]
         self._load([block for block in range(first, last + 1) if block not in self._blocks])
-        blocks = []
         for block in range(first, last + 1):
             self._blocks.move_to_end(block)
-            blocks.append(self._blocks[block])
         while len(self._blocks) > self._max_blocks:
             self._blocks.popitem(last=False)
+        return self._cut(first, last, start, length)
+
+    def _cut(self, first: int, last: int, start: int, length: int) -> bytes:
         offset = start - first * self._block_bytes
-        return b"".join(blocks)[offset : offset + length]
+        if first == last:
+            return self._blocks[first][offset : offset + length]
+        return b"".join(self._blocks[block] for block in range(first, last + 1))[offset : offset + length]
+
+    def _held(self, wanted: ByteRange) -> bytes | None:
+        start, length = wanted.start, wanted.length
+        first, last = start // self._block_bytes, (start + length - 1) // self._block_bytes
+        same = (wanted.key, wanted.etag) == (self._key, self._etag)
+        if same and all(block in self._blocks for block in range(first, last + 1)):
+            return self._cut(first, last, start, length)
+        return None
 
     def _load(self, missing: list[int]) -> None:
         """Blocks, and where they are read one after another ever more of those that follow."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,6 @@ from eosin.storage.curl_client import Answer, Get
 
 GAP_BYTES = 48 << 10
 _RANGE_NOT_SATISFIABLE = 416
-_CODE = re.compile(rb"<Code>([^<]{1,100})</Code>")
 
 
 @dataclass
@@ -92,7 +90,7 @@ class RangeReader:
     def _fetch_missing(self, requests: list[RangedGet], bodies: dict[int, bytes]) -> None:
         """Fetch what `bodies` lacks. Raises the first error that no further try mends, else any."""
         for number in range(len(requests)):
-            if number not in bodies and not _curl_can_name(requests[number].key):
+            if number not in bodies and not curl_can_name(requests[number].key):
                 bodies[number] = self._read_by_boto(requests[number])
         missing = [number for number in range(len(requests)) if number not in bodies]
         signing = self._clients.signing(self._bucket)
@@ -123,10 +121,7 @@ class RangeReader:
         return answer.body
 
     def _refused(self, request: RangedGet, answer: Answer) -> Exception:
-        code = _CODE.search(answer.body)
-        error = s3_errors.from_status(
-            self._asked(request), code.group(1).decode("ascii", "replace") if code else "", answer.status
-        )
+        error = s3_errors.from_status(self._asked(request), answer.code, answer.status)
         return self._translated(request, error)
 
     def _read_by_boto(self, request: RangedGet) -> bytes:
@@ -171,7 +166,7 @@ def quoted(etag: str) -> str:
     return etag if etag.startswith(('"', "W/")) else f'"{etag}"'
 
 
-def _curl_can_name(key: str) -> bool:
+def curl_can_name(key: str) -> bool:
     """libcurl folds such parts of a path away before it signs."""
     return not any(part in (".", "..") for part in key.split("/"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,19 @@ def test_a_dozen_requests_and_a_mebibyte(tmp_path: Path, counted: list[CountingS
     assert header_ranges + len(row.header.levels) <= 12, f"{header_ranges} for the header"
     beside = num_bytes - int(tissue.sum()) - tables.nbytes
     assert beside <= 2**20 + tested, f"{beside} bytes of {size_bytes}"
+
+
+@pytest.mark.parametrize("name", ["aperio.svs", "plain-big.tif", "philips.tiff"])
+def test_what_came_with_the_header_is_not_read_again(
+    tmp_path: Path, counted: list[CountingStore], name: str
+) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    WRITERS[name](slides / name)
+    scan_shard(config_for(slides, tmp_path / "index"), 0, 1, LOG)
+    store = next(each for each in counted if each.uri.endswith("slides"))
+    read = sorted((each.start, each.start + each.length) for each in store.ranges if each.length > 132)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(read)), read
 
 
 def test_the_requests_of_a_first_scan_are_told_beforehand(

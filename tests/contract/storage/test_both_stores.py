@@ -12,6 +12,7 @@ import pytest
 from eosin.errors import UserError
 from eosin.storage import ByteRange, NotFound, ObjectChanged, PreconditionFailed, Store, open_store
 from eosin.storage.range_file import RangeFile
+from tests.support.counting import CountingStore
 
 _AWKWARD_KEYS = [
     "plain", "with space", "ünï/çødé/日本", "a%20b", "a+b", "a#b?c=d&e", "dots...txt", "tail./x", "(1)[2]*",
@@ -249,3 +250,23 @@ def test_a_range_file_reads_ahead_of_who_reads_on(store: Store) -> None:
     apart.prefetch(10, 62 * 4096, -5, 10**9)
     apart.seek(4096)
     assert (apart.read(4096), apart.num_requests) == (data[4096:8192], 5)
+    apart.prefetch(4096 + 10)
+    assert apart.num_requests == 5, "what begins in a block that is held needs no other"
+
+
+def test_a_range_file_serves_ranges_from_what_it_holds(store: Store) -> None:
+    data = random.Random(8).randbytes(16 * 4096)
+    etag = store.put("k", data).etag
+    other = store.put("other", data[::-1]).etag
+    counted = CountingStore(store)
+    file = RangeFile(counted, "k", len(data), etag, block_bytes=4096)
+    file.prefetch(0, 8 * 4096)
+    assert len(counted.ranges) == 2
+    counted.ranges.clear()
+    inside = [ByteRange("k", 100, 5000, etag), ByteRange("k", 9 * 4096, 4096, etag)]
+    assert file.get_ranges(inside) == [data[each.start :][: each.length] for each in inside]
+    assert not counted.ranges
+    outside = [ByteRange("k", 8190, 10, etag), ByteRange("other", 100, 7, other), ByteRange("k", 100, 7)]
+    found = file.get_ranges([inside[0], *outside])
+    assert found == [data[100:5100], data[8190:8200], data[::-1][100:107], data[100:107]]
+    assert counted.ranges == outside, "of another object, another version or another place"

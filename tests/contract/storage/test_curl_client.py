@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import subprocess
 import sys
@@ -44,6 +45,15 @@ class Recorder(BaseHTTPRequestHandler):
             cls.now -= 1
         self.wfile.write(b"x" * self.length)
 
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        type(self).asked.append((self.path, {**headers, "body": body.decode("latin-1")}))
+        self.send_response(200)
+        self.send_header("ETag", '"e"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -77,16 +87,33 @@ def test_requests_are_signed_as_botocore_signs_them(
     assert headers["authorization"].rpartition("=")[2] == _signature(path, headers, token)
 
 
-def _signature(path: str, headers: dict[str, str], token: str) -> str:
+@pytest.mark.parametrize("token", ["", "a+token/with=signs"])
+@pytest.mark.parametrize("key", ["plain.tiles", "a b/Ünï+(1)[2]*~'!.jpg", "100%25/é?q=1&r#s"])
+def test_puts_are_signed_as_botocore_signs_them(
+    server: type[Recorder], key: str, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", token)
+    data = bytes(range(256)) * 300
+    made = open_store("s3://bucket/p").put(key, data)
+    assert (made.key, made.size_bytes, made.etag) == (key, len(data), "e")
+    ((path, headers),) = server.asked
+    assert headers.pop("body").encode("latin-1") == data
+    assert headers["user-agent"].startswith("eosin/"), "not by libcurl"
+    assert headers["x-amz-content-sha256"] == hashlib.sha256(data).hexdigest()
+    assert headers.get("x-amz-security-token", "") == token
+    assert headers["authorization"].rpartition("=")[2] == _signature(path, headers, token, "PUT")
+
+
+def _signature(path: str, headers: dict[str, str], token: str, method: str = "GET") -> str:
     """What botocore signs the same request with, over the headers that the request says are signed."""
     signed = headers["authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";")
     assert {"host", "x-amz-date", "x-amz-content-sha256"} <= set(signed)
-    request = AWSRequest("GET", f"http://{headers['host']}{path}", {name: headers[name] for name in signed})
+    request = AWSRequest(method, f"http://{headers['host']}{path}", {name: headers[name] for name in signed})
     request.context["timestamp"] = headers["x-amz-date"]
     auth = S3SigV4Auth(Credentials("AKID", SECRET, token or None), "s3", "eu-central-1")
     canonical = "\n".join(
         [
-            "GET",
+            method,
             path,
             "",
             auth.canonical_headers(request.headers) + "\n",

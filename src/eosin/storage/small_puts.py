@@ -1,0 +1,43 @@
+"""Unconditional puts of small objects by libcurl, which take a fifth of the CPU of boto3's."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+from urllib.parse import quote
+
+from eosin.errors import TransientError
+from eosin.storage import s3_errors
+from eosin.storage.clients import Clients
+from eosin.storage.curl_client import Put
+from eosin.storage.s3_errors import S3Request
+
+SMALL_BYTES = 1 << 20
+"""Larger bodies are worth a wait for the server's consent, which boto3 asks for."""
+
+
+def put_small(clients: Clients, asked: S3Request, data: bytes) -> Any:
+    """The answer to a PUT, in the form of boto3's `put_object`; `data` is signed by its digest.
+
+    Raises `TransientError` for what another try may mend. boto3 says what it is that none mends, or
+    follows the server to where it points.
+    """
+    signing = clients.signing(asked.bucket)
+    headers = [
+        f"x-amz-content-sha256: {hashlib.sha256(data).hexdigest()}", "Content-Type: binary/octet-stream",
+        "Expect:",
+    ]  # fmt: skip
+    if signing.token:
+        headers.append(f"X-Amz-Security-Token: {signing.token}")
+    url = clients.bucket_url(asked.bucket) + quote(asked.key, safe="/~")
+    (answer,) = clients.curl.fetch([Put(url, data, tuple(headers))], signing.user)
+    if answer.trouble:
+        raise s3_errors.from_curl(asked, answer.trouble, answer.reason)
+    if answer.status != 200:
+        error = s3_errors.from_status(asked, answer.code, answer.status)
+        if isinstance(error, TransientError):
+            raise error
+        return clients.boto.put_object(Bucket=asked.bucket, Key=asked.key, Body=data)
+    lines = (line.decode("latin-1").partition(":") for line in answer.headers)
+    fields = {name.lower(): value.strip() for name, _, value in lines}
+    return {"ETag": fields.get("etag", ""), "ResponseMetadata": {"HTTPHeaders": fields}}
