@@ -1,17 +1,21 @@
 """Indexing slides in S3 on loopback against tifffile + s3fs, one slide at a time, in one run.
 
-    python benchmarks/index.py --peer-python PEERS/bin/python [--slides 64] [--side 8192] [--delay-ms 40]
+    python benchmarks/index.py --peer-python PEERS/bin/python [--slides 24 96] [--side 8192] [--delay-ms 40]
 
-PEERS is a virtual environment with tifffile, s3fs and imagecodecs. Prints one JSON line: seconds on the
-wall per 1,000 slides and GETs and bytes a slide, of both; ours with tissue masks, thumbnails and tile
-tables published, the peer's with pixels read and nothing made of them. GETs and bytes are counted in a
-second pass over a few slides, through a forwarding port.
+PEERS is a virtual environment with tifffile, s3fs and imagecodecs. Prints one JSON line a number of slides:
+seconds on the wall and of CPU (child processes too, the store's not) per 1,000 slides, of both; ours with
+tissue masks, thumbnails and tile tables published, the peer's with pixels read and nothing made of them.
+From the second line on also per 1,000 slides more than on the line before (`more`), without what is done
+once an index. GETs and bytes a slide are counted in a pass over a few slides, all of them in the sample that
+is held against another reader. Delays are made, and GETs counted, by a forwarding port of a process of its
+own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -19,10 +23,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import cv2
 
@@ -39,11 +44,14 @@ MASK_MPP = 8.0
 NUM_DRAWN = 4
 NUM_COUNTED = 4
 
+Work = Callable[[str], dict[str, float]]
+"""Indexes the slides under `slides/NAME/`."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--peer-python", required=True)
-    parser.add_argument("--slides", type=int, default=64)
+    parser.add_argument("--slides", type=int, nargs="+", default=[24, 96])
     parser.add_argument("--delay-ms", type=float, default=0.0, help="to the first byte of every answer")
     parser.add_argument("--side", type=int, default=8192, help="side of a slide in pixels")
     arguments = parser.parse_args()
@@ -51,50 +59,44 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="eosin-benchmark-") as folder, LocalS3(Path(folder, "s3")) as s3:
         os.environ.update(s3.env)
         s3.ensure_bucket("s3://bench")
-        size_bytes = upload(Path(folder), arguments.slides, arguments.side)
-        with through(s3, arguments.delay_ms / 1e3):
-            timed = {
-                "eosin": ours("all", "index"),
-                "peer": theirs(arguments.peer_python, "all"),
-            }
-        counted = {
-            name: count(s3, work)
-            for name, work in (
-                ("eosin", lambda: ours("few", "index-few")),
-                ("peer", lambda: theirs(arguments.peer_python, "few")),
-            )
-        }
-    report(timed, counted, arguments, size_bytes)
+        size_bytes = upload(Path(folder), (NUM_COUNTED, *arguments.slides), arguments.side)
+        works: dict[str, Work] = {"eosin": ours, "peer": partial(theirs, arguments.peer_python)}
+        counted = {name: count(s3, work) for name, work in works.items()}
+        before: dict[str, dict[str, float]] = {}
+        for num_slides in arguments.slides:
+            with through(s3, arguments.delay_ms / 1e3):
+                timed = {name: work(f"{num_slides}") for name, work in works.items()}
+            report(timed, before, counted, arguments, size_bytes)
+            before = timed
 
 
-def upload(folder: Path, num_slides: int, side_px: int) -> int:
-    """Slides under `all/` and a few of them under `few/`; the mean size of one."""
+def upload(folder: Path, nums_slides: Sequence[int], side_px: int) -> int:
+    """As many slides under `NUM/` as each number says; the mean size of one."""
     config = SyntheticConfig(width_px=side_px, height_px=side_px)
     paths = [folder / f"{seed}.svs" for seed in range(NUM_DRAWN)]
     for seed, path in enumerate(paths):
         publish_slide(open_store(str(folder)), path.name, seed=seed, config=config)
     store = open_store("s3://bench/slides")
-    for i in range(num_slides):
-        store.put_file(f"all/{i:04d}.svs", paths[i % NUM_DRAWN])
-    for i in range(NUM_COUNTED):
-        store.put_file(f"few/{i}.svs", paths[i])
+    for num_slides in nums_slides:
+        for i in range(num_slides):
+            store.put_file(f"{num_slides}/{i:05d}.svs", paths[i % NUM_DRAWN])
     return sum(path.stat().st_size for path in paths) // NUM_DRAWN
 
 
-def ours(which: str, index: str) -> dict[str, float]:
+def ours(which: str) -> dict[str, float]:
     config = load_config(
-        "", overrides=[f"slides.uri=s3://bench/slides/{which}", f"index.uri=s3://bench/{index}",
+        "", overrides=[f"slides.uri=s3://bench/slides/{which}", f"index.uri=s3://bench/index-{time.time_ns()}",
                        f"index.tissue.mpp={MASK_MPP}"]
     )  # fmt: skip
     log = RunLog("index")
-    begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
+    begin_s, begin_cpu_s = time.perf_counter(), sum(os.times()[:4])
     scan_shard(config, 0, 1, log)
     manifest = publish_snapshot(config, 1, log)
     assert manifest.num_ok == manifest.num_slides
     return {
         "slides": manifest.num_slides,
         "wall_s": time.perf_counter() - begin_s,
-        "cpu_s": time.process_time() - begin_cpu_s,
+        "cpu_s": sum(os.times()[:4]) - begin_cpu_s,
     }
 
 
@@ -105,31 +107,48 @@ def theirs(python: str, which: str) -> dict[str, float]:
 
 
 @contextmanager
-def through(s3: LocalS3, delay_s: float) -> Iterator[Forwarder | None]:
-    """What is asked of the store goes through a port that delays answers; straight to it for 0."""
+def through(s3: LocalS3, delay_s: float) -> Iterator[Counter[str]]:
+    """What is asked of the store goes through a port that delays answers; straight to it for 0.
+
+    GETs and bytes of slides are known once the context has ended.
+    """
+    seen = Counter[str]()
     if not delay_s:
-        yield None
+        yield seen
         return
-    with Forwarder(s3.endpoint_url, delay_s) as forwarder:
-        os.environ["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL"] = forwarder.endpoint_url
-        yield forwarder
-        os.environ["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL"] = s3.endpoint_url
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=forward, args=(s3.endpoint_url, delay_s, there), daemon=True)
+    process.start()
+    os.environ["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL"] = here.recv()
+    yield seen
+    os.environ["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL"] = s3.endpoint_url
+    here.send(None)
+    seen.update(here.recv())
+    process.join()
 
 
-def count(s3: LocalS3, work: Any) -> dict[str, float]:
+def forward(endpoint_url: str, delay_s: float, parent: Connection) -> None:
+    """A `Forwarder` until the parent has had enough; tells it the port, and what was seen."""
+    with Forwarder(endpoint_url, delay_s) as forwarder:
+        parent.send(forwarder.endpoint_url)
+        parent.recv()
+        parent.send(forwarder.seen)
+
+
+def count(s3: LocalS3, work: Work) -> dict[str, float]:
     """GETs and bytes of slides while `work` runs, a slide."""
-    with through(s3, 1e-6) as forwarder:
-        work()
-    assert forwarder is not None
-    return {name: forwarder.seen[name] / NUM_COUNTED for name in ("gets", "bytes")}
+    with through(s3, 1e-6) as seen:
+        work(f"{NUM_COUNTED}")
+    return {name: seen[name] / NUM_COUNTED for name in ("gets", "bytes")}
 
 
 def report(
-    timed: dict[str, dict[str, float]], counted: dict[str, dict[str, float]],
-    arguments: argparse.Namespace, size_bytes: int,
+    timed: dict[str, dict[str, float]], before: dict[str, dict[str, float]],
+    counted: dict[str, dict[str, float]], arguments: argparse.Namespace, size_bytes: int,
 ) -> None:  # fmt: skip
     line: dict[str, float | int | str] = {
-        "slides": arguments.slides, "side_px": arguments.side, "slide_mb": round(size_bytes / 1e6, 2),
+        "slides": timed["eosin"]["slides"], "side_px": arguments.side, "slide_mb": round(size_bytes / 1e6, 2),
         "delay_ms": arguments.delay_ms, "load": os.getloadavg()[0],
     }  # fmt: skip
     for name in ("eosin", "peer"):
@@ -139,7 +158,13 @@ def report(
             f"{name}_gets": round(counted[name]["gets"], 1),
             f"{name}_kb": round(counted[name]["bytes"] / 1e3, 1),
         }
-    print(json.dumps(line))
+        if before:
+            more = {key: timed[name][key] - before[name][key] for key in timed[name]}
+            line |= {
+                f"{name}_more_s_per_1000": round(1000 * more["wall_s"] / more["slides"], 1),
+                f"{name}_more_cpu_s_per_1000": round(1000 * more["cpu_s"] / more["slides"], 1),
+            }
+    print(json.dumps(line), flush=True)
 
 
 class Forwarder:

@@ -223,7 +223,7 @@ def no_usable_slide(plan: ScanPlan, rows: Sequence[SlideRow], manifest: Snapshot
         command = f"eosin index inspect {quote(plan.index.uri)} --snapshot {manifest.snapshot_id}"
         more = f"\n  … and {len(rows) - _NAMED_SLIDES} more: {command}"
     return UserError(
-        f"none of the {len(rows)} slides in {plan.slides_uri} can be used ({counts}):{named}{more}",
+        f"no slide in {plan.slides_uri} can be used ({counts}):{named}{more}",
         hint=_cure(manifest.reasons),
     )
 

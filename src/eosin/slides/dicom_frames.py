@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.slides.errors import SlideError
-from eosin.slides.model import TILE_DTYPE, TileTable
+from eosin.slides.model import TILE_DTYPE, BinaryFile, TileTable
 from eosin.slides.table import MAX_LEVEL_TILES, make_table
 
 _ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
@@ -20,18 +20,10 @@ _MAX_TABLE_BYTES = 64 * 2**20
 _WINDOW_BYTES = 2**20
 
 
-class SizedFile(Protocol):
+class SizedFile(BinaryFile, Protocol):
     """A seekable file of bytes whose size is known."""
 
     size_bytes: int
-
-    def read(self, length: int = -1) -> bytes:
-        """At most `length` bytes from here; all that is left for -1."""
-        ...
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to `offset`, as `io` counts it; returns the new place."""
-        ...
 
 
 def frame_table(

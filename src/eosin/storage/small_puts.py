@@ -6,7 +6,6 @@ import hashlib
 from typing import Any
 from urllib.parse import quote
 
-from eosin.errors import TransientError
 from eosin.storage import s3_errors
 from eosin.storage.clients import Clients
 from eosin.storage.curl_client import Put
@@ -15,12 +14,14 @@ from eosin.storage.s3_errors import S3Request
 SMALL_BYTES = 1 << 20
 """Larger bodies are worth a wait for the server's consent, which boto3 asks for."""
 
+# A bucket of another region is told so.
+_ELSEWHERE = (301, 307, 308, 400)
+
 
 def put_small(clients: Clients, asked: S3Request, data: bytes) -> Any:
     """The answer to a PUT, in the form of boto3's `put_object`; `data` is signed by its digest.
 
-    Raises `TransientError` for what another try may mend. boto3 says what it is that none mends, or
-    follows the server to where it points.
+    Where the server points elsewhere, boto3 follows. Raises as `s3_errors` tells it.
     """
     signing = clients.signing(asked.bucket)
     headers = [
@@ -33,11 +34,10 @@ def put_small(clients: Clients, asked: S3Request, data: bytes) -> Any:
     (answer,) = clients.curl.fetch([Put(url, data, tuple(headers))], signing.user)
     if answer.trouble:
         raise s3_errors.from_curl(asked, answer.trouble, answer.reason)
-    if answer.status != 200:
-        error = s3_errors.from_status(asked, answer.code, answer.status)
-        if isinstance(error, TransientError):
-            raise error
+    if answer.status in _ELSEWHERE:
         return clients.boto.put_object(Bucket=asked.bucket, Key=asked.key, Body=data)
+    if answer.status != 200:
+        raise s3_errors.from_status(asked, answer.code, answer.status)
     lines = (line.decode("latin-1").partition(":") for line in answer.headers)
     fields = {name.lower(): value.strip() for name, _, value in lines}
     return {"ETag": fields.get("etag", ""), "ResponseMetadata": {"HTTPHeaders": fields}}
