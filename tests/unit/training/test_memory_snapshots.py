@@ -111,7 +111,7 @@ def test_no_room_is_a_clear_error_and_spares_what_is_there(
     keep(folder, piece(10))
 
     class Full:
-        f_bavail, f_frsize = 1, 100
+        f_bavail, f_bfree, f_blocks, f_frsize = 1, 1, 100, 100
 
     monkeypatch.setattr("os.statvfs", lambda path: Full)
     with pytest.raises(TransientError, match="MiB needed"):
