@@ -131,10 +131,15 @@ def _in_window(bits: npt.NDArray[np.uint8], width: int, u0: float, v0: float, u1
         return 0.0
     first = j0 >> 3
     window = np.unpackbits(bits[i0:i1, first : (j1 + 7) >> 3], axis=1)[:, j0 - 8 * first : j1 - 8 * first]
-    rows, columns = np.arange(i0, i1), np.arange(j0, j1)
-    down = np.minimum(rows + 1, v1) - np.maximum(rows, v0)
-    across = np.minimum(columns + 1, u1) - np.maximum(columns, u0)
-    return float(down @ window @ across)
+    return float(_inside(i0, i1, v0, v1) @ window @ _inside(j0, j1, u0, u1))
+
+
+def _inside(first: int, end: int, low: float, high: float) -> Floats:
+    """How much of each mask pixel from `first` to before `end` lies in [low, high)."""
+    inside = np.ones(end - first)
+    inside[0] = min(first + 1, high) - max(first, low)
+    inside[-1] = min(end, high) - max(end - 1, low)
+    return inside
 
 
 def _at(sums: npt.NDArray[np.int32], u: Floats, v: Floats) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from eosin.patches.request import PatchRequest
 from eosin.slides.model import SlideHeader
@@ -13,8 +13,7 @@ ROUNDING = 1.0 + 1e-6
 """By how much a level may be coarser than a limit and still meet it."""
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A rectangle of whole pixels in one level's frame: origin at the level's top-left corner, y down."""
 
     level: int
@@ -32,12 +31,11 @@ def level_mpp(header: SlideHeader, level: int) -> float:
 
 def best_level(header: SlideHeader, mpp: float, tolerance: float) -> int | None:
     """The coarsest level that still shows `mpp`: at most `tolerance` (a share) coarser; None if none does."""
-    fine = [
-        number
-        for number in range(len(header.levels))
-        if level_mpp(header, number) <= mpp * (1.0 + tolerance) * ROUNDING
-    ]
-    return max(fine, key=lambda number: header.levels[number].downsample, default=None)
+    best, coarsest, limit = None, 0.0, mpp * (1.0 + tolerance) * ROUNDING
+    for number, level in enumerate(header.levels):
+        if level.downsample > coarsest and level_mpp(header, number) <= limit:
+            best, coarsest = number, level.downsample
+    return best
 
 
 def extent_px(header: SlideHeader, patch_px: int, mpp: float) -> tuple[float, float]:
@@ -61,10 +59,9 @@ def box_of(request: PatchRequest, header: SlideHeader, patch_px: int, tolerance:
     number = best_level(header, request.mpp, tolerance)
     assert number is not None, "the sampler draws only what a level serves"
     level = header.levels[number]
-    width, height = (
-        max(1, round(side_px / level.downsample)) for side_px in extent_px(header, patch_px, request.mpp)
-    )
-    width, height = min(width, level.width_px), min(height, level.height_px)
+    width_px, height_px = extent_px(header, patch_px, request.mpp)
+    width = min(max(1, round(width_px / level.downsample)), level.width_px)
+    height = min(max(1, round(height_px / level.downsample)), level.height_px)
     x = min(to_level(request.x_px, level.downsample), level.width_px - width)
     y = min(to_level(request.y_px, level.downsample), level.height_px - height)
     return Box(number, x, y, width, height)

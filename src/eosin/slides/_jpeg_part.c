@@ -15,6 +15,7 @@
 #include <jerror.h>
 
 #define MAX_ROWS 16
+#define MAX_SIDE 65535
 #define CHANNELS 3
 
 typedef struct {
@@ -32,6 +33,7 @@ typedef struct {
     unsigned int x_px, y_px, width_px, height_px;
     unsigned char *out;
     Py_ssize_t stride_bytes;
+    int is_done;
 } Job;
 
 static void give_up(j_common_ptr common)
@@ -143,76 +145,136 @@ static int decode(const Job *job)
     return done;
 }
 
-/* The tables' segments (which begin with SOI) and the tile's, as one stream. */
-static int join(Job *job, const Py_buffer *tables, const Py_buffer *tile, unsigned char **joined)
+/* Decode the job's tile behind the tables' segments, which begin with SOI, as one stream. */
+static int decode_joined(Job *job, const unsigned char *tables, size_t tables_bytes)
 {
     const size_t soi_bytes = 2;
+    unsigned char *joined;
+    int done;
 
-    *joined = NULL;
-    job->data = tile->buf;
-    job->size_bytes = (size_t)tile->len;
     if (job->size_bytes < soi_bytes || job->data[0] != 0xFF || job->data[1] != 0xD8)
         return 0;
-    if ((size_t)tables->len <= soi_bytes)
-        return 1;
-    *joined = malloc((size_t)tables->len + job->size_bytes - soi_bytes);
-    if (*joined == NULL)
+    if (tables_bytes <= soi_bytes)
+        return decode(job);
+    joined = malloc(tables_bytes + job->size_bytes - soi_bytes);
+    if (joined == NULL)
         return 0;
-    memcpy(*joined, tables->buf, (size_t)tables->len);
-    memcpy(*joined + tables->len, job->data + soi_bytes, job->size_bytes - soi_bytes);
-    job->data = *joined;
-    job->size_bytes += (size_t)tables->len - soi_bytes;
-    return 1;
+    memcpy(joined, tables, tables_bytes);
+    memcpy(joined + tables_bytes, job->data + soi_bytes, job->size_bytes - soi_bytes);
+    job->data = joined;
+    job->size_bytes += tables_bytes - soi_bytes;
+    done = decode(job);
+    free(joined);
+    return done;
 }
 
 static int takes_pixels(const Py_buffer *out)
 {
     return out->ndim == 3 && out->itemsize == 1 && out->shape[2] == CHANNELS && out->strides[2] == 1
         && out->strides[1] == CHANNELS && out->shape[0] > 0 && out->shape[1] > 0
-        && out->shape[0] <= 65535 && out->shape[1] <= 65535;
+        && out->shape[0] <= MAX_SIDE && out->shape[1] <= MAX_SIDE;
 }
 
-PyDoc_STRVAR(decode_part_doc,
-"decode_part(tables, tile, is_rgb, tile_width_px, tile_height_px, denominator, x_px, y_px, out) -> bool\n"
-"\n"
-"Write the rectangle of out's size at (x_px, y_px) of the tile, scaled by 1 / denominator, into out, a\n"
-"uint8 [h, w, 3] view. False: not done, and what is in out means nothing.");
-
-static PyObject *decode_part(PyObject *module, PyObject *arguments)
+/* The job of one tile and the part of it that is wanted; 0 with an exception set where there is none.
+ * A tile that is no bytes has no job of size: it is left to the caller. */
+static int read_job(Job *job, PyObject *tile, PyObject *part, const Py_buffer *region)
 {
-    Py_buffer tables, tile, out;
-    PyObject *target;
-    Job job;
-    unsigned char *joined;
-    int done = 0;
+    unsigned int left_px, top_px;
+    Py_ssize_t number;
+
+    if (!PyArg_ParseTuple(part, "nIIIIII", &number, &job->x_px, &job->y_px, &left_px, &top_px,
+                          &job->width_px, &job->height_px))
+        return 0;
+    if (!job->width_px || !job->height_px || job->x_px > MAX_SIDE || job->y_px > MAX_SIDE
+        || job->width_px > region->shape[1] || left_px > region->shape[1] - job->width_px
+        || job->height_px > region->shape[0] || top_px > region->shape[0] - job->height_px) {
+        PyErr_SetString(PyExc_ValueError, "a part lies outside the region");
+        return 0;
+    }
+    job->out = (unsigned char *)region->buf + (Py_ssize_t)top_px * region->strides[0]
+        + (Py_ssize_t)left_px * CHANNELS;
+    job->stride_bytes = region->strides[0];
+    if (PyBytes_Check(tile)) {
+        job->data = (const unsigned char *)PyBytes_AS_STRING(tile);
+        job->size_bytes = (size_t)PyBytes_GET_SIZE(tile);
+    }
+    return 1;
+}
+
+/* The places of the jobs that are not done. */
+static PyObject *places_left(const Job *jobs, Py_ssize_t num)
+{
+    PyObject *left = PyList_New(0), *place;
+    Py_ssize_t i;
+
+    for (i = 0; left != NULL && i < num; i++) {
+        if (jobs[i].is_done)
+            continue;
+        place = PyLong_FromSsize_t(i);
+        if (place == NULL || PyList_Append(left, place) < 0)
+            Py_CLEAR(left);
+        Py_XDECREF(place);
+    }
+    return left;
+}
+
+static PyObject *run(const Job *kind, PyObject *tables, PyObject *tiles, PyObject *parts, const Py_buffer *region)
+{
+    Py_ssize_t num = PyTuple_GET_SIZE(parts), i;
+    Job *jobs = PyMem_Calloc((size_t)num + 1, sizeof *jobs);
+    PyObject *left = NULL;
+
+    if (jobs == NULL)
+        return PyErr_NoMemory();
+    for (i = 0; i < num; i++) {
+        jobs[i] = *kind;
+        if (!read_job(&jobs[i], PyTuple_GET_ITEM(tiles, i), PyTuple_GET_ITEM(parts, i), region))
+            goto end;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    for (i = 0; i < num; i++)
+        jobs[i].is_done = decode_joined(&jobs[i], (const unsigned char *)PyBytes_AS_STRING(tables),
+                                        (size_t)PyBytes_GET_SIZE(tables));
+    Py_END_ALLOW_THREADS
+    left = places_left(jobs, num);
+end:
+    PyMem_Free(jobs);
+    return left;
+}
+
+PyDoc_STRVAR(decode_parts_doc,
+"decode_parts(tables, is_rgb, tile_width_px, tile_height_px, denominator, tiles, parts, region) -> list[int]\n"
+"\n"
+"Write the parts of tiles, scaled by 1 / denominator, into region, a uint8 [h, w, 3] view. A part is (number,\n"
+"x_px, y_px, left_px, top_px, width_px, height_px): its corner in the tile, then in the region. What is\n"
+"returned are the places of tiles that were not decoded; what is in the region there means nothing.");
+
+static PyObject *decode_parts(PyObject *module, PyObject *arguments)
+{
+    Py_buffer region;
+    PyObject *tables, *tiles, *parts, *target, *left = NULL;
+    Job kind;
 
     (void)module;
-    memset(&job, 0, sizeof job);
-    if (!PyArg_ParseTuple(arguments, "y*y*pIIIIIO", &tables, &tile, &job.is_rgb, &job.tile_width_px,
-                          &job.tile_height_px, &job.denominator, &job.x_px, &job.y_px, &target))
+    memset(&kind, 0, sizeof kind);
+    if (!PyArg_ParseTuple(arguments, "SpIIIO!O!O", &tables, &kind.is_rgb, &kind.tile_width_px,
+                          &kind.tile_height_px, &kind.denominator, &PyTuple_Type, &tiles, &PyTuple_Type, &parts,
+                          &target))
         return NULL;
-    if (PyObject_GetBuffer(target, &out, PyBUF_STRIDED | PyBUF_WRITABLE) == 0) {
-        if (takes_pixels(&out) && job.x_px <= 65535 && job.y_px <= 65535) {
-            job.width_px = (unsigned int)out.shape[1];
-            job.height_px = (unsigned int)out.shape[0];
-            job.out = out.buf;
-            job.stride_bytes = out.strides[0];
-            Py_BEGIN_ALLOW_THREADS
-            if (join(&job, &tables, &tile, &joined))
-                done = decode(&job);
-            free(joined);
-            Py_END_ALLOW_THREADS
-        } else
-            PyErr_SetString(PyExc_ValueError, "out must be a writable uint8 [h, w, 3] view with whole pixels");
-        PyBuffer_Release(&out);
-    }
-    PyBuffer_Release(&tile);
-    PyBuffer_Release(&tables);
-    return PyErr_Occurred() ? NULL : PyBool_FromLong(done);
+    if (PyObject_GetBuffer(target, &region, PyBUF_STRIDED | PyBUF_WRITABLE) < 0)
+        return NULL;
+    if (!takes_pixels(&region))
+        PyErr_SetString(PyExc_ValueError, "region must be a writable uint8 [h, w, 3] view with whole pixels");
+    else if (PyTuple_GET_SIZE(tiles) != PyTuple_GET_SIZE(parts))
+        PyErr_SetString(PyExc_ValueError, "tiles and parts must be as many");
+    else
+        left = run(&kind, tables, tiles, parts, &region);
+    PyBuffer_Release(&region);
+    return left;
 }
 
 static PyMethodDef methods[] = {
-    {"decode_part", decode_part, METH_VARARGS, decode_part_doc},
+    {"decode_parts", decode_parts, METH_VARARGS, decode_parts_doc},
     {NULL, NULL, 0, NULL},
 };
 

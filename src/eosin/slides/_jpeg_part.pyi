@@ -1,15 +1,16 @@
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-def decode_part(
+def decode_parts(
     tables: bytes,
-    tile: bytes,
     is_rgb: bool,
     tile_width_px: int,
     tile_height_px: int,
     denominator: int,
-    x_px: int,
-    y_px: int,
-    out: npt.NDArray[np.uint8],
+    tiles: tuple[object, ...],
+    parts: tuple[Sequence[int], ...],
+    region: npt.NDArray[np.uint8],
     /,
-) -> bool: ...
+) -> list[int]: ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 
 import cv2
@@ -20,6 +21,7 @@ from PIL import Image
 from eosin.slides.errors import SlideError
 from eosin.slides.jpeg import decode_jpeg, table_segments
 from eosin.slides.model import Level, num_samples
+from eosin.slides.region import WHITE, TilePart
 
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _CHROMA = np.arange(256) - 128
@@ -277,24 +279,29 @@ def decodes_parts() -> bool:
     return _jpeg_part is not None
 
 
-def decode_part(
-    level: Level, data: bytes, scale_denominator: int, x_px: int, y_px: int, out: npt.NDArray[np.uint8]
+def decode_parts(
+    level: Level,
+    scale_denominator: int,
+    tiles: Sequence[bytes | Pixels | None],
+    parts: Sequence[TilePart],
+    region: Pixels,
 ) -> None:
-    """Write the rectangle of the size of `out` [h, w, 3] at (`x_px`, `y_px`) of a tile into `out`.
+    """Write into `region` [h, w, 3] what each tile of `level` gives to it, by its part.
 
-    Position and size are pixels of the tile scaled by 1 / `scale_denominator`, as `decode_tile` scales it;
-    the rectangle lies in the tile. Raises `SlideError` (`corrupt-tile`) as `decode_tile` does, except that
-    damage behind the rectangle may go unseen.
+    Parts are in pixels of tiles scaled by 1 / `scale_denominator`, as `decode_tile` scales them. A tile is
+    its bytes, its scaled pixels, or None: white. Raises `SlideError` (`corrupt-tile`) as `decode_tile` does,
+    except that damage behind a part may go unseen.
     """
+    left: Sequence[int] = range(len(parts))
     if _jpeg_part is not None and level.compression == "jpeg":
-        head, is_rgb = _head(level.jpeg_tables), level.color_space == "rgb"
-        width_px, height_px = level.tile_width_px, level.tile_height_px
-        if _jpeg_part.decode_part(
-            head, data, is_rgb, width_px, height_px, scale_denominator, x_px, y_px, out
-        ):
-            return
-    height, width = out.shape[:2]
-    out[:] = decode_tile(level, data, scale_denominator)[y_px : y_px + height, x_px : x_px + width]
+        left = _jpeg_part.decode_parts(
+            _head(level.jpeg_tables), level.color_space == "rgb", level.tile_width_px, level.tile_height_px,
+            scale_denominator, tuple(tiles), tuple(parts), region,
+        )  # fmt: skip
+    for place in left:
+        tile, part = tiles[place], parts[place]
+        pixels = decode_tile(level, tile, scale_denominator) if isinstance(tile, bytes) else tile
+        part.of_region(region)[:] = WHITE if pixels is None else part.of_tile(pixels)
 
 
 @lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -55,14 +56,16 @@ def parts_of_region(level: Level, x_px: int, y_px: int, w: int, h: int) -> list[
         for column in range(x0 // tile_w, (x1 - 1) // tile_w + 1):
             left = max(x0, column * tile_w)
             width = min(x1, (column + 1) * tile_w) - left
-            corner = (left - column * tile_w, top - row * tile_h, left - x_px, top - y_px)
-            parts.append(TilePart(row * num_columns + column, *corner, width, height))
+            parts.append(
+                TilePart(row * num_columns + column, left - column * tile_w, top - row * tile_h,
+                         left - x_px, top - y_px, width, height)
+            )  # fmt: skip
     return parts
 
 
 def to_level(position_px: int, downsample: float) -> int:
     """The nearest pixel of a level to a level-0 position."""
-    return int(np.floor(position_px / downsample + 0.5))
+    return math.floor(position_px / downsample + 0.5)
 
 
 def fetch_tiles(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from eosin.errors import UserError
 
@@ -20,8 +20,7 @@ class ObjectInfo:
     modified_s: float
 
 
-@dataclass(frozen=True)
-class ByteRange:
+class ByteRange(NamedTuple):
     """Bytes [start, start + length) of `key`; `etag` pins the version read (None: any)."""
 
     key: str

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eosin.slides import decode
-from eosin.slides.decode import decode_part, decode_tile, decodes_parts
+from eosin.slides.decode import decode_parts, decode_tile, decodes_parts
 from eosin.slides.errors import SlideError
 from eosin.slides.model import Level
+from eosin.slides.region import TilePart, parts_of_region
 
 Pixels = npt.NDArray[np.uint8]
 _SAMPLINGS = {
@@ -44,7 +45,8 @@ def encoded(width: int, height: int, seed: int, *options: int) -> tuple[Level, b
 def part_of(level: Level, data: bytes, denominator: int, box: tuple[int, int, int, int]) -> Pixels:
     x, y, width, height = box
     canvas = np.full((height + 6, width + 4, 3), 7, np.uint8)
-    decode_part(level, data, denominator, x, y, canvas[3:-3, 2:-2])
+    part = TilePart(0, x, y, 0, 0, width, height)
+    decode_parts(level, denominator, [data], [part], canvas[3:-3, 2:-2])
     canvas[3:-3, 2:-2], inside = 7, canvas[3:-3, 2:-2].copy()
     assert (canvas == 7).all(), "written beside the part"
     return inside
@@ -118,13 +120,46 @@ def test_a_tile_of_another_size_or_cut_short_is_refused() -> None:
         part_of(replace(level, tile_width_px=256), data, 1, (0, 0, 240, 240))
 
 
+def test_a_region_is_put_together_from_bytes_pixels_and_nothing() -> None:
+    level, data = encoded(240, 240, 9)
+    level = replace(level, width_px=720, height_px=480)
+    parts = parts_of_region(level, 100, 90, 600, 300)
+    assert len(parts) == 6
+    whole = decode_tile(level, data)
+    tiles = [data, None, whole[::-1], data, data, None]
+    region = np.zeros((300, 600, 3), np.uint8)
+    decode_parts(level, 1, tiles, parts, region)
+    expected = np.full((480, 720, 3), 255, np.uint8)
+    expected[:240, :240] = expected[240:, :240] = expected[240:, 240:480] = whole
+    expected[:240, 480:] = whole[::-1]
+    assert np.array_equal(region, expected[90:390, 100:700])
+    for bad in (data[: len(data) // 2], b"\xff\xd8"):
+        with pytest.raises(SlideError, match="tile"):
+            decode_parts(level, 1, [data, data, data, data, data, bad], parts, region)
+
+
 @needs_module
 def test_a_part_outside_the_tile_or_pixels_of_another_shape_are_refused_not_written() -> None:
     from eosin.slides import _jpeg_part as module
 
     _, data = encoded(240, 240, 8)
-    assert module.decode_part(b"", data, False, 240, 240, 1, 200, 0, np.empty((40, 41, 3), np.uint8)) is False
-    assert module.decode_part(b"", data, False, 240, 240, 1, 0, 240, np.empty((1, 1, 3), np.uint8)) is False
+
+    def left_of(part: tuple[int, ...], region: npt.NDArray[np.generic]) -> list[int]:
+        return module.decode_parts(b"", False, 240, 240, 1, (data,), (part,), region)  # type: ignore[arg-type]
+
+    assert left_of((0, 200, 0, 0, 0, 41, 40), np.empty((40, 41, 3), np.uint8)) == [0]
+    assert left_of((0, 0, 240, 0, 0, 1, 1), np.empty((1, 1, 3), np.uint8)) == [0]
+    assert left_of((0, 0, 239, 0, 0, 1, 1), np.empty((1, 1, 3), np.uint8)) == []
+    for x, y, width, height in (
+        (0, 0, 5, 4),
+        (0, 0, 4, 5),
+        (1, 0, 4, 4),
+        (0, 4, 1, 1),
+        (0, 0, 0, 1),
+        (2**31, 0, 1, 1),
+    ):
+        with pytest.raises(ValueError, match="outside"):
+            left_of((0, 0, 0, x, y, width, height), np.empty((4, 4, 3), np.uint8))
     flat, rgba, wide = (
         np.empty((4, 4), np.uint8),
         np.empty((4, 4, 4), np.uint8),
@@ -132,11 +167,13 @@ def test_a_part_outside_the_tile_or_pixels_of_another_shape_are_refused_not_writ
     )
     for odd in (flat, rgba[..., :3], rgba[:0, :, :3], wide, rgba[:, ::-1, :3]):
         with pytest.raises(ValueError, match="writable"):
-            module.decode_part(b"", data, False, 240, 240, 1, 0, 0, odd)
+            left_of((0, 0, 0, 0, 0, 1, 1), odd)
     locked = np.empty((4, 4, 3), np.uint8)
     locked.flags.writeable = False
     with pytest.raises((ValueError, BufferError)):
-        module.decode_part(b"", data, False, 240, 240, 1, 0, 0, locked)
+        left_of((0, 0, 0, 0, 0, 1, 1), locked)
+    with pytest.raises(ValueError, match="as many"):
+        module.decode_parts(b"", False, 240, 240, 1, (data, data), ((0,) * 7,), np.empty((4, 4, 3), np.uint8))
 
 
 def check_damaged(seed: int, num_changes: int, denominator: int) -> None:

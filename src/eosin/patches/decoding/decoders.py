@@ -6,9 +6,8 @@ import ctypes
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,7 @@ from eosin.slides.model import Level
 Pixels = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class EncodedTile:
+class EncodedTile(NamedTuple):
     """Bytes of one tile of `level`, wanted at 1 / `denominator` of its size."""
 
     level: Level

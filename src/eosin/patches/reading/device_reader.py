@@ -19,7 +19,7 @@ from eosin.patches.decoding.parent import Isolation
 from eosin.patches.decoding.whole_slide import OpenSlideFile, SlideRegion
 from eosin.patches.geometry import box_of
 from eosin.patches.reading.read_plan import ReadPlan
-from eosin.patches.reading.reader import PatchReader, any_tile_in, nothing_there
+from eosin.patches.reading.reader import PatchReader, tiles_of
 from eosin.patches.reading.sources import ByteSource
 from eosin.patches.reading.stage import StagePool, path_in
 from eosin.patches.request import PatchRequest, on_host
@@ -62,14 +62,13 @@ class DeviceReader(PatchReader):
         return torch.empty((num, side_px, side_px, 3), dtype=torch.uint8, device=self.device)
 
     def _assemble(self, plan: ReadPlan, tiles: Any, patch: Any) -> SlideError | None:
+        try:
+            found = tiles_of(plan, tiles)
+        except SlideError as error:
+            return error
         shape = (plan.box.height_px, plan.box.width_px, 3)
-        if not any_tile_in(plan, tiles):
-            return nothing_there()
         region = torch.full(shape, _WHITE, dtype=torch.uint8, device=self.device)
-        for key, part in plan.parts:
-            tile = tiles[key]
-            if isinstance(tile, SlideError):
-                return tile
+        for tile, part in zip(found, plan.parts, strict=True):
             if tile is not None:
                 part.of_region(region)[:] = part.of_tile(self._tensor(tile))  # type: ignore[arg-type]  # a tensor is cut like an array
         patch.copy_(resize_on_device(region, self.config.patch_px))

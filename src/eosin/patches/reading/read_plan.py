@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
@@ -27,26 +27,16 @@ class TileKey(NamedTuple):
     denominator: int
 
 
-@dataclass(frozen=True)
-class ReadPlan:
-    """How a patch is put together. `box` and `view` are in the frame of the level at that scale."""
+class ReadPlan(NamedTuple):
+    """How a patch is put together. `box` is in the frame of `level` at 1 / `denominator`."""
 
-    request: PatchRequest
     box: Box
-    view: Level
+    level: Level
     denominator: int
-
-    @cached_property
-    def parts(self) -> list[tuple[TileKey, TilePart]]:
-        """The tiles under the box, and what each gives to it."""
-        box, slide = self.box, self.request.slide
-        parts = parts_of_region(self.view, box.x_px, box.y_px, box.width_px, box.height_px)
-        return [(TileKey(slide, box.level, part.tile, self.denominator), part) for part in parts]
-
-    @property
-    def tiles(self) -> list[TileKey]:
-        """The tiles under the box, row by row."""
-        return [key for key, _ in self.parts]
+    tiles: list[TileKey]
+    """The tiles under the box, row by row."""
+    parts: list[TilePart]
+    """What each of them gives to it."""
 
 
 def plan_read(
@@ -61,9 +51,18 @@ def plan_read(
     level = header.levels[box.level]
     factor = min(box.width_px, box.height_px) / patch_px
     denominator = _denominator(level, min(factor, max_denominator))
-    if denominator == 1:
-        return ReadPlan(request, box, level, 1)
-    view = replace(
+    view = _at_scale(level, denominator)
+    if denominator > 1:
+        box = _scaled(box, view, denominator)
+    parts = parts_of_region(view, box.x_px, box.y_px, box.width_px, box.height_px)
+    tiles = [TileKey(request.slide, box.level, part.tile, denominator) for part in parts]
+    return ReadPlan(box, level, denominator, tiles, parts)
+
+
+@lru_cache(maxsize=1024)
+def _at_scale(level: Level, denominator: int) -> Level:
+    """The level as its tiles are when they are decoded at 1 / `denominator`."""
+    return replace(
         level,
         width_px=-(-level.width_px // denominator),
         height_px=-(-level.height_px // denominator),
@@ -71,7 +70,6 @@ def plan_read(
         tile_width_px=level.tile_width_px // denominator,
         tile_height_px=level.tile_height_px // denominator,
     )
-    return ReadPlan(request, _scaled(box, view, denominator), view, denominator)
 
 
 def resize(region: Pixels, patch: Pixels) -> None:

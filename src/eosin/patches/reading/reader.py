@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +26,17 @@ from eosin.patches.reading.sources import ByteSource, TileBytes
 from eosin.patches.reading.stage import StagePool, path_in
 from eosin.patches.reading.tables import ArrayCache, TileTables
 from eosin.patches.request import PatchRequest
-from eosin.slides.decode import decode_part
+from eosin.slides.decode import decode_parts
 from eosin.slides.dicom_frames import joined
 from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.slides.model import SlideHeader
-from eosin.slides.region import WHITE, TilePart, tile_from_finer
+from eosin.slides.region import tile_from_finer
 from eosin.storage import NotFound, ObjectChanged
 
+T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 # A tile as it lies in the store, or decoded; None for one that holds nothing.
-_Tile = EncodedTile | Pixels | None
+_Tile = bytes | Pixels | None
 
 
 class PatchReader:
@@ -132,7 +134,7 @@ class PatchReader:
         encoded = dict(zip(places, self._source.fetch(list(places.values())), strict=True)) if places else {}
         tiles |= {key: self._checked(key, places[key], data) for key, data in encoded.items()}
         if not self._in_parts:
-            tiles |= self._decode({key: tile for key, tile in tiles.items() if isinstance(tile, EncodedTile)})
+            tiles |= self._decode({key: tile for key, tile in tiles.items() if isinstance(tile, bytes)})
         tiles |= {key: self._from_finer(key) for key in absent if key.level and key not in places}
         return tiles
 
@@ -158,7 +160,7 @@ class PatchReader:
         found = self._load(TileKey(slide, level, tile, 1) for tile in tiles)
         whole: dict[int, Pixels | None] = {}
         for key, tile in found.items():
-            pixels = decode_one(tile) if isinstance(tile, EncodedTile) else tile
+            pixels = decode_one(self._encoded(key, tile)) if isinstance(tile, bytes) else tile
             if isinstance(pixels, SlideError):
                 raise pixels
             whole[key.tile] = None if pixels is None else self._on_host(pixels)
@@ -168,17 +170,19 @@ class PatchReader:
         """Decoded pixels as an array; a reader on a device holds them elsewhere."""
         return pixels
 
-    def _checked(self, key: TileKey, place: TileBytes, data: bytes | SlideError) -> EncodedTile | SlideError:
+    def _checked(self, key: TileKey, place: TileBytes, data: bytes | SlideError) -> bytes | SlideError:
         if isinstance(data, SlideError):
             return data
         if len(data) != place.size_bytes:
             return SlideError("corrupt-tile", f"tile {key.tile} of level {key.level} ends early")
-        header = self.snapshot.rows[key.slide].header
-        data = joined(data) if header.format == "dicom" else data
-        return EncodedTile(header.levels[key.level], data, key.denominator)
+        return joined(data) if self.snapshot.rows[key.slide].header.format == "dicom" else data
 
-    def _decode(self, tiles: dict[TileKey, EncodedTile]) -> dict[TileKey, Pixels | SlideError]:
-        decoded = dict(zip(tiles, self._decoder.decode(list(tiles.values())), strict=True))
+    def _encoded(self, key: TileKey, data: bytes) -> EncodedTile:
+        return EncodedTile(self.snapshot.rows[key.slide].header.levels[key.level], data, key.denominator)
+
+    def _decode(self, tiles: dict[TileKey, bytes]) -> dict[TileKey, Pixels | SlideError]:
+        encoded = [self._encoded(key, data) for key, data in tiles.items()]
+        decoded = dict(zip(tiles, self._decoder.decode(encoded), strict=True))
         for key, pixels in decoded.items():
             if not isinstance(pixels, SlideError):
                 self._tiles.put(key, pixels)
@@ -187,13 +191,11 @@ class PatchReader:
     def _assemble(
         self, plan: ReadPlan, tiles: dict[TileKey, _Tile | SlideError], patch: Pixels
     ) -> SlideError | None:
-        shape = (plan.box.height_px, plan.box.width_px, 3)
-        if not any_tile_in(plan, tiles):
-            return nothing_there()
-        region = patch if patch.shape == shape else self._scratch_of(shape)
         try:
-            for key, part in plan.parts:
-                _put(tiles[key], part, part.of_region(region))
+            found = tiles_of(plan, tiles)
+            shape = (plan.box.height_px, plan.box.width_px, 3)
+            region = patch if patch.shape == shape else self._scratch_of(shape)
+            decode_parts(plan.level, plan.denominator, found, plan.parts, region)
         except SlideError as error:
             return error
         if region is not patch:
@@ -237,21 +239,17 @@ class PatchReader:
         return None
 
 
-def any_tile_in(plan: ReadPlan, tiles: Mapping[TileKey, object]) -> bool:
-    """Whether any tile under the patch holds something."""
-    return any(tiles[key] is not None for key in plan.tiles)
+def tiles_of(plan: ReadPlan, tiles: Mapping[TileKey, T | SlideError]) -> list[T]:
+    """The tiles under the patch, None for those that hold nothing.
 
-
-def nothing_there() -> SlideError:
-    """Why a patch of absent tiles alone is drawn again: white that nobody scanned is no glass."""
-    return SlideError("absent-tiles", "no tile of the patch is there")
-
-
-def _put(tile: _Tile | SlideError, part: TilePart, target: Pixels) -> None:
-    """Write what the tile gives into `target`. Raises `SlideError`."""
-    if isinstance(tile, SlideError):
-        raise tile
-    if isinstance(tile, EncodedTile):
-        decode_part(tile.level, tile.data, tile.denominator, part.x_px, part.y_px, target)
-    else:
-        target[:] = WHITE if tile is None else part.of_tile(tile)
+    Raises the `SlideError` of the first that has one, and one where all are absent: white that nobody scanned
+    is no glass, so such a patch is drawn again.
+    """
+    found: list[T] = []
+    for tile in map(tiles.__getitem__, plan.tiles):
+        if isinstance(tile, SlideError):
+            raise tile
+        found.append(tile)
+    if all(tile is None for tile in found):
+        raise SlideError("absent-tiles", "no tile of the patch is there")
+    return found

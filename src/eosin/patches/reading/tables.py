@@ -72,27 +72,29 @@ class TileTables:
         Raises `PermanentError` where a published table is damaged.
         """
         large = [key for key in tiles if self._is_large(key)]
-        rows = dict(zip(large, self._read_rows(large), strict=True)) if large else {}
-        return [self._bytes_of(key, rows.get(key) or self._row(key)) for key in tiles]
+        places = dict(zip(large, self._read_rows(large), strict=True)) if large else {}
+        found, of, table = [], (-1, -1), None
+        for key in tiles:
+            if (key.slide, key.level) != of:  # those of a patch follow one another
+                of, objects = (key.slide, key.level), self.snapshot.rows[key.slide].header.objects
+                table = None if key in places else self._whole(key.slide, key.level)
+            offset, size_bytes, number = places[key] if table is None else table[key.tile].tolist()
+            found.append(TileBytes(objects, number, offset, size_bytes))
+        return found
 
     def rows_read(self, tiles: Sequence[TileKey]) -> list[ByteRange]:
         """What `locate` reads each time: rows of tables too large to be kept."""
         return [self._range_of(key) for key in tiles if self._is_large(key)]
 
-    def _bytes_of(self, key: TileKey, place: _Place) -> TileBytes:
-        offset, size_bytes, number = place
-        return TileBytes(self.snapshot.rows[key.slide].header.objects, number, offset, size_bytes)
-
     def _is_large(self, key: TileKey) -> bool:
         return self.snapshot.rows[key.slide].header.levels[key.level].num_tiles > self._whole_up_to_tiles
 
-    def _row(self, key: TileKey) -> _Place:
-        table = self._cache.get((key.slide, key.level))
+    def _whole(self, slide: int, level: int) -> TileTable:
+        table = self._cache.get((slide, level))
         if table is None:
-            table = self.snapshot.load_tiles(self.snapshot.rows[key.slide], key.level)
-            self._cache.put((key.slide, key.level), table)
-        place: _Place = table[key.tile].tolist()
-        return place
+            table = self.snapshot.load_tiles(self.snapshot.rows[slide], level)
+            self._cache.put((slide, level), table)
+        return table
 
     def _read_rows(self, keys: list[TileKey]) -> list[_Place]:
         """Single rows of tables, all in one batch; neighbours share a request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -184,10 +185,11 @@ class Sampler:
     ) -> tuple[_Place, float]:
         """The first candidate with enough tissue, else the one with most; looked at one by one."""
         width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
+        across, down = self._axes(row, mpp, cell)
         assert row.tissue is not None
         best, most = (0, 0), -1.0
-        for x, y in zip(*self._positions(row, mpp, candidates, cell), strict=True):
-            place = int(x), int(y)
+        for x, y in candidates.reshape(2, -1).T.tolist():
+            place = across.corner(x), down.corner(y)
             share = row.tissue.fraction_of_one(*place, width_px, height_px)
             if share > most:
                 best, most = place, share
@@ -201,27 +203,40 @@ class Sampler:
         """As `_first_of`, for so many candidates that the summed-area table pays."""
         width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
         assert row.tissue is not None
-        x, y = self._positions(row, mpp, candidates, cell)
+        x, y = (
+            np.array([axis.corner(each) for each in drawn.tolist()])
+            for axis, drawn in zip(self._axes(row, mpp, cell), np.split(candidates, 2), strict=True)
+        )
         shares = row.tissue.fraction(x, y, width_px, height_px)
         enough = np.flatnonzero(shares >= self._enough)
         chosen = int(enough[0]) if len(enough) else int(np.argmax(shares))
         return (int(x[chosen]), int(y[chosen])), float(shares[chosen])
 
-    def _positions(
-        self, row: SlideRow, mpp: float, candidates: Float64, cell: int | None
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Top-left corners, in level-0 pixels, uniform over those that keep the patch inside the slide, its
-        centre in `cell` where one is given."""
+    def _axes(self, row: SlideRow, mpp: float, cell: int | None) -> tuple[_Axis, _Axis]:
+        """Where patches may begin, across and down the slide, their centres in `cell` where one is given."""
         finest = row.header.levels[0]
         width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
-        room_x, room_y = finest.width_px - np.ceil(width_px), finest.height_px - np.ceil(height_px)
-        x, y = np.split(candidates, 2)
+        room_x, room_y = finest.width_px - math.ceil(width_px), finest.height_px - math.ceil(height_px)
         if self._clusters is None or cell is None:
-            return np.floor(x * (room_x + 1)).astype(np.int64), np.floor(y * (room_y + 1)).astype(np.int64)
+            return _Axis(0, room_x + 1, 0, room_x), _Axis(0, room_y + 1, 0, room_y)
         spec = self._clusters.manifest.spec
         assert spec.mpp is not None, "eosin curate refuses features of several magnifications"
         cell_width_px, cell_height_px = extent_px(row.header, spec.patch_px, spec.mpp)
-        x = self._clusters.x_px[cell] + x * cell_width_px - width_px / 2
-        y = self._clusters.y_px[cell] + y * cell_height_px - height_px / 2
-        x, y = np.clip(np.floor(x), 0, room_x), np.clip(np.floor(y), 0, room_y)
-        return x.astype(np.int64), y.astype(np.int64)
+        return (
+            _Axis(int(self._clusters.x_px[cell]), cell_width_px, width_px / 2, room_x),
+            _Axis(int(self._clusters.y_px[cell]), cell_height_px, height_px / 2, room_y),
+        )
+
+
+class _Axis(NamedTuple):
+    """Level-0 pixels among which patches begin: uniform over `extent_px` from `start_px` on, less `back_px`,
+    and at most at `most_px`, which keeps them inside the slide."""
+
+    start_px: int
+    extent_px: float
+    back_px: float
+    most_px: int
+
+    def corner(self, uniform: float) -> int:
+        """The pixel at `uniform` in [0, 1)."""
+        return min(max(math.floor(self.start_px + uniform * self.extent_px - self.back_px), 0), self.most_px)
