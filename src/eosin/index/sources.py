@@ -100,7 +100,7 @@ class SourcesStore(Store):
         for number, each in enumerate(ranges):
             store, rest = self.store_of(each.key)
             stores[id(store)] = store
-            places.setdefault(id(store), []).append((number, replace(each, key=rest)))
+            places.setdefault(id(store), []).append((number, each._replace(key=rest)))
         found = [b""] * len(ranges)
         for name, wanted in places.items():
             data = stores[name].get_ranges([each for _, each in wanted])

@@ -173,7 +173,8 @@ class PatchStream(Closing):
         for attempt in range(MAX_ATTEMPTS):
             requests = self.sampler.draw_batch(step, [indices[place] for place in wanted], attempt)
             patches = out if attempt == 0 else self._reader.empty(len(wanted))
-            errors = self._try(requests, patches)
+            gone = [self._redraws.gone(request.slide) for request in requests]
+            errors = _read_others(self._reader, requests, patches, gone)
             for place, request, patch, error in zip(wanted, requests, patches, errors, strict=True):
                 if error is not None:
                     failed.append(request)
@@ -212,26 +213,31 @@ class PatchStream(Closing):
         _, request, patch = second_best[index]
         return request, patch
 
-    def _try(self, requests: Sequence[PatchRequest], patches: Pixels) -> list[SlideError | None]:
-        """As `PatchReader.read_into`, without asking again for slides that are known to be gone."""
-        errors: list[SlideError | None] = [self._redraws.gone(request.slide) for request in requests]
-        readable = [place for place, error in enumerate(errors) if error is None]
-        if len(readable) == len(requests):
-            return self._reader.read_into(requests, patches)
-        patches_read = self._reader.read([requests[place] for place in readable])
-        for place, patch in zip(readable, patches_read, strict=True):
-            if isinstance(patch, SlideError):
-                errors[place] = patch
-            else:
-                patches[place] = patch
-        return errors
-
     def _exhausted(self, request: PatchRequest) -> PermanentError:
         return PermanentError(
             f"sample {request.index} of step {request.step} and its {MAX_ATTEMPTS - 1} substitutes cannot be "
             f"read: {self._redraws.summary()}",
             hint="index the slides again: they are not what the snapshot says",
         )
+
+
+def _read_others(
+    reader: PatchReader | GuardedReader,
+    requests: Sequence[PatchRequest],
+    patches: Pixels,
+    errors: list[SlideError | None],
+) -> list[SlideError | None]:
+    """As `PatchReader.read_into`, of the requests without an error in `errors`; the others keep theirs."""
+    wanted = [place for place, error in enumerate(errors) if error is None]
+    if len(wanted) == len(requests):
+        return reader.read_into(requests, patches)
+    rows = reader.empty(len(wanted))
+    found = reader.read_into([requests[place] for place in wanted], rows)
+    for place, row, error in zip(wanted, rows, found, strict=True):
+        errors[place] = error
+        if error is None:
+            patches[place] = row
+    return errors
 
 
 def _collect(pixels: Pixels, tasks: list[_Task]) -> PatchBatch:
@@ -282,29 +288,18 @@ class GuardedReader(Closing):
 
     def read(self, requests: Sequence[PatchRequest]) -> list[Pixels | SlideError]:
         """Each patch as [patch_px, patch_px, 3] RGB, or why its slide cannot give it."""
-        found: list[Pixels | SlideError | None] = [self._quarantine.error_of(each) for each in requests]
-        wanted = [place for place, error in enumerate(found) if error is None]
-        for place, patch in zip(wanted, self._reader.read([requests[i] for i in wanted]), strict=True):
-            self._note(requests[place], patch)
-            found[place] = patch
-        return [patch for patch in found if patch is not None]
+        patches = self.empty(len(requests))
+        errors = self.read_into(requests, patches)
+        return [error or patch for error, patch in zip(errors, patches, strict=True)]
 
     def read_into(self, requests: Sequence[PatchRequest], patches: Pixels) -> list[SlideError | None]:
         """As `read`, each patch written into its row of `patches`; what is returned says why one is not."""
-        if all(self._quarantine.error_of(request) is None for request in requests):
-            errors = self._reader.read_into(requests, patches)
-            for request, error in zip(requests, errors, strict=True):
-                self._note(request, error)
-            return errors
-        found = self.read(requests)
-        for place, patch in enumerate(found):
-            if not isinstance(patch, SlideError):
-                patches[place] = patch
-        return [patch if isinstance(patch, SlideError) else None for patch in found]
-
-    def _note(self, request: PatchRequest, outcome: Pixels | SlideError | None) -> None:
-        if isinstance(outcome, DecoderDied):
-            self._quarantine.add(request, outcome)
+        known = [self._quarantine.error_of(request) for request in requests]
+        errors = _read_others(self._reader, requests, patches, list(known))
+        for request, before, error in zip(requests, known, errors, strict=True):
+            if before is None and isinstance(error, DecoderDied):
+                self._quarantine.add(request, error)
+        return errors
 
     def empty(self, num: int) -> Pixels:
         """Room for `num` patches, where the reader puts them."""

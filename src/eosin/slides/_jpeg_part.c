@@ -1,5 +1,5 @@
 /* A rectangle of a baseline JPEG tile, by libjpeg-turbo: rows above it are only entropy-decoded, columns
- * beside it are not transformed, rows below it are not read.
+ * beside it are not transformed, rows below it are not read. And what makes a patch of such rectangles.
  *
  * Only the plain case is served. Whatever is unusual or damaged is answered by False, and the caller
  * decodes the whole tile, which gives the same pixels or says what is wrong.
@@ -8,6 +8,7 @@
 #include <Python.h>
 
 #include <setjmp.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -33,7 +34,6 @@ typedef struct {
     unsigned int x_px, y_px, width_px, height_px;
     unsigned char *out;
     Py_ssize_t stride_bytes;
-    int is_done;
 } Job;
 
 static void give_up(j_common_ptr common)
@@ -45,11 +45,6 @@ static void on_message(j_common_ptr common, int level)
 {
     if (level < 0 && common->err->msg_code != JWRN_EXTRANEOUS_DATA)
         give_up(common);
-}
-
-static void say_nothing(j_common_ptr common)
-{
-    (void)common;
 }
 
 /* A tile that contradicts its slide's header on colour is the caller's affair. */
@@ -134,7 +129,6 @@ static int decode(const Job *job)
     decoder.jpeg.err = jpeg_std_error(&decoder.errors);
     decoder.errors.error_exit = give_up;
     decoder.errors.emit_message = on_message;
-    decoder.errors.output_message = say_nothing;
     if (setjmp(decoder.gave_up) == 0) {
         jpeg_create_decompress(&decoder.jpeg);
         decode_rectangle(&decoder, job);
@@ -201,58 +195,45 @@ static int read_job(Job *job, PyObject *tile, PyObject *part, const Py_buffer *r
     return 1;
 }
 
-/* The places of the jobs that are not done. */
-static PyObject *places_left(const Job *jobs, Py_ssize_t num)
-{
-    PyObject *left = PyList_New(0), *place;
-    Py_ssize_t i;
-
-    for (i = 0; left != NULL && i < num; i++) {
-        if (jobs[i].is_done)
-            continue;
-        place = PyLong_FromSsize_t(i);
-        if (place == NULL || PyList_Append(left, place) < 0)
-            Py_CLEAR(left);
-        Py_XDECREF(place);
-    }
-    return left;
-}
-
 static PyObject *run(const Job *kind, PyObject *tables, PyObject *tiles, PyObject *parts, const Py_buffer *region)
 {
     Py_ssize_t num = PyTuple_GET_SIZE(parts), i;
     Job *jobs = PyMem_Calloc((size_t)num + 1, sizeof *jobs);
-    PyObject *left = NULL;
+    PyObject *done = PyBytes_FromStringAndSize(NULL, num);
 
-    if (jobs == NULL)
-        return PyErr_NoMemory();
+    if (jobs == NULL || done == NULL) {
+        PyErr_NoMemory();
+        goto failed;
+    }
     for (i = 0; i < num; i++) {
         jobs[i] = *kind;
         if (!read_job(&jobs[i], PyTuple_GET_ITEM(tiles, i), PyTuple_GET_ITEM(parts, i), region))
-            goto end;
+            goto failed;
     }
     Py_BEGIN_ALLOW_THREADS
     for (i = 0; i < num; i++)
-        jobs[i].is_done = decode_joined(&jobs[i], (const unsigned char *)PyBytes_AS_STRING(tables),
-                                        (size_t)PyBytes_GET_SIZE(tables));
+        PyBytes_AS_STRING(done)[i] = (char)decode_joined(
+            &jobs[i], (const unsigned char *)PyBytes_AS_STRING(tables), (size_t)PyBytes_GET_SIZE(tables));
     Py_END_ALLOW_THREADS
-    left = places_left(jobs, num);
-end:
     PyMem_Free(jobs);
-    return left;
+    return done;
+failed:
+    PyMem_Free(jobs);
+    Py_XDECREF(done);
+    return NULL;
 }
 
 PyDoc_STRVAR(decode_parts_doc,
-"decode_parts(tables, is_rgb, tile_width_px, tile_height_px, denominator, tiles, parts, region) -> list[int]\n"
+"decode_parts(tables, is_rgb, tile_width_px, tile_height_px, denominator, tiles, parts, region) -> bytes\n"
 "\n"
 "Write the parts of tiles, scaled by 1 / denominator, into region, a uint8 [h, w, 3] view. A part is (number,\n"
-"x_px, y_px, left_px, top_px, width_px, height_px): its corner in the tile, then in the region. What is\n"
-"returned are the places of tiles that were not decoded; what is in the region there means nothing.");
+"x_px, y_px, left_px, top_px, width_px, height_px): its corner in the tile, then in the region. For\n"
+"each is returned 1, or 0: not done, and what is in the region there means nothing.");
 
 static PyObject *decode_parts(PyObject *module, PyObject *arguments)
 {
     Py_buffer region;
-    PyObject *tables, *tiles, *parts, *target, *left = NULL;
+    PyObject *tables, *tiles, *parts, *target, *done = NULL;
     Job kind;
 
     (void)module;
@@ -268,13 +249,119 @@ static PyObject *decode_parts(PyObject *module, PyObject *arguments)
     else if (PyTuple_GET_SIZE(tiles) != PyTuple_GET_SIZE(parts))
         PyErr_SetString(PyExc_ValueError, "tiles and parts must be as many");
     else
-        left = run(&kind, tables, tiles, parts, &region);
+        done = run(&kind, tables, tiles, parts, &region);
     PyBuffer_Release(&region);
-    return left;
+    return done;
+}
+
+/* Area averaging of RGB pixels, as OpenCV's INTER_AREA rounds it: float32 sums, first along rows, then down.
+ * It takes a sample at a time; here the three samples of a pixel are one vector. */
+typedef float Samples __attribute__((vector_size(16)));
+
+/* How much of an input row or column goes into one of the output. */
+typedef struct { int32_t in, out; float share; } Share;
+
+typedef struct { Py_buffer pixels; Py_ssize_t width_px; } Image;
+
+/* A row of the input, averaged across: out[i] is the sum of shares of its pixels, in order. */
+static void across(const unsigned char *row, Py_ssize_t width_px, const Py_buffer *columns, float *wide, Samples *out)
+{
+    const Share *share = columns->buf, *end = share + columns->len / (Py_ssize_t)sizeof *share;
+    Py_ssize_t i;
+    Samples pixel;
+
+    for (i = 0; i < width_px * CHANNELS; i++)
+        wide[i] = row[i];
+    memset(out, 0, (size_t)(end[-1].out + 1) * sizeof *out);
+    for (; share < end; share++) {
+        memcpy(&pixel, wide + (Py_ssize_t)share->in * CHANNELS, sizeof pixel);
+        out[share->out] += pixel * share->share;
+    }
+}
+
+static void put(const Samples *sums, Py_ssize_t width_px, unsigned char *row)
+{
+    const float to_integer = 12582912.0f; /* 1.5 × 2²³: the sum's low bits are the value, rounded half to even */
+    union { Samples samples; uint32_t bits[4]; } rounded;
+    Py_ssize_t i;
+    int channel;
+
+    for (i = 0; i < width_px; i++) {
+        rounded.samples = sums[i] + to_integer;
+        for (channel = 0; channel < CHANNELS; channel++)
+            *row++ = (unsigned char)rounded.bits[channel];
+    }
+}
+
+static void shrink(const Image *in, const Image *out, const Py_buffer *columns, const Py_buffer *rows, float *memory)
+{
+    const Share *down = rows->buf;
+    Py_ssize_t num = rows->len / (Py_ssize_t)sizeof *down, width_px = out->width_px, i, j;
+    Samples *line = (Samples *)memory, *sums = line + width_px;
+
+    memset(sums, 0, (size_t)width_px * sizeof *sums);
+    for (i = 0; i < num; i++) {
+        if (i == 0 || down[i].in != down[i - 1].in)
+            across((unsigned char *)in->pixels.buf + down[i].in * in->width_px * CHANNELS, in->width_px,
+                   columns, (float *)(sums + width_px), line);
+        for (j = 0; j < width_px; j++)
+            sums[j] += line[j] * down[i].share;
+        if (i + 1 == num || down[i + 1].out != down[i].out) {
+            put(sums, width_px, (unsigned char *)out->pixels.buf + down[i].out * width_px * CHANNELS);
+            memset(sums, 0, (size_t)width_px * sizeof *sums);
+        }
+    }
+}
+
+static int lies_inside(const Py_buffer *shares, Py_ssize_t in_px, Py_ssize_t out_px)
+{
+    const Share *share = shares->buf, *end = share + shares->len / (Py_ssize_t)sizeof *share;
+
+    for (; share < end; share++)
+        if (share->in < 0 || share->in >= in_px || share->out < 0 || share->out >= out_px)
+            return 0;
+    return shares->len > 0;
+}
+
+PyDoc_STRVAR(shrink_doc,
+"shrink(region, width_px, patch, patch_width_px, columns, rows) -> None\n"
+"\n"
+"Write region, uint8 [h, w, 3], into the smaller patch, both contiguous, averaged by columns and rows: bytes\n"
+"of (int32 in, int32 out, float32 share), ascending, with every pixel of the patch among them.");
+
+static PyObject *shrink_region(PyObject *module, PyObject *arguments)
+{
+    Image in, out;
+    Py_buffer columns, rows;
+    float *memory = NULL;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "y*nw*ny*y*", &in.pixels, &in.width_px, &out.pixels, &out.width_px,
+                          &columns, &rows))
+        return NULL;
+    if (in.width_px > 0 && out.width_px > 0 && lies_inside(&columns, in.width_px, out.width_px)
+        && lies_inside(&rows, in.pixels.len / CHANNELS / in.width_px, out.pixels.len / CHANNELS / out.width_px)) {
+        memory = PyMem_RawMalloc((size_t)(8 * out.width_px + CHANNELS * in.width_px + 1) * sizeof *memory);
+        if (memory == NULL)
+            PyErr_NoMemory();
+    } else
+        PyErr_SetString(PyExc_ValueError, "the shares lie outside the region or the patch");
+    if (memory != NULL) {
+        Py_BEGIN_ALLOW_THREADS
+        shrink(&in, &out, &columns, &rows, memory);
+        Py_END_ALLOW_THREADS
+        PyMem_RawFree(memory);
+    }
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&columns);
+    PyBuffer_Release(&out.pixels);
+    PyBuffer_Release(&in.pixels);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
 static PyMethodDef methods[] = {
     {"decode_parts", decode_parts, METH_VARARGS, decode_parts_doc},
+    {"shrink", shrink_region, METH_VARARGS, shrink_doc},
     {NULL, NULL, 0, NULL},
 };
 

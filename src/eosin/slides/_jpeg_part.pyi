@@ -13,4 +13,13 @@ def decode_parts(
     parts: tuple[Sequence[int], ...],
     region: npt.NDArray[np.uint8],
     /,
-) -> list[int]: ...
+) -> bytes: ...
+def shrink(
+    region: npt.NDArray[np.uint8],
+    width_px: int,
+    patch: npt.NDArray[np.uint8],
+    patch_width_px: int,
+    columns: bytes,
+    rows: bytes,
+    /,
+) -> None: ...

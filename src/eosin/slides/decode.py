@@ -8,6 +8,7 @@ the pixels are the same.
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -31,6 +32,7 @@ _CB_TO_BLUE = np.round(1.772 * _CHROMA).astype(np.int32)
 _CB_TO_GREEN = np.round(-0.34414 * 65536 * _CHROMA).astype(np.int32)
 _CR_TO_GREEN = np.round(-0.71414 * 65536 * _CHROMA).astype(np.int32)
 _HALF = 1 << 15
+_THIN_PX = 1e-3
 
 
 def decode_jpeg2000(level: Level, data: bytes) -> npt.NDArray[np.uint8]:
@@ -292,16 +294,48 @@ def decode_parts(
     its bytes, its scaled pixels, or None: white. Raises `SlideError` (`corrupt-tile`) as `decode_tile` does,
     except that damage behind a part may go unseen.
     """
-    left: Sequence[int] = range(len(parts))
+    done = bytes(len(parts))
     if _jpeg_part is not None and level.compression == "jpeg":
-        left = _jpeg_part.decode_parts(
+        done = _jpeg_part.decode_parts(
             _head(level.jpeg_tables), level.color_space == "rgb", level.tile_width_px, level.tile_height_px,
             scale_denominator, tuple(tiles), tuple(parts), region,
         )  # fmt: skip
-    for place in left:
-        tile, part = tiles[place], parts[place]
+    for tile, part, is_done in zip(tiles, parts, done, strict=True):
+        if is_done:
+            continue
         pixels = decode_tile(level, tile, scale_denominator) if isinstance(tile, bytes) else tile
         part.of_region(region)[:] = WHITE if pixels is None else part.of_tile(pixels)
+
+
+def shrink(region: Pixels, patch: Pixels) -> None:
+    """Write `region` [h, w, 3] into `patch`, which is no larger either way, by area averaging, as OpenCV."""
+    (height, width), (patch_height, patch_width) = region.shape[:2], patch.shape[:2]
+    whole = height % patch_height == 0 and width % patch_width == 0  # for which OpenCV has a faster way
+    if _jpeg_part is None or whole or not (region.flags.c_contiguous and patch.flags.c_contiguous):
+        cv2.resize(region, (patch_width, patch_height), dst=patch, interpolation=cv2.INTER_AREA)
+        return
+    columns, rows = _shares(width, patch_width), _shares(height, patch_height)
+    _jpeg_part.shrink(region, width, patch, patch_width, columns, rows)
+
+
+@lru_cache(maxsize=1024)
+def _shares(in_px: int, out_px: int) -> bytes:
+    """How much of which input pixel goes into each output pixel: int32 in, int32 out, float32 share.
+
+    An edge of less than a thousandth of a pixel counts for nothing, as in OpenCV.
+    """
+    scale, shares = 1.0 / (out_px / in_px), []
+    for out in range(out_px):
+        start, end = out * scale, out * scale + scale
+        covered = min(scale, in_px - start)
+        last = min(math.floor(end), in_px - 1)
+        first = min(math.ceil(start), last)
+        if first - start > _THIN_PX:
+            shares.append((first - 1, out, (first - start) / covered))
+        shares += [(pixel, out, 1.0 / covered) for pixel in range(first, last)]
+        if end - last > _THIN_PX:
+            shares.append((last, out, min(end - last, 1.0, covered) / covered))
+    return np.array(shares, [("in", "<i4"), ("out", "<i4"), ("share", "<f4")]).tobytes()
 
 
 @lru_cache(maxsize=256)

@@ -144,12 +144,12 @@ def test_a_part_outside_the_tile_or_pixels_of_another_shape_are_refused_not_writ
 
     _, data = encoded(240, 240, 8)
 
-    def left_of(part: tuple[int, ...], region: npt.NDArray[np.generic]) -> list[int]:
+    def left_of(part: tuple[int, ...], region: npt.NDArray[np.generic]) -> bytes:
         return module.decode_parts(b"", False, 240, 240, 1, (data,), (part,), region)  # type: ignore[arg-type]
 
-    assert left_of((0, 200, 0, 0, 0, 41, 40), np.empty((40, 41, 3), np.uint8)) == [0]
-    assert left_of((0, 0, 240, 0, 0, 1, 1), np.empty((1, 1, 3), np.uint8)) == [0]
-    assert left_of((0, 0, 239, 0, 0, 1, 1), np.empty((1, 1, 3), np.uint8)) == []
+    assert left_of((0, 200, 0, 0, 0, 41, 40), np.empty((40, 41, 3), np.uint8)) == b"\0"
+    assert left_of((0, 0, 240, 0, 0, 1, 1), np.empty((1, 1, 3), np.uint8)) == b"\0"
+    assert left_of((0, 0, 239, 0, 0, 1, 1), np.empty((1, 1, 3), np.uint8)) == b"\1"
     for x, y, width, height in (
         (0, 0, 5, 4),
         (0, 0, 4, 5),
@@ -174,6 +174,44 @@ def test_a_part_outside_the_tile_or_pixels_of_another_shape_are_refused_not_writ
         left_of((0, 0, 0, 0, 0, 1, 1), locked)
     with pytest.raises(ValueError, match="as many"):
         module.decode_parts(b"", False, 240, 240, 1, (data, data), ((0,) * 7,), np.empty((4, 4, 3), np.uint8))
+
+
+@needs_module
+@settings(max_examples=150, deadline=None)
+@given(
+    sides=st.tuples(*[st.integers(1, 90)] * 2),
+    scales=st.tuples(*[st.floats(1, 5)] * 2),
+    seed=st.integers(0, 2**32),
+    levels=st.sampled_from([2, 256]),
+)
+def test_a_region_shrinks_to_the_bit_as_opencv_shrinks_it(
+    sides: tuple[int, int], scales: tuple[float, float], seed: int, levels: int
+) -> None:
+    height, width = (int(side * scale) for side, scale in zip(sides, scales, strict=True))
+    region = np.random.default_rng(seed).integers(0, levels, (height, width, 3), np.uint8) * (
+        255 // (levels - 1)
+    )
+    expected = cv2.resize(region, sides[::-1], interpolation=cv2.INTER_AREA)
+    patch = np.empty((*sides, 3), np.uint8)
+    decode.shrink(region, patch)
+    assert np.array_equal(patch, expected)
+
+
+@needs_module
+def test_shares_outside_the_pixels_are_refused() -> None:
+    from eosin.slides import _jpeg_part as module
+
+    region, patch = np.zeros((9, 9, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)
+    right = decode._shares(9, 4)
+    for columns, rows in (
+        (decode._shares(10, 4), right),
+        (right, decode._shares(9, 5)),
+        (b"", right),
+        (right, b""),
+    ):
+        with pytest.raises(ValueError, match="outside"):
+            module.shrink(region, 9, patch, 4, columns, rows)
+    module.shrink(region, 9, patch, 4, right, right)
 
 
 def check_damaged(seed: int, num_changes: int, denominator: int) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from eosin.patches.geometry import Box, box_of
 from eosin.patches.request import PatchRequest
+from eosin.slides.decode import shrink
 from eosin.slides.model import Level, SlideHeader
 from eosin.slides.region import TilePart, parts_of_region, to_level
 
@@ -78,8 +79,11 @@ def resize(region: Pixels, patch: Pixels) -> None:
         patch[:] = region
         return
     height, width = patch.shape[:2]
-    method = cv2.INTER_AREA if min(region.shape[:2]) >= min(height, width) else cv2.INTER_LINEAR
-    cv2.resize(region, (width, height), dst=patch, interpolation=method)
+    if region.shape[0] >= height and region.shape[1] >= width:
+        shrink(region, patch)
+    else:
+        method = cv2.INTER_AREA if min(region.shape[:2]) >= min(height, width) else cv2.INTER_LINEAR
+        cv2.resize(region, (width, height), dst=patch, interpolation=method)
 
 
 def _denominator(level: Level, factor: float) -> int:

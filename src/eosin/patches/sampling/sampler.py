@@ -15,7 +15,7 @@ from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot
 from eosin.patches.geometry import extent_px
 from eosin.patches.request import PatchRequest
-from eosin.patches.sampling.clusters import open_clusters
+from eosin.patches.sampling.clusters import ClusterCells, open_clusters
 from eosin.patches.sampling.counter_rng import Float64, uniforms
 from eosin.patches.sampling.eligible import Eligible, Split, find_eligible
 
@@ -107,38 +107,31 @@ class Sampler:
 
     def _draw(self, step: int, indices: Sequence[int], attempt: int) -> tuple[PatchRequest, ...]:
         visits = [i // self.config.patches_per_visit for i in indices] if attempt == 0 else indices
+        cells: Sequence[int | None] = [None] * len(indices)
         if self._clusters is not None:
-            return self._draw_curated(step, indices, attempt, visits)
-        slides = uniforms(self.seed, f"visit{attempt}", step, visits, 1)[:, 0]
-        picked = [self._eligible.pick(slide) for slide in slides]
-        if self.config.num_distinct_per_slide is not None and self.split == "train":
-            return self._draw_own(step, indices, attempt, picked, self.config.num_distinct_per_slide)
+            cells, picked = self._pick_cells(self._clusters, step, indices, attempt, visits)
+        else:
+            slides = uniforms(self.seed, f"visit{attempt}", step, visits, 1)[:, 0].tolist()
+            picked = [self._eligible.pick(slide) for slide in slides]
+            if self.config.num_distinct_per_slide is not None and self.split == "train":
+                return self._draw_own(step, indices, attempt, picked, self.config.num_distinct_per_slide)
         self.snapshot.rows.prefetch(self._eligible.rows[picked])
         stream = f"spot{attempt}"
         drawn = uniforms(self.seed, stream, step, indices, 1 + 2 * _CANDIDATES)
         return tuple(
-            PatchRequest(step, index, *self._place(slide, row, _Origin(stream, step, index)), attempt)
-            for index, slide, row in zip(indices, picked, drawn, strict=True)
+            PatchRequest(step, index, *self._place(slide, row, _Origin(stream, step, index), cell), attempt)
+            for index, slide, row, cell in zip(indices, picked, drawn, cells, strict=True)
         )
 
-    def _draw_curated(
-        self, step: int, indices: Sequence[int], attempt: int, visits: Sequence[int]
-    ) -> tuple[PatchRequest, ...]:
-        """Each visit is of one cluster in one slide, each sample a cell of it."""
-        assert self._clusters is not None
-        drawn = uniforms(self.seed, f"visit{attempt}", step, visits, 2)
-        cells = [self._clusters.pick(float(cluster), float(member)) for cluster, member in drawn]
-        which = uniforms(self.seed, f"cell{attempt}", step, indices, 1)[:, 0]
-        chosen = [found[int(one * len(found))] for found, one in zip(cells, which, strict=True)]
-        self.snapshot.rows.prefetch(self._clusters.rows[chosen])
-        stream = f"spot{attempt}"
-        spots = uniforms(self.seed, stream, step, indices, 1 + 2 * _CANDIDATES)
-        requests = []
-        for index, cell, row in zip(indices, chosen, spots, strict=True):
-            slide = int(np.searchsorted(self._eligible.rows, self._clusters.rows[cell]))
-            place = self._place(slide, row, _Origin(stream, step, index), cell)
-            requests.append(PatchRequest(step, index, *place, attempt))
-        return tuple(requests)
+    def _pick_cells(
+        self, clusters: ClusterCells, step: int, indices: Sequence[int], attempt: int, visits: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """Of each sample a cell and its slide: each visit is of one cluster in one slide."""
+        drawn = uniforms(self.seed, f"visit{attempt}", step, visits, 2).tolist()
+        found = [clusters.pick(cluster, member) for cluster, member in drawn]
+        which = uniforms(self.seed, f"cell{attempt}", step, indices, 1)[:, 0].tolist()
+        cells = [each[int(one * len(each))] for each, one in zip(found, which, strict=True)]
+        return cells, np.searchsorted(self._eligible.rows, clusters.rows[cells]).tolist()
 
     def _draw_own(
         self, step: int, indices: Sequence[int], attempt: int, picked: Sequence[int], num_distinct: int
@@ -203,10 +196,8 @@ class Sampler:
         """As `_first_of`, for so many candidates that the summed-area table pays."""
         width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
         assert row.tissue is not None
-        x, y = (
-            np.array([axis.corner(each) for each in drawn.tolist()])
-            for axis, drawn in zip(self._axes(row, mpp, cell), np.split(candidates, 2), strict=True)
-        )
+        axes = zip(self._axes(row, mpp, cell), candidates.reshape(2, -1).tolist(), strict=True)
+        x, y = (np.array([axis.corner(each) for each in drawn]) for axis, drawn in axes)
         shares = row.tissue.fraction(x, y, width_px, height_px)
         enough = np.flatnonzero(shares >= self._enough)
         chosen = int(enough[0]) if len(enough) else int(np.argmax(shares))
