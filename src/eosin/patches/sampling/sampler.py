@@ -203,23 +203,23 @@ class Sampler:
         chosen = int(enough[0]) if len(enough) else int(np.argmax(shares))
         return (int(x[chosen]), int(y[chosen])), float(shares[chosen])
 
-    def _axes(self, row: SlideRow, mpp: float, cell: int | None) -> tuple[_Axis, _Axis]:
+    def _axes(self, row: SlideRow, mpp: float, cell: int | None) -> tuple[_AxisOfDraws, _AxisOfDraws]:
         """Where patches may begin, across and down the slide, their centres in `cell` where one is given."""
         finest = row.header.levels[0]
         width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)
         room_x, room_y = finest.width_px - math.ceil(width_px), finest.height_px - math.ceil(height_px)
         if self._clusters is None or cell is None:
-            return _Axis(0, room_x + 1, 0, room_x), _Axis(0, room_y + 1, 0, room_y)
+            return _AxisOfDraws(0, room_x + 1, 0, room_x), _AxisOfDraws(0, room_y + 1, 0, room_y)
         spec = self._clusters.manifest.spec
         assert spec.mpp is not None, "eosin curate refuses features of several magnifications"
         cell_width_px, cell_height_px = extent_px(row.header, spec.patch_px, spec.mpp)
         return (
-            _Axis(int(self._clusters.x_px[cell]), cell_width_px, width_px / 2, room_x),
-            _Axis(int(self._clusters.y_px[cell]), cell_height_px, height_px / 2, room_y),
+            _AxisOfDraws(int(self._clusters.x_px[cell]), cell_width_px, width_px / 2, room_x),
+            _AxisOfDraws(int(self._clusters.y_px[cell]), cell_height_px, height_px / 2, room_y),
         )
 
 
-class _Axis(NamedTuple):
+class _AxisOfDraws(NamedTuple):
     """Level-0 pixels among which patches begin: uniform over `extent_px` from `start_px` on, less `back_px`,
     and at most at `most_px`, which keeps them inside the slide."""
 
