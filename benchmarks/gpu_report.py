@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_report.py                    all parts, and build/gpu-report/report.md
     python benchmarks/gpu_report.py --part "training S/16" --part patching
+    python benchmarks/gpu_report.py --peer PEER/bin/python      beside lightly-train 0.18, installed there
 
 Each part is a process of its own, ended after `--limit` seconds; what it found is kept beside the table, so
 that parts may be run one by one, and again. Exit code 0: all parts held; 1: one failed or took too long; 2:
@@ -42,7 +43,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """A command that leaves something at the path it is given in place of OUT, and what to make of it."""
+    """A command that leaves something at the path it is given in place of OUT, and what to make of it.
+
+    PEER in it stands for a Python with lightly-train.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -81,6 +85,9 @@ def of_training(path: Path, _: str) -> list[Row]:
         ratio = result["ratio"]
         rows.append(Row(f"{network}, ours against the plain step", f"{ratio:.2f}×", f"≥ {RATIO_AIM}×",
                         held=ratio >= RATIO_AIM))  # fmt: skip
+        if ratio := result.get("peer_ratio"):
+            rows.append(Row(f"{network}, ours against lightly-train", f"{ratio:.2f}×", f"≥ {RATIO_AIM}×",
+                            held=ratio >= RATIO_AIM))  # fmt: skip
     return rows
 
 
@@ -105,18 +112,25 @@ def parts() -> list[Part]:
              of_training)
         for name in ("S/16", "B/16", "L/14", "L/16")
     ]  # fmt: skip
-    return [*tests, *training, Part("patching", (python, str(here / "patching_gpu.py")), of_patching)]
+    beside = [
+        Part(f"lightly-train {name}", (python, str(here / "training.py"), "--network", name, "--no-stream",
+                                       "--peer", "PEER", "--json", "OUT"), of_training)
+        for name in ("S/14", "B/14")
+    ]  # fmt: skip
+    patching = Part("patching", (python, str(here / "patching_gpu.py")), of_patching)
+    return [*tests, *training, *beside, patching]
 
 
-def run_part(part: Part, folder: Path, limit_s: float) -> dict[str, object]:
+def run_part(part: Part, folder: Path, limit_s: float, peer: str = "") -> dict[str, object]:
     """Run `part` for at most `limit_s` seconds, and keep what it found in `folder`."""
     stem = part.name.replace("/", "").replace(" ", "-")
     out = folder / f"{stem}.out"
     out.unlink(missing_ok=True)
     began_s = time.monotonic()
     # A session of its own, so that nothing of it outlives its time.
+    command = [{"OUT": str(out), "PEER": peer}.get(word, word) for word in part.command]
     process = subprocess.Popen(
-        [word.replace("OUT", str(out)) for word in part.command], cwd=ROOT, text=True, start_new_session=True,
+        command, cwd=ROOT, text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -177,6 +191,7 @@ def main(
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--part", action="append", choices=[part.name for part in known])
     parser.add_argument("--limit", type=float, default=600.0, help="seconds a part")
+    parser.add_argument("--peer", default="", help="a Python that has lightly-train 0.18")
     parser.add_argument("--out", type=Path, default=ROOT / "build/gpu-report")
     args = parser.parse_args(arguments)
     device = device or describe_device()
@@ -185,9 +200,12 @@ def main(
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = [part for part in known if not args.part or part.name in args.part]
+    if not args.peer and any("PEER" in part.command for part in chosen):
+        print("gpu-report: without --peer PYTHON nothing stands beside lightly-train", file=sys.stderr)
+        chosen = [part for part in chosen if "PEER" not in part.command]
     for part in chosen:
         print(f"gpu-report: {part.name}", file=sys.stderr, flush=True)
-        run_part(part, args.out, args.limit)
+        run_part(part, args.out, args.limit, args.peer)
     # With those of earlier calls.
     files = [args.out / f"{part.name.replace('/', '').replace(' ', '-')}.json" for part in known]
     found = [json.loads(path.read_text()) for path in files if path.exists()]

@@ -3,6 +3,7 @@
     python benchmarks/training.py                    S/16, B/16, L/16 and L/14 on a GPU; the toy on a CPU
     python benchmarks/training.py --network L/14 --rounds 20 --json out.json
     python benchmarks/training.py --network toy --compile --no-stream
+    python benchmarks/training.py --network S/14 --peer PEER/bin/python     beside lightly-train
 
 For each network:
 
@@ -10,6 +11,8 @@ For each network:
     ours                the step that `eosin train` takes, on synthetic crops; compiled on a GPU
     ours, drop path     the same with the recipe's subset drop path, where the network's recipe has one
     ours, from slides   the same fed by Online Patching: slides drawn here, decoded, cropped, masked
+    lightly-train       its own step, by a Python that has lightly-train 0.18 (peers/lightly_train_step.py):
+                        same network, images, crops, prototypes, precision and threads, no drop path
 
 The first two start from the same weights and see the same batches, and their losses are compared before
 anything is timed. MFU is of the plain model's operations (`eosin.models.flops`; less what a drop path saves)
@@ -25,6 +28,7 @@ import gc
 import json
 import resource
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -63,6 +67,14 @@ _TOY = {
 }  # fmt: skip
 NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
     "toy": (_TOY, 32),
+    "S/14": (
+        {"model": {"arch": "vit_small_patch14_dinov2", **_SHARED}, "augment": {"local_px": 98}},
+        64,
+    ),
+    "B/14": (
+        {"model": {"arch": "vit_base_patch14_dinov2", **_SHARED}, "augment": {"local_px": 98}},
+        64,
+    ),
     "S/16": ({"model": {"arch": "vit_small_patch16_224", **_SHARED}}, 64),
     "B/16": ({"model": {"arch": "vit_base_patch16_224", **_SHARED}}, 64),
     "L/16": ({"model": {"arch": "vit_large_patch16_224", **_SHARED}}, 32),
@@ -76,6 +88,8 @@ NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
 PARTS = ("data", "teacher", "forward", "losses", "backward", "optimizer", "EMA", "rest")
 RECIPE_DROP_PATH = {"L/16": 0.3, "L/14": 0.4}
 WARM_UP_STEPS = 3
+PEER_MODELS = {"S/14": "vits14", "B/14": "vitb14"}
+"""What lightly-train calls the same network."""
 MakeMicrobatches = Callable[[int], dict[int, Microbatch]]
 
 
@@ -205,13 +219,30 @@ def run(name: str, args: argparse.Namespace, device: torch.device, peak: float) 
     ]
     del contest
     gc.collect()  # the clocks' wrappers hold their owners, which hold them
+    result = {"network": name, "images": args.images or NETWORKS[name][1]}
+    if args.peer and name in PEER_MODELS:
+        found = lightly_train(name, args)
+        rate = result["images"] / statistics.median(found["step_s"])
+        ways["lightly-train"] = {"images_per_s": rate, "mfu": rate * flops["ours"] / peak}
+        result["peer_ratio"] = ways["ours"]["images_per_s"] / rate
     if args.stream:
         ways["ours, from slides"] = from_slides(name, args, device, flops["ours"], peak)
-    return {
-        "network": name, "images": args.images or NETWORKS[name][1],
+    return result | {
         "gflop_per_image": {way: count / 1e9 for way, count in flops.items()},
         "ratio": statistics.median(ratios), "ways": ways,
     }  # fmt: skip
+
+
+def lightly_train(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of each of lightly-train's steps, in its own environment. Raises `CalledProcessError`."""
+    script = Path(__file__).parent / "peers/lightly_train_step.py"
+    head = _SHARED["dino_head"]
+    command = [args.peer, script, "--model", PEER_MODELS[name], "--precision", args.precision,
+               "--images", args.images or NETWORKS[name][1], "--steps", args.rounds, "--prototypes",
+               head["num_prototypes"], "--bottleneck-dim", head["bottleneck_dim"]]  # fmt: skip
+    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def flops_of(config: RunConfig) -> float:
@@ -273,9 +304,13 @@ def show(result: dict[str, Any]) -> None:
     for way, found in result["ways"].items():
         print(f"  {way:20} {found['images_per_s']:8.4g} images/s   MFU {found['mfu']:.1%}{details(found)}")
     print(f"  ours against plain: {result['ratio']:.2f}×", flush=True)
+    if "peer_ratio" in result:
+        print(f"  ours against lightly-train: {result['peer_ratio']:.2f}×", flush=True)
 
 
 def details(found: dict[str, Any]) -> str:
+    if "data_wait_share" not in found and "shares" not in found:
+        return ""
     if "shares" not in found:
         return f"   data wait {found['data_wait_share']:.1%}, by the clock"
     shares = " · ".join(f"{part} {share:.0%}" for part, share in found["shares"].items())
@@ -298,6 +333,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--drop-path", type=float, help="of the third way; 0: leave it out")
     parser.add_argument("--precision", choices=["bf16", "float32"], default="bf16" if is_gpu else "float32")
     parser.add_argument("--tolerance", type=float, help="of the two losses, relative")
+    parser.add_argument("--peer", help="a Python that has lightly-train 0.18")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     args.network = args.network or (["S/16", "B/16", "L/16", "L/14"] if is_gpu else ["toy"])

@@ -70,3 +70,18 @@ def test_parts_are_measured_bounded_and_kept(report: Any, tmp_path: Path, capsys
     assert "| tests | test_bad | failed | passes | **no** |" in text
     assert "| endless | the part itself | not done in 20 s | ends well | **no** |" in text
     assert "| training toy | toy, ours |" in text, "what an earlier call found is still there"
+
+
+def test_a_peer_is_measured_where_there_is_one(report: Any, tmp_path: Path, capsys: Any) -> None:
+    """Its part is left out without `--peer`; with it the ratio has a row of its own, held to the aim."""
+    result = {"network": "S/14", "ratio": 1.5, "peer_ratio": 1.2,
+              "ways": {"ours": {"images_per_s": 12.0, "mfu": 0.4}}}  # fmt: skip
+    says = (
+        "import sys, pathlib; pathlib.Path(sys.argv[2]).write_text(sys.argv[3]); assert sys.argv[1] == '/p'"
+    )
+    command = (sys.executable, "-c", says, "PEER", "OUT", json.dumps({"results": [result]}))
+    known, out = [report.Part("beside", command, report.of_training)], ["--out", str(tmp_path / "out")]
+    assert report.main(out, known, "a CPU") == 0
+    assert "lightly-train" in capsys.readouterr().err and not (tmp_path / "out" / "beside.json").exists()
+    assert report.main([*out, "--peer", "/p"], known, "a CPU") == 1
+    assert "| S/14, ours against lightly-train | 1.20× | ≥ 1.3× | **no** |" in capsys.readouterr().out
