@@ -49,11 +49,11 @@ _REMOVED: tuple[str, ...] = (
 )
 # Pictures of the web and arrays of numbers, which no slide is made of, with the libraries of those alone.
 _CODECS = (
-    "apng avif aec bcn bitshuffle blosc blosc2 brotli gif jpegxl lerc lz4 lz4f lzfse lzham lzo meshopt "
+    "apng avif aec bcn bitshuffle blosc blosc2 brotli gif lerc lz4 lz4f lzfse lzham lzo meshopt "
     "pcodec pglz pixarlog qoi rcomp rgbe snappy sperr spng sz3 szip tiff ultrahdr zfp zopfli"
 )
 _CODEC_LIBRARIES = (
-    "aec aom avif blosc brotli cpcodec gif gomp jxl Lerc lz4 lzfse lzham lzokay meshoptimizer snappy SPERR "
+    "aec aom avif blosc cpcodec gif gomp Lerc lz4 lzfse lzham lzokay meshoptimizer snappy SPERR "
     "sz SZ3 tiff uhdr zfp zopfli"
 )
 _REMOVED += tuple(f"imagecodecs/_{name}.*" for name in _CODECS.split())
