@@ -49,12 +49,13 @@ _REMOVED: tuple[str, ...] = (
 )
 # Pictures of the web and arrays of numbers, which no slide is made of, with the libraries of those alone.
 _CODECS = (
-    "apng avif aec bcn bitshuffle blosc blosc2 brotli gif lerc lz4 lz4f lzfse lzham lzo meshopt "
-    "pcodec pglz pixarlog qoi rcomp rgbe snappy sperr spng sz3 szip tiff ultrahdr zfp zopfli"
+    "apng avif aec bcn bitshuffle blosc blosc2 bmp brotli bz2 ccitt deflate gif h5checksum jpegxr lerc lz4 "
+    "lz4f lzf lzfse lzham lzma lzo meshopt pcodec pglz pixarlog qoi quantize rcomp rgbe snappy sperr spng "
+    "sz3 szip tiff ultrahdr zfp zlibng zopfli"
 )
 _CODEC_LIBRARIES = (
-    "aec aom avif blosc cpcodec gif gomp Lerc lz4 lzfse lzham lzokay meshoptimizer snappy SPERR "
-    "sz SZ3 tiff uhdr zfp zopfli"
+    "aec aom avif blosc cpcodec gif gomp jpegxr jxrglue Lerc lz4 lzfse lzham lzma lzokay meshoptimizer "
+    "snappy SPERR sz SZ3 tiff uhdr zfp zopfli"
 )
 _REMOVED += tuple(f"imagecodecs/_{name}.*" for name in _CODECS.split())
 _REMOVED += tuple(f"imagecodecs.libs/lib{name}*" for name in _CODEC_LIBRARIES.split())
