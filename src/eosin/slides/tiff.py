@@ -124,7 +124,7 @@ def _color_space(directory: Directory, compression: Compression, format_name: st
         raise SlideError("unsupported-pixels", f"{samples} samples a pixel, photometric {photometric}")
     if compression == "jpeg2000":
         code = directory.integer(tag.COMPRESSION)
-        if code == _LOSSY and photometric == _RGB and format_name != "ome":
+        if code == _LOSSY and photometric == _RGB and format_name != "ome-tiff":
             # OME-TIFFs hold RGB; libvips stores YCbCr and says RGB.
             raise SlideError(
                 "unsupported-pixels", "JPEG 2000 by TIFF compression 33004: RGB or YCbCr, nothing says"

@@ -287,6 +287,21 @@ def test_jpeg_2000_of_code_33004_is_refused(tmp_path: Path) -> None:
     assert row.status == "unsupported-pixels" and "33004" in row.detail
 
 
+def test_jpeg_2000_of_code_33004_in_an_ome_tiff_is_rgb(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        write_ome(path, [PICTURE], compression="jpeg2000")
+        data = path.read_bytes()
+        named, lossy = (struct.pack("<H", code) for code in (34712, 33004))
+        assert struct.pack("<HH", 259, 3) in data and named in data
+        at = data.index(named, data.index(struct.pack("<HH", 259, 3)))
+        path.write_bytes(data[:at] + lossy + data[at + 2 :])
+
+    snapshot, row = written(tmp_path, "a.ome.tif", write)
+    assert row.status == "ok", row.detail
+    found = regions_of(snapshot, row).read_region((0, 0), 0, (1024, 1024))
+    np.testing.assert_array_equal(found, PICTURE)
+
+
 @pytest.mark.parametrize("compression", ["lzw", None, "jpeg"])
 def test_bytes_in_reverse_are_not_taken_for_damage(tmp_path: Path, compression: str | None) -> None:
     """FillOrder 2, as tiffcp and ImageMagick write it; JPEG has no such order."""

@@ -52,8 +52,9 @@ def plan_read(
     level = header.levels[box.level]
     factor = min(box.width_px, box.height_px) / patch_px
     denominator = _denominator(level, min(factor, max_denominator))
-    view = _at_scale(level, denominator)
+    view = level
     if denominator > 1:
+        view = _at_scale(level, denominator)
         box = _scaled(box, view, denominator)
     parts = parts_of_region(view, box.x_px, box.y_px, box.width_px, box.height_px)
     tiles = [TileKey(request.slide, box.level, part.tile, denominator) for part in parts]
