@@ -8,8 +8,6 @@ same sizes, AdamW, batches of 32 slides, all epochs without patience, and tell t
 best epoch on validation. Prints one JSON line.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json

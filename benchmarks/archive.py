@@ -8,8 +8,6 @@ JSON line each: wall and CPU seconds, and at its peak MiB of its own memory abov
 pages of mapped files. `inspect` makes the node's columns.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Where the time of a step goes, by the device's own clock: nothing waits for it."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterator

@@ -11,8 +11,6 @@ the end of the next step, steps that had to be done again, and goodput, which is
 undisturbed run over those of this one.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

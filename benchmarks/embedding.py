@@ -7,8 +7,6 @@ does; both give the same embeddings, which is checked. Prints one JSON line. Rat
 time, which other processes on the machine disturb less.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile

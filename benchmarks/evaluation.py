@@ -9,8 +9,6 @@ patch classification: a linear layer, AdamW, batch 256, learning rate 3e-4, best
 the balanced accuracy of that epoch on validation. Prints one JSON line.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -8,8 +8,6 @@ and the slide is indexed again. Prints one JSON line: for each blur, the share o
 out right.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile

@@ -9,8 +9,6 @@ that parts may be run one by one, and again. Exit code 0: all parts held; 1: one
 there is no NVIDIA GPU that torch sees.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

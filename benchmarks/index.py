@@ -11,8 +11,6 @@ is held against another reader. Delays are made, and GETs counted, by a forwardi
 own.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing
@@ -179,7 +177,7 @@ class Forwarder:
         self._delay_s = delay_s
         self._lock = threading.Lock()
 
-    def __enter__(self) -> Forwarder:
+    def __enter__(self) -> "Forwarder":
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 

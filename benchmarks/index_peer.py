@@ -6,8 +6,6 @@ Reads what an index needs (pyramid, tile tables, one tile of each level, the lev
 and finds no tissue. Prints one JSON line: slides, seconds on the wall and of CPU.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

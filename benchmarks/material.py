@@ -1,8 +1,6 @@
 """What the benchmarks read, and how they measure: generated slides with tiles as heavy as a scanner's, CPU
 time of this process, medians of interleaved rounds."""
 
-from __future__ import annotations
-
 import os
 import statistics
 import time

@@ -15,8 +15,6 @@ learn from a pool of which four fifths are one tissue, the second by clusters of
 (`curated` prints both).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile

@@ -8,8 +8,6 @@ reads never hit it. Prints one JSON line a magnification: CPU milliseconds a pat
 (medians), and at how many of the patches the pixels are OpenSlide's.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -9,8 +9,6 @@ patches a second one GPU trains on with the recipe `vits16-dino` at full batch, 
 Ends with exit code 0 and a line that says so where there is no GPU. Not run on a GPU yet.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -7,8 +7,6 @@ streams patches of 0.25 and 0.5 mpp from all of them. Prints a line every twenti
 line: resident memory after a tenth of the patches, its peak since, and at the end.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

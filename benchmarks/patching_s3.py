@@ -11,8 +11,6 @@ which is its best. Prints one JSON line: CPU milliseconds a patch of the client 
 end-to-end patches a second, requests and bytes a patch.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -7,8 +7,6 @@ the same patches of level 0. Needs two free cores: the load that is printed shou
 the benchmark itself.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -10,8 +10,6 @@ draws; resident, with pages that processes share divided among them (shared_out,
 process alone (own).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -21,8 +21,6 @@ all; medians are shown. Seconds are the GPU's own (events), or CPU seconds on a 
 less; from slides they are the clock's. The plain step's masks are drawn before its time starts.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json

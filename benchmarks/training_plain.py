@@ -5,8 +5,6 @@ nothing compiled. It shares networks, schedules and parameter groups with eosin,
 KoLeo.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

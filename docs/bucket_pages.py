@@ -1,7 +1,5 @@
 """Pages of docs/reference/ on what lies in the bucket: keys, records with their JSON schemas, columns."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

@@ -3,8 +3,6 @@
 `make compile` runs it; a test fails where the files and the code differ.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import types

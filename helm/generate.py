@@ -3,8 +3,6 @@
 python helm/generate.py [--check]
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """Fixtures that every test may use: a real S3 server, and a bucket of one's own."""
 
-from __future__ import annotations
-
 import itertools
 import sys
 from collections.abc import Iterator

@@ -8,8 +8,6 @@ Kept of each head: features, classes, initial weights, the order in which its lo
 what its best checkpoint predicts on validation. Our heads must come to the same from the same.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from importlib.metadata import version

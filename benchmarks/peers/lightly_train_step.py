@@ -8,8 +8,6 @@ contest, no drop path and no registers. Prints a JSON line: seconds of each step
 and the parameters.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

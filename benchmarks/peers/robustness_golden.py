@@ -7,8 +7,6 @@ checkouts of bifold-pathomics/PathoROB (46594e9), owkin/plism-benchmark (8ec152a
         tests/data/golden/robustness.json
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import sys

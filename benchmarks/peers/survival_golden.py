@@ -8,8 +8,6 @@ Kept of each case: features, times, events, λ, the log risk of every patient, c
 of the mean over events; lifelines takes the mean over patients, scikit-survival the sum.
 """
 
-from __future__ import annotations
-
 import sys
 from importlib.metadata import version
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks of this machine and what it reaches, with the cure of each fault. They change nothing that stays."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """Dry run: configuration, steps, objects read and written, figures of a run. Writes nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -133,7 +131,7 @@ def plan_decoding(
     return TilesPlan(reads, join_uri(run_uri, RunLayout.patch_set(name)), check_decoding(job))
 
 
-def plan_embedding(request: EmbedRequest) -> TilesPlan:
+def plan_embedding(request: "EmbedRequest") -> TilesPlan:
     """Raises what embedding would refuse; the model is loaded for it."""
     from eosin.evaluation.embed_index import check_embedding
 

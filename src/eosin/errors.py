@@ -1,7 +1,5 @@
 """The three kinds of error, the exit codes that tell a scheduler what to do, and the finding of a check."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

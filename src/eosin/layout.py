@@ -4,8 +4,6 @@ Keys are relative to the URI they belong to (`IndexLayout` to an index, `RunLayo
 that a store opened at that URI takes them as they are.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 

@@ -5,8 +5,6 @@ person, or the JSON itself with `EOSIN_LOG=json`) and, where a store is given, t
 lines under the run's `logs/`, so that `eosin logs RUN` needs nothing but the URI.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Checks of a run before it starts: whatever would be refused later is refused while nothing is written."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor

@@ -1,7 +1,5 @@
 """Processes that do not outlive the one they work for, and owners that give back what they hold."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

@@ -1,7 +1,5 @@
 """The recipes that ship with eosin, and any other configuration by path or URI."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

@@ -1,7 +1,5 @@
 """Cancelling and resuming a run from its URI alone, wherever in Kubeflow it goes on."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from eosin.cluster.api import connect

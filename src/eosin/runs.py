@@ -1,7 +1,5 @@
 """The beginning of a run: its configuration, published and replaced, and the index snapshot it pins."""
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import hashlib

@@ -1,7 +1,5 @@
 """Status and logs of a run, from its URI alone."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence

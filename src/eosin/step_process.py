@@ -4,8 +4,6 @@ Kubeflow's own retries cannot be relied on: as installed, it tries a step again 
 none that ended with an error. So what may pass is waited for here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import json

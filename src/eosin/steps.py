@@ -5,8 +5,6 @@ published, and can be killed and run again at any instant. Heavy imports happen 
 an image needs only the libraries of the steps it runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -175,7 +173,7 @@ def study_evaluations(study_uri: str) -> list[dict[str, str]]:
     return [{"run": run, **pair} for run in runs for pair in list_evaluations(run)]
 
 
-def study_report(study_uri: str) -> StudyResult:
+def study_report(study_uri: str) -> "StudyResult":
     """Write one report over all runs of a study."""
     from eosin.summary.study_report import report_study
 
@@ -405,7 +403,7 @@ def embed_tiles(
     return {} if found is None else {"slides": found.num_slides, "slides left out": len(found.left_out)}
 
 
-def embed(request: EmbedRequest, shard: int, num_shards: int) -> FeaturesManifest | None:
+def embed(request: "EmbedRequest", shard: int, num_shards: int) -> "FeaturesManifest | None":
     """Embed one part of an index's slides; whoever finishes last publishes the manifest (else None)."""
     from eosin.evaluation.embed_index import embed_index
 
@@ -413,7 +411,7 @@ def embed(request: EmbedRequest, shard: int, num_shards: int) -> FeaturesManifes
         return embed_index(request, shard, num_shards, log)
 
 
-def curate(request: CurateRequest) -> ClustersManifest:
+def curate(request: "CurateRequest") -> "ClustersManifest":
     """Cluster the patches of published features, for `patches.curation`."""
     from eosin.evaluation.curate import curate as curate_features
 
@@ -509,7 +507,7 @@ def evaluate(pairs: Iterable[dict[str, str]], shard: int = 0, num_shards: int = 
     return list(evaluate_all(share, log_of))
 
 
-def summarize(run_uri: str) -> SummaryResult:
+def summarize(run_uri: str) -> "SummaryResult":
     """Write the report from what the run has published."""
     from eosin.summary.summarize import summarize as write_report
 
@@ -525,7 +523,7 @@ def copy_report(run_uri: str, path: str) -> str:
     return join_uri(run_uri, RunLayout.SUMMARY_HTML)
 
 
-def judge_new_slides(run_uri: str, min_new_slides: int) -> Gate:
+def judge_new_slides(run_uri: str, min_new_slides: int) -> "Gate":
     """Whether a planned and indexed retraining has new slides enough to go on."""
     from eosin.registry.retrain import judge_new_slides as judge
 
@@ -542,7 +540,7 @@ def promote(
     metrics: Iterable[str] = (),
     margin: float = 0.0,
     alpha: float = 0.05,
-) -> Promotion:
+) -> "Promotion":
     """Make a run's teacher the current model of the registry, if it beats the one that is."""
     from eosin.registry.promote import Rule
     from eosin.registry.promote import promote as promote_teacher

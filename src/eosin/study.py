@@ -1,7 +1,5 @@
 """A study: one configuration, one key of it varied, one run for each value; all judged on the same data."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

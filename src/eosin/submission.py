@@ -1,7 +1,5 @@
 """Checks of a pipeline's arguments before it is submitted, and a recipe file that goes along."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

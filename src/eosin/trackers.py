@@ -4,8 +4,6 @@ Where to and as whom is said in the environment, by the names that the libraries
 (WANDB_API_KEY, WANDB_MODE, MLFLOW_TRACKING_URI …); their failures are told without what stands there.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import os
@@ -79,13 +77,13 @@ class Tracker(Closing):
         if self._thread.is_alive():
             self._warn("it does not answer; what it was not told yet is in the run's own log")
 
-    def _show_points(self, backend: _Backend) -> None:
+    def _show_points(self, backend: "_Backend") -> None:
         with self._lock:
             points, self._points = self._points, []
         if points:
             backend.show(points)
 
-    def _put(self, job: Callable[[_Backend], None]) -> None:
+    def _put(self, job: "Callable[[_Backend], None]") -> None:
         if self._failed:
             return
         try:

@@ -1,7 +1,5 @@
 """Counts, sizes and lists, as messages say them."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Sequence
 

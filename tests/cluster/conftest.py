@@ -1,7 +1,5 @@
 """A namespace of a real cluster for each test; all skip where no cluster is named."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

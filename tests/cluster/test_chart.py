@@ -1,7 +1,5 @@
 """The chart's life on a real cluster, and its Roles: all that they grant is used, and nothing is lacking."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a cluster presets, as a person's machine sees it: found, absent, forbidden, wrong, out of reach."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What happens to the pods of a training, on real nodes: loss, eviction, restarts, failures, preemption."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

@@ -1,7 +1,5 @@
 """Kueue on a real cluster: preemption, places by topology, and queues whose work another cluster does."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

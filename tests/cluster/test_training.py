@@ -1,7 +1,5 @@
 """Training's objects on a real control plane: owners, garbage collection, Roles, admission, ends."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

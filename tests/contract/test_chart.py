@@ -1,7 +1,5 @@
 """The Helm chart over a matrix of values: valid objects, least permissions, nothing misspelt."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """doctor finds what is broken, names the fix, and leaves nothing behind."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The environment that `make` builds: locked whole, healed from every stage of an interrupted install."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

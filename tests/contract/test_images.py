@@ -1,7 +1,5 @@
 """The images' recipes: linted, locked by hash, free of what would break Kubeflow or a restricted cluster."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Overlays: each builds, is valid, fits its own chart values, and admits the JobSet it is made for."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 from pathlib import Path
 from typing import Any

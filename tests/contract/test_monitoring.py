@@ -1,7 +1,5 @@
 """The chart's monitoring in Debian's Prometheus: each alert fired on purpose, each panel of a real run."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The chart's NetworkPolicies, enforced: between network namespaces, by nftables, packet by packet."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

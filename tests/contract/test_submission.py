@@ -1,7 +1,5 @@
 """Checks of a submission against a bucket, and the recipe file that goes into it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

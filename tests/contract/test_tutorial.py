@@ -1,7 +1,5 @@
 """What the cluster tutorial tells people to type is what eosin accepts."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """The wheel: all that an installed eosin needs, and nothing that an earlier build left."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """A bucket that is away in the middle of a step: the server is stopped, and comes back with what it held."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

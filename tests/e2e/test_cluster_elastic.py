@@ -1,7 +1,5 @@
 """The pods of a rendered JobSet as processes: their very commands, environment and exit codes."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The demo as a person runs it: to its end, killed, twice at once, on bad input."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

@@ -1,7 +1,5 @@
 """What the demo says of input that cannot serve: one line, exit code 2, no traceback."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

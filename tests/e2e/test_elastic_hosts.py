@@ -4,8 +4,6 @@ Hosts are network namespaces where this process may make them, else processes. T
 rendered JobSet. Nothing is checkpointed before the end, so what is not lost was held in memory.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import signal

@@ -1,7 +1,5 @@
 """The images, built on a base of Debian's packages and run as user 10001 with a read-only root."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The compiled pipelines beside pretraining, run locally from end to end on tiny data."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

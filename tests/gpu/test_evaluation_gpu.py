@@ -1,7 +1,5 @@
 """Heads on a GPU are those of the CPU, and so are embeddings, tokens and attention."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """What a GPU adds to patches: decoding there by nvImageCodec and cuCIM, pixels that stay there, crops."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

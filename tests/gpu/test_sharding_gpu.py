@@ -4,8 +4,6 @@ Where there is no GPU the file skips. Its tests of one process also pass on a CP
 written; nothing here has run on a GPU yet.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 from collections.abc import Iterator, Mapping

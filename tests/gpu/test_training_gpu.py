@@ -1,7 +1,5 @@
 """The same step on a GPU: as on the CPU in float32, learning in bf16, and the same in every faster way."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Mapping

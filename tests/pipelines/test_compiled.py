@@ -1,7 +1,5 @@
 """What lies compiled in the repository is what the sources compile to."""
 
-from __future__ import annotations
-
 import importlib
 import re
 from pathlib import Path

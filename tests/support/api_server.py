@@ -1,7 +1,5 @@
 """A mock Kubernetes API server on loopback, driven by the official client from another thread."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A store that counts what is asked of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

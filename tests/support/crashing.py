@@ -1,7 +1,5 @@
 """A decoder that really dies, or hangs, on tiles chosen by their bytes: see `CRASH`."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

@@ -1,7 +1,5 @@
 """Run `eosin demo` as a person does: as a command in a process group of its own."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

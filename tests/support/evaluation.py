@@ -1,7 +1,5 @@
 """Small runs, teachers and labelled images for the tests of evaluation."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Sequence

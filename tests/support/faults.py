@@ -1,7 +1,5 @@
 """An HTTP proxy in front of an S3 endpoint that misbehaves by a plan."""
 
-from __future__ import annotations
-
 import http.client
 import random
 import socket

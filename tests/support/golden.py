@@ -1,7 +1,5 @@
 """The reference's inputs and outputs, and its parameter names in ours."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

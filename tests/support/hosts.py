@@ -5,8 +5,6 @@ this one, whatever it dies of, and goes with it: nothing has a name, nothing is 
 network of the machine itself is not touched.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

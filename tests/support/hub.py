@@ -1,7 +1,5 @@
 """A Hugging Face hub on this machine: as much of its protocol as its client needs to read a repository."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

@@ -1,7 +1,5 @@
 """Images built with buildah into a storage of their own, and run as a restricted pod runs them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -90,7 +88,7 @@ class ImageStore:
         return done.stdout
 
     @contextmanager
-    def container(self, image: str) -> Iterator[Container]:
+    def container(self, image: str) -> "Iterator[Container]":
         """A container of an image that was built here."""
         name = self._buildah("from", "--pull=never", f"localhost/eosin/{image}:{__version__}")
         try:

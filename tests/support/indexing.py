@@ -1,7 +1,5 @@
 """Folders of small slides, and indexes made of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -6,8 +6,6 @@ refused with 400, and what is too large for etcd with 500. `Argo` goes through a
 4.0 does under Kubeflow's own config map.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tempfile
@@ -54,7 +52,7 @@ class Kubeflow:
     def run(self, run_id: str) -> dict[str, Any] | None:
         return next((each for each in self.runs if each["run_id"] == run_id), None)
 
-    def execute(self, run_id: str, happens: Happens = lambda task, attempt: "ok") -> Argo:
+    def execute(self, run_id: str, happens: "Happens" = lambda task, attempt: "ok") -> "Argo":
         """Have Argo go through a run that was submitted or retried, to its end."""
         run = self.run(run_id)
         assert run is not None and run["state"] in ("PENDING", "RUNNING")

@@ -1,7 +1,5 @@
 """Validate rendered objects against the schemas that an API server would use."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Small slides of two kinds of tissue with a CSV that says which is which."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

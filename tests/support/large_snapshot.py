@@ -1,7 +1,5 @@
 """Snapshots of as many slides as a large archive has, with masks and tile tables of real sizes."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Sequence

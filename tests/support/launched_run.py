@@ -1,7 +1,5 @@
 """A run that a launcher under test finds in a folder, beside a mock of the cluster it launches on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -4,8 +4,6 @@ What a network plugin does, in the pod's own namespace: a pod that no policy sel
 selected refuses, in the policy's directions, all that no rule allows; answers to what was let through pass.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -75,7 +73,7 @@ class Network:
         self._at: dict[str, Host] = {}
         self._servers: list[subprocess.Popen[str]] = []
 
-    def __enter__(self) -> Network:
+    def __enter__(self) -> "Network":
         self._hosts.__enter__()
         for name, peer in self._peers.items():
             self._at[name] = host = self._hosts.add()

@@ -1,7 +1,5 @@
 """Tiny ONNX models, written field by field: protocol buffers are simple, and the `onnx` package is large."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Sequence
 

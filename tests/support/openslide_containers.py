@@ -3,8 +3,6 @@
 Each is as small as OpenSlide's own description of the format allows.
 """
 
-from __future__ import annotations
-
 import io
 import sqlite3
 import struct

@@ -1,7 +1,5 @@
 """TIFF dialects that OpenSlide knows: Leica SCN, Trestle, Hamamatsu NDPI, Ventana BIF, Argos, Huron."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Snapshots made by hand, so that patches are tested apart from the scan that makes real ones."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache

@@ -4,8 +4,6 @@ What a cluster would do is done here and nothing else: names become addresses, $
 gets a /dev/shm of its own, and the bucket is a folder with a worker that reads arrays instead of slides.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

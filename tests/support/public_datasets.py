@@ -5,8 +5,6 @@ readers; `PUBLISHED` has some as they stand there. MoNuSeg, which eva does not r
 its challenge's two archives; PatchCamelyon's `_meta.csv` those of basveeling/pcam.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path

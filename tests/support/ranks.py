@@ -1,7 +1,5 @@
 """Train in several gloo processes without an agent, and hand back what each ended with."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import socket

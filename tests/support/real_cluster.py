@@ -1,7 +1,5 @@
 """A real cluster for tests: the one that a kubeconfig names, and pods that need no image of eosin's own."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os
@@ -92,7 +90,7 @@ def kubectl(*arguments: str, text: str = "") -> str:
     return done.stdout
 
 
-def acting_as(cluster: Cluster, account: str, recorder: Recorder | None = None) -> Cluster:
+def acting_as(cluster: Cluster, account: str, recorder: "Recorder | None" = None) -> Cluster:
     """The same namespace, with the permissions of a service account and no others."""
     from kubernetes import client
 

@@ -1,7 +1,5 @@
 """Any rectangle of a slide, put together from what the package reads of it, to compare with other readers."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 

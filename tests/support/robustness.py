@@ -1,7 +1,5 @@
 """Made features and tables as PathoROB, PLISM and HEST-Bench have them, for tests and for their own code."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 from typing import Any

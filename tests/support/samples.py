@@ -1,7 +1,5 @@
 """Where optional sample data lies: slides, schemas and golden steps the repository does not carry."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Images with masks for the tests of segmentation: blobs in a colour of their class on pale ground."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Small slides in every format eosin reads, written for the tests."""
 
-from __future__ import annotations
-
 import io
 import struct
 from collections.abc import Callable, Sequence

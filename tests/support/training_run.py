@@ -1,7 +1,5 @@
 """A tiny run on arrays instead of slides, and the worker that trains it: `-m tests.support.training_run`."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

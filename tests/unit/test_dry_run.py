@@ -1,7 +1,5 @@
 """What a dry run refuses, and that it leaves no trace."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Exit codes, and what a person sees."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Rules of the source that no linter knows: one meaning a name, and first lines that say what a module is."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import defaultdict

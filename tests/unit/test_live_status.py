@@ -1,7 +1,5 @@
 """status asks a cluster only where there may be one, and never fails for it unless told to."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Logs that outlive the process, and never stop it."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every recipe loads, says what it is, and can be copied."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What cannot be trained is refused before a JobSet asks for a GPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

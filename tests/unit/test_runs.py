@@ -1,7 +1,5 @@
 """A run begins once: its configuration and its snapshot are what they were first."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a step does with its errors: waits out what may pass, and reports the last one where people look."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

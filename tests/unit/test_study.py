@@ -1,7 +1,5 @@
 """A study: runs that differ in one key, judged on the same data, in one report."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

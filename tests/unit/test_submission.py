@@ -1,7 +1,5 @@
 """What is wrong with a submission is said before Kubeflow is asked, and a recipe file goes along."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Weights & Biases and MLflow are told of a run; whatever their libraries fail of, the run does not."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

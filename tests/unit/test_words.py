@@ -1,7 +1,5 @@
 """Counts as messages say them."""
 
-from __future__ import annotations
-
 import pytest
 
 from eosin.words import counted

@@ -1,7 +1,5 @@
 """The `eosin` command: verbs in files of their own, errors rendered here."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

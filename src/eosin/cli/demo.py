@@ -1,7 +1,5 @@
 """demo: the whole pipeline on this machine, S3 server and slides included; status and exec look at it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

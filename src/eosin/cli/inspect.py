@@ -1,7 +1,5 @@
 """status, logs, cancel, resume, gc and delete: what a run has come to, and an end to it."""
 
-from __future__ import annotations
-
 from shlex import quote
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """Output and shared options of the verbs: results as JSON or for a person, errors as either."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """eosin registry and export: which model is the current one, moving it, and handing a teacher over."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """run, recipes and doctor: a whole pipeline, on this machine or as a plan, and what comes before it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -97,7 +95,7 @@ def run(
 
 def _run_tiles(
     pipeline: str, run_uri: str, index: str, settings: Sequence[str], params: Sequence[str], dry_run: bool
-) -> TilesPlan | None:
+) -> "TilesPlan | None":
     """Decode or embed without a run; or what that would read."""
     path = compiled_pipeline(pipeline)
     given = {"run": run_uri, **images_of_here(path)}

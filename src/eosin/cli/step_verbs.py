@@ -1,7 +1,5 @@
 """index, decode, train, evaluate, summarize: one step of a run at a time."""
 
-from __future__ import annotations
-
 import json
 from shlex import quote
 from typing import Annotated, Any

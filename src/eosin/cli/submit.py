@@ -1,7 +1,5 @@
 """Pipelines to a Kubeflow cluster (submit, schedule), and what trains a run there, as a file (manifest)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,7 +88,7 @@ def submit(
 
 def _checked(
     path: Path, arguments: dict[str, Any], namespace: str, *, publish: bool = True
-) -> CheckedSubmission:
+) -> "CheckedSubmission":
     from eosin.submission import check_submission
 
     return check_submission(

@@ -3,8 +3,6 @@
 Objects are plain JSON: what a newer server adds is carried along instead of failing to parse.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

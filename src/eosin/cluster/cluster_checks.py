@@ -1,7 +1,5 @@
 """Checks of a cluster: APIs, permissions, references, queue, nodes, quota, store, each with its fix."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

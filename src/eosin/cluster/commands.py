@@ -1,7 +1,5 @@
 """Command lines of the pods, as data: the very ones that tests start as processes."""
 
-from __future__ import annotations
-
 import math
 
 from eosin.config import RunConfig

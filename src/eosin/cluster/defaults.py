@@ -1,7 +1,5 @@
 """Defaults of a cluster for every run, from the chart's values: pools, secrets, scratch, queue, image."""
 
-from __future__ import annotations
-
 from eosin.cluster.api import Cluster, Missing, connect, is_configured
 from eosin.config import load_config
 from eosin.config.cluster import ClusterConfig

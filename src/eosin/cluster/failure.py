@@ -1,7 +1,5 @@
 """Failure of a JobSet in one sentence: which pod, which exit code, its last words, what to do."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """End of a run on a cluster: as Kubeflow's last task sees it, and as a person asks for it."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator

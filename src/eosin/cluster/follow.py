@@ -1,7 +1,5 @@
 """Follower of a JobSet: mirrors logs and warnings, reports its state, judges its failure."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

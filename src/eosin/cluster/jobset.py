@@ -1,7 +1,5 @@
 """Rendering of a run's configuration as a JobSet: pure functions, the same bytes every time."""
 
-from __future__ import annotations
-
 from eosin.cluster import commands, names
 from eosin.cluster.names import OwnerReference, jobset_name
 from eosin.cluster.pods import Manifest, agent_pod, rendezvous_pod

@@ -1,7 +1,5 @@
 """Launcher of a run's training on a cluster: submits or adopts its JobSet, and follows it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 

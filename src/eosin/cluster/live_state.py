@@ -3,8 +3,6 @@
 `python -m eosin.cluster.live_state` fails, with their names, while any does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Names, labels and ownership of everything eosin creates on a cluster."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping

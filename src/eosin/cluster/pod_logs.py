@@ -1,7 +1,5 @@
 """Mirror of pod logs in the run, where they outlive the pods."""
 
-from __future__ import annotations
-
 import collections
 import json
 import re

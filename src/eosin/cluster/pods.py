@@ -1,7 +1,5 @@
 """Pod templates: containers, volumes and security, the restricted Pod Security standard throughout."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from eosin.cluster import commands, names

@@ -1,7 +1,5 @@
 """Kueue's word on a training that waits: its Workload says why."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from eosin.cluster.api import Cluster, Manifest, Missing

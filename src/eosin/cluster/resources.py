@@ -1,7 +1,5 @@
 """Objects of a run on the cluster: made once, adopted where they are there, replaced where they are stale."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

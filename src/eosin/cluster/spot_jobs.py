@@ -4,8 +4,6 @@ Their agents meet those of the JobSet in one world: the pods carry the JobSet's 
 finds them. The JobSet owns the Jobs, so that whatever deletes it takes them along.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """JobSet of a training on a cluster: submitted or adopted, ended, and what it has come to."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ This container is the training's own: it sees whether the run was terminated, an
 What it ends, and why, is in the run's log and in `eosin status`: nobody else may be left to say it.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

@@ -1,7 +1,5 @@
 """Argo Workflow of a Kubeflow run: owner of what the launcher makes, and where a person ends the run."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

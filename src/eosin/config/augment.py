@@ -1,7 +1,5 @@
 """Multi-crop views of a patch."""
 
-from __future__ import annotations
-
 from typing import Self
 
 from pydantic import Field, model_validator

@@ -1,7 +1,5 @@
 """Configuration of the cluster: where the pods run. Nothing here changes what is computed."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator

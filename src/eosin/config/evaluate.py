@@ -1,7 +1,5 @@
 """Configuration of evaluation: which checkpoints are judged, and by what."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import Field, model_validator

@@ -1,7 +1,5 @@
 """Hyperparameters of the heads that tasks train on frozen features: eva's unless changed."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Configuration of slides and of their index."""
 
-from __future__ import annotations
-
 import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self

@@ -1,7 +1,5 @@
 """Configuration files: read, overridden in part, written and compared; mistakes in them in plain words."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence

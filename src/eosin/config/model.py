@@ -1,7 +1,5 @@
 """The backbone and the projection heads."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

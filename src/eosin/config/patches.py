@@ -1,7 +1,5 @@
 """Configuration of patches: those that training sees, and the held-out set that judges it without labels."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator

@@ -4,8 +4,6 @@ The figures are kaiko-eva's (0.4.5): steps, batch, learning rate and seeds are t
 what differs between datasets stands here.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from eosin.words import nearest_of

@@ -1,7 +1,5 @@
 """The whole configuration of a run."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any, Self

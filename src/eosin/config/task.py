@@ -4,8 +4,6 @@ A kind of task is one module of `eosin.evaluation.tasks`, found by its being the
 nothing heavier than pydantic until its task is run, since every configuration is read with it.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from functools import cache

@@ -1,7 +1,5 @@
 """The method, its schedules, and how the work is cut up."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import Field, model_validator

@@ -1,7 +1,5 @@
 """YAML of users: every key once, and the line that a key stands on."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The demo: slides brought into a bucket, the pipeline over them, its report, and a look at what is there."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

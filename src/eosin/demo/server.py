@@ -1,7 +1,5 @@
 """S3 server on loopback (SeaweedFS in one process) and its folder, for the demo and the tests."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -332,13 +330,13 @@ class LocalS3:
                 time.sleep(0.05)
         return False
 
-    def boto(self) -> S3Client:
+    def boto(self) -> "S3Client":
         """A client of the server, whatever the environment says."""
         if self._client is None or self._client.meta.endpoint_url != self.endpoint_url:
             self._client = self._make_client()
         return self._client
 
-    def _make_client(self) -> S3Client:
+    def _make_client(self) -> "S3Client":
         import boto3
         import botocore.session
         from botocore.config import Config

@@ -5,8 +5,6 @@ features, then of its centroids, and so on up. Training draws its patches from t
 that what is common does not drown what is rare (`patches.curation`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Iterator, Sequence

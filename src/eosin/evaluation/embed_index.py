@@ -4,8 +4,6 @@ HDF5 files have the layout that CLAM and TRIDENT read: `features` float32 [N, D]
 the level-0 pixel of each patch's top-left corner, with the patch's size in the attributes of `coords`.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

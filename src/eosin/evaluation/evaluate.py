@@ -1,7 +1,5 @@
 """Evaluation step: one model judged on one task, published as a metric record."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json

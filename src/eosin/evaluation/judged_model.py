@@ -1,7 +1,5 @@
 """Judged model: an exported teacher of this run or another, the network untrained, or a model from timm."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json
@@ -33,7 +31,7 @@ class JudgedModel:
     step: int | None
     digest: str
     """SHA-256 of all that decides its embeddings."""
-    load: Callable[[], tuple[nn.Module, TeacherCard]]
+    load: "Callable[[], tuple[nn.Module, TeacherCard]]"
     trained_by: str = ""
     """URI of the run that trained it, where one is known: its slides are what the model has seen."""
     weights_sha256: str = ""
@@ -46,7 +44,7 @@ class JudgedModel:
         """The name as part of an object key: `timm:a/b` must not open a folder of its own."""
         return record_key(self.name)
 
-    def reading(self, read_out: str) -> JudgedModel:
+    def reading(self, read_out: str) -> "JudgedModel":
         """The same model by its features `read_out`, which are part of its digest."""
         if read_out == LAST:
             return self
@@ -63,14 +61,14 @@ def find_model(run_uri: str, config: RunConfig, name: str, store: Store) -> Judg
 def missing_model(name: str, error: UserError) -> JudgedModel:
     """A model that cannot be had: loading it raises `error`."""
 
-    def load() -> tuple[nn.Module, TeacherCard]:
+    def load() -> "tuple[nn.Module, TeacherCard]":
         raise error
 
     return JudgedModel(name, None, _digest({"missing": name}), load)
 
 
 def _at_size(model: JudgedModel, img_px: int) -> JudgedModel:
-    def load() -> tuple[nn.Module, TeacherCard]:
+    def load() -> "tuple[nn.Module, TeacherCard]":
         module, card = model.load()
         return module, card.model_copy(update={"img_px": img_px})
 
@@ -108,7 +106,7 @@ def _foreign_teacher(folder: str) -> JudgedModel:
 
 
 def _teacher(name: str, step: int | None, card: TeacherCard, uri: str, trained_by: str) -> JudgedModel:
-    def load() -> tuple[nn.Module, TeacherCard]:
+    def load() -> "tuple[nn.Module, TeacherCard]":
         from eosin.models.export import load_teacher
 
         return load_teacher(uri, card.name)
@@ -118,7 +116,7 @@ def _teacher(name: str, step: int | None, card: TeacherCard, uri: str, trained_b
 
 
 def _random_init(config: RunConfig) -> JudgedModel:
-    def load() -> tuple[nn.Module, TeacherCard]:
+    def load() -> "tuple[nn.Module, TeacherCard]":
         from eosin.models.export import random_init
 
         return random_init(config)
@@ -139,7 +137,7 @@ def _from_timm(name: str) -> JudgedModel:
         return _from_file(name, arch, uri)
     identity = {"timm": name, "version": importlib.metadata.version("timm")}
 
-    def load() -> tuple[nn.Module, TeacherCard]:
+    def load() -> "tuple[nn.Module, TeacherCard]":
         from eosin.models.timm_model import load_timm
 
         return load_timm(name.removeprefix(TIMM))
@@ -158,7 +156,7 @@ def _from_file(name: str, arch: str, uri: str) -> JudgedModel:
         ) from None
     identity = {"timm": arch, "uri": uri, "etag": info.etag, "version": importlib.metadata.version("timm")}
 
-    def load() -> tuple[nn.Module, TeacherCard]:
+    def load() -> "tuple[nn.Module, TeacherCard]":
         from eosin.models.timm_model import load_timm_file
 
         return load_timm_file(arch, uri)

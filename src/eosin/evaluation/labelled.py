@@ -1,7 +1,5 @@
 """Labelled embeddings: split into train, validation and judged, and the figures of what was predicted."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Pictures that a task shows beside its figures: neighbours, maps of tokens, segmented patches."""
 
-from __future__ import annotations
-
 import colorsys
 import io
 from collections.abc import Sequence

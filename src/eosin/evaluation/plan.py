@@ -1,7 +1,5 @@
 """Plan of an evaluation: which models are judged on which tasks, shared out over shards."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace

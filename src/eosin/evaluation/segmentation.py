@@ -1,7 +1,5 @@
 """Segmentation: Dice of decoders trained on frozen patch tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,7 +38,9 @@ _MAX_SHOWN = 4
 _MAX_COUNTS = 50_000
 
 
-def run_segmentation(settings: SegmentationTask, dataset: MaskedDataset, context: TaskContext) -> TaskResult:
+def run_segmentation(
+    settings: "SegmentationTask", dataset: MaskedDataset, context: TaskContext
+) -> TaskResult:
     """Dice by class over `decoder.num_runs` runs, with a picture of a few judged tiles.
 
     Raises `UserError` where there is nothing to tell apart, and as `tile_tokens` does.
@@ -86,7 +86,7 @@ class _Parts:
     split: Split
 
 
-def _split(settings: SegmentationTask, dataset: MaskedDataset, found: TileTokens) -> _Parts:
+def _split(settings: "SegmentationTask", dataset: MaskedDataset, found: TileTokens) -> _Parts:
     # Whole images, and before dropping: one that cannot be read must not move another to the other side.
     split = split_samples(dataset.samples)
     names = class_names(settings, found.coding.num_classes)
@@ -108,7 +108,7 @@ def _split(settings: SegmentationTask, dataset: MaskedDataset, found: TileTokens
     return _Parts(names, counted, parts[0], parts[1], parts[2], tiles, split)
 
 
-def class_names(settings: SegmentationTask, num_classes: int) -> tuple[str, ...]:
+def class_names(settings: "SegmentationTask", num_classes: int) -> tuple[str, ...]:
     """Those the task gives; else background, and the others by number."""
     if settings.classes:
         return settings.classes
@@ -135,7 +135,7 @@ def _require(
 
 
 def _details(
-    settings: SegmentationTask,
+    settings: "SegmentationTask",
     dataset: MaskedDataset,
     found: TileTokens,
     parts: _Parts,
@@ -173,7 +173,7 @@ def _details(
     )
 
 
-def _notes(settings: SegmentationTask, found: TileTokens, parts: _Parts) -> list[str]:
+def _notes(settings: "SegmentationTask", found: TileTokens, parts: _Parts) -> list[str]:
     names, notes = parts.class_names, [*parts.split.notes]
     if found.num_tiles_there > settings.max_tiles:
         notes.append(f"{settings.max_tiles} of {found.num_tiles_there} tiles are drawn (max_tiles)")
@@ -221,7 +221,7 @@ def _by_group(dataset: MaskedDataset, parts: _Parts, predicted: Sequence[Classes
 
 
 def _picture(
-    settings: SegmentationTask, dataset: MaskedDataset, parts: _Parts, predicted: Classes
+    settings: "SegmentationTask", dataset: MaskedDataset, parts: _Parts, predicted: Classes
 ) -> Example | None:
     """Of tiles spread evenly over those that show a counted class; the first run's prediction."""
     showing = [i for i, each in enumerate(parts.judged.classes) if np.isin(each, parts.counted).any()]

@@ -1,7 +1,5 @@
 """Task: what every kind of evaluation task does, and the dataset keys of those on labelled images."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -44,7 +42,7 @@ class TaskResult:
     details: Details
     num_items: int
     """Images, tiles or patches that the model saw."""
-    examples: tuple[Example, ...] = ()
+    examples: "tuple[Example, ...]" = ()
 
 
 @dataclass
@@ -52,15 +50,15 @@ class TaskContext:
     """What a task may use besides its dataset."""
 
     run_uri: str
-    config: RunConfig
-    model: JudgedModel
+    config: "RunConfig"
+    model: "JudgedModel"
     store: Store
-    log: RunLog
+    log: "RunLog"
     told: dict[str, Any] = field(default_factory=dict)
     """Fields of `Details` known so far, which a failed record keeps: what was left out, and why."""
-    _embedded: dict[str, Embeddings] = field(default_factory=dict)
+    _embedded: "dict[str, Embeddings]" = field(default_factory=dict)
 
-    def embed(self, dataset: Dataset, change: str = "") -> Embeddings:
+    def embed(self, dataset: "Dataset", change: str = "") -> "Embeddings":
         """Embeddings of every readable image of `dataset`, changed as `change` says; computed once.
 
         Raises as `eosin.evaluation.embeddings.embed.embed` does.
@@ -90,13 +88,13 @@ class Task(TaskConfig):
             return str(name or getattr(self, "dataset", ""))
         return join_uri(run_uri, RunLayout.patch_set(name))
 
-    def open(self, run_uri: str) -> Dataset:
+    def open(self, run_uri: str) -> "Dataset":
         """The dataset; no image is read. Raises `UserError` where nothing usable is there."""
         from eosin.evaluation.datasets.open_dataset import open_dataset
 
         return open_dataset(self.dataset_uri(run_uri))
 
-    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
         """The figures of `context.model` on what `open` gave.
 
         Raises `UserError` or `PermanentError` where there is nothing to measure.
@@ -107,7 +105,7 @@ class Task(TaskConfig):
         """Name and version of the protocol, and where this task departs from it."""
         raise NotImplementedError
 
-    def examples(self, dataset: Dataset, context: TaskContext) -> list[Example]:
+    def examples(self, dataset: "Dataset", context: TaskContext) -> "list[Example]":
         """Pictures to show beside the figures."""
         return []
 
@@ -134,7 +132,7 @@ class LabelledImagesTask(Task):
     """Cross-validation over so many parts, whole patients together; None: the columns fold_0, fold_1 … of a
     table where it has them, else one split."""
 
-    def open(self, run_uri: str) -> Dataset:
+    def open(self, run_uri: str) -> "Dataset":
         """As `Task.open`, in the layout of a public dataset where one is named."""
         from eosin.evaluation.datasets.open_dataset import open_dataset
         from eosin.evaluation.datasets.splits import with_folds

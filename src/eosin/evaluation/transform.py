@@ -1,7 +1,5 @@
 """Transform of an encoded image into the pixels a model sees: part of every protocol."""
 
-from __future__ import annotations
-
 import io
 import warnings
 

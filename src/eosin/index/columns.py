@@ -4,8 +4,6 @@ A start costs what it maps, not what the archive holds; a row is made when it is
 its mask are read when they are drawn from.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import itertools
@@ -210,7 +208,7 @@ def _put_masks(
 class MappedRows(Sequence[SlideRow]):
     """Rows whose columns lie in a folder that `write_columns` filled. Thread-safe; goes on after a fork."""
 
-    def __init__(self, folder: Path, masks: MasksApart | None = None) -> None:
+    def __init__(self, folder: Path, masks: "MasksApart | None" = None) -> None:
         """`masks`: where they lie apart; None: they are in the folder."""
         self.table = _mapped(folder / "slides.bin", _SLIDE)
         self._levels = _mapped(folder / "levels.bin", _LEVEL)
@@ -293,7 +291,7 @@ class MappedRows(Sequence[SlideRow]):
         places = [self._place(number, self.table[number]) for number in dict.fromkeys(rows.tolist())]
         self._masks.prefetch([place for place in places if place.start >= 0])
 
-    def _place(self, number: int, slide: Any) -> StoredBits:
+    def _place(self, number: int, slide: Any) -> "StoredBits":
         return StoredBits(self._masks, number, int(slide["mask_start"]), int(slide["mask_bytes"]))
 
     def alone(self, index: int) -> SlideRow:
@@ -350,7 +348,7 @@ class MappedRows(Sequence[SlideRow]):
 class StoredBits(NamedTuple):
     """Where the bits of one mask lie: that of row `row`."""
 
-    read: MasksInFile | MasksApart
+    read: "MasksInFile | MasksApart"
     row: int
     start: int
     num_bytes: int

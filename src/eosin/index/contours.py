@@ -1,7 +1,5 @@
 """Tissue contours of slides as GeoJSON, one file a slide: written as QuPath opens them, and read back."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -9,8 +9,6 @@ with the same JPEG tables: there blur of a few µm does not show, so the finest 
 an enlarged copy of it would.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

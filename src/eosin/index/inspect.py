@@ -1,7 +1,5 @@
 """Inspection of an index: what it holds, and what is wrong with which slide, for a person or as JSON."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Listing of the slides' folder, and which objects make up a slide."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import itertools

@@ -1,7 +1,5 @@
 """Rows of a scan's shards in order of slides: each part fetched once, a few of them in memory."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +30,7 @@ class MergedParts:
         self._places: list[tuple[int, int]] = []
         self._part = lru_cache(num_held)(self._decoded)
 
-    def __enter__(self) -> MergedParts:
+    def __enter__(self) -> "MergedParts":
         slides = [pa.array([], pa.string())]
         with ThreadPoolExecutor(_FETCHED_AT_ONCE, "merge") as pool:
             for start in range(0, len(self._keys), _FETCHED_AT_ONCE):

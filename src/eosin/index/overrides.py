@@ -1,7 +1,5 @@
 """Overrides: what a person knows of slides that their headers do not say, a CSV keyed by `slide`."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import hashlib
@@ -37,7 +35,7 @@ class Override:
     """URI of the GeoJSON that outlines its tissue."""
     contours_etag: str = ""
 
-    def over(self, known: Override | None) -> Override:
+    def over(self, known: "Override | None") -> "Override":
         """This line, and what `known` says where this says nothing."""
         if known is None:
             return self

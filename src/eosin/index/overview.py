@@ -1,7 +1,5 @@
 """Overview of a slide: the pixels that the tissue mask and the thumbnail are made of."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

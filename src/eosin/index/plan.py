@@ -1,7 +1,5 @@
 """The scan plan: the listing, the overrides and the settings that together name a scan."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Publishing of a snapshot: the shards of a scan merged into one immutable table."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tempfile

@@ -1,7 +1,5 @@
 """Reading of one slide into its row: header, a tile of every level decoded, tissue, thumbnail."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

@@ -1,7 +1,5 @@
 """The index row of a slide, and its Parquet form."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import json
@@ -151,7 +149,7 @@ def _masks_apart(table: pa.Table, masks: BinaryIO) -> pa.Table:
     )
 
 
-def load_rows(store: Store, key: str) -> SlideRows | None:
+def load_rows(store: Store, key: str) -> "SlideRows | None":
     """Published rows, or None where they are not there."""
     try:
         return decode_rows(store.get(key), source=f"{store.uri}/{key}")

@@ -1,7 +1,5 @@
 """The scan of a shard of the slides: sorted by content, known rows reused, others read and published."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter
@@ -323,7 +321,7 @@ def has_fleeting(rows: Iterable[SlideRow]) -> bool:
     return any(row.read_status in FLEETING for row in rows)
 
 
-def _refuse_a_wall(context: ScanContext, progress: _ScanProgress, rows: Sequence[SlideRow]) -> None:
+def _refuse_a_wall(context: ScanContext, progress: "_ScanProgress", rows: Sequence[SlideRow]) -> None:
     """One slide that may not be read is its own affair; where none of many may, the credentials are wrong."""
     num_read = sum(progress.read_statuses.values())
     if num_read >= _UNITS_A_PART and progress.read_statuses["denied"] == num_read:
@@ -343,7 +341,7 @@ def _rows_of(
     plan: ScanPlan,
     previous: PreviousRows,
     unit: Unit,
-    progress: _ScanProgress,
+    progress: "_ScanProgress",
     log: RunLog,
 ) -> list[SlideRow]:
     rows = previous.reusable(plan, context.config, unit)

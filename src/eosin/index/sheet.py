@@ -1,7 +1,5 @@
 """Thumbnails with the outline of the tissue, and the contact sheet of all slides on one page."""
 
-from __future__ import annotations
-
 import base64
 import io
 import tempfile

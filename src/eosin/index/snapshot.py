@@ -1,7 +1,5 @@
 """Immutable snapshots of an index, as everything after the index reads them; the pointer to the newest."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property

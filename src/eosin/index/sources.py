@@ -4,8 +4,6 @@ A key begins with its source's name; after it comes the key in a folder or a gdc
 and `s3/BUCKET/KEY` or `file/PATH` for a manifest.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re
@@ -357,7 +355,7 @@ def _of_idc(source: SourceConfig) -> list[SourceEntry]:
     return sorted(entries, key=lambda each: each.key)
 
 
-def _series(path: Path, columns: Sequence[str]) -> pa.Table:
+def _series(path: Path, columns: Sequence[str]) -> "pa.Table":
     """Rows of all whole-slide series. Raises `UserError` for a column that the index does not have."""
     import pyarrow.parquet as pq
 
@@ -374,7 +372,7 @@ def _series(path: Path, columns: Sequence[str]) -> pa.Table:
     return pq.read_table(path, columns=sorted(wanted), filters=[("Modality", "=", "SM")])
 
 
-def _matches(table: pa.Table, column: str, patterns: Sequence[str]) -> Any:
+def _matches(table: "pa.Table", column: str, patterns: Sequence[str]) -> Any:
     """Which rows have a value that a pattern fits. Raises `UserError` for a pattern that fits none."""
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -1,7 +1,5 @@
 """The held-out split: by patient, by a stable hash, whatever else is in the snapshot."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple

@@ -5,8 +5,6 @@ hold where a slide is all tissue or all glass; then pen marks, what is out of fo
 are removed. A learned model may stand in for the thresholds.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import numpy.typing as npt

@@ -1,7 +1,5 @@
 """The tissue mask: a bit a mask pixel, and the foreground share of any box in constant time."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections import OrderedDict
@@ -45,7 +43,7 @@ class TissueMask:
     """Height of a mask pixel in level-0 pixels."""
 
     @classmethod
-    def from_array(cls, mask: npt.NDArray[np.bool_], pixel_x_px: float, pixel_y_px: float) -> TissueMask:
+    def from_array(cls, mask: npt.NDArray[np.bool_], pixel_x_px: float, pixel_y_px: float) -> "TissueMask":
         """Pack a boolean mask [height, width]."""
         packed = _CODEC.compress(np.packbits(mask, axis=1).tobytes(), asbytes=True)
         return cls(packed, mask.shape[1], mask.shape[0], pixel_x_px, pixel_y_px)

@@ -5,8 +5,6 @@ float32 [N, 1, H, W] or [N, H, W], the probability of tissue of each pixel. N an
 a side that is fixed is the side of the windows.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ each vendor and layout the smallest usable slide is staged whole, and OpenSlide'
 for DICOM) are compared with ours: the one that the mask was made from, and squares of every level.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Connection to the API of Kubeflow Pipelines by kfp's own client, its errors in a person's words."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

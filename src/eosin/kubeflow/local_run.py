@@ -3,8 +3,6 @@
 The child is `python -m eosin.kubeflow.local_run JSON`: what it prints is shown as progress.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Parameters of a compiled pipeline: their names and types, and the values given for them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from importlib.resources import as_file, files

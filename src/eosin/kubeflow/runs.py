@@ -1,7 +1,5 @@
 """Runs of pipelines on Kubeflow: submitted once, found again, terminated, retried; and recurring ones."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Resources written into the compiled file need no parameter of the pipeline, so t
 with `kfp.local`, which takes no notice of them.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 import tempfile

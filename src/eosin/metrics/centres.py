@@ -4,8 +4,6 @@ Kömen et al., "Towards Robust Foundation Models for Digital Pathology" (arXiv 2
 code, bifold-pathomics/PathoROB at 46594e9 (`tests/unit/metrics/test_centres.py`).
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -31,7 +29,7 @@ class NeighbourCounts:
     other_class_same_centre: int
     other_class_other_centre: int
 
-    def __add__(self, other: NeighbourCounts) -> NeighbourCounts:
+    def __add__(self, other: "NeighbourCounts") -> "NeighbourCounts":
         return NeighbourCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property

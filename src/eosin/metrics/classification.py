@@ -1,7 +1,5 @@
 """Figures of predicted classes and masks, by scikit-learn where it has them."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 from sklearn import metrics

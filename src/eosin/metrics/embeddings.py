@@ -1,7 +1,5 @@
 """Figures of embeddings without training: effective rank, correlation, invariance, neighbours."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Samples of one patient are not independent, so whatever says how sure a figure i
 Counts are float64 [groups, C, C], row the true class, column the predicted one; they add up.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -6,8 +6,6 @@ spread of its logit, with the quantile of Student's t for groups − 1 degrees o
 hold it in 94 % and more from 6 groups on (`tests/unit/metrics/test_coverage.py` measures it).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

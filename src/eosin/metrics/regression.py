@@ -1,7 +1,5 @@
 """Regression on embeddings: ridge after PCA with its correlation, Cox with the concordance index."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

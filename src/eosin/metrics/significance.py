@@ -1,7 +1,5 @@
 """Significance of the difference of one figure between two models, from their metric records."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations

@@ -1,7 +1,5 @@
 """timm's VisionTransformer by name and arguments, with errors a person can act on."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import importlib.util

@@ -1,7 +1,5 @@
 """A timm ViT over crops of several sizes at once, which can mask tokens; its own weights untouched."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Work for a device: functions compiled whole, and copies that nothing waits for."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

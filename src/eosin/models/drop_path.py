@@ -1,7 +1,5 @@
 """Stochastic depth whose draws come from outside, so that they never depend on the world size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

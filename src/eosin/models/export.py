@@ -1,7 +1,5 @@
 """Export and loading of teachers: safetensors that plain timm loads, and a card that says what they are."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from importlib.metadata import version

@@ -1,7 +1,5 @@
 """Model FLOP utilisation: the operations of a patch, and the matrix rate of a device."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 
@@ -27,7 +25,7 @@ def flops_per_patch(
     compared_patches: float,
     *,
     drop_path: float = 0.0,
-    frozen: CropFlops | None = None,
+    frozen: "CropFlops | None" = None,
 ) -> float:
     """Operations of one patch in a training step: student forward and backward (3 ×), teacher forward (1 ×).
 

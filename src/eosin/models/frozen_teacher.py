@@ -1,7 +1,5 @@
 """A frozen teacher for distillation: a ViT behind the student's crops and patch grid."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """A teacher handed over: a copy of its folder or a Hugging Face repository, with a full model card."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

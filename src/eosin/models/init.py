@@ -1,7 +1,5 @@
 """Initial weights from timm, the hub or a file: checked before training, then loaded tensor by tensor."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import math

@@ -3,8 +3,6 @@
 A head is an MLP to a bottleneck on the unit sphere, then a weight-normed prototype layer.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A pretrained model by its timm or Hugging Face name, or a timm architecture with a weights file."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from functools import partial

@@ -1,7 +1,5 @@
 """Published weights: files of tensors read safely, and names of timm and the Hugging Face hub."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import pickle

@@ -8,8 +8,6 @@ Order: crop, resize and flip with blur, stain, colour, solarise, normalise. The 
 colours, unlike in DINO's transform; but for clamping the two commute.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

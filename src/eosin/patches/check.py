@@ -1,7 +1,5 @@
 """Estimates of what a configuration would read, from the index alone, before any GPU is taken."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Geometry of a patch: the level that serves an mpp, and which of its pixels a patch covers."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The patch request: a sample named before any pixel of it is read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

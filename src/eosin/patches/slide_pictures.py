@@ -1,7 +1,5 @@
 """Pictures of slides, one a slide: thumbnail, outline of the tissue, and a sample of the patches drawn."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Online Patching: batches of patches read straight from slides, ahead of need."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import threading
@@ -222,7 +220,7 @@ class PatchStream(Closing):
 
 
 def _read_others(
-    reader: PatchReader | GuardedReader,
+    reader: "PatchReader | GuardedReader",
     requests: Sequence[PatchRequest],
     patches: Pixels,
     errors: list[SlideError | None],

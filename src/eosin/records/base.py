@@ -3,8 +3,6 @@
 A record is frozen JSON with a schema version, tolerant of newer fields.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import suppress
 from typing import ClassVar, Self, TypeVar

@@ -1,7 +1,5 @@
 """Details of a metric record: one model for each kind of task."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any
 

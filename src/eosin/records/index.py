@@ -1,7 +1,5 @@
 """Records of an index: snapshot, listing of a scan, and features made from an index alone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from eosin.records.base import Record

@@ -1,7 +1,5 @@
 """Metric record: one model judged on one task."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Parquet tables from bytes, read by the thread that asks."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Records of a patch set: its specification, and the manifest of its decoded shards."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from eosin.records.base import Record, RecordPart

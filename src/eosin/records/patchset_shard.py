@@ -1,7 +1,5 @@
 """Shard of a patch set, as Parquet or as a tar: the same rows, the same bytes."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Entry of a model in the registry: which teacher is the current one, and every one before it."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator

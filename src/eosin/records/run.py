@@ -1,7 +1,5 @@
 """Records of a run and its place in Kubeflow: pins, training, lease, teachers, failures, study."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from eosin.records.base import Record, RecordPart

@@ -1,7 +1,5 @@
 """The files beside a teacher's weights that plain timm and people read: config.json and README.md."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

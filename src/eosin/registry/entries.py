@@ -1,7 +1,5 @@
 """Entries of a registry, read and replaced."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import UTC, datetime
 from shlex import quote

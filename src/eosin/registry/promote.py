@@ -1,7 +1,5 @@
 """Promotion: a run's teacher becomes the current model of a name, where the comparison finds it better."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Retraining: begin with the current model of a name, and only where there are new slides enough."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from shlex import quote
 

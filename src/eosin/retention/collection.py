@@ -1,7 +1,5 @@
 """Garbage collection over runs and indexes: what can go, how it is grouped and aged, and its deletion."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Deletion of one run or study with all that it published, and nothing else."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ the others is optional: without it, and for tiles that are not plain JPEG, the w
 the pixels are the same.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import struct

@@ -3,8 +3,6 @@
 Source: DICOM PS3.3 C.8.12 (VL Whole Slide Microscopy), PS3.5 annex A.4 (encapsulated pixel data).
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator, Sequence

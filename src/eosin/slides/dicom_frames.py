@@ -1,7 +1,5 @@
 """Frames of a DICOM object: where their bytes lie, and which tile of the level's grid each of them is."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Reasons why a slide, or a part of it, cannot be used: a code that is counted, a sentence that is read."""
 
-from __future__ import annotations
-
 from eosin.errors import PermanentError
 from eosin.storage import NotFound, ObjectChanged
 

@@ -1,7 +1,5 @@
 """Header readers: from the objects of a slide to its header and tile table, by ranged reads."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -50,7 +48,7 @@ class OpenedSlide:
     tiles: TileTable
     ranges: RangedObjects
     """Where its tiles are read; what came along with the header is not asked for again."""
-    local: LocalSlide | None = None
+    local: "LocalSlide | None" = None
     remark: str = ""
     """What a person should know of how it had to be read."""
 

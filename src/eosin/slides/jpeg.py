@@ -1,7 +1,5 @@
 """JPEG tiles as TIFF and DICOM keep them: tables apart, colour transform unsaid."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

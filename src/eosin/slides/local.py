@@ -1,7 +1,5 @@
 """Staged slides through OpenSlide, for formats that only it can place."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from eosin.slides.model import Level, SlideHeader, SlideObject, plausible_mpp
 _TILE_PX = 256
 
 
-def open_local(path: Path) -> LocalSlide:
+def open_local(path: Path) -> "LocalSlide":
     """Open a staged copy. Raises `SlideError` (`not-a-slide`) where OpenSlide refuses it."""
     import openslide
 

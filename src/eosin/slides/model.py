@@ -4,8 +4,6 @@ Coordinates named `x_px`, `y_px` without further word are in the level-0 frame: 
 level, origin at its top-left corner, y down.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal, Protocol

@@ -1,7 +1,5 @@
 """Regions of one level: the tiles under them, their bytes in one batch, and what stands for absent ones."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Staging: a slide's objects on a local disk, side by side as they lay in the store."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The tile table: where the bytes of every tile of every level lie."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Slides of the TIFF family, from their directories: levels and the place of every tile."""
 
-from __future__ import annotations
-
 from typing import cast
 
 import numpy as np

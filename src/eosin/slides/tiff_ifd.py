@@ -5,8 +5,6 @@ terabytes. Here only wanted tags are read, nothing larger than `_MAX_VALUE_BYTES
 chain of directories may neither loop nor go on for ever. Source: TIFF 6.0; BigTIFF (libtiff).
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -56,7 +54,7 @@ class IfdEntry:
 class Directory:
     """One image file directory; values are read on request."""
 
-    tiff: TiffFile
+    tiff: "TiffFile"
     entries: dict[int, IfdEntry]
     position: int
 

@@ -1,7 +1,5 @@
 """TIFF dialects: the pyramid and the resolution of a slide, one hook a vendor."""
 
-from __future__ import annotations
-
 import html
 import math
 import re

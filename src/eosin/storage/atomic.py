@@ -1,7 +1,5 @@
 """Atomic files: local files that appear whole or not at all."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

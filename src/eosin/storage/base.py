@@ -1,7 +1,5 @@
 """Protocol of an object store: ranged reads and whole, conditional publishes; its errors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Clients of this process, boto3 and libcurl, shared by all stores of equal settings."""
 
-from __future__ import annotations
-
 import os
 import threading
 from contextlib import suppress
@@ -36,8 +34,8 @@ class Clients:
     """`boto` for control objects; `curl` for ranged reads."""
 
     settings: S3Settings
-    session: boto3.Session
-    boto: S3Client
+    session: "boto3.Session"
+    boto: "S3Client"
     curl: CurlClient
 
     def signing(self, bucket: str) -> Signing:
@@ -140,7 +138,7 @@ def _boto_config(settings: S3Settings) -> Any:
     )
 
 
-def _curl_client(settings: S3Settings, boto: S3Client) -> CurlClient:
+def _curl_client(settings: S3Settings, boto: "S3Client") -> CurlClient:
     return CurlClient(
         CurlOptions(
             aws_sigv4="" if settings.anonymous else f"aws:amz:{boto.meta.region_name}:s3",

@@ -1,7 +1,5 @@
 """Client of libcurl: many requests at once, each batch from one thread, over connections that stay open."""
 
-from __future__ import annotations
-
 import re
 import select
 import threading
@@ -89,7 +87,7 @@ class CurlClient:
             return multi.fetch(requests, user)
 
     @contextmanager
-    def _multi(self) -> Iterator[_Multi]:
+    def _multi(self) -> "Iterator[_Multi]":
         with self._lock:
             if not self._idle:
                 self._idle.append(_Multi(self._options, self._permits))
@@ -110,7 +108,7 @@ class CurlClient:
 class _Transfer:
     """One request at a time, by a handle that is used again for the next of its kind."""
 
-    def __init__(self, options: CurlOptions, idle: list[_Transfer]) -> None:
+    def __init__(self, options: CurlOptions, idle: "list[_Transfer]") -> None:
         self.idle = idle
         """Where it waits for the next request."""
         self.curl = curl = pycurl.Curl()

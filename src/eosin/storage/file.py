@@ -1,7 +1,5 @@
 """Store in a folder of the local file system."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import warnings

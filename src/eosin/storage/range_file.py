@@ -1,7 +1,5 @@
 """Seekable file over ranged reads of one object, for libraries that read headers."""
 
-from __future__ import annotations
-
 import io
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -61,7 +59,7 @@ class RangeFile(io.RawIOBase):
         self._position = origin + offset
         return self._position
 
-    def readinto(self, buffer: Buffer) -> int:
+    def readinto(self, buffer: "Buffer") -> int:
         view = memoryview(buffer).cast("B")
         data = self.read(len(view))
         view[: len(data)] = data

@@ -1,7 +1,5 @@
 """Ranged reads in batches: neighbours share a request, all requests of a batch are in flight together."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Bounded retries with jittered exponential backoff."""
 
-from __future__ import annotations
-
 import logging
 import os
 import random
@@ -33,7 +31,7 @@ class RetryPolicy:
     deadline_s: float = 120.0
 
     @classmethod
-    def from_env(cls) -> RetryPolicy:
+    def from_env(cls) -> "RetryPolicy":
         """Defaults, with `EOSIN_RETRY_MAX_ATTEMPTS`, `_BASE_S`, `_CAP_S` and `_DEADLINE_S` on top."""
         return cls(
             max_attempts=max(1, int(_number("EOSIN_RETRY_MAX_ATTEMPTS", cls.max_attempts))),

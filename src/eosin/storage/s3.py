@@ -1,7 +1,5 @@
 """Store under a prefix of an S3 bucket, and uploads in parts."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import time
@@ -39,7 +37,7 @@ _PARTS_AT_ONCE = 4
 class Upload:
     """Where an upload goes; `call` runs one request with retries and translated errors."""
 
-    boto: S3Client
+    boto: "S3Client"
     bucket: str
     key: str
     call: Callable[[Callable[[], Any]], Any]

@@ -1,7 +1,5 @@
 """Errors of S3 requests in our own three kinds, naming operation, bucket and key."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from eosin.errors import PermanentError, TransientError, UserError

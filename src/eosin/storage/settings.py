@@ -1,7 +1,5 @@
 """Settings of S3, read from the environment once a store is opened."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, field
 
@@ -55,7 +53,7 @@ class S3Settings:
     credentials: tuple[str | None, ...] = field(default=(), repr=False)
 
     @classmethod
-    def from_env(cls, access: S3Access = ENVIRONMENT) -> S3Settings:
+    def from_env(cls, access: S3Access = ENVIRONMENT) -> "S3Settings":
         """Raises `UserError` for a value that cannot be meant."""
         env = os.environ
         endpoint_url = (

@@ -1,7 +1,5 @@
 """Unconditional puts of small objects by libcurl, which take a fifth of the CPU of boto3's."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 from urllib.parse import quote

@@ -4,8 +4,6 @@
 `Path.as_uri` write them; those that eosin writes encode the percent sign only.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Cost of a training: images, time and money; of each node pool, what it worked and what losses cost it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Data of a run: slides used and refused, where their tissue is, and what training draws of them."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Other runs to stand beside: what their own reports say of the same tasks."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

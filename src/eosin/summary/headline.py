@@ -1,7 +1,5 @@
 """Headline table: what training brought, task by task, against where it began."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Report as summary.html, one self-contained page with charts of the run, and as summary.md, by templates."""
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Sequence

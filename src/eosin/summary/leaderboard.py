@@ -1,7 +1,5 @@
 """Every model side by side: this run, earlier runs, baselines and what others have published."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -122,7 +120,7 @@ class Leaderboard:
         """Whether it says more than the headline table: there is something else to stand beside."""
         return any(row.source in ("earlier run", "published") for row in self.rows)
 
-    def blocks(self, num_columns: int) -> list[Leaderboard]:
+    def blocks(self, num_columns: int) -> "list[Leaderboard]":
         """Cut into tables of at most so many columns, each with the rows that have a figure in it."""
         parts = [self.columns[i : i + num_columns] for i in range(0, len(self.columns), num_columns)]
         blocks = []

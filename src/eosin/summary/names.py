@@ -1,7 +1,5 @@
 """Names of metrics and models for people."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from eosin.layout import RANDOM_INIT, step_of

@@ -1,7 +1,5 @@
 """Everything a run has published, read once; what is missing or damaged becomes a line, not an error."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

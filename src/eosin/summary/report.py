@@ -1,7 +1,5 @@
 """Everything the report says, gathered once; the page, the Markdown and the JSON are three views of it."""
 
-from __future__ import annotations
-
 import textwrap
 from collections import Counter
 from collections.abc import Sequence

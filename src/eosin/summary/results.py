@@ -1,7 +1,5 @@
 """Results of metric records in one list: also of those that failed, are missing or disagree."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -99,7 +97,7 @@ METRIC_ORDER = (
 )
 
 
-def collect_results(published: Published) -> list[Result]:
+def collect_results(published: "Published") -> list[Result]:
     """Every result, in the order of models (random-init, baselines, teachers by step), tasks, metrics."""
     tasks = [task.name for task in published.config.evaluate.tasks]
     records: dict[tuple[str, str], list[tuple[str, MetricRecord]]] = defaultdict(list)
@@ -117,7 +115,7 @@ def collect_results(published: Published) -> list[Result]:
     return results
 
 
-def expected_models(published: Published) -> list[str]:
+def expected_models(published: "Published") -> list[str]:
     """The models that the configuration wants judged."""
     evaluate = published.config.evaluate
     done = published.training
@@ -171,7 +169,7 @@ def metric_order(name: str) -> tuple[int, str]:
     return (METRIC_ORDER.index(name) if name in METRIC_ORDER else len(METRIC_ORDER)), name
 
 
-def _missing(published: Published, model: str, task: str) -> Result:
+def _missing(published: "Published", model: str, task: str) -> Result:
     kind = {each.name: each.kind for each in published.config.evaluate.tasks}[task]
     return _empty(model, step_of(model), task, kind, "missing", "no record: it has not been evaluated")
 

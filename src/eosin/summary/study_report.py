@@ -1,7 +1,5 @@
 """The report of a study: each metric against what was varied, over all runs, in three formats."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The summarize step: read what the run published, write the report as page, Markdown and JSON."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

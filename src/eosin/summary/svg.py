@@ -4,8 +4,6 @@ Series differ in marker and dash as well as in colour, every point carries its v
 the chart has a title and a description for a screen reader.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -85,7 +83,7 @@ class _Axis:
         low, high, value = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
         return start + (value - low) / (high - low) * (end - start)
 
-    def to_ticks(self, bounds: tuple[float, float]) -> _Axis:
+    def to_ticks(self, bounds: tuple[float, float]) -> "_Axis":
         """Widened to round numbers, so that a tick stands above and below all that is drawn."""
         step = _tick_step(self.low, self.high, 4)
         low, high = (

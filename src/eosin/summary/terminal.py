@@ -1,7 +1,5 @@
 """Headline of a report as plain text, for a terminal."""
 
-from __future__ import annotations
-
 import io
 import json
 from typing import Any

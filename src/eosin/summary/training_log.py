@@ -1,7 +1,5 @@
 """Log of training: losses by step, speed and world size by time, and each elastic event."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Sequence

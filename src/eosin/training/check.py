@@ -1,7 +1,5 @@
 """Checks of a configuration before training starts, and the figures it is planned by."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -189,7 +187,11 @@ def _check_masks(config: RunConfig, num_patches: int) -> None:
 
 
 def _too_large(
-    config: RunConfig, network: Network, memory: DeviceMemory, memory_bytes: int, frozen: FrozenTeacher | None
+    config: RunConfig,
+    network: Network,
+    memory: "DeviceMemory",
+    memory_bytes: int,
+    frozen: FrozenTeacher | None,
 ) -> UserError:
     """The arithmetic, and what would do."""
     message = f"{memory.arithmetic()} a rank, and there are {memory_bytes / 2**30:.1f} GiB"

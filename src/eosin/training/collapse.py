@@ -1,7 +1,5 @@
 """Detection of collapse: figures of a rolling sample of teacher features, and their floors."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

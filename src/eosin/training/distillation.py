@@ -1,7 +1,5 @@
 """The frozen teacher of a distillation: its weights on every rank, its heads, its identity."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 

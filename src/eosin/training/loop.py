@@ -1,7 +1,5 @@
 """The training loop: step, report, snapshot, export, checkpoint, until the last step."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing

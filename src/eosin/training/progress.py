@@ -1,7 +1,5 @@
 """Progress of training: one event every few steps, TensorBoard's curves, Prometheus' gauges."""
 
-from __future__ import annotations
-
 import os
 import resource
 import tempfile

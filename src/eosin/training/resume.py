@@ -4,8 +4,6 @@ All tell each other what their nodes hold, come to the same choice, and those th
 them out. Then they begin to keep snapshots.
 """
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Training of a run on this machine, as one call: elastic agents as child processes, watched to the end."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

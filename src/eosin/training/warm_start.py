@@ -1,7 +1,5 @@
 """Warm starts of training: random weights, a published backbone, or another run's student and teacher."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """One training process: `python -m eosin.training.worker RUN_URI`, started by torchrun's agent."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

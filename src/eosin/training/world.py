@@ -4,8 +4,6 @@ The batch is cut into a fixed number of microbatches; ranks own consecutive ones
 must. Whatever crosses samples is a sum or a maximum over microbatches, taken here.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

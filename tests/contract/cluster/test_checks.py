@@ -1,7 +1,5 @@
 """`doctor --cluster` against a mock API server: each thing that lacks is named with its fix."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The rendered JobSet: golden files, the upstream schemas, and the properties that keep a run alive."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Submitting and following a JobSet, through the official client against a mock API server."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Spot pools as Jobs beside the JobSet: made, adopted and removed together with it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The store as a pod of the cluster reaches it: a pod that asks, its answer, and nothing left behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

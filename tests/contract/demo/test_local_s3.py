@@ -1,7 +1,5 @@
 """The local S3 server: private, durable, and gone when its owner is."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """Synthetic slides are what OpenSlide and tifffile take for slides of a scanner."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

@@ -1,7 +1,5 @@
 """`eosin curate` and `patches.curation`: rare tissue is drawn as often as common, by arithmetic alone."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

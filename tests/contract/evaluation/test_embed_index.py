@@ -1,7 +1,5 @@
 """`eosin embed` and `eosin decode --index`: features and patch sets from an index alone."""
 
-from __future__ import annotations
-
 import importlib
 import io
 from pathlib import Path

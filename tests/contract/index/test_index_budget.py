@@ -1,7 +1,5 @@
 """What indexing asks of the store, format by format: a dozen GETs and a MiB beside tables and tissue."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Iterator

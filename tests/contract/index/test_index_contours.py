@@ -1,7 +1,5 @@
 """Tissue contours as GeoJSON: drawn again by another library, they are the mask."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Rights that are missing: for one slide its own affair, for all of them one error that says so."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

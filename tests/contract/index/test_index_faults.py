@@ -1,7 +1,5 @@
 """An index made through a connection that misbehaves: the same to the byte."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Hundreds of DICOM series in one flat folder: shared out over the shards, and the same in any sharding."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Work on an index of ten times the slides takes some ten times the time, and memory that a machine has."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

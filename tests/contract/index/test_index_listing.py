@@ -1,7 +1,5 @@
 """One listing for all steps of a run's index, whatever is added, replaced or deleted between them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What indexing holds in memory: a part of the slides, whatever their number."""
 
-from __future__ import annotations
-
 import gc
 import shutil
 import threading

@@ -1,7 +1,5 @@
 """As many slides as a large archive has: what a worker holds before its first patch, and what it reads."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """From a folder of slides to a snapshot: the same whatever the sharding, and nothing read twice."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

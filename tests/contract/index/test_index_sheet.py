@@ -1,7 +1,5 @@
 """The contact sheet: every slide on one page that needs nothing else."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

@@ -1,7 +1,5 @@
 """The guard against misread formats: what another reader shows otherwise is not used."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

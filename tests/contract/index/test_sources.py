@@ -1,7 +1,5 @@
 """Slides of several sources in one index, such as an open archive beside a bucket of one's own."""
 
-from __future__ import annotations
-
 import json
 import os
 import threading

@@ -1,7 +1,5 @@
 """submit and schedule, with kfp's own client, against the part of the API that they use."""
 
-from __future__ import annotations
-
 import json
 import socket
 from collections.abc import Iterator

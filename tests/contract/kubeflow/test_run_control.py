@@ -1,7 +1,5 @@
 """submit, cancel and resume of a run at any stage, with kfp's own client and a mock API server."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Events of a run, stage by stage, under Argo's rules; and the documentation's table of them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

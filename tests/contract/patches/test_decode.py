@@ -1,7 +1,5 @@
 """The held-out patch set: the same patches whatever the sharding, whole or not there, and resumable."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

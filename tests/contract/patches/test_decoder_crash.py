@@ -1,7 +1,5 @@
 """A decoder that takes its process along: the patch is replaced, recorded, and everything else goes on."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

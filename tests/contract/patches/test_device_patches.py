@@ -1,7 +1,5 @@
 """Patches as tensors: what the GPU path does with pixels, on a CPU; tests/gpu has the same on a GPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

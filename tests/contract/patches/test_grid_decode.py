@@ -1,7 +1,5 @@
 """Grids of patches: every position with enough tissue, once, whatever the workers, and in bounded shards."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import itertools

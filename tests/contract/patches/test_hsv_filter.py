@@ -1,7 +1,5 @@
 """The look at decoded patches: in HSV, redrawn by the same pure function, counted, never an error."""
 
-from __future__ import annotations
-
 import colorsys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The dry run's figures are those of the reads that follow."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

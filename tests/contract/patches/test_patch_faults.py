@@ -1,7 +1,5 @@
 """Patches from S3: those of the local files, in the same order, whatever the connection does."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

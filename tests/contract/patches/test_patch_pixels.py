@@ -1,7 +1,5 @@
 """Patches equal what OpenSlide shows, by whichever way their bytes come."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

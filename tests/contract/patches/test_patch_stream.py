@@ -1,7 +1,5 @@
 """The stream when things go wrong: what is replaced, what is raised, what is never left behind."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 import time

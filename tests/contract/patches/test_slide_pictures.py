@@ -1,7 +1,5 @@
 """A picture a slide: the patches drawn in are those that the sampler draws, in tissue, at their places."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """DICOM as archives and vendors write it, against wsidicom and OpenSlide; else against what was written."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Formats that OpenSlide alone places: staged whole, indexed and drawn from like any other, same pixels."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Faults that once gave wrong pixels, levels or resolutions with status `ok`, in every format."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Damaged and hostile slides: always a header or a reason; never a crash, a hang or a flood of memory."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

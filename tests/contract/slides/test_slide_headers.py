@@ -1,7 +1,5 @@
 """What the headers of real slides say, and how little of them is read to learn it."""
 
-from __future__ import annotations
-
 import pytest
 
 from eosin.slides.model import SlideHeader, TileTable

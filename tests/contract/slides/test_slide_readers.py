@@ -1,7 +1,5 @@
 """Every reader against the oracle: pixels as OpenSlide has them, wherever it can read the file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

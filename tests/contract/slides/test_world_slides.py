@@ -1,7 +1,5 @@
 """Layouts that slides of the world come in, each pixel against another reader's or what was written."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Callable

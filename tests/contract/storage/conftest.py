@@ -1,7 +1,5 @@
 """One store fixture, run over both stores."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What both stores promise alike."""
 
-from __future__ import annotations
-
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Byte ranges over libcurl: signatures as botocore makes them, and servers and machines that are odd."""
 
-from __future__ import annotations
-
 import hashlib
 import resource
 import subprocess

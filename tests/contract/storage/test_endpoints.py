@@ -1,7 +1,5 @@
 """How the endpoint is reached: credentials of every kind, TLS with an authority of one's own."""
 
-from __future__ import annotations
-
 import shutil
 import ssl
 import subprocess

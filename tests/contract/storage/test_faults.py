@@ -1,7 +1,5 @@
 """An S3 that is slow, throttles, resets connections, loses answers or cuts bodies short."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Iterator

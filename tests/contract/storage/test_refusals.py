@@ -1,7 +1,5 @@
 """What a user can get wrong: each is one line that names bucket, key and operation, with a hint."""
 
-from __future__ import annotations
-
 import errno
 import os
 import resource

@@ -1,7 +1,5 @@
 """Ways of drawing patches, and DINOv3's backbones, on slides: alike in any world, exact on resume."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Training from a published patch set: it runs, purely, and a set that does not fit the run is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Training under real agents and workers: killed, told to go, refused, stopped."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """Training while the store fails for good, and what a person reads when a worker refuses."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

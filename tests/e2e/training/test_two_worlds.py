@@ -1,7 +1,5 @@
 """Two launches of one run at the same time: the older stops, the newer trains as if it were alone."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

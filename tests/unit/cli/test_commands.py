@@ -1,7 +1,5 @@
 """The command line as a person uses it: help, pipes, slips of the hand, and how each verb ends."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a failed JobSet's pods tell: the cause before its consequences, and an error of the right kind."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Steps that ended without a word, as Argo's record of a run tells them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from eosin.cluster.finish import silent_failures

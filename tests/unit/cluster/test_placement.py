@@ -1,7 +1,5 @@
 """The dry run's nodes, GPUs and money."""
 
-from __future__ import annotations
-
 from eosin.config import load_config
 from eosin.preflight import compare_pools
 

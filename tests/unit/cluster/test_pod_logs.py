@@ -1,7 +1,5 @@
 """Mirrored pod logs: whole parts, no line twice, the same objects from a second launcher."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Which of Kueue's words on a waiting training have no end: as its version 0.19.2 says them."""
 
-from __future__ import annotations
-
 import pytest
 
 from eosin.cluster.queue import never_mends

@@ -1,7 +1,5 @@
 """Waiting for an object to go: gone, replaced by another of its name, or held by a finalizer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """What the watcher ends, and what the run says of it afterwards."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """The configuration: what it refuses, and how it says so."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import get_args, get_origin

@@ -1,7 +1,5 @@
 """Which run a call of the demo is, and options that would be ignored."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

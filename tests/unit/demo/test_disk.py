@@ -1,7 +1,5 @@
 """A full disk is named, whatever else failed because of it."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import NamedTuple

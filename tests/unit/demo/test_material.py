@@ -1,7 +1,5 @@
 """Putting slides into the bucket: what is there stays, what changed is replaced, what went is removed."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

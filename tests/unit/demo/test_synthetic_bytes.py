@@ -1,7 +1,5 @@
 """Same seed, same bytes: twice, in another process, with another number of threads."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import sys

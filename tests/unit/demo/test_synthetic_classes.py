@@ -1,7 +1,5 @@
 """The class of a synthetic patch can be measured in its nuclei and not in its colour."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import numpy.typing as npt

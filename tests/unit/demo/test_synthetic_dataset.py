@@ -1,7 +1,5 @@
 """A synthetic data set: complete, true to its manifest, continued after a kill."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import os

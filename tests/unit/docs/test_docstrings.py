@@ -1,7 +1,5 @@
 """Every public class, function and method of the sources says what it is."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path

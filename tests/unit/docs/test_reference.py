@@ -1,7 +1,5 @@
 """What docs/reference says is what the code has, and it says something of everything."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The documentation site builds strictly, reads without internet, and the README's links lead somewhere."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

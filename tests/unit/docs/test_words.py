@@ -1,7 +1,5 @@
 """What the docs name exists: commands, options, make targets, paths, keys, variables, extras, exit codes."""
 
-from __future__ import annotations
-
 import ast
 import re
 import shlex

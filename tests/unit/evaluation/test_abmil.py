@@ -1,7 +1,5 @@
 """Gated attention: many runs at once are what each would be alone, and padding changes nothing."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Labelled data as people really have it: damaged, incomplete, one-sided."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Public datasets and slides with something wrong: one failed record each, and the other tasks go on."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Models from elsewhere: weights in a file, weights on the hub, and weights of something else."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

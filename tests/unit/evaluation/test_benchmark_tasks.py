@@ -1,7 +1,5 @@
 """PathoROB, PLISM and HEST-Bench in the layouts in which they are published."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

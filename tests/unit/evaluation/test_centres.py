@@ -1,7 +1,5 @@
 """The centres task from a table of patches with their hospitals."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Changes of a patch that keep its tissue."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

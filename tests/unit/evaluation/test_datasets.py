@@ -1,7 +1,5 @@
 """Folders, tables and patch sets of labelled images, good and bad."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

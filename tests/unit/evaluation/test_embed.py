@@ -1,7 +1,5 @@
 """Embeddings are read a batch ahead and made a few at a time; neither may show."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Golden values: benchmarks/peers/eva_golden.py, run with kaiko-eva 0.4.5.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path

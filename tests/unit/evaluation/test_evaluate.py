@@ -1,7 +1,5 @@
 """One evaluation from start to record, on a tiny run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

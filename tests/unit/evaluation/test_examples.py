@@ -1,7 +1,5 @@
 """Pictures of neighbours and token maps: the right ones, small, and never a reason to fail."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

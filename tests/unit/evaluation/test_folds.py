@@ -1,7 +1,5 @@
 """Folds and patients: Patho-Bench's tables as they are, drawn folds, linear heads on pooled slides."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Patients of a labelled set among the pretraining slides."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the values of a mask mean, and tiles that show every pixel once."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Linear probes: batched seeds against one seed at a time by torch's own optimizer."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

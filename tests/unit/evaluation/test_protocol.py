@@ -1,7 +1,5 @@
 """A protocol is called eva's only where it is."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

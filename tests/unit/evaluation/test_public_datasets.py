@@ -1,7 +1,5 @@
 """Public datasets as they are published: what is found, how it is split, and what a wrong count says."""
 
-from __future__ import annotations
-
 import io
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Segmentation from a folder of images and masks to a record with a picture."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

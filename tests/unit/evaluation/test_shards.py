@@ -1,7 +1,5 @@
 """Evaluation in shards: what each shard judges, what is loaded, and what a shard leaves when it is ended."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

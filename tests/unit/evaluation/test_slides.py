@@ -1,7 +1,5 @@
 """The slide task end to end: a table of slides, patches of our own, one record."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

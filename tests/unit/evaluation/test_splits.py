@@ -1,7 +1,5 @@
 """Splits: official ones kept, missing ones drawn stably, patients never on two sides."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

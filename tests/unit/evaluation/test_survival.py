@@ -1,7 +1,5 @@
 """Cox regression and concordance as lifelines and scikit-survival have them, and the task on slides."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

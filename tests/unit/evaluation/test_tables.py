@@ -1,7 +1,5 @@
 """Tables as people save them: encodings, marks between columns, names, labels, nested Parquet."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

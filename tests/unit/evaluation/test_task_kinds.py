@@ -1,7 +1,5 @@
 """Kinds of task: found by their files, light to read, and their records as the schema says."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

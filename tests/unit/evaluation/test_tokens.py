@@ -1,7 +1,5 @@
 """Patch tokens of networks with and without prefix tokens, and of convolutional ones."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """From encoded images to pixels, and what is no image."""
 
-from __future__ import annotations
-
 import io
 import zlib
 

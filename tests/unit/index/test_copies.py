@@ -1,7 +1,5 @@
 """One slide under two names: told apart by what is on it, and never on both sides of a split."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is out of focus is left out, told by the sizes of tiles; what is merely smooth or pale is not."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

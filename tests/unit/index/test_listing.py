@@ -1,7 +1,5 @@
 """What lies in a bucket, and what of it is a slide."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

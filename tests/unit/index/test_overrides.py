@@ -1,7 +1,5 @@
 """The overrides' CSV: what it may say, and what is said of what it may not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

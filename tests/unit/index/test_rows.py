@@ -1,7 +1,5 @@
 """Rows and their Parquet form: nothing lost, the same bytes, made only when asked for."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

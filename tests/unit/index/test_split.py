@@ -1,7 +1,5 @@
 """Which patients are held out: the same whatever else is there, never all of them, never a part of one."""
 
-from __future__ import annotations
-
 import pytest
 
 from eosin.index.rows import SlideRow

@@ -1,7 +1,5 @@
 """Tissue against glass: also where there is only one of them, and where someone drew on the slide."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 import pytest

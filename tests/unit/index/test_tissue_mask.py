@@ -1,7 +1,5 @@
 """The foreground share of a box, against counting by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

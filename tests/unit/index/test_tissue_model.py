@@ -1,7 +1,5 @@
 """A learned tissue mask: what a model must be, and that every pixel gets the model's word."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Which slides another reader is asked about, and what is held of them meanwhile."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from eosin.index.rows import SlideRow, decode_table, encode_rows

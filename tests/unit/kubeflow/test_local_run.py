@@ -1,7 +1,5 @@
 """The pipeline's process: what it leaves to be said when it ends badly."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import NamedTuple

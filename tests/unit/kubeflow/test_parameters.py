@@ -1,7 +1,5 @@
 """Parameters of a compiled pipeline are checked before anything runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a person sees of a running pipeline."""
 
-from __future__ import annotations
-
 import io
 import json
 

@@ -3,8 +3,6 @@
 Golden values: benchmarks/peers/robustness_golden.py.
 """
 
-from __future__ import annotations
-
 import json
 from itertools import combinations
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The robustness index where the answer is known."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from functools import reduce

@@ -1,7 +1,5 @@
 """Figures of predictions, worked out by hand and by the libraries' own functions."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score

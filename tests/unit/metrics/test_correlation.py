@@ -1,7 +1,5 @@
 """ODCorr and its sample variant."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -3,8 +3,6 @@
 The table that it prints is the one of docs/how-to/evaluate.md.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

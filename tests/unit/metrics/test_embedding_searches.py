@@ -1,7 +1,5 @@
 """SimpleShot and retrieval against slow, obvious versions, and the tasks made of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

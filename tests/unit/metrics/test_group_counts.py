@@ -1,7 +1,5 @@
 """The paired test over patients: exact where it can be counted, silent where it cannot be carried."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np

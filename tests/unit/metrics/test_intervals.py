@@ -1,7 +1,5 @@
 """Intervals over patients: inside the bounds, wide where patients are few, absent where they are too few."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score

@@ -1,7 +1,5 @@
 """Agreement and retrieval under changes, with models of known behaviour."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Weighted nearest neighbours against a slow, obvious version."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The permutation test counts exchanges, by hand where there are few."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import stats

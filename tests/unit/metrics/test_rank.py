@@ -1,7 +1,5 @@
 """RankMe and the spectrum, against what linear algebra says they must be."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

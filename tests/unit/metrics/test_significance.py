@@ -1,7 +1,5 @@
 """Which test a pair of records allows."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

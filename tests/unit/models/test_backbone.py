@@ -1,7 +1,5 @@
 """Masked tokens, crop sizes and drop path over timm's own blocks."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

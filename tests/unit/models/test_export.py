@@ -1,7 +1,5 @@
 """Teachers leave as plain timm models and come back unchanged."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import subprocess

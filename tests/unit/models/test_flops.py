@@ -1,7 +1,5 @@
 """The FLOP count against figures published for known networks, and against what torch itself counts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

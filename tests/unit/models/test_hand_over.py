@@ -1,7 +1,5 @@
 """Teachers handed over to folders and to a hub, and loaded from there by timm alone."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Warm starts: every tensor accounted for, whatever size and layout the file has."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """Backbones of DINOv3 (timm's Eva): the tokens of timm's own forward, and warm starts of both layouts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

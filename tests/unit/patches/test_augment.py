@@ -1,7 +1,5 @@
 """Multi-crop: what a view is, and that it belongs to its sample alone."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Weights of cohorts: shares as asked for, however many slides a cohort has, and plain about a wrong name."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Draws are pure, uniform and independent of what else is drawn."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from eosin.patches.sampling.counter_rng import normals, uniforms

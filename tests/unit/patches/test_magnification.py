@@ -1,7 +1,5 @@
 """Continuous magnification: uniform in log mpp, as far as each slide goes, and pure."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The sampler: a pure function, uniform, inside the slide, on tissue, and plain about what it leaves out."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Tile tables: the same places whether read whole or row by row, and never all in memory."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """No thread of Arrow's is left by what reads and writes tables: one alive may abort a process that ends."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Loading, publishing once and updating records, on both stores and by many at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The pointer of a model moves only to what has earned it, one conditional put at a time."""
 
-from __future__ import annotations
-
 import threading
 from hashlib import sha256
 from pathlib import Path

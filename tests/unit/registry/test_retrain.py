@@ -1,7 +1,5 @@
 """A retraining sets out from one model for good, and goes on only where enough is new."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`eosin delete` removes what one run published, when told to, and nothing else."""
 
-from __future__ import annotations
-
 import os
 import re
 import time

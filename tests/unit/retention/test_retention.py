@@ -1,7 +1,5 @@
 """gc never deletes what a run, a snapshot or a younger process may still need."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Sequence

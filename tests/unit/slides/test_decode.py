@@ -1,7 +1,5 @@
 """Tiles to pixels: scaled, damaged, and of every way of saying colour."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import imagecodecs

@@ -1,7 +1,5 @@
 """A part of a tile is that part of the whole tile, to the bit, however the tile was encoded."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import cv2

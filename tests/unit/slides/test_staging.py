@@ -1,7 +1,5 @@
 """A disk that cannot take a slide is the user's to hear of, not a traceback."""
 
-from __future__ import annotations
-
 from collections import namedtuple
 from pathlib import Path
 

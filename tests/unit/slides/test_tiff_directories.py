@@ -1,7 +1,5 @@
 """Directories that no scanner writes: refused with a reason, in bounded time and memory."""
 
-from __future__ import annotations
-
 import io
 import struct
 import time

@@ -1,7 +1,5 @@
 """Requests planned for ranges serve each range exactly, and waste no more than the gap allows."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

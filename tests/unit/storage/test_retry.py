@@ -1,7 +1,5 @@
 """Retries are bounded in number and time, spread, and only for what may pass."""
 
-from __future__ import annotations
-
 import pytest
 
 from eosin.errors import PermanentError, TransientError

@@ -1,7 +1,5 @@
 """What a URI means, and that writing it down again changes nothing."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

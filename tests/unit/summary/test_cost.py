@@ -1,7 +1,5 @@
 """What a training cost: by hours and pools in its log, and what its report tells later runs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What the report says training draws."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

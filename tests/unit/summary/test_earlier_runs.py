@@ -1,7 +1,5 @@
 """Earlier runs beside this one: which are chosen, and when their figures do not compare."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

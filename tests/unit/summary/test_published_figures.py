@@ -1,7 +1,5 @@
 """Which tasks get figures from elsewhere: those that follow a preset, whole and unchanged, and no others."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """What the report shows of a segmentation task and of a protocol that was changed."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

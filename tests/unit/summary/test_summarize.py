@@ -1,7 +1,5 @@
 """The report of a whole run, of half a run, and of one that lies to it."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """Charts: ticks, escaping, degenerate series."""
 
-from __future__ import annotations
-
 import math
 import re
 import xml.etree.ElementTree as ET

@@ -1,7 +1,5 @@
 """The table at the end of the demo."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Events of a training that was interrupted, replayed, and cut short."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A report of many tasks and models: each figure under its own heading, each reason told once."""
 
-from __future__ import annotations
-
 import re
 from html import unescape
 from pathlib import Path

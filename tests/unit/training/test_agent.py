@@ -1,7 +1,5 @@
 """When an agent gives up: at once on what no restart mends, and after restarts that lead nowhere."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

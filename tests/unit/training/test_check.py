@@ -1,7 +1,5 @@
 """What cannot be trained is refused with the arithmetic; the rest is planned."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checkpoints: whole or skipped, kept to a number, published in order with the teachers."""
 
-from __future__ import annotations
-
 import copy
 import json
 import threading

@@ -1,7 +1,5 @@
 """Collapse is seen where it is, and only there."""
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -1,7 +1,5 @@
 """A run is trained on for longer, or at another rate, on purpose: from its newest checkpoint on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

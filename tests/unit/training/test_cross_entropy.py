@@ -1,7 +1,5 @@
 """The chunked loss against the plain one, which holds all logits and lets autograd do the rest."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pytest

@@ -1,7 +1,5 @@
 """Gram anchoring, patch kernel alignment and I-JEPA: the references' values, and the same in any world."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Distillation: a frozen teacher of another patch size and width, in any world and after any restart."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """`make gpu-report`: its table, its limits, and that what it measures by still runs."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import subprocess

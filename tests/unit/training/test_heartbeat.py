@@ -1,7 +1,5 @@
 """A worker that finishes no step is killed with its node's others; one that has not begun is left alone."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

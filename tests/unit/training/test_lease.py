@@ -1,7 +1,5 @@
 """Only the world that started last publishes for a run."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 

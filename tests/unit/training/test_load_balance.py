@@ -1,7 +1,5 @@
 """Microbatches follow the ranks' speed; the trajectory does not."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Block masks: exact counts, the right crops, pure in the generator's seed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Membership changes: a world that has ended, a node struck from the list, a lost rendezvous store."""
 
-from __future__ import annotations
-
 import pickle
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

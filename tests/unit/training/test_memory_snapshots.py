@@ -1,7 +1,5 @@
 """Snapshots in shared memory: whole or skipped, bounded, and never another run's."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

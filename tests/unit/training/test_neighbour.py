@@ -1,7 +1,5 @@
 """A neighbour keeps whole copies for processes of the run, and nothing for anybody else."""
 
-from __future__ import annotations
-
 import os
 import socket
 import struct

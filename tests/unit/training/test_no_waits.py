@@ -5,8 +5,6 @@ one, raises, and so does an operation on tensors of two devices. That is what a 
 for, so a step that runs there to its end is launched as a whole.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

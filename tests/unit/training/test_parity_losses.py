@@ -1,7 +1,5 @@
 """Loss modules against the reference's values (tests/data/golden)."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

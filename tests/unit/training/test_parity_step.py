@@ -1,7 +1,5 @@
 """A whole training step against the reference's loss terms and gradients (tests/data/golden)."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

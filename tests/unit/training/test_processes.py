@@ -1,7 +1,5 @@
 """A worker never outlives its agent, an agent goes when it is told, memory that ran out is counted."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

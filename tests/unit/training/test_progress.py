@@ -1,7 +1,5 @@
 """What a run says of itself: one line an interval, TensorBoard's files, Prometheus' gauges."""
 
-from __future__ import annotations
-
 import json
 import re
 import socket

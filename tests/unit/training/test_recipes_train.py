@@ -1,7 +1,5 @@
 """Every recipe can be trained, says truly what a patch costs, and shows its plan."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Teachers deleted after the end: made again from their checkpoint, or named."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """FSDP2 in several gloo processes: the reference's step, and a state that moves between worlds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Going on from another run at another crop size: student, teacher and heads, every tensor accounted for."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

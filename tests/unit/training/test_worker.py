@@ -1,7 +1,5 @@
 """How a worker ends: its exit code, what it leaves for the agent, and what it says."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The number of ranks changes speed, never the trajectory."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from itertools import product

@@ -1,7 +1,5 @@
 """Configuration of synthetic slides: sizes, tissue classes, and the seed that fixes every byte."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

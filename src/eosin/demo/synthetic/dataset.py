@@ -1,7 +1,5 @@
 """Synthetic data set in a store: slides, labelled patches, the overrides CSV."""
 
-from __future__ import annotations
-
 import hashlib
 import multiprocessing
 import os

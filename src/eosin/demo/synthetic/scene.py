@@ -1,7 +1,5 @@
 """Picture of a synthetic slide: islands of tissue on glass, planned from the seed, and their pixels."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import cv2

@@ -1,7 +1,5 @@
 """One synthetic slide: a JPEG pyramid as a tiled TIFF, in the order and words of an Aperio scanner."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterator

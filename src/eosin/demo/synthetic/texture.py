@@ -4,8 +4,6 @@ Optical density is -ln(transmitted / incident light), so stains add up (Beer-Lam
 vectors are those of Ruifrok and Johnston (2001), turned a little for every region.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import cv2
@@ -33,11 +31,11 @@ class Stain:
     """Optical density added everywhere: exposure and section thickness."""
 
     @staticmethod
-    def of_slide(rng: np.random.Generator) -> Stain:
+    def of_slide(rng: np.random.Generator) -> "Stain":
         """A slide's own stain, around the textbook one."""
         return Stain(1.0, 1.0, (0, 0, 0), (0, 0, 0), 0.0).varied(rng, 0.16)
 
-    def varied(self, rng: np.random.Generator, spread: float) -> Stain:
+    def varied(self, rng: np.random.Generator, spread: float) -> "Stain":
         """This stain with strengths changed log-normally by `spread` and hues turned in proportion."""
         h_turn, e_turn = rng.normal(0, 0.4 * spread, (2, 3))
         return Stain(

@@ -1,7 +1,5 @@
 """A dataset to judge models on: samples with labels, and their bytes when asked for; a folder as one."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata
@@ -143,7 +141,7 @@ class Dataset:
 class Digest:
     """SHA-256 over lines of fields, so that ("ab", "c") and ("a", "bc") differ."""
 
-    _hash: hashlib._Hash = field(default_factory=hashlib.sha256)
+    _hash: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
     def add(self, *fields: object) -> None:
         """Take one line of fields."""

@@ -1,7 +1,5 @@
 """Masks as a class for every pixel, and images with masks in two folders as a dataset."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Labelled images by URI: a patch set, a table, a folder of class folders, or a public dataset."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import posixpath

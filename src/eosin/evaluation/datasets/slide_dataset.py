@@ -1,7 +1,5 @@
 """Slides with labels as a dataset: from a CSV, or Camelyon16 and PANDA as they are published."""
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

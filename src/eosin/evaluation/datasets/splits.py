@@ -1,7 +1,5 @@
 """Train, validation and test where a dataset leaves something open; no patient on two sides."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence

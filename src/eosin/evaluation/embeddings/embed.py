@@ -1,7 +1,5 @@
 """Frozen embeddings of a dataset: computed once, stored by digest, shared by all tasks and re-runs."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """A frozen backbone turned into a function from pixels to embeddings."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import TYPE_CHECKING, Any, Self
@@ -43,7 +41,7 @@ class Forward:
         self._std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
 
     @classmethod
-    def of(cls, model: JudgedModel) -> Self:
+    def of(cls, model: "JudgedModel") -> Self:
         """Load `model`, to be read out as it says."""
         return cls(*model.load(), model.read_out)
 

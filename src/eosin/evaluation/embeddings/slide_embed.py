@@ -1,7 +1,5 @@
 """Patches of labelled slides and their embeddings: a grid over their tissue, stored slide by slide."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import json
@@ -184,7 +182,7 @@ class Bags:
         ends = zip(self.starts, self.starts[1:], strict=False)
         return np.stack([self.features[start:end].mean(axis=0) for start, end in ends])
 
-    def merged(self, names: Sequence[str]) -> Bags:
+    def merged(self, names: Sequence[str]) -> "Bags":
         """One bag for the neighbours that share a name; of their rows the first stands for it."""
         first = [i for i, name in enumerate(names) if not i or name != names[i - 1]]
         return replace(self, starts=self.starts[[*first, -1]], rows=self.rows[first])
@@ -240,7 +238,7 @@ def _digest(model: JudgedModel, plan: SlidePlan) -> str:
 
 
 def _stored_or_made(
-    store: Store, digest: str, plan: SlidePlan, place: int, worker: _Worker
+    store: Store, digest: str, plan: SlidePlan, place: int, worker: "_Worker"
 ) -> Features | str:
     key = RunLayout.slide_embeddings(digest, plan.row(place).digest)
     try:

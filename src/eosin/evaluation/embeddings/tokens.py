@@ -1,7 +1,5 @@
 """Patch tokens of images with masks: cut into tiles, frozen, in memory within a bound."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -291,7 +289,7 @@ def _pair(
 class _Filled:
     """Arrays for all tiles, made when the first batch has shown how large a token map is."""
 
-    def __init__(self, forward: Forward, num_tiles: int, max_gib: float, *, keep_images: bool) -> None:
+    def __init__(self, forward: "Forward", num_tiles: int, max_gib: float, *, keep_images: bool) -> None:
         self._forward, self._num_tiles, self._max_gib = forward, num_tiles, max_gib
         self._keep_images = keep_images
         self.images = np.empty((0, 0, 0, 3), dtype=np.uint8)

@@ -5,8 +5,6 @@ projection and classifier as in kaiko-eva 0.4.5. Every parameter has a leading d
 step costs a few batched matrix products whatever S is.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,7 +84,7 @@ def train_abmil(
     config: AbmilConfig,
     *,
     seed: int,
-    draws: AbmilDraws | None = None,
+    draws: "AbmilDraws | None" = None,
 ) -> TrainedAbmil:
     """Train `config.num_runs` networks that differ in initialisation and order, and apply their best.
 

@@ -1,7 +1,5 @@
 """Convolutional decoders from frozen patch tokens to classes, trained with Dice loss: eva's, and our own."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence

@@ -5,8 +5,6 @@ they are, cross-entropy, AdamW, best validation epoch, several seeds. One run th
 of its own; here S runs are one [S, D, C] weight, and a step costs one batched matrix product.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -59,7 +57,7 @@ class Probes:
 
 
 def train_probes(
-    train: Part, val: Part, num_classes: int, config: ProbeConfig, *, seed: int, draws: Draws | None = None
+    train: Part, val: Part, num_classes: int, config: ProbeConfig, *, seed: int, draws: "Draws | None" = None
 ) -> Probes:
     """Train `config.num_runs` probes that differ in initialisation and in the order of samples.
 

@@ -1,7 +1,5 @@
 """Runs of one head that train together: their seeds, and the best validation epoch of each."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Centres task: are a patch's neighbours of its tissue, or from its hospital?"""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import reduce
@@ -55,7 +53,7 @@ class CentreTask(Task):
             raise ValueError("num_drop_trials needs layout: the drop is of PathoROB's training sets")
         return self
 
-    def open(self, run_uri: str) -> CentreDataset:
+    def open(self, run_uri: str) -> "CentreDataset":
         """The patches, and which of them each figure is of; raises as `open_centres` and `open_pathorob`."""
         from eosin.evaluation.datasets.public.pathorob import open_centres, open_pathorob
 
@@ -71,7 +69,7 @@ class CentreTask(Task):
         usual = {name: PRESETS[self.layout][name] for name in values}
         return TaskProtocol("pathorob", 1, changes_from(usual, values, source="PathoROB"), values)
 
-    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
         """PathoROB's figures, and the index at each magnification alone.
 
         Raises `UserError` where labels or centres are missing or all one, `PermanentError` where no neighbour
@@ -115,8 +113,12 @@ class CentreTask(Task):
         return TaskResult(metrics, details, len(embeddings.rows))
 
     def _count(
-        self, dataset: CentreDataset, features: Features, place: Mapping[int, int], patches: list[CentrePatch]
-    ) -> NeighbourCounts:
+        self,
+        dataset: "CentreDataset",
+        features: "Features",
+        place: Mapping[int, int],
+        patches: "list[CentrePatch]",
+    ) -> "NeighbourCounts":
         from eosin.metrics.centres import count_neighbours
 
         subsets = {patch.subset if self.paired else "" for patch in patches}
@@ -137,7 +139,7 @@ class CentreTask(Task):
         return reduce(add, counts)
 
     def _clustering(
-        self, features: Features, place: Mapping[int, int], patches: list[CentrePatch]
+        self, features: "Features", place: Mapping[int, int], patches: "list[CentrePatch]"
     ) -> dict[str, MetricValue]:
         from eosin.evaluation.datasets.public.pathorob import OUTSIDE
         from eosin.metrics.centres import clustering_score
@@ -152,7 +154,11 @@ class CentreTask(Task):
         return {"clustering_score": MetricValue.of([score])} if score is not None else {}
 
     def _drops(
-        self, dataset: CentreDataset, features: Features, place: Mapping[int, int], patches: list[CentrePatch]
+        self,
+        dataset: "CentreDataset",
+        features: "Features",
+        place: Mapping[int, int],
+        patches: "list[CentrePatch]",
     ) -> dict[str, MetricValue]:
         from eosin.evaluation.datasets.public.pathorob import OUTSIDE
         from eosin.metrics.centres import DROP_DESIGNS, performance_drops
@@ -171,16 +177,20 @@ class CentreTask(Task):
         names = ("performance_drop_in_domain", "performance_drop_out_of_domain")
         return {name: MetricValue.of(values) for name, values in zip(names, drops, strict=True)}
 
-    def _lacks_drop(self, dataset: CentreDataset, num_there: int) -> bool:
+    def _lacks_drop(self, dataset: "CentreDataset", num_there: int) -> bool:
         """Whether training sets of whole slides cannot be made: a patch is missing or cannot be read."""
         return not dataset.is_whole or num_there < len(dataset.designs["drop"])
 
-    def _drop_notes(self, dataset: CentreDataset, num_there: int) -> list[str]:
+    def _drop_notes(self, dataset: "CentreDataset", num_there: int) -> list[str]:
         lacks = self.num_drop_trials and self._lacks_drop(dataset, num_there)
         return ["no average performance drop: it needs every patch of the set"] if lacks else []
 
     def _by_mpp(
-        self, dataset: CentreDataset, features: Features, place: Mapping[int, int], patches: list[CentrePatch]
+        self,
+        dataset: "CentreDataset",
+        features: "Features",
+        place: Mapping[int, int],
+        patches: "list[CentrePatch]",
     ) -> dict[str, dict[str, float]]:
         """At each magnification that has patches of two patients; empty where there is only one."""
         found: dict[str, dict[str, float]] = {}
@@ -193,7 +203,7 @@ class CentreTask(Task):
         return found if len(found) > 1 else {}
 
 
-def _require_two(dataset: Dataset, column: str, names: set[str]) -> None:
+def _require_two(dataset: "Dataset", column: str, names: set[str]) -> None:
     if len(names) < 2:
         found = ", ".join(names) or "none"
         raise UserError(
@@ -203,7 +213,7 @@ def _require_two(dataset: Dataset, column: str, names: set[str]) -> None:
 
 
 def _notes(
-    dataset: CentreDataset,
+    dataset: "CentreDataset",
     labels: list[str],
     centres: list[str],
     cells: Counter[tuple[str, str]],

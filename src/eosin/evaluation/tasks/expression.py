@@ -1,7 +1,5 @@
 """Expression task: genes at spots predicted from patches by PCA and ridge, as HEST-Bench does."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -25,7 +23,7 @@ class ExpressionTask(Task):
     dataset: str
     """URI of a task of HEST-Bench: splits/, patches/, adata/ and var_50genes.json."""
 
-    def open(self, run_uri: str) -> ExpressionDataset:
+    def open(self, run_uri: str) -> "ExpressionDataset":
         """Patches and expression; raises as `open_hest` does."""
         from eosin.evaluation.datasets.public.hest import open_hest
 
@@ -36,7 +34,7 @@ class ExpressionTask(Task):
             "hest-pca-ridge", 1, hyperparameters={"num_components": 256, "alpha": "100 / (D·G)"}
         )
 
-    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
         """One figure a split. Raises `UserError` where a split has no patch, or no gene that varies."""
         import numpy as np
 

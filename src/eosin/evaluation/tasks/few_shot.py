@@ -1,7 +1,5 @@
 """Few-shot task: SimpleShot with k images a class, many draws each."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -33,7 +31,7 @@ class FewShotTask(LabelledImagesTask):
             "simpleshot-cl2n", 1, hyperparameters={"shots": list(self.shots), "num_draws": self.num_draws}
         )
 
-    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
         """Balanced accuracy by number of shots, and all figures of the most. Raises `UserError`."""
         import numpy as np
 

@@ -1,7 +1,5 @@
 """Linear-probe task: eva's protocol on stored embeddings."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from eosin.config.heads import ProbeConfig
@@ -40,7 +38,7 @@ class LinearProbeTask(LabelledImagesTask):
         changes += (f"folds {self.folds} (eva: one split)",) if self.folds else ()
         return TaskProtocol("linear-probe" if changes else "linear-probe-eva", 2, changes, values)
 
-    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
         """Accuracies over `probe.num_runs` runs. Raises `UserError` where there is nothing to tell apart."""
         import torch
 
@@ -72,7 +70,7 @@ class LinearProbeTask(LabelledImagesTask):
         return TaskResult(found.metrics, details, len(embeddings.rows))
 
 
-def _part(part: LabelledPart, device: torch.device) -> Part:
+def _part(part: "LabelledPart", device: "torch.device") -> "Part":
     import numpy as np
     import torch
 

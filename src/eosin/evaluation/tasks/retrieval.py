@@ -1,7 +1,5 @@
 """Retrieval task: are a patch's or slide's nearest neighbours, of other patients, of its class?"""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -29,7 +27,7 @@ class RetrievalTask(LabelledImagesTask):
     def protocol(self) -> TaskProtocol:
         return TaskProtocol("retrieval-leave-one-patient-out", 1, hyperparameters={"k": self.k})
 
-    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
         """mAP@k, accuracy of the first and of the majority of k. Raises `UserError` or `PermanentError`."""
         import numpy as np
 

@@ -1,7 +1,5 @@
 """Robustness task: do embeddings stay when orientation, stain or sharpness changes and tissue does not?"""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from eosin.errors import PermanentError
@@ -29,7 +27,7 @@ class RobustnessTask(Task):
 
         return TaskProtocol("robustness-orientation-stain-blur", CHANGES_VERSION)
 
-    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
         """For each change: how often a changed patch is found again among all patches, and how far it moved.
 
         Raises `PermanentError` where there are fewer than two patches.

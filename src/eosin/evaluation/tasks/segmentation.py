@@ -1,7 +1,5 @@
 """Segmentation task: Dice of decoders trained on frozen patch tokens."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -61,7 +59,7 @@ class SegmentationTask(Task):
             )
         return self
 
-    def open(self, run_uri: str) -> MaskedDataset:
+    def open(self, run_uri: str) -> "MaskedDataset":
         """Images with masks: a public dataset where the task names its layout, else a folder of pairs."""
         from eosin.evaluation.datasets.masks import open_mask_folder
         from eosin.evaluation.datasets.public.masked import MASKS
@@ -79,7 +77,7 @@ class SegmentationTask(Task):
             changes = (*changes, "tiles of the model's size (eva: whole squares, resized)")
         return TaskProtocol("segmentation-eva-decoder" if changes else "segmentation-eva", 1, changes, values)
 
-    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
         """Dice by class over `decoder.num_runs` runs; raises as `run_segmentation` does."""
         from eosin.evaluation.datasets.masks import MaskedDataset
         from eosin.evaluation.segmentation import run_segmentation

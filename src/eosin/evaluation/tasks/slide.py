@@ -1,7 +1,5 @@
 """Slide task: slides or patients classified by attention over patches, or linearly by their mean."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +52,7 @@ class SlidePatchesTask(Task):
         return self.model_dump(mode="json", include={"mpp", "patch_px", "num_patches", "min_foreground"})
 
     @contextmanager
-    def bags(self, dataset: Dataset, context: TaskContext) -> Iterator[Bags]:
+    def bags(self, dataset: "Dataset", context: TaskContext) -> "Iterator[Bags]":
         """Embeddings of the patches of every slide, in a file that lasts as long as the context.
 
         Raises `UserError` where no slide can be read, `PermanentError` where none gives a patch.
@@ -105,7 +103,7 @@ class SlideTask(SlidePatchesTask):
     cost: float = Field(default=1.0, gt=0)
     """C of the logistic regression, the inverse of its L2 penalty."""
 
-    def open(self, run_uri: str) -> SlideDataset:
+    def open(self, run_uri: str) -> "SlideDataset":
         """The slides with their labels; raises as `open_slides`, `by_patient` and `with_folds` do."""
         from eosin.evaluation.datasets.slide_dataset import by_patient, open_slides
         from eosin.evaluation.datasets.splits import with_folds
@@ -126,7 +124,7 @@ class SlideTask(SlidePatchesTask):
         changes = (*changes_from(_EVA, values), *changes)
         return TaskProtocol("slide-abmil-gated", 2, changes, {**self.sampling(), **own, **values})
 
-    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
         """Accuracies over runs; raises as `bags`, or where nothing is to be told apart."""
         from eosin.evaluation.datasets.slide_dataset import SlideDataset, patient_or_slide
 
@@ -137,7 +135,7 @@ class SlideTask(SlidePatchesTask):
             return _judge(self, dataset, bags, seed=context.config.seed)
 
 
-def _judge(task: SlideTask, dataset: SlideDataset, bags: Bags, *, seed: int) -> TaskResult:
+def _judge(task: SlideTask, dataset: "SlideDataset", bags: "Bags", *, seed: int) -> TaskResult:
     import numpy as np
 
     from eosin.evaluation.embeddings.embed import Embeddings
@@ -182,7 +180,7 @@ def _judge(task: SlideTask, dataset: SlideDataset, bags: Bags, *, seed: int) -> 
     return TaskResult(found.metrics, details, bags.num_patches)
 
 
-def _on_device(bags: Bags) -> SlideBags:
+def _on_device(bags: "Bags") -> "SlideBags":
     """On the GPU where there is one with room for them; else they stay in their file."""
     import torch
 
@@ -196,7 +194,7 @@ def _on_device(bags: Bags) -> SlideBags:
     return SlideBags(features, torch.from_numpy(bags.starts))
 
 
-def _part(part: LabelledPart) -> SlidePart:
+def _part(part: "LabelledPart") -> "SlidePart":
     import torch
 
     from eosin.evaluation.heads.abmil import SlidePart

@@ -1,7 +1,5 @@
 """Survival task: a Cox model on pooled slide embeddings, judged by the concordance index."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -31,7 +29,7 @@ class SurvivalTask(SlidePatchesTask):
     penalty: float = Field(default=0.1, ge=0)
     """λ of the ridge λ/2·‖β‖² beside the mean negative log partial likelihood; features are standardised."""
 
-    def open(self, run_uri: str) -> SlideDataset:
+    def open(self, run_uri: str) -> "SlideDataset":
         """The slides with their times; raises as `open_survival` does."""
         from eosin.evaluation.datasets.slide_dataset import open_survival
 
@@ -41,7 +39,7 @@ class SurvivalTask(SlidePatchesTask):
         values = {**self.sampling(), "penalty": self.penalty}
         return TaskProtocol("survival-cox-mean", 1, hyperparameters=values)
 
-    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
         """The concordance index over patients, of each fold where the table has folds.
 
         Raises as `bags` does, and `UserError` where none has an event that another outlives.
@@ -79,7 +77,7 @@ class SurvivalTask(SlidePatchesTask):
         )
         return TaskResult({"c_index": MetricValue.of(values)}, details, bags.num_patches)
 
-    def _judge(self, dataset: SlideDataset, pooled: Mapping[int, Any]) -> _Risks:
+    def _judge(self, dataset: "SlideDataset", pooled: Mapping[int, Any]) -> "_Risks":
         from eosin.evaluation.datasets.splits import split_samples
         from eosin.metrics.regression import fit_cox
 
@@ -101,7 +99,7 @@ class SurvivalTask(SlidePatchesTask):
 class _Risks(NamedTuple):
     risk: Any
     """Of each judged patient."""
-    judged: _Patients
+    judged: "_Patients"
     num_learnt: int
     notes: tuple[str, ...]
 
@@ -119,7 +117,7 @@ class _Patients(NamedTuple):
     events: Any
 
 
-def _patients(dataset: SlideDataset, pooled: Mapping[int, Any], rows: Sequence[int]) -> _Patients:
+def _patients(dataset: "SlideDataset", pooled: Mapping[int, Any], rows: Sequence[int]) -> _Patients:
     """The patients of the slides `rows` that have an embedding; a slide without a patient is its own."""
     import numpy as np
 

@@ -1,7 +1,5 @@
 """Unsupervised task: RankMe, ODCorr and the spectrum of embeddings."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from eosin.config.task import TaskName
@@ -34,7 +32,7 @@ class UnsupervisedTask(Task):
     def protocol(self) -> TaskProtocol:
         return TaskProtocol("rankme-odcorr", 1)
 
-    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
+    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
         """RankMe (uncentred), ODCorr of features and of samples; also at each magnification alone.
 
         Raises `PermanentError` where they are not defined: fewer than two samples, features that do not vary.
@@ -62,7 +60,7 @@ class UnsupervisedTask(Task):
         )
         return TaskResult(metrics, details, len(embeddings.rows))
 
-    def examples(self, dataset: Dataset, context: TaskContext) -> list[Example]:
+    def examples(self, dataset: "Dataset", context: TaskContext) -> "list[Example]":
         """Nearest neighbours of any patches, and maps of their tokens."""
         from eosin.evaluation.pictures import map_examples, neighbour_examples
 
@@ -75,7 +73,7 @@ class UnsupervisedTask(Task):
         return [each for each in found if each is not None]
 
 
-def _spectrum(features: Features) -> Spectrum:
+def _spectrum(features: "Features") -> Spectrum:
     """Singular values over their largest, at up to 64 log-spaced ranks (counted from 1), and α."""
     import numpy as np
 
@@ -91,7 +89,7 @@ def _spectrum(features: Features) -> Spectrum:
     return Spectrum(rank=ranks.tolist(), relative=tuple(float(f"{v:.6g}") for v in relative), alpha=alpha)
 
 
-def _figures(features: Features) -> dict[str, float]:
+def _figures(features: "Features") -> dict[str, float]:
     from eosin.metrics.embeddings import odcorr, rankme
 
     figures: dict[str, float] = {"num_samples": len(features)}

@@ -4,8 +4,6 @@ It answers one message at a time, and writes pixels to a slab of memory that its
 the parent does. What it is sent comes from the parent alone, over a socket that both inherited.
 """
 
-from __future__ import annotations
-
 import importlib
 import mmap
 import os

@@ -1,7 +1,5 @@
 """Tile decoders behind one interface, on the CPU or by nvImageCodec, which may crash and has a process."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import threading

@@ -3,8 +3,6 @@
 Each stands behind the same interface as the others; a crash or a hang costs one patch and not the training.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os
@@ -50,7 +48,7 @@ _LIBRARIES = {"nvimgcodec": ("nvidia.nvimgcodec", "nvImageCodec"), "cucim": ("cu
 class Isolation:
     """Processes for the decoders that a reader may need; none runs before it is needed."""
 
-    def __init__(self, config: PatchesConfig, device: int | None = None) -> None:
+    def __init__(self, config: "PatchesConfig", device: int | None = None) -> None:
         """`device`: the GPU that decodes and keeps pixels; None: they come as arrays.
 
         Raises `MissingDependency` where the configured decoder is absent.
@@ -80,7 +78,7 @@ class Isolation:
         for pool in self._pools.values():
             pool.close()
 
-    def _pool(self, decoder: str) -> DecoderPool:
+    def _pool(self, decoder: str) -> "DecoderPool":
         with self._lock:
             if decoder not in self._pools:
                 self._pools[decoder] = open_pool(decoder, timeout_s=self._timeout_s, device=self._device)
@@ -92,7 +90,7 @@ class IsolatedTiles:
 
     max_denominator = 1
 
-    def __init__(self, pool: DecoderPool) -> None:
+    def __init__(self, pool: "DecoderPool") -> None:
         self._pool = pool
 
     def decode(self, tiles: Sequence[EncodedTile]) -> list[Pixels | SlideError]:
@@ -100,7 +98,7 @@ class IsolatedTiles:
         return self._pool.run(tiles)
 
 
-def open_pool(decoder: str, *, timeout_s: float, device: int | None = None) -> DecoderPool:
+def open_pool(decoder: str, *, timeout_s: float, device: int | None = None) -> "DecoderPool":
     """Processes of `decoder` (on GPU `device`), none started yet.
 
     Raises `MissingDependency` where its library is absent.
@@ -116,7 +114,7 @@ def open_pool(decoder: str, *, timeout_s: float, device: int | None = None) -> D
     )  # fmt: skip
 
 
-def through_pool(pool: DecoderPool) -> OpenSlideFile:
+def through_pool(pool: "DecoderPool") -> OpenSlideFile:
     """Slides through the library that `pool` holds, one process a slide that is open."""
 
     @contextlib.contextmanager
@@ -128,7 +126,7 @@ def through_pool(pool: DecoderPool) -> OpenSlideFile:
 
 
 class _Regions:
-    def __init__(self, session: Session, path: Path, header: SlideHeader) -> None:
+    def __init__(self, session: "Session", path: Path, header: SlideHeader) -> None:
         self._session, self._path, self._header = session, path, header
 
     def read(self, request: PatchRequest, box: Box) -> Pixels:
@@ -205,7 +203,7 @@ class DecoderPool:
             return session.run(items)
 
     @contextlib.contextmanager
-    def session(self) -> Iterator[Session]:
+    def session(self) -> "Iterator[Session]":
         """One process (and those that replace it) for several calls; its files are let go of at the end."""
         session = Session(self)
         try:
@@ -220,14 +218,14 @@ class DecoderPool:
             while True:
                 self._idle.get_nowait().stop()
 
-    def take(self) -> _Process:
+    def take(self) -> "_Process":
         """An idle process, or a new one."""
         try:
             return self._idle.get_nowait()
         except queue.Empty:
             return _Process(self._command, self._timeout_s, self._slab())
 
-    def discard(self, process: _Process) -> None:
+    def discard(self, process: "_Process") -> None:
         """End a process that does not serve any more."""
         process.stop()
         self._slabs.put(process.slab)
@@ -238,7 +236,7 @@ class DecoderPool:
         except queue.Empty:
             return HostSlab() if self._device is None else DeviceSlab(self._device)
 
-    def give_back(self, process: _Process) -> None:
+    def give_back(self, process: "_Process") -> None:
         """Keep a process for the next caller; end it where the pool is closed."""
         if self._closed:
             process.stop()

@@ -5,8 +5,6 @@ that stood still); its position is replaced all the same from then on, so that a
 checkpoint sees what it saw before.
 """
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from typing import TYPE_CHECKING
@@ -38,7 +36,7 @@ class DecoderDied(SlideError):
 class Quarantine:
     """The list of one run. Thread-safe; workers of a run add to it without knowing of one another."""
 
-    def __init__(self, store: Store | None, snapshot: Snapshot) -> None:
+    def __init__(self, store: Store | None, snapshot: "Snapshot") -> None:
         """`store`: of the run, whose list is read now; None: nothing outlives this process."""
         self._store = store
         self._snapshot = snapshot

@@ -1,7 +1,5 @@
 """Regions of staged slides, in a decoder process, by a library that opens whole slides: OpenSlide, cuCIM."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import math

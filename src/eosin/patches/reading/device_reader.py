@@ -4,8 +4,6 @@ Tiles are decoded whole (nvImageCodec 0.9 fails on regions of JPEGs), cropped an
 cuCIM reads regions of staged slides, those of one size and level in a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any

@@ -1,7 +1,5 @@
 """The read plan of a patch: which tiles, at which scale, and how their pixels become the patch."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The patch reader: requests to pixels, a few patches at a time, each tile fetched and decoded once."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Two ways to the bytes of tiles, one interface: ranged reads from the store, or a staged copy."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol

@@ -6,8 +6,6 @@ the longest unused first. So a kill at any instant leaves nothing that a later p
 clear away.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

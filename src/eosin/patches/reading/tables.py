@@ -1,7 +1,5 @@
 """Tile-table look-ups without holding all tables: 30,000 slides have some 35 GB of them."""
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence

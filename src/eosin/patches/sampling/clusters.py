@@ -1,7 +1,5 @@
 """Cells of slides by cluster of an earlier teacher's features; each branch of their tree is drawn alike."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

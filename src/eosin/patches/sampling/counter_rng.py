@@ -5,8 +5,6 @@ A draw is a 64-bit hash of (seed, stream, step, sample index, draw number): the 
 draw, alone or in a batch, and gets the same bits.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Eligible slides: which can be drawn from, how often, at which magnifications, and why others cannot."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

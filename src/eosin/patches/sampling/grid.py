@@ -1,7 +1,5 @@
 """A regular grid of patches over the tissue of slides."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

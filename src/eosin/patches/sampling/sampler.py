@@ -1,7 +1,5 @@
 """The sampler: sample i of step t by arithmetic on hashes, the same on every worker, after every restart."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -203,7 +201,7 @@ class Sampler:
         chosen = int(enough[0]) if len(enough) else int(np.argmax(shares))
         return (int(x[chosen]), int(y[chosen])), float(shares[chosen])
 
-    def _axes(self, row: SlideRow, mpp: float, cell: int | None) -> tuple[_AxisOfDraws, _AxisOfDraws]:
+    def _axes(self, row: SlideRow, mpp: float, cell: int | None) -> "tuple[_AxisOfDraws, _AxisOfDraws]":
         """Where patches may begin, across and down the slide, their centres in `cell` where one is given."""
         finest = row.header.levels[0]
         width_px, height_px = extent_px(row.header, self.config.patch_px, mpp)

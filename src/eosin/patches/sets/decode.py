@@ -1,7 +1,5 @@
 """Decoding of one worker's part of a patch set of a run or an index: held-out, sampled or a grid."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence

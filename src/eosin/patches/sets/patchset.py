@@ -1,7 +1,5 @@
 """A published patch set: its manifest, and its patches in order, checked against their digests."""
 
-from __future__ import annotations
-
 import hashlib
 
 from eosin.errors import PermanentError, UserError

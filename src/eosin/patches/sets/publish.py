@@ -1,7 +1,5 @@
 """Publishing of patch sets: rows from pixels, shards under markers, a page of patches, then the manifest."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import time

@@ -1,7 +1,5 @@
 """Specification of a patch set: declared in the configuration or when first decoded, then pinned."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

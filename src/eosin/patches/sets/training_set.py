@@ -1,7 +1,5 @@
 """Training from a published patch set: the source of its patches, and whether it fits the run."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -26,7 +24,7 @@ from eosin.storage import open_store
 _NAMED_AT_MOST = 5
 
 
-def open_training_set(config: PatchesConfig, snapshot: Snapshot, seed: int) -> PatchSetSource:
+def open_training_set(config: PatchesConfig, snapshot: Snapshot, seed: int) -> "PatchSetSource":
     """The patches of `config.source`, copied under `config.stage_dir` where one is given.
 
     Raises as `check_training_set`, and `PermanentError` naming a shard that is damaged.

@@ -1,7 +1,5 @@
 """Checkpoints in the run: every rank writes its share, then rank 0 a marker that says they are whole."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections import Counter

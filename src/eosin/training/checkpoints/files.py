@@ -12,8 +12,6 @@ nothing from the bucket is ever unpickled. Rows are fetched by range, checked ag
 to where they belong, a few at a time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -6,8 +6,6 @@ it reads a checkpoint, and looks whether the token is still there before it publ
 given back, so none can keep a restart out.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import socket
@@ -30,7 +28,7 @@ class Lease:
         self._mine = mine
 
     @classmethod
-    def take(cls, store: Store) -> Lease:
+    def take(cls, store: Store) -> "Lease":
         """Take the run over from whoever has it: of worlds that start at once the last to write has it."""
         holder = f"{socket.gethostname()}, process {os.getpid()}"
         now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,5 @@
 """Snapshots in memory, kept by a thread beside training, one at a time."""
 
-from __future__ import annotations
-
 import os
 import queue
 import threading

@@ -6,8 +6,6 @@ of nonce and digest once the piece is whole under its name. So nobody without th
 and what was changed on the way is dropped. Nothing is encrypted, like the traffic of the training itself.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import os

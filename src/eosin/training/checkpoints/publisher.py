@@ -1,7 +1,5 @@
 """Publishing from a thread beside training, in order; and of teachers that were deleted since."""
 
-from __future__ import annotations
-
 import queue
 import threading
 import time

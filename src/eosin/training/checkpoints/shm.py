@@ -5,8 +5,6 @@ whole piece or notices by its digest. The folder is named after a secret of the 
 anew under an old name never takes up what the old one left.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os
@@ -69,7 +67,7 @@ class ShmFolder:
     path: Path
 
     @classmethod
-    def of_run(cls, secret: str) -> ShmFolder:
+    def of_run(cls, secret: str) -> "ShmFolder":
         """The folder of the run with this secret; it need not exist."""
         name = hashlib.sha256(secret.encode()).hexdigest()[:24]
         return cls(shm_root() / f"{_PREFIX}{name}")

@@ -4,8 +4,6 @@ A rank holds all of it, or its rows of every sharded tensor: rank i of n has the
 rows, the last ones shorter or empty, as FSDP2 cuts along the first dimension.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 

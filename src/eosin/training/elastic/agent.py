@@ -9,8 +9,6 @@ committed step. Exit codes: 0 done, 42 a user's error,
 The reason is printed once: by whoever launched the agent, or by the agent where nobody did.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Changes of membership in torchrun agents: a lost node, a lost rendezvous store, a world that has ended."""
 
-from __future__ import annotations
-
 import functools
 import os
 import sys

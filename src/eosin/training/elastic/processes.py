@@ -1,7 +1,5 @@
 """The processes of one training: launcher, agent, workers; their children, their end, their memory."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

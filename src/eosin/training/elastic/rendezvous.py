@@ -4,8 +4,6 @@ It holds no state worth keeping: when it dies every agent exits, all come back, 
 from its last checkpoint.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

@@ -6,8 +6,6 @@ workers tell the other ranks with the numbers of the next step, all copy the sta
 workers answer once their copy is kept.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

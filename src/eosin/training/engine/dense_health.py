@@ -1,7 +1,5 @@
 """Health of dense features: whether neighbouring patches are alike, and patches no copies of their image."""
 
-from __future__ import annotations
-
 import math
 
 import torch

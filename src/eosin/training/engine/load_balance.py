@@ -4,8 +4,6 @@ A pool of mixed nodes then runs as fast as it can. Who computes which microbatch
 shares may change at any step boundary.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import time

@@ -3,8 +3,6 @@
 Masks are rectangles, completed to an exact count, so that shapes never change.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The whole loss: the teacher's targets over all microbatches, then each one's share of the sum."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

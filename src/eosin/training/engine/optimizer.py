@@ -1,7 +1,5 @@
 """The optimizer: AdamW over groups of parameters, and the schedules of its rates and of the teacher."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import defaultdict
@@ -68,7 +66,7 @@ def build_optimizer(student: Network, config: TrainConfig) -> torch.optim.Optimi
     )
 
 
-def apply_values(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
+def apply_values(optimizer: torch.optim.Optimizer, values: "StepValues") -> None:
     """Give each group its learning rate and weight decay of a step."""
     for group in optimizer.param_groups:
         factors = group["multipliers"]

@@ -4,8 +4,6 @@ Both run a step's microbatches as passes of one microbatch and end with the grad
 float32: a sum over microbatches, never a mean over ranks.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable
 
@@ -34,7 +32,7 @@ _CLIP_EPS = 1e-6
 
 def parallelize(
     student: Network, teacher: Network, config: TrainConfig, world: World, *frozen: FrozenTeacher | Backbone
-) -> Replicated | Sharded:
+) -> "Replicated | Sharded":
     """Put all networks on this rank's device as `config.parallel` says.
 
     A world of one without a process group has nothing to shard with, and nothing to gain.

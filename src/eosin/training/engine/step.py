@@ -1,7 +1,5 @@
 """One training step, the same whatever the number of ranks that share it."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping, Sequence

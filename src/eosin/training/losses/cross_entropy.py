@@ -5,8 +5,6 @@ Softmax centring and Sinkhorn-Knopp both end in softmax(z / T + shift) with one 
 bottleneck features wherever they are needed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Losses between patch tokens of student and teacher: Gram anchoring, I-JEPA, patch kernel alignment."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Uniformity terms (KoLeo, KDE), which spread the class-token features of a set over the sphere."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """HEST-Bench: patches around spots and the expression of genes there, in HDF5 files, with given splits."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Public datasets of labelled images as they are published; split as kaiko-eva where they have no split."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Public datasets whose masks are published in other forms than one class index a pixel."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence

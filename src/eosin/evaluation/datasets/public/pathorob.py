@@ -1,7 +1,5 @@
 """PathoROB's sets of patches with the tables that say which of them each of its figures is of."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """PatchCamelyon: lymph node patches of 96 px, tumour or not, in HDF5 files."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Public datasets in general: what lies in their folder, and whether all that was published is there."""
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools
