@@ -7,6 +7,7 @@ from setuptools import Extension, find_namespace_packages, setup
 JPEG_PART = Extension(
     "eosin.slides._jpeg_part",
     ["src/eosin/slides/_jpeg_part.c"],
+    depends=["src/eosin/slides/_jpeg_entropy.h"],
     libraries=["jpeg"],
     extra_compile_args=["-ffp-contract=off"],  # sums are rounded alike on every machine
     optional=True,

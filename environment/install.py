@@ -34,7 +34,8 @@ OLDEST = (3, 11)
 CPU_INDEX_URL = os.environ.get("EOSIN_TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
 """Builds of torch without CUDA, which PyPI has for macOS and Windows only."""
 REACH_TIMEOUT_S = 5.0
-_PROJECT_FILES = ("pyproject.toml", "setup.py", "src/eosin/slides/_jpeg_part.c")
+_C_FILES = ("src/eosin/slides/_jpeg_part.c", "src/eosin/slides/_jpeg_entropy.h")
+_PROJECT_FILES = ("pyproject.toml", "setup.py", *_C_FILES)
 
 
 class InstallError(Exception):

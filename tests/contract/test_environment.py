@@ -114,7 +114,8 @@ def checkout(tmp_path: Path) -> Path:
     for name, text in lock.items():
         (root / "environment" / f"{name}.txt").write_text(text)
     (root / "tests/support/tools.py").write_text("print('fetched')\n")
-    (root / "src/eosin/slides/_jpeg_part.c").write_text("")
+    for name in ("_jpeg_part.c", "_jpeg_entropy.h"):
+        (root / "src/eosin/slides" / name).write_text("")
     (root / "setup.py").write_text("")
     # Without a build backend's packages, a file named as pip accepts it is enough to stand for the project.
     (root / "pyproject.toml").write_text(

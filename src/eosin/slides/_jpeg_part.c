@@ -1,5 +1,5 @@
-/* A rectangle of a baseline JPEG tile, by libjpeg-turbo: rows above it are only entropy-decoded, columns
- * beside it are not transformed, rows below it are not read. And what makes a patch of such rectangles.
+/* A rectangle of a baseline JPEG tile, by libjpeg-turbo: rows above it and columns beside it are passed over
+ * (_jpeg_entropy.h), rows below it are not read. And what makes a patch of such rectangles.
  *
  * Only the plain case is served. Whatever is unusual or damaged is answered by False, and the caller
  * decodes the whole tile, which gives the same pixels or says what is wrong.
@@ -15,6 +15,8 @@
 #include <jpeglib.h>
 #include <jerror.h>
 
+#include "_jpeg_entropy.h"
+
 #define MAX_ROWS 16
 #define MAX_SIDE 65535
 #define CHANNELS 3
@@ -24,6 +26,7 @@ typedef struct {
     struct jpeg_error_mgr errors;
     jmp_buf gave_up;
     unsigned char *rows;
+    EntropyDecoder entropy;
 } Decoder;
 
 typedef struct {
@@ -59,7 +62,7 @@ static int is_plain(const struct jpeg_decompress_struct *jpeg, const Job *job)
 
 /* Upsampling looks at the chroma sample on either side: take in a pixel before and two after the
  * rectangle, so that the cut does not look like the edge of the image. */
-static void crop(Decoder *decoder, const Job *job, JDIMENSION *left)
+static void crop(Decoder *decoder, const Job *job, HuffmanTables *kept, JDIMENSION *left)
 {
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
     JDIMENSION right = job->x_px + job->width_px + 2, width;
@@ -69,6 +72,8 @@ static void crop(Decoder *decoder, const Job *job, JDIMENSION *left)
     *left = job->x_px ? job->x_px - 1 : 0;
     width = right - *left;
     jpeg_crop_scanline(jpeg, left, &width);
+    if (kept != NULL)
+        take_over(&decoder->entropy, jpeg, kept, *left, width);
 }
 
 static void read_rows(Decoder *decoder, const Job *job, JDIMENSION left)
@@ -94,7 +99,7 @@ static void read_rows(Decoder *decoder, const Job *job, JDIMENSION left)
     }
 }
 
-static void decode_rectangle(Decoder *decoder, const Job *job)
+static void decode_rectangle(Decoder *decoder, const Job *job, HuffmanTables *kept)
 {
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
     JDIMENSION left;
@@ -114,13 +119,13 @@ static void decode_rectangle(Decoder *decoder, const Job *job)
     jpeg_start_decompress(jpeg);
     if (job->x_px + job->width_px > jpeg->output_width || job->y_px + job->height_px > jpeg->output_height)
         give_up((j_common_ptr)jpeg);
-    crop(decoder, job, &left);
+    crop(decoder, job, kept, &left);
     if (job->y_px && jpeg_skip_scanlines(jpeg, job->y_px) != job->y_px)
         give_up((j_common_ptr)jpeg);
     read_rows(decoder, job, left);
 }
 
-static int decode(const Job *job)
+static int decode_by(const Job *job, HuffmanTables *kept)
 {
     Decoder decoder;
     volatile int done = 0;
@@ -129,18 +134,25 @@ static int decode(const Job *job)
     decoder.jpeg.err = jpeg_std_error(&decoder.errors);
     decoder.errors.error_exit = give_up;
     decoder.errors.emit_message = on_message;
+    decoder.entropy.odd = give_up;
     if (setjmp(decoder.gave_up) == 0) {
         jpeg_create_decompress(&decoder.jpeg);
-        decode_rectangle(&decoder, job);
+        decode_rectangle(&decoder, job, kept);
         done = 1;
     }
     jpeg_destroy_decompress(&decoder.jpeg);
     free(decoder.rows);
+    free(decoder.entropy.data);
     return done;
 }
 
+static int decode(const Job *job, HuffmanTables *kept)
+{
+    return decode_by(job, kept) || decode_by(job, NULL);
+}
+
 /* Decode the job's tile behind the tables' segments, which begin with SOI, as one stream. */
-static int decode_joined(Job *job, const unsigned char *tables, size_t tables_bytes)
+static int decode_joined(Job *job, HuffmanTables *kept, const unsigned char *tables, size_t tables_bytes)
 {
     const size_t soi_bytes = 2;
     unsigned char *joined;
@@ -149,7 +161,7 @@ static int decode_joined(Job *job, const unsigned char *tables, size_t tables_by
     if (job->size_bytes < soi_bytes || job->data[0] != 0xFF || job->data[1] != 0xD8)
         return 0;
     if (tables_bytes <= soi_bytes)
-        return decode(job);
+        return decode(job, kept);
     joined = malloc(tables_bytes + job->size_bytes - soi_bytes);
     if (joined == NULL)
         return 0;
@@ -157,7 +169,7 @@ static int decode_joined(Job *job, const unsigned char *tables, size_t tables_by
     memcpy(joined + tables_bytes, job->data + soi_bytes, job->size_bytes - soi_bytes);
     job->data = joined;
     job->size_bytes += tables_bytes - soi_bytes;
-    done = decode(job);
+    done = decode(job, kept);
     free(joined);
     return done;
 }
@@ -195,13 +207,35 @@ static int read_job(Job *job, PyObject *tile, PyObject *part, const Py_buffer *r
     return 1;
 }
 
+/* Those that no thread uses now; both with the interpreter's lock held. */
+static HuffmanTables *unused_tables = NULL;
+
+static HuffmanTables *take_tables(void)
+{
+    HuffmanTables *taken = unused_tables;
+
+    if (taken == NULL)
+        return calloc(1, sizeof *taken);
+    unused_tables = taken->next;
+    return taken;
+}
+
+static void give_back(HuffmanTables *taken)
+{
+    if (taken == NULL)
+        return;
+    taken->next = unused_tables;
+    unused_tables = taken;
+}
+
 static PyObject *run(const Job *kind, PyObject *tables, PyObject *tiles, PyObject *parts, const Py_buffer *region)
 {
     Py_ssize_t num = PyTuple_GET_SIZE(parts), i;
     Job *jobs = PyMem_Calloc((size_t)num + 1, sizeof *jobs);
     PyObject *done = PyBytes_FromStringAndSize(NULL, num);
+    HuffmanTables *kept = take_tables();
 
-    if (jobs == NULL || done == NULL) {
+    if (jobs == NULL || done == NULL || kept == NULL) {
         PyErr_NoMemory();
         goto failed;
     }
@@ -213,11 +247,13 @@ static PyObject *run(const Job *kind, PyObject *tables, PyObject *tiles, PyObjec
     Py_BEGIN_ALLOW_THREADS
     for (i = 0; i < num; i++)
         PyBytes_AS_STRING(done)[i] = (char)decode_joined(
-            &jobs[i], (const unsigned char *)PyBytes_AS_STRING(tables), (size_t)PyBytes_GET_SIZE(tables));
+            &jobs[i], kept, (const unsigned char *)PyBytes_AS_STRING(tables), (size_t)PyBytes_GET_SIZE(tables));
     Py_END_ALLOW_THREADS
+    give_back(kept);
     PyMem_Free(jobs);
     return done;
 failed:
+    give_back(kept);
     PyMem_Free(jobs);
     Py_XDECREF(done);
     return NULL;

@@ -79,6 +79,24 @@ def test_any_part_is_cut_from_the_whole(
             assert np.array_equal(part, whole[y : y + h, x : x + w]), (width, x, y, w, h)
 
 
+@needs_module
+def test_parts_do_not_depend_on_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes of 16 bits, blocks without an end, zeros by the run; tables of a tile, more than are kept."""
+    options = [(quality, optimize) for quality in (5, 30, 75, 92, 97, 100) for optimize in (0, 1)]
+    tiles = [
+        encoded(256, 256, seed, cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, optimize)
+        for seed, (quality, optimize) in enumerate(options)
+    ]
+    level = tiles[0][0]
+    wholes = [decode_tile(level, data) for _, data in tiles]
+    monkeypatch.setattr(decode, "decode_tile", None)
+    rng = np.random.default_rng(2)
+    for number in [*range(len(tiles)), *rng.integers(0, len(tiles), 400)]:
+        (x, y, w, h) = boxes(256, 256, int(rng.integers(1 << 30)), 1)[-1]
+        part = part_of(level, tiles[number][1], 1, (x, y, w, h))
+        assert np.array_equal(part, wholes[number][y : y + h, x : x + w]), (options[number], x, y, w, h)
+
+
 @pytest.mark.parametrize("sampling", ["4:2:0", "4:4:4"])
 def test_shared_tables_and_unsaid_colours_are_understood(sampling: str) -> None:
     level, data = encoded(240, 240, 5, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SAMPLINGS[sampling])
