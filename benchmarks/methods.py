@@ -8,11 +8,12 @@ accuracy of a logistic regression and of the 10 nearest neighbours by class toke
 none was trained on; `dense_linear`: of a logistic regression by patch tokens of patches that hold two
 tissues; then the two figures of dense health. Chance is 0.125.
 
-Three methods have a comparison of their own, told by the name: `distill` learns from a network that was
+Four methods have a comparison of their own, told by the name: `distill` learns from a network that was
 taught the tissues by their labels; `three-mpp` and `continuous-mpp` learn from 0.25, 0.5 and 1 µm a pixel
 or from all between, and are judged at 0.35 and 0.71 by what is fitted to the three; `skewed` and `curated`
 learn from a pool of which four fifths are one tissue, the second by clusters of the first one's features
-(`curated` prints both).
+(`curated` prints both); `larger` has crops of 64 and 32 px, `mixed-px` steps of those, of 48 and 24 px as all
+others, and of 64 and 24.
 """
 
 import argparse
@@ -62,7 +63,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "three-mpp": {},
     "continuous-mpp": {},
     "curated": {},
+    "larger": {},
+    "mixed-px": {},
 }
+LARGER = {"global_px": 64, "local_px": 32}
+MIXED_PX = [
+    {"global_px": 48, "local_px": 24, "weight": 0.5}, {"global_px": 64, "local_px": 24, "weight": 0.25},
+    {"global_px": 64, "local_px": 32, "weight": 0.25},
+]  # fmt: skip
+AUGMENT: dict[str, dict[str, Any]] = {"larger": LARGER, "mixed-px": {**LARGER, "mixed_px": MIXED_PX}}
 
 
 @cache
@@ -108,7 +117,7 @@ class FieldSource:
         """Nothing is open."""
 
 
-def configuration(steps: int, seed: int, **train: Any) -> RunConfig:
+def configuration(steps: int, seed: int, method: str = "dinov2", **train: Any) -> RunConfig:
     head = {"num_prototypes": 256, "hidden_dim": 512, "bottleneck_dim": 64, "num_layers": 2}
     optimizer = {
         "lr": 8e-3,
@@ -123,6 +132,7 @@ def configuration(steps: int, seed: int, **train: Any) -> RunConfig:
             "augment": {
                 "global_px": 48, "local_px": 24, "num_local": 2, "global_scale": [0.4, 0.8],
                 "local_scale": [0.12, 0.3], "stain_jitter": 0.15, "grayscale": 0.35,
+                **AUGMENT.get(method, {}),
             },
             "model": {
                 "arch": "vit_tiny_patch16_224", "layer_scale": 0.1,
@@ -252,7 +262,7 @@ def run(method: str, seed: int, steps: int, teacher: str) -> Trainer:
     )
     if "gram" in train:
         train["gram"] |= {"start_step": steps // 2, "refresh_every_steps": steps // 4}
-    config = configuration(steps, seed, **train)
+    config = configuration(steps, seed, method, **train)
     if method.endswith("-mpp"):
         every = tuple(np.geomspace(0.25, 1, 9).round(3)) if method == "continuous-mpp" else PUBLISHED_MPP
         return trained(config, draw_at(every))

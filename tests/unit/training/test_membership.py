@@ -249,6 +249,19 @@ def test_a_node_that_waits_is_let_in_once_the_workers_have_kept_a_snapshot(
     assert not list(tmp_path.glob("snapshot-*")), "the next world is not asked"
 
 
+def test_nobody_waits_for_the_snapshot_of_workers_that_wait_for_a_lost_node(
+    patched: type[DynamicRendezvousHandler], tmp_path: Path
+) -> None:
+    """Its replacement waits already: workers that sit in a collective with the lost one never answer."""
+    found = handler(patched, "a", "b", "c")
+    found.next_rendezvous()
+    (tmp_path / "heartbeat-12").touch()
+    del found._state_holder.state.participants["c"]
+    found.waiting = 1
+    assert found.num_nodes_waiting() == 1
+    assert not (tmp_path / "snapshot-request").exists()
+
+
 def test_another_torch_changes_nothing(patched: type[DynamicRendezvousHandler]) -> None:
     found = handler(patched, "a", "b")
     found.next_rendezvous()

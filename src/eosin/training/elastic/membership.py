@@ -55,12 +55,12 @@ def follow_membership(folder: Path, requests: SnapshotRequests, departure: Depar
     @functools.wraps(count)
     def num_nodes_waiting(self: Any) -> int:
         nonlocal is_planned
-        waiting = count(self)
-        if waiting and not requests.is_answered():
+        found, lost = count(self), _num_lost(self)
+        # Workers that wait for a lost node in a collective answer nothing.
+        if found and not lost and not requests.is_answered():
             return 0
-        found = waiting or _num_lost(self)
-        is_planned = is_planned or bool(found)
-        return found
+        is_planned = is_planned or bool(found or lost)
+        return found or lost
 
     Handler.next_rendezvous = next_rendezvous  # type: ignore[method-assign]  # torch has no hook
     Handler.num_nodes_waiting = num_nodes_waiting  # type: ignore[method-assign]  # torch has no hook
