@@ -195,7 +195,7 @@ def _check_baseline(name: str, *, with_torch: bool) -> None:
         if uri:
             _require_object(uri, f"baseline {name}: no weights at {uri}")
         elif with_torch:
-            from eosin.models.init import require_timm_weights
+            from eosin.models.weights import require_timm_weights
 
             require_timm_weights(arch)
         return

@@ -203,6 +203,39 @@ def steps_between(pod: Pod, since: dict[str, Any], until: dict[str, Any]) -> lis
     return steps[-1:]
 
 
+@pytest.mark.parametrize(
+    ("victim", "moment"),
+    [("spot", "snapshot-kept"), ("spot", "round-*.json"), ("anchor", "snapshot-kept")],
+    ids=["joiner-before-the-round", "joiner-before-its-first-step", "holder-before-the-round"],
+)
+def test_an_agent_killed_while_the_world_grows_costs_no_step(
+    make_site: Any, victim: str, moment: str
+) -> None:
+    """No snapshot is taken but the one before the join: the other goes on from it, and both once all is back.
+    A joiner's node is lost; of a holder the container is started again, with the memory of its pod."""
+    rare = {"snapshot_every_steps": 1000, "log_every_steps": 1, "elastic": {"keep_alive_attempts": 8}}
+    site: Site = make_site(num_steps=30, **rare)
+    pods = {"anchor": site.pods.start("anchor", site.hosts[0])}
+    site.pods.until(lambda: bool(pods["anchor"].events("step")))
+    pods["spot"] = site.pods.start("spot", site.hosts[1])
+    watched = pods["anchor" if moment == "snapshot-kept" else "spot"]
+    site.pods.until(lambda: bool(watched.reports(moment)))
+    signal_group(pods[victim].process, signal.SIGKILL)
+    pods[victim].process.wait(60)
+    held = pods["anchor"].step()
+    assert held == pods["anchor"].events("step")[-1]["step"]
+    if victim == "spot":
+        site.pods.lose(pods[victim])
+        site.pods.until(lambda: site.worlds_of(1) > 1)
+        assert site.pods.worlds()[-1]["start_step"] == held
+        pods[victim] = site.pods.start(victim, site.hosts[1])
+    else:
+        pods[victim] = site.pods.start(victim, site.hosts[0], memory_of=pods[victim])
+    site.pods.until(lambda: site.worlds_of(2) > 0)
+    assert site.pods.worlds()[-1]["start_step"] >= held
+    site.ends_as_if_undisturbed(list(pods.values()))
+
+
 WAYS = ["terminate", "kill", "cut", "freeze"]
 
 

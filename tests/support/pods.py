@@ -43,6 +43,7 @@ class Pod:
     host: Host
     shm: Path
     log: Path
+    temporary: Path
 
     @property
     def ended(self) -> bool:
@@ -51,6 +52,10 @@ class Pod:
     def step(self) -> int:
         """The newest step of which its memory holds a piece."""
         return max((int(path.name[5:13]) for path in self.shm.glob("*/step-*.json")), default=0)
+
+    def reports(self, pattern: str) -> list[Path]:
+        """What its agent and workers have told each other, by the name of the file."""
+        return list(self.temporary.glob(f"eosin-agent-*/{pattern}"))
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Events that its processes have told of, oldest first."""
@@ -86,14 +91,18 @@ class Pods:
         ]
         return dict(job_spec)
 
-    def start(self, job: str, host: Host = LOOPBACK, *, index: int = 0) -> Pod:
-        """The pod of completion `index` of a pool, on `host`."""
+    def start(self, job: str, host: Host = LOOPBACK, *, index: int = 0, memory_of: Pod | None = None) -> Pod:
+        """The pod of completion `index` of a pool, on `host`; or that of `memory_of`, whose container is
+        started again."""
         containers = self.spec(job)["template"]["spec"]["containers"]
         (container,) = [each for each in containers if each["name"] in (CONTAINER, RENDEZVOUS_CONTAINER)]
         number = len(self.pods)
-        shm, log = self._folder / f"shm-{number}", self._folder / f"{job}-{number}.log"
-        shm.mkdir()
+        log, temporary = self._folder / f"{job}-{number}.log", self._folder / f"tmp-{number}"
+        shm = memory_of.shm if memory_of is not None else self._folder / f"shm-{number}"
+        shm.mkdir(exist_ok=True)
+        temporary.mkdir()
         environment = self._environment(container["env"], job, index) | {SHM_DIR: str(shm)}
+        environment["TMPDIR"] = str(temporary)
         command = [self._local(part, environment, host.address) for part in container["command"]]
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -105,7 +114,7 @@ class Pods:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
-        self.pods.append(Pod(process, job, index, host, shm, log))
+        self.pods.append(Pod(process, job, index, host, shm, log, temporary))
         return self.pods[-1]
 
     def lose(self, pod: Pod) -> None:
@@ -161,7 +170,7 @@ class Pods:
             source = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
             found[variable["name"]] = fields[source] if source else _expand(variable["value"], found)
         # Folders and ports of a pod are its own; here they are shared.
-        return found | {"HOME": str(self._folder), "TMPDIR": str(self._folder), "EOSIN_METRICS_PORT": ""}
+        return found | {"HOME": str(self._folder), "EOSIN_METRICS_PORT": ""}
 
     def _machine(self, host: Host) -> dict[str, str]:
         keep = {key: os.environ[key] for key in ("PATH", *_PASSED) if key in os.environ}

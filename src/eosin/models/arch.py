@@ -65,7 +65,8 @@ def create_vit(arch: str, arch_args: dict[str, Any], *, meta: bool = False) -> A
     types = _named_types(arch_args)
     try:
         with torch.device("meta" if meta else "cpu"):
-            vit = timm.create_model(arch, num_classes=0, pretrained=False, **{**arch_args, **types})
+            # timm.create_model leaves arguments out that are None, as LayerScale of none is.
+            vit = timm.model_entrypoint(arch)(num_classes=0, pretrained=False, **{**arch_args, **types})
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError, ArithmeticError,
             OSError) as error:  # fmt: skip
         family = _family(arch)
@@ -80,24 +81,29 @@ def create_vit(arch: str, arch_args: dict[str, Any], *, meta: bool = False) -> A
 def _named_types(arch_args: dict[str, Any]) -> dict[str, Any]:
     """Arguments of timm that are classes, which a configuration can only name: `mlp_layer: SwiGLUPacked`.
 
-    Names are those of `timm.layers` or `torch.nn`; what timm itself finds by a short name stays one. Raises
-    `UserError` for one that is in none of them.
+    What timm itself finds by a short name stays one, as it must in an export, which timm alone loads. Raises
+    `UserError` for a name that is neither that nor one of `timm.layers`.
     """
     from timm import layers
 
     found = {}
     for key, value in arch_args.items():
-        if key.endswith("_layer") and isinstance(value, str):
-            kind = getattr(layers, value, None) or getattr(nn, value, None)
-            if isinstance(kind, type | functools.partial):
-                found[key] = kind
-            elif value and not _is_short_name(key, value):
-                near = difflib.get_close_matches(value, dir(layers), n=3)
+        if key.endswith("_layer") and isinstance(value, str) and value and not _is_short_name(key, value):
+            by_class = key not in _BY_SHORT_NAME
+            kind = getattr(layers, value, None) if by_class else None
+            if not isinstance(kind, type | functools.partial):
+                near = ", ".join(difflib.get_close_matches(value, dir(layers), n=3)) if by_class else ""
+                hint = f"did you mean {near}?" if near else "such as mlp_layer: SwiGLUPacked, act_layer: silu"
                 raise UserError(
-                    f"model.arch_args.{key}: timm.layers has no {value!r}",
-                    hint=f"did you mean {', '.join(near)}?" if near else "such as SwiGLUPacked or SiLU",
+                    f"model.arch_args.{key}: timm.layers has no {value!r}"
+                    + ("" if by_class else " among its short names"),
+                    hint=hint,
                 )
+            found[key] = kind
     return found
+
+
+_BY_SHORT_NAME = ("act_layer", "attn_layer", "norm_layer", "embed_norm_layer")
 
 
 def _is_short_name(key: str, value: str) -> bool:
@@ -105,11 +111,12 @@ def _is_short_name(key: str, value: str) -> bool:
     from timm.layers import get_act_layer, get_norm_layer
     from timm.models.vision_transformer import ATTN_LAYERS
 
+    if key not in _BY_SHORT_NAME:
+        return False
     if key == "attn_layer":
         return value in ATTN_LAYERS
-    registry = {"act_layer": get_act_layer, "norm_layer": get_norm_layer, "embed_norm_layer": get_norm_layer}
     try:
-        return key in registry and registry[key](value) is not None
+        return (get_act_layer if key == "act_layer" else get_norm_layer)(value) is not None
     except KeyError:
         return False
 

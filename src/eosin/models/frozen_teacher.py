@@ -13,9 +13,9 @@ from eosin.config.train import DistillConfig
 from eosin.errors import UserError
 from eosin.layout import TEACHER_CARD
 from eosin.models.arch import create_vit, patch_size_of, require_multiple, resolved_arch_args
-from eosin.models.init import RUN_PREFIX, TIMM_PREFIX, require_timm_weights
+from eosin.models.init import RUN_PREFIX, TIMM_PREFIX
 from eosin.models.timm_model import load_timm
-from eosin.models.weights import HUB_PREFIX
+from eosin.models.weights import HUB_PREFIX, require_timm_weights
 from eosin.records import TeacherCard, load_record
 from eosin.runs import load_run
 from eosin.storage import open_store

@@ -1,6 +1,5 @@
 """Initial weights from timm, the hub or a file: checked before training, then loaded tensor by tensor."""
 
-import difflib
 import json
 import math
 import sys
@@ -16,7 +15,13 @@ from eosin.errors import UserError
 from eosin.layout import COMPLETE, RunLayout
 from eosin.models.arch import create_vit, import_timm, resolved_arch_args
 from eosin.models.backbone import Backbone
-from eosin.models.weights import HUB_PREFIX, create_pretrained, is_pickle, read_tensors
+from eosin.models.weights import (
+    HUB_PREFIX,
+    create_pretrained,
+    is_pickle,
+    read_tensors,
+    require_timm_weights,
+)
 from eosin.runs import load_run
 from eosin.storage import ByteRange, NotFound, open_store
 
@@ -200,25 +205,6 @@ def check_init(config: RunConfig) -> None:
             f"model.init {init} is {theirs[0]} features wide and {theirs[1]} blocks deep, model.arch"
             f" {config.model.arch} is {ours[0] if ours else '?'} and {ours[1] if ours else '?'}",
             hint="set model.arch and model.arch_args to what model.init is",
-        )
-
-
-def require_timm_weights(name: str) -> None:
-    """Raises `UserError` with the nearest names where timm has no model `name`, or none with weights."""
-    timm = import_timm()
-    arch, _, tag = name.partition(".")
-    if not timm.is_model(arch):
-        near = timm.list_models("vit*", module="vision_transformer", pretrained=True)
-        near = difflib.get_close_matches(name, near, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_pretrained('vit*') lists them"
-        raise UserError(f"timm {timm.__version__} has no model {name!r}", hint=hint)
-    known = timm.list_pretrained(f"{arch}.*")
-    if not known or (tag and name not in known):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0) if known else []
-        hint = f"there are: {', '.join([*near, *(each for each in known if each not in near)][:5])}"
-        raise UserError(
-            f"timm {timm.__version__} has no weights {name!r}",
-            hint=hint if known else "name another one, or the URI of a safetensors file",
         )
 
 

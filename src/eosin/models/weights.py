@@ -1,6 +1,7 @@
 """Published weights: files of tensors read safely, and names of timm and the Hugging Face hub."""
 
 import argparse
+import difflib
 import io
 import pickle
 import re
@@ -133,6 +134,25 @@ def create_pretrained(name: str, what: str, **options: Any) -> Any:
         raise _not_fetched(name, what, error) from error
 
 
+def require_timm_weights(name: str) -> None:
+    """Raises `UserError` with the nearest names where timm has no model `name`, or none with weights."""
+    timm = import_timm()
+    arch, _, tag = name.partition(".")
+    if not timm.is_model(arch):
+        near = timm.list_models("vit*", module="vision_transformer", pretrained=True)
+        near = difflib.get_close_matches(name, near, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_pretrained('vit*') lists them"
+        raise UserError(f"timm {timm.__version__} has no model {name!r}", hint=hint)
+    known = timm.list_pretrained(f"{arch}.*")
+    if not known or (tag and name not in known):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0) if known else []
+        hint = f"there are: {', '.join([*near, *(each for each in known if each not in near)][:5])}"
+        raise UserError(
+            f"timm {timm.__version__} has no weights {name!r}",
+            hint=hint if known else "name another one, or the URI of a safetensors file",
+        )
+
+
 def hub_repository(name: str) -> str | None:
     """`OWNER/NAME` on the hub that the weights of `name` come from; None where they come from elsewhere."""
     if name.startswith(HUB_PREFIX):
@@ -143,9 +163,8 @@ def hub_repository(name: str) -> str | None:
 
 def _require_reachable(name: str, what: str) -> None:
     """Raise where the hub is wanted and cannot be reached, or has no such model, and no copy is here."""
-    timm = import_timm()
-    if not name.startswith(HUB_PREFIX) and not timm.is_model(name.split(".")[0]):
-        raise UserError(f"{what}: timm {timm.__version__} has no model {name!r}")
+    if not name.startswith(HUB_PREFIX):
+        require_timm_weights(name)
     repository = hub_repository(name)
     if repository is None or _is_cached(repository):
         return

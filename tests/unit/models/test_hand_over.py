@@ -127,7 +127,7 @@ def test_any_licence_leaves_a_card_that_the_hubs_own_reader_reads(
 KINDS = {
     "plain": {}, "registers": {"reg_tokens": 4}, "no_embed_class": {"reg_tokens": 4, "no_embed_class": True},
     "swiglu_packed": {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}, "swiglu": {"mlp_layer": "SwiGLU"},
-    "short_names": {"act_layer": "silu", "norm_layer": "RmsNorm"}, "qk_norm": {"qk_norm": True},
+    "short_names": {"act_layer": "quick_gelu", "norm_layer": "RmsNorm"}, "qk_norm": {"qk_norm": True},
     "pre_norm": {"pre_norm": True, "final_norm": False}, "no_bias": {"qkv_bias": False, "proj_bias": False},
 }  # fmt: skip
 

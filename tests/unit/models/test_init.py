@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from eosin.config.model import ModelConfig
 from eosin.errors import TransientError, UserError
 from eosin.models.arch import create_vit, import_timm
 from eosin.models.backbone import Backbone, CropGroup, build_backbone
@@ -146,6 +147,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         initialize(backbone(), str(tmp_path / "absent.safetensors"))
     with pytest.raises(UserError, match=r"has no model 'vit_nowhere\.tag'"):
         initialize(backbone(), "timm:vit_nowhere.tag")
+    with pytest.raises(UserError, match=r"has no weights 'vit_tiny_patch16_224\.of_mars'"):
+        initialize(backbone(), "timm:vit_tiny_patch16_224.of_mars")
 
 
 @pytest.fixture
@@ -333,6 +336,14 @@ def test_classes_among_the_arguments_are_named(tmp_path: Path) -> None:
         create_vit("vit_tiny_patch16_224", {**swiglu, "mlp_layer": "SwiGluPacked"})
 
 
+def test_no_layer_scale_is_none_in_every_family() -> None:
+    """timm.create_model drops an argument that is None and takes DINOv3's own."""
+    for arch in ("vit_tiny_patch16_224", "vit_small_patch16_dinov3"):
+        model = ModelConfig(arch=arch, arch_args={**TINY, "depth": 1}, layer_scale=None)
+        names = dict(build_backbone(model, 16).vit.named_parameters())
+        assert not [name for name in names if "gamma" in name]
+
+
 def test_random_changes_nothing() -> None:
     target = backbone()
     before = [parameter.clone() for parameter in target.parameters()]
@@ -345,6 +356,7 @@ def test_short_names_are_those_that_timm_itself_finds() -> None:
     plain = create_vit("vit_tiny_patch16_224", {**AT_16_PX, "act_layer": "silu", "norm_layer": "rmsnorm"})
     assert type(plain.blocks[0].mlp.act).__name__ == "SiLU"  # type: ignore[union-attr,index]
     assert type(plain.blocks[0].norm1).__name__ == "RmsNorm"  # type: ignore[union-attr,index]
-    for key, value in (("act_layer", "rmsnorm"), ("norm_layer", "nonsense"), ("mlp_layer", "swiglu")):
+    named = {"act_layer": ("rmsnorm", "QuickGELU"), "norm_layer": ("nonsense",), "mlp_layer": ("swiglu",)}
+    for key, value in ((key, value) for key, values in named.items() for value in values):
         with pytest.raises(UserError, match=rf"arch_args\.{key}: timm\.layers has no '{value}'"):
             create_vit("vit_tiny_patch16_224", {**AT_16_PX, key: value})
