@@ -1,19 +1,21 @@
 """Membership changes: a world that has ended, a node struck from the list, a lost rendezvous store."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch.distributed import DistNetworkError, HashStore  # type: ignore[attr-defined]
+from torch.distributed import DistNetworkError, DistStoreError, HashStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousConnectionError,
     dynamic_rendezvous,
 )
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     DynamicRendezvousHandler,
     RendezvousSettings,
@@ -114,6 +116,7 @@ def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[DynamicRend
     joined = lambda self: SimpleNamespace(world_size=len(self._state_holder.state.participants))  # noqa: E731
     monkeypatch.setattr(DynamicRendezvousHandler, "next_rendezvous", joined)
     monkeypatch.setattr(DynamicRendezvousHandler, "num_nodes_waiting", lambda self: self.waiting)
+    monkeypatch.setattr(DynamicRendezvousHandler, "shutdown", DynamicRendezvousHandler.shutdown)
     monkeypatch.delenv("EOSIN_RENDEZVOUS_LOST_SINCE", raising=False)
     monkeypatch.setattr(_BackendRendezvousStateHolder, "_sanitize", _BackendRendezvousStateHolder._sanitize)
     follow_membership(tmp_path, SnapshotRequests(tmp_path, 60), Departure())
@@ -139,6 +142,47 @@ def test_a_struck_node_counts_until_the_world_has_met_again(
     assert "1 of 3 nodes sent no keep-alive" in capfd.readouterr().err
     found.next_rendezvous()
     assert found.num_nodes_waiting() == 0
+
+
+@pytest.fixture
+def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own rendezvous as agents have it, until the test ends."""
+    for name in ("next_rendezvous", "num_nodes_waiting", "shutdown"):
+        monkeypatch.setattr(DynamicRendezvousHandler, name, getattr(DynamicRendezvousHandler, name))
+    monkeypatch.setattr(_BackendRendezvousStateHolder, "_sanitize", _BackendRendezvousStateHolder._sanitize)
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    follow_membership(tmp_path, SnapshotRequests(tmp_path, 60), Departure())
+
+
+@pytest.mark.usefixtures("followed")
+def test_a_node_killed_between_its_round_and_its_workers_closes_the_run_for_nobody() -> None:
+    """torch closes the rendezvous for good where an agent waits in vain for another's ranks."""
+    patience = timedelta(seconds=2)
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=patience)
+
+    def agent_of(address: str) -> DynamicRendezvousHandler:
+        store = TCPStore("127.0.0.1", server.port, is_master=False, timeout=patience)
+        backend, timeout = C10dRendezvousBackend(store, "run"), RendezvousTimeout(last_call=patience)
+        return DynamicRendezvousHandler.from_backend("run", store, backend, 1, 2, address, timeout, 1, 3)
+
+    own, killed = agent_of("127.0.0.1"), agent_of("127.0.0.2")
+    with ThreadPoolExecutor() as pool:
+        joining = pool.submit(killed.next_rendezvous)
+        info = own.next_rendezvous()
+        joining.result()
+    assert info.world_size == 2
+    killed._stop_heartbeats()
+    spec: Any = SimpleNamespace(role="default", local_world_size=1)
+    meet: Any = SimpleElasticAgent._assign_worker_ranks
+    with pytest.raises(DistStoreError) as raised:
+        try:
+            meet(None, info.store, info.rank, info.world_size, spec)
+        finally:  # as torchrun does on its way out
+            own.shutdown()
+    assert is_lost_rendezvous(raised.value) and not own.is_closed()
+    assert own.next_rendezvous().world_size == 1
+    own.shutdown()
+    assert own.is_closed(), "training has ended"
 
 
 class Bucket:

@@ -29,13 +29,15 @@ def follow_membership(folder: Path, requests: SnapshotRequests, departure: Depar
       in a collective until the process group's timeout. So a world from which a node was struck counts as
       one that somebody waits to join. It looks at a private attribute of torch's rendezvous; where that is
       gone, nothing changes.
+    - Who has lost the rendezvous, or waits in vain for what a node killed between round and workers should
+      have written there, joins again. torchrun would close it on the way out, for everybody and for good.
     - Whether a node lives is judged by this machine's clock alone (`judge_by_own_clock`).
     - No workers are started any more once this agent has been told to go.
     """
     from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler as Handler
 
     judge_by_own_clock()
-    join, count = Handler.next_rendezvous, Handler.num_nodes_waiting
+    join, count, close = Handler.next_rendezvous, Handler.num_nodes_waiting, Handler.shutdown
     # The first round of an agent that joins again follows no death.
     is_planned = _LOST_SINCE in os.environ
 
@@ -62,6 +64,15 @@ def follow_membership(folder: Path, requests: SnapshotRequests, departure: Depar
         is_planned = is_planned or bool(found or lost)
         return found or lost
 
+    @functools.wraps(close)
+    def shutdown(self: Any) -> bool:
+        reason = sys.exc_info()[1]
+        if reason is None or not is_lost_rendezvous(reason):
+            return bool(close(self))
+        self._stop_heartbeats()
+        return False
+
+    Handler.shutdown = shutdown  # type: ignore[method-assign]  # torch has no hook
     Handler.next_rendezvous = next_rendezvous  # type: ignore[method-assign]  # torch has no hook
     Handler.num_nodes_waiting = num_nodes_waiting  # type: ignore[method-assign]  # torch has no hook
 
