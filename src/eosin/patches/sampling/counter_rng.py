@@ -7,6 +7,7 @@ draw, alone or in a batch, and gets the same bits.
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ Uint64 = npt.NDArray[np.uint64]
 Float64 = npt.NDArray[np.float64]
 
 _MASK = (1 << 64) - 1
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN = 0x9E3779B97F4A7C15
 _TO_UNIT = 2.0**-53
 
 
@@ -24,13 +25,11 @@ def uniforms(seed: int, stream: str, step: int, indices: Sequence[int], num_draw
 
     `stream` keeps the draws of different uses apart ("augment", "visit"…).
     """
-    key = _mix(_word(seed))
-    name = hashlib.blake2b(stream.encode(), digest_size=8).digest()
-    for part in (int.from_bytes(name, "little"), step):
-        key = _absorb(key, _word(part))
-    keys = _absorb(key, np.array([index & _MASK for index in indices], dtype=np.uint64))
-    counters = np.arange(1, num_draws + 1, dtype=np.uint64) * _GOLDEN
-    return (_mix(keys[:, None] + counters[None, :]) >> np.uint64(11)).astype(np.float64) * _TO_UNIT
+    key = _absorb(_key(seed, stream), step)
+    keys = np.array([index & _MASK for index in indices], dtype=np.uint64) ^ np.uint64(key)
+    keys = _mix(keys + np.uint64(_GOLDEN))
+    counters = np.arange(1, num_draws + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    return (_mix(keys[:, None] + counters) >> np.uint64(11)).astype(np.float64) * _TO_UNIT
 
 
 def normals(first: Float64, second: Float64) -> Float64:
@@ -38,12 +37,14 @@ def normals(first: Float64, second: Float64) -> Float64:
     return np.sqrt(-2.0 * np.log1p(-first)) * np.cos(2.0 * np.pi * second)
 
 
-def _word(value: int) -> Uint64:
-    return np.array([value & _MASK], dtype=np.uint64)
+@lru_cache(maxsize=256)
+def _key(seed: int, stream: str) -> int:
+    name = hashlib.blake2b(stream.encode(), digest_size=8).digest()
+    return _absorb(_mix_one(seed & _MASK), int.from_bytes(name, "little"))
 
 
-def _absorb(key: Uint64, word: Uint64) -> Uint64:
-    return _mix((key ^ word) + _GOLDEN)
+def _absorb(key: int, word: int) -> int:
+    return _mix_one(((key ^ (word & _MASK)) + _GOLDEN) & _MASK)
 
 
 def _mix(z: Uint64) -> Uint64:
@@ -51,3 +52,10 @@ def _mix(z: Uint64) -> Uint64:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def _mix_one(z: int) -> int:
+    """As `_mix`, of one number, for a tenth of the time."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
+    return z ^ (z >> 31)

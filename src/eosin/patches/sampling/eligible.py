@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase, translate
@@ -47,7 +48,7 @@ class DiscreteMagnifications:
 
     def pick(self, slide: int, uniform: float) -> float:
         """As `Magnifications`."""
-        return self.values[int(np.searchsorted(self.cumulative[slide], uniform, side="right"))]
+        return self.values[bisect_right(self.cumulative[slide].tolist(), uniform)]
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,10 @@ class Eligible:
         """Why other slides of the patterns give no patch, by slide."""
         return among(_excluded(self.snapshot, self.config), self.patterns)
 
-    def pick(self, uniform: float) -> int:
-        """The slide (a position in `rows`) at `uniform` in [0, 1)."""
-        return int(np.searchsorted(self.slide_cumulative, uniform, side="right"))
+    def pick(self, uniforms: Float64) -> list[int]:
+        """The slides (positions in `rows`) at each of `uniforms` in [0, 1)."""
+        found: list[int] = self.slide_cumulative.searchsorted(uniforms, "right").tolist()
+        return found
 
 
 def find_eligible(
@@ -173,7 +175,11 @@ def find_eligible(
             np.save(folder / f"{name}.npy", array)
 
     folder = made_once(f"eligible-{hashlib.sha256(asked.encode()).hexdigest()[:32]}", make)
-    found = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "weights", "offered")}
+    # As plain arrays: each look into a `memmap` runs Python.
+    found = {
+        name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+        for name in ("rows", "weights", "offered")
+    }
     magnifications = ContinuousMagnifications(found["offered"]) if config.mpp_range is not None else (
         DiscreteMagnifications(config.mpp, found["offered"]))  # fmt: skip
     return Eligible(snapshot, config, found["rows"], found["weights"], magnifications, patterns)

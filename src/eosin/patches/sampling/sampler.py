@@ -109,8 +109,7 @@ class Sampler:
         if self._clusters is not None:
             cells, picked = self._pick_cells(self._clusters, step, indices, attempt, visits)
         else:
-            slides = uniforms(self.seed, f"visit{attempt}", step, visits, 1)[:, 0].tolist()
-            picked = [self._eligible.pick(slide) for slide in slides]
+            picked = self._eligible.pick(uniforms(self.seed, f"visit{attempt}", step, visits, 1)[:, 0])
             if self.config.num_distinct_per_slide is not None and self.split == "train":
                 return self._draw_own(step, indices, attempt, picked, self.config.num_distinct_per_slide)
         self.snapshot.rows.prefetch(self._eligible.rows[picked])
@@ -179,8 +178,9 @@ class Sampler:
         across, down = self._axes(row, mpp, cell)
         assert row.tissue is not None
         best, most = (0, 0), -1.0
-        for x, y in candidates.reshape(2, -1).T.tolist():
-            place = across.corner(x), down.corner(y)
+        num = len(candidates) // 2
+        for number in range(num):  # most often the first serves
+            place = across.corner(candidates.item(number)), down.corner(candidates.item(num + number))
             share = row.tissue.fraction_of_one(*place, width_px, height_px)
             if share > most:
                 best, most = place, share
