@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -53,7 +53,7 @@ _CACHE_BYTES = 64 * 2**20
 # The table of a level with more tiles (96 kB) is not read whole: a patch needs a few rows of it.
 _WHOLE_UP_TO_TILES = 6144
 _ROW_BYTES = TILE_DTYPE.itemsize
-_Place = tuple[int, int, int]
+_LevelKey = tuple[int, int]
 
 
 class TileTables:
@@ -62,54 +62,61 @@ class TileTables:
     def __init__(self, snapshot: Snapshot, *, whole_up_to_tiles: int = _WHOLE_UP_TO_TILES) -> None:
         self.snapshot = snapshot
         self._whole_up_to_tiles = whole_up_to_tiles
-        self._cache: ArrayCache[tuple[int, int], TileTable] = ArrayCache(_CACHE_BYTES)
+        self._cache: ArrayCache[_LevelKey, TileTable] = ArrayCache(_CACHE_BYTES)
 
     def locate(self, tiles: Sequence[TileKey]) -> list[TileBytes]:
         """Where the bytes of each tile lie; `size_bytes` 0 for one that holds nothing.
 
         Raises `PermanentError` where a published table is damaged.
         """
-        large = [key for key in tiles if self._is_large(key)]
-        places = dict(zip(large, self._read_rows(large), strict=True)) if large else {}
+        kept = self._kept(dict.fromkeys((key.slide, key.level) for key in tiles))
+        rows = self.rows_read(tiles) if any(table is None for table in kept.values()) else ()
+        singles = iter(self._read(rows) if rows else ())
         found, of, table = [], (-1, -1), None
         for key in tiles:
             if (key.slide, key.level) != of:  # those of a patch follow one another
                 of, objects = (key.slide, key.level), self.snapshot.rows[key.slide].header.objects
-                table = None if key in places else self._whole(key.slide, key.level)
-            offset, size_bytes, number = places[key] if table is None else table[key.tile].tolist()
+                table = kept[of]
+            offset, size_bytes, number = (next(singles)[0] if table is None else table[key.tile]).tolist()
             found.append(TileBytes(objects, number, offset, size_bytes))
         return found
 
     def rows_read(self, tiles: Sequence[TileKey]) -> list[ByteRange]:
         """What `locate` reads each time: rows of tables too large to be kept."""
-        return [self._range_of(key) for key in tiles if self._is_large(key)]
+        return [self._range_of(key, key.tile, 1) for key in tiles if self._is_large(key[:2])]
 
-    def _is_large(self, key: TileKey) -> bool:
-        return self.snapshot.rows[key.slide].header.levels[key.level].num_tiles > self._whole_up_to_tiles
+    def _is_large(self, of: _LevelKey) -> bool:
+        return self.snapshot.rows[of[0]].header.levels[of[1]].num_tiles > self._whole_up_to_tiles
 
-    def _whole(self, slide: int, level: int) -> TileTable:
-        table = self._cache.get((slide, level))
-        if table is None:
-            table = self.snapshot.load_tiles(self.snapshot.rows[slide], level)
-            self._cache.put((slide, level), table)
-        return table
+    def _kept(self, levels: Iterable[_LevelKey]) -> dict[_LevelKey, TileTable | None]:
+        """The table of each level, None for one too large; those that are not held yet are read together."""
+        tables = {of: self._cache.get(of) for of in levels}
+        missing = [of for of, table in tables.items() if table is None and not self._is_large(of)]
+        ranges = []
+        for of in missing:
+            num_tiles = self.snapshot.rows[of[0]].header.levels[of[1]].num_tiles
+            ranges.append(self._range_of(of, 0, num_tiles))
+        for of, table in zip(missing, self._read(ranges) if ranges else (), strict=True):
+            self._cache.put(of, table)
+            tables[of] = table
+        return tables
 
-    def _read_rows(self, keys: list[TileKey]) -> list[_Place]:
-        """Single rows of tables, all in one batch; neighbours share a request."""
-        ranges = [self._range_of(key) for key in keys]
+    def _read(self, ranges: Sequence[ByteRange]) -> list[TileTable]:
+        """Parts of tables, all in one batch; neighbours share a request."""
         try:
             data = self.snapshot.store.get_ranges(ranges)
         except NotFound as error:
             raise self._damaged(str(error)) from error
-        if any(len(row) != _ROW_BYTES for row in data):
-            raise self._damaged("it is too short")
-        places: list[_Place] = [np.frombuffer(row, TILE_DTYPE)[0].tolist() for row in data]
-        return places
+        for wanted, part in zip(ranges, data, strict=True):
+            if len(part) != wanted.length:
+                raise self._damaged(f"{wanted.key} is too short")
+        return [np.frombuffer(part, TILE_DTYPE) for part in data]
 
-    def _range_of(self, key: TileKey) -> ByteRange:
-        row = self.snapshot.rows[key.slide]
-        number = row.header.levels[key.level].first_tile + key.tile
-        return ByteRange(IndexLayout.tiles(row.digest), number * _ROW_BYTES, _ROW_BYTES)
+    def _range_of(self, of: Sequence[int], first: int, num: int) -> ByteRange:
+        """Where `num` rows lie, from that of tile `first` of a level on; `of` begins with slide and level."""
+        row = self.snapshot.rows[of[0]]
+        start = row.header.levels[of[1]].first_tile + first
+        return ByteRange(IndexLayout.tiles(row.digest), start * _ROW_BYTES, num * _ROW_BYTES)
 
     def _damaged(self, why: str) -> PermanentError:
         return PermanentError(
