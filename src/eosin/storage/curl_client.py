@@ -22,9 +22,9 @@ _CODE = re.compile(rb"<Code>([^<]{1,100})</Code>")
 _LONGEST_WAIT_S = 1.0
 # select() cannot watch the sockets of a process that has over a thousand files open.
 _WAIT_UNWATCHED_S = 0.002
-# Each look at the answers costs a call for every request under way. Where there are more than a few, those that
-# come within this time are looked at together; their bytes wait in the sockets.
-_FEW, _GATHER_S = 6, 0.001
+# Each look at the answers costs a call for every request under way, and to be woken for it more than that. So
+# after a look that found some, more are let come, unless few are left, for a share of the time taken so far.
+_FEW, _GATHER_SHARE, _GATHER_AT_LEAST_S = 4, 1 / 8, 0.001
 
 
 class Get(NamedTuple):
@@ -184,6 +184,7 @@ class _Multi:
 
     def fetch(self, requests: Sequence[Request], user: str) -> list[Answer]:
         answers: dict[int, Answer] = {}
+        begun_s = time.monotonic()
         waiting = list(enumerate(requests))[::-1]
         while waiting or self._active:
             # One with nothing under way waits for its turn; another goes on with what it has.
@@ -194,6 +195,8 @@ class _Multi:
             answers |= ended
             if self._active and not ended:
                 self._wait()
+            elif len(self._active) > _FEW:
+                time.sleep(max(_GATHER_AT_LEAST_S, _GATHER_SHARE * (time.monotonic() - begun_s)))
         return [answers[place] for place in range(len(requests))]
 
     def close(self) -> None:
@@ -244,5 +247,3 @@ class _Multi:
         watched = len({*reading, *writing}) >= len(self._active)
         longest_s = _LONGEST_WAIT_S if watched else _WAIT_UNWATCHED_S
         select.select(reading, writing, [], longest_s if due_ms < 0 else min(longest_s, due_ms / 1000))
-        if len(self._active) > _FEW:
-            time.sleep(_GATHER_S)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ GAP_BYTES = 48 << 10
 _RANGE_NOT_SATISFIABLE = 416
 
 
-@dataclass
+@dataclass(slots=True)
 class RangedGet:
     """One ranged GET of bytes [start, end) of `key`; `members` are the positions it serves."""
 
@@ -34,20 +35,22 @@ def plan_requests(
     Ranges of one version of an object at most `gap_bytes` apart share a request, as long as it stays
     within `max_bytes`; a longer range keeps a request of its own.
     """
-    order = sorted(
-        (position for position, item in enumerate(ranges) if item.length > 0),
-        key=lambda at: (ranges[at].key, ranges[at].etag or "", ranges[at].start, ranges[at].length),
-    )
+    order = [
+        (key, etag or "", start, start + length, position)
+        for position, (key, start, length, etag) in enumerate(ranges)
+        if length > 0
+    ]
     requests: list[RangedGet] = []
-    for position in order:
-        item = ranges[position]
-        end = item.start + item.length
-        last = requests[-1] if requests else None
-        if last is not None and _joins(last, item, end, gap_bytes, max_bytes):
+    last_key, last_etag, last = None, "", RangedGet("", None, 0, 0)
+    for key, etag, start, end, position in sorted(order):
+        same = key == last_key and etag == last_etag
+        if same and start - last.end <= gap_bytes and max(end, last.end) - last.start <= max_bytes:
             last.end = max(last.end, end)
             last.members.append(position)
         else:
-            requests.append(RangedGet(item.key, item.etag, item.start, end, [position]))
+            last_key, last_etag = key, etag
+            last = RangedGet(key, ranges[position].etag, start, end, [position])
+            requests.append(last)
     return requests
 
 
@@ -57,25 +60,22 @@ def cut_body(
     """`body` of `request` cut into (position, bytes); shorter only where the object ends."""
     pieces = []
     for position in request.members:
-        start = ranges[position].start - request.start
-        pieces.append((position, bytes(body[start : start + ranges[position].length])))
+        _, start, length, _ = ranges[position]
+        pieces.append((position, bytes(body[start - request.start : start - request.start + length])))
     return pieces
 
 
-def _joins(last: RangedGet, item: ByteRange, end: int, gap_bytes: int, max_bytes: int) -> bool:
-    same = (last.key, last.etag) == (item.key, item.etag)
-    return same and item.start - last.end <= gap_bytes and max(end, last.end) - last.start <= max_bytes
-
-
 class RangeReader:
-    """Ranged reads of one bucket; keys are whole keys of the bucket."""
+    """Ranged reads of one bucket, of keys below `prefix`; errors name whole keys of the bucket."""
 
-    def __init__(self, clients: Clients, bucket: str) -> None:
-        self._clients, self._bucket = clients, bucket
+    def __init__(self, clients: Clients, bucket: str, prefix: str) -> None:
+        self._clients, self._bucket, self._prefix = clients, bucket, prefix
 
     def read(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         """The bytes of each range, in order; see `Store.get_ranges` for the errors."""
         requests = plan_requests(ranges, gap_bytes=GAP_BYTES)
+        for request in requests:
+            request.key = self._prefix + request.key
         bodies: dict[int, bytes] = {}
         if requests:
             retry.call(lambda: self._fetch_missing(requests, bodies), self._clients.settings.retry)
@@ -156,7 +156,12 @@ def _get(base_url: str, request: RangedGet, token: str) -> Get:
     headers = [] if request.etag is None else [f"If-Match: {quoted(request.etag)}"]
     if token:
         headers.append(f"X-Amz-Security-Token: {token}")
-    return Get(base_url + quote(request.key, safe="/~"), request.start, request.end, tuple(headers))
+    return Get(base_url + _path_of(request.key), request.start, request.end, tuple(headers))
+
+
+@lru_cache(maxsize=1024)  # the requests of a patch have one key
+def _path_of(key: str) -> str:
+    return quote(key, safe="/~")
 
 
 def quoted(etag: str) -> str:

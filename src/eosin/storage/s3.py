@@ -136,9 +136,8 @@ class S3Store(Store):
         return self._in_parts(key, lambda parts: b"".join(parts))[1] if found is None else found
 
     def get_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
-        absolute = [ByteRange(self.prefix + item.key, item.start, item.length, item.etag) for item in ranges]
         try:
-            return RangeReader(self._clients, self.bucket).read(absolute)
+            return RangeReader(self._clients, self.bucket, self.prefix).read(ranges)
         except NotFound as error:
             key = str(error.args[0])
             raise self._missing("read", key.removeprefix(self.prefix)) from None

@@ -81,15 +81,17 @@ class PatchReader:
         Raises what is not one slide's trouble: `TransientError`, `UserError`.
         """
         errors: dict[int, SlideError | None] = {}
-        tiled: list[int] = []
-        for slide in dict.fromkeys(request.slide for request in requests):
-            mine = [place for place, request in enumerate(requests) if request.slide == slide]
+        of_slides: dict[int, dict[int, PatchRequest]] = {}
+        for place, request in enumerate(requests):
+            of_slides.setdefault(request.slide, {})[place] = request
+        tiled: dict[int, PatchRequest] = {}
+        for slide, mine in of_slides.items():
             way = self._whole_slide(slide)
             if way is None:
-                tiled += mine
+                tiled |= mine
             else:
-                errors |= self._read_slide(way, slide, {place: requests[place] for place in mine}, patches)
-        errors |= self._read_tiled({place: requests[place] for place in tiled}, patches)
+                errors |= self._read_slide(way, slide, mine, patches)
+        errors |= self._read_tiled(tiled, patches)
         return [errors[place] for place in range(len(requests))]
 
     def empty(self, num: int) -> Pixels:
@@ -115,7 +117,7 @@ class PatchReader:
             place: plan_read(request, rows[request.slide].header, config.patch_px, config.mpp_tolerance, most)
             for place, request in requests.items()
         }
-        tiles = self._load(dict.fromkeys(key for plan in plans.values() for key in plan.tiles))
+        tiles = self._load(key for plan in plans.values() for key in plan.tiles)
         return {place: self._assemble(plan, tiles, patches[place]) for place, plan in plans.items()}
 
     def _load(self, keys: Iterable[TileKey]) -> dict[TileKey, _Tile | SlideError]:
@@ -124,16 +126,14 @@ class PatchReader:
         if not self._in_parts:
             tiles = {key: self._tiles.get(key) for key in tiles}
         absent = [key for key, pixels in tiles.items() if pixels is None]
-        places = {
-            key: place
-            for key, place in zip(absent, self._tables.locate(absent), strict=True)
-            if place.size_bytes
-        }
-        encoded = dict(zip(places, self._source.fetch(list(places.values())), strict=True)) if places else {}
-        tiles |= {key: self._checked(key, places[key], data) for key, data in encoded.items()}
+        located = list(zip(absent, self._tables.locate(absent), strict=True))
+        filled = [(key, place) for key, place in located if place.size_bytes]
+        encoded = self._source.fetch([place for _, place in filled]) if filled else ()
+        for (key, place), data in zip(filled, encoded, strict=True):
+            tiles[key] = self._checked(key, place, data)
         if not self._in_parts:
             tiles |= self._decode({key: tile for key, tile in tiles.items() if isinstance(tile, bytes)})
-        tiles |= {key: self._from_finer(key) for key in absent if key.level and key not in places}
+        tiles |= {key: self._from_finer(key) for key, place in located if key.level and not place.size_bytes}
         return tiles
 
     def _from_finer(self, key: TileKey) -> Pixels | SlideError | None:

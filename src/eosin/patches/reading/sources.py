@@ -43,9 +43,10 @@ class RangeSource:
 
     def fetch(self, tiles: Sequence[TileBytes]) -> list[bytes | SlideError]:
         """As `ByteSource`."""
-        ranges = [
-            ByteRange(tile.stored.key, tile.offset, tile.size_bytes, tile.stored.etag) for tile in tiles
-        ]
+        ranges = []
+        for objects, number, offset, size_bytes in tiles:
+            stored = objects[number]
+            ranges.append(ByteRange(stored.key, offset, size_bytes, stored.etag))
         try:
             return list(self.store.get_ranges(ranges))
         except (NotFound, ObjectChanged):
