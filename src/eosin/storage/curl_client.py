@@ -22,9 +22,9 @@ _CODE = re.compile(rb"<Code>([^<]{1,100})</Code>")
 _LONGEST_WAIT_S = 1.0
 # select() cannot watch the sockets of a process that has over a thousand files open.
 _WAIT_UNWATCHED_S = 0.002
-# Each look at the answers costs a call for every request under way, and to be woken for it more than that. So
-# after a look that found some, more are let come, unless few are left, for a share of the time taken so far: at
-# most as long as the sockets can take in what comes meanwhile.
+# Each look at the answers costs a call for every request under way, and to be woken for it more than that.
+# So after a look that found some, more are let come, unless few are left, for a share of the time taken so
+# far: at most as long as the sockets can take in what comes meanwhile.
 _FEW, _GATHER_SHARE, _GATHER_AT_LEAST_S, _GATHER_AT_MOST_S = 4, 1 / 8, 0.001, 0.025
 
 
