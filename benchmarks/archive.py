@@ -75,7 +75,7 @@ class Work:
         ])  # fmt: skip
 
     def plan(self) -> None:
-        Path(self._folder, "scan").write_text(open_scan(self._config))
+        Path(self._folder, "scan").write_text(open_scan(self._config).scan_id)
 
     def shard(self) -> ScanPlan:
         return plan_scan(self._config, self._scan_id())

@@ -299,7 +299,7 @@ def index_slides(
 
     `scan_id`: the scan to go on with; empty: the slides are listed, which opens a scan.
     """
-    from eosin.index.plan import open_scan
+    from eosin.index.plan import open_scan, plan_scan
     from eosin.index.publish import publish_snapshot
     from eosin.index.scan import scan_shard
 
@@ -309,12 +309,12 @@ def index_slides(
     log = RunLog("index")
     if merge is not None:
         return publish_snapshot(config, merge, log, scan_id=scan_id)
-    scan_id = scan_id or open_scan(config)
+    plan = plan_scan(config, scan_id) if scan_id else open_scan(config)
     if shard is not None:
-        return scan_shard(config, *shard, log, scan_id=scan_id)
+        return scan_shard(config, *shard, log, plan=plan)
     for number in range(num_shards):
-        scan_shard(config, number, num_shards, log, scan_id=scan_id)
-    return publish_snapshot(config, num_shards, log, scan_id=scan_id)
+        scan_shard(config, number, num_shards, log, plan=plan)
+    return publish_snapshot(config, num_shards, log, plan=plan)
 
 
 def decode(

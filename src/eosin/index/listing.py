@@ -100,11 +100,12 @@ def suffixes_of(
         }
 
 
-def head_of(store: Store, info: ObjectInfo) -> bytes:
-    """The first 132 bytes; none where there are fewer, or they cannot be read now."""
+def head_of(store: Store, info: ObjectInfo, num_bytes: int = HEAD_BYTES) -> bytes:
+    """The first `num_bytes`, or all; none where there are less than 132, or they cannot be read now."""
     if info.size_bytes >= HEAD_BYTES:
         with suppress(ObjectChanged, NotFound, AccessDenied):
-            return store.get_ranges([ByteRange(info.key, 0, HEAD_BYTES, info.etag)])[0]
+            wanted = ByteRange(info.key, 0, min(num_bytes, info.size_bytes), info.etag)
+            return store.get_ranges([wanted])[0]
     return b""
 
 

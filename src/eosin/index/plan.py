@@ -90,8 +90,8 @@ def plan_scan(config: RunConfig, scan_id: str = "") -> ScanPlan:
     return _plan(config, slides, index, _published(index, scan_id) if scan_id else _listed(config, slides))
 
 
-def open_scan(config: RunConfig) -> str:
-    """List the slides and publish what all shards will work from; returns the id of the scan.
+def open_scan(config: RunConfig) -> ScanPlan:
+    """List the slides and publish what all shards will work from.
 
     The same listing, overrides and settings have the same id. Raises as `plan_scan`, and where the tissue
     model is none.
@@ -114,7 +114,7 @@ def open_scan(config: RunConfig) -> str:
         has_tissue_model=bool(inputs.tissue_model),
     )
     publish_once(index, IndexLayout.scan_marker(plan.scan_id), marker)
-    return plan.scan_id
+    return plan
 
 
 def scan_of_run(run: Store, config: RunConfig, *, anew: bool = False) -> str:
@@ -130,7 +130,7 @@ def scan_of_run(run: Store, config: RunConfig, *, anew: bool = False) -> str:
         is_there = found is not None and index.exists(IndexLayout.scan_marker(found.scan_id))
         if found is not None and is_there and not (anew and _ended_empty(index, found)):
             return None
-        return ScanPin(scan_id=open_scan(config))
+        return ScanPin(scan_id=open_scan(config).scan_id)
 
     pin = update_record(ScanPin, run, RunLayout.SCAN, change)
     assert pin is not None

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
@@ -34,22 +35,23 @@ DISAGREES = "disagrees"
 _ROWS, _MASKS = "slides.parquet", "masks.bin"
 _NAMED_SLIDES = 5
 _SPARE_PARTS = 4
+_VERIFIED_AT_ONCE = 4  # each a copy on the disk, and a process
 _LEAST_SHARE = 0.5
 """Of the usable slides of the newest snapshot; one with fewer does not take its place unasked."""
 
 
 def publish_snapshot(
-    config: RunConfig, num_shards: int, log: RunLog, *, scan_id: str = ""
+    config: RunConfig, num_shards: int, log: RunLog, *, scan_id: str = "", plan: ScanPlan | None = None
 ) -> SnapshotManifest:
     """Publish the snapshot of the scan whose `num_shards` shards are there, and make it the newest.
 
-    `scan_id` names a scan that was opened; empty: the scan of what the folder holds now.
+    `scan_id` names a scan that was opened; empty: that of `plan`, or of what the folder holds now.
     The same slides give the same snapshot, byte for byte, whatever the number of shards and their
     order; published again it is a no-op. Raises `UserError` where a shard is missing; after publishing, where
     no slide can be used (the message counts the reasons and names slides); and where it has far fewer usable
     slides than the newest one, which then stays the newest, unless `index.allow_fewer_slides`.
     """
-    plan = plan_scan(config, scan_id)
+    plan = plan or plan_scan(config, scan_id)
     for name in plan.unknown_overrides:
         log.event("warning", detail=f"the overrides name {name}, which is no slide (or several)")
     for name in plan.unknown_contours:
@@ -142,7 +144,9 @@ class _Tally:
 def _verified(plan: ScanPlan, smallest: Smallest, stage_dir: str | None) -> tuple[dict[str, str], int]:
     """Slides that another reader shows otherwise, with what, and how many it was asked about."""
     chosen = chosen_to_verify(smallest)
-    found = {row.slide: disagreement(plan.slides, plan.index, row, stage_dir) for row in chosen}
+    with ThreadPoolExecutor(_VERIFIED_AT_ONCE, "verify") as pool:
+        answers = pool.map(lambda row: disagreement(plan.slides, plan.index, row, stage_dir), chosen)
+        found = {row.slide: answer for row, answer in zip(chosen, answers, strict=True)}
     asked = {slide: answer for slide, answer in found.items() if answer is not None}
     return {slide: answer for slide, answer in asked.items() if answer}, len(asked)
 

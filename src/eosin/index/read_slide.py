@@ -60,18 +60,20 @@ class _Made:
     """JPEG."""
 
 
-def read_slide(context: ScanContext, objects: Sequence[ObjectInfo], override: Override | None) -> SlideRow:
+def read_slide(
+    context: ScanContext, objects: Sequence[ObjectInfo], override: Override | None, head: bytes = b""
+) -> SlideRow:
     """The row of the slide that `objects` make up. Publishes its tile table and thumbnail.
 
-    A slide that cannot be read is a row with its reason. Raises only what concerns the store:
-    `TransientError`, `UserError`.
+    `head`: the first block of the main object, where that was read. A slide that cannot be read is a row with
+    its reason. Raises only what concerns the store: `TransientError`, `UserError`.
     """
     stored = tuple(SlideObject(each.key, each.etag, each.size_bytes) for each in objects)
     override = override or _NO_OVERRIDE
     bare = _bare_row(context, stored, override)
     made: _Made | None = None
     try:
-        with opened(context.slides, objects, stage_dir=context.stage_dir) as slide:
+        with opened(context.slides, objects, stage_dir=context.stage_dir, head=head) as slide:
             row, made = _examined(context, _with_header(bare, slide.header, override), slide, override)
     except SlideError as error:
         row = replace(bare, read_status=error.reason, read_detail=_readable(error.message))

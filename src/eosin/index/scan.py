@@ -1,9 +1,10 @@
 """The scan of a shard of the slides: sorted by content, known rows reused, others read and published."""
 
+import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -21,7 +22,7 @@ from eosin.index.read_slide import (
     slide_digest,
     with_override,
 )
-from eosin.index.rows import FLEETING, OK, SlideRow, encode_rows, load_rows
+from eosin.index.rows import FLEETING, OK, SlideRow, SlideRows, encode_rows, load_rows
 from eosin.index.snapshot import load_manifest, load_snapshot_rows, read_latest
 from eosin.index.sources import origin_of
 from eosin.index.tissue_model import load_tissue_model, model_digest
@@ -34,6 +35,7 @@ from eosin.slides.errors import SlideError
 from eosin.slides.header import HEAD_BYTES, begins_as_slide, is_dicom, open_range
 from eosin.slides.model import SlideObject
 from eosin.storage import AccessDenied, NotFound, ObjectChanged, ObjectInfo, Store
+from eosin.storage.range_file import BLOCK_BYTES
 
 
 class PreviousRows:
@@ -111,6 +113,7 @@ def _current(plan: ScanPlan, config: IndexConfig, row: SlideRow) -> bool:
 # What an object is: the series and pyramid it belongs to; a slide by itself; or no slide.
 _Instance = tuple[str, str]
 _ALONE, _NO_SLIDE = ("", ""), None
+_MOST_HEADS = 512  # 32 MiB of them
 
 
 class ScanSeries(Record):
@@ -122,14 +125,15 @@ class ScanSeries(Record):
     """Objects that are no slides: counted, not listed."""
 
 
-def divided(plan: ScanPlan, previous: PreviousRows, num_threads: int) -> list[Unit]:
+def divided(plan: ScanPlan, previous: PreviousRows, num_threads: int, heads: dict[str, bytes]) -> list[Unit]:
     """The plan's units, unsorted ones taken apart into slides, in key order.
 
     Only the objects' headers tell which series they belong to, so the first shard reads one block of each and
-    publishes what it found for the others; objects whose slide a former snapshot holds are not read.
+    publishes what it found for the others; objects whose slide a former snapshot holds are not read. `heads`
+    takes the first blocks of objects that were looked at, by key, for whoever reads them next.
     """
     objects = {each.key: each for unit in plan.units for each in unit.objects}
-    found = load_series(plan) or _sort(plan, previous, num_threads)
+    found = load_series(plan) or _sort(plan, previous, num_threads, heads)
     told = {key for group in found.slides for key in group}
     units = [unit for unit in plan.units if unit.kind == "slide" and unit.objects[0].key not in told]
     units += [Unit(keys[0], "unsorted", tuple(objects[key] for key in keys)) for keys in found.slides]
@@ -141,17 +145,23 @@ def load_series(plan: ScanPlan) -> ScanSeries | None:
     return load_record(ScanSeries, plan.index, IndexLayout.scan_series(plan.scan_id))
 
 
-def _sort(plan: ScanPlan, previous: PreviousRows, num_threads: int) -> ScanSeries:
+def _sort(plan: ScanPlan, previous: PreviousRows, num_threads: int, heads: dict[str, bytes]) -> ScanSeries:
+    def is_dicom_inside(each: ObjectInfo) -> bool:
+        """By what is known, else by content; what cannot be read now says so when it is read as a slide."""
+        known = previous.format_of(each)
+        if known is not None:
+            return known == "dicom"
+        if len(heads) >= _MOST_HEADS:
+            return is_dicom(head_of(plan.slides, each))
+        heads[each.key] = head_of(plan.slides, each, BLOCK_BYTES)
+        return is_dicom(heads[each.key])
+
     # Lines of a manifest and files of a folder; what stands for a series of an archive is a slide already.
     named = [
         unit.objects[0] for unit in plan.units
         if unit.kind == "slide" and len(unit.objects) == 1 and unit.key == unit.objects[0].key
     ]  # fmt: skip
-    disguises = suffixes_of(
-        (each for each in named if claims_other(each.key)),
-        lambda each: _is_dicom(plan.slides, each, previous.format_of(each)),
-        num_threads,
-    )
+    disguises = suffixes_of((each for each in named if claims_other(each.key)), is_dicom_inside, num_threads)
     told_by_name = {
         each.key for each in named if claims_other(each.key) and suffix_of(each.key) not in disguises
     }
@@ -170,11 +180,6 @@ def _sort(plan: ScanPlan, previous: PreviousRows, num_threads: int) -> ScanSerie
                        num_not_slides=num_not_slides)  # fmt: skip
     # Of shards that sort at once one is right for all: an object may change between their readings.
     return publish_once(plan.index, IndexLayout.scan_series(plan.scan_id), found)
-
-
-def _is_dicom(store: Store, info: ObjectInfo, known: str | None) -> bool:
-    """By what is known, else by content; what cannot be read now says so when it is read as a slide."""
-    return known == "dicom" if known is not None else is_dicom(head_of(store, info))
 
 
 def split_series(
@@ -253,11 +258,13 @@ class ScanResult:
 
 
 def scan_shard(
-    config: RunConfig, shard: int, num_shards: int, log: RunLog, *, scan_id: str = ""
-) -> ScanResult:
+    config: RunConfig, shard: int, num_shards: int, log: RunLog, *, scan_id: str = "",
+    plan: ScanPlan | None = None,
+) -> ScanResult:  # fmt: skip
     """Read the slides of one shard and publish their rows, in parts of 128 slides and a marker last.
 
-    `scan_id` names a scan that was opened, whose listing is worked from; empty: the slides are listed now.
+    `scan_id` names a scan that was opened, whose listing is worked from; empty: that of `plan`, or the
+    slides are listed now.
     An object of the listing that was deleted or replaced since is a row with its reason.
     A shard already there is not read again, but for slides that could not be read for want of a right, or
     were replaced meanwhile. Rows of the newest snapshot are reused where neither the slide nor what its
@@ -267,7 +274,7 @@ def scan_shard(
     """
     if not 0 <= shard < num_shards:
         raise UserError(f"shard {shard} of {num_shards}: it must be from 0 to {num_shards - 1}")
-    plan = plan_scan(config, scan_id)
+    plan = plan or plan_scan(config, scan_id)
     found = load_shard(plan, shard, num_shards)
     if found is None or found.num_fleeting:
         found = _scan(config, plan, shard, num_shards, log)
@@ -291,29 +298,45 @@ def by_frequency(statuses: Counter[str]) -> dict[str, int]:
 
 def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: RunLog) -> ScanShard:
     previous = load_previous(plan.index)
-    every = divided(plan, previous, config.index.slides_in_flight)
+    heads: dict[str, bytes] = {}
+    every = divided(plan, previous, config.index.slides_in_flight, heads)
     units = [unit for unit in every if in_shard(unit, shard, num_shards)]
     context = ScanContext(
         plan.slides, plan.index, config.index, config.patches.stage_dir,
         load_tissue_model(config.index.tissue.onnx, plan.tissue_model), model_digest(plan.tissue_model),
     )  # fmt: skip
     progress = _ScanProgress(log, len(units))
-    starts = range(0, len(units), _UNITS_A_PART)
+    there = {each.key for each in plan.index.list(IndexLayout.shard_parts(plan.scan_id, shard, num_shards))}
+
+    def begun(number: int) -> tuple[str, SlideRows | Iterator[list[SlideRow]]]:
+        """A part and its rows, which are there or are being made."""
+        key = IndexLayout.shard_part(plan.scan_id, shard, num_shards, number)
+        part = units[number * _UNITS_A_PART : (number + 1) * _UNITS_A_PART]
+        rows = load_rows(plan.index, key) if key in there else None
+        if rows is None or has_fleeting(rows):
+            return key, pool.map(
+                lambda unit: _rows_of(context, plan, previous, unit, heads.pop(unit.key, b""), progress, log),
+                part,
+            )
+        progress.add(len(part), rows)
+        return key, rows
+
+    num_parts = -(-len(units) // _UNITS_A_PART)
     with ThreadPoolExecutor(config.index.slides_in_flight, "scan") as pool:
-        for number, start in enumerate(starts):
-            key = IndexLayout.shard_part(plan.scan_id, shard, num_shards, number)
-            part = units[start : start + _UNITS_A_PART]
-            rows: Sequence[SlideRow] | None = load_rows(plan.index, key)
-            if rows is None or has_fleeting(rows):
-                rows = _flat(
-                    pool.map(lambda unit: _rows_of(context, plan, previous, unit, progress, log), part)
-                )
-                plan.index.put(key, encode_rows(rows))
-            else:
-                progress.add(len(part), rows)
-            progress.count(rows)
-            _refuse_a_wall(context, progress, rows)
-    return progress.result(len(starts))
+        try:
+            # The next part begins before this one has ended: no thread waits for another's last slide.
+            for (key, found), _ in itertools.pairwise(
+                itertools.chain(map(begun, range(num_parts)), [("", iter(()))])
+            ):
+                rows = found if isinstance(found, SlideRows) else [row for some in found for row in some]
+                if rows is not found:
+                    plan.index.put(key, encode_rows(rows))
+                progress.count(rows)
+                _refuse_a_wall(context, progress, rows)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return progress.result(num_parts)
 
 
 def has_fleeting(rows: Iterable[SlideRow]) -> bool:
@@ -332,22 +355,19 @@ def _refuse_a_wall(context: ScanContext, progress: "_ScanProgress", rows: Sequen
         )
 
 
-def _flat(parts: Iterable[list[SlideRow]]) -> list[SlideRow]:
-    return [row for part in parts for row in part]
-
-
 def _rows_of(
     context: ScanContext,
     plan: ScanPlan,
     previous: PreviousRows,
     unit: Unit,
+    head: bytes,
     progress: "_ScanProgress",
     log: RunLog,
 ) -> list[SlideRow]:
     rows = previous.reusable(plan, context.config, unit)
     if rows is None:
         override = plan.override(unit.objects)
-        row = read_slide(context, unit.objects, override)
+        row = read_slide(context, unit.objects, override, head)
         if unit.kind == "slide" and row.header.format == "dicom" and claims_other(unit.key):
             detail = "it is DICOM by another name, and its series was not put together: name it .dcm"
             row = replace(row, read_status="unsupported-layout", read_detail=detail)

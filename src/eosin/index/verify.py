@@ -21,7 +21,7 @@ from eosin.index.rows import OK, SlideRow, SlideRows
 from eosin.layout import IndexLayout
 from eosin.slides.decode import decode_tile
 from eosin.slides.model import TILE_DTYPE, SlideHeader, TileTable
-from eosin.slides.region import fetch_tiles, parts_of_region
+from eosin.slides.region import TilePart, fetch_tiles, parts_of_region
 from eosin.slides.staging import staged
 from eosin.slides.table import level_table
 from eosin.storage import NotFound, ObjectChanged, Store
@@ -113,7 +113,21 @@ _Square = tuple[int, Place, Pixels]
 
 
 def _squares(slides: Store, header: SlideHeader, tiles: TileTable) -> Iterator[_Square]:
-    """Number of a level, place and pixels of squares whose tiles are all there."""
+    """Number of a level, place and pixels of squares whose tiles are all there; these are read at once."""
+    places = list(_places(header, tiles))
+    wanted = {header.levels[number].first_tile + part.tile for number, _, parts in places for part in parts}
+    data = fetch_tiles(slides, header, tiles, sorted(wanted))
+    for number, place, parts in places:
+        level, pixels = header.levels[number], np.zeros((place.side_px, place.side_px, 3), np.uint8)
+        found = [data[level.first_tile + part.tile] for part in parts]
+        if not all(found):  # what stands for an absent tile is each reader's own affair
+            continue
+        for part, tile in zip(parts, found, strict=True):
+            part.of_region(pixels)[:] = part.of_tile(decode_tile(level, tile))
+        yield number, place, pixels
+
+
+def _places(header: SlideHeader, tiles: TileTable) -> Iterator[tuple[int, Place, list[TilePart]]]:
     for number, level in enumerate(header.levels):
         rows = level_table(level, tiles)
         by_size = np.argsort(rows["size_bytes"], kind="stable")
@@ -125,14 +139,8 @@ def _squares(slides: Store, header: SlideHeader, tiles: TileTable) -> Iterator[_
                 for i, tile_px, level_px in ((column, level.tile_width_px, level.width_px),
                                              (row, level.tile_height_px, level.height_px))
             )  # fmt: skip
-            parts = parts_of_region(level, x, y, side, side)
-            data = fetch_tiles(slides, header, rows, [part.tile for part in parts])
-            if not all(data.values()):  # what stands for an absent tile is each reader's own affair
-                continue
-            pixels = np.zeros((side, side, 3), np.uint8)
-            for part in parts:
-                part.of_region(pixels)[:] = part.of_tile(decode_tile(level, data[part.tile]))
-            yield number, Place(level.width_px, level.height_px, level.downsample, x, y, side), pixels
+            place = Place(level.width_px, level.height_px, level.downsample, x, y, side)
+            yield number, place, parts_of_region(level, x, y, side, side)
 
 
 def _difference(

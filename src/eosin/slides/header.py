@@ -55,20 +55,21 @@ class OpenedSlide:
 
 @contextmanager
 def opened(
-    store: Store, objects: Sequence[ObjectInfo], *, stage_dir: str | Path | None = None
+    store: Store, objects: Sequence[ObjectInfo], *, stage_dir: str | Path | None = None, head: bytes = b""
 ) -> Iterator[OpenedSlide]:
     """The slide that `objects` (in `store`) make up, the main one first; a staged copy is open meanwhile.
 
     A DICOM slide is all instances of one series; MRXS its index file and data files; all others one
     object. Only formats that OpenSlide alone places are downloaded, to `stage_dir` (None: the system's
     temporary folder), and forgotten again: their header says `access="local"` and their table is empty.
+    `head`: the first block of the main one, where that was read.
     Every entry of a table lies inside its object. Raises `SlideError` with the reason otherwise;
     `TransientError` and `UserError` of the store pass through.
     """
     stored = tuple(SlideObject(each.key, each.etag, each.size_bytes) for each in objects)
     with ExitStack() as stack:
         try:
-            slide = _read(store, stored, stage_dir, stack)
+            slide = _read(store, stored, stage_dir, stack, head)
         except (ObjectChanged, NotFound) as error:
             raise absent_or_changed(stored[0].key, error) from error
         check_table(slide.header, slide.tiles)
@@ -85,13 +86,17 @@ def begins_as_slide(head: bytes) -> bool:
     return is_dicom(head) or is_tiff(head) or head.startswith(_LOCAL_MAGIC)
 
 
-def open_range(store: Store, stored: SlideObject) -> RangeFile:
+def open_range(store: Store, stored: SlideObject, head: bytes = b"") -> RangeFile:
     """A seekable file over one object, read by byte range, pinned to the version listed."""
-    return RangeFile(store, stored.key, size_bytes=stored.size_bytes, etag=stored.etag)
+    return RangeFile(store, stored.key, size_bytes=stored.size_bytes, etag=stored.etag, head=head)
 
 
 def _read(
-    store: Store, stored: tuple[SlideObject, ...], stage_dir: str | Path | None, stack: ExitStack
+    store: Store,
+    stored: tuple[SlideObject, ...],
+    stage_dir: str | Path | None,
+    stack: ExitStack,
+    head: bytes,
 ) -> OpenedSlide:
     main = stored[0]
     if not main.etag:
@@ -105,7 +110,7 @@ def _read(
         )
     if main.key.lower().endswith(_LOCAL_SUFFIXES):
         return _open_local(store, stored, stage_dir, stack)
-    file = open_range(store, main)
+    file = open_range(store, main, head)
     head = file.read(HEAD_BYTES)
     if head.startswith(_LOCAL_MAGIC):
         return _open_local(store, stored, stage_dir, stack)

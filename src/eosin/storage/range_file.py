@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+BLOCK_BYTES = 65536
 _MOST_AHEAD = 16
 
 
@@ -20,7 +21,8 @@ class RangeFile(io.RawIOBase):
 
     A read asks for all the blocks it lacks in one call; a read longer than the cache goes past it.
     `num_requests` counts the spans asked for, `num_bytes` their bytes. `etag` pins the version: every
-    read raises `ObjectChanged` once the object is another. Not thread-safe, as files are not.
+    read raises `ObjectChanged` once the object is another. `head`: its first block, where that was read.
+    Not thread-safe, as files are not.
     """
 
     def __init__(
@@ -29,8 +31,9 @@ class RangeFile(io.RawIOBase):
         key: str,
         size_bytes: int,
         etag: str | None = None,
-        block_bytes: int = 65536,
+        block_bytes: int = BLOCK_BYTES,
         max_blocks: int = 256,
+        head: bytes = b"",
     ) -> None:
         super().__init__()
         self.name = key
@@ -40,6 +43,8 @@ class RangeFile(io.RawIOBase):
         self._store, self._key, self._etag = store, key, etag
         self._block_bytes, self._max_blocks = block_bytes, max_blocks
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        if len(head) == min(block_bytes, size_bytes):
+            self._blocks[0] = head
         self._position = 0
         self._next, self._ahead = -1, 1
 

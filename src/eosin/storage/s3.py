@@ -139,8 +139,7 @@ class S3Store(Store):
         try:
             return RangeReader(self._clients, self.bucket, self.prefix).read(ranges)
         except NotFound as error:
-            key = str(error.args[0])
-            raise self._missing("read", key.removeprefix(self.prefix)) from None
+            raise self._missing("read", str(error.args[0]).removeprefix(self.prefix), error) from None
 
     def head(self, key: str) -> ObjectInfo:
         def read() -> ObjectInfo:
@@ -335,11 +334,13 @@ class S3Store(Store):
 
         try:
             return retry.call(attempt, self.settings.retry)
-        except NotFound:
-            raise self._missing(operation, key) from None
+        except NotFound as error:
+            raise self._missing(operation, key, error) from None
 
-    def _missing(self, operation: str, key: str) -> Exception:
+    def _missing(self, operation: str, key: str, answer: NotFound) -> Exception:
         """HEAD tells a missing key and a missing bucket by the same 404: ask for the bucket."""
+        if "NoSuchKey" in answer.args[1:]:
+            return NotFound(key)
         asked = self._asked(operation, key)
         try:
             self._clients.boto.head_bucket(Bucket=self.bucket)

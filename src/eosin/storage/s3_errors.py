@@ -64,7 +64,7 @@ def from_status(request: S3Request, code: str, status: int, detail: str = "") ->
             hint="3 to 63 lower-case letters, digits, dots and hyphens",
         )
     if code in ("NoSuchKey", "NoSuchUpload") or status == 404:
-        return NotFound(request.key)
+        return NotFound(request.key, code)
     if code == "PreconditionFailed" or status == 412:
         return PreconditionFailed(f"{request.target} is not the version that was expected")
     if code in _TRANSIENT_CODES or status in _TRANSIENT_STATUSES:

@@ -162,7 +162,7 @@ def test_an_index_takes_mended_contours_in_place_of_what_it_finds(tmp_path: Path
     (folder / "slide-3.svs.geojson").unlink()
     (folder / "other.geojson").write_text("[]")
     config = config_for(slides, uri, f"slides.contours={folder}")
-    scan_id = open_scan(config)
+    scan_id = open_scan(config).scan_id
     scan_shard(config, 0, 1, LOG, scan_id=scan_id)
     publish_snapshot(config, 1, LOG, scan_id=scan_id)
     rows = rows_of(uri)
@@ -182,7 +182,7 @@ def test_an_index_takes_mended_contours_in_place_of_what_it_finds(tmp_path: Path
         inspect_index(uri, "slide-3.svs")
     )
     (folder / "slide-0.svs.geojson").write_text("[]")  # after the scan was opened
-    assert open_scan(config) != scan_id
+    assert open_scan(config).scan_id != scan_id
     index(config)
     assert rows_of(uri)["slide-0.svs"].status == "no-tissue"
     index(config_for(slides, uri))

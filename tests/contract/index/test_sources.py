@@ -310,7 +310,7 @@ def test_shards_of_a_scan_of_the_real_index_list_nothing_again(
     archive = _Archive()
     monkeypatch.setattr(sources_module, "open_store", lambda uri, access=None: archive)
     config = load_config({"slides": [{"idc": {}}], "index": {"uri": str(tmp_path / "index")}})
-    scan_id = open_scan(config)
+    scan_id = open_scan(config).scan_id
     num_lists = archive.num_lists
     plan = plan_scan(config, scan_id)  # as every shard and the merge
     assert archive.num_lists == num_lists == len(plan.units) >= 76_300
