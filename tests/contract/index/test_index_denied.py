@@ -77,10 +77,14 @@ def test_a_long_listing_of_which_nothing_may_be_read_is_not_gone_through_to_the_
     monkeypatch.setattr(scan_module, "_UNITS_A_PART", 2)
     monkeypatch.setattr("eosin.index.listing._MOST_LOOKED_AT", 1)
     config = config_for(f"{bucket}/slides", f"{bucket}/index")
+    for i in range(3, 8):
+        open_store(f"{bucket}/slides").put(f"slide-{i}.svs", bytes(200))
     with deny("slides/slide-", s3, monkeypatch) as proxy:
         with pytest.raises(UserError, match=r"none of 2 slides in .* may be read: .*permission denied"):
             scan_shard(config, 0, 1, LOG)
-        assert not any("slide-2.svs" in path for method, path, _ in proxy.seen if method == "GET")
+        read = {path.rpartition("/")[2] for method, path, _ in proxy.seen if method == "GET"}
+        assert "slide-1.svs" in read
+        assert not read & {f"slide-{i}.svs" for i in range(4, 8)}, "one part is begun before one has ended"
 
 
 def test_a_wrong_secret_is_one_error_before_any_slide(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
