@@ -1,13 +1,14 @@
 """Indexing slides in S3 on loopback against tifffile + s3fs, one slide at a time, in one run.
 
-    python benchmarks/index.py --peer-python PEERS/bin/python [--slides 24 96] [--side 8192] [--delay-ms 40]
+    python benchmarks/index.py --peer-python PEERS/bin/python [--slides 96 300] [--side 8192] [--delay-ms 40]
 
 PEERS is a virtual environment with tifffile, s3fs and imagecodecs. Prints one JSON line a number of slides:
 seconds on the wall and of CPU (child processes too, the store's not) per 1,000 slides, of both; ours with
-tissue masks, thumbnails and tile tables published, the peer's with pixels read and nothing made of them.
+tissue masks, thumbnails and tile tables published as by `eosin index`, the peer's with pixels read and
+nothing made of them.
 From the second line on also per 1,000 slides more than on the line before (`more`), without what is done
-once an index. GETs and bytes a slide are counted in a pass over a few slides, all of them in the sample that
-is held against another reader. Delays are made, and GETs counted, by a forwarding port of a process of its
+once an index. GETs and bytes a slide are counted in a pass over 24 slides, one of them in the sample that is
+held against another reader. Delays are made, and GETs counted, by a forwarding port of a process of its
 own.
 """
 
@@ -32,15 +33,13 @@ import cv2
 from eosin.config import load_config
 from eosin.demo.server import LocalS3
 from eosin.demo.synthetic import SyntheticConfig, publish_slide
-from eosin.index.publish import publish_snapshot
-from eosin.index.scan import scan_shard
-from eosin.observability import RunLog
+from eosin.steps import index_slides
 from eosin.storage import open_store
 
 PEER = Path(__file__).with_name("index_peer.py")
 MASK_MPP = 8.0
 NUM_DRAWN = 4
-NUM_COUNTED = 4
+NUM_COUNTED = 24
 
 Work = Callable[[str], dict[str, float]]
 """Indexes the slides under `slides/NAME/`."""
@@ -49,7 +48,7 @@ Work = Callable[[str], dict[str, float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--peer-python", required=True)
-    parser.add_argument("--slides", type=int, nargs="+", default=[24, 96])
+    parser.add_argument("--slides", type=int, nargs="+", default=[96, 300])
     parser.add_argument("--delay-ms", type=float, default=0.0, help="to the first byte of every answer")
     parser.add_argument("--side", type=int, default=8192, help="side of a slide in pixels")
     arguments = parser.parse_args()
@@ -86,10 +85,8 @@ def ours(which: str) -> dict[str, float]:
         "", overrides=[f"slides.uri=s3://bench/slides/{which}", f"index.uri=s3://bench/index-{time.time_ns()}",
                        f"index.tissue.mpp={MASK_MPP}"]
     )  # fmt: skip
-    log = RunLog("index")
     begin_s, begin_cpu_s = time.perf_counter(), sum(os.times()[:4])
-    scan_shard(config, 0, 1, log)
-    manifest = publish_snapshot(config, 1, log)
+    manifest = index_slides(config, None, None)
     assert manifest.num_ok == manifest.num_slides
     return {
         "slides": manifest.num_slides,

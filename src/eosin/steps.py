@@ -305,16 +305,14 @@ def index_slides(
 
     if not config.index.uri:
         raise UserError("no place for the index named", hint="give it: --index s3://bucket/indexes/NAME")
-    num_shards = config.index.num_shards
     log = RunLog("index")
     if merge is not None:
         return publish_snapshot(config, merge, log, scan_id=scan_id)
     plan = plan_scan(config, scan_id) if scan_id else open_scan(config)
     if shard is not None:
         return scan_shard(config, *shard, log, plan=plan)
-    for number in range(num_shards):
-        scan_shard(config, number, num_shards, log, plan=plan)
-    return publish_snapshot(config, num_shards, log, plan=plan)
+    scan_shard(config, 0, 1, log, plan=plan)  # one process needs no shards
+    return publish_snapshot(config, 1, log, plan=plan)
 
 
 def decode(

@@ -1,5 +1,7 @@
 """Pictures of a staged slide by an independent reader, in a process of its own, which damage can end."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import sys

@@ -9,6 +9,7 @@ import eosin.index.scan as scan_module
 from eosin.demo.server import LocalS3
 from eosin.errors import UserError
 from eosin.index.scan import scan_shard
+from eosin.storage import open_store
 from tests.support.counting import CountingStore
 from tests.support.faults import Fault, FaultProxy
 from tests.support.indexing import (
