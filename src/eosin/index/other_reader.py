@@ -1,7 +1,5 @@
 """Pictures of a staged slide by an independent reader, in a process of its own, which damage can end."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys
@@ -34,7 +32,7 @@ class Place:
     side_px: int
 
 
-def pictures_by_another(path: Path, is_dicom: bool, places: Sequence[Place]) -> list[Pixels | None] | None:
+def pictures_by_another(path: Path, is_dicom: bool, places: Sequence[Place]) -> "list[Pixels | None] | None":
     """[h, w, 3] of the whole slide, small, and of each of `places`, None where that reader has no such level.
 
     wsidicom's for DICOM where it is installed and reads the slide, else OpenSlide's. None where neither does,
@@ -52,7 +50,7 @@ def pictures_by_another(path: Path, is_dicom: bool, places: Sequence[Place]) -> 
     return None
 
 
-def _unpacked(data: bytes) -> Iterator[Pixels | None]:
+def _unpacked(data: bytes) -> Iterator["Pixels | None"]:
     import numpy as np
 
     from eosin.slides.decode import over_white
@@ -82,7 +80,7 @@ def _answer() -> None:
     raise SystemExit(1)
 
 
-def _by_openslide(path: Path, places: Sequence[Place]) -> list[Image | None]:
+def _by_openslide(path: Path, places: Sequence[Place]) -> list["Image | None"]:
     import openslide
 
     with openslide.OpenSlide(path) as slide:
@@ -101,10 +99,10 @@ def _by_openslide(path: Path, places: Sequence[Place]) -> list[Image | None]:
         return found
 
 
-def _by_wsidicom(path: Path, places: Sequence[Place]) -> list[Image | None]:
+def _by_wsidicom(path: Path, places: Sequence[Place]) -> list["Image | None"]:
     from wsidicom import WsiDicom
 
-    def rgb(picture: Image) -> Image:
+    def rgb(picture: "Image") -> "Image":
         return picture.convert("RGB")
 
     with WsiDicom.open([each for each in path.parent.rglob("*") if each.is_file()]) as slide:
