@@ -205,8 +205,11 @@ def steps_between(pod: Pod, since: dict[str, Any], until: dict[str, Any]) -> lis
 
 @pytest.mark.parametrize(
     ("victim", "moment"),
-    [("spot", "snapshot-kept"), ("spot", "round-*.json"), ("anchor", "snapshot-kept")],
-    ids=["joiner-before-the-round", "joiner-before-its-first-step", "holder-before-the-round"],
+    [
+        pytest.param("spot", "snapshot-kept", id="joiner-before-the-round", marks=pytest.mark.long),
+        pytest.param("spot", "round-*.json", id="joiner-before-its-first-step"),
+        pytest.param("anchor", "snapshot-kept", id="holder-before-the-round"),
+    ],
 )
 def test_an_agent_killed_while_the_world_grows_costs_no_step(
     make_site: Any, victim: str, moment: str
