@@ -86,6 +86,10 @@ class GramConfig(Section):
     """Side of the crop it sees as a multiple of the global crops', cut from the patch anew and with colours
     as they are; its patch tokens are resampled to the student's grid. DINOv3 has 2, and 1.5 above 256 px."""
 
+    def crop_px(self, global_px: int) -> int:
+        """Side of the crops the Gram teacher sees in place of those of `global_px`; 0 where there is none."""
+        return round(global_px * self.px_multiplier) if self.weight > 0 else 0
+
     def weight_at(self, step: int) -> float:
         """Weight of the term in step `step` (from 0)."""
         since = step - self.start_step

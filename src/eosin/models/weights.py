@@ -22,7 +22,7 @@ HUB_PREFIX = "hf-hub:"
 """What the name of a model on the Hugging Face hub begins with, as timm writes it."""
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 # Where training codes put a network among other things, the one that is exported first.
-_NESTED = ("teacher", "state_dict", "model", "model_state_dict", "student")
+_NESTED = ("teacher", "state_dict", "model", "model_state_dict", "student", "backbone")
 # What torch's unpickler was seen to raise of 9,000 damaged or foreign files; anything else is a defect.
 _UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from eosin.config.augment import AugmentConfig, Scale
+from eosin.config.train import GramConfig
 from eosin.patches.sampling.counter_rng import Float64, normals, uniforms
 
 LUMA: Float64 = np.array([0.299, 0.587, 0.114])
@@ -175,6 +176,9 @@ def sizes_at(config: AugmentConfig, seed: int, step: int) -> AugmentConfig:
     return found
 
 
+_NO_GRAM = GramConfig()
+
+
 class MultiCrop:
     """Two global and `config.num_local` local crops a patch, of sizes that may change from step to step.
 
@@ -189,12 +193,10 @@ class MultiCrop:
         seed: int,
         patch_px: int,
         device: str | torch.device = "cpu",
-        clean_multiplier: float = 0.0,
-        clean_from: int = 0,
+        gram: GramConfig = _NO_GRAM,
     ) -> None:
-        """`clean_multiplier`: side of `Crops.clean_crops` over that of the global crops (0: none are made),
-        from step `clean_from` on."""
-        self._clean_multiplier, self._clean_from = clean_multiplier, clean_from
+        """`gram`: for whose teacher `Crops.clean_crops` are made, if for any."""
+        self._gram = gram
         self.config = config
         self.seed = seed
         self.patch_px = patch_px
@@ -215,14 +217,14 @@ class MultiCrop:
                 f"not {pixels.dtype} {list(pixels.shape)}"
             )
         config = sizes_at(self.config, self.seed, step)
-        clean_px = round(config.global_px * self._clean_multiplier)
+        clean_px = self._gram.crop_px(config.global_px)
         patches = pixels.to(self.device, non_blocking=True).float().div_(255.0)
         return Crops(
             self._crops(patches, step, indices, range(2), config.global_px, config.global_scale),
             self._crops(patches, step, indices, range(2, 2 + config.num_local), config.local_px,
                         config.local_scale),
             self._crops(patches, step, indices, range(2), clean_px, config.global_scale, clean=True)
-            if clean_px and step >= self._clean_from else None,
+            if clean_px and step >= self._gram.start_step else None,
         )  # fmt: skip
 
     def _crops(

@@ -122,10 +122,9 @@ def _check_sides(config: RunConfig, augment: AugmentConfig, patch_size: int) -> 
     require_multiple(augment.global_px, patch_size, "augment.global_px")
     if augment.num_local:
         require_multiple(augment.local_px, patch_size, "augment.local_px")
-    if config.train.gram.weight > 0:
-        times = config.train.gram.px_multiplier
-        name = f"augment.global_px × train.gram.px_multiplier {times:g} ="
-        require_multiple(round(augment.global_px * times), patch_size, name)
+    gram = config.train.gram
+    name = f"augment.global_px × train.gram.px_multiplier {gram.px_multiplier:g} ="
+    require_multiple(gram.crop_px(augment.global_px), patch_size, name)
     _check_masks(config, (augment.global_px // patch_size) ** 2)
 
 

@@ -80,11 +80,9 @@ class Trainer:
             device=world.device,
         )
         self._planned_models = frozenset(planned_models(config))
-        gram = config.train.gram
         self._crops = MultiCrop(
             config.augment, seed=config.seed, patch_px=config.patches.patch_px, device=world.device,
-            clean_multiplier=gram.px_multiplier if gram.weight > 0 else 0.0,
-            clean_from=gram.start_step,
+            gram=config.train.gram,
         )  # fmt: skip
 
     def resume(self, store: Store) -> ReachedStep:

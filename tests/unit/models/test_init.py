@@ -195,7 +195,7 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(timm_from: Callable[..., 
     assert "huggingface.co/timm/test_vit.r160_in1k" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("nested", ["", "teacher", "state_dict"])
+@pytest.mark.parametrize("nested", ["", "teacher", "state_dict", "backbone"])
 def test_a_pytorch_file_is_read_by_the_restricted_unpickler(tmp_path: Path, nested: str) -> None:
     source, target = backbone(), backbone()
     state: dict[str, Any] = dict(source.vit.state_dict())

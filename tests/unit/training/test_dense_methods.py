@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eosin.config.train import GramConfig
 from eosin.errors import UserError
 from eosin.models.frozen_teacher import resample_grid
 from eosin.observability import RunLog
@@ -99,7 +100,7 @@ def test_blocks_of_i_jepa_hide_an_exact_number_in_few_rectangles() -> None:
 def test_the_gram_teacher_sees_what_the_crops_show_with_colours_as_they_are() -> None:
     config = tiny_config().augment.model_copy(update={"blur": (1.0, 1.0, 1.0), "grayscale": 1.0})
     pixels = torch.randint(0, 255, (2, 24, 24, 3), dtype=torch.uint8)
-    crops = MultiCrop(config, seed=1, patch_px=24, clean_multiplier=2, clean_from=1)
+    crops = MultiCrop(config, seed=1, patch_px=24, gram=GramConfig(weight=1, px_multiplier=2, start_step=1))
     assert crops(pixels, 0, [0, 1]).clean_crops is None
     clean = crops(pixels, 1, [0, 1]).clean_crops
     assert clean is not None and clean.shape == (2, 2, 3, 32, 32)
@@ -110,7 +111,7 @@ def test_the_gram_teacher_sees_what_the_crops_show_with_colours_as_they_are() ->
 
 def test_each_step_draws_one_pair_of_sizes_for_the_whole_batch_by_their_weights() -> None:
     config = tiny_config(**METHODS["mixed sizes"]).augment
-    crops = MultiCrop(config, seed=1, patch_px=24, clean_multiplier=1.5)
+    crops = MultiCrop(config, seed=1, patch_px=24, gram=GramConfig(weight=1, px_multiplier=1.5))
     pixels = torch.randint(0, 255, (2, 24, 24, 3), dtype=torch.uint8)
     made = {step: crops(pixels, step, [0, 1]) for step in range(300)}
     drawn = {step: (each.global_crops.shape[-1], each.local_crops.shape[-1]) for step, each in made.items()}

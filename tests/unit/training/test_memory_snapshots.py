@@ -121,7 +121,7 @@ def test_no_room_is_a_clear_error_and_spares_what_is_there(
 def test_too_small_a_memory_is_refused_with_the_arithmetic_where_it_is_demanded(
     folder: ShmFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert room_problem(tiny_config(), folder, piece(0), 1000) == ""
+    assert room_problem(folder, piece(0), 1000) == ""
     monkeypatch.setattr(memory_module, "_cgroup_room_bytes", lambda: 5 * 2**20)
     demanding = tiny_config(elastic={"memory_snapshots": "on"})
     with pytest.raises(UserError, match=r"need 6 MiB .*2 MiB × 3 copies.* there are 5 MiB"):

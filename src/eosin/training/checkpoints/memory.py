@@ -93,7 +93,7 @@ class Memory:
             self._log.event("warning", message=f"{message}; until that passes only checkpoints are kept")
 
 
-def room_problem(config: RunConfig, folder: ShmFolder, piece: Piece, piece_bytes: int) -> str:
+def room_problem(folder: ShmFolder, piece: Piece, piece_bytes: int) -> str:
     """Why the pieces of a node do not fit into its shared memory, with the arithmetic; empty where they do.
 
     `piece_bytes`: of one process. Pieces of several come with a neighbour's copy each.
@@ -112,7 +112,7 @@ def room_problem(config: RunConfig, folder: ShmFolder, piece: Piece, piece_bytes
 
 def is_possible(config: RunConfig, folder: ShmFolder, piece: Piece, piece_bytes: int, log: RunLog) -> bool:
     """Whether to keep snapshots in memory. Raises `UserError` where they are demanded and do not fit."""
-    problem = room_problem(config, folder, piece, piece_bytes)
+    problem = room_problem(folder, piece, piece_bytes)
     if not problem:
         return True
     if config.train.elastic.memory_snapshots == "on":

@@ -173,8 +173,7 @@ def blank_microbatch(config: RunConfig, patch_size: int, device: torch.device) -
     size, augment = config.train.microbatch_size, config.augment
     masks = np.zeros((2 * size, (augment.global_px // patch_size) ** 2), dtype=bool)
     masked = config.train.uses_ibot or config.train.uses_jepa
-    gram = config.train.gram
-    clean_px = round(augment.global_px * gram.px_multiplier) if gram.weight > 0 else 0
+    clean_px = config.train.gram.crop_px(augment.global_px)
     return Microbatch(
         torch.zeros(2, size, 3, augment.global_px, augment.global_px, device=device),
         torch.zeros(augment.num_local, size, 3, augment.local_px, augment.local_px, device=device),
