@@ -26,6 +26,8 @@ class Recorder(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     asked: list[tuple[str, dict[str, str]]]
+    ports: set[int]
+    together: threading.Barrier | None = None
     status, length = 206, 8
     now = most = 0
     lock = threading.Lock()
@@ -35,6 +37,9 @@ class Recorder(BaseHTTPRequestHandler):
         with cls.lock:
             cls.now += 1
             cls.most = max(cls.most, cls.now)
+        cls.ports.add(self.client_address[1])
+        if cls.together is not None:
+            cls.together.wait()
         cls.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
         self.send_response(self.status)
         self.send_header("Content-Length", str(self.length))
@@ -60,7 +65,9 @@ class Recorder(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Recorder]]:
     class Mine(Recorder):
         asked: list[tuple[str, dict[str, str]]] = []
+        ports: set[int] = set()
 
+    monkeypatch.setattr(ThreadingHTTPServer, "request_queue_size", 128)
     with ThreadingHTTPServer(("127.0.0.1", 0), Mine) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{running.server_port}")
@@ -142,6 +149,22 @@ def test_threads_together_send_no_more_at_once_than_the_process_may(
         found = list(threads.map(store.get_ranges, [ranges] * 8))
     assert found == [[b"x" * 8] * 10] * 8
     assert 1 <= server.most <= 3
+
+
+def test_a_batch_finds_the_connections_of_the_one_before(
+    server: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EOSIN_S3_TIMEOUT_S", "46")  # settings of its own, so clients of its own
+    store = open_store("s3://bucket/p")
+    server.together = threading.Barrier(6, timeout=30)
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(store.get_ranges, [[ByteRange("k", 0, 8)]] * 6))
+    server.together = None
+    ranges = [ByteRange("k", 100_000 * number, 8) for number in range(40)]
+    store.get_ranges(ranges)
+    before = server.ports.copy()
+    store.get_ranges(ranges)
+    assert server.ports == before
 
 
 def test_a_process_with_many_open_files_reads_as_well(store_uri: str, store: Store) -> None:

@@ -1,5 +1,6 @@
 """Tile tables: the same places whether read whole or row by row, and never all in memory."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from eosin.layout import IndexLayout
 from eosin.patches.reading.read_plan import TileKey
 from eosin.patches.reading.tables import ArrayCache, TileTables
 from eosin.slides.model import TILE_DTYPE
+from eosin.storage import ByteRange
 from tests.support.patches import paper_header, paper_row, paper_snapshot
 
 
@@ -34,6 +36,25 @@ def test_rows_are_the_same_whether_read_singly_or_whole(snapshot: Snapshot) -> N
     assert whole == single == mixed
     assert [place.offset for place in whole] == [399_000, 400_002, 398_000, 426_001]
     assert whole[1].size_bytes == 400 % 7 and whole[0].stored == snapshot.rows[0].header.objects[0]
+
+
+@pytest.mark.parametrize("whole_up_to_tiles", [0, 30, 10_000])
+def test_what_is_not_held_is_read_together(
+    snapshot: Snapshot, whole_up_to_tiles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    read = snapshot.store.get_ranges
+
+    def get_ranges(ranges: Sequence[ByteRange]) -> list[bytes]:
+        asked.append(len(ranges))
+        return read(ranges)
+
+    monkeypatch.setattr(snapshot.store, "get_ranges", get_ranges)
+    tables = TileTables(snapshot, whole_up_to_tiles=whole_up_to_tiles)
+    first, again = tables.locate(KEYS), tables.locate(KEYS)
+    assert first == again
+    # Of the three levels all are kept, or the two of at most 25 tiles, or none.
+    assert asked == {10_000: [3], 30: [2, 2, 2], 0: [4, 4]}[whole_up_to_tiles]
 
 
 @pytest.mark.parametrize("whole_up_to_tiles", [0, 10_000])
