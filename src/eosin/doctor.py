@@ -24,8 +24,11 @@ from eosin.words import counted, size_text
 _IMPORT_TIMEOUT_S = 120.0
 
 
-def run_checks(uri: str | None = None, slides: SlidesConfig | None = None) -> Iterator[Check]:
-    """All checks of this machine, of the bucket or folder `uri` and of each source of `slides`, in turn.
+def run_checks(
+    uri: str | None = None, slides: SlidesConfig | None = None, *, cluster: bool = False
+) -> Iterator[Check]:
+    """All checks of this machine, of the bucket or folder `uri` and of each source of `slides`, in turn; and,
+    where `cluster`, those of the cluster of the kubeconfig.
 
     The bucket is tried by writing, reading and deleting two small objects under `uri`. Never raises for
     what it finds; libraries are imported in processes of their own, so that one that crashes is a finding.
@@ -45,6 +48,10 @@ def run_checks(uri: str | None = None, slides: SlidesConfig | None = None) -> It
         yield from check_store(uri)
     for source in slides.sources or (SourceConfig(uri=slides.uri, name="slides"),) if slides else ():
         yield check_source(source)
+    if cluster:
+        from eosin.cluster.cluster_checks import run_cluster_checks
+
+        yield from run_cluster_checks(uri=uri or "")
 
 
 def check_source(source: SourceConfig) -> Check:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from eosin.cluster.api import connect
 from eosin.cluster.finish import Cancelled, cancel_on_cluster
 from eosin.errors import EosinError, TransientError, UserError
-from eosin.kubeflow.client import connect_kubeflow, kubeflow_errors
+from eosin.kubeflow.client import kubeflow_client
 from eosin.kubeflow.runs import FoundRun, find_run, retry_run, terminate_run
 from eosin.layout import RunLayout
 from eosin.records import KubeflowRun, load_record, update_record
@@ -103,8 +103,7 @@ def resume(run_uri: str, where: Where) -> str:
     """
     place = load_record(KubeflowRun, open_store(run_uri), RunLayout.KUBEFLOW_RUN)
     host = where.host or (place.host if place else "")
-    with kubeflow_errors(host):
-        client = connect_kubeflow(host, where.namespace)
+    with kubeflow_client(host, where.namespace) as client:
         found = find_run(client, run_uri, run_id=place.run_id if place else "")
         if found is None:
             raise UserError(
@@ -116,8 +115,7 @@ def resume(run_uri: str, where: Where) -> str:
 
 
 def _terminate_in_kubeflow(run_uri: str, host: str, namespace: str, place: KubeflowRun | None) -> str:
-    with kubeflow_errors(host):
-        client = connect_kubeflow(host, namespace)
+    with kubeflow_client(host, namespace) as client:
         found = find_run(client, run_uri, run_id=place.run_id if place else "")
         if found is None or not found.is_active:
             return ""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eosin.config import RunConfig
 from eosin.errors import EosinError, UserError
@@ -24,6 +24,9 @@ from eosin.records import (
 from eosin.runs import last_step, load_failures, load_pin, load_run, load_training_done
 from eosin.storage import Store, join_uri, open_store
 from eosin.words import counted, nearest_of
+
+if TYPE_CHECKING:
+    from eosin.cluster.live_state import LiveState
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class RunStatus:
     failures: tuple[StepFailure, ...] = ()
     """Last errors of steps that have not succeeded since, the newest first."""
     kubeflow: KubeflowRun | None = None
+    live: "LiveState | None" = None
+    """What a cluster says of its training now; None: not asked, or it says nothing."""
 
     def __str__(self) -> str:
         marks = {"done": "✓", "partial": "…", "waiting": " "}
@@ -63,7 +68,8 @@ class RunStatus:
             place = self.kubeflow
             lines.append(f"   kubeflow   run {place.run_id} · {place.namespace} {place.workflow}".rstrip())
         lines += [f" {marks[step.state]} {step.step:<10} {step.detail}" for step in self.steps]
-        return "\n".join([*lines, f"next: {self.next}"])
+        lines.append(f"next: {self.next}")
+        return "\n".join([*lines, f"   cluster    {self.live}"] if self.live else lines)
 
     @property
     def next(self) -> str:
@@ -123,6 +129,28 @@ def run_status(run_uri: str) -> RunStatus:
         _report(store),
     )
     return RunStatus(run_uri, config.recipe, config.digest(), steps, failures=failures, kubeflow=kubeflow)
+
+
+def whole_status(
+    run_uri: str, live: bool | None = None, *, namespace: str = "", context: str = ""
+) -> RunStatus:
+    """As `run_status`, with the state of the run's JobSet.
+
+    `live`: ask the cluster (True: what it cannot answer is raised), or not; None: if it answers.
+    """
+    from eosin.cluster.api import is_configured
+    from eosin.cluster.live_state import live_state
+
+    status = run_status(run_uri)
+    # A run in a folder was never on a cluster.
+    if live is False or not (live or (run_uri.startswith("s3://") and is_configured())):
+        return status
+    try:
+        return replace(status, live=live_state(run_uri, namespace=namespace, context=context))
+    except EosinError:
+        if live:
+            raise
+        return status
 
 
 def _study_status(run_uri: str, config: RunConfig, study: Study, store: Store) -> RunStatus:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from eosin.config import RunConfig, difference, load_config
 from eosin.config.cluster import ClusterConfig
+from eosin.config.patches import HELD_OUT
 from eosin.errors import TransientError, UserError
 from eosin.layout import RANDOM_INIT, RunLayout, record_key
 from eosin.observability import RunLog
@@ -333,11 +334,21 @@ def decode(
     if not name:
         parts = [decode(run_uri, shard, num_shards, each) for each in sets_of_tasks(load_run(run_uri))]
         return parts[0]
-    source = f"decode-{shard:05d}" if name == "heldout" else f"decode-{name}-{shard:05d}"
+    source = f"decode-{shard:05d}" if name == HELD_OUT else f"decode-{name}-{shard:05d}"
     with RunLog(source, open_store(run_uri)) as log:
         return decode_set(
             open_decoding(run_uri, name, shard, num_shards, tuple(settings), tuple(slides)), log
         )
+
+
+def decode_run(
+    run_uri: str, part: tuple[int, int] | None, name: str, settings: Iterable[str], slides: Iterable[str]
+) -> PatchSetManifest | None:
+    """As `decode`, of one part (number, of how many), or of them all one after another."""
+    if part is not None:
+        return decode(run_uri, *part, name, settings, slides)
+    num_shards = load_run(run_uri).patches.heldout.num_shards if name == HELD_OUT else 1
+    return [decode(run_uri, shard, num_shards, name, settings, slides) for shard in range(num_shards)][-1]
 
 
 def decode_index(

@@ -1,23 +1,178 @@
-"""Checks of a pipeline's arguments before it is submitted, and a recipe file that goes along."""
+"""Pipelines asked for by a person: checked, then run on this machine or handed to Kubeflow."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eosin import steps
+from eosin import preflight, steps
 from eosin.config import RunConfig, load_config
+from eosin.dry_run import RunPlan, TilesPlan, plan_run, plan_tiles_pipeline
 from eosin.errors import EosinError, UserError
+from eosin.kubeflow import parameters
+from eosin.kubeflow.client import kubeflow_client
+from eosin.kubeflow.local_run import run_pipeline
+from eosin.kubeflow.runs import Schedule, ScheduleSpec, Submitted, ensure_schedule, six_fields, submit_run
+from eosin.kubeflow.task_pods import placed, read_pods
 from eosin.layout import RANDOM_INIT
 from eosin.preflight import check_models, check_plan, check_pools_in_reach, check_teacher
 from eosin.recipes import ConfigSource, load_recipe
+from eosin.records import KubeflowRun
+from eosin.run_control import note_submission
+from eosin.runs import dated
+from eosin.status import RunStatus, run_status
 from eosin.storage import Store, join_uri, open_store
 from eosin.study import study_of
 
 _URIS = ("run", "slides", "index", "registry", "teacher", "patches")
 _RECIPES = "recipes"
 _TRAINING = ("pretrain", "retrain", "scaling_study")
+_OF_TILES = ("decode", "embed")
+_MAX_NAME = 63
+
+
+@dataclass(frozen=True)
+class PipelineRequest:
+    """A pipeline as a person asks for it: what its options say, and which Kubeflow it is for."""
+
+    pipeline: str
+    """One of eosin's by name, or a compiled file by path."""
+    run: str
+    """The run's URI."""
+    recipe: str = ""
+    slides: str = ""
+    index: str = ""
+    settings: Sequence[str] = ()
+    """Overrides, `section.key=value`."""
+    teacher: str = ""
+    params: Sequence[str] = ()
+    """`NAME=VALUE` of any other parameter."""
+    pods: Sequence[str] = ()
+    """`TASK.KEY=VALUE`."""
+    pods_file: Path | None = None
+    host: str = ""
+    """Address of the Kubeflow Pipelines API."""
+    namespace: str = ""
+    experiment: str = "eosin"
+    service_account: str = ""
+
+    def values(self) -> dict[str, Any]:
+        """What the options say of the pipeline's parameters, by their names; empty where nothing is said."""
+        return {
+            "run": self.run, "recipe": self.recipe, "slides": self.slides, "index": self.index,
+            "settings": list(self.settings), "teacher": self.teacher,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PublishedTiles:
+    """The folder into which patches or features went without a run."""
+
+    run: str
+
+    def __str__(self) -> str:
+        return f"published: {self.run}"
+
+
+def run_locally(request: PipelineRequest) -> RunStatus | PublishedTiles:
+    """Run one of eosin's pipelines on this machine to its end, showing progress; the same again continues it.
+
+    Raises what a step would refuse after others have run, and the error of the step that failed.
+    """
+    if request.pipeline in _OF_TILES:
+        run_pipeline(*_arguments_here(request))
+        return PublishedTiles(request.run)
+    preflight.require_libraries(
+        (*preflight.RUNNER_LIBRARIES, *preflight.TRAIN_LIBRARIES, *preflight.EVALUATE_LIBRARIES)
+    )
+    path, arguments = _arguments_here(request)
+    config = _config_here(request.pipeline, arguments)
+    planned = check_plan(arguments["run"], config)
+    if planned.changes:
+        print(f"▸ {planned}", file=sys.stderr)
+    if request.pipeline == "evaluate":
+        check_teacher(request.teacher)
+    else:
+        preflight.check_trainable_apart(planned.config)
+    here = {
+        "backend": "local",
+        "num_index_shards": config.index.num_shards,
+        "num_decode_shards": config.patches.heldout.num_shards,
+        "num_evaluation_shards": 1,
+    }
+    names = parameters.takes(path)
+    run_pipeline(path, {name: value for name, value in here.items() if name in names} | arguments)
+    return run_status(arguments["run"])
+
+
+def plan_request(request: PipelineRequest, *, here: bool) -> RunPlan | TilesPlan:
+    """What one of eosin's pipelines would do, on this machine (`here`) or on a cluster; writes nothing."""
+    _, arguments = _arguments_here(request)
+    if request.pipeline in _OF_TILES:
+        return plan_tiles_pipeline(request.pipeline, arguments)
+    config = _config_here(request.pipeline, arguments)
+    return plan_run(config, arguments["run"], pipeline=request.pipeline, arguments=arguments, here=here)
+
+
+def _arguments_here(request: PipelineRequest) -> tuple[Path, dict[str, Any]]:
+    """The compiled pipeline and its arguments without images. An empty recipe is said: the run's own."""
+    if (request.pipeline == "evaluate") != bool(request.teacher):
+        raise UserError("--pipeline evaluate and --teacher go together", hint="give both, or neither")
+    path = parameters.compiled_pipeline(request.pipeline)
+    names = parameters.takes(path)
+    given = {name: value for name, value in request.values().items() if value or name in names}
+    if request.pipeline not in _OF_TILES:
+        given["run"] = dated(request.run)
+    return path, parameters.arguments_of(path, parameters.images_of_here(path) | given, request.params)
+
+
+def _config_here(pipeline: str, arguments: Mapping[str, Any]) -> RunConfig:
+    source = ConfigSource(*(arguments[key] for key in ("recipe", "settings", "slides", "index")))
+    return steps.config_of_pipeline(pipeline, arguments, source)
+
+
+def submit(request: PipelineRequest) -> tuple[Submitted, tuple[str, ...]]:
+    """Submit to Kubeflow, unless the same is going there already; returns the run, and notes for a person."""
+    with (
+        checked_pipeline(request) as (path, checked),
+        kubeflow_client(request.host, request.namespace) as client,
+    ):
+        made = submit_run(
+            client, path, checked.arguments, experiment=request.experiment,
+            service_account=request.service_account,
+        )  # fmt: skip
+    place = KubeflowRun(
+        namespace=request.namespace, run_id=made.run_id, pipeline=request.pipeline, host=request.host
+    )
+    return made, (*checked.notes, note_submission(checked.arguments["run"], place))
+
+
+def schedule(
+    request: PipelineRequest, name: str, cron: str, *, enabled: bool
+) -> tuple[Schedule, str, tuple[str, ...]]:
+    """Have the pipeline recur by `cron` under `name`; returns the schedule, what was done, and notes.
+
+    Raises `UserError` for a name or cron that Kubeflow does not take, and where all runs would be one.
+    """
+    if not 0 < len(name) <= _MAX_NAME:
+        raise UserError(f"a schedule's name has 1 to {_MAX_NAME} characters, not {len(name)}")
+    if "registry" not in parameters.takes(parameters.compiled_pipeline(request.pipeline)):
+        raise UserError(
+            f"pipeline {request.pipeline} cannot recur: its run has one name",
+            hint="retrain can: it names each run after its day",
+        )
+    if "{date}" not in request.run:
+        raise UserError(
+            f"every run of the schedule would be {request.run}",
+            hint="put {date} in it: s3://bucket/runs/weekly-{date}",
+        )
+    with checked_pipeline(request) as (path, checked):
+        spec = ScheduleSpec(name, path, six_fields(cron), checked.arguments, enabled, request.service_account)
+        with kubeflow_client(request.host, request.namespace) as client:
+            return *ensure_schedule(client, request.experiment, spec), checked.notes
 
 
 @dataclass(frozen=True)
@@ -26,6 +181,25 @@ class CheckedSubmission:
 
     arguments: dict[str, Any]
     notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def checked_pipeline(
+    request: PipelineRequest, *, publish: bool = True
+) -> Iterator[tuple[Path, CheckedSubmission]]:
+    """The compiled pipeline with the pods asked for written into it, and its arguments as they are checked.
+
+    `publish`: as `check_submission` has it. Raises `UserError` for what a cluster or a step would refuse.
+    """
+    path = parameters.compiled_pipeline(request.pipeline)
+    given = {name: value or None for name, value in request.values().items()}
+    checked = check_submission(
+        parameters.own_pipeline(path), parameters.arguments_of(path, given, request.params),
+        recipe=parameters.default_of(path, "recipe") or "", namespace=request.namespace, publish=publish,
+    )  # fmt: skip
+    with placed(path, read_pods(request.pods, request.pods_file)) as compiled:
+        parameters.require_acceptable_size(compiled, checked.arguments)
+        yield compiled, checked
 
 
 def check_submission(

@@ -1,11 +1,11 @@
 """status, logs, cancel, resume, gc and delete: what a run has come to, and an end to it."""
 
 from shlex import quote
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from eosin.cli.output import AsJson, ClusterNamespace, Context, Host, Run, emit, plain
+from eosin.cli.output import AsJson, ClusterNamespace, Context, Host, Run, emit
 
 
 def status(
@@ -18,12 +18,10 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """How far a run has come, long after its pods are gone; and its JobSet, where a cluster is in reach."""
-    from eosin.status import run_status
+    from eosin.status import whole_status
 
-    result = run_status(run)
-    on_cluster = None if live is False else _live(run, namespace, context, required=bool(live))
-    text = f"{result}\n   cluster    {on_cluster}" if on_cluster else str(result)
-    emit({**plain(result), "live": on_cluster}, as_json=as_json, text=text)
+    result = whole_status(run, live, namespace=namespace, context=context)
+    emit(result, as_json=as_json, text=str(result))
 
 
 def cancel(
@@ -47,23 +45,6 @@ def resume(run: Run, host: Host = "", namespace: ClusterNamespace = "", as_json:
     run_id = resume(run, Where(host, namespace))
     text = f"Kubeflow run {run_id} goes on\nnext: eosin status {quote(run)}"
     emit({"run_id": run_id}, as_json=as_json, text=text)
-
-
-def _live(run: str, namespace: str, context: str, *, required: bool) -> Any:
-    """The state of the run's JobSet; None where there is none, or no cluster answers."""
-    from eosin.cluster.api import is_configured
-    from eosin.cluster.live_state import live_state
-    from eosin.errors import EosinError
-
-    # A run in a folder was never on a cluster.
-    if not required and not (run.startswith("s3://") and is_configured()):
-        return None
-    try:
-        return live_state(run, namespace=namespace, context=context)
-    except EosinError:
-        if required:
-            raise
-        return None
 
 
 def logs(

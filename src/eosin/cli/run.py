@@ -1,24 +1,14 @@
 """run, recipes and doctor: a whole pipeline, on this machine or as a plan, and what comes before it."""
 
-import sys
-from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from eosin import preflight
 from eosin.cli.output import AsJson, Param, Settings, emit, say
-from eosin.config import RunConfig
 from eosin.errors import EXIT_OK, EXIT_USER, UserError
-from eosin.kubeflow.parameters import arguments_of, compiled_pipeline, images_of_here, takes
-from eosin.runs import dated
 from eosin.words import counted
-
-if TYPE_CHECKING:
-    from eosin.dry_run import TilesPlan
 
 Pipeline = Literal["pretrain", "evaluate", "retrain", "scaling_study", "decode", "embed"]
 
@@ -46,91 +36,18 @@ def run(
     `--pipeline evaluate` judges the teacher that `--teacher` names on the run's tasks, without training.
     The others take theirs by `--param`; docs/reference/pipelines.md lists them.
     """
-    if pipeline in ("decode", "embed"):
-        if not local and not dry_run:
-            raise UserError(
-                "say where to run: --local",
-                hint=f"on a cluster: eosin submit {pipeline} --run {quote(run_uri)}",
-            )
-        done = _run_tiles(pipeline, run_uri, index, tuple(settings or ()), params or (), dry_run)
-        emit(done or {"run": run_uri}, as_json=as_json, text=str(done or f"published: {run_uri}"))
-        return
-    if local and not dry_run:
-        preflight.require_libraries(
-            (*preflight.RUNNER_LIBRARIES, *preflight.TRAIN_LIBRARIES, *preflight.EVALUATE_LIBRARIES)
-        )
-    if (pipeline == "evaluate") != bool(teacher):
-        raise UserError("--pipeline evaluate and --teacher go together", hint="give both, or neither")
-    run_uri = dated(run_uri)
-    given = {
-        "run": run_uri, "recipe": recipe, "slides": slides, "index": index, "settings": list(settings or ()),
-        "teacher": teacher or None,
-    }  # fmt: skip
-    path = compiled_pipeline(pipeline)
-    arguments = arguments_of(path, {**images_of_here(path), **given}, params or ())
-    from eosin import steps
+    from eosin.submission import PipelineRequest, plan_request, run_locally
 
-    source = steps.ConfigSource(*(arguments[key] for key in ("recipe", "settings", "slides", "index")))
-    config = steps.config_of_pipeline(pipeline, arguments, source)
-    if dry_run:
-        from eosin.dry_run import plan_run
-
-        plan = plan_run(config, run_uri, pipeline=pipeline, arguments=arguments, here=local)
-        emit(plan, as_json=as_json, text=str(plan))
-        return
-    if not local:
+    request = PipelineRequest(
+        pipeline, run_uri, recipe, slides, index, settings or (), teacher=teacher, params=params or ()
+    )
+    if not local and not dry_run:
         raise UserError(
             "say where to run: --local runs on this machine",
             hint=f"on a cluster: eosin submit {pipeline} --run {quote(run_uri)}, see `eosin submit --help`",
         )
-    from eosin.kubeflow.local_run import run_pipeline
-
-    _refuse_early(pipeline, run_uri, config, teacher)
-    run_pipeline(path, _here(config, takes(path)) | arguments)
-    from eosin.status import run_status
-
-    status = run_status(run_uri)
-    emit(status, as_json=as_json, text=str(status))
-
-
-def _run_tiles(
-    pipeline: str, run_uri: str, index: str, settings: Sequence[str], params: Sequence[str], dry_run: bool
-) -> "TilesPlan | None":
-    """Decode or embed without a run; or what that would read."""
-    path = compiled_pipeline(pipeline)
-    given = {"run": run_uri, **images_of_here(path)}
-    given |= {name: value for name, value in (("index", index), ("settings", list(settings))) if value}
-    arguments = arguments_of(path, given, params)
-    if dry_run:
-        from eosin.dry_run import plan_tiles_pipeline
-
-        return plan_tiles_pipeline(pipeline, arguments)
-    from eosin.kubeflow.local_run import run_pipeline
-
-    run_pipeline(path, arguments)
-    return None
-
-
-def _refuse_early(pipeline: str, run_uri: str, config: RunConfig, teacher: str) -> None:
-    """What a step would refuse after others have run."""
-    planned = preflight.check_plan(run_uri, config)
-    if planned.changes:
-        print(f"▸ {planned}", file=sys.stderr)
-    if pipeline == "evaluate":
-        preflight.check_teacher(teacher)
-    else:
-        preflight.check_trainable_apart(planned.config)
-
-
-def _here(config: RunConfig, names: frozenset[str]) -> dict[str, Any]:
-    """What a run on this machine gives a pipeline that takes it."""
-    here = {
-        "backend": "local",
-        "num_index_shards": config.index.num_shards,
-        "num_decode_shards": config.patches.heldout.num_shards,
-        "num_evaluation_shards": 1,
-    }
-    return {name: value for name, value in here.items() if name in names}
+    result = plan_request(request, here=local) if dry_run else run_locally(request)
+    emit(result, as_json=as_json, text=str(result))
 
 
 recipes_app = typer.Typer(name="recipes", no_args_is_help=True, help="Complete configurations to begin from.")
@@ -191,7 +108,7 @@ def doctor(
     take_store_access()  # as the steps of a pipeline do
     found: list[Any] = []
     slides = resolve_config(ConfigSource(recipe)).slides if recipe else None
-    for check in chain(run_checks(uri, slides), _cluster_checks(uri) if cluster else ()):
+    for check in run_checks(uri, slides, cluster=cluster):
         found.append(check)
         if not as_json:  # each as it is made: importing the libraries takes a while
             say(_line(check))
@@ -205,12 +122,6 @@ def _verdict(num_failed: int, num_warned: int) -> str:
         return f"\n{counted(num_failed, 'check')} failed: mend what ✗ marks"
     rest = f"; without what ! marks ({num_warned}), not everything does" if num_warned else ""
     return f"\neosin works here{rest}\nnext: eosin demo, or eosin run --help"
-
-
-def _cluster_checks(uri: str | None) -> Iterator[Any]:
-    from eosin.cluster.cluster_checks import run_cluster_checks
-
-    yield from run_cluster_checks(uri=uri or "")
 
 
 def _line(check: Any) -> str:

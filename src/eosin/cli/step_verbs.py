@@ -190,7 +190,6 @@ def decode(
 ) -> None:
     """Decode a patch set (the held-out one, a grid, a sample) of a run or an index, and publish it."""
     from eosin import steps
-    from eosin.runs import load_run
 
     if run is None and not (index_uri and out):
         raise UserError("nothing to decode from", hint="give a run, or --index and --out")
@@ -203,19 +202,12 @@ def decode(
         emit(plan, as_json=as_json, text=str(plan))
         return
     if run is None:
-        index, count = _shard(shard) or (0, 1)
-        found = steps.decode_index(index_uri, out, index, count, name, settings or (), slide or ())
-        made = _patch_set(found)
-        emit(made, as_json=as_json, text=_patch_set_text(out, name, made))
-        return
-    if shard is None:
-        num_shards = load_run(run).patches.heldout.num_shards if name == "heldout" else 1
-        pairs = [(i, num_shards) for i in range(num_shards)]
+        part = _shard(shard) or (0, 1)
+        found = steps.decode_index(index_uri, out, *part, name, settings or (), slide or ())
     else:
-        pairs = [_shard(shard) or (0, 1)]
-    manifests = [steps.decode(run, index, count, name, settings or (), slide or ()) for index, count in pairs]
-    published = _patch_set(manifests[-1])
-    emit(published, as_json=as_json, text=_patch_set_text(run, name, published))
+        found = steps.decode_run(run, _shard(shard), name, settings or (), slide or ())
+    published = _patch_set(found)
+    emit(published, as_json=as_json, text=_patch_set_text(run or out, name, published))
 
 
 def embed(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from eosin.cluster.api import AlreadyExists, Cluster, Manifest, Missing
-from eosin.cluster.jobset import render_jobset
+from eosin.cluster.jobset import render_disruption_budget, render_jobset
 from eosin.cluster.names import JOBSET, OwnerReference, condition, owners
 from eosin.cluster.queue import is_dispatched
 from eosin.cluster.resources import (
@@ -20,6 +20,7 @@ from eosin.cluster.spot_jobs import ensure_spot_jobs, remove_spot_jobs, render_s
 from eosin.config import RunConfig
 from eosin.errors import TransientError, UserError
 from eosin.observability import RunLog
+from eosin.runs import load_pin, load_run
 
 _GONE_TIMEOUT_S = 600.0
 _OWNER_ATTEMPTS = 5
@@ -63,6 +64,19 @@ def submit_training(
         jobs = render_spot_jobs(config, run_uri, image=image, jobset=jobset)
         ensure_spot_jobs(cluster, jobs, log=submission.log, sleep=sleep)
     return jobset
+
+
+def render_training(run_uri: str, image: str = "") -> list[Manifest]:
+    """All that trains a planned and indexed run, as it would be made; `image`: none is `cluster.image`.
+
+    Asks no cluster. Raises `UserError` where the run has no snapshot, or its configuration cannot work.
+    """
+    config = load_run(run_uri)
+    load_pin(run_uri)
+    image = image or config.cluster.image
+    jobset = render_jobset(config, run_uri, image=image)
+    spot_jobs = render_spot_jobs(config, run_uri, image=image, jobset=jobset)
+    return [render_disruption_budget(config, run_uri), jobset, *spot_jobs]
 
 
 def _refuse_to_scatter(cluster: Cluster, jobset: Manifest, sleep: Callable[[float], None]) -> None:

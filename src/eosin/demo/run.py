@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from eosin.config.load import override_keys
 from eosin.demo.server import LocalS3, ServerFolder
-from eosin.errors import EosinError, PermanentError, UserError, error_of
+from eosin.errors import EosinError, PermanentError, UserError
 from eosin.layout import TEACHER_CARD, TEACHER_README, TEACHER_TIMM_CONFIG, TEACHER_WEIGHTS, RunLayout
 from eosin.process import die_with_parent
 from eosin.records import TrainingDone
 from eosin.status import RunStatus, run_status
 from eosin.storage import NotFound, Store, join_uri, open_store, read_object
 from eosin.storage.atomic import translate
+from eosin.submission import PipelineRequest, run_locally
 from eosin.words import size_text
 
 SYNTHETIC = "synthetic"
@@ -190,32 +190,30 @@ def run_demo(
     if slides and not slides.startswith("s3://"):
         next(_local_files(Path(slides).expanduser()))  # refused before a folder is made and a server started
     folder = folder.expanduser().absolute()
-    with exclusive(folder), room(folder), _place(folder, slides) as (root, environment):
+    with exclusive(folder), room(folder), _place(folder, slides) as root:
         _say("slides · gather them in the bucket")
         material = users_material(root, slides, overrides) if slides else synthetic_material(root)
         run_uri = join_uri(root, f"runs/{_run_name(material, settings)}")
-        _run_pipeline(run_uri, material, settings, environment)
+        _run_pipeline(run_uri, material, settings)
         return _fetch_report(run_uri, folder)
 
 
 @contextmanager
-def _place(folder: Path, slides: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(URI everything is published under, environment of the pipeline).
+def _place(folder: Path, slides: str) -> Iterator[str]:
+    """URI everything is published under.
 
     Slides in an S3 of the user's keep the user's own endpoint and credentials, so there the demo
     publishes to its folder; otherwise to a bucket of its own server.
     """
     if slides.startswith("s3://"):
-        yield storage_root(folder), {}
+        yield storage_root(folder)
         return
-    from eosin.demo.server import LocalS3
-
     _say("S3 · start a server on 127.0.0.1")
     with LocalS3(folder / "s3") as server:
         os.environ.update(server.env)
         server.ensure_bucket(BUCKET)
         print(f"  {server.endpoint_url}, data in {folder / 's3'}", file=sys.stderr)
-        yield BUCKET, server.env
+        yield BUCKET
 
 
 def _run_name(material: Material, settings: tuple[str, ...]) -> str:
@@ -227,33 +225,20 @@ def _run_name(material: Material, settings: tuple[str, ...]) -> str:
     return f"demo-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def _run_pipeline(
-    run_uri: str, material: Material, settings: tuple[str, ...], environment: dict[str, str]
-) -> None:
-    command = [sys.executable, "-m", "eosin", "run", "demo", "--local", "--run", run_uri]
-    command += ["--slides", material.slides_uri]
+def _run_pipeline(run_uri: str, material: Material, settings: tuple[str, ...]) -> None:
     given = {override_keys(setting) for setting in settings}
-    for setting in (*(each for each in material.settings if override_keys(each) not in given), *settings):
-        command += ["--set", setting]
-    child = subprocess.run(
-        [*command, "--json"], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True,
-        preexec_fn=partial(die_with_parent, os.getpid()),
-    )  # fmt: skip
-    if child.returncode:
-        _raise_failure(child.returncode, child.stdout)
-
-
-def _raise_failure(returncode: int, output: str) -> None:
-    """Raise what the pipeline's process reported on its last line."""
+    brought = (each for each in material.settings if override_keys(each) not in given)
+    request = PipelineRequest(
+        "pretrain", run_uri, "demo", material.slides_uri, settings=(*brought, *settings)
+    )
     try:
-        failure: dict[str, Any] = json.loads(output.splitlines()[-1])["error"]
-    except (ValueError, KeyError, IndexError):
-        raise PermanentError(f"the pipeline's process ended with exit code {returncode}") from None
-    of_demo = "make demo SLIDES=… OVERRIDES=FILE (--overrides)"
-    hint = re.sub(r"slides\.overrides(=URI)?", of_demo, failure["hint"])
-    if "was begun with another configuration" in failure["message"]:  # by another version of the demo
-        hint = "take another folder: eosin demo --folder OTHER, or remove this one"
-    raise error_of(returncode, failure["message"], hint)
+        run_locally(request)
+    except EosinError as error:
+        if "was begun with another configuration" in error.message:  # by another version of the demo
+            error.hint = "take another folder: eosin demo --folder OTHER, or remove this one"
+        of_demo = "make demo SLIDES=… OVERRIDES=FILE (--overrides)"
+        error.hint = re.sub(r"slides\.overrides(=URI)?", of_demo, error.hint)
+        raise
 
 
 def _fetch_report(run_uri: str, demo_folder: Path) -> DemoResult:

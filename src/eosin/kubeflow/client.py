@@ -15,34 +15,30 @@ _PAGE = 100
 _BUSY = {408, 429}
 
 
-def connect_kubeflow(host: str, namespace: str) -> Any:
-    """kfp's client for the API at `host`; empty: where kfp finds one by itself.
+@contextmanager
+def kubeflow_client(host: str, namespace: str = "") -> Iterator[Any]:
+    """kfp's client for the API at `host` (empty: where kfp finds one), its errors in a person's words.
 
-    `namespace` is the profile's on a Kubeflow of many users. Raises `MissingDependency` without kfp.
+    `namespace` is the profile's on a Kubeflow of many users. Raises `MissingDependency` without kfp,
+    `TransientError` where another try may help.
     """
     try:
         from kfp import Client
     except ImportError as error:
         raise MissingDependency("kfp", "kubeflow") from error
-    warnings.filterwarnings("ignore", module="kfp")
-    client = Client(host=host or None, namespace=namespace or "kubeflow")
-    if namespace:
-        client._context_setting["namespace"] = namespace
-    return client
-
-
-@contextmanager
-def kubeflow_errors(host: str) -> Iterator[None]:
-    """Errors of the client in a person's words: `TransientError` where another try may help."""
     from kfp_server_api import ApiException
     from urllib3.exceptions import HTTPError, LocationParseError
 
+    warnings.filterwarnings("ignore", module="kfp")
     where = f"Kubeflow at {host or 'its default address'}"
     try:
         # What the client prints is no result of a command, and what it logs are tracebacks.
         logging.disable(logging.ERROR)
         with contextlib.redirect_stdout(io.StringIO()):
-            yield
+            client = Client(host=host or None, namespace=namespace or "kubeflow")
+            if namespace:
+                client._context_setting["namespace"] = namespace
+            yield client
     except ApiException as error:
         status = int(error.status or 0)
         if status >= 500 or status in _BUSY or status == 0:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kfp import Client
 
 from eosin import run_control
 from eosin.cluster.api import Cluster
 from eosin.errors import TransientError, UserError
 from eosin.kubeflow import runs
-from eosin.kubeflow.client import connect_kubeflow
 from eosin.layout import RunLayout
 from eosin.records import KubeflowRun, load_record
 from eosin.run_control import Where, cancel, note_submission, resume
@@ -51,7 +51,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def submitted(kubeflow: Kubeflow, uri: str, pipeline: str = "pretrain", **more: Any) -> Any:
-    client = connect_kubeflow(kubeflow.host, "")
+    client = Client(host=kubeflow.host, namespace="kubeflow")
     runs.submit_run(client, published_pipeline(pipeline), {"run": uri, **more}, experiment="e")
     return kubeflow.runs[-1]
 
@@ -154,7 +154,7 @@ def test_a_run_is_found_by_its_uri_where_nobody_noted_it(kubeflow: Kubeflow) -> 
     first = submitted(kubeflow, "s3://b/runs/x")
     first["state"] = "FAILED"
     submitted(kubeflow, "s3://b/runs/other")
-    client = connect_kubeflow(kubeflow.host, "")
+    client = Client(host=kubeflow.host, namespace="kubeflow")
     found = runs.find_run(client, "s3://b/runs/x")
     assert found is not None and (found.run_id, found.is_active) == (first["run_id"], False)
     assert runs.find_run(client, "s3://b/runs/none") is None
@@ -162,7 +162,7 @@ def test_a_run_is_found_by_its_uri_where_nobody_noted_it(kubeflow: Kubeflow) -> 
 
 def test_the_backend_refuses_what_it_refuses(kubeflow: Kubeflow) -> None:
     """The double agrees with the backend about parameters, or tests against it would prove nothing."""
-    client = connect_kubeflow(kubeflow.host, "")
+    client = Client(host=kubeflow.host, namespace="kubeflow")
     pipeline, asked = published_pipeline("pretrain"), {"run": "s3://b/r"}
     for wrong in ({"unknown": 1}, {"num_index_shards": "two"}, {"settings": ["x" * 2_000_000]}):
         with pytest.raises(Exception, match=r"not declared|requires type|too large"):

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kfp import Client
 
 from eosin import step_process, steps
 from eosin.demo.server import LocalS3
 from eosin.kubeflow import runs
-from eosin.kubeflow.client import connect_kubeflow
 from eosin.layout import RunLayout
 from eosin.records import KubeflowRun
 from eosin.run_control import Where, resume
@@ -33,7 +33,7 @@ def kubeflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kubefl
 
 def submitted(kubeflow: Kubeflow, folder: Path, pipeline: str = "pretrain") -> tuple[str, str]:
     """The run's URI, here a folder, and its id."""
-    uri, client = f"file://{folder}/run", connect_kubeflow(kubeflow.host, "")
+    uri, client = f"file://{folder}/run", Client(host=kubeflow.host, namespace="kubeflow")
     more = {"retrain": {"registry": "s3://b/r", "name": "x"}, "evaluate": {"teacher": "s3://b/t"}}
     arguments = {"run": uri, **more.get(pipeline, {})}
     made = runs.submit_run(client, published_pipeline(pipeline), arguments, experiment="e")
