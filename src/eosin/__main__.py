@@ -1,4 +1,4 @@
-"""`python -m eosin` is the `eosin` command."""
+"""Entry point of `python -m eosin`: the `eosin` command."""
 
 from eosin.cli.app import main
 

@@ -18,7 +18,6 @@ from eosin.preflight import (
     compare_pools,
     require_libraries,
     require_place,
-    training_advice,
 )
 from eosin.storage import join_uri, open_store
 from eosin.words import counted
@@ -252,9 +251,10 @@ def _figures(
     warnings: list[str] = []
     try:
         if trains:
-            figures |= check_trainable(config, here=here)
-            figures |= compare_pools(config, run_uri)
-            warnings += training_advice(config)
+            from eosin.training.check import warm_start_advice
+
+            figures |= check_trainable(config, here=here) | compare_pools(config, run_uri)
+            warnings += filter(None, [warm_start_advice(config)])
     except (ImportError, MissingDependency) as error:
         warnings.append(f"no figures of training in this image: {error}")
     try:

@@ -29,9 +29,6 @@ class EosinError(Exception):
         self.message = message
         self.hint = hint
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.hint)
-
 
 class UserError(EosinError):
     """The request cannot be met as asked; asking again changes nothing."""
@@ -58,7 +55,7 @@ class MissingDependency(UserError):
         super().__init__(f"{library} is not installed", hint=install_command(extra))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (UserError, self.message, self.hint)
+        return UserError, self.args, vars(self)
 
 
 def install_command(extra: str = "") -> str:
@@ -159,10 +156,6 @@ def why_unreachable(error: Exception) -> str:
         return "no answer in time"
     inner = cause.__cause__ if isinstance(cause.__cause__, OSError) else cause
     return (getattr(inner, "strerror", None) or str(inner)).lower()
-
-
-def _rebuild(kind: type[EosinError], message: str, hint: str) -> EosinError:
-    return kind(message, hint=hint)
 
 
 @dataclass(frozen=True)

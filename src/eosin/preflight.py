@@ -92,13 +92,6 @@ def check_teacher(uri: str) -> str:
     return find_teacher(uri)
 
 
-def training_advice(config: RunConfig) -> tuple[str, ...]:
-    """What is allowed and hardly wanted. `ImportError` without torch."""
-    from eosin.training.check import warm_start_advice
-
-    return tuple(filter(None, (warm_start_advice(config),)))
-
-
 def check_trainable(config: RunConfig, *, here: bool) -> dict[str, Any]:
     """Figures of the training. Raises `UserError` for what cannot be trained; `ImportError` without torch.
 

@@ -23,6 +23,7 @@ from eosin.records import (
     IndexPin,
     LeaseRecord,
     StepFailure,
+    Study,
     TrainingDone,
     load_record,
     publish_once,
@@ -316,6 +317,14 @@ def load_pin(run_uri: str, *, store: Store | None = None) -> IndexPin:
             f"run {run_uri} has no index yet", hint=f"run `eosin index --run {quote(run_uri)}` first"
         )
     return pin
+
+
+def load_study(study_uri: str) -> Study:
+    """Raises `UserError` where no study was begun at `study_uri`."""
+    study = load_record(Study, open_store(study_uri), RunLayout.STUDY)
+    if study is None:
+        raise UserError(f"no study at {study_uri}: {RunLayout.STUDY} is not there")
+    return study
 
 
 def load_failures(store: Store) -> tuple[StepFailure, ...]:

@@ -39,7 +39,16 @@ from eosin.records import (
     TrainingDone,
     load_record,
 )
-from eosin.runs import change_course, dated, exported_models, load_pin, load_run, pin_index, prepare_run
+from eosin.runs import (
+    change_course,
+    dated,
+    exported_models,
+    load_pin,
+    load_run,
+    load_study,
+    pin_index,
+    prepare_run,
+)
 from eosin.step_process import as_step, in_pod, publish_silent_failure
 from eosin.storage import join_uri, open_store
 from eosin.trackers import send_results
@@ -168,7 +177,6 @@ def pin_variants(study_uri: str) -> list[str]:
 def study_evaluations(study_uri: str) -> list[dict[str, str]]:
     """Every {"run": …, "model": …, "task": …} of a study's runs."""
     from eosin.evaluation.plan import list_evaluations
-    from eosin.study import load_study
 
     runs = [variant.run for variant in load_study(study_uri).variants]
     return [{"run": run, **pair} for run in runs for pair in list_evaluations(run)]

@@ -11,8 +11,8 @@ from eosin.config import RunConfig, with_overrides
 from eosin.config.patches import HELD_OUT
 from eosin.errors import UserError
 from eosin.layout import RANDOM_INIT, TEACHER_WEIGHTS, RunLayout
-from eosin.records import Study, Variant, load_record, update_record
-from eosin.runs import has_trained, load_pin, pin_index, plan_config, prepare_run, resolve
+from eosin.records import Study, Variant, update_record
+from eosin.runs import has_trained, load_pin, load_study, pin_index, plan_config, prepare_run, resolve
 from eosin.storage import join_uri, open_store
 from eosin.words import repeated
 
@@ -76,14 +76,6 @@ def study_of(
         planned.append(PlannedVariant(record, _with_baselines(changed, untrained, planned)))
     variants = tuple(each.record for each in planned)
     return Study(key=key, variants=variants, heldout=heldout), planned
-
-
-def load_study(study_uri: str) -> Study:
-    """Raises `UserError` where no study was begun at `study_uri`."""
-    study = load_record(Study, open_store(study_uri), RunLayout.STUDY)
-    if study is None:
-        raise UserError(f"no study at {study_uri}: {RunLayout.STUDY} is not there")
-    return study
 
 
 def pin_variants(study_uri: str) -> list[str]:

@@ -20,8 +20,7 @@ from eosin.config import RunConfig
 from eosin.layout import RunLayout
 from eosin.records import TrainingDone
 from eosin.storage import open_store
-from eosin.summary.cost import training_cost
-from eosin.summary.training_log import read_events, read_training_log
+from eosin.summary.training_log import read_events, read_training_log, training_cost
 from tests.support.hosts import Host, Hosts, signal_group
 from tests.support.pods import Pod, Pods, elastic_config
 from tests.support.ranks import Leg, final_parameters, norm_difference, train_legs

@@ -1,4 +1,4 @@
-"""demo: the whole pipeline on this machine, S3 server and slides included; status and exec look at it."""
+"""Demo verbs: the whole pipeline on this machine, S3 server and slides included, and a look at what it left."""
 
 from pathlib import Path
 from typing import Annotated

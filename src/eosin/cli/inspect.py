@@ -1,4 +1,4 @@
-"""status, logs, cancel, resume, gc and delete: what a run has come to, and an end to it."""
+"""Verbs on a run: what it has come to (status, logs), an end to it (cancel, gc, delete), and resume."""
 
 from shlex import quote
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""eosin registry and export: which model is the current one, moving it, and handing a teacher over."""
+"""Registry verbs and export: which model is the current one, moving it, and handing a teacher over."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""run, recipes and doctor: a whole pipeline, on this machine or as a plan, and what comes before it."""
+"""Verbs run, recipes and doctor: a whole pipeline, on this machine or as a plan, and what comes before it."""
 
 from pathlib import Path
 from shlex import quote

@@ -1,4 +1,4 @@
-"""index, decode, train, evaluate, summarize: one step of a run at a time."""
+"""Verbs of single steps: index, decode, embed, curate, train, evaluate, summarize."""
 
 import json
 from shlex import quote

@@ -17,26 +17,24 @@ def render_jobset(
     run_uri: str,
     *,
     image: str,
-    service_account: str = "",
     namespace: str = "",
     owner: OwnerReference | None = None,
 ) -> Manifest:
     """The JobSet that trains `run_uri`: a rendezvous pod, the anchor pool, one job for each further pool.
 
-    `service_account` and `namespace` default to those of `config.cluster`. Every pod is one torchrun
-    agent; the world is elastic between the pools' summed minima and maxima. Losing a pod of any pool
-    shrinks the world, and its replacement grows it again, without a restart of the JobSet.
+    `namespace` defaults to that of `config.cluster`. Every pod is one torchrun agent; the world is elastic
+    between the pools' summed minima and maxima. Losing a pod of any pool shrinks the world, and its
+    replacement grows it again, without a restart of the JobSet.
 
     Raises `UserError` where the configuration cannot work on a cluster (`check_cluster_config`).
     """
     check_cluster_config(config, run_uri, image)
     cluster = config.cluster
     name = jobset_name(run_uri)
-    account = service_account or cluster.service_account
-    rendezvous = rendezvous_pod(config, run_uri, name, image=image, service_account=account)
+    rendezvous = rendezvous_pod(config, run_uri, name, image=image)
     jobs = [_replicated_job(RENDEZVOUS, _indexed_job(rendezvous, 1, _RENDEZVOUS_BACKOFF_LIMIT, {}))]
     for job, pool, num_pods, is_anchor in _shares(config):
-        pod = agent_pod(config, run_uri, name, pool, image=image, service_account=account)
+        pod = agent_pod(config, run_uri, name, pool, image=image)
         backoff_limit = cluster.anchor_backoff_limit * num_pods if is_anchor else UNLIMITED
         made = _replicated_job(job, agent_job(pod, num_pods, backoff_limit), after=RENDEZVOUS)
         if pool.exclusive_topology:  # JobSet copies it to the Job and its pods

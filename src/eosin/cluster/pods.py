@@ -15,9 +15,7 @@ _PROFILES_DIR = "/etc/eosin/aws"
 _USER_ID = 10001
 
 
-def agent_pod(
-    config: RunConfig, run_uri: str, name: str, pool: NodePoolConfig, *, image: str, service_account: str
-) -> Manifest:
+def agent_pod(config: RunConfig, run_uri: str, name: str, pool: NodePoolConfig, *, image: str) -> Manifest:
     """Pod template of one torchrun agent on a node of `pool`."""
     cluster = config.cluster
     container = _agent_container(config, run_uri, name, pool, image)
@@ -30,7 +28,7 @@ def agent_pod(
     if _names_profiles(config):
         container["volumeMounts"].append({"name": "profiles", "mountPath": _PROFILES_DIR, "readOnly": True})
         volumes.append({"name": "profiles", "secret": {"secretName": cluster.s3.profiles_secret}})
-    spec = _base_spec(cluster, service_account)
+    spec = _base_spec(cluster)
     spec |= {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": cluster.grace_period_s,
@@ -56,9 +54,7 @@ def agent_pod(
     return template
 
 
-def rendezvous_pod(
-    config: RunConfig, run_uri: str, name: str, *, image: str, service_account: str
-) -> Manifest:
+def rendezvous_pod(config: RunConfig, run_uri: str, name: str, *, image: str) -> Manifest:
     """Pod template of the small CPU pod that holds the rendezvous store."""
     cluster = config.cluster
     place = cluster.rendezvous
@@ -68,7 +64,7 @@ def rendezvous_pod(
         "ports": [{"name": names.RENDEZVOUS_CONTAINER, "containerPort": place.port, "protocol": "TCP"}],
         "readinessProbe": {"tcpSocket": {"port": place.port}, "periodSeconds": 2, "failureThreshold": 3},
     }
-    spec = _base_spec(cluster, service_account)
+    spec = _base_spec(cluster)
     spec |= {
         "restartPolicy": "OnFailure",
         "terminationGracePeriodSeconds": 5,
@@ -113,7 +109,7 @@ def doctor_pod(cluster: ClusterConfig, name: str, uri: str, *, image: str) -> Ma
     command = ["python", "-m", "eosin", "doctor", "--uri", uri, "--json"]
     variables = {"HOME": "/tmp", **_store_variables(cluster), **cluster.env}
     container = _small_container(cluster, "doctor", image, command, variables, ("250m", "1Gi", "4Gi"))
-    spec = _base_spec(cluster, cluster.service_account)
+    spec = _base_spec(cluster)
     spec |= {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": 600,
@@ -144,9 +140,9 @@ def _template(name: str, spec: Manifest) -> Manifest:
     return {"metadata": {"labels": names.labels(name)}, "spec": spec}
 
 
-def _base_spec(cluster: ClusterConfig, service_account: str) -> Manifest:
+def _base_spec(cluster: ClusterConfig) -> Manifest:
     return {
-        "serviceAccountName": service_account,
+        "serviceAccountName": cluster.service_account,
         "automountServiceAccountToken": False,
         "imagePullSecrets": [{"name": secret} for secret in cluster.image_pull_secrets],
         "securityContext": {

@@ -54,42 +54,23 @@ def delete_and_wait(
     *,
     timeout_s: float,
     propagation: str = "Background",
-    hint: str = "",
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Delete this very object and return once it is gone. Raises `TransientError` after `timeout_s`."""
-    cluster.delete(resource, existing, propagation=propagation)
-    name = existing["metadata"]["name"]
-    wait_until_gone(
-        f"{resource.kind} {name}",
-        existing,
-        lambda: cluster.get(resource, name),
-        timeout_s=timeout_s,
-        hint=hint or _LOST_NODES.format(cluster.namespace),
-        sleep=sleep,
-    )
+    """Delete this very object and return once its name is free, or another's.
 
-
-def wait_until_gone(
-    what: str,
-    existing: Manifest,
-    read: Callable[[], Manifest | None],
-    *,
-    timeout_s: float,
-    hint: str,
-    sleep: Callable[[float], None],
-) -> None:
-    """Return once `read` finds nothing, or another object by the name of `existing`.
-
-    `read` gives what bears that name now. Raises `TransientError` about `what` after `timeout_s`.
+    Raises `TransientError` after `timeout_s`.
     """
-    uid = existing["metadata"].get("uid", "")
+    cluster.delete(resource, existing, propagation=propagation)
+    name, uid = existing["metadata"]["name"], existing["metadata"].get("uid", "")
     for _ in range(int(timeout_s / _POLL_S)):
-        left = read()
+        left = cluster.get(resource, name)
         if left is None or left["metadata"].get("uid", "") != uid:
             return
         sleep(_POLL_S)
-    raise TransientError(f"{what} is still being deleted after {timeout_s:g} s", hint=hint)
+    raise TransientError(
+        f"{resource.kind} {name} is still being deleted after {timeout_s:g} s",
+        hint=_LOST_NODES.format(cluster.namespace),
+    )
 
 
 def is_being_deleted(existing: Manifest) -> bool:
@@ -107,9 +88,9 @@ def owner_uids(existing: Manifest, kind: str) -> list[str]:
     return [str(owner["uid"]) for owner in names.owners(existing, kind)]
 
 
-def with_digest(manifest: Manifest, spec: Manifest | None = None) -> Manifest:
-    """`manifest` with the digest of `spec`, its own unless given, among its annotations."""
-    text = json.dumps(spec or manifest["spec"], sort_keys=True)
+def with_digest(manifest: Manifest) -> Manifest:
+    """`manifest` with the digest of its specification among its annotations."""
+    text = json.dumps(manifest["spec"], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     metadata = manifest["metadata"]
     annotations = {names.SPEC_ANNOTATION: digest, **metadata.get("annotations", {})}

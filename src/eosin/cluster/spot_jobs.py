@@ -22,16 +22,13 @@ from eosin.observability import RunLog
 _GONE_TIMEOUT_S = 300.0
 
 
-def render_spot_jobs(
-    config: RunConfig, run_uri: str, *, image: str, service_account: str = "", jobset: Manifest
-) -> list[Manifest]:
+def render_spot_jobs(config: RunConfig, run_uri: str, *, image: str, jobset: Manifest) -> list[Manifest]:
     """A Job for each spot pool where `cluster.spot_as` is elastic-job, else none.
 
     `jobset` is the one they belong to, rendered or as it is on the cluster: there it owns them, and one that
     was made with other pools, so that it names no such Jobs, gets none.
     """
-    account = service_account or config.cluster.service_account
-    jobs = [_job(config, run_uri, pool, image, account, jobset) for pool in spot_job_pools(config)]
+    jobs = [_job(config, run_uri, pool, image, jobset) for pool in spot_job_pools(config)]
     return [job for job in jobs if job["metadata"]["name"] in spot_job_names(jobset)]
 
 
@@ -87,12 +84,10 @@ def remove_leftovers(jobset_name: str, connect: Callable[[], Cluster], *, log: R
         log.event("spot-jobs-removed", jobs=removed)
 
 
-def _job(
-    config: RunConfig, run_uri: str, pool: NodePoolConfig, image: str, service_account: str, jobset: Manifest
-) -> Manifest:
+def _job(config: RunConfig, run_uri: str, pool: NodePoolConfig, image: str, jobset: Manifest) -> Manifest:
     cluster, metadata = config.cluster, jobset["metadata"]
     name = str(metadata["name"])
-    pod = agent_pod(config, run_uri, name, pool, image=image, service_account=service_account)
+    pod = agent_pod(config, run_uri, name, pool, image=image)
     pod["metadata"]["labels"] |= {
         names.JOBSET_NAME_LABEL: name,
         names.REPLICATED_JOB_LABEL: pool.name,

@@ -1,12 +1,14 @@
 """Multi-crop views of a patch."""
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from eosin.config.base import Section
+from eosin.config.base import Rising, Section, Share
 
-Scale = tuple[float, float]
+_Area = Annotated[float, Field(ge=1e-4, le=1)]
+_Spread = Annotated[float, Field(ge=0.01, le=1)]
+Scale = Annotated[tuple[_Area, _Area], Rising]
 
 
 class CropSizes(Section):
@@ -56,16 +58,16 @@ class AugmentConfig(Section):
     natural optical density. No number published for HED of scikit-image: 0.05 there is about 0.7 here."""
     grayscale: float = Field(default=0.2, ge=0, le=1)
     """Probability that a crop loses its colour."""
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
     """Probability of a Gaussian blur on the first global, the second global and every local crop, as the
     papers give it. DINO's and DINOv2's code inverts it: their released weights saw 0.0, 0.9, 0.5."""
-    blur_sigma_px: Scale = (0.1, 2.0)
+    blur_sigma_px: tuple[float, float] = (0.1, 2.0)
     """Standard deviation of the blur, in pixels of the crop."""
     solarize: float = Field(default=0.0, ge=0, le=1)
     """Probability on the second global crop; off for H&E."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
     """Subtracted from red, green and blue, which run from 0 to 1; part of every teacher's card."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[_Spread, _Spread, _Spread] = (0.5, 0.5, 0.5)
     """Red, green and blue are divided by it after `mean` is subtracted."""
 
     def variants(self) -> tuple[tuple[float, Self], ...]:
@@ -85,10 +87,6 @@ class AugmentConfig(Section):
                     f"mixed_px has {sizes.global_px} and {sizes.local_px} px, more than global_px"
                     f" {self.global_px} and local_px {self.local_px}: these are the largest of all"
                 )
-        for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
-            if not 1e-4 <= low <= high <= 1:
-                raise ValueError(f"{name} must be two shares with 0.0001 ≤ low ≤ high ≤ 1")
         wider = [own >= other for own, other in zip(self.local_scale, self.global_scale, strict=True)]
         if self.num_local and all(wider) and self.local_scale != self.global_scale:
             raise ValueError(
@@ -97,8 +95,4 @@ class AugmentConfig(Section):
             )
         if not 0.01 <= self.blur_sigma_px[0] <= self.blur_sigma_px[1] <= self.global_px:
             raise ValueError("blur_sigma_px must be two lengths with 0.01 ≤ low ≤ high ≤ global_px")
-        if any(not 0 <= share <= 1 for share in self.blur):
-            raise ValueError("blur needs three probabilities between 0 and 1")
-        if not all(0 <= value <= 1 for value in self.mean) or not all(0.01 <= each <= 1 for each in self.std):
-            raise ValueError("mean and std are of pixels from 0 to 1: mean in 0 … 1, std in 0.01 … 1")
         return self

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_SEED = 2**63 - 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -25,6 +25,16 @@ FORMS = {
 def _as_written(value: Any) -> Any:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"needs its least value first, not {pair[0]} before {pair[1]}")
+    return pair
+
+
+Rising = AfterValidator(_rising)
+"""Of two values: the first is not above the second."""
+Share = Annotated[float, Field(ge=0, le=1)]
 
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_written)]
 """YAML reads a bare on or off as a truth value."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from eosin.config.base import MAX_SEED, NAME_PATTERN, Section
+from eosin.config.base import MAX_SEED, NAME_PATTERN, Rising, Section
 
 
 class EncodingConfig(Section):
@@ -42,22 +42,14 @@ class HsvFilterConfig(Section):
     sample whose 32 draws are all rejected, the one with the largest share is taken.
     """
 
-    hue: tuple[_Hue, _Hue] = (90, 180)
+    hue: Annotated[tuple[_Hue, _Hue], Rising] = (90, 180)
     """Least and largest hue, in steps of two degrees (0 to 180)."""
-    saturation: tuple[_Byte, _Byte] = (8, 255)
+    saturation: Annotated[tuple[_Byte, _Byte], Rising] = (8, 255)
     """Least and largest saturation, 0 to 255."""
-    value: tuple[_Byte, _Byte] = (103, 255)
+    value: Annotated[tuple[_Byte, _Byte], Rising] = (103, 255)
     """Least and largest value (brightness), 0 to 255."""
     min_share: float = Field(default=0.6, ge=0, le=1)
     """Smallest share of pixels within all three ranges."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        for name in ("hue", "saturation", "value"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} needs its least value first, not {low} before {high}")
-        return self
 
 
 class PatchSetConfig(EncodingConfig):

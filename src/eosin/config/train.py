@@ -1,12 +1,14 @@
 """The method, its schedules, and how the work is cut up."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from eosin.config.base import Section, Switch
+from eosin.config.base import Rising, Section, Share, Switch
 
 _YEAR_S = 365 * 86_400
+_Some = Annotated[float, Field(gt=0, le=1)]
+_Shares = Annotated[tuple[_Some, _Some], Rising]
 
 
 class DinoConfig(Section):
@@ -33,15 +35,8 @@ class IbotConfig(Section):
     """0 switches the masked-patch loss off."""
     mask_probability: float = Field(default=0.5, ge=0, le=1)
     """Share of the global crops that are masked."""
-    mask_ratio: tuple[float, float] = (0.1, 0.5)
+    mask_ratio: Annotated[tuple[Share, Share], Rising] = (0.1, 0.5)
     """Least and largest share of a masked crop's patches that are hidden."""
-
-    @model_validator(mode="after")
-    def _ratio_rises(self) -> Self:
-        low, high = self.mask_ratio
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"mask_ratio must rise within 0 … 1, not {low} … {high}")
-        return self
 
 
 class JepaConfig(Section):
@@ -51,22 +46,14 @@ class JepaConfig(Section):
     """Of the term in the loss; 0 switches it off."""
     mask_probability: float = Field(default=1.0, gt=0, le=1)
     """Share of the global crops that are masked."""
-    mask_ratio: tuple[float, float] = (0.3, 0.4)
+    mask_ratio: _Shares = (0.3, 0.4)
     """Least and largest share of a masked crop's patches that are hidden."""
-    block_scale: tuple[float, float] = (0.1, 0.2)
+    block_scale: _Shares = (0.1, 0.2)
     """Least and largest share of a crop that one block hides; blocks may overlap, the last may be smaller."""
     predictor_depth: int = Field(default=4, ge=1, le=256)
     """Blocks of the predictor."""
     predictor_dim: int | None = Field(default=None, gt=0, le=65536)
     """Width of the predictor; None: the backbone's."""
-
-    @model_validator(mode="after")
-    def _shares_rise(self) -> Self:
-        for name in ("mask_ratio", "block_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} must be two shares with 0 < low ≤ high ≤ 1, not {low} and {high}")
-        return self
 
 
 class GramConfig(Section):

@@ -23,6 +23,11 @@ class MetricValue(RecordPart):
     higher_is_better: bool = True
     """False where lower is better, as for ODCorr."""
 
+    @property
+    def num_runs(self) -> int:
+        """How many values it is the mean of."""
+        return len(self.values)
+
     @classmethod
     def of(cls, values: Sequence[float], *, higher_is_better: bool = True) -> Self:
         """Raises ValueError on no value or one that is not finite."""

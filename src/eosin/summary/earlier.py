@@ -11,9 +11,8 @@ from eosin.config import RunConfig
 from eosin.errors import EosinError, TransientError
 from eosin.layout import RunLayout
 from eosin.storage import NotFound, open_store
-from eosin.summary.cost import Cost
 from eosin.summary.results import Result
-from eosin.summary.training_log import Event, date_of
+from eosin.summary.training_log import Cost, Event, date_of
 
 # A folder with more runs than this is looked through no further: a report is not a search.
 _MAX_SIBLINGS = 200

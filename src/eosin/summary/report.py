@@ -11,7 +11,6 @@ from eosin.config import difference, dump_config
 from eosin.layout import RunLayout
 from eosin.records import MetricRecord, TeacherCard
 from eosin.storage import join_uri
-from eosin.summary.cost import Cost, training_cost
 from eosin.summary.data_view import DrawsView, SlidesView, view_draws, view_slides
 from eosin.summary.headline import SIGNIFICANT, Line, all_lines, headline
 from eosin.summary.leaderboard import Leaderboard, leaderboard, published_figures
@@ -19,11 +18,13 @@ from eosin.summary.names import metric_name, model_label, number
 from eosin.summary.published import Published
 from eosin.summary.results import Gap, Result, collect_results, find_gaps
 from eosin.summary.training_log import (
+    Cost,
     Event,
     Health,
     TrainingLog,
     date_of,
     read_training_log,
+    training_cost,
     training_health,
 )
 from eosin.words import counted

@@ -149,7 +149,7 @@ def _of_record(record: MetricRecord, disagreement: str) -> list[Result]:
     return [
         Result(
             model=record.model, step=record.step, task=record.task, kind=record.kind, metric=name,
-            mean=value.mean, std=value.std, num_runs=len(value.values),
+            mean=value.mean, std=value.std, num_runs=value.num_runs,
             status="disagreeing" if disagreement else "ok", higher_is_better=value.higher_is_better,
             interval=found.get(name), reason=disagreement,
             dataset_digest=record.dataset_digest, protocol=_protocol(record), preset=record.details.preset,

@@ -5,19 +5,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from eosin.errors import EosinError, TransientError, UserError
+from eosin.errors import EosinError, TransientError
 from eosin.index.snapshot import open_snapshot
 from eosin.layout import RunLayout, step_of
 from eosin.metrics.significance import significance
 from eosin.observability import RunLog
 from eosin.patches.sampling.eligible import find_eligible
-from eosin.records import MetricRecord, MetricValue, Study, Variant, load_record
-from eosin.runs import load_pin, load_run
-from eosin.storage import NotFound, Store, join_uri, open_store
+from eosin.records import MetricRecord, MetricValue, Study, Variant
+from eosin.runs import load_pin, load_run, load_study
+from eosin.storage import NotFound, join_uri, open_store
 from eosin.summary import svg
 from eosin.summary.headline import SIGNIFICANT, top1_repeats
 from eosin.summary.html import scatter_charts, template
-from eosin.summary.names import metric_name, number
+from eosin.summary.names import figure, metric_name
 from eosin.summary.published import Reader, metric_records
 from eosin.summary.results import metric_order, results_of_all
 from eosin.words import counted
@@ -107,7 +107,7 @@ def report_study(study_uri: str, *, log: RunLog) -> StudyResult:
     Half a study still gives a report, which says what is missing. Raises `UserError` where no study is.
     """
     store = open_store(study_uri)
-    report = build_study_report(study_uri, store)
+    report = build_study_report(study_uri)
     # The page goes last: whoever sees it finds the two others beside it.
     store.put(RunLayout.SUMMARY_JSON, _to_json(report))
     store.put(RunLayout.SUMMARY_MD, _to_markdown(report).encode())
@@ -125,11 +125,9 @@ def report_study(study_uri: str, *, log: RunLog) -> StudyResult:
     return result
 
 
-def build_study_report(study_uri: str, store: Store) -> StudyReport:
+def build_study_report(study_uri: str) -> StudyReport:
     """All that the runs of a study have published, and the charts of it."""
-    study = load_record(Study, store, RunLayout.STUDY)
-    if study is None:
-        raise UserError(f"no study at {study_uri}: {RunLayout.STUDY} is not there")
+    study = load_study(study_uri)
     runs = tuple(_read(variant, count_slides=study.key.startswith("patches.")) for variant in study.variants)
     found = {
         (record.task, metric) for run in runs for record in run.records if record.status == "ok"
@@ -244,7 +242,7 @@ def _rows(report: StudyReport) -> list[dict[str, Any]]:
         values = [run.value(task, metric) for run in report.runs]
         higher = _arrow(report, task, metric) == "↑"
         best = _best(report, task, metric, higher=higher)
-        cells = [{"text": _text(v), "best": place == best} for place, v in enumerate(values)]
+        cells = [{"text": figure(v), "best": place == best} for place, v in enumerate(values)]
         name = f"{metric_name(metric)} {'↑' if higher else '↓'}"
         rows.append({"task": task, "metric": name, "cells": cells})
     return rows
@@ -262,13 +260,6 @@ def _best(report: StudyReport, task: str, metric: str, *, higher: bool) -> int |
         return None
     test = significance(ranked[1][0], ranked[0][0], metric)
     return ranked[0][1] if test and test.p_value is not None and test.p_value < SIGNIFICANT else None
-
-
-def _text(value: MetricValue | None) -> str:
-    if value is None:
-        return "–"
-    spread = f" ± {number(value.std)}" if len(value.values) > 1 else ""
-    return number(value.mean) + spread
 
 
 def _to_json(report: StudyReport) -> bytes:

@@ -10,7 +10,6 @@ from eosin.observability import RunLog
 from eosin.records import StepFailure, TrainingDone
 from eosin.records.base import Record
 from eosin.storage import join_uri, open_store
-from eosin.summary.cost import Cost
 from eosin.summary.data_view import Rejected
 from eosin.summary.headline import Outcome
 from eosin.summary.html import to_html, to_markdown
@@ -18,6 +17,7 @@ from eosin.summary.leaderboard import Source
 from eosin.summary.published import read_published
 from eosin.summary.report import Report, build_report
 from eosin.summary.results import Result, Status
+from eosin.summary.training_log import Cost
 
 
 class SummaryPart(BaseModel):

@@ -1,17 +1,15 @@
 """Headline of a report as plain text, for a terminal."""
 
 import io
-import json
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eosin.errors import PermanentError
 from eosin.summary.names import metric_name, model_label, number, signed
 from eosin.summary.results import find_gaps, listed
+from eosin.summary.summarize import RunSummary, SummaryFigure, SummaryLine
 
 _WIDTH = 100
 
@@ -21,19 +19,11 @@ def terminal_table(summary_json: bytes) -> str:
 
     Raises `PermanentError` where the bytes are not a summary.
     """
-    try:
-        summary: dict[str, Any] = json.loads(summary_json)
-        lines, results = summary["headline"], summary["results"]
-    except (ValueError, KeyError, TypeError):
-        raise PermanentError(
-            "summary.json is not a summary", hint="write it again with `eosin summarize`"
-        ) from None
+    summary = RunSummary.from_json(summary_json, source="summary.json")
     console = Console(file=io.StringIO(), width=_WIDTH, highlight=False, color_system=None)
-    console.print(_table(lines))
-    console.print(summary.get("verdict", ""), markup=False)
-    for gap in find_gaps(
-        (r["model"], r["task"], r["status"], r["reason"]) for r in results if r["status"] != "ok"
-    ):
+    console.print(_table(summary.headline))
+    console.print(summary.verdict, markup=False)
+    for gap in find_gaps((r.model, r.task, r.status, r.reason) for r in summary.results if r.status != "ok"):
         names = f"{listed(gap.models, 'models')} · {listed(gap.tasks, 'tasks')}"
         console.print(f"{gap.status}: {names}: {gap.reason}", markup=False)
     output = console.file
@@ -41,8 +31,8 @@ def terminal_table(summary_json: bytes) -> str:
     return "\n".join(line.rstrip() for line in output.getvalue().strip("\n").splitlines())
 
 
-def _table(lines: list[dict[str, Any]]) -> Table:
-    models = {line["last"]["model"] for line in lines if line["last"]}
+def _table(lines: tuple[SummaryLine, ...]) -> Table:
+    models = {line.last.model for line in lines if line.last}
     trained = model_label(models.pop()) if len(models) == 1 else "last teacher"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("task", "metric"):
@@ -52,19 +42,18 @@ def _table(lines: list[dict[str, Any]]) -> Table:
     table.add_column("", no_wrap=True)
     for line in lines:
         cells = (
-            str(line["task"]),
-            f"{metric_name(line['metric'])} {'↑' if line['higher_is_better'] else '↓'}",
-            _figure(line["random_init"]),
-            _figure(line["last"]),
-            "–" if line["change"] is None else signed(line["change"]),
-            line["outcome"] + ("" if line["p_value"] is None else f" (p {number(line['p_value'])})"),
+            line.task,
+            f"{metric_name(line.metric)} {'↑' if line.higher_is_better else '↓'}",
+            _figure(line.random_init),
+            _figure(line.last),
+            "–" if line.change is None else signed(line.change),
+            line.outcome + ("" if line.p_value is None else f" (p {number(line.p_value)})"),
         )
         table.add_row(*(Text(cell) for cell in cells))
     return table
 
 
-def _figure(value: dict[str, Any] | None) -> str:
+def _figure(value: SummaryFigure | None) -> str:
     if value is None:
         return "–"
-    spread = f" ± {number(value['std'])}" if value["std"] else ""
-    return f"{number(value['mean'])}{spread}"
+    return number(value.mean) + (f" ± {number(value.std)}" if value.std else "")

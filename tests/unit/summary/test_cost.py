@@ -10,8 +10,7 @@ from eosin.config import RunConfig
 from eosin.layout import RunLayout
 from eosin.preflight import compare_pools
 from eosin.storage import open_store
-from eosin.summary.cost import Cost, training_cost
-from eosin.summary.training_log import Event, read_training_log, training_health
+from eosin.summary.training_log import Cost, Event, read_training_log, training_cost, training_health
 
 HOUR = 3600.0
 POOLS = [

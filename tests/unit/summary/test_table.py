@@ -44,7 +44,7 @@ def test_a_worse_figure_and_a_failure_are_not_hidden(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"headline": 1}', b"\xff"])
 def test_what_is_no_summary_is_refused(data: bytes) -> None:
-    with pytest.raises(PermanentError, match="not a summary"):
+    with pytest.raises(PermanentError, match="not a RunSummary"):
         terminal_table(data)
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from eosin.config.presets import PRESETS, CentreLayout
 from eosin.errors import PermanentError, UserError
+from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult, changes_from
 from eosin.records import MetricValue
 from eosin.records.details import CentresDetails
@@ -17,7 +18,6 @@ from eosin.storage import join_uri
 from eosin.words import counted
 
 if TYPE_CHECKING:
-    from eosin.evaluation.datasets.dataset import Dataset
     from eosin.evaluation.datasets.public.pathorob import CentreDataset, CentrePatch
     from eosin.evaluation.embeddings.embed import Features
     from eosin.metrics.centres import NeighbourCounts
@@ -69,7 +69,7 @@ class CentreTask(Task):
         usual = {name: PRESETS[self.layout][name] for name in values}
         return TaskProtocol("pathorob", 1, changes_from(usual, values, source="PathoROB"), values)
 
-    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """PathoROB's figures, and the index at each magnification alone.
 
         Raises `UserError` where labels or centres are missing or all one, `PermanentError` where no neighbour
@@ -203,7 +203,7 @@ class CentreTask(Task):
         return found if len(found) > 1 else {}
 
 
-def _require_two(dataset: "Dataset", column: str, names: set[str]) -> None:
+def _require_two(dataset: Dataset, column: str, names: set[str]) -> None:
     if len(names) < 2:
         found = ", ".join(names) or "none"
         raise UserError(

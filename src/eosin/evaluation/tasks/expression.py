@@ -4,12 +4,12 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from eosin.errors import UserError
+from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult
 from eosin.records import MetricValue
 from eosin.records.details import ExpressionDetails
 
 if TYPE_CHECKING:
-    from eosin.evaluation.datasets.dataset import Dataset
     from eosin.evaluation.datasets.public.hest import ExpressionDataset
 
 
@@ -34,7 +34,7 @@ class ExpressionTask(Task):
             "hest-pca-ridge", 1, hyperparameters={"num_components": 256, "alpha": "100 / (D·G)"}
         )
 
-    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """One figure a split. Raises `UserError` where a split has no patch, or no gene that varies."""
         import numpy as np
 

@@ -1,17 +1,15 @@
 """Few-shot task: SimpleShot with k images a class, many draws each."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from eosin.errors import UserError
+from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.task import LabelledImagesTask, TaskContext, TaskProtocol, TaskResult
 from eosin.records import MetricValue
 from eosin.words import counted
-
-if TYPE_CHECKING:
-    from eosin.evaluation.datasets.dataset import Dataset
 
 
 class FewShotTask(LabelledImagesTask):
@@ -31,7 +29,7 @@ class FewShotTask(LabelledImagesTask):
             "simpleshot-cl2n", 1, hyperparameters={"shots": list(self.shots), "num_draws": self.num_draws}
         )
 
-    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Balanced accuracy by number of shots, and all figures of the most. Raises `UserError`."""
         import numpy as np
 

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.task import LabelledImagesTask, TaskContext, TaskProtocol, TaskResult
 
 if TYPE_CHECKING:
-    from eosin.evaluation.datasets.dataset import Dataset
     from eosin.evaluation.pictures import Example
 
 
@@ -27,7 +27,7 @@ class KnnTask(LabelledImagesTask):
         values = {"k": self.k, "temperature": self.temperature}
         return TaskProtocol("knn-cosine-weighted", 1, hyperparameters=values)
 
-    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Accuracies of one run. Raises `UserError` where there is nothing to tell apart."""
         from eosin.evaluation.labelled import Labelled, judge_folds, split_folds
         from eosin.metrics.embeddings import knn_votes
@@ -48,7 +48,7 @@ class KnnTask(LabelledImagesTask):
         details = KnnDetails(**embeddings.told(), **found.told)
         return TaskResult(found.metrics, details, len(embeddings.rows))
 
-    def examples(self, dataset: "Dataset", context: TaskContext) -> "list[Example]":
+    def examples(self, dataset: Dataset, context: TaskContext) -> "list[Example]":
         """Judged patches with their nearest neighbours among those that vote."""
         from eosin.evaluation.labelled import split_folds
         from eosin.evaluation.pictures import neighbour_examples

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from eosin.config.heads import ProbeConfig
 from eosin.errors import UserError
+from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.task import LabelledImagesTask, TaskContext, TaskProtocol, TaskResult, changes_from
 
 if TYPE_CHECKING:
     import torch
 
-    from eosin.evaluation.datasets.dataset import Dataset
     from eosin.evaluation.heads.linear import Part
     from eosin.evaluation.labelled import LabelledPart
 
@@ -38,7 +38,7 @@ class LinearProbeTask(LabelledImagesTask):
         changes += (f"folds {self.folds} (eva: one split)",) if self.folds else ()
         return TaskProtocol("linear-probe" if changes else "linear-probe-eva", 2, changes, values)
 
-    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Accuracies over `probe.num_runs` runs. Raises `UserError` where there is nothing to tell apart."""
         import torch
 

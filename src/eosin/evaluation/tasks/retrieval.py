@@ -1,17 +1,15 @@
 """Retrieval task: are a patch's or slide's nearest neighbours, of other patients, of its class?"""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from eosin.errors import PermanentError, UserError
+from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.task import LabelledImagesTask, TaskContext, TaskProtocol, TaskResult
 from eosin.records import MetricValue
 from eosin.words import counted
-
-if TYPE_CHECKING:
-    from eosin.evaluation.datasets.dataset import Dataset
 
 
 class RetrievalTask(LabelledImagesTask):
@@ -27,7 +25,7 @@ class RetrievalTask(LabelledImagesTask):
     def protocol(self) -> TaskProtocol:
         return TaskProtocol("retrieval-leave-one-patient-out", 1, hyperparameters={"k": self.k})
 
-    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """mAP@k, accuracy of the first and of the majority of k. Raises `UserError` or `PermanentError`."""
         import numpy as np
 

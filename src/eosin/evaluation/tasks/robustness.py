@@ -1,14 +1,12 @@
 """Robustness task: do embeddings stay when orientation, stain or sharpness changes and tissue does not?"""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from eosin.errors import PermanentError
+from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult
 from eosin.records import MetricValue
 from eosin.records.details import RobustnessDetails
-
-if TYPE_CHECKING:
-    from eosin.evaluation.datasets.dataset import Dataset
 
 
 class RobustnessTask(Task):
@@ -27,7 +25,7 @@ class RobustnessTask(Task):
 
         return TaskProtocol("robustness-orientation-stain-blur", CHANGES_VERSION)
 
-    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """For each change: how often a changed patch is found again among all patches, and how far it moved.
 
         Raises `PermanentError` where there are fewer than two patches.

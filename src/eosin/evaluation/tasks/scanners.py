@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from eosin.errors import UserError
+from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult
 from eosin.records import MetricValue
 from eosin.records.details import ScannerDetails
 
 if TYPE_CHECKING:
-    from eosin.evaluation.datasets.dataset import Dataset
     from eosin.metrics.embeddings import Registered
 
 _COLUMNS = ("stain", "scanner", "location")
@@ -33,7 +33,7 @@ class ScannerTask(Task):
     top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 3, 5, 10), min_length=1)
     """Among how many nearest of both slides the same tissue is looked for."""
 
-    def open(self, run_uri: str) -> "Dataset":
+    def open(self, run_uri: str) -> Dataset:
         """The table with its columns. Raises `UserError` as `open_dataset` does."""
         from eosin.evaluation.datasets.open_dataset import open_dataset
 
@@ -42,7 +42,7 @@ class ScannerTask(Task):
     def protocol(self) -> TaskProtocol:
         return TaskProtocol("plism-registered", 1, hyperparameters={"top_k": list(self.top_k)})
 
-    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Medians over pairs of slides, and PLISM's score, the mean of four of them.
 
         Raises `UserError` where a column is empty, a place stands twice, or two slides share too few places.
@@ -88,7 +88,7 @@ class ScannerTask(Task):
         metrics = {name: MetricValue.of([value]) for name, value in medians.items()}
         return TaskResult(metrics, details, len(embeddings.rows))
 
-    def _slides(self, dataset: "Dataset", rows: list[int]) -> dict[tuple[str, str], dict[str, int]]:
+    def _slides(self, dataset: Dataset, rows: list[int]) -> dict[tuple[str, str], dict[str, int]]:
         """Of each stain and scanner, the place in the embeddings of each location."""
         slides: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
         for place, row in enumerate(rows):

@@ -7,10 +7,10 @@ from pydantic import Field, model_validator
 from eosin.config.base import CLASS_PATTERN
 from eosin.config.heads import DecoderConfig
 from eosin.config.presets import MaskLayout
+from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult, changes_from
 
 if TYPE_CHECKING:
-    from eosin.evaluation.datasets.dataset import Dataset
     from eosin.evaluation.datasets.masks import MaskedDataset
 
 ClassName = Annotated[str, Field(pattern=CLASS_PATTERN)]
@@ -77,7 +77,7 @@ class SegmentationTask(Task):
             changes = (*changes, "tiles of the model's size (eva: whole squares, resized)")
         return TaskProtocol("segmentation-eva-decoder" if changes else "segmentation-eva", 1, changes, values)
 
-    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Dice by class over `decoder.num_runs` runs; raises as `run_segmentation` does."""
         from eosin.evaluation.datasets.masks import MaskedDataset
         from eosin.evaluation.segmentation import run_segmentation

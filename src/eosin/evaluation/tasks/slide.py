@@ -11,10 +11,10 @@ from pydantic import Field
 
 from eosin.config.heads import AbmilConfig
 from eosin.config.presets import SlideLayout
+from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult, changes_from
 
 if TYPE_CHECKING:
-    from eosin.evaluation.datasets.dataset import Dataset
     from eosin.evaluation.datasets.slide_dataset import SlideDataset
     from eosin.evaluation.embeddings.slide_embed import Bags
     from eosin.evaluation.heads.abmil import SlideBags, SlidePart
@@ -52,7 +52,7 @@ class SlidePatchesTask(Task):
         return self.model_dump(mode="json", include={"mpp", "patch_px", "num_patches", "min_foreground"})
 
     @contextmanager
-    def bags(self, dataset: "Dataset", context: TaskContext) -> "Iterator[Bags]":
+    def bags(self, dataset: Dataset, context: TaskContext) -> "Iterator[Bags]":
         """Embeddings of the patches of every slide, in a file that lasts as long as the context.
 
         Raises `UserError` where no slide can be read, `PermanentError` where none gives a patch.
@@ -124,7 +124,7 @@ class SlideTask(SlidePatchesTask):
         changes = (*changes_from(_EVA, values), *changes)
         return TaskProtocol("slide-abmil-gated", 2, changes, {**self.sampling(), **own, **values})
 
-    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """Accuracies over runs; raises as `bags`, or where nothing is to be told apart."""
         from eosin.evaluation.datasets.slide_dataset import SlideDataset, patient_or_slide
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from eosin.errors import UserError
+from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.task import TaskContext, TaskProtocol, TaskResult
 from eosin.evaluation.tasks.slide import SlidePatchesTask
 from eosin.records import MetricValue
@@ -15,7 +16,6 @@ from eosin.records.details import Details, LeftOut
 from eosin.words import counted
 
 if TYPE_CHECKING:
-    from eosin.evaluation.datasets.dataset import Dataset
     from eosin.evaluation.datasets.slide_dataset import SlideDataset
 
 
@@ -39,7 +39,7 @@ class SurvivalTask(SlidePatchesTask):
         values = {**self.sampling(), "penalty": self.penalty}
         return TaskProtocol("survival-cox-mean", 1, hyperparameters=values)
 
-    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """The concordance index over patients, of each fold where the table has folds.
 
         Raises as `bags` does, and `UserError` where none has an event that another outlives.

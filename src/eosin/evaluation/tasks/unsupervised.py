@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from eosin.config.task import TaskName
 from eosin.errors import PermanentError
+from eosin.evaluation.datasets.dataset import Dataset
 from eosin.evaluation.task import Task, TaskContext, TaskProtocol, TaskResult
 from eosin.records import MetricValue
 from eosin.records.details import Spectrum, UnsupervisedDetails
 
 if TYPE_CHECKING:
-    from eosin.evaluation.datasets.dataset import Dataset
     from eosin.evaluation.embeddings.embed import Features
     from eosin.evaluation.pictures import Example
 
@@ -32,7 +32,7 @@ class UnsupervisedTask(Task):
     def protocol(self) -> TaskProtocol:
         return TaskProtocol("rankme-odcorr", 1)
 
-    def run(self, dataset: "Dataset", context: TaskContext) -> TaskResult:
+    def run(self, dataset: Dataset, context: TaskContext) -> TaskResult:
         """RankMe (uncentred), ODCorr of features and of samples; also at each magnification alone.
 
         Raises `PermanentError` where they are not defined: fewer than two samples, features that do not vary.
@@ -60,7 +60,7 @@ class UnsupervisedTask(Task):
         )
         return TaskResult(metrics, details, len(embeddings.rows))
 
-    def examples(self, dataset: "Dataset", context: TaskContext) -> "list[Example]":
+    def examples(self, dataset: Dataset, context: TaskContext) -> "list[Example]":
         """Nearest neighbours of any patches, and maps of their tokens."""
         from eosin.evaluation.pictures import map_examples, neighbour_examples
 
