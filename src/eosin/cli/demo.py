@@ -1,4 +1,4 @@
-"""Demo verbs: the whole pipeline on this machine, S3 server and slides included, and a look at what it left."""
+"""Demo verbs: the whole pipeline on this machine, S3 server and slides included, and a look at it."""
 
 from pathlib import Path
 from typing import Annotated

@@ -4,7 +4,7 @@ from typing import Any
 
 from eosin.cluster import commands, names
 from eosin.config import RunConfig
-from eosin.config.cluster import ClusterConfig, NodePoolConfig, TolerationConfig
+from eosin.config.cluster import ClusterConfig, NodePoolConfig
 
 Manifest = dict[str, Any]
 
@@ -71,7 +71,7 @@ def rendezvous_pod(config: RunConfig, run_uri: str, name: str, *, image: str) ->
         "containers": [container],
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}],
         "nodeSelector": dict(place.node_selector),
-        "tolerations": [_toleration(toleration) for toleration in place.tolerations],
+        "tolerations": [toleration.manifest() for toleration in place.tolerations],
     }
     if cluster.watcher_account:
         # The only pod of a training that speaks to the Kubernetes API, with an account of its own for it.
@@ -116,7 +116,7 @@ def doctor_pod(cluster: ClusterConfig, name: str, uri: str, *, image: str) -> Ma
         "containers": [container],
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}],
         "nodeSelector": dict(cluster.rendezvous.node_selector),
-        "tolerations": [_toleration(toleration) for toleration in cluster.rendezvous.tolerations],
+        "tolerations": [toleration.manifest() for toleration in cluster.rendezvous.tolerations],
     }
     _give_store(cluster, container, spec["volumes"])
     return {
@@ -257,7 +257,7 @@ def _scratch_source(cluster: ClusterConfig) -> Manifest:
 
 
 def _tolerations(cluster: ClusterConfig, pool: NodePoolConfig) -> list[Manifest]:
-    tolerations = [_toleration(toleration) for toleration in pool.tolerations]
+    tolerations = [toleration.manifest() for toleration in pool.tolerations]
     if pool.gpus_per_node:
         tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
     if pool.spot:
@@ -271,14 +271,6 @@ def _tolerations(cluster: ClusterConfig, pool: NodePoolConfig) -> list[Manifest]
             for state in ("not-ready", "unreachable")
         ]
     return tolerations
-
-
-def _toleration(toleration: TolerationConfig) -> Manifest:
-    given = toleration.model_dump(exclude={"toleration_seconds"})
-    manifest: Manifest = {key: value for key, value in given.items() if value}
-    if toleration.toleration_seconds is not None:
-        manifest["tolerationSeconds"] = toleration.toleration_seconds
-    return manifest
 
 
 def _near_each_other(name: str, topology_key: str) -> Manifest:

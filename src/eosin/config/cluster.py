@@ -29,6 +29,12 @@ class TolerationConfig(Section):
     toleration_seconds: int | None = Field(default=None, ge=0)
     """How long a pod stays once a NoExecute taint appears; None: for ever."""
 
+    def manifest(self) -> dict[str, Any]:
+        """As it stands in a pod's specification."""
+        given = self.model_dump(exclude={"toleration_seconds"})
+        seconds = {} if self.toleration_seconds is None else {"tolerationSeconds": self.toleration_seconds}
+        return {key: value for key, value in given.items() if value} | seconds
+
 
 class NodePoolConfig(Section):
     """One kind of node. The first pool is the anchor: it holds the run together and must not be spot."""

@@ -71,11 +71,6 @@ def find_run(client: Any, run_uri: str, *, run_id: str = "") -> FoundRun | None:
     return FoundRun(runs[0].run_id, runs[0].display_name, runs[0].state) if runs else None
 
 
-def terminate_run(client: Any, run_id: str) -> None:
-    """What Kubeflow's Terminate does. The run is CANCELING at once and FAILED about 20 s later."""
-    client.terminate_run(run_id)
-
-
 def retry_run(client: Any, run_id: str) -> None:
     """Run the failed steps of a FAILED run again; those that are finished are kept."""
     client._run_api.run_service_retry_run(run_id)

@@ -103,10 +103,9 @@ def _set_placement(executor: Document, pod: TaskPodConfig) -> None:
 
 
 def _toleration(toleration: TolerationConfig) -> Document:
-    fields = toleration.model_dump(exclude={"toleration_seconds"})
-    manifest: Document = {key: value for key, value in fields.items() if value}
-    if toleration.toleration_seconds is not None:
-        manifest["tolerationSeconds"] = str(toleration.toleration_seconds)  # JSON of a protobuf int64
+    manifest = toleration.manifest()
+    if "tolerationSeconds" in manifest:
+        manifest["tolerationSeconds"] = str(manifest["tolerationSeconds"])  # JSON of a protobuf int64
     return manifest
 
 

@@ -53,19 +53,13 @@ def interval(
 
 
 def interval_without(
-    figure: Callable[[npt.NDArray[np.bool_]], float],
-    groups: Sequence[str] | None,
-    num_samples: int,
-    *,
-    low: float = 0.0,
-    high: float = 1.0,
-    seed: int = 0,
+    figure: Callable[[npt.NDArray[np.bool_]], float], groups: Sequence[str] | None, num_samples: int
 ) -> Interval | None:
-    """Of any figure of samples, given what it is of those that a mask [num_samples] keeps.
+    """Of any figure from 0 to 1, given what it is of those samples that a mask [num_samples] keeps.
 
     `groups`: of each sample (None: each its own). More than 40 groups are dealt at random into 40 blocks
-    that are left out whole. `low` and `high` bound the figure. None with fewer than `MIN_GROUPS` groups, or
-    where leaving one out leaves nothing defined (`figure` gives nan or raises ValueError).
+    that are left out whole. None with fewer than `MIN_GROUPS` groups, or where leaving one out leaves
+    nothing defined (`figure` gives nan or raises ValueError).
     """
     names = np.asarray(range(num_samples) if groups is None else groups)
     _, codes = np.unique(names, return_inverse=True)
@@ -73,13 +67,13 @@ def interval_without(
     if num_groups < MIN_GROUPS:
         return None
     if num_groups > _MAX_REFITS:
-        codes = (np.random.default_rng(seed).permutation(num_groups) % _MAX_REFITS)[codes]
+        codes = (np.random.default_rng(0).permutation(num_groups) % _MAX_REFITS)[codes]
     try:
         whole = figure(np.ones(num_samples, dtype=bool))
         without = np.array([figure(codes != each) for each in range(int(codes.max()) + 1)])
     except ValueError:
         return None
-    found = _jackknife(whole, without, np.bincount(codes).astype(np.float64), low=low, high=high)
+    found = _jackknife(whole, without, np.bincount(codes).astype(np.float64))
     return found and Interval(found.low, found.high, num_groups)
 
 
@@ -97,10 +91,8 @@ def interval_over_folds(values: Sequence[float], test_share: float, low: float =
     return float(max(low, mean - reach)), float(min(1.0, mean + reach))
 
 
-def _jackknife(
-    whole: float, without: Matrix, sizes: Matrix, *, low: float = 0.0, high: float = 1.0
-) -> Interval | None:
-    """Tukey 1958, on the logit of the figure's place between its bounds.
+def _jackknife(whole: float, without: Matrix, sizes: Matrix, *, low: float = 0.0) -> Interval | None:
+    """Tukey 1958, on the logit of the figure's place between its bounds, `low` and 1.
 
     Groups of unequal `sizes` count for (Σn)² / Σn² equal ones in the degrees of freedom (Kish 1965; Carter,
     Schnepel and Steigerwald 2017): a patient with half of all images is most of what is known.
@@ -109,7 +101,7 @@ def _jackknife(
     effective = max(2.0, float(sizes.sum() ** 2 / (sizes**2).sum()))
     if not np.isfinite(whole) or not np.isfinite(without).all():
         return None
-    width = high - low
+    width = 1 - low
     if np.ptp(without) < 1e-12:
         return _without_spread((whole - low) / width, num_groups, low, width)
     half = 0.5 / (sizes.sum() + 1)  # half a sample keeps 0 and 1 finite

@@ -86,15 +86,9 @@ def listed(names: tuple[str, ...], unit: str) -> str:
 
 # The figures that head a task's table, best known first; others follow by name.
 METRIC_ORDER = (
-    "balanced_accuracy",
-    "top1",
-    "f1_macro",
-    "calibration_error",
-    "dice",
-    "rankme",
-    "odcorr",
+    "balanced_accuracy", "top1", "f1_macro", "calibration_error", "dice", "rankme", "odcorr",
     "odcorr_samples",
-)
+)  # fmt: skip
 
 
 def collect_results(published: "Published") -> list[Result]:
