@@ -186,6 +186,13 @@ class CollapseConfig(Section):
     patience: int = Field(default=3, ge=1)
     """Log lines in a row below a floor after which `stop` stops."""
 
+    @model_validator(mode="after")
+    def _floor_is_reached(self) -> Self:
+        if self.min_rankme > self.sample_size:
+            raise ValueError(f"min_rankme {self.min_rankme:g} is above sample_size {self.sample_size},"
+                             " the most that RankMe of the sample can be")  # fmt: skip
+        return self
+
 
 class ElasticConfig(Section):
     """Nodes, restarts and timeouts of a training whose world may change."""

@@ -207,6 +207,7 @@ def test_what_can_only_be_a_mistake_is_refused_with_key_and_what_is_allowed(
         ("{method: dino, jepa: {weight: 1}}", "jepa is part of method dinov2 alone"),
         ("{method: dino, kde: {weight: 1}}", "kde is part of method dinov2 alone"),
         ("{dino: {teacher_temperature_warmup: 0.08}}", "set it to 0.07 (teacher_temperature) or less"),
+        ("{collapse: {min_rankme: 70, sample_size: 64}}", "min_rankme 70 is above sample_size 64"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(train: str, words: str) -> None:

@@ -84,10 +84,10 @@ def test_the_device_is_measured_where_its_peak_is_not_given(tmp_path: Path) -> N
 
 
 def test_a_collapse_is_warned_of_and_stops_training_where_asked(tmp_path: Path) -> None:
-    collapse = {"sample_size": 16, "grace_steps": 3, "min_rankme": 32.5, "max_center_norm": 1, "patience": 2}
+    collapse = {"sample_size": 16, "grace_steps": 3, "min_rankme": 15.9, "max_center_norm": 1, "patience": 2}
     warned = train(tmp_path / "warned", tiny_config(log_every_steps=1, collapse=collapse), 6)
     (warning,) = named(warned, "warning")
-    assert re.search(r"step 3: teacher features hardly use .* floor 32\.5", warning["message"])
+    assert re.search(r"step 3: teacher features hardly use .* floor 15\.9", warning["message"])
     stopping = tiny_config(log_every_steps=1, collapse={**collapse, "stop": True})
     with pytest.raises(PermanentError, match=r"step 4: training stops, the teacher has collapsed: .*RankMe"):
         train(tmp_path / "stopped", stopping, 6)
