@@ -293,6 +293,23 @@ def test_a_node_that_waits_is_let_in_once_the_workers_have_kept_a_snapshot(
     assert not list(tmp_path.glob("snapshot-*")), "the next world is not asked"
 
 
+def test_a_snapshot_kept_for_a_node_that_has_gone_lets_no_later_one_in(
+    patched: type[DynamicRendezvousHandler], tmp_path: Path
+) -> None:
+    """Steps were taken since: they would be lost."""
+    found = handler(patched, "a")
+    found.next_rendezvous()
+    (tmp_path / "heartbeat-12").touch()
+    found.waiting = 1
+    assert found.num_nodes_waiting() == 0
+    found.waiting = 0
+    assert found.num_nodes_waiting() == 0
+    (tmp_path / "snapshot-kept").touch()
+    assert found.num_nodes_waiting() == 0
+    found.waiting = 1
+    assert found.num_nodes_waiting() == 0 and (tmp_path / "snapshot-request").exists()
+
+
 def test_nobody_waits_for_the_snapshot_of_workers_that_wait_for_a_lost_node(
     patched: type[DynamicRendezvousHandler], tmp_path: Path
 ) -> None:

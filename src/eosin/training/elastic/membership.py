@@ -58,6 +58,8 @@ def follow_membership(folder: Path, requests: SnapshotRequests, departure: Depar
     def num_nodes_waiting(self: Any) -> int:
         nonlocal is_planned
         found, lost = count(self), _num_lost(self)
+        if not found and not departure.has_begun.is_set():
+            requests.withdraw()
         # Workers that wait for a lost node in a collective answer nothing.
         if found and not lost and not requests.is_answered():
             return 0

@@ -268,9 +268,15 @@ class SnapshotRequests:
 
     def forget(self) -> None:
         """Before workers begin: what their predecessors were asked is over, and so are their heartbeats."""
-        self._asked_s = None
-        for path in (self._folder / _REQUEST, self._folder / _KEPT, *self._folder.glob(f"{HEARTBEAT}*")):
+        self.withdraw()
+        for path in self._folder.glob(f"{HEARTBEAT}*"):
             path.unlink(missing_ok=True)
+
+    def withdraw(self) -> None:
+        """Nobody waits any more: for who waits next the answer would be too old."""
+        self._asked_s = None
+        (self._folder / _REQUEST).unlink(missing_ok=True)
+        (self._folder / _KEPT).unlink(missing_ok=True)
 
 
 class SnapshotAnswers:
