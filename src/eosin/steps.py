@@ -108,18 +108,14 @@ def _check_training(run_uri: str, configs: Iterable[RunConfig], backend: str) ->
     presets: ClusterConfig | None = None
     for config in configs:
         if backend == "jobset" and in_pod():
-            presets = presets or _presets(config)
+            from eosin.cluster.api import connect
+            from eosin.cluster.defaults import load_defaults
+
+            presets = presets or load_defaults(connect(config.cluster.namespace))
             placed = check_placement(run_uri, config, presets)
             RunLog("plan").event("pools", **compare_pools(placed, run_uri))
         elif find_spec("torch") is not None:  # an image without: the workers refuse it
             check_trainable(config, here=False)
-
-
-def _presets(config: RunConfig) -> ClusterConfig:
-    from eosin.cluster.api import connect
-    from eosin.cluster.defaults import load_defaults
-
-    return load_defaults(connect(config.cluster.namespace))
 
 
 def plan_retrain(
@@ -172,14 +168,6 @@ def pin_variants(study_uri: str) -> list[str]:
     from eosin import study
 
     return study.pin_variants(study_uri)
-
-
-def study_evaluations(study_uri: str) -> list[dict[str, str]]:
-    """Every {"run": …, "model": …, "task": …} of a study's runs."""
-    from eosin.evaluation.plan import list_evaluations
-
-    runs = [variant.run for variant in load_study(study_uri).variants]
-    return [{"run": run, **pair} for run in runs for pair in list_evaluations(run)]
 
 
 def study_report(study_uri: str) -> "StudyResult":
@@ -506,10 +494,9 @@ def evaluation_shards(run_uri: str, num_shards: int, teacher: str = "") -> list[
 
 def evaluate_shard(run_uri: str, shard: int, num_shards: int, teacher: str = "") -> list[MetricRecord]:
     """Judge this shard's share of the models on their tasks, of a run or of all runs of a study."""
-    if open_store(run_uri).exists(RunLayout.STUDY):
-        pairs = study_evaluations(run_uri)
-    else:
-        pairs = [{"run": run_uri, **pair} for pair in evaluations(run_uri, teacher)]
+    is_study = open_store(run_uri).exists(RunLayout.STUDY)
+    runs = [variant.run for variant in load_study(run_uri).variants] if is_study else [run_uri]
+    pairs = [{"run": run, **pair} for run in runs for pair in evaluations(run, teacher)]
     return evaluate(pairs, shard, num_shards)
 
 

@@ -3,7 +3,7 @@
 from eosin.cluster.api import Cluster, Missing, connect, is_configured
 from eosin.config import load_config
 from eosin.config.cluster import ClusterConfig
-from eosin.config.yaml_text import parse_yaml
+from eosin.config.load import parse_yaml
 from eosin.errors import EosinError
 
 CONFIG_MAP = "eosin-cluster"

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from eosin.config import RunConfig, difference, dump_config, load_config, with_overrides
-from eosin.config.yaml_text import parse_yaml
+from eosin.config.load import parse_yaml
 from eosin.errors import UserError
 
 
