@@ -188,6 +188,8 @@ def _without_small(mask: Bools, least: int) -> Bools:
     """`mask` less its 8-connected parts of fewer than `least` pixels."""
     _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     keep = np.bincount(labels.ravel()) >= least  # boxes and centres, which OpenCV counts with it, take longer
+    if keep[1:].all():
+        return mask
     keep[0] = False
     kept: Bools = keep[labels]
     return kept
