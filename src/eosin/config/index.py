@@ -168,7 +168,7 @@ class IndexConfig(Section):
     num_shards: int = Field(default=2, ge=1)
     """Shards of a scan: processes or pods that scan slides side by side. The index is the same for any
     number."""
-    slides_in_flight: int = Field(default=32, ge=1)
+    slides_in_flight: int = Field(default=16, ge=1)
     """Slides that one shard scans at once, each in a thread; of 8 at once the picture is in memory, or a copy
     on the disk."""
     max_mpp: float = Field(default=4.0, gt=0)
