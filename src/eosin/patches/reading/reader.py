@@ -129,8 +129,10 @@ class PatchReader:
         located = list(zip(absent, self._tables.locate(absent), strict=True))
         filled = [(key, place) for key, place in located if place.size_bytes]
         encoded = self._source.fetch([place for _, place in filled]) if filled else ()
+        slides, rows = {key.slide for key, _ in filled}, self.snapshot.rows
+        dicom = {slide for slide in slides if rows[slide].header.format == "dicom"}
         for (key, place), data in zip(filled, encoded, strict=True):
-            tiles[key] = self._checked(key, place, data)
+            tiles[key] = _checked(key, place, data, is_dicom=key.slide in dicom)
         if not self._in_parts:
             tiles |= self._decode({key: tile for key, tile in tiles.items() if isinstance(tile, bytes)})
         tiles |= {key: self._from_finer(key) for key, place in located if key.level and not place.size_bytes}
@@ -167,13 +169,6 @@ class PatchReader:
     def _on_host(self, pixels: Pixels) -> Pixels:
         """Decoded pixels as an array; a reader on a device holds them elsewhere."""
         return pixels
-
-    def _checked(self, key: TileKey, place: TileBytes, data: bytes | SlideError) -> bytes | SlideError:
-        if isinstance(data, SlideError):
-            return data
-        if len(data) != place.size_bytes:
-            return SlideError("corrupt-tile", f"tile {key.tile} of level {key.level} ends early")
-        return joined(data) if self.snapshot.rows[key.slide].header.format == "dicom" else data
 
     def _encoded(self, key: TileKey, data: bytes) -> EncodedTile:
         return EncodedTile(self.snapshot.rows[key.slide].header.levels[key.level], data, key.denominator)
@@ -235,6 +230,16 @@ class PatchReader:
         except SlideError as error:
             return error
         return None
+
+
+def _checked(
+    key: TileKey, place: TileBytes, data: bytes | SlideError, *, is_dicom: bool
+) -> bytes | SlideError:
+    if isinstance(data, SlideError):
+        return data
+    if len(data) != place.size_bytes:
+        return SlideError("corrupt-tile", f"tile {key.tile} of level {key.level} ends early")
+    return joined(data) if is_dicom else data
 
 
 def tiles_of(plan: ReadPlan, tiles: Mapping[TileKey, T | SlideError]) -> list[T]:
