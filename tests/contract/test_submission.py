@@ -73,7 +73,8 @@ def presets(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster in reach whose presets do not fit the demo."""
     monkeypatch.setattr(preflight, "defaults_in_reach", lambda namespace="": (KIND, ""))
     monkeypatch.setattr(steps, "in_pod", lambda: True)
-    monkeypatch.setattr(steps, "_presets", lambda config: KIND)
+    monkeypatch.setattr("eosin.cluster.api.connect", lambda namespace: None)
+    monkeypatch.setattr("eosin.cluster.defaults.load_defaults", lambda cluster: KIND)
 
 
 def test_pools_that_the_cluster_presets_and_the_recipe_does_not_fit_are_refused_by_submit(
