@@ -60,14 +60,9 @@ class IndexLayout:
         return f"scans/{scan_id}/{shard:05d}-of-{num_shards:05d}.json"
 
     @staticmethod
-    def shard_parts(scan_id: str, shard: int, num_shards: int) -> str:
-        """Prefix of the parts of a shard."""
-        return f"scans/{scan_id}/{shard:05d}-of-{num_shards:05d}/"
-
-    @staticmethod
     def shard_part(scan_id: str, shard: int, num_shards: int, part: int) -> str:
         """Rows of one stretch of a shard, so that a scan that was killed goes on where it stood."""
-        return f"{IndexLayout.shard_parts(scan_id, shard, num_shards)}{part:05d}.parquet"
+        return f"scans/{scan_id}/{shard:05d}-of-{num_shards:05d}/{part:05d}.parquet"
 
     @staticmethod
     def scan_series(scan_id: str) -> str:

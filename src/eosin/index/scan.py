@@ -306,7 +306,8 @@ def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: R
         load_tissue_model(config.index.tissue.onnx, plan.tissue_model), model_digest(plan.tissue_model),
     )  # fmt: skip
     progress = _ScanProgress(log, len(units))
-    there = {each.key for each in plan.index.list(IndexLayout.shard_parts(plan.scan_id, shard, num_shards))}
+    parts = IndexLayout.shard_part(plan.scan_id, shard, num_shards, 0).rpartition("/")[0]
+    there = {each.key for each in plan.index.list(f"{parts}/")}
 
     def begun(number: int) -> tuple[str, SlideRows | Iterator[list[SlideRow]]]:
         """A part and its rows, which are there or are being made."""
