@@ -258,8 +258,7 @@ def test_doctor_reads_the_first_slide_of_each_source(tmp_path: Path) -> None:
 def test_pods_mount_the_profiles_that_sources_name() -> None:
     def pod(**source: object) -> str:
         config = load_config({"slides": [{"uri": "s3://x/a", **source}]})
-        return json.dumps(agent_pod(config, "s3://x/run", "run", config.cluster.pools[0], image="i:1",
-                                    service_account="s"))  # fmt: skip
+        return json.dumps(agent_pod(config, "s3://x/run", "run", config.cluster.pools[0], image="i:1"))
 
     named = pod(profile="partner")
     assert '"secretName": "eosin-s3-profiles"' in named
