@@ -27,7 +27,7 @@ struct jpeg_entropy_decoder {
 #endif
 
 #define LOOK_BITS 11          /* of a code with its value, looked up at once */
-#define PASS_BITS 13          /* of codes passed over at once */
+#define PASS_BITS 12          /* of codes passed over at once */
 #define ENDS 128           /* how far the end of a block advances: beyond every coefficient */
 #define FOLLOWS 32         /* among num_bits: the value is not yet read, `value` is the number of its bits */
 #define MAX_CODE_BITS 16
@@ -245,12 +245,14 @@ static inline int read_ac(BitReader *reader, const HuffmanTable *table, JCOEF *b
         Code code;
 
         refill(reader);
-        code = next_code(reader, table);
-        if (code.advance == ENDS)
-            return 1;
-        i += code.advance;
-        if (__builtin_expect(i > DCTSIZE2 || !code.num_bits, 0))
+        code = table->look[reader->bits >> (64 - LOOK_BITS)];
+        if (__builtin_expect((unsigned)code.num_bits - 1 < FOLLOWS - 1, 1))
+            consume(reader, code.num_bits);
+        else if (!(code = next_code(reader, table)).num_bits)
             return 0;
+        i += code.advance;
+        if (i > DCTSIZE2)
+            return code.advance == ENDS;
         block[NATURAL_ORDER[i - 1]] = code.value;
     }
     return 1;

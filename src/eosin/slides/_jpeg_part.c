@@ -60,16 +60,28 @@ static int is_plain(const struct jpeg_decompress_struct *jpeg, const Job *job)
             : jpeg->jpeg_color_space == JCS_YCbCr && (!job->is_rgb || jpeg->saw_JFIF_marker));
 }
 
+/* Whether a component has fewer columns than the scaled image. */
+static int upsamples(const struct jpeg_decompress_struct *jpeg)
+{
+    int i;
+
+    for (i = 0; i < jpeg->num_components; i++)
+        if (jpeg->comp_info[i].h_samp_factor * jpeg->comp_info[i].SCALED_SIZE
+            < jpeg->max_h_samp_factor * jpeg->LEAST_SCALED_SIZE)
+            return 1;
+    return 0;
+}
+
 /* Upsampling looks at the chroma sample on either side: take in a pixel before and two after the
  * rectangle, so that the cut does not look like the edge of the image. */
 static void crop(Decoder *decoder, const Job *job, HuffmanTables *kept, JDIMENSION *left)
 {
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
-    JDIMENSION right = job->x_px + job->width_px + 2, width;
+    JDIMENSION beside = upsamples(jpeg), right = job->x_px + job->width_px + 2 * beside, width;
 
     if (right > jpeg->output_width)
         right = jpeg->output_width;
-    *left = job->x_px ? job->x_px - 1 : 0;
+    *left = job->x_px ? job->x_px - beside : 0;
     width = right - *left;
     jpeg_crop_scanline(jpeg, left, &width);
     if (kept != NULL)
