@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eosin import preflight, steps
+from eosin import steps
 from eosin.config import RunConfig, load_config
 from eosin.dry_run import RunPlan, TilesPlan, plan_run, plan_tiles_pipeline
 from eosin.errors import EosinError, UserError
@@ -18,7 +18,17 @@ from eosin.kubeflow.local_run import run_pipeline
 from eosin.kubeflow.runs import Schedule, ScheduleSpec, Submitted, ensure_schedule, six_fields, submit_run
 from eosin.kubeflow.task_pods import placed, read_pods
 from eosin.layout import RANDOM_INIT
-from eosin.preflight import check_models, check_plan, check_pools_in_reach, check_teacher
+from eosin.preflight import (
+    EVALUATE_LIBRARIES,
+    RUNNER_LIBRARIES,
+    TRAIN_LIBRARIES,
+    check_models,
+    check_plan,
+    check_pools_in_reach,
+    check_teacher,
+    check_trainable_apart,
+    require_libraries,
+)
 from eosin.recipes import ConfigSource, load_recipe
 from eosin.records import KubeflowRun
 from eosin.run_control import note_submission
@@ -85,9 +95,7 @@ def run_locally(request: PipelineRequest) -> RunStatus | PublishedTiles:
     if request.pipeline in _OF_TILES:
         run_pipeline(*_arguments_here(request))
         return PublishedTiles(request.run)
-    preflight.require_libraries(
-        (*preflight.RUNNER_LIBRARIES, *preflight.TRAIN_LIBRARIES, *preflight.EVALUATE_LIBRARIES)
-    )
+    require_libraries((*RUNNER_LIBRARIES, *TRAIN_LIBRARIES, *EVALUATE_LIBRARIES))
     path, arguments = _arguments_here(request)
     config = _config_here(request.pipeline, arguments)
     planned = check_plan(arguments["run"], config)
@@ -96,7 +104,7 @@ def run_locally(request: PipelineRequest) -> RunStatus | PublishedTiles:
     if request.pipeline == "evaluate":
         check_teacher(request.teacher)
     else:
-        preflight.check_trainable_apart(planned.config)
+        check_trainable_apart(planned.config)
     here = {
         "backend": "local",
         "num_index_shards": config.index.num_shards,
@@ -282,7 +290,7 @@ def _look(
 
 
 def _resolved(pipeline: str, given: Mapping[str, Any], source: ConfigSource) -> RunConfig | None:
-    if pipeline in ("decode", "embed"):
+    if pipeline in _OF_TILES:
         patches, num_shards = str(given.get("patches", "")), int(given.get("num_shards", 1))
         steps.plan_tiles(str(given["run"]), num_shards, source.index, patches)
         model = str(given.get("model", "timm:"))

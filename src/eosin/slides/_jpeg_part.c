@@ -137,10 +137,12 @@ static void decode_rectangle(Decoder *decoder, const Job *job, HuffmanTables *ke
     read_rows(decoder, job, left);
 }
 
-static int decode_by(const Job *job, HuffmanTables *kept)
+/* With tables the codes are read by our own decoder, without by libjpeg's, to which falls what that one leaves. */
+static int decode(const Job *job, HuffmanTables *kept)
 {
     Decoder decoder;
     volatile int done = 0;
+    int took_over;
 
     memset(&decoder, 0, sizeof decoder);
     decoder.jpeg.err = jpeg_std_error(&decoder.errors);
@@ -152,15 +154,11 @@ static int decode_by(const Job *job, HuffmanTables *kept)
         decode_rectangle(&decoder, job, kept);
         done = 1;
     }
+    took_over = decoder.entropy.data != NULL;
     jpeg_destroy_decompress(&decoder.jpeg);
     free(decoder.rows);
     free(decoder.entropy.data);
-    return done;
-}
-
-static int decode(const Job *job, HuffmanTables *kept)
-{
-    return decode_by(job, kept) || decode_by(job, NULL);
+    return done || (took_over && decode(job, NULL));
 }
 
 /* Decode the job's tile behind the tables' segments, which begin with SOI, as one stream. */
