@@ -28,6 +28,7 @@ struct jpeg_entropy_decoder {
 
 #define LOOK_BITS 11          /* of a code with its value, looked up at once */
 #define PASS_BITS 12          /* of codes passed over at once */
+#define NUM_LOOKS 5        /* for which the 56 bits after one refill are enough */
 #define ENDS 128           /* how far the end of a block advances: beyond every coefficient */
 #define FOLLOWS 32         /* among num_bits: the value is not yet read, `value` is the number of its bits */
 #define MAX_CODE_BITS 16
@@ -239,23 +240,37 @@ static inline Code next_code(BitReader *reader, const HuffmanTable *table)
 /* Whether the block's other coefficients are sound. */
 static inline int read_ac(BitReader *reader, const HuffmanTable *table, JCOEF *block)
 {
-    int i = 1;
+    int i = 1, num;
+    Code code;
 
-    while (i < DCTSIZE2) {
-        Code code;
-
+    for (;;) {
         refill(reader);
-        code = table->look[reader->bits >> (64 - LOOK_BITS)];
-        if (__builtin_expect((unsigned)code.num_bits - 1 < FOLLOWS - 1, 1))
+#pragma GCC unroll 5
+        for (num = 0; num < NUM_LOOKS; num++) {
+            code = table->look[reader->bits >> (64 - LOOK_BITS)];
+            if (__builtin_expect((unsigned)code.num_bits - 1 >= FOLLOWS - 1, 0))
+                break;
             consume(reader, code.num_bits);
-        else if (!(code = next_code(reader, table)).num_bits)
+            i += code.advance;
+            if (i >= DCTSIZE2)
+                goto last;
+            block[NATURAL_ORDER[i - 1]] = code.value;
+        }
+        if (num == NUM_LOOKS)
+            continue;
+        refill(reader);
+        code = next_code(reader, table);
+        if (!code.num_bits)
             return 0;
         i += code.advance;
-        if (i > DCTSIZE2)
-            return code.advance == ENDS;
+        if (i >= DCTSIZE2)
+            goto last;
         block[NATURAL_ORDER[i - 1]] = code.value;
     }
-    return 1;
+last:
+    if (i == DCTSIZE2)
+        block[NATURAL_ORDER[i - 1]] = code.value;
+    return i == DCTSIZE2 || code.advance == ENDS;
 }
 
 static inline int pass_ac(BitReader *reader, const HuffmanTable *table)
@@ -270,6 +285,12 @@ static inline int pass_ac(BitReader *reader, const HuffmanTable *table)
         if (__builtin_expect(codes.num_needed <= DCTSIZE2 - i, 1)) {
             consume(reader, codes.num_bits);
             i += codes.advance;
+            /* Once more without a refill: at most 12 bits and the 15 of a value behind them are gone of 56. */
+            codes = table->pass[reader->bits >> (64 - PASS_BITS)];
+            if (codes.num_needed <= DCTSIZE2 - i) {
+                consume(reader, codes.num_bits);
+                i += codes.advance;
+            }
         } else {
             Code code = next_code(reader, table);
 
