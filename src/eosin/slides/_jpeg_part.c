@@ -88,18 +88,20 @@ static void crop(Decoder *decoder, const Job *job, HuffmanTables *kept, JDIMENSI
         take_over(&decoder->entropy, jpeg, kept, *left, width);
 }
 
+/* Rows lie at odd addresses: those at a multiple of 32 libjpeg-turbo writes past the cache, and they are read at
+ * once. */
 static void read_rows(Decoder *decoder, const Job *job, JDIMENSION left)
 {
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
-    size_t row_bytes = (size_t)jpeg->output_width * CHANNELS;
+    size_t row_bytes = ((size_t)jpeg->output_width * CHANNELS + 1) & ~(size_t)1;
     JSAMPROW rows[MAX_ROWS];
     JDIMENSION done = 0, i, num;
 
-    decoder->rows = malloc(row_bytes * MAX_ROWS);
+    decoder->rows = malloc(1 + row_bytes * MAX_ROWS);
     if (decoder->rows == NULL)
         give_up((j_common_ptr)jpeg);
     for (i = 0; i < MAX_ROWS; i++)
-        rows[i] = decoder->rows + i * row_bytes;
+        rows[i] = decoder->rows + 1 + i * row_bytes;
     while (done < job->height_px) {
         num = job->height_px - done;
         num = jpeg_read_scanlines(jpeg, rows, num < MAX_ROWS ? num : MAX_ROWS);
