@@ -50,7 +50,7 @@ INDEX_COLUMNS = {
     "cohort": "The same.",
     "labels": "JSON object of labels by name, from the overrides.",
     "extra": "JSON object of columns of the overrides that eosin gives no meaning to.",
-    "digest": "Names the tile table and the thumbnail.",
+    "digest": "Names the object of tile table and thumbnail.",
     "reuse_digest": "Of all that reading the slide depended on; equal: the row is kept by the next scan.",
     "read_status": "The status before `exclude` of the overrides.",
     "read_detail": "The detail before it.",

@@ -52,7 +52,6 @@ class IndexLayout:
     SNAPSHOTS = "snapshots/"
     SCANS = "scans/"
     TILES = "tiles/"
-    THUMBNAILS = "thumbnails/"
 
     @staticmethod
     def shard_marker(scan_id: str, shard: int, num_shards: int) -> str:
@@ -102,18 +101,14 @@ class IndexLayout:
 
     @staticmethod
     def tiles(slide_digest: str) -> str:
-        """Fixed-width tile table of one slide, addressed by the digest of (uri, etags, indexer version)."""
+        """Fixed-width tile table of one slide and, behind it, a small picture as JPEG; addressed by the
+        digest of (uri, etags, indexer version)."""
         return f"tiles/{slide_digest[:2]}/{slide_digest}.tiles"
-
-    @staticmethod
-    def thumbnail(slide_digest: str) -> str:
-        """A small picture of one slide, under the same digest as its tile table."""
-        return f"thumbnails/{slide_digest[:2]}/{slide_digest}.jpg"
 
     @staticmethod
     def other_reading(slide_digest: str) -> str:
         """What another reader shows otherwise of the slide, in words; empty where both agree."""
-        return f"thumbnails/{slide_digest[:2]}/{slide_digest}.txt"
+        return f"tiles/{slide_digest[:2]}/{slide_digest}.txt"
 
     @staticmethod
     def snapshot(snapshot_id: str) -> str:

@@ -91,7 +91,7 @@ def write_index(run: Store, index_uri: str, rows: Sequence[SlideRow]) -> None:
     store.put(IndexLayout.snapshot_marker(manifest.snapshot_id), manifest.to_json())
     for row in rows:
         if row.has_thumbnail:
-            store.put(IndexLayout.thumbnail(row.digest), jpeg(thumbnail()))
+            store.put(IndexLayout.tiles(row.digest), bytes(row.table_bytes) + jpeg(thumbnail()))
     pin = IndexPin(index_uri=index_uri, snapshot_id=manifest.snapshot_id)
     run.put(RunLayout.INDEX_PIN, pin.to_json())
 

@@ -31,7 +31,7 @@ from eosin.slides.table import level_table
 from eosin.storage import AccessDenied, ObjectInfo, RangedObjects, Store
 from eosin.words import counted
 
-INDEXER_VERSION = 8
+INDEXER_VERSION = 9
 _THUMBNAIL_PX = 512
 _DETAIL_CHARS = 300
 _NO_OVERRIDE = Override()
@@ -233,9 +233,7 @@ def content_digest(header: SlideHeader, parts: Iterable[bytes]) -> str:
 
 
 def _publish(context: ScanContext, digest: str, made: _Made) -> None:
-    if len(made.tiles):
-        context.index.put(IndexLayout.tiles(digest), made.tiles.tobytes())
-    context.index.put(IndexLayout.thumbnail(digest), made.thumbnail)
+    context.index.put(IndexLayout.tiles(digest), b"".join((made.tiles.data, made.thumbnail)))
 
 
 def encode_thumbnail(pixels: npt.NDArray[np.uint8]) -> bytes:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from eosin.errors import PermanentError
 from eosin.index.tissue_mask import TissueMask
 from eosin.records.parquet import read_table
-from eosin.slides.model import Level, SlideHeader, SlideObject
+from eosin.slides.model import TILE_DTYPE, Level, SlideHeader, SlideObject
 from eosin.storage import NotFound, Store
 
 OK = "ok"
@@ -48,7 +48,7 @@ class SlideRow:
     extra: dict[str, str] = field(default_factory=dict)
     """Columns of the overrides that eosin gives no meaning to."""
     digest: str = ""
-    """Of slides URI, etags and indexer version: names the tile table and the thumbnail."""
+    """Of slides URI, etags and indexer version: names the object of tile table and thumbnail."""
     reuse_digest: str = ""
     """Of all that reading the slide depended on: equal means the row need not be made again."""
     read_status: str = ""
@@ -70,6 +70,12 @@ class SlideRow:
     def size_bytes(self) -> int:
         """Bytes of all its objects."""
         return sum(each.size_bytes for each in self.header.objects)
+
+    @property
+    def table_bytes(self) -> int:
+        """Of its tile table, behind which its thumbnail lies; a slide with `access="local"` has none."""
+        num_tiles = sum(each.num_tiles for each in self.header.levels)
+        return num_tiles * TILE_DTYPE.itemsize if self.header.access == "tiles" else 0
 
 
 _OBJECT = pa.struct([("key", pa.string()), ("etag", pa.string()), ("size_bytes", pa.int64())])

@@ -20,7 +20,6 @@ from eosin.errors import PermanentError, UserError
 from eosin.index.rows import OK, SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
 from eosin.index.tissue_mask import TissueMask
-from eosin.layout import IndexLayout
 from eosin.slides.errors import cure_of
 from eosin.storage import NotFound, open_store, split_uri
 
@@ -44,8 +43,7 @@ def outlined_thumbnail(snapshot: Snapshot, row: SlideRow, side_px: int) -> Pixel
     if not row.has_thumbnail:
         return None
     try:
-        data = snapshot.store.get(IndexLayout.thumbnail(row.digest))
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as stored:
+        with Image.open(io.BytesIO(snapshot.load_thumbnail(row)), formats=("JPEG",)) as stored:
             picture = stored.convert("RGB")
         picture.thumbnail((side_px, side_px))
         return _outlined(np.array(picture), row.tissue)

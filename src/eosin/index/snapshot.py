@@ -18,6 +18,8 @@ from eosin.records.base import Record
 from eosin.slides.model import TILE_DTYPE, TileTable
 from eosin.storage import ByteRange, NotFound, Store, open_store
 
+_MOST_THUMBNAIL_BYTES = 1 << 20
+
 
 class Latest(Record):
     """`LATEST.json` of an index."""
@@ -81,6 +83,11 @@ class Snapshot:
         found = row.header.levels[level]
         width = TILE_DTYPE.itemsize
         return self._table(row, width * found.first_tile, width * found.num_tiles)
+
+    def load_thumbnail(self, row: SlideRow) -> bytes:
+        """JPEG of at most 512 px a side, where the slide has one. Raises `NotFound`."""
+        wanted = ByteRange(IndexLayout.tiles(row.digest), row.table_bytes, _MOST_THUMBNAIL_BYTES)
+        return self.store.get_ranges([wanted])[0]
 
     def _table(self, row: SlideRow, start: int, length: int) -> TileTable:
         key = IndexLayout.tiles(row.digest)

@@ -74,7 +74,7 @@ def chosen_to_verify(smallest: Smallest) -> list[SlideRow]:
 def disagreement(slides: Store, index: Store, row: SlideRow, stage_dir: str | None) -> str | None:
     """What an independent reader shows otherwise; empty where both agree, None where none reads the slide.
 
-    An answer is kept beside the slide's thumbnail, so that the next snapshot need not read the slide again.
+    An answer is kept beside the slide's tile table, so that the next snapshot need not read the slide again.
     """
     key = IndexLayout.other_reading(row.digest)
     try:
@@ -89,11 +89,10 @@ def disagreement(slides: Store, index: Store, row: SlideRow, stage_dir: str | No
 def _disagreement(slides: Store, index: Store, row: SlideRow, stage_dir: str | None) -> str | None:
     header = row.header
     try:
-        with Image.open(
-            io.BytesIO(index.get(IndexLayout.thumbnail(row.digest))), formats=("JPEG",)
-        ) as stored:
+        published = index.get(IndexLayout.tiles(row.digest))
+        with Image.open(io.BytesIO(published[row.table_bytes :]), formats=("JPEG",)) as stored:
             ours = np.asarray(stored.convert("RGB"))
-        tiles = np.frombuffer(index.get(IndexLayout.tiles(row.digest)), TILE_DTYPE)
+        tiles = np.frombuffer(published[: row.table_bytes], TILE_DTYPE)
         squares = list(_squares(slides, header, tiles))
         with staged(slides, header.objects, stage_dir) as path:
             theirs = pictures_by_another(path, header.format == "dicom", [place for _, place, _ in squares])

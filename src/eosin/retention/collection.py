@@ -184,7 +184,7 @@ def spare_index_objects(store: Store, pinned: set[str], age: Age, kept: list[str
         return
     snapshots = by_folder(store.list(IndexLayout.SNAPSHOTS), IndexLayout.SNAPSHOTS)
     scans = by_folder(store.list(IndexLayout.SCANS), IndexLayout.SCANS)
-    tables = [*store.list(IndexLayout.TILES), *store.list(IndexLayout.THUMBNAILS)]
+    tables = list(store.list(IndexLayout.TILES))
     kept_snapshots = _kept(snapshots, pinned | {latest.snapshot_id}, age)
     kept_scans = _kept(scans, {latest.scan_id}, age)
     for name in sorted(snapshots.keys() - kept_snapshots):
@@ -219,16 +219,11 @@ def _orphans(
     except (EosinError, NotFound) as error:
         kept.append(f"tile tables and thumbnails of {store.uri}: {str(error).partition(chr(10))[0]}")
         return
-    kinds = (IndexLayout.tiles, IndexLayout.thumbnail, IndexLayout.other_reading)
+    kinds = (IndexLayout.tiles, IndexLayout.other_reading)
     needed = {make(digest) for digest in digests for make in kinds}
     spare = [each for each in tables if each.key not in needed and not age.is_young([each])]
-    for prefix, reason in (
-        (IndexLayout.TILES, "tile tables that no snapshot names"),
-        (IndexLayout.THUMBNAILS, "thumbnails that no snapshot names"),
-    ):
-        found = [each for each in spare if each.key.startswith(prefix)]
-        if found:
-            yield doom(store, prefix, found, reason)
+    if spare:
+        yield doom(store, IndexLayout.TILES, spare, "tile tables and thumbnails that no snapshot names")
 
 
 def _digests(store: Store, live: Iterable[ObjectInfo]) -> set[str]:

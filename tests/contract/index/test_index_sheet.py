@@ -73,7 +73,7 @@ def test_a_large_index_is_sampled_and_the_page_says_so(indexed: str, tmp_path: P
 
 def test_a_thumbnail_that_is_gone_leaves_a_gap(indexed: str, tmp_path: Path) -> None:
     digest = rows_of(indexed)["slide-1.svs"].digest
-    open_store(indexed).delete([IndexLayout.thumbnail(digest)])
+    open_store(indexed).delete([IndexLayout.tiles(digest)])
     assert write_sheet(indexed, str(tmp_path / "page.html")).num_shown == 6
     page = (tmp_path / "page.html").read_text()
     assert len(pictures(page)) == 5 and page.count("no picture") == 1

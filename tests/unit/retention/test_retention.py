@@ -55,8 +55,8 @@ class World:
 
     def tables(self, slides: str) -> None:
         for slide in slides:
-            self.index.put(IndexLayout.tiles(DIGESTS[slide]), b"tiles")
-            self.index.put(IndexLayout.thumbnail(DIGESTS[slide]), b"jpeg")
+            self.index.put(IndexLayout.tiles(DIGESTS[slide]), b"tiles, jpeg")
+            self.index.put(IndexLayout.other_reading(DIGESTS[slide]), b"")
 
     def latest(self, snapshot: str, scan: str = "scan-new") -> None:
         self.index.put(IndexLayout.LATEST, Latest(snapshot_id=snapshot, scan_id=scan).to_json())
@@ -89,7 +89,9 @@ def rows(slides: str) -> bytes:
 
 
 def tables_of(slides: str) -> set[str]:
-    made = {make(DIGESTS[slide]) for slide in slides for make in (IndexLayout.tiles, IndexLayout.thumbnail)}
+    made = {
+        make(DIGESTS[slide]) for slide in slides for make in (IndexLayout.tiles, IndexLayout.other_reading)
+    }
     return {f"indexes/tcga/{key}" for key in made}
 
 

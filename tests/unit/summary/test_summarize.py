@@ -314,7 +314,7 @@ def test_damaged_objects_are_named_and_the_rest_is_shown(
     run = fake_run(tmp_path)
     store, index = open_store(run), open_store(f"file://{tmp_path}/index")
     store.put(RunLayout.metric("step-00000100", "heldout"), b'{"model": "step-0000')
-    for info in list(index.list("thumbnails/"))[:3]:
+    for info in list(index.list("tiles/"))[:3]:
         index.put(info.key, b"not a picture")
     rows = index.get("snapshots/0123456789abcdef/slides.parquet")
     summary = _summary(run)
