@@ -18,10 +18,12 @@ from pydicom.tag import BaseTag, Tag
 from eosin.errors import EosinError
 from eosin.slides.dicom_frames import (
     FrameGrid,
+    Frames,
+    Placed,
     frame_table,
-    has_offset_table,
     place_by_position,
     place_in_order,
+    positioned,
 )
 from eosin.slides.errors import SlideError
 from eosin.slides.model import (
@@ -46,7 +48,7 @@ _MAX_HEADER_BYTES = 512 * 2**20
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"}
 _COMPRESSIONS: dict[str, Compression] = {
     **dict.fromkeys(_NATIVE, "none"),
-    "1.2.840.10008.1.2.4.50": "jpeg",
+    **dict.fromkeys(("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"), "jpeg"),
     "1.2.840.10008.1.2.5": "rle",
     **dict.fromkeys(("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), "jpegls"),
     **dict.fromkeys((f"1.2.840.10008.1.2.4.{each}" for each in (90, 91, 201, 202, 203)), "jpeg2000"),
@@ -65,7 +67,7 @@ _TAGS = [
 # What an image of a whole-slide series is, in the third value of its type (PS3.3 C.8.12.4.1.1).
 _OTHER_PICTURES = ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER")
 # Illumination (CID 8123, SRT and DCM): what shines by itself is no stained tissue in transmitted light.
-_FLUORESCENCE = ("111743",)
+_FLUORESCENCE = ("111743", "111749")
 
 # Damage becomes one reason for the slide, not a page of warnings that quote it.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -92,15 +94,15 @@ class Instance:
     extended_depth: bool
     """Several focal planes made into one that is sharp everywhere."""
     tiles: TileTable
-    may_have_holes: bool = False
-    """Frames are placed by position, and absent ones are background."""
+    frames: Frames | None = None
+    """In the place of `tiles`, where frames say their positions: absent ones are background."""
     num_planes: int = 1
     place_mm: tuple[float, float] | None = None
     """X and Y of its corner on the glass."""
     num_parts: int = 1
     """Objects of its concatenation."""
     walked: bool = False
-    """Without an offset table: the whole object was read to find its frames."""
+    """Without an offset table that is right: the whole object was read to find its frames."""
 
 
 def read_instance(file: BinaryFile, stored: SlideObject) -> Instance:
@@ -165,9 +167,10 @@ def series_slide(instances: Sequence[Instance]) -> tuple[SlideHeader, TileTable,
         level = volumes[members[0]]
         finest = finest if levels else level
         levels.append(_level(level, levels, first_tile))
-        tables.append(_merged(volumes, members))
+        merged = _merged(volumes, members)
+        tables.append(merged.tiles)
         first_tile += level.grid.num_tiles
-        most_planes = max(most_planes, num_planes)
+        most_planes = max(most_planes, num_planes, merged.num_planes)
         check_total(first_tile)
     objects = tuple(each.stored for each in volumes)
     header = SlideHeader(objects, "dicom", "dicom", tuple(levels), finest.mpp_x, finest.mpp_y)
@@ -198,28 +201,28 @@ def _chosen(volumes: Sequence[Instance], pictures: list[list[int]]) -> tuple[lis
     by_plane = {volumes[members[0]].z_mm: members for members in reversed(pictures)}
     planes = sorted(by_plane)
     members = by_plane[planes[(len(planes) - 1) // 2]]
-    return members, max(len(planes), volumes[members[0]].num_planes)
+    return members, len(planes)
 
 
-def _merged(volumes: Sequence[Instance], members: Sequence[int]) -> TileTable:
-    """One level's table; the parts of a concatenation fill each other's holes."""
-    merged, num_parts = (
-        np.zeros(volumes[members[0]].grid.num_tiles, TILE_DTYPE),
-        volumes[members[0]].num_parts,
-    )
-    if len(members) < num_parts:
-        raise SlideError("truncated", f"{len(members)} of {num_parts} parts of a level are there")
-    for i in members:
-        part = volumes[i].tiles
-        if len(part) != len(merged):
-            raise SlideError("corrupt-header", "parts of a concatenation have different tiles")
-        filled = part["size_bytes"] > 0
-        merged[filled] = part[filled]
-        merged["object"][filled] = i
-    num_absent = int((merged["size_bytes"] == 0).sum())
-    if num_absent and not volumes[members[0]].may_have_holes:
+def _merged(volumes: Sequence[Instance], members: Sequence[int]) -> Placed:
+    """One level's tiles; the parts of a concatenation fill each other's holes."""
+    parts = [volumes[i] for i in members]
+    grid, num_parts = parts[0].grid, parts[0].num_parts
+    if len(parts) < num_parts:
+        raise SlideError("truncated", f"{len(parts)} of {num_parts} parts of a level are there")
+    if any(part.grid != grid or bool(part.frames) != bool(parts[0].frames) for part in parts):
+        raise SlideError("corrupt-header", "parts of a concatenation have different tiles")
+    for i, part in zip(members, parts, strict=True):
+        (part.frames.table if part.frames else part.tiles)["object"] = i
+    if frames := [part.frames for part in parts if part.frames]:
+        return place_by_position(grid, frames)
+    merged = np.zeros(grid.num_tiles, TILE_DTYPE)
+    for part in parts:
+        filled = part.tiles["size_bytes"] > 0
+        merged[filled] = part.tiles[filled]
+    if num_absent := int((merged["size_bytes"] == 0).sum()):
         raise SlideError("truncated", f"{num_absent} of {len(merged)} tiles lie in parts that are missing")
-    return merged
+    return Placed(merged, parts[0].num_planes)
 
 
 def _level(instance: Instance, finer: Sequence[Level], first_tile: int) -> Level:
@@ -244,20 +247,18 @@ def _read_instance(file: BinaryFile, stored: SlideObject) -> Instance:
     grid = instance.grid
     check_grid(grid.width_px, grid.height_px, grid.tile_width_px, grid.tile_height_px)
     num_frames = int(dataset.get("NumberOfFrames", 1))
-    frames = frame_table(bounded, dataset, pixels_at, num_frames, _frame_bytes(dataset, grid))
+    table, walked = frame_table(bounded, dataset, pixels_at, num_frames, _frame_bytes(dataset, grid))
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
     # Where positions are, they decide, whatever the organisation is said to be.
-    positioned = any("PlanePositionSlideSequence" in group for group in groups)
-    if positioned:
-        placed = place_by_position(grid, frames, groups, _shared(dataset))
-    elif str(dataset.get("DimensionOrganizationType", "")) == "TILED_SPARSE":
+    if any("PlanePositionSlideSequence" in group for group in groups):
+        frames = positioned(grid, table, groups, dataset)
+        height_mm = instance.z_mm or float(np.median(frames.z_mm))
+        return replace(instance, frames=frames, z_mm=height_mm, walked=walked)
+    if str(dataset.get("DimensionOrganizationType", "")) == "TILED_SPARSE":
         raise SlideError("corrupt-header", "its frames have no positions")
-    else:
-        offset = dataset.get("ConcatenationFrameOffsetNumber")
-        placed = place_in_order(grid, frames, None if offset is None else int(offset))
-    walked = not has_offset_table(bounded, dataset, pixels_at)
-    return replace(instance, tiles=placed.tiles, may_have_holes=positioned, num_planes=placed.num_planes,
-                   walked=walked)  # fmt: skip
+    offset = dataset.get("ConcatenationFrameOffsetNumber")
+    placed = place_in_order(grid, table, None if offset is None else int(offset))
+    return replace(instance, tiles=placed.tiles, num_planes=placed.num_planes, walked=walked)
 
 
 def _attributes(dataset: Any, stored: SlideObject) -> Instance:

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,8 +27,11 @@ class SizedFile(BinaryFile, Protocol):
 
 def frame_table(
     file: SizedFile, dataset: Any, pixels_at: int, num_frames: int, frame_bytes: int
-) -> TileTable:
-    """Offset and size of every frame, in frame order. Raises `SlideError` for a damaged pixel element."""
+) -> tuple[TileTable, bool]:
+    """Offset and size of every frame, in frame order, and whether the pixels were read to find them.
+
+    Raises `SlideError` for a damaged pixel element.
+    """
     if not 0 < num_frames <= MAX_LEVEL_TILES:
         raise SlideError("corrupt-header", f"it announces {num_frames} frames")
     syntax = str(dataset.file_meta.TransferSyntaxUID)
@@ -35,10 +39,10 @@ def frame_table(
     if header[:4] != b"\xe0\x7f\x10\x00":
         raise SlideError("truncated", "its header ends without pixel data")
     if syntax == "1.2.840.10008.1.2":
-        return _native(pixels_at + 8, num_frames, frame_bytes, file.size_bytes)
+        return _native(pixels_at + 8, num_frames, frame_bytes, file.size_bytes), False
     length = struct.unpack_from("<I", header, 8)[0]
     if length != _UNDEFINED:
-        return _native(pixels_at + 12, num_frames, frame_bytes, file.size_bytes)
+        return _native(pixels_at + 12, num_frames, frame_bytes, file.size_bytes), False
     return _encapsulated(file, dataset, pixels_at + 12, num_frames)
 
 
@@ -51,31 +55,35 @@ def _native(start: int, num_frames: int, frame_bytes: int, end: int) -> TileTabl
     return make_table(offsets, np.full(num_frames, frame_bytes, np.int64))
 
 
-def has_offset_table(file: SizedFile, dataset: Any, pixels_at: int) -> bool:
-    """Whether frames are found without reading the pixels between them."""
-    header = _read(file, pixels_at, 12)
-    undefined = struct.unpack_from("<I", header, 8)[0] == _UNDEFINED
-    implicit = str(dataset.file_meta.TransferSyntaxUID) == "1.2.840.10008.1.2"
-    extended = bool(dataset.get("ExtendedOffsetTable"))
-    return implicit or not undefined or extended or _item_length(file, pixels_at + 12) > 0
-
-
-def _encapsulated(file: SizedFile, dataset: Any, start: int, num_frames: int) -> TileTable:
+def _encapsulated(file: SizedFile, dataset: Any, start: int, num_frames: int) -> tuple[TileTable, bool]:
     table_bytes = _item_length(file, start)
     first_item = start + 8 + table_bytes
     extended, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
-    if extended and lengths:
-        offsets, sizes = np.frombuffer(extended, "<u8"), np.frombuffer(lengths, "<u8")
-        if len(offsets) != num_frames or len(sizes) != num_frames:
-            raise SlideError("corrupt-header", f"{len(offsets)} offsets for {num_frames} frames")
-        # wsidicom counts the header of a frame's item: no frame reaches into the next one.
-        order, sizes = np.argsort(offsets), sizes.astype(np.int64)
-        room = np.diff(offsets[order].astype(np.int64)) - 8
-        sizes[order[:-1]] = np.minimum(sizes[order[:-1]], room)
-        return _by_offsets(file, offsets, sizes, first_item)
-    if table_bytes:
-        return _basic(file, start + 8, table_bytes, num_frames)
-    return _walk(file, first_item, num_frames)
+    try:
+        if extended and lengths:
+            return _extended(file, extended, lengths, first_item, num_frames), False
+        if table_bytes:
+            return _basic(file, start + 8, table_bytes, num_frames), False
+    except SlideError as wrong:  # zeros, or offsets past 4 GiB in 32 bits
+        if wrong.reason != "corrupt-header":
+            raise
+        with suppress(SlideError):
+            return _walk(file, first_item, num_frames), True
+        raise
+    return _walk(file, first_item, num_frames), True
+
+
+def _extended(
+    file: SizedFile, extended: bytes, lengths: bytes, first_item: int, num_frames: int
+) -> TileTable:
+    if not len(extended) == len(lengths) == 8 * num_frames:
+        raise SlideError("corrupt-header", f"{len(extended) // 8} offsets for {num_frames} frames")
+    offsets, sizes = np.frombuffer(extended, "<u8"), np.frombuffer(lengths, "<u8")
+    # wsidicom counts the header of a frame's item: no frame reaches into the next one.
+    order, sizes = np.argsort(offsets), sizes.astype(np.int64)
+    room = np.diff(offsets[order].astype(np.int64)) - 8
+    sizes[order[:-1]] = np.minimum(sizes[order[:-1]], room)
+    return _by_offsets(file, offsets, sizes, first_item)
 
 
 def _basic(file: SizedFile, table_at: int, table_bytes: int, num_frames: int) -> TileTable:
@@ -209,6 +217,18 @@ class FrameGrid:
 
 
 @dataclass(frozen=True)
+class Frames:
+    """Frames of an object with the tile, height and optical path of each, as its functional groups say."""
+
+    table: TileTable
+    tiles: npt.NDArray[np.int64]
+    """Row-major numbers in the level's grid."""
+    z_mm: npt.NDArray[np.float64]
+    paths: npt.NDArray[np.int64]
+    """Places of their optical paths in the object's sequence of them."""
+
+
+@dataclass(frozen=True)
 class Placed:
     """The row-major table of a level, [num_tiles]; tiles without a frame are empty."""
 
@@ -233,20 +253,31 @@ def place_in_order(grid: FrameGrid, frames: TileTable, first_frame: int | None) 
     return Placed(table, grid.num_planes)
 
 
-def place_by_position(grid: FrameGrid, frames: TileTable, groups: Sequence[Any], shared: Any) -> Placed:
+def positioned(grid: FrameGrid, frames: TileTable, groups: Sequence[Any], dataset: Any) -> Frames:
     """Frames where their per-frame functional groups say that they are.
 
-    Of several focal planes of a tile the middle one is taken (a scanner that follows the tissue gives every
-    tile a height of its own), of several optical paths the first. Raises `SlideError` for frames that are not
-    on the grid, and where tiles are missing while others come twice.
+    Raises `SlideError` for frames that are not on the grid.
     """
     if len(groups) != len(frames):
         raise SlideError("corrupt-header", f"{len(groups)} frame positions for {len(frames)} frames")
     column, row, z_mm = (np.array(each) for each in zip(*map(_position, groups), strict=True))
-    chosen = np.flatnonzero(_on_first_path(groups, shared))
-    column, row, z_mm, frames = column[chosen], row[chosen], z_mm[chosen], frames[chosen]
     _refuse_off_grid(grid, column, row)
     tiles = row // grid.tile_height_px * grid.num_tiles_x + column // grid.tile_width_px
+    return Frames(frames, tiles, z_mm, _paths(groups, dataset))
+
+
+def place_by_position(grid: FrameGrid, parts: Sequence[Frames]) -> Placed:
+    """The level that frames of one object, or of all parts of a concatenation, make up.
+
+    Of several optical paths the first is taken, of several focal planes of a tile the middle one (a scanner
+    that follows the tissue gives every tile a height of its own). Raises `SlideError` where tiles are missing
+    while others come twice.
+    """
+    tiles, z_mm, paths = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("tiles", "z_mm", "paths")
+    )
+    chosen = np.flatnonzero(paths == paths.min())
+    tiles, z_mm, frames = tiles[chosen], z_mm[chosen], np.concatenate([part.table for part in parts])[chosen]
     order = np.lexsort((z_mm, tiles))  # stable: the first frame of a place and plane stands
     is_first = np.diff(z_mm[order], prepend=np.nan) != 0
     is_first |= np.diff(tiles[order], prepend=-1) != 0
@@ -273,12 +304,16 @@ def _position(group: Any) -> tuple[int, int, float]:
     )
 
 
-def _on_first_path(groups: Sequence[Any], shared: Any) -> npt.NDArray[np.bool_]:
-    if shared is not None and shared.get("OpticalPathIdentificationSequence"):
-        return np.ones(len(groups), bool)
-    paths = [str(found[0].get("OpticalPathIdentifier", "")) if found else "" for found in
-             (group.get("OpticalPathIdentificationSequence") for group in groups)]  # fmt: skip
-    return np.array([path == paths[0] for path in paths])
+def _paths(groups: Sequence[Any], dataset: Any) -> npt.NDArray[np.int64]:
+    """Numbers of the frames' optical paths: as the object lists them, others as they come."""
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
+    found = [group.get("OpticalPathIdentificationSequence") for group in (*shared[:1], *groups)]
+    if found[0]:  # one for all of its frames
+        found = found[:1] * len(found)
+    names = [str(each[0].get("OpticalPathIdentifier", "")) if each else "" for each in found[1:]]
+    listed = [str(each.get("OpticalPathIdentifier", "")) for each in dataset.get("OpticalPathSequence") or []]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys((*listed, *names)))}
+    return np.array([numbers[name] for name in names])
 
 
 def _refuse_off_grid(grid: FrameGrid, column: npt.NDArray[Any], row: npt.NDArray[Any]) -> None:

@@ -127,7 +127,9 @@ def _read_dicom(store: Store, stored: tuple[SlideObject, ...]) -> OpenedSlide:
     instances = [read_instance(open_range(store, each), each) for each in stored]
     header, tiles, remark = series_slide(instances)
     num_bytes = sum(each.stored.size_bytes for each in instances if each.walked)
-    walked = f"no frame offsets: {size_text(num_bytes)} were read to find its tiles" if num_bytes else ""
+    walked = (
+        f"no right frame offsets: {size_text(num_bytes)} were read to find its tiles" if num_bytes else ""
+    )
     return OpenedSlide(header, tiles, store, remark="; ".join(filter(None, (remark, walked))))
 
 

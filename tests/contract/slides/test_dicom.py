@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import imagecodecs
@@ -157,6 +159,25 @@ def test_lengths_that_count_the_headers_of_items(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(opened(tmp_path, "a.dcm")), FINEST)
 
 
+@pytest.mark.parametrize("table", ["basic", "extended"])
+@pytest.mark.parametrize("wrong", ["zeros", "past 4 GiB", "one short"])
+def test_offsets_that_are_wrong_are_found_anew(tmp_path: Path, table: str, wrong: str) -> None:
+    path = write_dicom(tmp_path / "a.dcm", FINEST, syntax=JPEGLS, table=table)
+    data, kind = bytearray(path.read_bytes()), "<u4" if table == "basic" else "<u8"
+    element = b"\xe0\x7f\x10\0OB\0\0\xff\xff\xff\xff" if table == "basic" else b"\xe0\x7f\x01\0OV\0\0"
+    value_at = data.find(element) + (20 if table == "basic" else 12)
+    offsets = np.frombuffer(data, kind, 48, value_at).copy()
+    if wrong == "zeros":
+        offsets[:] = 0
+    elif wrong == "past 4 GiB":
+        offsets[20:] -= offsets[20]
+    else:
+        offsets[-1] = offsets[-2]
+    data[value_at : value_at + offsets.nbytes] = offsets.tobytes()
+    path.write_bytes(data)
+    np.testing.assert_array_equal(whole(opened(tmp_path, "a.dcm")), FINEST)
+
+
 @pytest.mark.parametrize(("mct", "photometric"), [(True, "YBR_FULL"), (False, "YBR_RCT"), (False, "YBR_ICT")])
 def test_colours_that_header_and_codestream_tell_otherwise(
     tmp_path: Path, mct: bool, photometric: str
@@ -298,6 +319,39 @@ def test_a_concatenation_is_one_level_and_a_lost_part_is_named(tmp_path: Path) -
     np.testing.assert_array_equal(whole(opened(tmp_path, "part1.dcm", "part0.dcm")), FINEST)
     lost = reason(tmp_path, "part1.dcm")
     assert lost.reason == "truncated" and "20 of 48 tiles" in lost.message
+
+
+@pytest.mark.parametrize("cut", [(48, 96), (30, 110), (10, 20)])
+@pytest.mark.parametrize("what", ["planes", "paths"])
+def test_parts_of_a_concatenation_that_hold_several_pictures(
+    tmp_path: Path, what: str, cut: tuple[int, int]
+) -> None:
+    """Three pictures of each tile, wherever the parts begin: the middle plane, or the first path listed."""
+    write_dicom(tmp_path / "a.dcm", FINEST, syntax=EXPLICIT, sparse=True, planes=3)
+    one = np.frombuffer(read_dicom(tmp_path / "a.dcm").PixelData, np.uint8).reshape(3, 48, -1)[0]
+    frames = np.concatenate([one // 2, one, one // 3])
+    for number, (start, end) in enumerate(pairwise((0, *cut, 144))):
+        dataset = read_dicom(tmp_path / "a.dcm")
+        dataset.ConcatenationUID, dataset.ConcatenationFrameOffsetNumber = "1.2.99", start
+        dataset.InConcatenationTotalNumber, dataset.NumberOfFrames = 3, end - start
+        dataset.PixelData, groups = frames[start:end].tobytes(), []
+        for i in range(start, end):
+            groups.append(deepcopy(dataset.PerFrameFunctionalGroupsSequence[i % 48]))
+            if what == "planes":
+                groups[-1].PlanePositionSlideSequence[0].ZOffsetInSlideCoordinateSystem = i // 48 / 1e3
+            else:
+                groups[-1].OpticalPathIdentificationSequence = DicomSequence([_path("bac"[i // 48])])
+        dataset.PerFrameFunctionalGroupsSequence = DicomSequence(groups)
+        dataset.OpticalPathSequence = DicomSequence([_path(name) for name in "abc"])
+        dataset.save_as(tmp_path / f"part{number}.dcm", enforce_file_format=True)
+    regions = opened(tmp_path, "part1.dcm", "part2.dcm", "part0.dcm")
+    np.testing.assert_array_equal(whole(regions), FINEST)
+
+
+def _path(name: str) -> Dataset:
+    path = Dataset()
+    path.OpticalPathIdentifier = name
+    return path
 
 
 MPPS: dict[str, tuple[Callable[[Dataset], None], float | None]] = {
