@@ -1,98 +1,99 @@
-"""Embeddings a second of a folder of images: eosin's batches against a plain loop over files.
+"""Features of slides a second: `eosin embed` against a plain loop over the same patches.
 
-    python benchmarks/embedding.py [--arch vit_tiny_patch16_224] [--num-images 256] [--threads 1]
+    python benchmarks/embedding.py [SLIDES] [--arch vit_tiny_patch16_224] [--threads 1] [--batch 64]
 
-The plain loop opens an image, normalises it and calls the model, one at a time, which is what a script
-does; both give the same embeddings, which is checked. Prints one JSON line. Rates are also told by CPU
-time, which other processes on the machine disturb less.
+SLIDES is a folder of slides that OpenSlide reads too; without it drawn ones are written. The plain loop is
+what a script does: OpenSlide reads a patch, it is normalised, and the model sees it, one after another. The
+features are compared. Prints one JSON line; rates by the clock, since what is gained is time in which the
+model does not wait: `data_wait_share` is the share of it in which it does, as `eosin embed` logs it.
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import openslide
 import torch
-from PIL import Image
+from material import PATCH_PX, index_slides, load, write_slides
+from safetensors.torch import save_file
 
-from eosin.evaluation.datasets.open_dataset import open_dataset
-from eosin.evaluation.embeddings.embed import embed
-from eosin.evaluation.judged_model import JudgedModel
+from eosin.evaluation.embed_index import EmbedRequest, embed_index
 from eosin.models.arch import import_timm
 from eosin.observability import RunLog
-from eosin.records import TeacherCard
-from eosin.storage import open_store
-
-SIDE_PX, MEAN, STD = 224, 0.5, 0.5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("slides", nargs="?", type=Path)
     parser.add_argument("--arch", default="vit_tiny_patch16_224")
-    parser.add_argument("--num-images", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of the model on a CPU")
+    parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = import_timm().create_model(options.arch, num_classes=0).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        paths = write_images(Path(folder) / "images" / "any", options.num_images)
-        subject = as_subject(options.arch, model)
-        model(torch.zeros(1, 3, SIDE_PX, SIDE_PX))
-        plain, plain_rate = timed(lambda: plain_loop(model, paths), len(paths))
-        ours, our_rate = timed(lambda: batched(subject, Path(folder)), len(paths))
-    np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-4)
-    print(json.dumps({"arch": options.arch, "images": len(paths), "threads": options.threads,
-                      "eosin": our_rate, "plain loop": plain_rate,
-                      "times_faster": our_rate["per_s"] / plain_rate["per_s"],
-                      "times_faster_by_cpu": our_rate["per_cpu_s"] / plain_rate["per_cpu_s"]}))  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="eosin-benchmark-") as name:
+        folder = Path(name)
+        slides = options.slides or write_slides(folder / "slides", 6, 3000)
+        index_slides(str(slides), str(folder / "index"))
+        log, weights = _Log(), folder / "weights.safetensors"
+        save_file(model.state_dict(), weights)
+        began_s = time.perf_counter()
+        embed_index(
+            EmbedRequest(
+                model=f"timm:{options.arch}@file://{weights}", out_uri=str(folder / "features"),
+                index_uri=str(folder / "index"), batch_size=options.batch,
+                settings=("mpp=0.25", f"patch_px={PATCH_PX}"),
+            ), 0, 1, log,
+        )  # fmt: skip
+        ours_s = time.perf_counter() - began_s
+        made = [read(path) for path in sorted((folder / "features").rglob("*.h5"))]
+        began_s = time.perf_counter()
+        plain = [plain_loop(model, slides / slide, coords) for slide, coords, _ in made]
+        plain_s = time.perf_counter() - began_s
+    ours = np.concatenate([features for _, _, features in made])
+    np.testing.assert_allclose(ours, np.concatenate(plain), rtol=1e-3, atol=1e-3)
+    print(json.dumps({
+        "arch": options.arch, "patches": len(ours), "threads": options.threads,
+        "eosin_per_s": round(len(ours) / ours_s, 1), "plain_per_s": round(len(ours) / plain_s, 1),
+        "ratio": round(plain_s / ours_s, 2), "data_wait_share": round(log.data_wait_share, 4), "load": load(),
+    }))  # fmt: skip
 
 
-def write_images(folder: Path, num: int) -> list[Path]:
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    paths = [folder / f"{i:05d}.jpg" for i in range(num)]
-    for path in paths:
-        coarse = Image.fromarray(random.integers(90, 250, (28, 28, 3), dtype=np.uint8))
-        coarse.resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC).save(path, quality=90)
-    return paths
+class _Log(RunLog):
+    """Keeps what `eosin embed` says of its waiting."""
+
+    data_wait_share = float("nan")
+
+    def __init__(self) -> None:
+        super().__init__("benchmark")
+
+    def event(self, event: str, /, **fields: Any) -> None:
+        self.data_wait_share = fields.get("data_wait_share", self.data_wait_share)
 
 
-def as_subject(arch: str, model: Any) -> JudgedModel:
-    card = TeacherCard(
-        name=arch, step=None, arch=arch, arch_args={}, img_px=SIDE_PX, num_features=int(model.num_features),
-        mean=(MEAN,) * 3, std=(STD,) * 3, mpp=(), weights_sha256="",
-    )  # fmt: skip
-    return JudgedModel(arch, None, "benchmark", lambda: (model, card))
-
-
-def timed(run: Callable[[], Any], num: int) -> tuple[Any, dict[str, float]]:
-    began, began_cpu = time.perf_counter(), time.process_time()
-    found = run()
-    elapsed, cpu = time.perf_counter() - began, time.process_time() - began_cpu
-    return found, {"per_s": num / elapsed, "per_cpu_s": num / cpu}
+def read(path: Path) -> tuple[str, Any, Any]:
+    """Key of a slide, the corners of its patches, their features."""
+    with h5py.File(path) as file:
+        return file["coords"].attrs["slide"], file["coords"][:], file["features"][:]
 
 
 @torch.inference_mode()
-def plain_loop(model: Any, paths: list[Path]) -> Any:
+def plain_loop(model: Any, path: Path, coords: Iterable[tuple[int, int]]) -> Any:
+    mean, std = (torch.tensor(model.pretrained_cfg[each]).view(1, 3, 1, 1) for each in ("mean", "std"))
     rows = []
-    for path in paths:
-        pixels = np.array(Image.open(path).convert("RGB"))
-        image = torch.from_numpy(pixels).permute(2, 0, 1).float()[None] / 255
-        rows.append(model((image - MEAN) / STD))
+    with openslide.OpenSlide(str(path)) as slide:
+        for x, y in coords:
+            pixels = np.array(slide.read_region((int(x), int(y)), 0, (PATCH_PX, PATCH_PX)).convert("RGB"))
+            image = torch.from_numpy(pixels).permute(2, 0, 1).float()[None] / 255
+            rows.append(model((image - mean) / std))
     return torch.cat(rows).numpy()
-
-
-def batched(subject: JudgedModel, folder: Path) -> Any:
-    dataset = open_dataset(f"file://{folder}/images")
-    store = open_store(f"file://{folder}/store")
-    return embed(subject, dataset, store=store, batch_size=64, log=RunLog("benchmark")).features
 
 
 if __name__ == "__main__":

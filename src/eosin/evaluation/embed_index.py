@@ -8,11 +8,11 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -24,9 +24,16 @@ from eosin.config import RunConfig, load_config, with_overrides
 from eosin.config.base import FORMS, READ_OUT_PATTERN
 from eosin.config.patches import GridConfig
 from eosin.errors import EosinError, UserError
-from eosin.evaluation.embeddings.embed import decode_or_reason
+from eosin.evaluation.embeddings.embed import Features, decode_or_reason, in_advance
 from eosin.evaluation.embeddings.forward import Forward
-from eosin.evaluation.embeddings.slide_embed import Pixels, embed_patches, made_ahead, pixels_ahead
+from eosin.evaluation.embeddings.slide_embed import (
+    ModelClock,
+    Pixels,
+    Read,
+    SlidePatches,
+    embed_in_turn,
+    read_patches,
+)
 from eosin.evaluation.judged_model import LAST, TIMM, JudgedModel, find_model
 from eosin.evaluation.plan import find_teacher
 from eosin.index.rows import SlideRow
@@ -42,6 +49,7 @@ from eosin.patches.stream import open_reader
 from eosin.records import PatchSetManifest, load_record, publish_once
 from eosin.records.index import FeaturesManifest, FeaturesSpec, SlideLeftOut
 from eosin.records.patchset import PatchSetSpec
+from eosin.records.patchset_shard import PatchRow
 from eosin.storage import Store, open_store
 
 SUFFIXES = {"hdf5": "h5", "parquet": "parquet", "safetensors": "safetensors"}
@@ -73,18 +81,6 @@ class EmbedRequest:
 
 
 @dataclass(frozen=True)
-class SlidePatches:
-    """The patches of one slide."""
-
-    coords: npt.NDArray[np.int64]
-    """Top-left corners (x, y) in level-0 pixels, [N, 2]."""
-    mpp: npt.NDArray[np.float64]
-    """[N]."""
-    pixels: Iterator[Pixels | str]
-    """Each as the model takes it, or why it could not be read."""
-
-
-@dataclass(frozen=True)
 class EmbedSource:
     """Where patches come from."""
 
@@ -96,6 +92,8 @@ class EmbedSource:
     """Fields of `FeaturesSpec`."""
     patches_of: Callable[[int], SlidePatches]
     """Those of a slide, by its number in `slides`."""
+    read: Read
+    """Their pixels, as the model takes them, or why they could not be read."""
     row_of: Callable[[int], SlideRow | None]
     """Its row in the index; None where that is not known."""
     figures: Callable[[], dict[str, Any]]
@@ -110,18 +108,14 @@ def grid_source(request: EmbedRequest, config: RunConfig, img_px: int) -> EmbedS
     plan = plan_grid(snapshot, config.patches, grid)
     reader = open_reader(snapshot, plan.patches, share_tiles=True)
 
-    def patches_of(place: int) -> SlidePatches:
-        requests = plan.slide(place)
-        coords = np.array([(each.x_px, each.y_px) for each in requests], np.int64).reshape(-1, 2)
-        return SlidePatches(coords, np.full(len(coords), grid.mpp), pixels_ahead(requests, reader, img_px))
-
     told = {
         "index_uri": request.index_uri, "snapshot_id": snapshot.manifest.snapshot_id,
         **{name: getattr(grid, name) for name in _GRID},
     }  # fmt: skip
     slides, rows = snapshot.rows.texts("slide", plan.slides), snapshot.rows
     return EmbedSource(
-        slides, plan.excluded, told, patches_of, lambda place: rows[int(plan.slides[place])],
+        slides, plan.excluded, told, lambda place: SlidePatches(place, slides[place], plan.slide(place)),
+        partial(read_patches, reader, img_px), lambda place: rows[int(plan.slides[place])],
         lambda: check_grid_plan(plan), reader.close,
     )  # fmt: skip
 
@@ -159,9 +153,10 @@ def patch_set_source(request: EmbedRequest, img_px: int) -> EmbedSource:
     def patches_of(place: int) -> SlidePatches:
         slide = slides[place]
         rows = [row for number in shards[slide] for row in read(number) if row.slide == slide]
-        coords = np.array([(row.x_px, row.y_px) for row in rows], np.int64).reshape(-1, 2)
-        decoded = made_ahead(rows, lambda part: [decode_or_reason(row.image, img_px) for row in part])
-        return SlidePatches(coords, np.array([row.mpp for row in rows]), decoded)
+        return SlidePatches(place, slide, rows)
+
+    def decoded(rows: Sequence[PatchRow]) -> list[Pixels | str]:
+        return [decode_or_reason(row.image, img_px) for row in rows]
 
     def row_of(place: int) -> SlideRow | None:
         number = snapshot.rows.find(slides[place]) if snapshot else None
@@ -184,7 +179,7 @@ def patch_set_source(request: EmbedRequest, img_px: int) -> EmbedSource:
                 "read_bytes": sum(sizes), "read_requests": len(read)}  # fmt: skip
 
     without = among({each.slide: each.reason for each in manifest.left_out}, request.slides)
-    return EmbedSource(slides, without, told, patches_of, row_of, figures)
+    return EmbedSource(slides, without, told, patches_of, decoded, row_of, figures)
 
 
 def _shards_by_slide(store: Store, manifest: PatchSetManifest) -> dict[str, list[int]]:
@@ -235,11 +230,26 @@ def embed_index(request: EmbedRequest, shard: int, num_shards: int, log: RunLog)
         store = open_store(request.out_uri)
         published = {info.key for info in store.list()}
         own_slides = range(shard, len(job.names), num_shards)
-        for done, place in enumerate(own_slides, 1):
-            if not {job.key(place), FeaturesLayout.left_out(job.names[place])} & published:
-                _embed_slide(job, place, log)
-            log.progress(done, len(own_slides), "slides", model=request.model)
+        missing = [
+            place for place in own_slides
+            if not {job.key(place), FeaturesLayout.left_out(job.names[place])} & published
+        ]  # fmt: skip
+        _embed(job, store, missing, len(own_slides), log)
         return _publish_if_whole(job, spec, log)
+
+
+def _embed(job: _Job, store: Store, places: Sequence[int], num_slides: int, log: RunLog) -> None:
+    """Publish the features of these slides; meanwhile the next are read and embedded."""
+    clock, num_patches = ModelClock(job.forward), 0
+    slides = in_advance(job.source.patches_of, places, num_threads=1, num_ahead=1)
+    embedded = embed_in_turn(slides, job.source.read, clock, job.request.batch_size)
+    published = in_advance(
+        lambda each: _publish_slide(job, store, *each, log), embedded, num_threads=1, num_ahead=1
+    )
+    for done, num in enumerate(published, num_slides - len(places) + 1):
+        num_patches += num
+        log.progress(done, num_slides, "slides", model=job.request.model)
+    log.event("slides-embedded", slides=len(places), patches=num_patches, data_wait_share=clock.wait_share())
 
 
 def check_embedding(request: EmbedRequest) -> dict[str, Any]:
@@ -319,25 +329,27 @@ def _pinned(job: _Job, *, publish: bool = True) -> FeaturesSpec:
     return spec
 
 
-def _embed_slide(job: _Job, place: int, log: RunLog) -> None:
-    store, slide = open_store(job.request.out_uri), job.source.slides[place]
-    patches = job.source.patches_of(place)
-    found = embed_patches(patches.pixels, job.forward, job.request.batch_size, slide)
+def _publish_slide(
+    job: _Job, store: Store, slide: SlidePatches, found: tuple[Features, list[int]] | str, log: RunLog
+) -> int:
+    """How many patches of the slide were embedded."""
     if isinstance(found, str):
-        store.put(
-            FeaturesLayout.left_out(job.names[place]), SlideLeftOut(slide=slide, reason=found).to_json()
-        )
-        log.event("slide-left-out", slide=slide, detail=found)
-        return
+        left_out = SlideLeftOut(slide=slide.slide, reason=found)
+        store.put(FeaturesLayout.left_out(job.names[slide.place]), left_out.to_json())
+        log.event("slide-left-out", slide=slide.slide, detail=found)
+        return 0
     features, kept = found
-    mpp = patches.mpp[kept]
-    arrays: dict[str, npt.NDArray[Any]] = {"features": features, "coords": patches.coords[kept]}
+    patches = [slide.patches[number] for number in kept]
+    coords = np.array([(each.x_px, each.y_px) for each in patches], np.int64)
+    mpp = np.array([each.mpp for each in patches])
+    arrays: dict[str, npt.NDArray[Any]] = {"features": features, "coords": coords}
     if len(np.unique(mpp)) > 1:
         arrays["mpp"] = mpp
     encode = _ENCODERS[job.request.format]
-    store.put(job.key(place), encode(arrays, _attributes(job, place, mpp)))
-    failed = len(patches.coords) - len(features)
-    log.event("slide-embedded", slide=slide, patches=len(features), failed=failed)
+    store.put(job.key(slide.place), encode(arrays, _attributes(job, slide.place, mpp)))
+    failed = len(slide.patches) - len(features)
+    log.event("slide-embedded", slide=slide.slide, patches=len(features), failed=failed)
+    return len(features)
 
 
 def _attributes(job: _Job, place: int, mpps: npt.NDArray[np.float64]) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 import glob
 import hashlib
+import itertools
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +38,7 @@ from eosin.patches.sampling.counter_rng import uniforms
 from eosin.patches.sampling.eligible import find_eligible
 from eosin.patches.sampling.grid import grid_positions, reading_config
 from eosin.patches.stream import GuardedReader, num_cores, open_reader
+from eosin.process import Closing
 from eosin.slides.errors import SlideError
 from eosin.storage import NotFound, Store, join_uri, open_store
 
@@ -155,7 +159,6 @@ _PATCHES_PER_TASK = 32
 _MAX_NAMED = 20
 
 Pixels = npt.NDArray[np.uint8]
-Patch = TypeVar("Patch")
 
 
 @dataclass(frozen=True)
@@ -194,18 +197,17 @@ def embed_slides(
     """Embeddings of every slide of `plan`, from the store where they are there; laid out in `folder`.
 
     A slide is published whole as soon as it is done, so a killed evaluation goes on with the next one.
-    Memory holds one slide. Raises `PermanentError` where no slide gives a patch, or an embedding is not
-    finite.
+    Memory holds the embeddings of two slides. Raises `PermanentError` where no slide gives a patch, or an
+    embedding is not finite.
     """
     digest = _digest(model, plan)
-    worker = _Worker(model, plan, batch_size)
     dropped = list(plan.dropped)
     counts: list[int] = []
     rows: list[int] = []
     dim = 0
     with (folder / "features.f32").open("wb") as file:
-        for done, place in enumerate(sorted(plan.places), 1):
-            found = _stored_or_made(store, digest, plan, place, worker)
+        embedded = _stored_or_made(store, digest, plan, model, batch_size)
+        for done, (place, found) in enumerate(embedded, 1):
             if isinstance(found, str):
                 dropped.append({"source": plan.row(place).slide, "reason": found})
             else:
@@ -238,94 +240,173 @@ def _digest(model: JudgedModel, plan: SlidePlan) -> str:
 
 
 def _stored_or_made(
-    store: Store, digest: str, plan: SlidePlan, place: int, worker: "_Worker"
-) -> Features | str:
-    key = RunLayout.slide_embeddings(digest, plan.row(place).digest)
+    store: Store, digest: str, plan: SlidePlan, model: JudgedModel, batch_size: int
+) -> Iterator[tuple[int, Features | str]]:
+    """Embeddings of each slide by its row in the dataset, in order, or why there are none."""
+    keys = {
+        place: RunLayout.slide_embeddings(digest, plan.row(place).digest) for place in sorted(plan.places)
+    }
+    there = {info.key for info in store.list(f"{PurePosixPath(next(iter(keys.values()))).parent}/")}
+    missing = [place for place, key in keys.items() if key not in there]
+    with _Worker(model, plan, batch_size) as worker:
+        made = worker.embedded(missing)
+        for place, key in keys.items():
+            stored = _loaded(store, key) if key in there else None
+            if stored is not None:
+                yield place, stored
+                continue
+            # Of two tasks at once, or of a damaged object, the last stands.
+            found = next(made) if key not in there else next(worker.embedded([place]))
+            if not isinstance(found, str):
+                store.put(key, safetensors.numpy.save({"features": found}))
+            yield place, found
+
+
+def _loaded(store: Store, key: str) -> Features | None:
     try:
         return np.asarray(safetensors.numpy.load(store.get(key))["features"])
-    except (
-        NotFound,
-        SafetensorError,
-        KeyError,
-    ):  # of two tasks at once, or of a damaged object, the last stands
-        made = worker.embed(place)
-    if not isinstance(made, str):
-        store.put(key, safetensors.numpy.save({"features": made}))
-    return made
+    except (NotFound, SafetensorError, KeyError):
+        return None
 
 
-class _Worker:
-    """Reads and embeds the patches of one slide after another; opens model and reader when first needed."""
+class _Worker(Closing):
+    """Reads and embeds the patches of slides; opens model and reader when first needed."""
 
     def __init__(self, model: JudgedModel, plan: SlidePlan, batch_size: int) -> None:
         self._model, self._plan, self._batch_size = model, plan, batch_size
         self._forward: Forward | None = None
         self._reader: GuardedReader | None = None
 
-    def embed(self, place: int) -> Features | str:
-        """[n, D] of the slide's patches that can be read, or why there are none."""
+    def embedded(self, places: Sequence[int]) -> Iterator[Features | str]:
+        """[n, D] of the patches of each slide that can be read, or why there are none."""
+        if not places:
+            return
         if self._forward is None or self._reader is None:
             self._forward = Forward.of(self._model)
             self._reader = open_reader(self._plan.snapshot, self._plan.reading, share_tiles=True)
-        slide = self._plan.row(place).slide
-        pixels = pixels_ahead(self._plan.requests(place), self._reader, self._forward.img_px)
-        found = embed_patches(pixels, self._forward, self._batch_size, slide)
-        return found if isinstance(found, str) else found[0]
+        slides = in_advance(self._patches_of, places, num_threads=1, num_ahead=1)
+        read = partial(read_patches, self._reader, self._forward.img_px)
+        for _, found in embed_in_turn(slides, read, ModelClock(self._forward), self._batch_size):
+            yield found if isinstance(found, str) else found[0]
+
+    def _patches_of(self, place: int) -> "SlidePatches":
+        return SlidePatches(place, self._plan.row(place).slide, self._plan.requests(place))
+
+    def close(self) -> None:
+        """End the decoders' processes."""
+        if self._reader is not None:
+            self._reader.close()
 
 
-def embed_patches(
-    patches: Iterable[Pixels | str], forward: Forward, batch_size: int, slide: str
-) -> tuple[Features, list[int]] | str:
-    """Embeddings [n, D] of those of one slide's `patches` that could be read, and their places among them.
+@dataclass(frozen=True)
+class SlidePatches:
+    """The patches of one slide."""
 
-    Else why there are none. A patch is [img_px, img_px, 3] uint8, or why it cannot be read. Raises
+    place: int
+    """Of the slide in what is worked through."""
+    slide: str
+    patches: Sequence[Any]
+    """As `read` of `embed_in_turn` takes them; each says `x_px`, `y_px`, its top-left corner in level-0
+    pixels, and `mpp`."""
+
+
+Read = Callable[[Sequence[Any]], list[Pixels | str]]
+
+
+class ModelClock:
+    """How long a model worked, of the time since the clock was made."""
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
+        self._began_s, self._busy_s = time.monotonic(), 0.0
+
+    def features(self, pixels: Pixels) -> Features:
+        """What the model makes of them."""
+        began_s = time.monotonic()
+        found = self.forward(pixels)
+        self._busy_s += time.monotonic() - began_s
+        return found
+
+    def wait_share(self) -> float:
+        """Share of the time in which the model had nothing to work on, in [0, 1]."""
+        return max(0.0, 1 - self._busy_s / max(time.monotonic() - self._began_s, 1e-9))
+
+
+def embed_in_turn(
+    slides: Iterable[SlidePatches], read: Read, model: ModelClock, batch_size: int
+) -> Iterator[tuple[SlidePatches, tuple[Features, list[int]] | str]]:
+    """Each slide with the embeddings [n, D] of those of its patches that could be read, and their places.
+
+    Else with why there are none. `read` gives each patch as [img_px, img_px, 3] uint8, or why it cannot be
+    read, 32 at a time in threads that are a few tasks ahead: at the end of a slide in the next one. Raises
     `PermanentError` where an embedding is not finite.
     """
-    features: list[Features] = []
-    kept: list[int] = []
-    batch: list[Pixels] = []
-    reason = "no position on its grid has enough tissue"
-    for number, pixels in enumerate(patches):
-        if isinstance(pixels, str):
-            reason = f"no patch could be read; the first: {pixels}"
-            continue
-        kept.append(number)
-        batch.append(pixels)
-        if len(batch) == batch_size:
-            features.append(forward(np.stack(batch)))
-            batch = []
-    if batch:
-        features.append(forward(np.stack(batch)))
-    if not features:
-        return reason
-    found = np.concatenate(features)
-    if not np.isfinite(found).all():
-        raise PermanentError(
-            f"model {forward.card.name}: embeddings of {slide} are not finite",
-            hint="the checkpoint diverged: look at the loss before it, and judge an earlier one",
-        )
-    return found, kept
-
-
-def pixels_ahead(
-    requests: Sequence[PatchRequest], reader: GuardedReader, img_px: int
-) -> Iterator[Pixels | str]:
-    """Each patch at the model's size [img_px, img_px, 3], or why it cannot be read, in order, read ahead."""
-
-    def read(part: Sequence[PatchRequest]) -> list[Pixels | str]:
-        return [
-            each.message if isinstance(each, SlideError) else fit(Image.fromarray(each), img_px)
-            for each in reader.read(part)
-        ]
-
-    return made_ahead(requests, read)
-
-
-def made_ahead(
-    patches: Sequence[Patch], make: Callable[[Sequence[Patch]], list[Pixels | str]]
-) -> Iterator[Pixels | str]:
-    """What `make` makes of `patches`, 32 at a time, in order, by threads that are a few tasks ahead."""
     threads = max(2, num_cores())
-    parts = (patches[i : i + _PATCHES_PER_TASK] for i in range(0, len(patches), _PATCHES_PER_TASK))
-    for found in in_advance(make, parts, num_threads=threads, num_ahead=_BATCHES_AHEAD * threads):
-        yield from found
+    tasks = (
+        (slide, slide.patches[i : i + _PATCHES_PER_TASK])
+        for slide in slides
+        for i in range(0, max(1, len(slide.patches)), _PATCHES_PER_TASK)
+    )
+    patches = in_advance(
+        lambda task: (task[0], read(task[1])), tasks, num_threads=threads, num_ahead=_BATCHES_AHEAD * threads
+    )
+
+    def features_of(batch: _Batch) -> tuple[_Batch, Features | None]:
+        found = model.features(np.stack(batch.pixels)) if batch.pixels else None
+        batch.pixels.clear()
+        return batch, found
+
+    # A batch is put together while the model works on the one before.
+    embedded = in_advance(features_of, _batches(patches, batch_size), num_threads=1, num_ahead=1)
+    for _, group in itertools.groupby(embedded, key=lambda each: each[0].slide.place):
+        batches = list(group)
+        features = [found for _, found in batches if found is not None]
+        slide = batches[0][0].slide
+        if not features:
+            yield slide, batches[-1][0].unreadable
+            continue
+        found = np.concatenate(features)
+        if not np.isfinite(found).all():
+            raise PermanentError(
+                f"model {model.forward.card.name}: embeddings of {slide.slide} are not finite",
+                hint="the checkpoint diverged: look at the loss before it, and judge an earlier one",
+            )
+        yield slide, (found, [place for batch, _ in batches for place in batch.places])
+
+
+@dataclass
+class _Batch:
+    """Patches of one slide that could be read, and their places among its patches; empty where none could."""
+
+    slide: SlidePatches
+    places: list[int] = field(default_factory=list)
+    pixels: list[Pixels] = field(default_factory=list)
+    unreadable: str = "no position on its grid has enough tissue"
+
+
+def _batches(parts: Iterable[tuple[SlidePatches, list[Pixels | str]]], batch_size: int) -> Iterator[_Batch]:
+    """At least one of each slide, the last of it with what is left."""
+    for _, group in itertools.groupby(parts, key=lambda part: part[0].place):
+        batch, number = None, 0
+        for slide, patches in group:
+            batch = batch or _Batch(slide)
+            for pixels in patches:
+                if isinstance(pixels, str):
+                    batch.unreadable = f"no patch could be read; the first: {pixels}"
+                else:
+                    if len(batch.pixels) == batch_size:
+                        yield batch
+                        batch = _Batch(slide)
+                    batch.places.append(number)
+                    batch.pixels.append(pixels)
+                number += 1
+        if batch is not None:
+            yield batch
+
+
+def read_patches(reader: GuardedReader, img_px: int, requests: Sequence[PatchRequest]) -> list[Pixels | str]:
+    """Each patch at the model's size [img_px, img_px, 3], or why it cannot be read."""
+    return [
+        each.message if isinstance(each, SlideError) else fit(Image.fromarray(each), img_px)
+        for each in reader.read(requests)
+    ]
