@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -113,7 +113,9 @@ def _current(plan: ScanPlan, config: IndexConfig, row: SlideRow) -> bool:
 # What an object is: the series and pyramid it belongs to; a slide by itself; or no slide.
 _Instance = tuple[str, str]
 _ALONE, _NO_SLIDE = ("", ""), None
-_MOST_HEADS = 512  # 32 MiB of them
+
+_Take = Callable[[str, bytes], None]
+"""Is given key and first block of a slide that was looked at, before another is looked at."""
 
 
 class ScanSeries(Record):
@@ -125,15 +127,15 @@ class ScanSeries(Record):
     """Objects that are no slides: counted, not listed."""
 
 
-def divided(plan: ScanPlan, previous: PreviousRows, num_threads: int, heads: dict[str, bytes]) -> list[Unit]:
+def divided(plan: ScanPlan, previous: PreviousRows, num_threads: int, take: _Take) -> list[Unit]:
     """The plan's units, unsorted ones taken apart into slides, in key order.
 
     Only the objects' headers tell which series they belong to, so the first shard reads one block of each and
-    publishes what it found for the others; objects whose slide a former snapshot holds are not read. `heads`
-    takes the first blocks of objects that were looked at, by key, for whoever reads them next.
+    publishes what it found for the others; objects whose slide a former snapshot holds are not read. `take`
+    is called in several threads, for slides by their names whose content agrees.
     """
     objects = {each.key: each for unit in plan.units for each in unit.objects}
-    found = load_series(plan) or _sort(plan, previous, num_threads, heads)
+    found = load_series(plan) or _sort(plan, previous, num_threads, take)
     told = {key for group in found.slides for key in group}
     units = [unit for unit in plan.units if unit.kind == "slide" and unit.objects[0].key not in told]
     units += [Unit(keys[0], "unsorted", tuple(objects[key] for key in keys)) for keys in found.slides]
@@ -145,16 +147,16 @@ def load_series(plan: ScanPlan) -> ScanSeries | None:
     return load_record(ScanSeries, plan.index, IndexLayout.scan_series(plan.scan_id))
 
 
-def _sort(plan: ScanPlan, previous: PreviousRows, num_threads: int, heads: dict[str, bytes]) -> ScanSeries:
+def _sort(plan: ScanPlan, previous: PreviousRows, num_threads: int, take: _Take) -> ScanSeries:
     def is_dicom_inside(each: ObjectInfo) -> bool:
         """By what is known, else by content; what cannot be read now says so when it is read as a slide."""
         known = previous.format_of(each)
         if known is not None:
             return known == "dicom"
-        if len(heads) >= _MOST_HEADS:
-            return is_dicom(head_of(plan.slides, each))
-        heads[each.key] = head_of(plan.slides, each, BLOCK_BYTES)
-        return is_dicom(heads[each.key])
+        head = head_of(plan.slides, each, BLOCK_BYTES)
+        if head and not is_dicom(head):
+            take(each.key, head)
+        return is_dicom(head)
 
     # Lines of a manifest and files of a folder; what stands for a series of an archive is a slide already.
     named = [
@@ -228,6 +230,7 @@ def _kind(store: Store, info: ObjectInfo, meant: bool) -> _Instance | None:
 
 
 _UNITS_A_PART = 128
+_MOST_HEADS = 512  # 32 MiB of them
 _PROGRESS_EVERY_S = 2.0
 
 
@@ -269,7 +272,7 @@ def scan_shard(
     A shard already there is not read again, but for slides that could not be read for want of a right, or
     were replaced meanwhile. Rows of the newest snapshot are reused where neither the slide nor what its
     reading depended on has changed. Killed and run again, it goes on after the last part it published.
-    Memory is that of one part and of the slides in flight. Raises `UserError` for a shard number or a
+    Memory is that of three parts and of the slides in flight. Raises `UserError` for a shard number or a
     configuration that cannot be, `TransientError` where the store stays away.
     """
     if not 0 <= shard < num_shards:
@@ -298,14 +301,32 @@ def by_frequency(statuses: Counter[str]) -> dict[str, int]:
 
 def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: RunLog) -> ScanShard:
     previous = load_previous(plan.index)
-    heads: dict[str, bytes] = {}
-    every = divided(plan, previous, config.index.slides_in_flight, heads)
-    units = [unit for unit in every if in_shard(unit, shard, num_shards)]
     context = ScanContext(
         plan.slides, plan.index, config.index, config.patches.stage_dir,
         load_tissue_model(config.index.tissue.onnx, plan.tissue_model), model_digest(plan.tissue_model),
     )  # fmt: skip
-    progress = _ScanProgress(log, len(units))
+    own = {unit.key: unit for unit in plan.units if in_shard(unit, shard, num_shards)}
+    # While the store is asked for first blocks, slides in between are read: the one waits, the other works.
+    at_once = set(
+        [key for key, unit in own.items() if len(unit.objects) == 1][:: len(own) // _UNITS_A_PART + 1]
+    )
+    progress = _ScanProgress(log, len(own))
+    heads: dict[str, bytes] = {}
+    ahead: dict[str, list[SlideRow]] = {}
+
+    def rows_of(unit: Unit) -> list[SlideRow]:
+        head = heads.pop(unit.key, b"")
+        return ahead.pop(unit.key, None) or _rows_of(context, plan, previous, unit, head, progress, log)
+
+    def take(key: str, head: bytes) -> None:
+        if key in own and len(heads) < _MOST_HEADS:
+            heads[key] = head
+            if key in at_once:
+                ahead[key] = rows_of(own[key])
+
+    every = divided(plan, previous, config.index.slides_in_flight, take)
+    units = [unit for unit in every if in_shard(unit, shard, num_shards)]
+    progress.total = len(units)
     parts = IndexLayout.shard_part(plan.scan_id, shard, num_shards, 0).rpartition("/")[0]
     there = {each.key for each in plan.index.list(f"{parts}/")}
 
@@ -315,10 +336,7 @@ def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: R
         part = units[number * _UNITS_A_PART : (number + 1) * _UNITS_A_PART]
         rows = load_rows(plan.index, key) if key in there else None
         if rows is None or has_fleeting(rows):
-            return key, pool.map(
-                lambda unit: _rows_of(context, plan, previous, unit, heads.pop(unit.key, b""), progress, log),
-                part,
-            )
+            return key, pool.map(rows_of, part)
         progress.add(len(part), rows)
         return key, rows
 
@@ -383,7 +401,7 @@ class _ScanProgress:
     """Thread-safe count of what is done, reported every few seconds and at the end."""
 
     def __init__(self, log: RunLog, total: int) -> None:
-        self._log, self._total = log, total
+        self._log, self.total = log, total
         self._done = self._num_ok = 0
         self._reported_s = 0.0
         self._lock = threading.Lock()
@@ -407,6 +425,6 @@ class _ScanProgress:
             self._done += num_units
             self._num_ok += sum(row.status == OK for row in rows)
             now_s = time.monotonic()
-            if now_s - self._reported_s >= _PROGRESS_EVERY_S or self._done == self._total:
+            if now_s - self._reported_s >= _PROGRESS_EVERY_S or self._done == self.total:
                 self._reported_s = now_s
-                self._log.progress(self._done, self._total, "slides", ok=self._num_ok)
+                self._log.progress(self._done, self.total, "slides", ok=self._num_ok)
