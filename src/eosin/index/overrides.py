@@ -115,7 +115,7 @@ def parse_overrides(data: bytes, uri: str | None) -> Overrides:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{uri} is not UTF-8 text (byte {error.start})") from error
+        raise UserError(f"{uri} is not UTF-8 text (byte {error.start})", hint="save it as UTF-8") from error
     return Overrides(_parse(text, uri), hashlib.sha256(data).hexdigest())
 
 
@@ -125,6 +125,7 @@ def overrides_of(rows: Iterable[Mapping[str, str]], uri: str) -> Overrides:
     for number, cells in enumerate(rows, 1):
         if number == 1:
             _refuse_mistaken(list(cells), uri)
+            _require_slide(["slide" if name == "uri" else name for name in cells], uri)
         _add(lines, {"slide": cells.get("uri", ""), **cells}, f"{uri}:{number}", ".")
     return Overrides(lines, "")
 
@@ -143,22 +144,26 @@ def _parse(text: str, uri: str) -> dict[str, Override]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     columns = [name.strip() for name in next(reader, [])]
     _refuse_mistaken(columns, uri)
-    if "slide" not in columns:
-        raise UserError(
-            f"{uri} has no column `slide`", hint=f"its columns are: {', '.join(columns) or 'none'}"
-        )
+    _require_slide(columns, uri)
     lines: dict[str, Override] = {}
     try:
         for cells in reader:
             where = f"{uri}:{reader.line_num}"
             if len(cells) > len(columns):
                 raise UserError(f"{where}: more cells than the {len(columns)} columns")
-            if cells:
+            if any(map(str.strip, cells)):  # spreadsheets write empty rows out
                 values = dict.fromkeys(columns, "") | dict(zip(columns, map(str.strip, cells), strict=False))
                 _add(lines, values, where, "," if separator == ";" else ".")
     except csv.Error as error:
         raise UserError(f"{uri}:{reader.line_num}: {error}") from error
     return lines
+
+
+def _require_slide(columns: Iterable[str], uri: str) -> None:
+    if "slide" not in columns:
+        raise UserError(
+            f"{uri} has no column `slide`", hint=f"its columns are: {', '.join(columns) or 'none'}"
+        )
 
 
 def _separator(text: str) -> str:

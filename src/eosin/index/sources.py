@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -308,7 +309,12 @@ def entries_of(source: SourceConfig) -> Iterable[SourceEntry]:
     """What a manifest or an archive's index names, in key order. Raises `UserError` where there is none."""
     if source.idc is not None:
         return _of_idc(source)
-    return _of_gdc(source) if source.gdc else _of_manifest(source)
+    entries = sorted(_of_gdc(source) if source.gdc else _of_manifest(source), key=lambda each: each.key)
+    for one, other in pairwise(entries):
+        if one.key == other.key:
+            named = one.key.removeprefix(f"{source.name}/")
+            raise UserError(f"{source} names {named} twice", hint="take one of its lines out")
+    return entries
 
 
 def _objects(store: Store, entry: SourceEntry) -> tuple[ObjectInfo, ...]:
@@ -390,25 +396,24 @@ def _matches(table: "pa.Table", column: str, patterns: Sequence[str]) -> Any:
     return pc.is_in(pc.cast(table.column(column), pa.string()), pa.array(sorted(kept)))
 
 
-def _of_gdc(source: SourceConfig) -> list[SourceEntry]:
+def _of_gdc(source: SourceConfig) -> Iterator[SourceEntry]:
     absent = f"there is no GDC manifest at {source.gdc}"
     text = read_object(source.gdc, absent=absent, hint=_CHECK_SOURCES).decode("utf-8-sig", "replace")
     header, *lines = [line.split("\t") for line in text.splitlines() if line.strip()] or [[]]
     if not {"id", "filename"} <= set(header):
         raise UserError(f"{source.gdc} is no manifest of GDC: its first line names no id and filename")
-    entries = []
+    wanted = {"id", "filename", "size"} & set(header)
     for number, cells in enumerate(lines, 2):
         row = dict(zip(header, cells, strict=False))
-        if len(cells) != len(header) or not row["size"].isdecimal() if "size" in row else len(cells) < 2:
+        if len(cells) > len(header) or not wanted <= set(row) or not row.get("size", "0").isdecimal():
             raise UserError(f"{source.gdc}:{number}: {len(cells)} cells, or a size that is no number")
         patient = _TCGA_PATIENT.match(row["filename"])
         known = Override(patient=patient.group() if patient else "", extra={"gdc_id": row["id"]})
         size = int(row["size"]) if "size" in row else None
-        entries.append(SourceEntry(f"{source.name}/{row['id']}/{row['filename']}", known, size))
-    return sorted(entries, key=lambda each: each.key)
+        yield SourceEntry(f"{source.name}/{row['id']}/{row['filename']}", known, size)
 
 
-def _of_manifest(source: SourceConfig) -> list[SourceEntry]:
+def _of_manifest(source: SourceConfig) -> Iterator[SourceEntry]:
     absent = f"there is no manifest of slides at {source.manifest}"
     data = read_object(source.manifest, absent=absent, hint=_CHECK_SOURCES)
     if data[:4] == b"PAR1":
@@ -419,22 +424,23 @@ def _of_manifest(source: SourceConfig) -> list[SourceEntry]:
             rows = pq.read_table(pa.BufferReader(data)).to_pylist()
         except pa.ArrowException as error:
             raise UserError(f"{source.manifest} is no whole Parquet file: {error}") from error
-        cells = ({name: "" if value is None else str(value) for name, value in row.items()} for row in rows)
+        cells = (
+            {name: "" if value is None or value != value else str(value).strip()  # NaN is no value either
+             for name, value in row.items()} for row in rows
+        )  # fmt: skip
         overrides: Overrides = overrides_of(cells, source.manifest)
     else:
         overrides = parse_overrides(data, source.manifest)
     folder = source.manifest.rpartition("/")[0]
-    entries = []
     for name, line in overrides.lines.items():
         if line.exclude:
             continue
         root, key = split_uri(
             name if "://" in name or name.startswith("/") else join_uri(folder or ".", name)
         )
+        if not key:
+            raise UserError(f"{source.manifest}: {name} is a bucket, not a slide's object or folder")
         scheme, _, bucket = root.partition("://")
         place = "/".join(filter(None, (source.name, scheme, bucket.strip("/"), key)))
         size = line.extra.get("size_bytes", "")
-        entries.append(
-            SourceEntry(place + "/" * name.endswith("/"), line, int(size) if size.isdecimal() else None)
-        )
-    return sorted(entries, key=lambda each: each.key)
+        yield SourceEntry(place + "/" * name.endswith("/"), line, int(size) if size.isdecimal() else None)

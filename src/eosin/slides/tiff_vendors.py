@@ -16,7 +16,10 @@ _UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "μm": 1.0, "Å": 1e-4, "nm": 1e-3, "mm":
                 "in": 25_400.0}  # fmt: skip
 _REDUCED_IMAGE, _MASK_IMAGE = 1, 4
 _HEAD_BYTES = 4096
-_OTHER_PICTURE = re.compile(r"\s*(macro|label|overview|thumbnail|barcode|slide preview)\b", re.IGNORECASE)
+_OTHER_PICTURE = re.compile(
+    r"(?:Aperio[^\n]{0,256}\n)?\s*(macro|label|overview|thumbnail|barcode|slide preview)\b", re.IGNORECASE
+)
+_OME = re.compile(r"<(?:\w{1,64}:)?OME\b")
 
 
 class NeedsOpenSlide(Exception):
@@ -121,6 +124,7 @@ def _of_the_slide(
 def _aperio(_: TiffFile, directories: Sequence[Directory]) -> Pyramid:
     match = re.search(r"\|\s*MPP\s*=\s*([0-9.,eE+-]+)", directories[0].text(tag.IMAGE_DESCRIPTION))
     mpp = plausible_mpp(_number(match.group(1) if match else ""))
+    directories = _of_the_slide(directories)
     heights = [_aperio_height(each) for each in directories]
     planes = sorted({each for each in heights if each is not None})
     middle = planes[(len(planes) - 1) // 2] if planes else None
@@ -321,5 +325,5 @@ _DIALECTS: tuple[
     (lambda first: first.text(tag.IMAGE_DESCRIPTION).startswith("Aperio"), _aperio),
     (lambda first: first.text(tag.SOFTWARE).startswith("Philips"), _philips),
     (lambda first: first.text(tag.MAKE).startswith("Huron"), _huron),
-    (lambda first: "<OME" in first.text(tag.IMAGE_DESCRIPTION)[:4096], _ome),
+    (lambda first: bool(_OME.search(first.text(tag.IMAGE_DESCRIPTION), 0, _HEAD_BYTES)), _ome),
 )

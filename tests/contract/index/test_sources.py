@@ -23,7 +23,7 @@ from eosin.index.listing import in_shard
 from eosin.index.plan import open_scan, plan_scan
 from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot, open_snapshot
-from eosin.index.sources import LISTS_AT_ONCE, figures_of, list_slides, require_slides
+from eosin.index.sources import LISTS_AT_ONCE, entries_of, figures_of, list_slides, require_slides
 from eosin.observability import RunLog
 from eosin.patches.request import PatchRequest
 from eosin.patches.sampling.sampler import Sampler
@@ -213,6 +213,33 @@ def test_lines_of_a_manifest_that_are_of_one_series_are_one_slide(
     found = [(Path(row.slide).name, row.status, len(row.header.levels), row.patient)
              for row in open_snapshot(str(tmp_path / "index")).rows]  # fmt: skip
     assert found == [(f"0.{ends[0]}", "ok", 2, "P0"), ("z", "ok", 1, "P3"), ("x.jpg", "not-a-slide", 0, "P2")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "words"),
+    [
+        ("manifest", "slide\none/a.svs\n./one/a.svs\n", r"names .*/one/a.svs twice"),
+        ("manifest", "slide\ns3://bucket\n", "s3://bucket is a bucket"),
+        ("gdc", "id\tfilename\tsize\nu\ta.svs\t1\nu\ta.svs\t1\n", "names u/a.svs twice"),
+        ("gdc", "id\tmd5\tfilename\tsize\nu\tx\n", ":2: 2 cells"),
+        ("gdc", "id\tfilename\tsize\nu\ta.svs\n", ":2: 2 cells"),
+    ],
+)
+def test_what_a_manifest_may_not_say(tmp_path: Path, kind: str, text: str, words: str) -> None:
+    (tmp_path / "all").write_text(text)
+    source = {kind: str(tmp_path / "all")} | ({"bucket": str(tmp_path)} if kind == "gdc" else {})
+    with pytest.raises(UserError, match=words):
+        figures_of(load_config({"slides": {"sources": [source]}}).slides)
+
+
+def test_a_table_of_slides_has_empty_cells_and_a_column_of_them(tmp_path: Path) -> None:
+    table = pa.table({"slide": [" one/a.svs "], "patient": ["P"], "mpp": [float("nan")]})
+    pq.write_table(table, tmp_path / "all.parquet")
+    pq.write_table(table.rename_columns(["URI", "patient", "mpp"]), tmp_path / "other.parquet")
+    (entry,) = entries_of(SourceConfig(manifest=str(tmp_path / "all.parquet")))
+    assert (Path(entry.key).name, entry.known.patient, entry.known.mpp_x) == ("a.svs", "P", None)
+    with pytest.raises(UserError, match="no column `slide`"):
+        list(entries_of(SourceConfig(manifest=str(tmp_path / "other.parquet"))))
 
 
 def test_overrides_go_over_what_a_manifest_says(tmp_path: Path) -> None:

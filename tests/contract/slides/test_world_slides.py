@@ -1,5 +1,6 @@
 """Layouts that slides of the world come in, each pixel against another reader's or what was written."""
 
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from tests.support.slide_files import (
     read_dicom,
     tissue_picture,
     write_dicom,
+    write_ome,
     write_tiff,
 )
 
@@ -268,6 +270,29 @@ def test_a_macro_of_the_slides_shape_is_no_level(tmp_path: Path) -> None:
     _, row = written(tmp_path, "a.ome.tif", lambda path: write_ome_images(
         path, [("overview", [picture(256, 256)]), ("x", [PICTURE])]))  # fmt: skip
     assert [level.width_px for level in row.header.levels] == [1024]
+
+
+def test_a_tiled_macro_of_an_aperio_slides_shape_is_no_level(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        with tifffile.TiffWriter(path) as tiff:
+            for pixels, said in ((PICTURE, "(256x256)|MPP = 0.5"), (PICTURE[::2, ::2], "-> 512x512"),
+                                 (255 - PICTURE[:400, :400], "macro 400x400")):  # fmt: skip
+                tiff.write(pixels, tile=(256, 256), photometric="rgb", compression="jpeg", metadata=None,
+                           description=f"Aperio Image Library\r\n{said}")  # fmt: skip
+
+    _, row = written(tmp_path, "a.svs", write)
+    assert [level.width_px for level in row.header.levels] == [1024, 512]
+
+
+def test_an_ome_element_may_have_a_prefix(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        write_ome(path, [PICTURE, halved(PICTURE)], mpp=0.5)
+        text = tifffile.tiffcomment(path)
+        prefixed = re.sub(r"<(/?)(?=[A-Z])", r"<\1ome:", text).replace("xmlns=", "xmlns:ome=")
+        tifffile.tiffcomment(path, prefixed.encode())
+
+    _, row = written(tmp_path, "a.ome.tif", write)
+    assert (row.header.format, row.header.mpp_x, row.status) == ("ome-tiff", 0.5, "ok")
 
 
 def test_a_wide_tiled_thumbnail_before_a_generic_slide(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_excels_byte_order_mark_and_spaces_are_no_trouble(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["slide;mpp;cohort\na.svs;0,25;A, B\n", "slide\tmpp\tcohort\na.svs\t0.25\tA, B\n"]
+    "text", ["slide;mpp;cohort\na.svs;0,25;A, B\n;;\n", "slide\tmpp\tcohort\na.svs\t0.25\tA, B\n"]
 )
 def test_what_spreadsheets_write_in_place_of_commas(tmp_path: Path, text: str) -> None:
     line = loaded(tmp_path, text).lines["a.svs"]
