@@ -3,8 +3,9 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,22 +33,33 @@ class Place:
     side_px: int
 
 
-def pictures_by_another(path: Path, is_dicom: bool, places: Sequence[Place]) -> "list[Pixels | None] | None":
-    """[h, w, 3] of the whole slide, small, and of each of `places`, None where that reader has no such level.
+_Asked = Callable[[Path, Sequence[Place]], "list[Pixels | None] | None"]
+
+
+@contextlib.contextmanager
+def pictures_by_another(is_dicom: bool) -> Iterator[_Asked]:
+    """Called with a slide and places in it: [h, w, 3] of the whole slide, small, and of each place, None
+    where that reader has no such level. Called once; its process begins before, while the slide is fetched.
 
     wsidicom's for DICOM where it is installed and reads the slide, else OpenSlide's. None where neither does,
     or the process that asks them dies or takes five minutes.
     """
     import subprocess
 
-    wanted = json.dumps([str(path), is_dicom, [asdict(place) for place in places]])
-    command = [sys.executable, "-m", "eosin.index.other_reader"]
-    with contextlib.suppress(subprocess.SubprocessError):
-        done = subprocess.run(
-            command, input=wanted.encode(), capture_output=True, check=True, timeout=_TIMEOUT_S
-        )
-        return list(_unpacked(done.stdout))
-    return None
+    def ask(path: Path, places: Sequence[Place]) -> "list[Pixels | None] | None":
+        wanted = json.dumps([str(path), [asdict(place) for place in places]])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            answer, _ = process.communicate(wanted.encode(), timeout=_TIMEOUT_S)
+            return None if process.returncode else list(_unpacked(answer))
+        return None
+
+    command = [sys.executable, "-m", "eosin.index.other_reader", *(["dicom"] if is_dicom else [])]
+    quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet) as process:
+        try:
+            yield ask
+        finally:
+            process.kill()
 
 
 def _unpacked(data: bytes) -> Iterator["Pixels | None"]:
@@ -68,7 +80,10 @@ def _unpacked(data: bytes) -> Iterator["Pixels | None"]:
 
 
 def _answer() -> None:
-    path, is_dicom, places = json.load(sys.stdin)
+    is_dicom = sys.argv[1:] == ["dicom"]
+    with contextlib.suppress(ImportError):  # while the slide is fetched
+        import_module("wsidicom" if is_dicom else "openslide")
+    path, places = json.load(sys.stdin)
     for read in (_by_wsidicom, _by_openslide) if is_dicom else (_by_openslide,):
         # A library that does not read the slide, or is not there, has no opinion of it.
         with contextlib.suppress(Exception):

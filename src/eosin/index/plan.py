@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -61,6 +61,8 @@ class ScanPlan:
     """Names in the overrides that name no slide, or several."""
     unknown_contours: Sequence[str]
     """Files in `slides.contours` that name no slide, or several."""
+    is_new: bool = False
+    """Whether nobody opened this scan before: nothing of it has to be looked for."""
 
     def override(self, objects: Sequence[ObjectInfo | SlideObject]) -> Override | None:
         """What the overrides say of the slide made of `objects`."""
@@ -100,7 +102,7 @@ def open_scan(config: RunConfig) -> ScanPlan:
     inputs = _listed(config, slides)
     plan = _plan(config, slides, index, inputs)
     load_tissue_model(config.index.tissue.onnx, plan.tissue_model)  # refused before anything is published
-    put_if_absent(index, IndexLayout.scan_listing(plan.scan_id), _encode(plan.units, inputs.known))
+    is_new = put_if_absent(index, IndexLayout.scan_listing(plan.scan_id), _encode(plan.units, inputs.known))
     if inputs.overrides:
         put_if_absent(index, IndexLayout.scan_overrides(plan.scan_id), inputs.overrides)
     if inputs.tissue_model:
@@ -114,7 +116,7 @@ def open_scan(config: RunConfig) -> ScanPlan:
         has_tissue_model=bool(inputs.tissue_model),
     )
     publish_once(index, IndexLayout.scan_marker(plan.scan_id), marker)
-    return plan
+    return replace(plan, is_new=is_new)
 
 
 def scan_of_run(run: Store, config: RunConfig, *, anew: bool = False) -> str:

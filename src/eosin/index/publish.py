@@ -65,7 +65,9 @@ def publish_snapshot(
         manifest = _publish(plan, parts, config.patches.stage_dir)
     if newest is not None and not config.index.allow_fewer_slides:
         _refuse_far_fewer(plan, manifest, newest)
-    move_latest(plan.index, Latest(snapshot_id=manifest.snapshot_id, scan_id=plan.scan_id))
+    moved = Latest(snapshot_id=manifest.snapshot_id, scan_id=plan.scan_id)
+    if latest is not None or not put_if_absent(plan.index, IndexLayout.LATEST, moved.to_json()):
+        move_latest(plan.index, moved)
     return _checked(plan, manifest, log)
 
 
@@ -169,12 +171,14 @@ def _publish(plan: ScanPlan, parts: MergedParts, stage_dir: str | None) -> Snaps
         digests = [_digest(folder / each) for each in (_ROWS, _MASKS)]
         identity = json.dumps([plan.slides.uri, *sources, INDEXER_VERSION, *digests])
         snapshot_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        published = load_manifest(plan.index, snapshot_id)
-        if published is not None:
-            return published
-        put_if_absent(plan.index, IndexLayout.snapshot_masks(snapshot_id), folder / _MASKS)
-        put_if_absent(plan.index, IndexLayout.snapshot_rows(snapshot_id), folder / _ROWS)
-    sorted_out = load_series(plan)
+        with ThreadPoolExecutor(2, "publish") as pool:
+            series = pool.submit(load_series, plan)
+            published = load_manifest(plan.index, snapshot_id)
+            if published is not None:
+                return published
+            keys = IndexLayout.snapshot_masks(snapshot_id), IndexLayout.snapshot_rows(snapshot_id)
+            list(pool.map(put_if_absent, [plan.index] * 2, keys, (folder / _MASKS, folder / _ROWS)))
+    sorted_out = series.result()
     manifest = SnapshotManifest(
         snapshot_id=snapshot_id,
         rows_sha256=digests[0],

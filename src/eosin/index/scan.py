@@ -135,7 +135,7 @@ def divided(plan: ScanPlan, previous: PreviousRows, num_threads: int, take: _Tak
     is called in several threads, for slides by their names whose content agrees.
     """
     objects = {each.key: each for unit in plan.units for each in unit.objects}
-    found = load_series(plan) or _sort(plan, previous, num_threads, take)
+    found = (None if plan.is_new else load_series(plan)) or _sort(plan, previous, num_threads, take)
     told = {key for group in found.slides for key in group}
     units = [unit for unit in plan.units if unit.kind == "slide" and unit.objects[0].key not in told]
     units += [Unit(keys[0], "unsorted", tuple(objects[key] for key in keys)) for keys in found.slides]
@@ -278,7 +278,7 @@ def scan_shard(
     if not 0 <= shard < num_shards:
         raise UserError(f"shard {shard} of {num_shards}: it must be from 0 to {num_shards - 1}")
     plan = plan or plan_scan(config, scan_id)
-    found = load_shard(plan, shard, num_shards)
+    found = None if plan.is_new else load_shard(plan, shard, num_shards)
     if found is None or found.num_fleeting:
         found = _scan(config, plan, shard, num_shards, log)
         plan.index.put(IndexLayout.shard_marker(plan.scan_id, shard, num_shards), found.to_json())
@@ -327,8 +327,8 @@ def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: R
     every = divided(plan, previous, config.index.slides_in_flight, take)
     units = [unit for unit in every if in_shard(unit, shard, num_shards)]
     progress.total = len(units)
-    parts = IndexLayout.shard_part(plan.scan_id, shard, num_shards, 0).rpartition("/")[0]
-    there = {each.key for each in plan.index.list(f"{parts}/")}
+    scan = IndexLayout.scan(plan.scan_id)
+    there = set[str]() if plan.is_new else {each.key for each in plan.index.list(scan)}
 
     def begun(number: int) -> tuple[str, SlideRows | Iterator[list[SlideRow]]]:
         """A part and its rows, which are there or are being made."""

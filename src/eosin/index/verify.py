@@ -7,6 +7,7 @@ for DICOM) are compared with ours: the one that the mask was made from, and squa
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -93,9 +94,14 @@ def _disagreement(slides: Store, index: Store, row: SlideRow, stage_dir: str | N
         with Image.open(io.BytesIO(published[row.table_bytes :]), formats=("JPEG",)) as stored:
             ours = np.asarray(stored.convert("RGB"))
         tiles = np.frombuffer(published[: row.table_bytes], TILE_DTYPE)
-        squares = list(_squares(slides, header, tiles))
-        with staged(slides, header.objects, stage_dir) as path:
-            theirs = pictures_by_another(path, header.format == "dicom", [place for _, place, _ in squares])
+        with (
+            pictures_by_another(header.format == "dicom") as ask,
+            ThreadPoolExecutor(1, "squares") as pool,
+        ):
+            seen = pool.submit(lambda: list(_squares(slides, header, tiles)))
+            with staged(slides, header.objects, stage_dir) as path:
+                squares = seen.result()
+                theirs = ask(path, [place for _, place, _ in squares])
     except (EosinError, NotFound, ObjectChanged, OSError):
         return None
     if theirs is None or theirs[0] is None:
