@@ -4,7 +4,7 @@ import re
 import select
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -46,6 +46,8 @@ class Put(NamedTuple):
 
 
 Request = Get | Put
+Sign = Callable[[Request], tuple[str, ...]]
+"""The headers that sign a request."""
 
 
 class Answer(NamedTuple):
@@ -67,9 +69,8 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class CurlOptions:
-    """Options of every request. `aws_sigv4` names provider and scope of signatures, empty for none."""
+    """Options of every request."""
 
-    aws_sigv4: str
     ca_bundle: str
     proxy: str
     timeout_s: float
@@ -90,10 +91,10 @@ class CurlClient:
         for _ in range(MAX_IN_FLIGHT):
             self._permits.put(None)
 
-    def fetch(self, requests: Sequence[Request], user: str) -> list[Answer]:
-        """All answers, in order; `user` is "KEY:SECRET" for signatures, or empty. From any thread."""
+    def fetch(self, requests: Sequence[Request], sign: Sign) -> list[Answer]:
+        """All answers, in order; `sign` is asked as each request is sent. From any thread."""
         with self._multi() as multi:
-            return multi.fetch(requests, user)
+            return multi.fetch(requests, sign)
 
     @contextmanager
     def _multi(self) -> "Iterator[_Multi]":
@@ -125,7 +126,6 @@ class _Transfer:
         self.pieces: list[bytes] = []
         self.headers: list[bytes] = []
         self.place = 0
-        self._user = ""
         self._most_bytes = 0
         curl.setopt(pycurl.WRITEFUNCTION, self.pieces.append)
         curl.setopt(pycurl.NOSIGNAL, 1)
@@ -138,14 +138,14 @@ class _Transfer:
         curl.setopt(pycurl.USERAGENT, options.user_agent)
         curl.setopt(pycurl.CAINFO, options.ca_bundle)
         curl.setopt(pycurl.PROXY, options.proxy)
-        if options.aws_sigv4:
-            curl.setopt(pycurl.AWS_SIGV4, options.aws_sigv4)
+        curl.setopt(pycurl.PATH_AS_IS, 1)  # keys may have parts such as "..", and so they are signed
 
-    def aim(self, request: Request, place: int, user: str) -> None:
+    def aim(self, request: Request, place: int, sign: Sign) -> None:
         self.place = place
         self.curl.setopt(pycurl.URL, request.url)
-        if request.headers:
-            self.curl.setopt(pycurl.HTTPHEADER, request.headers)
+        headers = request.headers + sign(request)
+        if headers:
+            self.curl.setopt(pycurl.HTTPHEADER, headers)
         else:  # which an empty list would leave as it was
             self.curl.unsetopt(pycurl.HTTPHEADER)
         if isinstance(request, Get):
@@ -158,9 +158,6 @@ class _Transfer:
             self.curl.setopt(pycurl.POSTFIELDS, request.body)
             self.curl.setopt(pycurl.CUSTOMREQUEST, "PUT")
             self.curl.setopt(pycurl.HEADERFUNCTION, self.headers.append)
-        if user != self._user:
-            self.curl.setopt(pycurl.USERPWD, user)
-            self._user = user
 
     def taken(self) -> tuple[bytes, tuple[bytes, ...]]:
         """Body and kept headers of the answer."""
@@ -183,14 +180,14 @@ class _Multi:
         """How many connections stay open."""
         self._handle.setopt(pycurl.M_MAXCONNECTS, num_connections)
 
-    def fetch(self, requests: Sequence[Request], user: str) -> list[Answer]:
+    def fetch(self, requests: Sequence[Request], sign: Sign) -> list[Answer]:
         answers: dict[int, Answer] = {}
         begun_s = time.monotonic()
         waiting = list(enumerate(requests))[::-1]
         while waiting or self._active:
             # One with nothing under way waits for its turn; another goes on with what it has.
             while waiting and self._is_permitted():
-                self._start(*waiting.pop(), user)
+                self._start(*waiting.pop(), sign)
             self._handle.perform()
             ended = list(self._ended())
             answers |= ended
@@ -217,11 +214,11 @@ class _Multi:
             return False
         return True
 
-    def _start(self, place: int, request: Request, user: str) -> None:
+    def _start(self, place: int, request: Request, sign: Sign) -> None:
         idle = self._idle[type(request)]
         transfer = idle.pop() if idle else _Transfer(self._options, idle)
         self._active[transfer.curl] = transfer
-        transfer.aim(request, place, user)
+        transfer.aim(request, place, sign)
         self._handle.add_handle(transfer.curl)
 
     def _ended(self) -> Iterator[tuple[int, Answer]]:

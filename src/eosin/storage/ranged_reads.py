@@ -87,15 +87,12 @@ class RangeReader:
 
     def _fetch_missing(self, requests: list[RangedGet], bodies: dict[int, bytes]) -> None:
         """Fetch what `bodies` lacks. Raises the first error that no further try mends, else any."""
-        for number in range(len(requests)):
-            if number not in bodies and not curl_can_name(requests[number].key):
-                bodies[number] = self._read_by_boto(requests[number])
         missing = [number for number in range(len(requests)) if number not in bodies]
-        signing = self._clients.signing(self._bucket)
+        sign = self._clients.signer(self._bucket).headers_of
         base = self._clients.bucket_url(self._bucket)
-        gets = [_get(base, requests[number], signing.token) for number in missing]
+        gets = [_get(base, requests[number]) for number in missing]
         failed: TransientError | None = None
-        for number, answer in zip(missing, self._clients.curl.fetch(gets, signing.user), strict=True):
+        for number, answer in zip(missing, self._clients.curl.fetch(gets, sign), strict=True):
             try:
                 bodies[number] = self._body(requests[number], answer)
             except TransientError as error:
@@ -152,11 +149,9 @@ class RangeReader:
         return error
 
 
-def _get(base_url: str, request: RangedGet, token: str) -> Get:
-    headers = [] if request.etag is None else [f"If-Match: {quoted(request.etag)}"]
-    if token:
-        headers.append(f"X-Amz-Security-Token: {token}")
-    return Get(base_url + _path_of(request.key), request.start, request.end, tuple(headers))
+def _get(base_url: str, request: RangedGet) -> Get:
+    headers = () if request.etag is None else (f"If-Match: {quoted(request.etag)}",)
+    return Get(base_url + _path_of(request.key), request.start, request.end, headers)
 
 
 @lru_cache(maxsize=1024)  # the requests of a patch have one key
@@ -167,11 +162,6 @@ def _path_of(key: str) -> str:
 def quoted(etag: str) -> str:
     """An etag as HTTP headers carry it."""
     return etag if etag.startswith(('"', "W/")) else f'"{etag}"'
-
-
-def curl_can_name(key: str) -> bool:
-    """libcurl folds such parts of a path away before it signs."""
-    return not any(part in (".", "..") for part in key.split("/"))
 
 
 def _is_past_end(error: Exception) -> bool:

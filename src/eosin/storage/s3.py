@@ -17,7 +17,7 @@ from eosin.storage.atomic import new_file, settle
 from eosin.storage.base import ByteRange, NotFound, ObjectChanged, ObjectInfo, PreconditionFailed, Store
 from eosin.storage.clients import Clients, clients_for
 from eosin.storage.file import open_source
-from eosin.storage.ranged_reads import RangeReader, curl_can_name, quoted
+from eosin.storage.ranged_reads import RangeReader, quoted
 from eosin.storage.settings import S3Settings
 from eosin.storage.small_puts import SMALL_BYTES, put_small
 
@@ -158,7 +158,7 @@ class S3Store(Store):
         metadata: dict[str, Any] = {"Metadata": {_NONCE: nonce}} if conditions else {}
 
         def write(call: Callable[[Callable[[], Any]], Any]) -> Any:
-            if not conditions and len(data) <= SMALL_BYTES and curl_can_name(self.prefix + key):
+            if not conditions and len(data) <= SMALL_BYTES:
                 return call(lambda: put_small(self._clients, self._asked("write", key), data))
             return call(
                 lambda: self._clients.boto.put_object(

@@ -1,6 +1,5 @@
 """Unconditional puts of small objects by libcurl, which take a fifth of the CPU of boto3's."""
 
-import hashlib
 from typing import Any
 from urllib.parse import quote
 
@@ -21,15 +20,9 @@ def put_small(clients: Clients, asked: S3Request, data: bytes) -> Any:
 
     Where the server points elsewhere, boto3 follows. Raises as `s3_errors` tells it.
     """
-    signing = clients.signing(asked.bucket)
-    headers = [
-        f"x-amz-content-sha256: {hashlib.sha256(data).hexdigest()}", "Content-Type: binary/octet-stream",
-        "Expect:",
-    ]  # fmt: skip
-    if signing.token:
-        headers.append(f"X-Amz-Security-Token: {signing.token}")
     url = clients.bucket_url(asked.bucket) + quote(asked.key, safe="/~")
-    (answer,) = clients.curl.fetch([Put(url, data, tuple(headers))], signing.user)
+    put = Put(url, data, ("Expect:",))
+    (answer,) = clients.curl.fetch([put], clients.signer(asked.bucket).headers_of)
     if answer.trouble:
         raise s3_errors.from_curl(asked, answer.trouble, answer.reason)
     if answer.status in _ELSEWHERE:

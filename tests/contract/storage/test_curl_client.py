@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -79,7 +80,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Recorder]]:
 
 
 @pytest.mark.parametrize("token", ["", "a+token/with=signs"])
-@pytest.mark.parametrize("key", ["plain.svs", "a b/Ünï+(1)[2]*~'!.svs", "100%25/é?q=1&r#s", "a//b"])
+@pytest.mark.parametrize(
+    "key", ["plain.svs", "a b/Ünï+(1)[2]*~'!.svs", "100%25/é?q=1&r#s", "a//b", "a/../b/./c"]
+)
 def test_requests_are_signed_as_botocore_signs_them(
     server: type[Recorder], key: str, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +96,7 @@ def test_requests_are_signed_as_botocore_signs_them(
 
 
 @pytest.mark.parametrize("token", ["", "a+token/with=signs"])
-@pytest.mark.parametrize("key", ["plain.tiles", "a b/Ünï+(1)[2]*~'!.jpg", "100%25/é?q=1&r#s"])
+@pytest.mark.parametrize("key", ["plain.tiles", "a b/Ünï+(1)[2]*~'!.jpg", "100%25/é?q=1&r#s", "a/../b/./c"])
 def test_puts_are_signed_as_botocore_signs_them(
     server: type[Recorder], key: str, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +110,24 @@ def test_puts_are_signed_as_botocore_signs_them(
     assert headers["x-amz-content-sha256"] == hashlib.sha256(data).hexdigest()
     assert headers.get("x-amz-security-token", "") == token
     assert headers["authorization"].rpartition("=")[2] == _signature(path, headers, token, "PUT")
+
+
+def test_a_signature_serves_a_key_for_a_minute_and_credentials_for_themselves(
+    server: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(at_s: float, key: str, start: int, access_key: str = "AKID") -> tuple[str, str]:
+        monkeypatch.setattr(time, "time", lambda: at_s)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", access_key)
+        open_store("s3://bucket/p").get_ranges([ByteRange(key, start, 8, f"etag of {start}")])
+        headers = server.asked[-1][1]
+        return headers["x-amz-date"], headers["authorization"]
+
+    date, first = ask(1_700_000_041, "a.svs", 0)
+    assert date == "20231114T221400Z"
+    assert ask(1_700_000_099, "a.svs", 100) == (date, first)
+    assert ask(1_700_000_099, "b.svs", 100)[1] != first
+    assert "Credential=OTHER/20231114/" in ask(1_700_000_099, "a.svs", 100, "OTHER")[1]
+    assert ask(1_700_000_100, "a.svs", 0)[0] == "20231114T221500Z"
 
 
 def _signature(path: str, headers: dict[str, str], token: str, method: str = "GET") -> str:
