@@ -101,7 +101,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         if code == 0xFF:
             at += 1
             continue
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
         yield code, at + 4, end
         if code == 0xDA:
             return

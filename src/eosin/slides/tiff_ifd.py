@@ -8,7 +8,7 @@ chain of directories may neither loop nor go on for ever. Source: TIFF 6.0; BigT
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ _TYPES: dict[int, tuple[str, int]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class IfdEntry:
     """One tag: `count` values of TIFF type `kind` at byte `offset` of the file."""
 
@@ -76,7 +76,7 @@ class Directory:
         entry = self.entries.get(tag)
         if entry is None:
             return np.zeros(0, np.uint64)
-        kind = np.dtype(_TYPES[entry.kind][0]).newbyteorder("<" if self.tiff.order == "<" else ">")
+        kind = np.dtype(self.tiff.order + _TYPES[entry.kind][0])
         return np.frombuffer(self.tiff.read_value(entry), kind)
 
     def integers(self, tag: int) -> npt.NDArray[np.integer[Any]]:
@@ -88,6 +88,10 @@ class Directory:
 
     def integer(self, tag: int, default: int | None = None) -> int:
         """The first number of a value. Raises `SlideError` where it is absent without a default."""
+        entry = self.entries.get(tag)
+        if entry is not None and entry.inline and _TYPES[entry.kind][0][0] == "u":
+            first = entry.inline[: int(_TYPES[entry.kind][0][1])]
+            return int.from_bytes(first, self.tiff.byteorder)
         values = self.integers(tag)
         if len(values):
             return int(values[0])
@@ -115,7 +119,8 @@ class TiffFile:
     size_bytes: int
     look_ahead: Callable[[int], None] | None = None
     """Brings the bytes from an offset on, of a file that is read by range."""
-    order: str = field(init=False)
+    order: Literal["<", ">"] = field(init=False)
+    byteorder: Literal["little", "big"] = field(init=False)
     big: bool = field(init=False)
     first: int = field(init=False)
     """Where the first directory is said to be."""
@@ -124,7 +129,7 @@ class TiffFile:
         head = self.read(0, 16) if self.size_bytes >= 16 else b""
         if not is_tiff(head):
             raise SlideError("not-a-slide", "it does not begin as a TIFF")
-        self.order = "<" if head[:2] == b"II" else ">"
+        self.order, self.byteorder = ("<", "little") if head[:2] == b"II" else (">", "big")
         self.big = struct.unpack(self.order + "H", head[2:4])[0] == 43
         form, at = ("Q", 8) if self.big else ("I", 4)
         self.first = struct.unpack_from(self.order + form, head, at)[0]
@@ -168,36 +173,29 @@ class TiffFile:
 
     def _directory(self, offset: int) -> tuple[Directory, int]:
         """The directory at `offset` and the offset of the next one (0: none)."""
-        count_form, entry_bytes, next_form = ("Q", 20, "Q") if self.big else ("H", 12, "I")
+        count_bytes, entry_bytes, next_bytes = (8, 20, 8) if self.big else (2, 12, 4)
         if self.look_ahead is not None:
             self.look_ahead(offset)
-        count_bytes = struct.calcsize(count_form)
-        count = struct.unpack(self.order + count_form, self.read(offset, count_bytes))[0]
+        count = int.from_bytes(self.read(offset, count_bytes), self.byteorder)
         if not 0 < count <= _MAX_ENTRIES:
             raise SlideError("corrupt-header", f"the TIFF directory at byte {offset} announces {count} tags")
         start = offset + count_bytes
-        data = self.read(start, count * entry_bytes)
-        following_at = start + count * entry_bytes
-        following = self.read(following_at, struct.calcsize(next_form))
-        return (
-            Directory(self, self._entries(data, start, count, entry_bytes), offset),
-            int(struct.unpack(self.order + next_form, following)[0]),
-        )
+        data = self.read(start, count * entry_bytes + next_bytes)
+        following = int.from_bytes(data[-next_bytes:], self.byteorder)
+        return Directory(self, self._entries(data[:-next_bytes], start), offset), following
 
-    def _entries(self, data: bytes, start: int, count: int, entry_bytes: int) -> dict[int, IfdEntry]:
-        form, inline_bytes, value_at = ("HHQ", 8, 12) if self.big else ("HHI", 4, 8)
+    def _entries(self, data: bytes, start: int) -> dict[int, IfdEntry]:
+        form, value_at, value_bytes = ("HHQ8s", 12, 8) if self.big else ("HHI4s", 8, 4)
         entries: dict[int, IfdEntry] = {}
-        for i in range(count):
-            tag, kind, num = struct.unpack_from(self.order + form, data, i * entry_bytes)
+        for i, (tag, kind, num, value) in enumerate(struct.iter_unpack(self.order + form, data)):
             if kind not in _TYPES:
                 continue
-            at = i * entry_bytes + value_at
+            at = start + i * (value_at + value_bytes) + value_at
             num_bytes = num * _TYPES[kind][1]
-            if num_bytes <= inline_bytes:
-                entries[tag] = IfdEntry(kind, num, start + at, data[at : at + num_bytes])
+            if num_bytes <= value_bytes:
+                entries[tag] = IfdEntry(kind, num, at, value[:num_bytes])
             else:
-                pointer = "Q" if self.big else "I"
-                entries[tag] = IfdEntry(kind, num, struct.unpack_from(self.order + pointer, data, at)[0])
+                entries[tag] = IfdEntry(kind, num, int.from_bytes(value, self.byteorder))
         return entries
 
 
