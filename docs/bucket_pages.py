@@ -60,6 +60,8 @@ INDEX_COLUMNS = {
     "source": "Name of its source; empty where the slides are one folder.",
     "credentials": "Name of what its source is read with, never a secret: anonymous, a profile, environment.",
     "contours": "URI of the GeoJSON that its mask was drawn from; empty where tissue was found on the slide.",
+    "origin_x_px": "Corner of what was scanned, from which QuPath counts; 0 but for some staged formats.",
+    "origin_y_px": "The same along y.",
     "mask_start": "Where the mask's bits begin in masks.bin; -1 for none, or where they stand in `tissue`.",
     "mask_bytes": "How many they are.",
 }

@@ -11,10 +11,11 @@ from tests.support.openslide_containers import jpeg_with_restarts
 from tests.support.slide_files import Pixels, halved
 
 
-def write_scn(path: Path, pixels: Pixels, mpp: float = 0.5) -> Path:
-    """Leica SCN: a BigTIFF whose XML says which directory is which level of which view."""
+def write_scn(path: Path, pixels: Pixels, mpp: float = 0.5, at_px: tuple[int, int] = (0, 0)) -> Path:
+    """Leica SCN: a BigTIFF whose XML says which directory is which level of which view, and where it lies."""
     levels = [pixels, halved(pixels), halved(pixels, 2)]
     height, width = pixels.shape[:2]
+    x_nm, y_nm = (round(each * mpp * 1000) for each in at_px)
     nm_x, nm_y = round(width * mpp * 1000), round(height * mpp * 1000)
     dimensions = "".join(
         f'<dimension sizeX="{each.shape[1]}" sizeY="{each.shape[0]}" r="{i}" ifd="{i}"/>'
@@ -24,7 +25,8 @@ def write_scn(path: Path, pixels: Pixels, mpp: float = 0.5) -> Path:
     image = (
         '<image name="i" uuid="1"><creationDate>2020-01-01T00:00:00Z</creationDate>'
         '<device model="m" version="1"/>'
-        f'{pixels_tag}<view sizeX="{nm_x}" sizeY="{nm_y}" offsetX="0" offsetY="0" spacingZ="0"/>'
+        f'{pixels_tag}<view sizeX="{nm_x}" sizeY="{nm_y}" offsetX="{x_nm}" offsetY="{y_nm}"'
+        ' spacingZ="0"/>'
         "<scanSettings><objectiveSettings><objective>20</objective></objectiveSettings>"
         "<illuminationSettings><numericalAperture>0.7</numericalAperture>"
         "<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"

@@ -305,9 +305,12 @@ def _model_name(model: str) -> str:
 
 
 def _names(keys: Sequence[str]) -> dict[int, str]:
-    """Each slide's key without its suffix; with it where two slides would share a name."""
-    stems = [str(PurePosixPath(key).with_suffix("")) for key in keys]
-    twice = {stem for stem, number in Counter(stems).items() if number > 1}
+    """Each slide's key without its suffix; with it where two slides would share a name, and where it is a
+    number, as the last part of a UID is."""
+    paths = [PurePosixPath(key) for key in keys]
+    stems = [str(path if path.suffix[1:].isdecimal() else path.with_suffix("")) for path in paths]
+    keys_too = Counter([*stems, *(key for key, stem in zip(keys, stems, strict=True) if key != stem)])
+    twice = {stem for stem, number in keys_too.items() if number > 1}
     return {i: key if stem in twice else stem for i, (key, stem) in enumerate(zip(keys, stems, strict=True))}
 
 

@@ -31,7 +31,7 @@ from eosin.index.tissue_mask import TissueMask
 from eosin.slides.model import Level, SlideHeader, SlideObject
 from eosin.storage import ByteRange, NotFound, Store
 
-FORM = 2
+FORM = 3
 """Rises when the files below change; older ones are made again."""
 _KEPT_ENTRIES, _KEPT_S = 8, 3600.0
 _KEPT_MASKS_BYTES = 2 * 2**30
@@ -42,7 +42,8 @@ _NAMES = ("slide", "uri", "digest", "reuse_digest", "content", "patient", "detai
           "contours")  # fmt: skip
 _KINDS = ("status", "vendor", "format", "access", "mpp_source", "cohort", "labels", "read_status", "source",
           "credentials")  # fmt: skip
-_NUMBERS = (("mpp_x", "<f8"), ("mpp_y", "<f8"), ("tissue_mm2", "<f8"), ("has_thumbnail", "?"))
+_NUMBERS = (("mpp_x", "<f8"), ("mpp_y", "<f8"), ("tissue_mm2", "<f8"), ("has_thumbnail", "?"),
+            ("origin_x_px", "<i8"), ("origin_y_px", "<i8"))  # fmt: skip
 _SLIDE = np.dtype([
     *((name, _TEXT) for name in (*_NAMES, *_KINDS)), *_NUMBERS, ("ok", "?"),
     ("first_level", "<u8"), ("num_levels", "<u4"), ("first_object", "<u8"), ("num_objects", "<u4"),
@@ -308,7 +309,8 @@ class MappedRows(Sequence[SlideRow]):
         levels = tuple(self._level(each) for each in self._levels[first : first + num].tolist())
         mpp = [None if np.isnan(values[name]) else values[name] for name in ("mpp_x", "mpp_y")]
         header = SlideHeader(objects, kinds.pop("vendor"), kinds.pop("format"), levels, mpp[0], mpp[1],
-                             cast(Any, kinds.pop("access")))  # fmt: skip
+                             cast(Any, kinds.pop("access")), values["origin_x_px"],
+                             values["origin_y_px"])  # fmt: skip
         labels, extra = (json.loads(each) for each in (kinds.pop("labels"), texts.pop("extra")))
         return SlideRow(
             header=header, tissue=self._mask(index, values), tissue_mm2=values["tissue_mm2"],

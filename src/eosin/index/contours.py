@@ -31,6 +31,7 @@ from eosin.storage import (
 _AT_ONCE = 4
 _TISSUE = "Tissue"
 _PROPERTIES = {"objectType": "annotation", "classification": {"name": _TISSUE, "color": [0, 170, 60]}}
+_QUPATH_0_2 = "PathAnnotationObject"
 _SUFFIX = ".geojson"
 _MOST_BYTES = 256 << 20
 
@@ -72,7 +73,8 @@ def write_contours(index_uri: str, out_uri: str, slides: Sequence[str] = ("*",))
 
 
 def contours_of(row: SlideRow) -> dict[str, Any]:
-    """GeoJSON FeatureCollection (RFC 7946 but for the frame, which is level-0 pixels, y down) of a mask.
+    """GeoJSON FeatureCollection (RFC 7946 but for the frame, which is QuPath's: level-0 pixels, y down, from
+    the corner of what was scanned) of a mask.
 
     A simple polygon for each connected part of tissue, with its holes, a sixth of a mask pixel inside it, so
     that `drawn_mask` gives the mask again. Each says of which slide it is.
@@ -81,13 +83,13 @@ def contours_of(row: SlideRow) -> dict[str, Any]:
     properties = {**_PROPERTIES, "metadata": {"slide": row.slide}}
     features = [
         {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": rings}, "properties": properties}
-        for rings in _polygons(row.tissue)
+        for rings in _polygons(row.tissue, (row.header.origin_x_px, row.header.origin_y_px))
     ]
     return {"type": "FeatureCollection", "features": features}
 
 
-def _polygons(mask: TissueMask) -> list[list[list[list[float]]]]:
-    """Closed rings of each part, [x, y] in level-0 pixels: the outline first, then the holes."""
+def _polygons(mask: TissueMask, origin_px: tuple[int, int]) -> list[list[list[list[float]]]]:
+    """Closed rings of each part, [x, y] in level-0 pixels from `origin_px`: the outline, then the holes."""
     # At three times the size the line through the middle of border pixels is a sixth of a pixel inside.
     large = np.repeat(np.repeat(mask.array.view(np.uint8), 3, axis=0), 3, axis=1)
     _part_at_corners(mask.array, large)
@@ -98,7 +100,7 @@ def _polygons(mask: TissueMask) -> list[list[list[list[float]]]]:
     for number, line in enumerate(lines):
         parent = int(hierarchy[0][number][3])
         if len(line) >= 3:
-            ring = _ring(line[:, 0], mask)
+            ring = _ring(line[:, 0], mask, origin_px)
             found.setdefault(number if parent < 0 else parent, []).insert(0 if parent < 0 else 1, ring)
     return list(found.values())
 
@@ -112,9 +114,9 @@ def _part_at_corners(mask: npt.NDArray[np.bool_], large: npt.NDArray[np.uint8]) 
         large[3 * rows + 3, 3 * columns + 3 - shift] = 0
 
 
-def _ring(points: Any, mask: TissueMask) -> list[list[float]]:
+def _ring(points: Any, mask: TissueMask, origin_px: tuple[int, int]) -> list[list[float]]:
     scaled = (points.astype(np.float64) + 0.5) / 3 * (mask.pixel_x_px, mask.pixel_y_px)
-    ring = np.round(scaled, 2).tolist()
+    ring = np.round(scaled - origin_px, 2).tolist()
     return [*ring, ring[0]]
 
 
@@ -150,9 +152,10 @@ def drawn_mask(override: Override, slide: str, header: SlideHeader, like: Tissue
     mask = np.zeros((like.height, like.width), bool)
     finest, slack_px = header.levels[0], max(like.pixel_x_px, like.pixel_y_px)
     try:
-        for number, rings in _tissue_polygons(json.loads(_fetched(override)), slide):
+        for number, rings, by_qupath in _tissue_polygons(json.loads(_fetched(override)), slide):
             where = f"feature {number}"
-            points = [_ring_points(ring, where) for ring in rings]
+            origin_px = (header.origin_x_px, header.origin_y_px) if by_qupath else (0, 0)
+            points = [_ring_points(ring, where) + origin_px for ring in rings]
             low, high = points[0].min(axis=0), points[0].max(axis=0)
             if (low < -slack_px).any() or (
                 high > np.add((finest.width_px, finest.height_px), slack_px)
@@ -182,8 +185,9 @@ def _fetched(override: Override) -> bytes:
         raise absent_or_changed(override.contours, error) from error
 
 
-def _tissue_polygons(tree: Any, slide: str) -> Iterator[tuple[int, Any]]:
-    """Rings of each polygon, with the number of its feature. Raises ValueError."""
+def _tissue_polygons(tree: Any, slide: str) -> Iterator[tuple[int, Any, bool]]:
+    """Rings of each polygon, with the number of its feature and whether QuPath (or eosin) wrote it, whose
+    frame begins where the scanned area does; TRIDENT's is OpenSlide's. Raises ValueError."""
     if isinstance(tree, dict):
         tree = tree.get("features") if tree.get("type") == "FeatureCollection" else [tree]
     if not isinstance(tree, list):
@@ -201,7 +205,8 @@ def _tissue_polygons(tree: Any, slide: str) -> Iterator[tuple[int, Any]]:
         for rings in [coordinates] if kind == "Polygon" else coordinates:
             if not isinstance(rings, list) or not rings:
                 raise ValueError(f"feature {number} has a polygon without rings")
-            yield number, rings
+            by_qupath = "objectType" in properties or "object_type" in properties
+            yield number, rings, by_qupath or feature.get("id") == _QUPATH_0_2
 
 
 def _refuse_other(properties: Mapping[str, Any], slide: str, number: int) -> None:

@@ -104,11 +104,14 @@ SCHEMA = pa.schema(
         ("digest", pa.string()), ("reuse_digest", pa.string()),
         ("read_status", pa.string()), ("read_detail", pa.string()), ("has_thumbnail", pa.bool_()),
         ("content", pa.string()), ("uri", pa.string()), ("source", pa.string()), ("credentials", pa.string()),
-        ("contours", pa.string()), ("mask_start", pa.int64()), ("mask_bytes", pa.int32()),
+        ("contours", pa.string()), ("origin_x_px", pa.int64()), ("origin_y_px", pa.int64()),
+        ("mask_start", pa.int64()), ("mask_bytes", pa.int32()),
     ]
 )  # fmt: skip
+_HEADER = ("vendor", "format", "access", "mpp_x", "mpp_y", "origin_x_px", "origin_y_px")
 # Columns of a snapshot alone: in parts of a scan the masks stand in the rows.
 _PLACE_OF_MASK = {"mask_start": -1, "mask_bytes": 0}
+_NO_ORIGIN = {"origin_x_px": 0, "origin_y_px": 0}  # of snapshots of an earlier indexer
 _PART_SCHEMA = pa.schema(list(SCHEMA)[: -len(_PLACE_OF_MASK)])
 
 
@@ -209,7 +212,7 @@ def conformed(part: pa.Table) -> pa.Table:
 
     Raises `pyarrow.ArrowInvalid` where a column lacks or is not of its kind.
     """
-    for name, value in _PLACE_OF_MASK.items():
+    for name, value in (_PLACE_OF_MASK | _NO_ORIGIN).items():
         if name not in part.schema.names:
             kind = SCHEMA.field(name).type
             part = part.append_column(name, pa.repeat(pa.scalar(value, kind), part.num_rows))
@@ -236,7 +239,7 @@ def _to_record(row: SlideRow) -> dict[str, Any]:
     plain = {name: getattr(row, name) for name in SCHEMA.names if hasattr(row, name)}
     return {
         **plain,
-        **{name: getattr(header, name) for name in ("vendor", "format", "access", "mpp_x", "mpp_y")},
+        **{name: getattr(header, name) for name in _HEADER},
         "objects": [vars(each) for each in header.objects],
         "levels": [vars(each) for each in header.levels],
         "tissue": tissue and {**vars(tissue), "packed": bytes(tissue.packed)},
@@ -251,7 +254,7 @@ def _from_record(values: dict[str, Any]) -> SlideRow:
     header = SlideHeader(
         objects=tuple(SlideObject(**each) for each in values.pop("objects")),
         levels=tuple(Level(**each) for each in values.pop("levels")),
-        **{name: values.pop(name) for name in ("vendor", "format", "access", "mpp_x", "mpp_y")},
+        **{name: values.pop(name) for name in _HEADER},
     )
     return SlideRow(
         header=header,

@@ -57,7 +57,11 @@ class LocalSlide:
         )  # fmt: skip
         vendor = properties.get("openslide.vendor", "openslide")
         mpp = [_mpp(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
-        return SlideHeader(objects, vendor, vendor, levels, mpp[0], mpp[1], access="local")
+        return SlideHeader(
+            objects, vendor, vendor, levels, mpp[0], mpp[1], access="local",
+            origin_x_px=int(properties.get("openslide.bounds-x", 0)),
+            origin_y_px=int(properties.get("openslide.bounds-y", 0)),
+        )  # fmt: skip
 
     def read_region(self, x_px: int, y_px: int, level: int, w: int, h: int) -> npt.NDArray[np.uint8]:
         """[h, w, 3] of `level`; the corner is in the level-0 frame. Transparent pixels come white."""

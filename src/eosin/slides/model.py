@@ -118,6 +118,9 @@ class SlideHeader:
     mpp_y: float | None
     access: Literal["tiles", "local"] = "tiles"
     """tiles: any tile by byte range; local: OpenSlide on a staged copy."""
+    origin_x_px: int = 0
+    """Corner of what was scanned, where OpenSlide says it: QuPath shows that alone and counts from there."""
+    origin_y_px: int = 0
 
 
 def plausible_mpp(value: float | None) -> float | None:

@@ -2,6 +2,8 @@
 
 import importlib
 import io
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,6 +83,23 @@ def test_hdf5_as_clam_reads_it_and_the_features_are_timms(material: Path, tmp_pa
         right = network(torch.from_numpy(((pixels - mean) / std).transpose(2, 0, 1)[None])).numpy()[0]
     cosine = float(right @ features[2] / np.linalg.norm(right) / np.linalg.norm(features[2]))
     assert cosine > 0.99
+
+
+def test_every_slide_has_a_file_of_its_own(material: Path, tmp_path: Path) -> None:
+    """Where one's name without its end is another's whole name; the end of a UID is none."""
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for number, name in enumerate(("S1.svs", "S1.tif", "S1.svs.tif", "1.2.840.7")):
+        shutil.copy(material / "slides" / "case" / f"slide-{number % 3}.svs", slides / name)
+    index(config_for(slides, tmp_path / "index"))
+    wanted = replace(request(material, tmp_path / "out"), index_uri=str(tmp_path / "index"))
+    manifest = embed_index(wanted, 0, 1, LOG)
+    assert manifest is not None and manifest.num_slides == 4
+    found = {}
+    for name in ("S1.svs", "S1.tif", "S1.svs.tif", "1.2.840.7"):
+        with h5py.File(tmp_path / "out" / FeaturesLayout.slide(name, "h5")) as file:
+            found[name] = str(file["coords"].attrs["slide"])
+    assert all(name == slide for name, slide in found.items())
 
 
 def test_features_by_another_read_out_are_wider_and_never_mixed(material: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Tissue contours as GeoJSON: drawn again by another library, they are the mask."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openslide
 import pytest
 from PIL import Image, ImageDraw
 
@@ -21,6 +23,8 @@ from eosin.slides.errors import SlideError
 from eosin.slides.model import Level, SlideHeader
 from eosin.storage import open_store
 from tests.support.indexing import LOG, config_for, index, make_slides, rows_of
+from tests.support.openslide_files import write_scn
+from tests.support.slide_files import tissue_picture
 
 
 def drawn(collection: dict[str, Any], mask: TissueMask) -> np.ndarray:
@@ -58,6 +62,34 @@ def test_holes_are_holes() -> None:
     assert [len(each["geometry"]["coordinates"]) for each in collection["features"]].count(2) == 1
     found = drawn(collection, mask)
     assert (found == array).mean() > 0.99 and not found[13:19, 21:29].any() and found[38, 55]
+
+
+def test_qupath_counts_from_the_corner_of_what_was_scanned(tmp_path: Path) -> None:
+    """It shows the bounds that OpenSlide names and no more; TRIDENT counts from the corner of the slide."""
+    slides, at = tmp_path / "slides", (200, 120)
+    slides.mkdir()
+    write_scn(slides / "a.scn", tissue_picture(600, 800, seed=4), at_px=at)
+    index(config_for(slides, tmp_path / "index"))
+    with openslide.OpenSlide(slides / "a.scn") as slide:
+        assert tuple(int(slide.properties[f"openslide.bounds-{axis}"]) for axis in "xy") == at
+    (row,) = rows_of(str(tmp_path / "index")).values()
+    assert row.tissue is not None and (row.header.origin_x_px, row.header.origin_y_px) == at
+    write_contours(str(tmp_path / "index"), str(tmp_path / "out"))
+    collection = json.loads((tmp_path / "out" / "a.scn.geojson").read_text())
+    shifted = deepcopy(collection)
+    for each in shifted["features"]:
+        rings = each["geometry"]["coordinates"]
+        each["geometry"]["coordinates"] = [[[x + at[0], y + at[1]] for x, y in ring] for ring in rings]
+        del each["properties"]["objectType"]
+    assert (drawn(shifted, row.tissue) == row.tissue.array).mean() > 0.99
+    for name, tree in (("qupath", collection), ("trident", shifted)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.geojson").write_text(json.dumps(tree))
+        out = tmp_path / f"{name}-index"
+        index(config_for(slides, out, f"slides.contours={tmp_path / name}"))
+        (found,) = rows_of(str(out)).values()
+        assert found.tissue is not None and found.status == "ok"
+        np.testing.assert_array_equal(found.tissue.array, row.tissue.array)
 
 
 def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
