@@ -40,7 +40,7 @@ _PROFILES_FILE = Path("/etc/eosin/aws/credentials")
 # What tells one run of a step from the others of its kind, in the order of its name.
 _PARTS = ("shard", "model", "task")
 _RUNS = ("run_uri", "study_uri")
-_FIRST_STEPS = {"plan", "plan_study", "plan_retrain", "train"}
+_FIRST_STEPS = {"plan", "plan_study", "plan_retrain", "plan_tiles", "train"}
 
 
 def as_step(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
