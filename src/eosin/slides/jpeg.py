@@ -8,6 +8,7 @@ import simplejpeg
 
 from eosin.slides.errors import SlideError
 from eosin.slides.model import Level
+from eosin.slides.region import WHITE
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 # Adobe's segment with transform 0: the three components are red, green and blue.
@@ -39,14 +40,24 @@ def complete_jpeg(level: Level, data: bytes) -> bytes:
 def decode_jpeg(level: Level, data: bytes, scale_denominator: int) -> npt.NDArray[np.uint8]:
     """[ceil(h / scale), ceil(w / scale), 3] of a JPEG tile, scaled in the DCT domain.
 
-    Raises `SlideError` (`corrupt-tile`) for damage, or for dimensions that are not the level's.
+    A tile may end where the level does (wsidicom makes such levels): what it lacks is white. Raises
+    `SlideError` (`corrupt-tile`) for damage, or for other dimensions that are not the level's.
     """
     jpeg = complete_jpeg(level, data)
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-        if (width, height) != (level.tile_width_px, level.tile_height_px):
+        sides = (
+            (height, level.tile_height_px, level.height_px),
+            (width, level.tile_width_px, level.width_px),
+        )
+        if not all(side == tile or 0 < whole % tile <= side < tile for side, tile, whole in sides):
             raise SlideError("corrupt-tile", f"a JPEG tile is {width} × {height} px")
-        return _decode(jpeg, -(-height // scale_denominator), -(-width // scale_denominator))
+        pixels = _decode(jpeg, -(-height // scale_denominator), -(-width // scale_denominator))
+        lacking = [
+            (0, -(-tile // scale_denominator) - num)
+            for (_, tile, _), num in zip(sides, pixels.shape, strict=False)
+        ]
+        return np.pad(pixels, (*lacking, (0, 0)), constant_values=WHITE) if any(map(any, lacking)) else pixels
     except ValueError as error:
         raise SlideError("corrupt-tile", f"a JPEG tile cannot be decoded: {error}") from error
 

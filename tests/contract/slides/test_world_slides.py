@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import openslide
@@ -90,6 +91,39 @@ def test_patches_of_fragmented_frames_are_those_of_whole_ones(tmp_path: Path) ->
                 found.append(patch)
     for one, other in zip(found[:4], found[4:], strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def end_with_the_level(dataset: Dataset) -> None:
+    """As wsidicom 0.31 writes levels that it makes: JPEG tiles at the edges hold no more than the level."""
+    frames = []
+    for number, frame in enumerate(generate_frames(dataset.PixelData, number_of_frames=48)):
+        pixels = imagecodecs.jpeg8_decode(frame, colorspace="YCBCR", outcolorspace="YCBCR")
+        pixels = np.ascontiguousarray(
+            pixels[: 64 if number >= 40 else None, : 16 if number % 8 == 7 else None]
+        )
+        frames.append(imagecodecs.jpeg8_encode(pixels, level=95, colorspace="YCBCR", outcolorspace="YCBCR",
+                                               subsampling="444"))  # fmt: skip
+    dataset.PixelData = encapsulate(frames)
+
+
+def test_tiles_that_end_where_the_level_does(tmp_path: Path) -> None:
+    found = {}
+    for name in ("whole", "cut"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_dicom(folder / "a.dcm", tissue_picture(701, 903, seed=7), mpp=(0.5, 0.5))
+        if name == "cut":
+            dataset = read_dicom(folder / "a.dcm")
+            end_with_the_level(dataset)
+            dataset.save_as(folder / "a.dcm")
+        index(config_for(folder, tmp_path / f"{name}-index"))
+        snapshot = open_snapshot(str(tmp_path / f"{name}-index"))
+        config = PatchesConfig.model_validate({"patch_px": 112, "mpp": (0.5, 1.0)})
+        with open_reader(snapshot, config) as reader:
+            found[name] = reader.read([PatchRequest(0, 0, 0, 679, 477, mpp) for mpp in (0.5, 1.0)])
+    for one, other in zip(found["whole"], found["cut"], strict=True):
+        assert isinstance(one, np.ndarray) and isinstance(other, np.ndarray)
+        assert np.abs(one.astype(int) - other).max() <= 8
 
 
 def place(dataset: Dataset, x_mm: float, y_mm: float) -> None:
