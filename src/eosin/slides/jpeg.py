@@ -40,7 +40,8 @@ def complete_jpeg(level: Level, data: bytes) -> bytes:
 def decode_jpeg(level: Level, data: bytes, scale_denominator: int) -> npt.NDArray[np.uint8]:
     """[ceil(h / scale), ceil(w / scale), 3] of a JPEG tile, scaled in the DCT domain.
 
-    A tile may end where the level does (wsidicom makes such levels): what it lacks is white. Raises
+    A tile may end where the level does, halved as often as wsidicom halves those of levels that it makes:
+    what it lacks is white. Raises
     `SlideError` (`corrupt-tile`) for damage, or for other dimensions that are not the level's.
     """
     jpeg = complete_jpeg(level, data)
@@ -50,7 +51,10 @@ def decode_jpeg(level: Level, data: bytes, scale_denominator: int) -> npt.NDArra
             (height, level.tile_height_px, level.height_px),
             (width, level.tile_width_px, level.width_px),
         )
-        if not all(side == tile or 0 < whole % tile <= side < tile for side, tile, whole in sides):
+        if not all(
+            side == tile or (side and not tile % side and 0 < whole % tile <= side)
+            for side, tile, whole in sides
+        ):
             raise SlideError("corrupt-tile", f"a JPEG tile is {width} × {height} px")
         pixels = _decode(jpeg, -(-height // scale_denominator), -(-width // scale_denominator))
         lacking = [
