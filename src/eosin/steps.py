@@ -297,7 +297,7 @@ def index_slides(
     `scan_id`: the scan to go on with; empty: the slides are listed, which opens a scan.
     """
     from eosin.index.plan import open_scan, plan_scan
-    from eosin.index.publish import publish_snapshot
+    from eosin.index.publish import publish_snapshot, verified_early
     from eosin.index.scan import scan_shard
 
     if not config.index.uri:
@@ -308,7 +308,8 @@ def index_slides(
     plan = plan_scan(config, scan_id) if scan_id else open_scan(config)
     if shard is not None:
         return scan_shard(config, *shard, log, plan=plan)
-    scan_shard(config, 0, 1, log, plan=plan)  # one process needs no shards
+    with verified_early(plan, config.patches.stage_dir) as watch:
+        scan_shard(config, 0, 1, log, plan=plan, watch=watch)  # one process needs no shards
     return publish_snapshot(config, 1, log, plan=plan)
 
 

@@ -4,8 +4,9 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
@@ -23,7 +24,7 @@ from eosin.index.rows import FLEETING, OK, SlideRow, write_tables
 from eosin.index.scan import by_frequency, load_series, load_shard
 from eosin.index.snapshot import Latest, load_manifest, load_snapshot_rows, move_latest, read_latest
 from eosin.index.sources import attribution, owner_of
-from eosin.index.verify import Smallest, chosen_to_verify, disagreement
+from eosin.index.verify import Smallest, chosen_to_verify, disagreement, is_comparable
 from eosin.layout import IndexLayout
 from eosin.observability import RunLog
 from eosin.records import SnapshotManifest, publish_once
@@ -151,6 +152,23 @@ def _verified(plan: ScanPlan, smallest: Smallest, stage_dir: str | None) -> tupl
         found = {row.slide: answer for row, answer in zip(chosen, answers, strict=True)}
     asked = {slide: answer for slide, answer in found.items() if answer is not None}
     return {slide: answer for slide, answer in asked.items() if answer}, len(asked)
+
+
+@contextmanager
+def verified_early(plan: ScanPlan, stage_dir: str | None) -> Iterator[Callable[[SlideRow], object]]:
+    """Given rows as they are made, has the smallest slide of the listing held against another reader.
+
+    It is the smallest of its kind too, so the merge will ask for just this answer, and finds it in the index.
+    """
+    sizes = ((sum(each.size_bytes for each in unit.objects), unit.objects[0].key) for unit in plan.units)
+    _, smallest = min(sizes, default=(0, ""))
+    with ThreadPoolExecutor(1, "verify") as pool:
+
+        def watch(row: SlideRow) -> None:
+            if row.slide == smallest and is_comparable(row):
+                pool.submit(disagreement, plan.slides, plan.index, row, stage_dir)
+
+        yield watch
 
 
 def _written(parts: MergedParts, folder: Path, disagreeing: Mapping[str, str]) -> _Tally:

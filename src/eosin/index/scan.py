@@ -262,12 +262,12 @@ class ScanResult:
 
 def scan_shard(
     config: RunConfig, shard: int, num_shards: int, log: RunLog, *, scan_id: str = "",
-    plan: ScanPlan | None = None,
+    plan: ScanPlan | None = None, watch: Callable[[SlideRow], object] = lambda row: None,
 ) -> ScanResult:  # fmt: skip
     """Read the slides of one shard and publish their rows, in parts of 128 slides and a marker last.
 
     `scan_id` names a scan that was opened, whose listing is worked from; empty: that of `plan`, or the
-    slides are listed now.
+    slides are listed now. `watch` is given each row that is made anew, by the thread that made it.
     An object of the listing that was deleted or replaced since is a row with its reason.
     A shard already there is not read again, but for slides that could not be read for want of a right, or
     were replaced meanwhile. Rows of the newest snapshot are reused where neither the slide nor what its
@@ -280,7 +280,7 @@ def scan_shard(
     plan = plan or plan_scan(config, scan_id)
     found = None if plan.is_new else load_shard(plan, shard, num_shards)
     if found is None or found.num_fleeting:
-        found = _scan(config, plan, shard, num_shards, log)
+        found = _scan(config, plan, shard, num_shards, log, watch)
         plan.index.put(IndexLayout.shard_marker(plan.scan_id, shard, num_shards), found.to_json())
     result = ScanResult(plan.scan_id, found.num_slides, found.num_ok, found.reasons)
     log.event("shard-scanned", shard=shard, num_shards=num_shards, scan_id=plan.scan_id,
@@ -299,7 +299,10 @@ def by_frequency(statuses: Counter[str]) -> dict[str, int]:
     return dict(sorted(unused, key=lambda item: (-item[1], item[0])))
 
 
-def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: RunLog) -> ScanShard:
+def _scan(
+    config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: RunLog,
+    watch: Callable[[SlideRow], object],
+) -> ScanShard:  # fmt: skip
     previous = load_previous(plan.index)
     context = ScanContext(
         plan.slides, plan.index, config.index, config.patches.stage_dir,
@@ -315,8 +318,8 @@ def _scan(config: RunConfig, plan: ScanPlan, shard: int, num_shards: int, log: R
     ahead: dict[str, list[SlideRow]] = {}
 
     def rows_of(unit: Unit) -> list[SlideRow]:
-        head = heads.pop(unit.key, b"")
-        return ahead.pop(unit.key, None) or _rows_of(context, plan, previous, unit, head, progress, log)
+        head, rows = heads.pop(unit.key, b""), ahead.pop(unit.key, None)
+        return rows or _rows_of(context, plan, previous, unit, head, progress, log, watch)
 
     def take(key: str, head: bytes) -> None:
         if key in own and len(heads) < _MOST_HEADS:
@@ -382,6 +385,7 @@ def _rows_of(
     head: bytes,
     progress: "_ScanProgress",
     log: RunLog,
+    watch: Callable[[SlideRow], object],
 ) -> list[SlideRow]:
     rows = previous.reusable(plan, context.config, unit)
     if rows is None:
@@ -393,6 +397,7 @@ def _rows_of(
         rows = [with_override(row, override)]
         if rows[0].status != OK:
             log.event("slide-not-used", slide=rows[0].slide, status=rows[0].status, detail=rows[0].detail)
+        watch(rows[0])
     progress.add(1, rows)
     return rows
 

@@ -72,6 +72,11 @@ def chosen_to_verify(smallest: Smallest) -> list[SlideRow]:
     return [SlideRows(table)[0] for _, table in sorted(chosen, key=lambda each: each[0])]
 
 
+def is_comparable(row: SlideRow) -> bool:
+    """Whether a slide is usable, its tiles are placed by eosin, and it is worth its transfer."""
+    return row.status == OK and row.header.access == "tiles" and row.size_bytes <= _LARGEST_BYTES
+
+
 def disagreement(slides: Store, index: Store, row: SlideRow, stage_dir: str | None) -> str | None:
     """What an independent reader shows otherwise; empty where both agree, None where none reads the slide.
 

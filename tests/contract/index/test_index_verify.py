@@ -13,9 +13,14 @@ from eosin.errors import UserError
 from eosin.index import other_reader
 from eosin.index.inspect import inspect_index
 from eosin.index.overview import Overview, read_overview
+from eosin.index.plan import open_scan
+from eosin.index.publish import publish_snapshot, verified_early
+from eosin.index.scan import scan_shard
+from eosin.layout import IndexLayout
 from eosin.slides.header import OpenedSlide
 from eosin.slides.table import level_table
-from tests.support.indexing import config_for, index, make_slides, rows_of
+from eosin.storage import open_store
+from tests.support.indexing import LOG, config_for, index, make_slides, rows_of
 from tests.support.slide_files import (
     EXPLICIT,
     halved,
@@ -39,6 +44,20 @@ def test_one_slide_of_each_vendor_and_layout_is_checked(tmp_path: Path) -> None:
     assert (manifest.num_verified, manifest.num_ok, manifest.num_not_slides) == (3, 5, 1)
     text = str(inspect_index(str(tmp_path / "index")))
     assert "checked    3 against another reader" in text and "others     1 object " in text
+
+
+def test_the_smallest_slide_is_checked_while_others_are_read(tmp_path: Path) -> None:
+    slides = make_slides(tmp_path / "slides", 3)
+    config = config_for(slides, tmp_path / "index")
+    plan, store = open_scan(config), open_store(str(tmp_path / "index"))
+    with verified_early(plan, None) as watch:
+        scan_shard(config, 0, 1, LOG, plan=plan, watch=watch)
+    smallest = min(plan.units, key=lambda unit: (unit.objects[0].size_bytes, unit.key))
+    before = [each for each in store.list("tiles/") if each.key.endswith(".txt")]
+    assert publish_snapshot(config, 1, LOG, plan=plan).num_verified == 1
+    row = rows_of(str(tmp_path / "index"))[smallest.key]
+    assert [each.key for each in before] == [IndexLayout.other_reading(row.digest)]
+    assert before == [each for each in store.list("tiles/") if each.key.endswith(".txt")], "not asked again"
 
 
 def test_tiles_in_another_order_are_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
