@@ -33,6 +33,7 @@ from eosin.words import counted
 
 INDEXER_VERSION = 9
 _THUMBNAIL_PX = 512
+_SCALE = 8  # at which every byte of a JPEG is read, and few of its pixels are made
 _DETAIL_CHARS = 300
 _NO_OVERRIDE = Override()
 # Headers are waited for, pictures fill memory: of a large slide 30 MB, and several times that for its mask.
@@ -211,7 +212,7 @@ def check_levels(store: RangedObjects, header: SlideHeader, tiles: TileTable) ->
     fetched = fetch_tiles(store, header, tiles, largest)
     for number, (level, index) in enumerate(zip(header.levels, largest, strict=True)):
         try:
-            decode_tile(level, fetched[index])
+            decode_tile(level, fetched[index], _SCALE)
         except SlideError as error:
             where = f"level {number}, tile {index - level.first_tile}"
             raise SlideError(error.reason, f"{where}: {error.message}") from error
