@@ -93,7 +93,7 @@ class Work:
             plan.index.put(IndexLayout.shard_marker(plan.scan_id, shard, _NUM_SHARDS), done.to_json())
 
     def merge(self) -> None:
-        publish_module.publish_snapshot(self._config, _NUM_SHARDS, RunLog("merge"), scan_id=self._scan_id())
+        publish_module.publish_snapshot(self._config, _NUM_SHARDS, RunLog("merge"), plan=self.shard())
 
     def inspect(self) -> None:
         inspect_index(self._index)

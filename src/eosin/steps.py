@@ -248,13 +248,16 @@ def index_shard(run_uri: str, shard: int, num_shards: int) -> dict[str, Any]:
         if open_store(run_uri).exists(RunLayout.INDEX_PIN):
             log.event("index-pinned", detail="the run has its snapshot; nothing to scan")
             return {}
+        from eosin.index.plan import plan_scan
         from eosin.index.scan import scan_shard
 
-        return asdict(scan_shard(config, shard, num_shards, log, scan_id=_scan_id(run_uri)))
+        plan = plan_scan(config, _scan_id(run_uri))
+        return asdict(scan_shard(config, shard, num_shards, log, plan=plan))
 
 
 def snapshot(run_uri: str, num_shards: int, *, allow_fewer: bool = False) -> SnapshotManifest:
     """Merge the shards into one snapshot and pin it to the run."""
+    from eosin.index.plan import plan_scan
     from eosin.index.publish import publish_snapshot
     from eosin.index.snapshot import open_snapshot
 
@@ -266,7 +269,8 @@ def snapshot(run_uri: str, num_shards: int, *, allow_fewer: bool = False) -> Sna
         if open_store(run_uri).exists(RunLayout.INDEX_PIN):
             pin = load_pin(run_uri)
             return open_snapshot(pin.index_uri, pin.snapshot_id).manifest
-        manifest = publish_snapshot(config, num_shards, log, scan_id=_scan_id(run_uri))
+        plan = plan_scan(config, _scan_id(run_uri))
+        manifest = publish_snapshot(config, num_shards, log, plan=plan)
         pin_index(run_uri, IndexPin(index_uri=config.index.uri, snapshot_id=manifest.snapshot_id))
         return manifest
 
@@ -304,7 +308,7 @@ def index_slides(
         raise UserError("no place for the index named", hint="give it: --index s3://bucket/indexes/NAME")
     log = RunLog("index")
     if merge is not None:
-        return publish_snapshot(config, merge, log, scan_id=scan_id)
+        return publish_snapshot(config, merge, log, plan=plan_scan(config, scan_id))
     plan = plan_scan(config, scan_id) if scan_id else open_scan(config)
     if shard is not None:
         return scan_shard(config, *shard, log, plan=plan)

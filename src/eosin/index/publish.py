@@ -42,17 +42,17 @@ _LEAST_SHARE = 0.5
 
 
 def publish_snapshot(
-    config: RunConfig, num_shards: int, log: RunLog, *, scan_id: str = "", plan: ScanPlan | None = None
+    config: RunConfig, num_shards: int, log: RunLog, *, plan: ScanPlan | None = None
 ) -> SnapshotManifest:
     """Publish the snapshot of the scan whose `num_shards` shards are there, and make it the newest.
 
-    `scan_id` names a scan that was opened; empty: that of `plan`, or of what the folder holds now.
+    Without a `plan` the scan is that of what the folder holds now.
     The same slides give the same snapshot, byte for byte, whatever the number of shards and their
     order; published again it is a no-op. Raises `UserError` where a shard is missing; after publishing, where
     no slide can be used (the message counts the reasons and names slides); and where it has far fewer usable
     slides than the newest one, which then stays the newest, unless `index.allow_fewer_slides`.
     """
-    plan = plan or plan_scan(config, scan_id)
+    plan = plan or plan_scan(config)
     for name in plan.unknown_overrides:
         log.event("warning", detail=f"the overrides name {name}, which is no slide (or several)")
     for name in plan.unknown_contours:

@@ -261,13 +261,13 @@ class ScanResult:
 
 
 def scan_shard(
-    config: RunConfig, shard: int, num_shards: int, log: RunLog, *, scan_id: str = "",
-    plan: ScanPlan | None = None, watch: Callable[[SlideRow], object] = lambda row: None,
+    config: RunConfig, shard: int, num_shards: int, log: RunLog, *, plan: ScanPlan | None = None,
+    watch: Callable[[SlideRow], object] = lambda row: None,
 ) -> ScanResult:  # fmt: skip
     """Read the slides of one shard and publish their rows, in parts of 128 slides and a marker last.
 
-    `scan_id` names a scan that was opened, whose listing is worked from; empty: that of `plan`, or the
-    slides are listed now. `watch` is given each row that is made anew, by the thread that made it.
+    Without a `plan` the slides are listed now. `watch` is given each row that is made anew, by the thread
+    that made it.
     An object of the listing that was deleted or replaced since is a row with its reason.
     A shard already there is not read again, but for slides that could not be read for want of a right, or
     were replaced meanwhile. Rows of the newest snapshot are reused where neither the slide nor what its
@@ -277,7 +277,7 @@ def scan_shard(
     """
     if not 0 <= shard < num_shards:
         raise UserError(f"shard {shard} of {num_shards}: it must be from 0 to {num_shards - 1}")
-    plan = plan or plan_scan(config, scan_id)
+    plan = plan or plan_scan(config)
     found = None if plan.is_new else load_shard(plan, shard, num_shards)
     if found is None or found.num_fleeting:
         found = _scan(config, plan, shard, num_shards, log, watch)

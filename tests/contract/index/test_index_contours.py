@@ -14,7 +14,7 @@ from eosin.errors import UserError
 from eosin.index.contours import contours_of, drawn_mask, write_contours
 from eosin.index.inspect import inspect_index
 from eosin.index.overrides import Override
-from eosin.index.plan import open_scan
+from eosin.index.plan import open_scan, plan_scan
 from eosin.index.publish import publish_snapshot
 from eosin.index.rows import SlideRow
 from eosin.index.scan import scan_shard
@@ -195,8 +195,8 @@ def test_an_index_takes_mended_contours_in_place_of_what_it_finds(tmp_path: Path
     (folder / "other.geojson").write_text("[]")
     config = config_for(slides, uri, f"slides.contours={folder}")
     scan_id = open_scan(config).scan_id
-    scan_shard(config, 0, 1, LOG, scan_id=scan_id)
-    publish_snapshot(config, 1, LOG, scan_id=scan_id)
+    scan_shard(config, 0, 1, LOG, plan=plan_scan(config, scan_id))
+    publish_snapshot(config, 1, LOG, plan=plan_scan(config, scan_id))
     rows = rows_of(uri)
     area_px = rows["slide-0.svs"].tissue.area
     assert area_px == pytest.approx(160 * 160, rel=0.1) and area_px != before["slide-0.svs"].tissue.area
