@@ -8,14 +8,15 @@ import numpy.typing as npt
 
 from eosin.index.rows import SlideRow
 from eosin.index.snapshot import Snapshot
+from eosin.layout import IndexLayout
 from eosin.slides.decode import decode_tile
 from eosin.slides.header import opened
 from eosin.slides.local import LocalSlide, open_local
-from eosin.slides.model import SlideHeader, TileTable
+from eosin.slides.model import TILE_DTYPE, SlideHeader, TileTable
 from eosin.slides.region import WHITE, fetch_tiles, parts_of_region, to_level
 from eosin.slides.staging import staged
 from eosin.slides.table import concatenate, level_table
-from eosin.storage import ObjectInfo, Store, open_store
+from eosin.storage import ByteRange, ObjectInfo, Store, open_store
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -49,9 +50,19 @@ class Regions:
             yield slide
 
 
+def tiles_of_level(snapshot: Snapshot, row: SlideRow, level: int) -> TileTable:
+    """Tiles of one level, row-major, as published; none of a slide that is read from a file of its own."""
+    found = row.header.levels[level]
+    if row.header.access == "local":
+        return np.zeros(0, TILE_DTYPE)
+    width = TILE_DTYPE.itemsize
+    place = ByteRange(IndexLayout.tiles(row.digest), width * found.first_tile, width * found.num_tiles)
+    return np.frombuffer(snapshot.store.get_ranges([place])[0], TILE_DTYPE, count=found.num_tiles)
+
+
 def all_tiles(snapshot: Snapshot, row: SlideRow) -> TileTable:
     """The whole tile table of a slide."""
-    return concatenate([snapshot.load_tiles(row, i) for i in range(len(row.header.levels))])
+    return concatenate([tiles_of_level(snapshot, row, i) for i in range(len(row.header.levels))])
 
 
 def regions_of(snapshot: Snapshot, row: SlideRow) -> Regions:

@@ -15,8 +15,7 @@ from eosin.index.sources import open_slide_store, sources_of
 from eosin.layout import IndexLayout
 from eosin.records import SnapshotManifest, load_record, update_record
 from eosin.records.base import Record
-from eosin.slides.model import TILE_DTYPE, TileTable
-from eosin.storage import ByteRange, NotFound, Store, open_store
+from eosin.storage import ByteRange, Store, open_store
 
 _MOST_THUMBNAIL_BYTES = 1 << 20
 
@@ -50,7 +49,7 @@ def load_manifest(store: Store, snapshot_id: str) -> SnapshotManifest | None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Rows of every slide, sorted by slide; tile tables are read level by level on request."""
+    """Rows of every slide, sorted by slide."""
 
     manifest: SnapshotManifest
     rows: MappedRows
@@ -70,37 +69,10 @@ class Snapshot:
         """Where the slides lie, each source open with its own access."""
         return open_slide_store(self.slides_uri, sources_of(self.manifest.sources))
 
-    def load_tiles(self, row: SlideRow, level: int) -> TileTable:
-        """Tiles of one level, row-major, [num_tiles] of `TILE_DTYPE`, read by its byte range alone.
-
-        Empty for a slide with `access="local"`. Raises ValueError for a level the slide does not have,
-        `PermanentError` where the published table is damaged.
-        """
-        if not 0 <= level < len(row.header.levels):
-            raise ValueError(f"level {level} of {row.slide}, which has {len(row.header.levels)}")
-        if row.header.access == "local":
-            return np.zeros(0, TILE_DTYPE)
-        found = row.header.levels[level]
-        width = TILE_DTYPE.itemsize
-        return self._table(row, width * found.first_tile, width * found.num_tiles)
-
     def load_thumbnail(self, row: SlideRow) -> bytes:
         """JPEG of at most 512 px a side, where the slide has one. Raises `NotFound`."""
         wanted = ByteRange(IndexLayout.tiles(row.digest), row.table_bytes, _MOST_THUMBNAIL_BYTES)
         return self.store.get_ranges([wanted])[0]
-
-    def _table(self, row: SlideRow, start: int, length: int) -> TileTable:
-        key = IndexLayout.tiles(row.digest)
-        try:
-            (data,) = self.store.get_ranges([ByteRange(key, start, length)])
-        except NotFound:
-            data = b""
-        if len(data) != length:
-            raise PermanentError(
-                f"the tile table of {row.slide} ({self.store.uri}/{key}) is missing or too short",
-                hint="run `eosin index` again with a new index URI",
-            )
-        return np.frombuffer(data, TILE_DTYPE)
 
 
 def open_snapshot(index_uri: str, snapshot_id: str | None = None) -> Snapshot:

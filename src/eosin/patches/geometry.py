@@ -29,11 +29,9 @@ def level_mpp(header: SlideHeader, level: int) -> float:
 
 def best_level(header: SlideHeader, mpp: float, tolerance: float) -> int | None:
     """The coarsest level that still shows `mpp`: at most `tolerance` (a share) coarser; None if none does."""
-    assert header.mpp_x is not None and header.mpp_y is not None
     best, coarsest, limit = None, 0.0, mpp * (1.0 + tolerance) * ROUNDING
-    finest_mpp = max(header.mpp_x, header.mpp_y)
     for number, level in enumerate(header.levels):
-        if level.downsample > coarsest and finest_mpp * level.downsample <= limit:
+        if level.downsample > coarsest and level_mpp(header, number) <= limit:
             best, coarsest = number, level.downsample
     return best
 

@@ -15,6 +15,7 @@ from eosin.patches.reading.read_plan import TileKey
 from eosin.patches.reading.tables import TileTables
 from tests.support.counting import CountingStore
 from tests.support.large_snapshot import SNAPSHOT, link_tables, write_large_snapshot, write_table
+from tests.support.regions import tiles_of_level
 
 # What the first worker of a node passes through while it makes the columns.
 MIB_A_SLIDE = 0.009
@@ -147,8 +148,8 @@ def test_of_a_table_of_megabytes_only_the_level_is_read(tmp_path: Path) -> None:
     row = open_snapshot(str(tmp_path)).rows[0]
     write_table(tmp_path, row)
     snapshot = open_snapshot(str(tmp_path))
-    assert [len(snapshot.load_tiles(row, level)) for level in range(4)] == [139_278, 8_820, 567, 42]
-    assert int(snapshot.load_tiles(row, 1)["offset"][0]) == 4096 + 14_000 * 139_278
+    assert [len(tiles_of_level(snapshot, row, level)) for level in range(4)] == [139_278, 8_820, 567, 42]
+    assert int(tiles_of_level(snapshot, row, 1)["offset"][0]) == 4096 + 14_000 * 139_278
 
 
 def test_tables_of_gigabytes_are_visited_in_bounded_memory(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from tests.support.indexing import (
     upload,
 )
 from tests.support.openslide_containers import write_sakura
-from tests.support.regions import all_tiles, regions_of
+from tests.support.regions import all_tiles, regions_of, tiles_of_level
 from tests.support.samples import sample
 from tests.support.slide_files import (
     EXPLICIT,
@@ -173,7 +173,7 @@ def test_ten_gigapixels_are_indexed_by_a_dozen_requests_beside_tables_and_tissue
         and (row.tissue.width, row.tissue.height) == (3125, 3125)
     )
     store = next(each for each in counted if each.uri.endswith("slides"))
-    tissue = snapshot.load_tiles(row, 2)
+    tissue = tiles_of_level(snapshot, row, 2)
     num_ranges, num_bytes = store.reads_of("vast.svs")
     num_tiles = sum(level.num_tiles for level in row.header.levels)
     assert num_ranges - len(tissue) <= 12
@@ -408,21 +408,6 @@ def test_slides_only_openslide_reads_are_indexed_through_a_staged_copy(
     assert sakura.status == plain.status == "ok"
     assert sakura.tissue_mm2 == pytest.approx(plain.tissue_mm2, rel=0.02)
     assert counted[0].downloads == ["a.svslide"] and not any((tmp_path / "stage").iterdir())
-
-
-def test_tile_tables_are_read_level_by_level(tmp_path: Path) -> None:
-    slides = tmp_path / "slides"
-    slides.mkdir()
-    write_aperio(slides / "a.svs", LEVELS, compression="jpeg")
-    index(config_for(slides, tmp_path / "index"))
-    snapshot = open_snapshot(str(tmp_path / "index"))
-    row = snapshot.rows[0]
-    whole = all_tiles(snapshot, row)
-    for number, level in enumerate(row.header.levels):
-        np.testing.assert_array_equal(snapshot.load_tiles(row, number), level_table(level, whole))
-        assert len(snapshot.load_tiles(row, number)) == level.num_tiles
-    with pytest.raises(ValueError, match="level 3"):
-        snapshot.load_tiles(row, 3)
 
 
 def test_an_index_that_is_not_there_is_said_so(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from eosin.storage import ByteRange, Store, open_store
 from tests.support.patches import index_slides, small_slides, write_slide, write_slides
+from tests.support.regions import tiles_of_level
 
 
 class Log(RunLog):
@@ -110,7 +111,7 @@ def test_patches_of_a_slide_that_went_are_replaced(
 def test_a_corrupt_tile_costs_only_the_patches_on_it(folder: Path, snapshot: Snapshot) -> None:
     before = read(snapshot, num=60)
     header = snapshot.rows[0].header
-    table = snapshot.load_tiles(snapshot.rows[0], 0)
+    table = tiles_of_level(snapshot, snapshot.rows[0], 0)
     middle = int(header.levels[0].num_tiles_x * (header.levels[0].num_tiles_y // 2) + 3)
     offset, size_bytes, _ = table[middle].tolist()
 

@@ -20,7 +20,7 @@ from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream, open_reader
 from eosin.slides.errors import SlideError
 from tests.support.indexing import config_for, index
-from tests.support.regions import regions_of
+from tests.support.regions import regions_of, tiles_of_level
 from tests.support.samples import sample
 from tests.support.slide_files import halved, tissue_picture, write_aperio, write_ome, write_tiff
 
@@ -111,7 +111,7 @@ def test_the_mask_is_made_of_what_the_finer_level_shows(tmp_path: Path) -> None:
         write_aperio(path, [PICTURE, halved(PICTURE)], mpp=4.0, compression="jpeg"), page=-1))  # fmt: skip
     assert row.status == "ok"
     assert row.tissue_mm2 == pytest.approx(whole.tissue_mm2, rel=0.05)
-    assert snapshot.load_tiles(row, 1)["size_bytes"].min() == 0
+    assert tiles_of_level(snapshot, row, 1)["size_bytes"].min() == 0
 
 
 def without_tiles(path: Path, page: int, *, keep: int = 1) -> None:
