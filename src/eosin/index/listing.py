@@ -212,6 +212,14 @@ def is_included(key: str, include: Sequence[str]) -> bool:
     return not include or any(fnmatchcase(key, pattern) for pattern in include)
 
 
+def folder_of_parts(key: str) -> str | None:
+    """Where the other objects of a slide of several lie, ending in /; None for a slide of one."""
+    path = PurePosixPath(key)
+    if suffix_of(key) == _MRXS:
+        return f"{path.with_suffix('')}/"
+    return f"{path.parent}/" if suffix_of(key) in _VMS else None
+
+
 def _owners(keys: Sequence[str]) -> dict[str, list[str]]:
     """The main object, or objects, of every object that belongs to a slide of several."""
     mirax = {str(PurePosixPath(key).with_suffix("")): key for key in keys if key.lower().endswith(_MRXS)}

@@ -12,12 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eosin.config.index import SlidesConfig, SourceConfig
 from eosin.errors import MissingDependency, PermanentError, UserError
-from eosin.index.listing import Unit, could_be_slide, is_included, list_units, require_slide
+from eosin.index.listing import (
+    Unit,
+    could_be_slide,
+    folder_of_parts,
+    is_included,
+    list_units,
+    require_slide,
+)
 from eosin.index.overrides import Override, Overrides, overrides_of, parse_overrides
 from eosin.storage import (
     ByteRange,
@@ -328,9 +335,11 @@ def _objects(store: Store, entry: SourceEntry) -> tuple[ObjectInfo, ...]:
         main = store.head(key)
     except NotFound:
         return (absent,)
-    if not key.lower().endswith(".mrxs"):
+    folder = folder_of_parts(key)
+    if folder is None:
         return (main,)
-    return (main, *store.list(str(PurePosixPath(key).with_suffix("")) + "/"))
+    units, _ = list_units((main, *(each for each in store.list(folder) if each.key != key)))
+    return next((unit.objects for unit in units if unit.objects[0].key == key), (main,))
 
 
 def _of_idc(source: SourceConfig) -> list[SourceEntry]:

@@ -30,6 +30,7 @@ from eosin.patches.sampling.sampler import Sampler
 from eosin.patches.stream import PatchStream
 from eosin.storage import ByteRange, ObjectInfo, S3Access, open_store
 from tests.support.indexing import index, make_slides, upload
+from tests.support.openslide_containers import write_mirax, write_vms, write_vmu
 from tests.support.slide_files import EXPLICIT, halved, tissue_picture, write_dicom
 
 SERIES = {
@@ -240,6 +241,19 @@ def test_a_table_of_slides_has_empty_cells_and_a_column_of_them(tmp_path: Path) 
     assert (Path(entry.key).name, entry.known.patient, entry.known.mpp_x) == ("a.svs", "P", None)
     with pytest.raises(UserError, match="no column `slide`"):
         list(entries_of(SourceConfig(manifest=str(tmp_path / "other.parquet"))))
+
+
+def test_a_manifest_names_a_slide_of_several_objects_by_the_main_one(tmp_path: Path) -> None:
+    slides, pixels = tmp_path / "slides", tissue_picture(640, 768, seed=3)
+    slides.mkdir()
+    writers = {"v": write_vms, "w": write_vms, "u": write_vmu, "m": write_mirax}
+    names = [write(slides, stem, pixels).name for stem, write in writers.items()]
+    (tmp_path / "all.csv").write_text("\n".join(["slide", *(f"slides/{name}" for name in names)]))
+    index(config_of(str(tmp_path / "index"), {"manifest": str(tmp_path / "all.csv")}))
+    rows = open_snapshot(str(tmp_path / "index")).rows
+    assert {Path(row.slide).name: (row.status, len(row.header.objects)) for row in rows} == {
+        "m.mrxs": ("ok", 5), "u.vmu": ("ok", 4), "v.vms": ("ok", 4), "w.vms": ("ok", 4),
+    }  # fmt: skip
 
 
 def test_overrides_go_over_what_a_manifest_says(tmp_path: Path) -> None:
