@@ -23,8 +23,8 @@ _LONGEST_WAIT_S = 1.0
 # select() cannot watch the sockets of a process that has over a thousand files open.
 _WAIT_UNWATCHED_S = 0.002
 # Each look at the answers costs a call for every request under way, and to be woken for it more than that.
-# So after a look that found some, more are let come, unless few are left, for a share of the time taken so
-# far: at most as long as the sockets can take in what comes meanwhile.
+# So once there are some, more are let come before the next look, unless few are left, for a share of the time
+# taken so far: at most as long as the sockets can take in what comes meanwhile.
 _FEW, _GATHER_SHARE, _GATHER_AT_LEAST_S, _GATHER_AT_MOST_S = 4, 1 / 8, 0.001, 0.025
 
 
@@ -193,7 +193,7 @@ class _Multi:
             answers |= ended
             if self._active and not ended:
                 self._wait()
-            elif len(self._active) > _FEW and not waiting:
+            if len(self._active) > _FEW and not waiting:
                 share_s = _GATHER_SHARE * (time.monotonic() - begun_s)
                 time.sleep(min(max(_GATHER_AT_LEAST_S, share_s), _GATHER_AT_MOST_S))
         return [answers[place] for place in range(len(requests))]
