@@ -121,6 +121,22 @@ def _is_short_name(key: str, value: str) -> bool:
         return False
 
 
+class OfVit(nn.Module):
+    """A module around the network `vit` of timm."""
+
+    vit: Any
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, px."""
+        return patch_size_of(self.vit)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class and register tokens, which come before the patches."""
+        return int(self.vit.num_prefix_tokens)
+
+
 def patch_size_of(vit: Any) -> int:
     """Side of the square patch a token stands for, px."""
     return int(vit.patch_embed.patch_size[0])

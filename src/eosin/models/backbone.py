@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from eosin.config.model import ModelConfig
-from eosin.models.arch import create_vit, import_timm, is_rotary, patch_size_of, resolved_arch_args
+from eosin.models.arch import OfVit, create_vit, import_timm, is_rotary, resolved_arch_args
 from eosin.models.device import compiled
 from eosin.models.drop_path import KEEP_ALL, KEEP_BRANCH, BranchDrop, DropPath, Layout, pack_drops
 
@@ -173,7 +173,7 @@ class CropGroup(NamedTuple):
     wanted: int | None = None
 
 
-class Backbone(nn.Module):
+class Backbone(OfVit):
     """`vit`: the timm model, exported as it is; `mask_token`: ours, used in training only.
 
     Position embeddings are resampled to the crop's grid (bicubic, antialiased, no offset): the same as
@@ -182,7 +182,7 @@ class Backbone(nn.Module):
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
-        self.vit: Any = vit
+        self.vit = vit
         # Zero, as in DINOv2: a masked patch begins as its position alone.
         self.mask_token = nn.Parameter(torch.zeros(1, self.num_features))
         self._rotations: dict[tuple[int, int, torch.device], Tensor] = {}
@@ -198,16 +198,6 @@ class Backbone(nn.Module):
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.vit.blocks)
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch, px."""
-        return patch_size_of(self.vit)
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Class and register tokens, which come before the patches."""
-        return int(self.vit.num_prefix_tokens)
 
     def forward(
         self, images: Tensor | Sequence[CropGroup], masks: Tensor | None = None, drop: DropPath = KEEP_ALL

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from eosin.config.augment import AugmentConfig
 from eosin.config.train import DistillConfig
 from eosin.errors import UserError
 from eosin.layout import TEACHER_CARD
-from eosin.models.arch import create_vit, patch_size_of, require_multiple, resolved_arch_args
+from eosin.models.arch import OfVit, create_vit, patch_size_of, require_multiple, resolved_arch_args
 from eosin.models.init import RUN_PREFIX, TIMM_PREFIX
 from eosin.models.timm_model import load_timm
 from eosin.models.weights import HUB_PREFIX, require_timm_weights
@@ -75,7 +75,7 @@ def _untrained(name: str) -> Untrained:
     return Untrained(create_vit(found.arch, found.arch_args), found.mean, found.std)
 
 
-class FrozenTeacher(nn.Module):
+class FrozenTeacher(OfVit):
     """Class and patch tokens of the student's global crops as a teacher sees them, on the student's grid."""
 
     scale: Tensor
@@ -96,16 +96,6 @@ class FrozenTeacher(nn.Module):
         self.register_buffer("scale", own_std / std, persistent=False)
         self.register_buffer("shift", (own_mean - mean) / std, persistent=False)
         self.register_buffer("digest", torch.zeros(32, dtype=torch.uint8), persistent=False)
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch, px."""
-        return patch_size_of(self.vit)
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Class and register tokens, which come before the patches."""
-        return int(self.vit.num_prefix_tokens)
 
     @torch.no_grad()
     def forward(self, crops: Tensor) -> Tensor:

@@ -130,6 +130,14 @@ def handler(kind: type[DynamicRendezvousHandler], *nodes: str) -> Any:
     return found
 
 
+def trains_while_one_waits(kind: type[DynamicRendezvousHandler], folder: Path, *nodes: str) -> Any:
+    found = handler(kind, *nodes)
+    found.next_rendezvous()
+    (folder / "heartbeat-12").touch()
+    found.waiting = 1
+    return found
+
+
 def test_a_struck_node_counts_until_the_world_has_met_again(
     patched: type[DynamicRendezvousHandler], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,10 +288,7 @@ def test_nodes_that_wait_are_counted_as_ever(patched: type[DynamicRendezvousHand
 def test_a_node_that_waits_is_let_in_once_the_workers_have_kept_a_snapshot(
     patched: type[DynamicRendezvousHandler], tmp_path: Path
 ) -> None:
-    found = handler(patched, "a")
-    found.next_rendezvous()
-    (tmp_path / "heartbeat-12").touch()
-    found.waiting = 1
+    found = trains_while_one_waits(patched, tmp_path, "a")
     assert found.num_nodes_waiting() == 0
     assert (tmp_path / "snapshot-request").exists()
     (tmp_path / "snapshot-kept").touch()
@@ -297,10 +302,7 @@ def test_a_snapshot_kept_for_a_node_that_has_gone_lets_no_later_one_in(
     patched: type[DynamicRendezvousHandler], tmp_path: Path
 ) -> None:
     """Steps were taken since: they would be lost."""
-    found = handler(patched, "a")
-    found.next_rendezvous()
-    (tmp_path / "heartbeat-12").touch()
-    found.waiting = 1
+    found = trains_while_one_waits(patched, tmp_path, "a")
     assert found.num_nodes_waiting() == 0
     found.waiting = 0
     assert found.num_nodes_waiting() == 0
@@ -314,11 +316,8 @@ def test_nobody_waits_for_the_snapshot_of_workers_that_wait_for_a_lost_node(
     patched: type[DynamicRendezvousHandler], tmp_path: Path
 ) -> None:
     """Its replacement waits already: workers that sit in a collective with the lost one never answer."""
-    found = handler(patched, "a", "b", "c")
-    found.next_rendezvous()
-    (tmp_path / "heartbeat-12").touch()
+    found = trains_while_one_waits(patched, tmp_path, "a", "b", "c")
     del found._state_holder.state.participants["c"]
-    found.waiting = 1
     assert found.num_nodes_waiting() == 1
     assert not (tmp_path / "snapshot-request").exists()
 
