@@ -1,6 +1,5 @@
 """The recipes that ship with eosin, and any other configuration by path or URI."""
 
-import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import yaml
 from eosin.config.load import require_each_once
 from eosin.errors import UserError
 from eosin.storage import read_object
+from eosin.words import nearest_of
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ def load_recipe(recipe: str) -> tuple[str, str]:
     """
     if recipe in _names():
         return _packaged(recipe), f"recipe {recipe}"
-    near = difflib.get_close_matches(Path(recipe).stem, _names(), n=1)
-    hint = f"did you mean {near[0]}?" if near else "`eosin recipes list` shows them all"
+    hint = nearest_of(Path(recipe).stem, _names())
     if "://" in recipe or recipe.endswith((".yaml", ".yml")) or Path(recipe).expanduser().is_file():
         try:
             data = read_object(recipe, absent=f"there is no configuration at {recipe}", hint=hint)

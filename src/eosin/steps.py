@@ -52,6 +52,7 @@ from eosin.runs import (
 from eosin.step_process import as_step, in_pod, publish_silent_failure
 from eosin.storage import join_uri, open_store
 from eosin.trackers import send_results
+from eosin.words import nearest_of
 
 if TYPE_CHECKING:
     from eosin.evaluation.curate import CurateRequest
@@ -475,13 +476,13 @@ def chosen_evaluations(run_uri: str, model: str = "", task: str = "") -> list[di
     config, store = load_run(run_uri), open_store(run_uri)
     tasks = [each.name for each in config.evaluate.tasks]
     if task and task not in tasks:
-        raise UserError(f"run {run_uri} has no task {task!r}", hint=f"there are: {', '.join(tasks)}")
+        raise UserError(f"run {run_uri} has no task {task!r}", hint=nearest_of(task, tasks))
     if not model:
         return [pair for pair in evaluations(run_uri) if not task or pair["task"] == task]
     require_libraries(EVALUATE_LIBRARIES)
     known = list(dict.fromkeys([RANDOM_INIT, *config.evaluate.baselines, *exported_models(store)]))
     if model not in known and "/" not in model and not model.startswith("timm:"):
-        raise UserError(f"run {run_uri} has no model {model!r}", hint=f"there are: {', '.join(known)}")
+        raise UserError(f"run {run_uri} has no model {model!r}", hint=nearest_of(model, known))
     return [{"model": model, "task": each} for each in tasks if not task or each == task]
 
 
@@ -503,6 +504,12 @@ def evaluate_shard(run_uri: str, shard: int, num_shards: int, teacher: str = "")
     runs = [variant.run for variant in load_study(run_uri).variants] if is_study else [run_uri]
     pairs = [{"run": run, **pair} for run in runs for pair in evaluations(run, teacher)]
     return evaluate(pairs, shard, num_shards)
+
+
+def evaluate_chosen(run_uri: str, model: str, task: str, part: tuple[int, int]) -> list[MetricRecord]:
+    """Judge one part (number, of how many) of `chosen_evaluations`."""
+    chosen = chosen_evaluations(run_uri, model, task)
+    return evaluate([{"run": run_uri, **pair} for pair in chosen], *part)
 
 
 def evaluate(pairs: Iterable[dict[str, str]], shard: int = 0, num_shards: int = 1) -> list[MetricRecord]:

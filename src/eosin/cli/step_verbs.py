@@ -331,8 +331,7 @@ def evaluate(
     """Judge checkpoints on tasks and publish a record for each. Exit code 1 where one failed."""
     from eosin import steps
 
-    chosen = steps.chosen_evaluations(run, model or "", task or "")
-    records = steps.evaluate([{"run": run, **pair} for pair in chosen], *(_shard(shard) or (0, 1)))
+    records = steps.evaluate_chosen(run, model or "", task or "", _shard(shard) or (0, 1))
     failed = sum(record.status != "ok" for record in records)
     text = lines(
         *map(_record_line, records),

@@ -33,6 +33,7 @@ from eosin.records.parquet import read_table
 from eosin.records.patchset_shard import PatchRow, decode_shard
 from eosin.storage import NotFound, ObjectInfo, Store, join_uri, open_store
 from eosin.storage.uri import split_uri
+from eosin.words import first_of
 
 MANIFEST = "manifest.json"
 
@@ -245,7 +246,7 @@ def _repeated(samples: Sequence[Sample]) -> tuple[str, ...]:
     if not twice:
         return ()
     told = f", {len(differing)} with different labels or splits" if differing else ""
-    return (f"images in several rows: {len(twice)}{told}: {', '.join((differing or twice)[:_MAX_NAMED])}",)
+    return (f"images in several rows: {len(twice)}{told}: {first_of(differing or twice, _MAX_NAMED)}",)
 
 
 def _read_paths(store: Store, samples: tuple[Sample, ...], digest: Digest) -> ReadImages:

@@ -14,6 +14,7 @@ from eosin.evaluation.datasets.dataset import Dataset, Digest, Sample
 from eosin.evaluation.datasets.public.pcam import import_h5py, open_hdf5, read_images
 from eosin.evaluation.datasets.public.published import Listing, list_dataset
 from eosin.storage import join_uri
+from eosin.words import first_of
 
 _GENES = "var_50genes.json"
 
@@ -95,7 +96,7 @@ def _expression(
         name for names, known in ((barcodes, rows), (genes, columns)) for name in names if name not in known
     ]
     if absent:
-        raise UserError(f"{path} has no {absent[0]} (and {len(absent) - 1} more that are asked for)")
+        raise UserError(f"{path} has no {first_of(absent, 1)} that are asked for")
     x = _field(file, ("X",), path)
     if hasattr(x, "keys"):
         kind = {"csr_matrix": sparse.csr_matrix, "csc_matrix": sparse.csc_matrix}.get(

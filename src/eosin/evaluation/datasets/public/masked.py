@@ -16,6 +16,7 @@ from eosin.evaluation.datasets.masks import IGNORE, Classes, MaskedDataset, load
 from eosin.evaluation.datasets.public.published import Listing, PublicDataset
 from eosin.evaluation.transform import BadImage, decode_image, decode_raw
 from eosin.storage import ObjectInfo
+from eosin.words import first_of
 
 # A version changes whenever the classes of a pixel could.
 _MASKS_VERSION = 1
@@ -133,7 +134,7 @@ def regrouped(values: npt.NDArray[np.int64], groups: Sequence[int], what: str) -
     """`groups[v]` for each value v. Raises `BadImage` for a value without a group."""
     unknown = sorted(set(np.unique(values).tolist()) - set(range(len(groups))))
     if unknown:
-        raise BadImage(f"{what} {', '.join(map(str, unknown[:5]))} is not one of 0 to {len(groups) - 1}")
+        raise BadImage(f"{what} {first_of([*map(str, unknown)], 5)} is not one of 0 to {len(groups) - 1}")
     return np.asarray(groups, dtype=np.uint8)[values]
 
 

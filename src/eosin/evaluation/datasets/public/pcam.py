@@ -13,6 +13,7 @@ from eosin.evaluation.datasets.dataset import Dataset, Digest, MissingImage, Rea
 from eosin.evaluation.datasets.public.published import Listing, PublicDataset, parse_csv
 from eosin.storage import ObjectInfo, join_uri
 from eosin.storage.range_file import RangeFile
+from eosin.words import first_of
 
 _SPLITS = {"train": "train", "valid": "val", "test": "test"}
 _CLASSES = ("no_tumor", "tumor")
@@ -84,7 +85,7 @@ def _open_part(h5py: Any, listing: Listing, name: str) -> _PcamSplit:
     if len(classes) != len(pixels) or not np.isin(classes, (0, 1)).all():
         raise UserError(
             f"{labels.key} does not match {images.key}: {len(classes)} labels for {len(pixels)} images, "
-            f"values {', '.join(map(str, np.unique(classes)[:5]))}"
+            f"values {first_of([*map(str, np.unique(classes))], 5)}"
         )
     slides = _slides(listing, name, len(classes))
     samples = tuple(

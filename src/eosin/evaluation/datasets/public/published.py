@@ -22,6 +22,7 @@ from eosin.evaluation.datasets.dataset import (
 )
 from eosin.evaluation.datasets.splits import AnyDataset
 from eosin.storage import ObjectInfo, Store, join_uri, open_store
+from eosin.words import first_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Listing:
         """The one object whose key ends with `path`. Raises `UserError` where there is none, or another."""
         found = [info for info, _ in self.matching(re.escape(path))]
         if len(found) != 1:
-            named = f"{len(found)} times: {', '.join(i.key for i in found[:3])}" if found else "not there"
+            named = f"{len(found)} times: {first_of([i.key for i in found], 3)}" if found else "not there"
             raise UserError(
                 f"{self.uri}: {path} is {named}", hint="name the folder that the dataset was unpacked in"
             )
