@@ -48,6 +48,12 @@ def test_configuration_typo(tmp_path: Path) -> None:
     assert "train.num_steps" in message
 
 
+def test_steps_that_end_within_the_warm_up_are_refused_before_slides_are_drawn(tmp_path: Path) -> None:
+    message = refused(tmp_path / "demo", settings=("train.num_steps=20",))
+    assert "warmup_steps 30 is not below train.num_steps 20" in message
+    assert not (tmp_path / "demo").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_no_write_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from eosin.config.base import Rising, Section, Share, Switch
 
@@ -105,7 +105,7 @@ class PakaConfig(Section):
 class DistillConfig(Section):
     """A frozen teacher in place of the student's own moving average, which is exported all the same."""
 
-    teacher: str = Field(min_length=1)
+    teacher: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     """timm:NAME, timm:hf-hub:OWNER/NAME, timm:ARCH@URI of a file of weights, the URI of an exported teacher's
     folder, or run:URI: the teacher of another run's newest checkpoint with its heads, which stay as they are.
     Any other teacher's heads are a moving average of the student's."""

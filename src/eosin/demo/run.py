@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from eosin.config.load import override_keys
+from eosin.config.load import load_config, override_keys
 from eosin.demo.server import LocalS3, ServerFolder
 from eosin.errors import EosinError, PermanentError, UserError
 from eosin.layout import TEACHER_CARD, TEACHER_README, TEACHER_TIMM_CONFIG, TEACHER_WEIGHTS, RunLayout
+from eosin.preflight import TRAIN_LIBRARIES, check_trainable_apart, require_libraries
 from eosin.process import die_with_parent
+from eosin.recipes import load_recipe
 from eosin.records import TrainingDone
 from eosin.status import RunStatus, run_status
 from eosin.storage import NotFound, Store, join_uri, open_store, read_object
@@ -189,6 +191,10 @@ def run_demo(
         )
     if slides and not slides.startswith("s3://"):
         next(_local_files(Path(slides).expanduser()))  # refused before a folder is made and a server started
+    if settings:  # what training would refuse, before slides are drawn
+        text, source = load_recipe("demo")
+        require_libraries(TRAIN_LIBRARIES)
+        check_trainable_apart(load_config(text, source=source, overrides=settings))
     folder = folder.expanduser().absolute()
     with exclusive(folder), room(folder), _place(folder, slides) as root:
         _say("slides · gather them in the bucket")

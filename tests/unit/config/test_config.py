@@ -174,6 +174,7 @@ MISTAKES = [
     ("train.optimizer.min_lr=1", "above the largest learning rate"),
     ("train.momentum=1", "must be less than 1"),
     ("train.ibot.mask_ratio=[0.5, 0.1]", "needs its least value first"),
+    ("train.distill.teacher='  '", "train.distill.teacher: String should have at least 1 character"),
     ("model.layer_scale=-1", "must be greater than or equal to 0"),
     ("augment.local_px=240", "augment.local_px 240 is larger than augment.global_px 224"),
     ("augment.global_px=512", "augment.global_px 512 is larger than patches.patch_px 256"),
