@@ -194,8 +194,8 @@ class SourceFigures:
     """Whether what is read leaves the store's region for that of AWS_REGION; None where one is not known."""
 
     def _indexing(self) -> str:
-        """Requests that a first scan makes: 3 GETs a TIFF, 4 to 6 an instance of DICOM, 2 PUTs a slide."""
-        num = self.num_slides + 5 * (self.num_objects or self.num_slides)
+        """Requests that a first scan makes: 3 GETs a TIFF, 4 to 6 an instance of DICOM, one PUT a slide."""
+        num = 5 * (self.num_objects or self.num_slides)
         return f"{'at least' if self.num_objects is None else 'about'} {num:,}"
 
     def __str__(self) -> str:
