@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import io
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -61,7 +62,7 @@ class Overrides:
         A full key wins over a file name; a folder of DICOM files may be named as such.
         """
         keys: dict[str, str] = {}  # of the names in the CSV alone: a large archive has many others
-        wanted = {name.lstrip("/") for name in self.lines}
+        wanted = {name.strip("/") for name in self.lines}
         exact: set[str] = set()
         for name, key in _names_of(units):
             if name in wanted:
@@ -71,12 +72,12 @@ class Overrides:
         keys |= {key: key for key in exact}
         found: dict[str, Override] = {}
         for name in sorted(
-            self.lines, key=lambda name: name.lstrip("/") in exact
+            self.lines, key=lambda name: name.strip("/") in exact
         ):  # a key wins, so comes last
-            key = keys.get(name.lstrip("/"), _SEVERAL)
+            key = keys.get(name.strip("/"), _SEVERAL)
             if key != _SEVERAL:
                 found[key] = self.lines[name]
-        return found, [name for name in self.lines if keys.get(name.lstrip("/"), _SEVERAL) == _SEVERAL]
+        return found, [name for name in self.lines if keys.get(name.strip("/"), _SEVERAL) == _SEVERAL]
 
 
 def _names_of(units: Iterable[Unit]) -> Iterator[tuple[str, str]]:
@@ -176,9 +177,13 @@ def _refuse_mistaken(columns: list[str], uri: str) -> None:
     """A misspelt `mpp` or `patient` would be kept as a column of the user's own, and never looked at; of a
     column that stands twice only one would be read."""
     absent = _KNOWN - set(columns)
-    for column in columns:
-        if column and columns.count(column) > 1:
+    plain = {"label": "label:label", "labels": "label:label"}
+    names = [plain.get(each) or re.sub(r"^label:\s+", "label:", each) for each in columns]
+    for column, name in zip(columns, names, strict=True):
+        if column and names.count(name) > 1:
             raise UserError(f"{uri}:1: column {column!r} stands twice", hint="keep one of them")
+        if name == "label:":
+            raise UserError(f"{uri}:1: column {column!r} names no label", hint="call it label, or label:NAME")
         cutoff = 0.6 if len(column) < 4 else 0.8
         known = column in _KNOWN or column.startswith("label:")
         near = [] if known else difflib.get_close_matches(column.lower(), absent, 1, cutoff)
@@ -192,6 +197,8 @@ def _refuse_mistaken(columns: list[str], uri: str) -> None:
 def _override(values: Mapping[str, str], where: str, *, decimal: str) -> Override:
     mpp, mpp_x, mpp_y = (_mpp(values, column, where, decimal) for column in ("mpp", "mpp_x", "mpp_y"))
     of_labels, others = _columns_of_users(tuple(values))
+    if bool(mpp_x or mpp) != bool(mpp_y or mpp):
+        raise UserError(f"{where}: one of mpp_x and mpp_y alone", hint="give both, or mpp")
     labels = {name: values[column] for column, name in of_labels if values[column]}
     plain = values.get("label") or values.get("labels")
     if plain:

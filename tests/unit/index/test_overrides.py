@@ -44,6 +44,10 @@ def test_a_malformed_mpp_is_named_with_its_line(tmp_path: Path, row: str, column
         ("slide,patient_id\na,p\n", "did you mean patient?"),
         ("Slide,mpp\na,1\n", "did you mean slide?"),
         (b"slide\n\xff\xfe\n", "not UTF-8"),
+        ("slide,mpp_x\na,0.3\n", ":2: one of mpp_x and mpp_y alone"),
+        ("slide,label:x,label: x\na,1,2\n", ":1: column 'label:x' stands twice"),
+        ("slide,label,labels\na,1,2\n", ":1: column 'label' stands twice"),
+        ("slide,label:\na,1\n", ":1: column 'label:' names no label"),
     ],
 )
 def test_what_a_table_may_not_say(tmp_path: Path, text: str | bytes, problem: str) -> None:
@@ -72,8 +76,8 @@ def test_what_spreadsheets_write_in_place_of_commas(tmp_path: Path, text: str) -
 
 
 def test_labels_have_any_names_and_columns_of_ones_own_are_kept(tmp_path: Path) -> None:
-    line = loaded(tmp_path, "slide,label:x,label:mpp,scanner\na.svs,pos,high,GT450\n").lines["a.svs"]
-    assert (line.labels, line.extra) == ({"x": "pos", "mpp": "high"}, {"scanner": "GT450"})
+    line = loaded(tmp_path, "slide,label:x,label:mpp,scanner,x\na.svs,pos,high,GT450,y\n").lines["a.svs"]
+    assert (line.labels, line.extra) == ({"x": "pos", "mpp": "high"}, {"scanner": "GT450", "x": "y"})
 
 
 def test_a_key_wins_over_a_file_name_and_an_ambiguous_name_is_none(tmp_path: Path) -> None:
@@ -87,5 +91,7 @@ def test_a_key_wins_over_a_file_name_and_an_ambiguous_name_is_none(tmp_path: Pat
 
 def test_a_dicom_folder_may_be_named(tmp_path: Path) -> None:
     files = tuple(ObjectInfo(f"case/{i}.dcm", 1, "e", 0.0) for i in range(3))
-    found, unknown = loaded(tmp_path, "slide,patient\ncase,P\n").matched([Unit("case", "unsorted", files)])
-    assert found["case/0.dcm"].patient == "P" and not unknown
+    for name in ("case", "case/"):
+        table = loaded(tmp_path, f"slide,patient\n{name},P\n")
+        found, unknown = table.matched([Unit("case", "unsorted", files)])
+        assert found["case/0.dcm"].patient == "P" and not unknown
