@@ -133,6 +133,7 @@ def _make(settings: S3Settings) -> Clients:
     try:
         core = botocore.session.get_session()
         core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
+        core.register_component("data_loader", _loader(os.environ.get("AWS_DATA_PATH")))
         session = boto3.Session(profile_name=settings.named_profile, botocore_session=core)
         boto = session.client(
             "s3",
@@ -146,6 +147,14 @@ def _make(settings: S3Settings) -> Clients:
             f"S3 cannot be set up: {error}", hint="check AWS_PROFILE (or the source's) and AWS_ENDPOINT_URL"
         ) from None
     return Clients(settings, session, boto, _curl_client(settings, boto))
+
+
+@lru_cache
+def _loader(data_path: str | None) -> Any:
+    """What botocore knows of services: most of what a client costs, so read once, for forks to come too."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 def _moment(text: Any) -> datetime:
