@@ -192,6 +192,8 @@ class SourceFigures:
     """Empty where nobody named it."""
     leaves_region: bool | None
     """Whether what is read leaves the store's region for that of AWS_REGION; None where one is not known."""
+    by_folder: bool = False
+    """Each folder of DICOM, or of what no name tells, was taken for a slide."""
 
     def _indexing(self) -> str:
         """Requests that a first scan makes: 3 GETs a TIFF, 4 to 6 an instance of DICOM, one PUT a slide."""
@@ -208,8 +210,10 @@ class SourceFigures:
             None: unknown,
         }
         patients = f", {counted(self.num_patients, 'patient')}" if self.num_patients else ""
+        slides = counted(self.num_slides, "slide")
+        slides = f"about {slides} (one a folder: only headers tell)" if self.by_folder else slides
         return (
-            f"slides {self.name}: {counted(self.num_slides, 'slide')}{objects}{patients}, {size}; "
+            f"slides {self.name}: {slides}{objects}{patients}, {size}; "
             f"{counted(self.num_listing_requests, 'request')} to list them, {self._indexing()} to index them,"
             f" read with {self.credentials}{out[self.leaves_region]} ({self.what})"
         )
@@ -262,27 +266,31 @@ def require_slides(config: SlidesConfig) -> None:
 
 
 def figures_of(config: SlidesConfig) -> list[SourceFigures]:
-    """What each source (or the folder) holds, from its index alone where it has one; folders are listed."""
-    return [_figures(source) for source in config.sources or (SourceConfig(uri=config.uri),)]
+    """What `include` names of each source (or the folder), from its index alone where it has one; folders are
+    listed."""
+    store = open_slide_store(config.uri, config.sources)
+    if not config.sources:
+        return [_figures(SourceConfig(uri=config.uri), store, "", config.include)]
+    return [_figures(source, store, f"{source.name}/", config.include) for source in config.sources]
 
 
-def _figures(source: SourceConfig) -> SourceFigures:
-    num_objects = None
+def _figures(source: SourceConfig, store: Store, prefix: str, include: Sequence[str]) -> SourceFigures:
+    num_objects, by_folder = None, False
     if source.uri:
-        store = open_store(source.uri, access_of(source))
-        units, _ = list_units(store.list(), store=store)
+        units, _ = list_units(store.list(prefix), include, store)
+        by_folder = any(unit.kind == "unsorted" and len(unit.objects) > 1 for unit in units)
         sizes: list[int | None] = [sum(each.size_bytes for each in unit.objects) for unit in units]
         num_objects = sum(len(unit.objects) for unit in units)
         num_requests, patients = -(-num_objects // 1000), 0
     else:
-        entries = list(entries_of(source))
+        entries = [each for each in entries_of(source) if is_included(each.key, include)]
         sizes = [each.size_bytes for each in entries]
         num_requests, patients = len(entries), len({each.known.patient for each in entries} - {""})
     known, here = [size for size in sizes if size is not None], os.environ.get("AWS_REGION", "")
     return SourceFigures(
         source.name, str(source), len(sizes), num_objects, patients,
         sum(known) if len(known) == len(sizes) else None, num_requests, source.credentials, source.region,
-        source.region != here if source.region and here else None,
+        source.region != here if source.region and here else None, by_folder,
     )  # fmt: skip
 
 

@@ -233,6 +233,19 @@ def test_what_a_manifest_may_not_say(tmp_path: Path, kind: str, text: str, words
         figures_of(load_config({"slides": {"sources": [source]}}).slides)
 
 
+def test_a_dry_run_counts_what_include_names_and_says_where_it_guesses(tmp_path: Path) -> None:
+    folder, pixels = make_slides(tmp_path / "a", 3), tissue_picture(300, 300)
+    (tmp_path / "b").mkdir()
+    for series in ("1.2.1", "1.2.2"):
+        write_dicom(tmp_path / "b" / f"{series}.dcm", pixels, series=series)
+    (figures,) = figures_of(SlidesConfig(uri=str(folder), include=("slide-[01]*",)))
+    assert (figures.num_slides, figures.num_objects, "about" in str(figures).split(";")[0]) == (2, 2, False)
+    sources = tuple(SourceConfig(uri=str(tmp_path / name), name=name) for name in "ab")
+    one, other = figures_of(SlidesConfig(sources=sources, include=("b/*",)))
+    assert (one.num_slides, other.num_objects, other.by_folder) == (0, 2, True)
+    assert "about 1 slide (one a folder" in str(other)
+
+
 def test_a_table_of_slides_has_empty_cells_and_a_column_of_them(tmp_path: Path) -> None:
     table = pa.table({"slide": [" one/a.svs "], "patient": ["P"], "mpp": [float("nan")]})
     pq.write_table(table, tmp_path / "all.parquet")
