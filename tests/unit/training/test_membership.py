@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from torch.distributed import DistNetworkError, DistStoreError, HashStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -168,10 +169,12 @@ def test_a_node_killed_between_its_round_and_its_workers_closes_the_run_for_nobo
     patience = timedelta(seconds=2)
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=patience)
 
-    def agent_of(address: str) -> DynamicRendezvousHandler:
+    def agent_of(address: str, min_nodes: int = 2) -> DynamicRendezvousHandler:
         store = TCPStore("127.0.0.1", server.port, is_master=False, timeout=patience)
         backend, timeout = C10dRendezvousBackend(store, "run"), RendezvousTimeout(last_call=patience)
-        return DynamicRendezvousHandler.from_backend("run", store, backend, 1, 2, address, timeout, 1, 3)
+        return DynamicRendezvousHandler.from_backend(
+            "run", store, backend, min_nodes, 2, address, timeout, 1, 3
+        )
 
     own, killed = agent_of("127.0.0.1"), agent_of("127.0.0.2")
     with ThreadPoolExecutor() as pool:
@@ -188,9 +191,32 @@ def test_a_node_killed_between_its_round_and_its_workers_closes_the_run_for_nobo
         finally:  # as torchrun does on its way out
             own.shutdown()
     assert is_lost_rendezvous(raised.value) and not own.is_closed()
+    again = agent_of("127.0.0.1", min_nodes=1)
+    assert again.next_rendezvous().world_size == 1
+    again.shutdown()
+    assert again.is_closed(), "training has ended"
+
+
+@pytest.mark.usefixtures("followed")
+@pytest.mark.parametrize(
+    ("death", "closes"),
+    [
+        (OSError("no space left on device"), False),
+        (ChildFailedError("worker", {0: ProcessFailure(0, 1, 1, "")}), True),
+    ],
+    ids=["defect", "no-restart-left"],
+)
+def test_an_agent_that_dies_of_a_defect_goes_alone(death: Exception, closes: bool) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    backend = C10dRendezvousBackend(store, "run")
+    own = DynamicRendezvousHandler.from_backend("run", store, backend, 1, 1, "127.0.0.1")
     assert own.next_rendezvous().world_size == 1
-    own.shutdown()
-    assert own.is_closed(), "training has ended"
+    with pytest.raises(type(death)):
+        try:
+            raise death
+        finally:  # as torchrun does on its way out
+            own.shutdown()
+    assert own.is_closed() is closes
 
 
 class Bucket:

@@ -30,10 +30,12 @@ def follow_membership(folder: Path, requests: SnapshotRequests, departure: Depar
       one that somebody waits to join. It looks at a private attribute of torch's rendezvous; where that is
       gone, nothing changes.
     - Who has lost the rendezvous, or waits in vain for what a node killed between round and workers should
-      have written there, joins again. torchrun would close it on the way out, for everybody and for good.
+      have written there, joins again. torchrun would close it on the way out, for everybody and for good: so
+      it does only where training has ended or no restart is left, and who dies of a defect goes alone.
     - Whether a node lives is judged by this machine's clock alone (`judge_by_own_clock`).
     - No workers are started any more once this agent has been told to go.
     """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler as Handler
 
     judge_by_own_clock()
@@ -69,7 +71,7 @@ def follow_membership(folder: Path, requests: SnapshotRequests, departure: Depar
     @functools.wraps(close)
     def shutdown(self: Any) -> bool:
         reason = sys.exc_info()[1]
-        if reason is None or not is_lost_rendezvous(reason):
+        if reason is None or isinstance(reason, ChildFailedError):
             return bool(close(self))
         self._stop_heartbeats()
         return False
