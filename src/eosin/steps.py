@@ -5,10 +5,12 @@ published, and can be killed and run again at any instant. Heavy imports happen 
 an image needs only the libraries of the steps it runs.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from eosin.config import RunConfig, difference, load_config
@@ -276,6 +278,32 @@ def snapshot(run_uri: str, num_shards: int, *, allow_fewer: bool = False) -> Sna
         return manifest
 
 
+def index(
+    run_uri: str | None, source: ConfigSource, shard: tuple[int, int] | None, merge: int | None, *,
+    scan_id: str = "", contours: str = "", allow_fewer: bool = False,
+) -> tuple[str, Any]:  # fmt: skip
+    """`index_run`, or, where no run is named, `index_slides` of `source` with `contours`.
+
+    Returns the index's URI (empty for a run) and what was found. Raises `UserError` for what contradicts.
+    """
+    if shard is not None and merge is not None:
+        raise UserError("--shard and --merge are two steps", hint="scan the shards, then merge them")
+    if run_uri is None:
+        extra = ["index.allow_fewer_slides=true"] if allow_fewer else []
+        extra += [f"slides.contours={json.dumps(contours)}"] if contours else []
+        recipe, settings = source.recipe or "demo", (*source.settings, *extra)
+        config = resolve_config(replace(source, recipe=recipe, settings=settings))
+        return config.index.uri, index_slides(config, shard, merge, scan_id)
+    given = {"--slides": source.slides, "--index": source.index, "--recipe": source.recipe,
+             "--set": source.settings, "--scan": scan_id, "--contours": contours}  # fmt: skip
+    if ignored := [name for name, value in given.items() if value]:
+        raise UserError(
+            f"{', '.join(ignored)} and --run contradict: a run's configuration says what is indexed",
+            hint=f"plan the run with them: eosin run --local --run {quote(run_uri)} …",
+        )
+    return "", index_run(run_uri, shard, merge, allow_fewer=allow_fewer)
+
+
 def index_run(
     run_uri: str, shard: tuple[int, int] | None, merge: int | None, *, allow_fewer: bool = False
 ) -> Any:
@@ -468,22 +496,23 @@ def evaluations(run_uri: str, teacher: str = "") -> list[dict[str, str]]:
     return list_evaluations_of(run_uri, teacher) if teacher else list_evaluations(run_uri)
 
 
-def chosen_evaluations(run_uri: str, model: str = "", task: str = "") -> list[dict[str, str]]:
-    """Those of `evaluations` of one model or task; `model` may be any teacher, baseline or URI.
+def evaluate_chosen(run_uri: str, model: str, task: str, part: tuple[int, int]) -> list[MetricRecord]:
+    """As `evaluate`, of one model (any teacher, baseline or URI) or task of a run; empty: of all.
 
-    Raises `UserError` naming those there are, where the run has no such model or task.
+    `part`: which, of how many. Raises `UserError` where the run has no such model or task.
     """
-    config, store = load_run(run_uri), open_store(run_uri)
+    config = load_run(run_uri)
     tasks = [each.name for each in config.evaluate.tasks]
     if task and task not in tasks:
         raise UserError(f"run {run_uri} has no task {task!r}", hint=nearest_of(task, tasks))
-    if not model:
-        return [pair for pair in evaluations(run_uri) if not task or pair["task"] == task]
-    require_libraries(EVALUATE_LIBRARIES)
-    known = list(dict.fromkeys([RANDOM_INIT, *config.evaluate.baselines, *exported_models(store)]))
-    if model not in known and "/" not in model and not model.startswith("timm:"):
-        raise UserError(f"run {run_uri} has no model {model!r}", hint=nearest_of(model, known))
-    return [{"model": model, "task": each} for each in tasks if not task or each == task]
+    if model:
+        require_libraries(EVALUATE_LIBRARIES)
+        exported = exported_models(open_store(run_uri))
+        known = dict.fromkeys([RANDOM_INIT, *config.evaluate.baselines, *exported])
+        if model not in known and "/" not in model and not model.startswith("timm:"):
+            raise UserError(f"run {run_uri} has no model {model!r}", hint=nearest_of(model, known))
+    pairs = [{"model": model, "task": each} for each in tasks] if model else evaluations(run_uri)
+    return evaluate([{"run": run_uri, **pair} for pair in pairs if task in ("", pair["task"])], *part)
 
 
 def evaluation_shards(run_uri: str, num_shards: int, teacher: str = "") -> list[dict[str, Any]]:
@@ -504,12 +533,6 @@ def evaluate_shard(run_uri: str, shard: int, num_shards: int, teacher: str = "")
     runs = [variant.run for variant in load_study(run_uri).variants] if is_study else [run_uri]
     pairs = [{"run": run, **pair} for run in runs for pair in evaluations(run, teacher)]
     return evaluate(pairs, shard, num_shards)
-
-
-def evaluate_chosen(run_uri: str, model: str, task: str, part: tuple[int, int]) -> list[MetricRecord]:
-    """Judge one part (number, of how many) of `chosen_evaluations`."""
-    chosen = chosen_evaluations(run_uri, model, task)
-    return evaluate([{"run": run_uri, **pair} for pair in chosen], *part)
 
 
 def evaluate(pairs: Iterable[dict[str, str]], shard: int = 0, num_shards: int = 1) -> list[MetricRecord]:

@@ -1,6 +1,5 @@
 """Verbs of single steps: index, decode, embed, curate, train, evaluate, summarize."""
 
-import json
 from shlex import quote
 from typing import Annotated, Any
 
@@ -54,27 +53,11 @@ def index(
         return
     from eosin import steps
 
-    part = _shard(shard)
-    if part is not None and merge is not None:
-        raise UserError("--shard and --merge are two steps", hint="scan the shards, then merge them")
-    if run is None:
-        extra = ["index.allow_fewer_slides=true"] if allow_fewer else []
-        extra += [f"slides.contours={json.dumps(contours)}"] if contours else []
-        source = steps.ConfigSource(recipe or "demo", [*(settings or ()), *extra], slides, index_uri)
-        config = steps.resolve_config(source)
-        result = steps.index_slides(config, part, merge, scan)
-        place, after = config.index.uri, ""
-    else:
-        given = {"--slides": slides, "--index": index_uri, "--recipe": recipe, "--set": settings}
-        given |= {"--scan": scan, "--contours": contours}
-        ignored = [name for name, value in given.items() if value]
-        if ignored:
-            raise UserError(
-                f"{', '.join(ignored)} and --run contradict: a run's configuration says what is indexed",
-                hint=f"plan the run with them: eosin run --local --run {quote(run)} …",
-            )
-        result = steps.index_run(run, part, merge, allow_fewer=allow_fewer)
-        place, after = "", f"eosin decode {quote(run)}, then eosin train {quote(run)}"
+    source = steps.ConfigSource(recipe, settings or (), slides, index_uri)
+    place, result = steps.index(
+        run, source, _shard(shard), merge, scan_id=scan, contours=contours, allow_fewer=allow_fewer
+    )
+    after = "" if run is None else f"eosin decode {quote(run)}, then eosin train {quote(run)}"
     emit(result, as_json=as_json, text=_index_text(result, place, after))
 
 
