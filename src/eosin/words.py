@@ -26,11 +26,14 @@ def first_of(names: Sequence[str], most: int, separator: str = ", ") -> str:
     return separator.join(names[:most]) + more
 
 
-def nearest_of(name: str, known: Iterable[str], *, none: str = "none") -> str:
-    """`did you mean X?`, or `there are: …` where no known name is near; `none` where there is none at all."""
+def nearest_of(
+    name: str, known: Iterable[str], *, none: str = "none", instead: str = "", most: int = 1
+) -> str:
+    """`did you mean X?`, of `most` names; where none is near `instead`, or `there are: …` (or `none`)."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(names) or none}"
+    if near := difflib.get_close_matches(name, names, n=most):
+        return f"did you mean {', '.join(near)}?"
+    return instead or f"there are: {', '.join(names) or none}"
 
 
 def repeated(names: Sequence[str]) -> str:

@@ -281,6 +281,7 @@ _WORDS: dict[str, str | Callable[[Mapping[str, Any], Any], str]] = {
     "less_than": lambda context, _: f"must be less than {context['lt']}",
     "less_than_equal": lambda context, _: f"must be less than or equal to {context['le']}",
     "multiple_of": lambda context, _: f"must be a multiple of {context['multiple_of']}",
+    "string_too_short": "must not be empty",
     "too_few": "has too few entries",
     "too_short": lambda context, _: f"needs at least {context['min_length']} entries",
     "too_long": lambda context, _: f"takes at most {context['max_length']} entries",

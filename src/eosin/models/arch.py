@@ -11,6 +11,7 @@ from torch import nn
 
 from eosin.config.model import ModelConfig
 from eosin.errors import MissingDependency, UserError
+from eosin.words import nearest_of
 
 
 def import_timm() -> Any:
@@ -92,12 +93,11 @@ def _named_types(arch_args: dict[str, Any]) -> dict[str, Any]:
             by_class = key not in _BY_SHORT_NAME
             kind = getattr(layers, value, None) if by_class else None
             if not isinstance(kind, type | functools.partial):
-                near = ", ".join(difflib.get_close_matches(value, dir(layers), n=3)) if by_class else ""
-                hint = f"did you mean {near}?" if near else "such as mlp_layer: SwiGLUPacked, act_layer: silu"
+                such_as = "such as mlp_layer: SwiGLUPacked, act_layer: silu"
                 raise UserError(
                     f"model.arch_args.{key}: timm.layers has no {value!r}"
                     + ("" if by_class else " among its short names"),
-                    hint=hint,
+                    hint=nearest_of(value, dir(layers) if by_class else (), instead=such_as, most=3),
                 )
             found[key] = kind
     return found

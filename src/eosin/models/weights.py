@@ -17,6 +17,7 @@ from torch import Tensor
 from eosin.errors import TransientError, UserError
 from eosin.models.arch import import_timm
 from eosin.storage import NotFound, open_store, split_uri
+from eosin.words import nearest_of
 
 HUB_PREFIX = "hf-hub:"
 """What the name of a model on the Hugging Face hub begins with, as timm writes it."""
@@ -139,9 +140,8 @@ def require_timm_weights(name: str) -> None:
     timm = import_timm()
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
-        near = timm.list_models("vit*", module="vision_transformer", pretrained=True)
-        near = difflib.get_close_matches(name, near, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_pretrained('vit*') lists them"
+        vits = timm.list_models("vit*", module="vision_transformer", pretrained=True)
+        hint = nearest_of(name, vits, instead="timm.list_pretrained('vit*') lists them", most=3)
         raise UserError(f"timm {timm.__version__} has no model {name!r}", hint=hint)
     known = timm.list_pretrained(f"{arch}.*")
     if not known or (tag and name not in known):
