@@ -18,15 +18,7 @@ from eosin.index.snapshot import open_snapshot
 from eosin.index.tissue_mask import TissueMask
 from eosin.slides.errors import SlideError, absent_or_changed
 from eosin.slides.model import SlideHeader
-from eosin.storage import (
-    AccessDenied,
-    ByteRange,
-    NotFound,
-    ObjectChanged,
-    join_uri,
-    open_store,
-    split_uri,
-)
+from eosin.storage import AccessDenied, ByteRange, NotFound, ObjectChanged, join_uri, open_store, split_uri
 
 _AT_ONCE = 4
 _TISSUE = "Tissue"

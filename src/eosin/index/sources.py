@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from eosin.config.index import SlidesConfig, SourceConfig
 from eosin.errors import MissingDependency, PermanentError, UserError
-from eosin.index.listing import (
-    Unit,
-    could_be_slide,
-    folder_of_parts,
-    is_included,
-    list_units,
-    require_slide,
-)
+from eosin.index.listing import Unit, could_be_slide, folder_of_parts, is_included, list_units, require_slide
 from eosin.index.overrides import Override, Overrides, overrides_of, parse_overrides
 from eosin.storage import (
     ByteRange,
@@ -307,16 +300,11 @@ def attribution(
 
     `owners`: how many slides have each `owner_of`.
     """
-    lines = [
-        ", ".join(
-            filter(
-                None,
-                (f"{name or 'slides'}: {counted(num, 'slide')}", licence, doi and f"https://doi.org/{doi}"),
-            )
-        )
-        for (name, licence, doi), num in sorted(owners.items())
-        if licence or doi
-    ]
+    lines = []
+    for (name, licence, doi), num in sorted(owners.items()):
+        said = (f"{name or 'slides'}: {counted(num, 'slide')}", licence, doi and f"https://doi.org/{doi}")
+        if licence or doi:
+            lines.append(", ".join(filter(None, said)))
     return (*lines, *([_IDC_CITED] if any(source.idc is not None for source in sources) else []))
 
 
