@@ -183,3 +183,22 @@ def test_shards_of_a_study_go_over_all_its_runs(tmp_path: Path) -> None:
     for shard in range(2):
         steps.evaluate_shard(uri, shard, 2)
     assert [len(published(run)) for run in runs.values()] == [3, 3]
+
+
+def test_one_model_or_one_task_of_a_run_is_chosen(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[tuple[str, str]] = []
+    told = lambda pairs, *_: judged.extend((each["model"], each["task"]) for each in pairs)  # noqa: E731
+    monkeypatch.setattr(steps, "evaluate", told)
+    newest = "step-00000060"
+    steps.evaluate_chosen(run, newest, "", (0, 1))
+    assert judged == [(newest, task) for task in TASKS]
+    judged.clear()
+    steps.evaluate_chosen(run, "", "second", (0, 1))
+    assert {task for _, task in judged} == {"second"} and len(judged) == len(set(judged)) >= len(STEPS)
+    judged.clear()
+    steps.evaluate_chosen(run, newest, "third", (0, 1))
+    assert judged == [(newest, "third")]
+    for model, task, hint in [("", "secnd", "did you mean second?"), ("step-0000060", "", newest)]:
+        with pytest.raises(UserError, match="has no") as caught:
+            steps.evaluate_chosen(run, model, task, (0, 1))
+        assert hint in caught.value.hint
