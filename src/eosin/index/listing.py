@@ -144,7 +144,9 @@ def require_slide(store: Store, include: Sequence[str] = (), prefix: str = "") -
     message = f"there is no slide in {store.uri}"
     if first is not None:
         patterns = ", ".join(include)
-        raise UserError(f"{message} that slides.include ({patterns}) names", hint=f"the first key is {first}")
+        raise UserError(
+            f"{message} that slides.include ({patterns}) names", hint=f"the first key is {prefix}{first}"
+        )
     if other is not None:
         raise UserError(f"{message}: {other} and what else is there cannot be one", hint="check slides.uri")
     raise _nothing_at(store, message)

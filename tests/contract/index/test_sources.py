@@ -244,6 +244,9 @@ def test_a_dry_run_counts_what_include_names_and_says_where_it_guesses(tmp_path:
     one, other = figures_of(SlidesConfig(sources=sources, include=("b/*",)))
     assert (one.num_slides, other.num_objects, other.by_folder) == (0, 2, True)
     assert "about 1 slide (one a folder" in str(other)
+    with pytest.raises(UserError, match="names") as caught:
+        require_slides(SlidesConfig(sources=sources, include=("b/*",)))
+    assert caught.value.hint == "the first key is a/slide-0.svs"
 
 
 def test_a_table_of_slides_has_empty_cells_and_a_column_of_them(tmp_path: Path) -> None:
