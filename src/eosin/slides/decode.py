@@ -20,7 +20,7 @@ from PIL import Image
 from eosin.slides.errors import SlideError
 from eosin.slides.jpeg import decode_jpeg, table_segments
 from eosin.slides.model import Level, num_samples
-from eosin.slides.region import WHITE, TilePart
+from eosin.slides.region import WHITE, TilePart, is_tile_size, whole_tile
 
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _CHROMA = np.arange(256) - 128
@@ -36,12 +36,12 @@ _THIN_PX = 1e-3
 def decode_jpeg2000(level: Level, data: bytes) -> npt.NDArray[np.uint8]:
     """[h, w, 3] of a JPEG 2000 tile, at full size.
 
-    Raises `SlideError`: `corrupt-tile` for damage, or for dimensions that are not the level's; the size is
+    Raises `SlideError`: `corrupt-tile` for damage, or for dimensions no tile of the level has; the size is
     read from the SIZ marker first, so that a damaged tile cannot ask for gigabytes. `unsupported-pixels`
     where the header's word on colour contradicts the codestream's component transform.
     """
     width, height, subsampled = _size(data)
-    if (width, height) != (level.tile_width_px, level.tile_height_px):
+    if not is_tile_size(level, width, height):
         raise SlideError("corrupt-tile", f"a JPEG 2000 tile is {width} × {height} px")
     if level.color_space.endswith("transformed"):
         _check_transform(data, level.color_space == "rgb-transformed")
@@ -117,14 +117,15 @@ def decode_tile(level: Level, data: bytes, scale_denominator: int = 1) -> Pixels
     if level.compression == "jpeg":
         return decode_jpeg(level, data, scale_denominator)
     decode = _DECODERS.get(level.compression, _decode_raw)
-    return _scaled(_as_rgb(decode(level, data), level.color_space.partition("+")[2]), scale_denominator)
+    pixels = whole_tile(level, _as_rgb(decode(level, data), level.color_space.partition("+")[2]))
+    return _scaled(pixels, scale_denominator)
 
 
 def _decode_jpegls(level: Level, data: bytes) -> Pixels:
     """JPEG-LS; the frame header (ITU-T T.87, C.2.2) is read first, so that no tile can ask for gigabytes."""
     at = data.find(b"\xff\xf7", 0, 4096)
     size = (int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big"))
-    if at < 0 or size != (level.tile_width_px, level.tile_height_px):
+    if at < 0 or not is_tile_size(level, *size):
         raise SlideError("corrupt-tile", f"a tile is no JPEG-LS of {level.tile_width_px} px")
     try:
         pixels: Pixels = np.asarray(imagecodecs.jpegls_decode(data))

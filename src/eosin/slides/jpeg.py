@@ -8,7 +8,7 @@ import simplejpeg
 
 from eosin.slides.errors import SlideError
 from eosin.slides.model import Level
-from eosin.slides.region import WHITE
+from eosin.slides.region import is_tile_size, whole_tile
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 # Adobe's segment with transform 0: the three components are red, green and blue.
@@ -40,28 +40,15 @@ def complete_jpeg(level: Level, data: bytes) -> bytes:
 def decode_jpeg(level: Level, data: bytes, scale_denominator: int) -> npt.NDArray[np.uint8]:
     """[ceil(h / scale), ceil(w / scale), 3] of a JPEG tile, scaled in the DCT domain.
 
-    A tile may end where the level does, halved as often as wsidicom halves those of levels that it makes:
-    what it lacks is white. Raises
-    `SlideError` (`corrupt-tile`) for damage, or for other dimensions that are not the level's.
+    Raises `SlideError` (`corrupt-tile`) for damage, or for dimensions that no tile of the level has.
     """
     jpeg = complete_jpeg(level, data)
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-        sides = (
-            (height, level.tile_height_px, level.height_px),
-            (width, level.tile_width_px, level.width_px),
-        )
-        if not all(
-            side == tile or (side and not tile % side and 0 < whole % tile <= side)
-            for side, tile, whole in sides
-        ):
+        if not is_tile_size(level, width, height):
             raise SlideError("corrupt-tile", f"a JPEG tile is {width} × {height} px")
         pixels = _decode(jpeg, -(-height // scale_denominator), -(-width // scale_denominator))
-        lacking = [
-            (0, -(-tile // scale_denominator) - num)
-            for (_, tile, _), num in zip(sides, pixels.shape, strict=False)
-        ]
-        return np.pad(pixels, (*lacking, (0, 0)), constant_values=WHITE) if any(map(any, lacking)) else pixels
+        return whole_tile(level, pixels, scale_denominator)
     except ValueError as error:
         raise SlideError("corrupt-tile", f"a JPEG tile cannot be decoded: {error}") from error
 

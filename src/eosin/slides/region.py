@@ -120,3 +120,27 @@ def tile_from_finer(header: SlideHeader, number: int, tile: int, load: LoadTiles
             part.of_region(region)[:] = part.of_tile(pixels)
     size = (level.tile_width_px, level.tile_height_px)
     return np.asarray(cv2.resize(region, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def is_tile_size(level: Level, width_px: int, height_px: int) -> bool:
+    """Whether a tile of `level` may hold so many pixels.
+
+    It may end where the level does, halved as often as wsidicom halves the tiles of levels that it makes.
+    """
+    sides = (
+        (width_px, level.tile_width_px, level.width_px),
+        (height_px, level.tile_height_px, level.height_px),
+    )
+    return all(
+        side == tile or (side > 0 and not tile % side and 0 < whole % tile <= side)
+        for side, tile, whole in sides
+    )
+
+
+def whole_tile(level: Level, pixels: Pixels, scale_denominator: int = 1) -> Pixels:
+    """`pixels` [h, w, 3] of a tile scaled by 1 / `scale_denominator`, with white where it ends early."""
+    sides = (level.tile_height_px, level.tile_width_px)
+    lacking = [-(-side // scale_denominator) - num for side, num in zip(sides, pixels.shape, strict=False)]
+    if not any(lacking):
+        return pixels
+    return np.pad(pixels, [(0, lacking[0]), (0, lacking[1]), (0, 0)], constant_values=WHITE)

@@ -45,6 +45,21 @@ def test_scaled_tiles_are_close_to_area_averages(compression: str, denominator: 
     assert np.abs(found - truth).mean() < 3
 
 
+@pytest.mark.parametrize("compression", ["jpeg2000", "jpegls"])
+def test_a_tile_that_ends_where_its_level_does_is_white_behind_it(compression: str) -> None:
+    """As wsidicom 0.31 writes levels that it makes: the last tiles of 703 × 301 px hold 63 × 45 px."""
+    encode = {"jpeg2000": imagecodecs.jpeg2k_encode, "jpegls": imagecodecs.jpegls_encode}[compression]
+    level = Level(703, 301, 1.0, 128, 128, compression, "rgb", 0)  # type: ignore[arg-type]
+    edge = picture(64, 64)
+    for denominator in (1, 2):
+        found = decode_tile(level, encode(edge), denominator)
+        whole = np.full((128, 128, 3), 255, np.uint8)
+        whole[:64, :64] = edge
+        np.testing.assert_array_equal(found, decode_tile(level, encode(whole), denominator))
+    for damaged in (picture(32, 64), picture(64, 96)):
+        assert error(level, encode(damaged)).reason == "corrupt-tile"
+
+
 def test_a_scale_there_is_none_of_is_refused() -> None:
     with pytest.raises(ValueError, match="scale_denominator 3"):
         decode_tile(RAW, TILE.tobytes(), 3)
