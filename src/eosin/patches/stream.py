@@ -77,9 +77,9 @@ def share_in_range(pixels: npt.NDArray[np.uint8], config: HsvFilterConfig) -> fl
 
 
 MAX_ATTEMPTS = 32
-# Patches that one task fetches in one request batch and decodes: enough to be worth waking up for (of half as
-# many each costs 4 to 9 % more CPU), few enough for several tasks to be under way.
-_PATCHES_PER_TASK = 32
+# Patches that one task fetches in one request batch and decodes: enough for the request to be worth
+# sending, few enough for several tasks a batch.
+_PATCHES_PER_TASK = 16
 # A request to S3 takes several times as long as decoding what it brings. From a store that takes 40 ms, three
 # a core read twice the patches a second of one a core; what is in flight is bounded by the batches ahead.
 _THREADS_PER_CORE = 3
