@@ -43,18 +43,19 @@ def staged(store: Store, objects: Sequence[SlideObject], folder: str | Path | No
 def stage(store: Store, objects: Sequence[SlideObject], folder: Path) -> Path:
     """Download `objects` under `folder`, keeping their relative places; the first one's local path.
 
-    Raises `SlideError` (`changed`, `missing`) where an object is no longer the one listed, `TransientError`
-    where it keeps coming short.
+    Its suffix is in small letters there: OpenSlide knows `.mrxs` by no other. Raises `SlideError` (`changed`,
+    `missing`) where an object is no longer the one listed, `TransientError` where it keeps coming short.
     """
-    base = PurePosixPath(objects[0].key).parent
+    first = PurePosixPath(objects[0].key)
+    main = folder / first.with_suffix(first.suffix.lower()).name
     for number, each in enumerate(objects):
-        target = folder / _below(PurePosixPath(each.key), base, number)
+        target = folder / _below(PurePosixPath(each.key), first.parent, number) if number else main
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             download(store, each, target)
         except (NotFound, ObjectChanged) as error:
             raise absent_or_changed(each.key, error) from error
-    return folder / PurePosixPath(objects[0].key).name
+    return main
 
 
 def download(store: Store, each: SlideObject, target: Path) -> None:
