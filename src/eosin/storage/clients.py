@@ -133,7 +133,7 @@ def _make(settings: S3Settings) -> Clients:
     try:
         core = botocore.session.get_session()
         core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
-        core.register_component("data_loader", _loader(os.environ.get("AWS_DATA_PATH")))
+        core.register_component("data_loader", _loader(core.get_config_variable("data_path")))
         session = boto3.Session(profile_name=settings.named_profile, botocore_session=core)
         boto = session.client(
             "s3",

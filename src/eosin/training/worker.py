@@ -23,6 +23,7 @@ from eosin.errors import (
     EXIT_CONFIGURATION_IN_POD,
     EXIT_PERMANENT,
     EosinError,
+    PermanentError,
     TransientError,
     UserError,
     describe,
@@ -166,6 +167,9 @@ def _train(
         feed = open_feed(config, pin, log)
         try:
             outcome = trainer.run(feed.source, start, publisher, feed.slide_name)
+        except PermanentError:  # training ends for good: what was reached before is not lost with it
+            publisher.rescue(_RESCUE_SHARE * config.train.elastic.shutdown_timeout_s)
+            raise
         finally:
             feed.source.close()
         publisher.close()

@@ -333,22 +333,6 @@ def test_overrides_cure_exclude_and_carry_through(tmp_path: Path, capfd: pytest.
     assert "gone.svs" in capfd.readouterr().err
 
 
-def test_two_lines_of_one_series_must_say_the_same(tmp_path: Path) -> None:
-    slides = tmp_path / "slides"
-    slides.mkdir()
-    for level, name in enumerate(("a", "b")):
-        write_dicom(slides / f"{name}.dcm", LEVELS[level], level=level, mpp=(0.5 * 2**level, 0.5 * 2**level))
-    table = tmp_path / "overrides.csv"
-    config = config_for(slides, tmp_path / "index", f"slides.overrides={table}")
-    table.write_text("slide,patient\na.dcm,P1\nb.dcm,P2\n")
-    with pytest.raises(UserError, match=r"a\.dcm and b\.dcm are parts of one slide"):
-        index(config)
-    table.write_text("slide,patient,file\na.dcm,P1,first\nb.dcm,P1,second\n")
-    index(config)
-    (row,) = open_snapshot(str(tmp_path / "index")).rows
-    assert (row.status, row.patient) == ("ok", "P1")
-
-
 def test_overrides_that_name_no_slide_at_all_are_those_of_others(tmp_path: Path) -> None:
     slides = make_slides(tmp_path / "slides", 2)
     table = tmp_path / "overrides.csv"
