@@ -77,9 +77,9 @@ def share_in_range(pixels: npt.NDArray[np.uint8], config: HsvFilterConfig) -> fl
 
 
 MAX_ATTEMPTS = 32
-# Patches that one task fetches in one request batch and decodes: enough for the request to be worth
-# sending, few enough for several tasks a batch.
-_PATCHES_PER_TASK = 16
+# Patches that one task fetches in one request batch and decodes: as many as leave each core one and a half
+# tasks of what is read ahead. Of 32 a task batches of 30 take 5 to 12 % less CPU than of 16.
+_FEWEST_PATCHES, _MOST_PATCHES, _TASKS_PER_CORE = 16, 32, 1.5
 # A request to S3 takes several times as long as decoding what it brings. From a store that takes 40 ms, three
 # a core read twice the patches a second of one a core; what is in flight is bounded by the batches ahead.
 _THREADS_PER_CORE = 3
@@ -162,7 +162,9 @@ class PatchStream(Closing):
     def _submit(self, step: int, indices: Sequence[int]) -> _Ahead:
         """Tasks write into the batch itself: a copy of each patch would cost a tenth of its decoding."""
         pixels = self._reader.empty(len(indices))
-        parts = [slice(at, at + _PATCHES_PER_TASK) for at in range(0, len(indices), _PATCHES_PER_TASK)]
+        num_ahead = (self.config.prefetch_batches + 1) * len(indices)
+        size = min(_MOST_PATCHES, max(_FEWEST_PATCHES, int(num_ahead / (_TASKS_PER_CORE * num_cores()))))
+        parts = [slice(at, at + size) for at in range(0, len(indices), size)]
         return pixels, [self._threads.submit(self._read, step, indices[part], pixels[part]) for part in parts]
 
     def _read(self, step: int, indices: Sequence[int], out: Pixels) -> list[PatchRequest]:
