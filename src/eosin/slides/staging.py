@@ -43,19 +43,17 @@ def staged(store: Store, objects: Sequence[SlideObject], folder: str | Path | No
 def stage(store: Store, objects: Sequence[SlideObject], folder: Path) -> Path:
     """Download `objects` under `folder`, keeping their relative places; the first one's local path.
 
-    Its suffix is in small letters there: OpenSlide knows `.mrxs` by no other. Raises `SlideError` (`changed`,
-    `missing`) where an object is no longer the one listed, `TransientError` where it keeps coming short.
+    Raises `SlideError` (`changed`, `missing`) where an object is no longer the one listed, `TransientError`
+    where it keeps coming short.
     """
-    first = PurePosixPath(objects[0].key)
-    main = folder / first.with_suffix(first.suffix.lower()).name
     for number, each in enumerate(objects):
-        target = folder / _below(PurePosixPath(each.key), first.parent, number) if number else main
+        target = place_in(folder, objects, number)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             download(store, each, target)
         except (NotFound, ObjectChanged) as error:
             raise absent_or_changed(each.key, error) from error
-    return main
+    return place_in(folder, objects, 0)
 
 
 def download(store: Store, each: SlideObject, target: Path) -> None:
@@ -72,14 +70,21 @@ def download(store: Store, each: SlideObject, target: Path) -> None:
     raise TransientError(f"{each.key} came short {_DOWNLOADS} times: {num_bytes} of {each.size_bytes} bytes")
 
 
-def _below(key: PurePosixPath, base: PurePosixPath, number: int) -> PurePosixPath:
-    """Where an object lies beside the first one; levels of a DICOM slide may lie in any folder."""
-    if not key.is_relative_to(base):
-        return PurePosixPath(str(number), key.name)
-    relative = key.relative_to(base)
+def place_in(folder: Path, objects: Sequence[SlideObject], number: int) -> Path:
+    """Where object `number` of a slide lies below `folder`: as beside the first one in the store.
+
+    Levels of a DICOM slide may lie in any folder. The first one's suffix is in small letters: OpenSlide knows
+    `.mrxs` by no other. Raises `UserError` for a key that leaves its folder.
+    """
+    first, key = PurePosixPath(objects[0].key), PurePosixPath(objects[number].key)
+    if number == 0:
+        return folder / first.with_suffix(first.suffix.lower()).name
+    if not key.is_relative_to(first.parent):
+        return folder / str(number) / key.name
+    relative = key.relative_to(first.parent)
     if ".." in relative.parts:
         raise UserError(f"object key {key} leaves its folder")
-    return relative
+    return folder / relative
 
 
 def room_for(objects: Sequence[SlideObject], folder: str | Path) -> bool:

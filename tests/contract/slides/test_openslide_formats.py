@@ -161,6 +161,8 @@ def test_a_mirax_slide_needs_nothing_of_its_first_object_but_the_name(tmp_path: 
         "a.mrxs": "ok",
         "b.MRXS": "ok",
     }
+    read = stream(open_snapshot(str(tmp_path / "index")), stage_dir=str(tmp_path / "stage"))
+    assert {request.slide for request in read.requests} == {0, 1}
 
 
 def test_slides_of_one_folder_stage_their_own_objects(tmp_path: Path) -> None:

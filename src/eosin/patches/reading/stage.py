@@ -17,11 +17,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from eosin.errors import TransientError, UserError
 from eosin.slides.model import SlideObject
-from eosin.slides.staging import download
+from eosin.slides.staging import download, place_in
 from eosin.storage import Store
 
 _PART = ".part"
@@ -145,10 +145,7 @@ class StagePool:
 
 def path_in(folder: Path, objects: tuple[SlideObject, ...], number: int) -> Path:
     """Where object `number` lies in a staged slide: as beside the first one in the store."""
-    base = PurePosixPath(objects[0].key).parent
-    key = PurePosixPath(objects[number].key)
-    parts = key.relative_to(base).parts if key.is_relative_to(base) else (str(number), key.name)
-    return folder.joinpath("slide", *parts)
+    return place_in(folder / "slide", objects, number)
 
 
 def _name(objects: tuple[SlideObject, ...]) -> str:
